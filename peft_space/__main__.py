@@ -1,0 +1,216 @@
+"""The command line: check, train, compare, evaluate, export and push, the same functions as the page, without a browser.
+
+Exit status: 0 done, 2 the user's mistake (one message on stderr), 1 ours (with its traceback).
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from peft_space import events, settings, verbs
+from peft_space.errors import UserError, explain
+from peft_space.execution.local import machines_turn
+from peft_space.recipe import read_recipe
+from peft_space.run import Run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    settings.prepare_libraries()
+    given = _parser().parse_args(arguments)
+    try:
+        with _stdout_for_result_only() as result:
+            given.command(given, lambda value, text: print(json.dumps(value) if given.json else text, file=result))
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001 - the one place where errors of the command line are put into words
+        traceback.print_exc()
+        print(explain(error), file=sys.stderr)
+        return 1
+
+
+Show = Callable[[Any, str], None]
+"""Takes a result as JSON and as text, and prints the one that was asked for."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m peft_space", description="Train a LoRA adapter on your data, compare it with its base, publish it."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace, Show], None], help: str) -> argparse.ArgumentParser:
+        subparser = subparsers.add_parser(name, help=help, description=help)
+        subparser.set_defaults(command=command)
+        subparser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return subparser
+
+    command = add("check", _check, "Say what is in a data file, and what is wrong with which row.")
+    command.add_argument("data", metavar="DATA", help="a .json, .jsonl or .csv file, or demo")
+    command.add_argument("--model", help="a base model: also render the rows for it and count tokens")
+
+    command = add("train", _train, "Train an adapter, or go on with a run.")
+    command.add_argument("data", metavar="DATA", nargs="?", help="a .json, .jsonl or .csv file, or demo")
+    command.add_argument("--held-out", metavar="FILE", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+    command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
+    command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
+
+    command = add("compare", _compare, "Let base and adapter answer the same prompt.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    command.add_argument("--system", default="", metavar="TEXT", help="a system message before each prompt")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token always")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+
+    command = add("evaluate", _evaluate, "Score base and adapter on the held-out rows.")
+    command.add_argument("run", metavar="RUN_DIR")
+
+    command = add("export", _export, "Write the adapter to a folder of its own.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--as", dest="target", choices=["adapter"], default="adapter")
+    command.add_argument("--out", required=True, metavar="DIR")
+
+    command = add(
+        "push", _push, "Push the adapter to the Hugging Face Hub, private unless --public. The token is HF_TOKEN, or this machine's."
+    )
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    command.add_argument("--public", action="store_true")
+    return parser
+
+
+def _check(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.check(given.data, given.model)
+    found.pop("examples", None)
+    lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", f"{found['to_train']} to train, {found['held_out']} to score on."]
+    if "lengths" in found:
+        counted = found["lengths"]
+        lines.append(
+            f"Tokens a row: median {counted['median']}, longest {counted['longest']}; {counted['num_cut']} rows are cut off at the limit."
+        )
+    lines += [f"Row {problem['row']}: {problem['problem']}." for problem in found["problems"]]
+    show(found, "\n".join(lines))
+
+
+def _train(given: argparse.Namespace, show: Show) -> None:
+    if bool(given.resume) == bool(given.data) or (given.data and not given.out):
+        raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
+    if given.data:
+        recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
+        run = Run(verbs.make(given.out, given.data, recipe, given.held_out)["run"])
+    else:
+        run = Run(given.resume)
+    with run.lock():
+        if run.status() == "finished":
+            show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
+            return
+        with _stopping_on_interrupt(run), _telling(run), machines_turn():
+            outcome = verbs.train(str(run.directory))
+    show(
+        {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
+        f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",
+    )
+
+
+def _compare(given: argparse.Namespace, show: Show) -> None:
+    sampling = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
+    found = verbs.compare(given.run, given.prompt, given.system, sampling)
+    texts = [f"Prompt: {answer['prompt']}\n\nBase:\n{answer['base']}\n\nAdapter:\n{answer['adapter']}" for answer in found["answers"]]
+    show(found, "\n\n---\n\n".join(texts))
+
+
+def _evaluate(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.evaluate(given.run)
+    lines = [f"{name:8} exact match {found[name]['exact_match']:.1%}, loss {found[name]['loss']:.4f}" for name in ("base", "adapter")]
+    show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines]))
+
+
+def _export(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.export(given.run, given.out, given.target)
+    show(found, f"The adapter is in {found['path']}.")
+
+
+def _push(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.push(given.run, given.repo, None, given.public)
+    show(found, f"Pushed to {found['url']}.")
+
+
+@contextlib.contextmanager
+def _stdout_for_result_only() -> Iterator[Any]:
+    """Yields the real standard output; what libraries print meanwhile goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield sys.__stdout__
+
+
+@contextlib.contextmanager
+def _stopping_on_interrupt(run: Run) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks the training to save and leave; a second one ends it at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        print("Saving and stopping after this step; once more to stop at once.", file=sys.stderr)
+        run.ask_to_stop()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _telling(run: Run) -> Iterator[None]:
+    """Prints the run's events to standard error while they come."""
+    ended = threading.Event()
+    start = len(run.history())
+
+    def follow() -> None:
+        told = start
+        while True:
+            last_round = ended.wait(1.0)
+            happened = run.history()
+            for event in happened[told:]:
+                print(_in_words(event), file=sys.stderr)
+            told = len(happened)
+            if last_round:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _in_words(event: events.Event) -> str:
+    match event:
+        case events.Step():
+            return f"step {event.step}: loss {event.loss:.4f}, {event.seconds:.2f} s"
+        case events.Evaluated():
+            return f"step {event.step}: loss on held-out rows {event.loss:.4f}"
+        case events.Started():
+            return f"started at step {event.from_step} of {event.total_steps}"
+        case events.Adjusted():
+            return f"{event.what} {event.why}"
+        case events.Checkpointed():
+            return f"step {event.step}: checkpoint written"
+        case _:
+            return event.event.lower()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Scores both columns on the rows that were held out from training: exact match of greedy answers, and loss of the trained tokens."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from peft_space.compare import Column, Sampling, answer, only
+from peft_space.data.check import data_of
+from peft_space.data.render import MASKED, Example, render
+from peft_space.data.shapes import Conversation
+from peft_space.errors import UserError
+from peft_space.models.load import Adapted
+from peft_space.run import Run
+from peft_space.training.tasks import collate
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One column on the held-out rows."""
+
+    exact_match: float
+    """Share of rows, 0 to 1, whose greedy answer is the row's answer, white space at the ends aside."""
+    loss: float
+    """Mean over the rows' trained tokens, in nats."""
+    perplexity: float
+    """e to the loss."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Both columns on the same rows."""
+
+    num_rows: int
+    base: Scores
+    adapter: Scores
+
+
+OnProgress = Callable[[float, str], None]
+"""Called with the share that is done, 0 to 1, and what is being done."""
+
+
+def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = lambda share, what: None) -> Evaluation:
+    """Score both columns and keep the result in the run. Raises UserError where no row was held out."""
+    held_out = data_of(run).held_out
+    if not held_out:
+        raise UserError(f"The run {run.name!r} has no held-out rows to score on. Train it again with held_out_share above 0.")
+    examples = [example for example in render(adapted.tokenizer, held_out, run.recipe.max_length) if example.num_trained]
+    longest_answer = max(len(adapted.tokenizer(row.messages[-1]["content"])["input_ids"]) for row in held_out)
+    columns: list[Scores] = []
+    for number, column in enumerate(("base", "adapter")):
+        on_progress(number / 2, f"Scoring the {column} on {len(held_out)} rows")
+        exact = _exact_match(adapted, column, held_out, longest_answer + 8)  # type: ignore[arg-type]
+        loss = mean_loss(adapted, column, examples)  # type: ignore[arg-type]
+        columns.append(Scores(exact, loss, math.exp(min(loss, 700))))
+    result = Evaluation(len(held_out), *columns)
+    run.path("scores.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def read_scores(run: Run) -> Evaluation | None:
+    """What `evaluate` measured last on this run."""
+    path = run.path("scores.json")
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text())
+    return Evaluation(values["num_rows"], Scores(**values["base"]), Scores(**values["adapter"]))
+
+
+def mean_loss(adapted: Adapted, column: Column, examples: Sequence[Example]) -> float:
+    """Mean negative log likelihood, in nats, of the tokens that `examples` train."""
+    total, count = 0.0, 0
+    for start in range(0, len(examples), _BATCH):
+        batch = {
+            key: value.to(adapted.model.device)
+            for key, value in collate(examples[start : start + _BATCH], adapted.tokenizer.pad_token_id).items()
+        }
+        labels = batch.pop("labels")[:, 1:]
+        with torch.inference_mode(), only(adapted, column):
+            logits = adapted.model(**batch).logits[:, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=MASKED, reduction="sum").item()
+        count += int((labels != MASKED).sum())
+    return total / count
+
+
+def _exact_match(adapted: Adapted, column: Column, rows: Sequence[Conversation], max_new_tokens: int) -> float:
+    answers = answer(adapted, column, [row.messages[:-1] for row in rows], Sampling(max_new_tokens=max_new_tokens))
+    return sum(given == row.messages[-1]["content"].strip() for given, row in zip(answers, rows, strict=True)) / len(rows)

@@ -1,0 +1,107 @@
+"""What can happen to a run, one type an event; each is one line of events.jsonl. Knows nothing about files."""
+
+import time
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: float = Field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+class Queued(_Event):
+    """Somebody asked for training; a worker will take it up when the machine is free."""
+
+    event: Literal["Queued"] = "Queued"
+
+
+class Started(_Event):
+    """A worker began an attempt, from step `from_step` of `total_steps`."""
+
+    event: Literal["Started"] = "Started"
+    attempt: int
+    from_step: int
+    total_steps: int
+
+
+class Step(_Event):
+    """One optimizer step. Where a resume replays steps, readers keep the last line of each step."""
+
+    event: Literal["Step"] = "Step"
+    attempt: int
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens trained on so far in the whole run, padding not counted."""
+    seconds: float
+    """Duration of this step alone."""
+
+
+class Evaluated(_Event):
+    """Mean loss of a trained token on the held-out rows, in nats."""
+
+    event: Literal["Evaluated"] = "Evaluated"
+    attempt: int
+    step: int
+    loss: float
+
+
+class Checkpointed(_Event):
+    """From here training can go on."""
+
+    event: Literal["Checkpointed"] = "Checkpointed"
+    step: int
+
+
+class Adjusted(_Event):
+    """The worker did something other than asked, or chose something: what, and why, in words for the user."""
+
+    event: Literal["Adjusted"] = "Adjusted"
+    what: str
+    why: str
+
+
+class Paused(_Event):
+    """Training left at its deadline and will go on when it is called again."""
+
+    event: Literal["Paused"] = "Paused"
+    step: int
+
+
+class Stopped(_Event):
+    """Training left because the user asked; it can be resumed."""
+
+    event: Literal["Stopped"] = "Stopped"
+    step: int
+
+
+class Finished(_Event):
+    """The adapter is complete."""
+
+    event: Literal["Finished"] = "Finished"
+    step: int
+    seconds: float
+    """Time spent in training over all attempts."""
+
+
+class Failed(_Event):
+    """Training ended with an error; `message` is for the user, the traceback is in the run's worker.log."""
+
+    event: Literal["Failed"] = "Failed"
+    message: str
+
+
+Event = Annotated[
+    Queued | Started | Step | Evaluated | Checkpointed | Adjusted | Paused | Stopped | Finished | Failed,
+    Field(discriminator="event"),
+]
+Outcome = Paused | Stopped | Finished | Failed
+"""How a call of `train` can end."""
+
+parse_event = TypeAdapter(Event).validate_json

@@ -1,0 +1,1 @@
+"""Where a verb runs: the page itself never holds a model."""

@@ -1,0 +1,43 @@
+"""A process that does the page's verbs: reads one JSON request a line, writes JSON lines of reports and one of the result or error.
+
+A model stays loaded between requests, so the second comparison does not wait for it.
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import IO, Any
+
+from peft_space.errors import UserError, explain
+from peft_space.settings import prepare_libraries
+from peft_space.verbs import REPORTING, VERBS
+
+
+def main() -> None:
+    """Serve requests until the page closes the pipe."""
+    prepare_libraries()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not get between the JSON lines
+    for line in sys.stdin:
+        _serve(json.loads(line), answers)
+
+
+def _serve(request: dict[str, Any], answers: IO[str]) -> None:
+    def write(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    verb, arguments = request["verb"], request["arguments"]
+    if verb in REPORTING:
+        arguments["report"] = lambda report: write({"report": report})
+    try:
+        write({"result": VERBS[verb](**arguments)})
+    except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        write({"error": explain(error), "users": isinstance(error, UserError)})
+
+
+if __name__ == "__main__":
+    main()

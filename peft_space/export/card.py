@@ -1,0 +1,96 @@
+"""Writes the README of an adapter: what it is, and figures of its run, none of which is typed or guessed."""
+
+import json
+from pathlib import Path
+
+import peft_space
+from peft_space.data.check import TrainingData
+from peft_space.evaluate import Evaluation, read_scores
+from peft_space.models.base import find_base
+from peft_space.run import Run, evaluations_of, steps_of
+from peft_space.training.plan import Plan
+
+
+def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
+    """Write `folder`/README.md with what is known of the run by now."""
+    base = find_base(run.recipe.base_model, run.recipe.revision)
+    parts = [
+        _front_matter(plan, base.on_hub),
+        f"# {run.name}\n\nA LoRA adapter for {_base_in_words(plan, base.on_hub)}, trained with peft_space {peft_space.__version__}.",
+        "## Use it\n\n" + _usage(run, plan, base.on_hub),
+        "## Data\n\n" + _data(data),
+        "## Training\n\n" + _training(run, plan),
+        "## Scores\n\n" + _scores(read_scores(run)),
+        "## Recipe\n\n```json\n" + run.recipe.model_dump_json(indent=2) + "\n```",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front_matter(plan: Plan, on_hub: bool) -> str:
+    """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
+    fields: dict[str, object] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "peft", "peft_space"]}
+    if on_hub:
+        fields["base_model"] = plan.base_name
+    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
+
+
+def _base_in_words(plan: Plan, on_hub: bool) -> str:
+    revision = f" (revision {plan.base_revision})" if plan.base_revision else ""
+    where = "" if on_hub else ", a model that is not on the Hub"
+    return f"`{plan.base_name}`{revision}{where}"
+
+
+def _usage(run: Run, plan: Plan, on_hub: bool) -> str:
+    loads = f"{plan.base_name!r}, revision={plan.base_revision!r}" if on_hub else f"{plan.base_name!r}"
+    code = f"""\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({loads})
+model = PeftModel.from_pretrained(base, "path/or/id/of/this/adapter")
+tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
+```"""
+    if run.recipe.quantization == "none":
+        return code
+    return (
+        code
+        + f"\n\nIt was trained on the base quantized as {run.recipe.quantization}; on the full-precision base its answers can differ a little."
+    )
+
+
+def _data(data: TrainingData) -> str:
+    return (
+        f"`{data.source}` (SHA-256 {data.sha256}), {data.num_rows} rows read as {data.reading.shape}: "
+        f"{len(data.train)} to train, {len(data.held_out)} held out, {len(data.problems)} left out because of problems."
+    )
+
+
+def _training(run: Run, plan: Plan) -> str:
+    happened = run.history()
+    steps = steps_of(happened)
+    share = 100 * plan.trainable_parameters / plan.all_parameters
+    lines = [
+        f"- {len(steps)} steps, {steps[-1].tokens:,} tokens, {sum(step.seconds for step in steps):.0f} s on {plan.device_name}, in {plan.compute_dtype}",
+        f"- loss of the first step {steps[0].loss:.4f}, of the last {steps[-1].loss:.4f}",
+        f"- {plan.trainable_parameters:,} trainable of {plan.all_parameters:,} parameters ({share:.2f} %), in {plan.num_wrapped} layers: "
+        + ", ".join(f"`{name}`" for name in plan.target_modules),
+        f"- learning rate {plan.learning_rate:g} ({plan.learning_rate_why})",
+        "- versions: " + ", ".join(f"{library} {version}" for library, version in plan.versions.items()),
+    ]
+    evaluations = evaluations_of(happened)
+    if evaluations:
+        lines.insert(2, f"- loss on held-out rows {evaluations[-1].loss:.4f} after step {evaluations[-1].step}")
+    return "\n".join(lines)
+
+
+def _scores(scores: Evaluation | None) -> str:
+    if scores is None:
+        return "Not measured yet."
+    rows = [
+        f"| {name} | {column.exact_match:.1%} | {column.loss:.4f} | {column.perplexity:.3f} |"
+        for name, column in (("base", scores.base), ("adapter", scores.adapter))
+    ]
+    return "\n".join(
+        [f"On {scores.num_rows} held-out rows, greedy answers:\n", "| | exact match | loss | perplexity |", "|---|---|---|---|", *rows]
+    )

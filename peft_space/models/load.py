@@ -1,0 +1,108 @@
+"""Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft_space import hardware
+from peft_space.errors import UserError
+from peft_space.models.base import Base, find_base, load_tokenizer
+from peft_space.models.families import linear_layers, target_modules
+from peft_space.recipe import Recipe
+from peft_space.run import Run
+
+
+def load_base_model(base: Base, recipe: Recipe, dtype: str) -> Any:
+    """The base model, quantized as the recipe says, on this machine's device.
+
+    Args:
+        dtype: "float32", "bfloat16" or "float16": of what is not quantized, and of what quantized layers compute in.
+
+    Raises UserError where the weights are missing or are not safetensors.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "quantization_config": quantization_config(recipe, dtype)}
+    if hardware.device() == "cuda":
+        kwargs["device_map"] = {"": "cuda"}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            base.location, revision=base.revision if base.on_hub else None, trust_remote_code=False, use_safetensors=True, **kwargs
+        )
+    except OSError as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"The weights of {base.name} cannot be loaded ({first}). Choose a model that is stored as safetensors.") from error
+
+
+def quantization_config(recipe: Recipe, dtype: str) -> Any:
+    """What bitsandbytes is to do with the base, or None. NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314)."""
+    if recipe.quantization == "none":
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.quantization,
+        bnb_4bit_use_double_quant=recipe.double_quantization,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def new_adapter(model: Any, recipe: Recipe, base: Base) -> Any:
+    """Freeze and prepare `model`, and put a fresh adapter on it, whose config names the base and its revision.
+
+    Raises UserError where a target module is not in the model.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    targets = target_modules(recipe, linear_layers(base.config))
+    if recipe.quantization != "none":
+        # gradient checkpointing is the trainer's to switch on
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.lora_rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets,
+        modules_to_save=recipe.modules_to_save,
+        base_model_name_or_path=base.name,
+        revision=base.revision,
+    )
+    adapted = get_peft_model(model, config)
+    # get_peft_model writes the name of the folder that the weights came from, which means nothing elsewhere
+    adapted.peft_config["default"].base_model_name_or_path = base.name
+    adapted.peft_config["default"].revision = base.revision
+    return adapted
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base in memory once, with a trained adapter that can be switched off, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def load_adapted(run: Run) -> Adapted:
+    """The base of `run` as it was trained on, with the run's adapter on it, ready to answer."""
+    from peft import PeftModel
+
+    base = find_base(run.recipe.base_model, run.recipe.revision)
+    model = load_base_model(base, run.recipe, inference_dtype())
+    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base))
+
+
+def inference_dtype() -> str:
+    """The dtype that models answer in: exact on a CPU, the GPU's native 16 bits elsewhere."""
+    import torch
+
+    if hardware.device() == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters as PEFT counts them: packed 4-bit weights are counted one by one."""
+    return model.get_nb_trainable_parameters()

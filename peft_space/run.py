@@ -1,0 +1,201 @@
+"""A Run is a directory: its recipe, data, plan, events, checkpoints and adapter, and the lock of who works on it.
+
+Knows nothing about models. Its status is derived from its events and its lock, never stored, so it cannot be out of date.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from peft_space import events, settings
+from peft_space.errors import UserError
+from peft_space.recipe import Recipe
+
+Status = Literal["new", "queued", "running", "paused", "stopped", "interrupted", "finished", "failed"]
+
+_START_SECONDS = 60  # a queued run without a worker for longer than this has lost it
+
+
+class Run:
+    """One fine-tuning, in one directory.
+
+    recipe.json  run.json  plan.json  data/  events.jsonl  checkpoints/  adapter/  README.md  worker.log
+    """
+
+    def __init__(self, directory: str | Path):
+        """Open an existing run. Raises UserError where `directory` is none."""
+        self.directory = Path(directory).absolute()
+        if not (self.directory / "run.json").is_file():
+            raise UserError(f"{directory} is not a run: it has no run.json. Give the folder that `train --out` wrote.")
+        self.recipe = Recipe.model_validate_json((self.directory / "recipe.json").read_text())
+        self.about: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+
+    @classmethod
+    def create(cls, directory: str | Path, recipe: Recipe, files: dict[str, str], name: str = "") -> "Run":
+        """Make a run whole or not at all: written aside, then renamed.
+
+        Args:
+            directory: where; must not exist, or be empty.
+            files: relative path -> text of what the data module wants kept (see `data.training_data`).
+        """
+        target = Path(directory).absolute()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(
+                f"{directory} already exists and is not empty. Choose another folder, or go on with `train --resume {directory}`."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            for path, text in files.items():
+                (aside / path).parent.mkdir(parents=True, exist_ok=True)
+                (aside / path).write_text(text, encoding="utf-8")
+            (aside / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+            (aside / "run.json").write_text(json.dumps({"name": name or target.name, "created": time.time()}) + "\n")
+            os.replace(aside, target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return cls(target)
+
+    @property
+    def name(self) -> str:
+        return self.about["name"]
+
+    # Files of the run
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run."""
+        return self.directory.joinpath(*parts)
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter. Raises UserError where training has not got that far."""
+        folder = self.path("adapter")
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(f"The run {self.name!r} has no adapter yet: it is {self.status()}. Finish the training first.")
+        return folder
+
+    # Events
+
+    def append(self, event: events.Event) -> None:
+        """Add one line to events.jsonl; all but the frequent Step lines are on disk when this returns."""
+        with open(self.path("events.jsonl"), "ab") as file:
+            file.write(event.model_dump_json().encode() + b"\n")
+            file.flush()
+            if not isinstance(event, events.Step):
+                os.fsync(file.fileno())
+
+    def history(self) -> list[events.Event]:
+        """All events so far. A last line without its end is being written, or was torn by a kill, and is left out."""
+        try:
+            lines = self.path("events.jsonl").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        return [events.parse_event(line) for line in lines[:-1]]
+
+    def drop_torn_event(self) -> None:
+        """Cut off what a killed worker left of its last line. Only for who holds the lock."""
+        path = self.path("events.jsonl")
+        if path.is_file():
+            data = path.read_bytes()
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+    # Who works on it
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the lock ends with the process, however it ends. Raises UserError where another holds it."""
+        with open(self.path("lock"), "a") as file:
+            for attempt in range(20):  # `is_locked` holds it for an instant, so one refusal proves nothing
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == 19:
+                        raise UserError(
+                            f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first."
+                        ) from None
+                    time.sleep(0.05)
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a living process works on this run."""
+        with open(self.path("lock"), "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def ask_to_stop(self) -> None:
+        """Ask the worker to save and leave after its current step."""
+        self.path("stop").touch()
+
+    def asked_to_stop(self) -> bool:
+        return self.path("stop").exists()
+
+    def forget_stop(self) -> None:
+        self.path("stop").unlink(missing_ok=True)
+
+    def status(self, happened: list[events.Event] | None = None) -> Status:
+        """What state the run is in, from its events (read anew unless given) and its lock."""
+        kinds = (events.Queued, events.Started, events.Paused, events.Stopped, events.Finished, events.Failed)
+        decisive = [event for event in (self.history() if happened is None else happened) if isinstance(event, kinds)]
+        if not decisive:
+            return "new"
+        last = decisive[-1]
+        if isinstance(last, events.Started):
+            return "running" if self.is_locked() else "interrupted"
+        if isinstance(last, events.Queued):
+            waiting = self.is_locked() or time.time() - last.at < _START_SECONDS
+            return "queued" if waiting else "interrupted"
+        return last.event.lower()  # type: ignore[return-value]
+
+
+def steps_of(happened: list[events.Event]) -> list[events.Step]:
+    """The steps in order, each once: a resume that replays steps overwrites what was recorded before the kill."""
+    return sorted({event.step: event for event in happened if isinstance(event, events.Step)}.values(), key=lambda event: event.step)
+
+
+def evaluations_of(happened: list[events.Event]) -> list[events.Evaluated]:
+    """The held-out losses in order, each step once."""
+    return sorted({event.step: event for event in happened if isinstance(event, events.Evaluated)}.values(), key=lambda event: event.step)
+
+
+# The runs of one owner
+
+_OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def owners_folder(owner: str) -> Path:
+    """Where the runs of `owner` are; no name leads anywhere else."""
+    assert _OWNER.fullmatch(owner), "owners are made by us, never typed"
+    return settings.home() / "runs" / owner
+
+
+def new_run_folder(owner: str) -> Path:
+    """A folder that nobody can guess, for a run that is about to be made."""
+    return owners_folder(owner) / secrets.token_hex(12)
+
+
+def open_run(owner: str, run_id: str) -> Run:
+    """The run of `owner` with this id. Raises UserError where there is none, or it is another's."""
+    if not re.fullmatch(r"[0-9a-f]{24}", run_id) or not (owners_folder(owner) / run_id / "run.json").is_file():
+        raise UserError(f"You have no run {run_id!r}. Choose one from the list of your runs.")
+    return Run(owners_folder(owner) / run_id)
+
+
+def list_runs(owner: str) -> list[Run]:
+    """The runs of `owner`, newest first."""
+    folder = owners_folder(owner)
+    runs = [Run(path.parent) for path in folder.glob("[!.]*/run.json")] if folder.is_dir() else []
+    return sorted(runs, key=lambda run: run.about["created"], reverse=True)

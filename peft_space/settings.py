@@ -1,0 +1,39 @@
+"""What the person who runs the app may set, each from one environment variable. Knows nothing about models or runs."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+
+def home() -> Path:
+    """Folder under which the runs that the page starts are kept (`PEFT_SPACE_HOME`)."""
+    return Path(os.environ.get("PEFT_SPACE_HOME") or Path.home() / ".local" / "share" / "peft_space").expanduser().absolute()
+
+
+def max_file_megabytes() -> float:
+    """Largest data file that is read, in MB of 10^6 bytes (`PEFT_SPACE_MAX_FILE_MB`)."""
+    return float(os.environ.get("PEFT_SPACE_MAX_FILE_MB", "200"))
+
+
+def on_space() -> bool:
+    """Whether this is a Hugging Face Space, where visitors are strangers and folders of the machine are not theirs."""
+    return os.environ.get("SYSTEM") == "spaces"
+
+
+def prepare_libraries() -> None:
+    """Switch off what libraries report about their use, and what they print between our own words. Every entry point calls it first.
+
+    Call it before torch is imported: OpenMP reads its settings once.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that wait by spinning make a step 40 times slower as soon as another process wants their core (docs/benchmarks.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # it looks for a faster kernel, says that it found none, and goes on
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,63 @@
+"""What the trainer tells the run while it trains, and how the run tells the trainer to leave."""
+
+import time
+from typing import Any, Literal
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peft_space import events
+from peft_space.run import Run
+from peft_space.training import checkpoints
+
+
+class RunCallback(TrainerCallback):
+    """Writes an event for each step, evaluation and checkpoint; saves and leaves after the step in which it is asked to.
+
+    `left` is why training ended before its last step, or None.
+    """
+
+    def __init__(self, run: Run, attempt: int, deadline: float | None):
+        self.run = run
+        self.attempt = attempt
+        self.deadline = deadline
+        self.left: Literal["stopped", "paused"] | None = None
+        self._began = 0.0
+        self._seconds = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._seconds = time.perf_counter() - self._began
+        if state.global_step >= state.max_steps:
+            return
+        if self.run.asked_to_stop():
+            self.left = "stopped"
+        elif self.deadline is not None and time.time() >= self.deadline:
+            self.left = "paused"
+        if self.left:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.run.append(
+                events.Step(
+                    attempt=self.attempt,
+                    step=state.global_step,
+                    loss=logs["loss"],
+                    learning_rate=logs["learning_rate"],
+                    grad_norm=logs["grad_norm"],
+                    tokens=int(state.num_input_tokens_seen),
+                    seconds=self._seconds,
+                )
+            )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        self.run.append(events.Evaluated(attempt=self.attempt, step=state.global_step, loss=metrics["eval_loss"]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"))
+        checkpoints.remove_all_but_newest(self.run)
+        self.run.append(events.Checkpointed(step=state.global_step))

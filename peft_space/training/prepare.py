@@ -1,0 +1,43 @@
+"""Makes a run out of data and a recipe, after everything that can be known before training has been checked; nothing is left where it fails."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_space.data.check import TrainingData, training_data
+from peft_space.data.render import Example, render
+from peft_space.errors import UserError
+from peft_space.models.base import find_base, load_tokenizer
+from peft_space.models.families import linear_layers, target_modules
+from peft_space.recipe import Recipe
+from peft_space.run import Run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data and recipe that go together: every row as the trainer will get it."""
+
+    data: TrainingData
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+
+
+def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None) -> Prepared:
+    """Check recipe, base model and data together, and render every row. Writes nothing.
+
+    Raises UserError for what the user can mend.
+    """
+    base = find_base(recipe.base_model, recipe.revision)
+    target_modules(recipe, linear_layers(base.config))
+    tokenizer = load_tokenizer(base)
+    understood = training_data(data, recipe.held_out_share, recipe.seed, held_out)
+    train = render(tokenizer, understood.train, recipe.max_length)
+    if not any(example.num_trained for example in train):
+        raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
+    return Prepared(understood, train, render(tokenizer, understood.held_out, recipe.max_length))
+
+
+def make_run(directory: str | Path, data: str | Path, recipe: Recipe, held_out: str | Path | None = None) -> Run:
+    """A new run in `directory`, ready for `train`."""
+    prepared = prepare(data, recipe, held_out)
+    return Run.create(directory, recipe, prepared.data.files(), name=f"{Path(prepared.data.source).stem} on {Path(recipe.base_model).name}")

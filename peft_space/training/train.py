@@ -1,0 +1,151 @@
+"""The one training function: it resumes a run or starts it, trains until it is finished, asked to stop, or at its deadline, and can be killed anywhere."""
+
+import functools
+import math
+import os
+import shutil
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from peft_space import events
+from peft_space.data.check import TrainingData, data_of
+from peft_space.data.render import render
+from peft_space.errors import explain
+from peft_space.export.card import write_card
+from peft_space.models.base import find_base, load_tokenizer
+from peft_space.models.load import inference_dtype, load_base_model, new_adapter
+from peft_space.recipe import Recipe
+from peft_space.run import Run, steps_of
+from peft_space.training import checkpoints
+from peft_space.training.callbacks import RunCallback
+from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
+from peft_space.training.tasks import Examples, collate
+
+_LONGEST_BETWEEN_SAVES = 100
+"""Steps; an epoch of many rows is not to be lost."""
+
+
+def train(run: Run, deadline: float | None = None) -> events.Outcome:
+    """Train `run` from its newest complete checkpoint, or from the start, and return how it ended.
+
+    Args:
+        deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
+
+    The caller holds the run's lock. Any exception is written as a Failed event and raised again.
+    """
+    run.drop_torn_event()
+    run.forget_stop()
+    try:
+        outcome = _train(run, deadline)
+    except Exception as error:
+        run.append(events.Failed(message=explain(error)))
+        raise
+    run.append(outcome)
+    return outcome
+
+
+def _train(run: Run, deadline: float | None) -> events.Outcome:
+    recipe = run.recipe
+    data = data_of(run)
+    base = find_base(recipe.base_model, recipe.revision)
+    tokenizer = load_tokenizer(base)
+    rows = Examples(render(tokenizer, data.train, recipe.max_length))
+    held_out = Examples(render(tokenizer, data.held_out, recipe.max_length))
+    set_seed(recipe.seed)  # the adapter's first weights are random
+    # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
+    model = new_adapter(load_base_model(base, recipe, inference_dtype()), recipe, base)
+    plan = _plan_of(run, recipe, base, model, rows)
+    torch.set_num_threads(plan.threads)
+    set_compute_dtype(model, plan.compute_dtype)
+    set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
+
+    attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
+    callback = RunCallback(run, attempt, deadline)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(run, recipe, plan, len(rows), bool(held_out)),
+        train_dataset=rows,
+        eval_dataset=held_out if len(held_out) else None,
+        data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)  # events tell the same
+    checkpoint = checkpoints.newest_checkpoint(run)
+    from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total_steps(recipe, len(rows))))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    if callback.left == "paused":
+        return events.Paused(step=step)
+    _save_adapter(run, model, tokenizer, data, plan)
+    if callback.left == "stopped":
+        return events.Stopped(step=step)
+    return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
+
+
+def total_steps(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps of a whole training on `num_rows` rows."""
+    steps = math.ceil(recipe.num_epochs * steps_per_epoch(recipe, num_rows))
+    return min(steps, recipe.max_steps or steps)
+
+
+def steps_per_epoch(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps in which each row is seen once."""
+    return math.ceil(math.ceil(num_rows / recipe.batch_size) / recipe.gradient_accumulation_steps)
+
+
+def _plan_of(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) -> Plan:
+    """The plan of the run; made, and told to the user, when it is first trained."""
+    plan = read_plan(run)
+    if plan is None:
+        by_length = sorted((example.input_ids for example in rows.examples), key=len)
+        plan = make_plan(recipe, base, model, by_length[len(by_length) // 2])
+        write_plan(run, plan)
+        run.append(events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} threads.", why=plan.why))
+        run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g}.", why=f"It was {plan.learning_rate_why}."))
+    return plan
+
+
+def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bool) -> TrainingArguments:
+    epoch = steps_per_epoch(recipe, num_rows)
+    return TrainingArguments(
+        output_dir=str(run.path("checkpoints")),
+        seed=recipe.seed,
+        max_steps=total_steps(recipe, num_rows),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=plan.learning_rate,
+        warmup_steps=recipe.warmup,
+        lr_scheduler_type=recipe.scheduler,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=plan.compute_dtype == "bfloat16",
+        fp16=plan.compute_dtype == "float16",
+        use_cpu=plan.device == "cpu",
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=recipe.eval_steps or epoch,
+        save_strategy="steps",
+        save_steps=recipe.save_steps or min(epoch, _LONGEST_BETWEEN_SAVES),
+        logging_steps=1,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to="none",
+        **({"gradient_checkpointing": True} if plan.device == "cuda" else {}),
+    )
+
+
+def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan: Plan) -> None:
+    """Write adapter/ whole or not at all: weights and config as PEFT writes them, tokenizer, and the measured figures."""
+    aside, folder = run.path(".adapter.new"), run.path("adapter")
+    shutil.rmtree(aside, ignore_errors=True)
+    # no look at the Hub for the vocabulary's size: embeddings are not trained
+    model.save_pretrained(aside, save_embedding_layers=False)
+    tokenizer.save_pretrained(aside)
+    write_card(run, aside, data, plan)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)

@@ -1,0 +1,86 @@
+"""What the tabs share: the recipe form, the chosen run, the visitor, the workers, and how errors reach the visitor."""
+
+import functools
+import hashlib
+import inspect
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from peft_space import settings
+from peft_space.errors import UserError, explain
+from peft_space.execution.local import WorkerFault, Workers
+from peft_space.run import Run, list_runs, open_run
+from peft_space.ui import view
+from peft_space.ui.form import Form
+
+logger = logging.getLogger(__name__)
+
+
+class Page:
+    """Made inside `gr.Blocks`, before the tabs; every tab gets it."""
+
+    def __init__(self) -> None:
+        self.workers = Workers()
+        self.form = Form()
+        self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
+        self.data = gr.State("")
+        self.held_out = gr.State("")
+        self.run = gr.Dropdown([], label="Run", info="Train, Compare and Publish are about this run.", render=False, elem_id="run")
+
+    def owner(self, values: dict[Any, Any]) -> str:
+        """Whose runs a visitor sees: on a Space those of the secret in their browser, on one's own machine all of them."""
+        if not settings.on_space():
+            return "local"
+        return hashlib.sha256(values[self.visitor].encode()).hexdigest()[:32]
+
+    def chosen_run(self, values: dict[Any, Any]) -> Run:
+        """The visitor's run that is chosen in the list. Raises UserError where none is."""
+        if not values[self.run]:
+            raise UserError("There is no run yet. Start a training on the Train tab.")
+        return open_run(self.owner(values), values[self.run])
+
+    def runs(self, values: dict[Any, Any], choose: str | None = None) -> Any:
+        """The list of the visitor's runs, freshly read. `choose` is the id to select; else what was chosen stays, or the newest."""
+        choices = view.run_choices(list_runs(self.owner(values)))
+        ids = [run_id for _, run_id in choices]
+        chosen = choose or (values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None))
+        return gr.update(choices=choices, value=chosen)
+
+
+def new_visitor(secret: str) -> str:
+    """The visitor's secret; made on the first visit."""
+    return secret or secrets.token_hex(24)
+
+
+def tells_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The one place where the page puts exceptions into words: a UserError's own, or that it is our fault, with its traceback in the log."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generator(*args: Any) -> Any:
+            try:
+                yield from handler(*args)
+            except Exception as error:  # noqa: BLE001 - see the docstring
+                raise _in_words(error) from None
+
+        return generator
+
+    @functools.wraps(handler)
+    def function(*args: Any) -> Any:
+        try:
+            return handler(*args)
+        except Exception as error:  # noqa: BLE001 - see the docstring
+            raise _in_words(error) from None
+
+    return function
+
+
+def _in_words(error: Exception) -> gr.Error:
+    if isinstance(error, UserError | WorkerFault):
+        return gr.Error(str(error), duration=None, print_exception=False)
+    logger.exception("a handler of the page failed", exc_info=error)
+    return gr.Error(explain(error), duration=None, print_exception=False)

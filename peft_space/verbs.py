@@ -1,0 +1,131 @@
+"""Everything the product does, as functions whose arguments and results are plain JSON values.
+
+The command line calls them in its own process, the page through a worker process (`execution/`), so both say and do the same.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from peft_space.recipe import make_recipe
+from peft_space.run import Run
+
+Json = dict[str, Any]
+Report = Callable[[Json], None]
+"""Called with what there is to tell while a verb is working."""
+
+
+def check(data: str, model: str | None = None, recipe: Json | None = None, held_out: str | None = None, rows_shown: int = 20) -> Json:
+    """What is in a data file: `rows`, `shape`, `columns`, `problems`; with a model or recipe also how its rows are rendered for training."""
+    from peft_space.data.check import lengths, training_data
+    from peft_space.training.prepare import prepare
+
+    values = dict(recipe or {}) | ({"base_model": model} if model else {})
+    wanted = make_recipe(values)
+    rendered = prepare(data, wanted, held_out) if values else None
+    found = rendered.data if rendered else training_data(data, wanted.held_out_share, wanted.seed, held_out)
+    result: Json = {
+        "source": found.source,
+        "rows": found.num_rows,
+        "shape": found.reading.shape,
+        "columns": found.columns,
+        "why": found.reading.why(),
+        "to_train": len(found.train),
+        "held_out": len(found.held_out),
+        "problems": [asdict(problem) for problem in found.problems],
+    }
+    if rendered:
+        result["lengths"] = asdict(lengths(rendered.train))
+        result["examples"] = [
+            {"row": example.row, "tokens": _tokens(example), "cut": example.cut} for example in rendered.train[:rows_shown]
+        ]
+    return result
+
+
+def _tokens(example: Any) -> list[list[Any]]:
+    return [[text, label != -100] for text, label in zip(example.texts, example.labels, strict=True)]
+
+
+def layers(recipe: Json) -> Json:
+    """Which linear layers the recipe's base model has, and which of them get an adapter."""
+    from peft_space.models.base import find_base
+    from peft_space.models.families import linear_layers, target_modules
+
+    wanted = make_recipe(recipe)
+    found = linear_layers(find_base(wanted.base_model, wanted.revision).config)
+    return {"layers": found.counts, "wrapped": target_modules(wanted, found), "head": found.head}
+
+
+def make(directory: str, data: str, recipe: Json, held_out: str | None = None) -> Json:
+    """A new run, checked and ready to be trained. Nothing is made where something is wrong."""
+    from peft_space.training.prepare import make_run
+
+    return {"run": str(make_run(directory, data, make_recipe(recipe), held_out).directory)}
+
+
+def train(run: str) -> Json:
+    """Train a run to its end, or until it is asked to stop. The caller holds its lock."""
+    from peft_space.training.train import train as train_run
+
+    return train_run(Run(run)).model_dump()
+
+
+def compare(run: str, prompts: list[str], system: str = "", sampling: Json | None = None, report: Report | None = None) -> Json:
+    """Both columns' answers to each prompt; while they grow, `report` gets {column, prompt, text}."""
+    from peft_space import compare as comparing
+
+    turns = [[{"role": "system", "content": system}] if system.strip() else [] for _ in prompts]
+    conversations = [[*turn, {"role": "user", "content": prompt}] for turn, prompt in zip(turns, prompts, strict=True)]
+
+    def on_text(column: str, prompt: int, text: str) -> None:
+        if report:
+            report({"column": column, "prompt": prompt, "text": text})
+
+    wanted = comparing.Sampling(**(sampling or {}))
+    answers = comparing.compare(_adapted(run), conversations, wanted, on_text if report else None)
+    return {"sampling": asdict(wanted), "answers": [asdict(given) for given in answers]}
+
+
+def evaluate(run: str, report: Report | None = None) -> Json:
+    """Scores of `base` and `adapter` on the held-out rows."""
+    from peft_space.evaluate import evaluate as evaluate_run
+
+    def on_progress(share: float, what: str) -> None:
+        if report:
+            report({"share": share, "what": what})
+
+    return asdict(evaluate_run(Run(run), _adapted(run), on_progress))
+
+
+def export(run: str, out: str, target: str = "adapter", as_zip: bool = False) -> Json:
+    """The adapter in a folder of its own, or as a .zip in the folder `out`."""
+    from peft_space.export.adapter import export_adapter, zip_adapter
+
+    assert target == "adapter", "the command line and the page offer nothing else"
+    return {"path": str(zip_adapter(Run(run), out) if as_zip else export_adapter(Run(run), out))}
+
+
+def push(run: str, repo: str, token: str | None = None, public: bool = False) -> Json:
+    """Push the adapter to the Hub: `url`."""
+    from peft_space.hub import push as push_run
+
+    return {"url": push_run(Run(run), repo, token, public)}
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(run: str, trained: float) -> Any:
+    from peft_space.models.load import load_adapted
+
+    return load_adapted(Run(run))
+
+
+def _adapted(run: str) -> Any:
+    """The base and adapter of a run; kept in memory until another run, or a newer adapter of this one, is asked for."""
+    return _loaded(run, (Run(run).adapter / "adapter_config.json").stat().st_mtime)
+
+
+VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, layers, make, compare, evaluate, export, push)}
+"""What a worker process can be asked for; training has a process of its own."""
+REPORTING = {"compare", "evaluate"}
+"""Verbs that tell what they are doing."""
