@@ -1,18 +1,16 @@
 """Pushes an adapter to the Hugging Face Hub: private unless asked otherwise, never over somebody's files. Tokens are used and forgotten."""
 
-import re
 import tempfile
 from pathlib import Path
 
-import httpx
-from huggingface_hub import HfApi, errors
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi, errors
+from huggingface_hub.utils import validate_repo_id
 
 from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.export.adapter import copy_adapter
 from peft_space.run import Run
-
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
@@ -25,7 +23,7 @@ def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
 
     Raises UserError where the name, the token or the Hub refuses.
     """
-    if not _REPO.fullmatch(repo):
+    if not _is_repository_name(repo):
         raise UserError(f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.")
     if settings.on_space() and not token:
         raise UserError("There is no Hub token. Paste one with write access.")  # the Space's own token is not a visitor's
@@ -37,12 +35,16 @@ def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
             raise UserError("There is no Hub token. Paste one with write access, or sign in with `hf auth login`.") from None
         except errors.OfflineModeIsEnabled:
             raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and push again.") from None
-        except errors.HfHubHTTPError as error:
-            raise UserError(_refusal(repo, error.response.status_code if error.response is not None else 0)) from None
-        except (httpx.TransportError, OSError) as error:
-            raise UserError(
-                f"The Hub cannot be reached ({type(error).__name__}). Check the network and push again; the adapter is kept."
-            ) from None
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            raise UserError(_in_words(repo, error)) from None
+
+
+def _is_repository_name(repo: str) -> bool:
+    try:
+        validate_repo_id(repo)
+    except errors.HFValidationError:
+        return False
+    return "/" in repo
 
 
 def _upload(api: HfApi, repo: str, folder: Path, public: bool) -> str:
@@ -51,19 +53,30 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool) -> str:
         url = str(api.create_repo(repo, private=not public, repo_type="model"))
         existed = False
     except errors.HfHubHTTPError as error:
-        if error.response is None or error.response.status_code != 409:
+        if error.response.status_code != 409:
             raise
         existed, url = True, f"{api.endpoint}/{repo}"
-    commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add the LoRA adapter", create_pr=existed)
-    return commit.pr_url or url if existed else url
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    # not upload_folder: with Xet it leaves the README unchecked, opens drafts, and may leave an empty one behind
+    added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    commit = api.create_commit(repo, added, commit_message="Add the LoRA adapter", create_pr=existed)
+    return commit.pr_url or url
 
 
-def _refusal(repo: str, status: int) -> str:
+def _in_words(repo: str, error: Exception) -> str:
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what befalls the upload of a large file comes wrapped
+    if not isinstance(error, errors.HfHubHTTPError):
+        return f"The Hub cannot be reached ({type(error).__name__}). Check the network and push again; the adapter is kept."
+    status = error.response.status_code
     reasons = {
         401: "the Hub does not accept the token. Make a new one with write access on the Hub's settings page and try again",
         403: f"the token may not write to {repo!r}. Use a token with write access to that owner, or another owner",
         404: f"the Hub does not find {repo!r}, or the token may not see it. Check the name and the token",
         429: "the Hub asks to slow down. Wait a few minutes and push again",
     }
-    reason = reasons.get(status, f"the Hub answered with an error of its own ({status}). Push again in a few minutes")
+    if status >= 500:
+        reason = f"the Hub answered with an error of its own ({status}). Push again in a few minutes"
+    else:
+        reason = reasons.get(status, f"the Hub refuses it ({status}: {error.server_message or 'it does not say why'})")
     return f"The adapter was not pushed: {reason}. It is kept in the run."

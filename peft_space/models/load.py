@@ -1,5 +1,6 @@
 """Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,27 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str) -> Any:
     if hardware.device() == "cuda":
         kwargs["device_map"] = {"": "cuda"}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             base.location, revision=base.revision if base.on_hub else None, trust_remote_code=False, use_safetensors=True, **kwargs
         )
     except OSError as error:
         first = str(error).strip().split("\n", 1)[0]
         raise UserError(f"The weights of {base.name} cannot be loaded ({first}). Choose a model that is stored as safetensors.") from error
+    _keep_exact(model)
+    return model
+
+
+def _keep_exact(model: Any) -> None:
+    """Forbid 4-bit layers to repack themselves on CPUs with AVX512-BF16.
+
+    bitsandbytes 0.50 does so, for good, the first time they are used in eval mode: the block scales are rounded to bfloat16 (logits of the
+    built-in model move by 0.1), and as its kernel has no gradient, every training step after the first evaluation would be wrong.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantization_config(recipe: Recipe, dtype: str) -> Any:
@@ -91,7 +107,16 @@ def load_adapted(run: Run) -> Adapted:
 
     base = find_base(run.recipe.base_model, run.recipe.revision)
     model = load_base_model(base, run.recipe, inference_dtype())
+    if run.recipe.quantization != "none" and _has_room_for(4 * model.num_parameters()):
+        model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
     return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base))
+
+
+def _has_room_for(num_bytes: int) -> bool:
+    """Whether a CPU's memory takes this much more and keeps half of what is free."""
+    if hardware.device() != "cpu":
+        return False
+    return num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def inference_dtype() -> str:

@@ -127,6 +127,7 @@ def _choose(model: Any, example_ids: list[int]) -> tuple[str, int, str]:
 def _measure(model: Any, example_ids: list[int], candidates: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
     import torch
 
+    model.train()
     ids = torch.tensor([example_ids[:128]])
     seconds: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in candidates}
     start = time.perf_counter()

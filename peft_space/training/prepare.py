@@ -40,4 +40,4 @@ def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None
 def make_run(directory: str | Path, data: str | Path, recipe: Recipe, held_out: str | Path | None = None) -> Run:
     """A new run in `directory`, ready for `train`."""
     prepared = prepare(data, recipe, held_out)
-    return Run.create(directory, recipe, prepared.data.files(), name=f"{Path(prepared.data.source).stem} on {Path(recipe.base_model).name}")
+    return Run.create(directory, recipe, prepared.data.files(), name=f"{Path(data).stem} on {Path(recipe.base_model).name}")

@@ -54,7 +54,7 @@ def _is_list(kind: Any) -> bool:
 
 def _widget(name: str) -> gr.components.Component:
     field = Recipe.model_fields[name]
-    kind, _ = _kinds(name)
+    kind, optional = _kinds(name)
     about: dict[str, Any] = {
         "label": field.title,
         "info": field.description,
@@ -69,9 +69,9 @@ def _widget(name: str) -> gr.components.Component:
     if isinstance(kind, tuple):  # a list, or one of a few words
         words = next(typing.get_args(part) for part in kind if typing.get_origin(part) is Literal)
         return gr.Dropdown(list(words), allow_custom_value=True, **about)
-    if kind in (int, float):
+    if kind in (int, float) and not optional:  # an empty gr.Number shows 0, so what may be empty is a Textbox
         return gr.Number(precision=0 if kind is int else None, **about)
-    return gr.Textbox(**about)
+    return gr.Textbox(placeholder="automatic" if kind in (int, float) else None, **about)
 
 
 def _read(name: str, value: Any) -> Any:
@@ -86,4 +86,8 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _shown(name: str, value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, list) else value
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) and _kinds(name)[1] else value

@@ -29,7 +29,7 @@ class Page:
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
         self.data = gr.State("")
         self.held_out = gr.State("")
-        self.run = gr.Dropdown([], label="Run", info="Train, Compare and Publish are about this run.", render=False, elem_id="run")
+        self.run = gr.Dropdown([], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run")
 
     def owner(self, values: dict[Any, Any]) -> str:
         """Whose runs a visitor sees: on a Space those of the secret in their browser, on one's own machine all of them."""
@@ -48,7 +48,7 @@ class Page:
         choices = view.run_choices(list_runs(self.owner(values)))
         ids = [run_id for _, run_id in choices]
         chosen = choose or (values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None))
-        return gr.update(choices=choices, value=chosen)
+        return gr.update(choices=choices, value=chosen, visible=bool(choices))
 
 
 def new_visitor(secret: str) -> str:

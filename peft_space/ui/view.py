@@ -21,9 +21,12 @@ STATUS_WORDS: dict[Status, str] = {
 }
 
 
+_MARKDOWN = set("\\`*_{}[]()#+-.!|~$")
+
+
 def escape(text: str) -> str:
     """Text of a user or a model, so that Markdown shows it as it is."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!|~>$" else character for character in html.escape(text))
+    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in html.escape(text, quote=False))
 
 
 def check_markdown(found: dict[str, Any]) -> str:
@@ -105,7 +108,4 @@ def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
 
 def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """(label, id) of each run, for a list to choose from."""
-    return [
-        (f"{run.name} · {run.status()} · {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run.about['created']))}", run.directory.name)
-        for run in runs
-    ]
+    return [(f"{run.name} · {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run.about['created']))}", run.directory.name) for run in runs]

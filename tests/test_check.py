@@ -1,0 +1,42 @@
+"""The split, and what a run keeps of its data."""
+
+from peft_space.data.check import data_of, training_data
+from peft_space.recipe import Recipe
+from peft_space.run import Run
+
+
+def rows(count, repeat=1):
+    return [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(count) for _ in range(repeat)]
+
+
+def test_held_out_rows_are_not_trained_on_and_repeated_rows_stay_on_one_side(write):
+    data = training_data(write("rows.json", rows(50, repeat=3)), 0.2, seed=1)
+    trained = {row.messages[0]["content"] for row in data.train}
+    scored = [row.messages[0]["content"] for row in data.held_out]
+    assert len(scored) == len(set(scored)) == 10
+    assert len(data.train) == 120
+    assert not trained & set(scored)
+
+
+def test_the_split_follows_the_seed(write):
+    path = write("rows.json", rows(50))
+    assert training_data(path, 0.2, 1).held_out == training_data(path, 0.2, 1).held_out
+    assert training_data(path, 0.2, 1).held_out != training_data(path, 0.2, 2).held_out
+
+
+def test_one_row_is_trained_on_and_nothing_held_out(write):
+    data = training_data(write("rows.json", rows(1)), 0.5, 0)
+    assert (len(data.train), len(data.held_out)) == (1, 0)
+
+
+def test_a_file_of_held_out_rows_replaces_the_split(write):
+    data = training_data(write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(3)))
+    assert (len(data.train), len(data.held_out)) == (9, 3)
+
+
+def test_what_a_run_keeps_is_the_data_again(write, tmp_path):
+    path = write("rows.jsonl", [*rows(20), {"prompt": "a\u2028b\u0085c\r\nd", "completion": "é猫"}, {"prompt": "no answer"}])
+    data = training_data(path, 0.2, 0)
+    run = Run.create(tmp_path / "run", Recipe(), data.files())
+    assert data_of(run) == data
+    assert [problem.row for problem in data.problems] == [22]
