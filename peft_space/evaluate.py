@@ -1,9 +1,7 @@
 """Scores both columns on the rows that were held out from training: exact match of greedy answers, and loss of the trained tokens."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 
@@ -14,30 +12,10 @@ from peft_space.data.shapes import Conversation
 from peft_space.errors import UserError
 from peft_space.models.load import Adapted
 from peft_space.run import Run
+from peft_space.scores import Evaluation, Scores, write_scores
 from peft_space.training.tasks import collate
 
 _BATCH = 8
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One column on the held-out rows."""
-
-    exact_match: float
-    """Share of rows, 0 to 1, whose greedy answer is the row's answer, white space at the ends aside."""
-    loss: float
-    """Mean over the rows' trained tokens, in nats."""
-    perplexity: float
-    """e to the loss."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Both columns on the same rows."""
-
-    num_rows: int
-    base: Scores
-    adapter: Scores
 
 
 OnProgress = Callable[[float, str], None]
@@ -58,17 +36,8 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = lambda share,
         loss = mean_loss(adapted, column, examples)  # type: ignore[arg-type]
         columns.append(Scores(exact, loss, math.exp(min(loss, 700))))
     result = Evaluation(len(held_out), *columns)
-    run.path("scores.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    write_scores(run, result)
     return result
-
-
-def read_scores(run: Run) -> Evaluation | None:
-    """What `evaluate` measured last on this run."""
-    path = run.path("scores.json")
-    if not path.is_file():
-        return None
-    values = json.loads(path.read_text())
-    return Evaluation(values["num_rows"], Scores(**values["base"]), Scores(**values["adapter"]))
 
 
 def mean_loss(adapted: Adapted, column: Column, examples: Sequence[Example]) -> float:

@@ -27,6 +27,8 @@ def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
         raise UserError(f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.")
     if settings.on_space() and not token:
         raise UserError("There is no Hub token. Paste one with write access.")  # the Space's own token is not a visitor's
+    if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
+        raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(run, Path(scratch))
         try:
@@ -57,7 +59,7 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool) -> str:
             raise
         existed, url = True, f"{api.endpoint}/{repo}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    # not upload_folder: with Xet it leaves the README unchecked, opens drafts, and may leave an empty one behind
+    # not upload_folder: with Xet it opens a draft before it commits, and leaves it empty where that fails
     added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     commit = api.create_commit(repo, added, commit_message="Add the LoRA adapter", create_pr=existed)
     return commit.pr_url or url

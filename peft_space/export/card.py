@@ -5,9 +5,9 @@ from pathlib import Path
 
 import peft_space
 from peft_space.data.check import TrainingData
-from peft_space.evaluate import Evaluation, read_scores
 from peft_space.models.base import find_base
 from peft_space.run import Run, evaluations_of, steps_of
+from peft_space.scores import Evaluation, read_scores
 from peft_space.training.plan import Plan
 
 

@@ -29,7 +29,9 @@ class Page:
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
         self.data = gr.State("")
         self.held_out = gr.State("")
-        self.run = gr.Dropdown([], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run")
+        self.run = gr.Dropdown(
+            [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
+        )
 
     def owner(self, values: dict[Any, Any]) -> str:
         """Whose runs a visitor sees: on a Space those of the secret in their browser, on one's own machine all of them."""

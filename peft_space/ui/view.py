@@ -108,4 +108,6 @@ def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
 
 def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """(label, id) of each run, for a list to choose from."""
-    return [(f"{run.name} · {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run.about['created']))}", run.directory.name) for run in runs]
+    return [
+        (f"{run.name} · {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run.about['created']))}", run.directory.name) for run in runs
+    ]

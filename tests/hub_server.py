@@ -1,0 +1,433 @@
+"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models.
+
+Point a client at it with HF_ENDPOINT and HF_HUB_DISABLE_XET=1. Repositories are kept in memory, where tests look into them and
+put faults in the way. Large files are stored under another origin (`localhost`), as the real Hub does.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import yaml
+
+GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+"""The one file that a new repository holds."""
+
+
+@dataclass(frozen=True)
+class User:
+    """Whom a token belongs to. A token that may write may write to repositories of this name."""
+
+    name: str
+    may_write: bool = True
+
+
+@dataclass(frozen=True)
+class Commit:
+    """All files of a repository at one moment."""
+
+    title: str
+    files: dict[str, bytes]
+
+    @property
+    def oid(self) -> str:
+        return hashlib.sha1(repr((self.title, sorted(self.files.items()))).encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """A model repository."""
+
+    private: bool
+    commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": GITATTRIBUTES})])
+    """Of the branch main, oldest first."""
+    pull_requests: list[Commit] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What the branch main holds."""
+        return self.commits[-1].files
+
+    def at(self, revision: str) -> Commit | None:
+        """The commit that a branch, a pull request's ref or an oid names."""
+        named = {f"refs/pr/{number}": commit for number, commit in enumerate(self.pull_requests, 1)}
+        named |= {commit.oid: commit for commit in [*self.commits, *self.pull_requests]}
+        return (named | {"main": self.commits[-1]}).get(revision)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent. Names of headers are in lower case; `path` is as it was sent, without its query."""
+
+    method: str
+    host: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def token(self) -> str | None:
+        return self.headers.get("authorization", "").removeprefix("Bearer ") or None
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client gets."""
+
+    status: int
+    content: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class _Refusal(Exception):
+    """Ends the handling of a request with an error."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **more: Any):
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self.answer = _json({"error": message} | more, status, headers)
+
+
+@dataclass
+class _Fault:
+    path_part: str
+    times: int
+    answer: Answer | None
+    """None drops the connection."""
+
+
+class HubServer:
+    """The server; use it in a `with` statement. `repositories` and `requests` may be looked at and changed at any time."""
+
+    def __init__(self, tokens: dict[str, User]):
+        self.tokens = tokens
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        """All that came, oldest first, those that were made to fail too."""
+        self._stored: dict[str, bytes] = {}  # large files by their SHA-256
+        self._faults: list[_Fault] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.hub = self  # type: ignore[attr-defined]
+
+    def __enter__(self) -> "HubServer":
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """The value for HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def storage_url(self) -> str:
+        """Where large files are; another origin, so that a client must not send its token there."""
+        return f"http://localhost:{self._server.server_port}"
+
+    def add_repository(self, repo: str, files: dict[str, bytes], private: bool = False) -> Repository:
+        """A repository that somebody made and filled before."""
+        made = self.repositories[repo] = Repository(private)
+        made.commits.append(Commit("made by hand", made.files | files))
+        return made
+
+    def fail_next(self, path_part: str, status: int, times: int = 1, message: str = "made to fail", code: str | None = None) -> None:
+        """Answer the next requests whose path contains `path_part` with `status`; they change nothing."""
+        self._faults.append(_Fault(path_part, times, _Refusal(status, message, code).answer))
+
+    def drop_next(self, path_part: str, times: int = 1) -> None:
+        """Drop the connection in the middle of the answer to the next requests whose path contains `path_part`; they change nothing."""
+        self._faults.append(_Fault(path_part, times, None))
+
+    def forget(self) -> None:
+        """Be as new: no repositories, requests or faults. Tokens stay."""
+        with self._lock:
+            for kept in (self.repositories, self.requests, self._stored, self._faults):
+                kept.clear()
+
+    def answer(self, request: Request) -> Answer | None:
+        """Handle a request; None drops the connection."""
+        with self._lock:  # one at a time: the client uploads in several threads
+            self.requests.append(request)
+            fault = next((fault for fault in self._faults if fault.times and fault.path_part in request.path), None)
+            if fault:
+                fault.times -= 1
+                return fault.answer
+            try:
+                return self._route(request)
+            except _Refusal as refusal:
+                return refusal.answer
+
+    def _route(self, request: Request) -> Answer:
+        method = "GET" if request.method == "HEAD" else request.method
+        for wanted, pattern, name in _ROUTES:
+            match = re.fullmatch(pattern, request.path)
+            if match and wanted == method:
+                return getattr(self, name)(request, *(unquote(part) if part else part for part in match.groups()))
+        raise _Refusal(404, f"this server does not know {request.method} {request.path}")
+
+    # Who may do what
+
+    def _user(self, request: Request) -> User | None:
+        if request.token and request.token not in self.tokens:
+            raise _Refusal(401, "Invalid credentials in Authorization header")
+        return self.tokens[request.token] if request.token else None
+
+    def _writer(self, request: Request) -> User:
+        user = self._user(request)
+        if user is None:
+            raise _Refusal(401, "Invalid username or password.")
+        if not user.may_write:
+            raise _Refusal(403, "Your token has no write access")
+        return user
+
+    def _own(self, request: Request, owner: str) -> None:
+        if self._writer(request).name != owner:
+            raise _Refusal(403, f'You don\'t have the rights to create or change a model under the namespace "{owner}"')
+
+    def _readable(self, request: Request, repo: str) -> Repository:
+        user, found = self._user(request), self.repositories.get(repo)
+        if found is None or (found.private and (user is None or user.name != repo.split("/")[0])):
+            # it does not tell a private repository from one that does not exist
+            raise _Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
+        return found
+
+    def _commit_at(self, request: Request, repo: str, revision: str | None) -> Commit:
+        found = self._readable(request, repo).at(revision or "main")
+        if found is None:
+            raise _Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found
+
+    # Accounts and repositories
+
+    def _whoami(self, request: Request) -> Answer:
+        user = self._user(request)
+        if user is None:
+            raise _Refusal(401, "Invalid username or password.")
+        return _json({"type": "user", "name": user.name, "auth": {"accessToken": {"role": "write" if user.may_write else "read"}}})
+
+    def _create(self, request: Request) -> Answer:
+        wanted = request.json()
+        owner = wanted.get("organization") or self._writer(request).name
+        self._own(request, owner)
+        repo = f"{owner}/{wanted['name']}"
+        if repo in self.repositories:
+            raise _Refusal(409, "You already created this model repo", url=f"{self.url}/{repo}")
+        self.repositories[repo] = Repository(private=wanted.get("visibility", "public") == "private")
+        return _json({"url": f"{self.url}/{repo}", "name": repo})
+
+    def _info(self, request: Request, repo: str, revision: str | None) -> Answer:
+        commit = self._commit_at(request, repo, revision)
+        files = [{"rfilename": path} for path in sorted(commit.files)]
+        return _json({"id": repo, "sha": commit.oid, "private": self.repositories[repo].private, "tags": [], "siblings": files})
+
+    def _tree(self, request: Request, repo: str, revision: str) -> Answer:
+        files = self._commit_at(request, repo, revision).files
+        return _json([_tree_entry(path, content) for path, content in sorted(files.items())])
+
+    # Upload
+
+    def _validate_yaml(self, request: Request) -> Answer:
+        faults = list(_card_faults(request.json()["content"]))
+        return _json({"errors": [{"message": fault} for fault in faults], "warnings": []}, 400 if faults else 200)
+
+    def _preupload(self, request: Request, repo: str, revision: str) -> Answer:
+        self._writer(request)
+        there = self._commit_at(request, repo, revision).files
+        files = [
+            {
+                "path": path,
+                "uploadMode": "lfs" if _is_large(path) else "regular",
+                "shouldIgnore": False,
+                "oid": _oid(path, there[path]) if path in there else None,
+            }
+            for path in (file["path"] for file in request.json()["files"])
+        ]
+        return _json({"files": files})
+
+    def _lfs_batch(self, request: Request, repo: str) -> Answer:
+        self._writer(request)
+        self._readable(request, repo)
+        actions = {"verify": {"href": f"{self.url}/{repo}.git/info/lfs/verify"}}
+        objects = [
+            wanted | {"actions": actions | {"upload": {"href": f"{self.storage_url}/storage/{wanted['oid']}"}}}
+            for wanted in request.json()["objects"]
+        ]
+        return _json({"transfer": "basic", "objects": objects})
+
+    def _store(self, request: Request, oid: str) -> Answer:
+        self._refuse_tokens(request)
+        if hashlib.sha256(request.body).hexdigest() != oid:
+            raise _Refusal(400, "the content does not have this SHA-256")
+        self._stored[oid] = request.body
+        return Answer(200)
+
+    def _verify(self, request: Request, repo: str) -> Answer:
+        self._writer(request)
+        wanted = request.json()
+        if len(self._stored.get(wanted["oid"], b"")) != wanted["size"]:
+            raise _Refusal(400, "the object was not uploaded whole")
+        return _json({"message": "OK"})
+
+    def _commit(self, request: Request, repo: str, revision: str) -> Answer:
+        self._writer(request)
+        parent = self._commit_at(request, repo, revision)
+        made = self._changed(parent, request.body)
+        found = self.repositories[repo]
+        if request.query.get("create_pr"):
+            found.pull_requests.append(made)
+            url = {"pullRequestUrl": f"{self.url}/{repo}/discussions/{len(found.pull_requests)}"}
+        else:
+            self._own(request, repo.split("/")[0])
+            found.commits.append(made)
+            url = {}
+        return _json({"success": True, "commitOid": made.oid, "commitUrl": f"{self.url}/{repo}/commit/{made.oid}"} | url)
+
+    def _changed(self, parent: Commit, lines: bytes) -> Commit:
+        files, title = dict(parent.files), ""
+        for line in lines.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    title = value["summary"]
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in self._stored:
+                        raise _Refusal(400, f"{value['path']} was not uploaded")
+                    files[value["path"]] = self._stored[value["oid"]]
+                case "deletedFile":
+                    files.pop(value["path"])
+                case key:
+                    raise _Refusal(400, f"this server does not know the operation {key}")
+        return Commit(title, files)
+
+    # Download
+
+    def _resolve(self, request: Request, repo: str, revision: str, path: str) -> Answer:
+        commit = self._commit_at(request, repo, revision)
+        headers = {"X-Repo-Commit": commit.oid}
+        if path not in commit.files:
+            raise _Refusal(404, "Entry not found", "EntryNotFound")
+        content = commit.files[path]
+        etag = f'"{_oid(path, content)}"'
+        if not _is_large(path):
+            return Answer(200, content, headers | {"ETag": etag})
+        self._stored[_oid(path, content)] = content
+        headers |= {
+            "X-Linked-Etag": etag,
+            "X-Linked-Size": str(len(content)),
+            "Location": f"{self.storage_url}/storage/{_oid(path, content)}",
+        }
+        return Answer(302, b"", headers)
+
+    def _fetch(self, request: Request, oid: str) -> Answer:
+        self._refuse_tokens(request)
+        return Answer(200, self._stored[oid], {"ETag": f'"{oid}"'}) if oid in self._stored else Answer(404)
+
+    def _refuse_tokens(self, request: Request) -> None:
+        if request.token:  # as S3 does, whose addresses are signed
+            raise _Refusal(400, "Only one auth mechanism allowed")
+
+
+_REPO = r"([^/]+/[^/]+)"
+_ROUTES = (
+    ("GET", "/api/whoami-v2", "_whoami"),
+    ("POST", "/api/repos/create", "_create"),
+    ("POST", "/api/validate-yaml", "_validate_yaml"),
+    ("GET", rf"/api/models/{_REPO}(?:/revision/([^/]+))?", "_info"),
+    ("GET", rf"/api/models/{_REPO}/tree/([^/]+)", "_tree"),
+    ("POST", rf"/api/models/{_REPO}/preupload/([^/]+)", "_preupload"),
+    ("POST", rf"/api/models/{_REPO}/commit/([^/]+)", "_commit"),
+    ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "_lfs_batch"),
+    ("POST", rf"/{_REPO}\.git/info/lfs/verify", "_verify"),
+    ("PUT", "/storage/([0-9a-f]{64})", "_store"),
+    ("GET", "/storage/([0-9a-f]{64})", "_fetch"),
+    ("GET", rf"/{_REPO}/resolve/([^/]+)/(.+)", "_resolve"),
+)
+"""Method, path, and the method of HubServer that is called with the request and the path's parts."""
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _oid(path: str, content: bytes) -> str:
+    """What names a file's content: its SHA-256, or what git would call it."""
+    if _is_large(path):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _tree_entry(path: str, content: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    return entry | ({"lfs": {"oid": _oid(path, content), "size": len(content), "pointerSize": 130}} if _is_large(path) else {})
+
+
+def _card_faults(content: str) -> Iterator[str]:
+    """What the real Hub refuses in a README's front matter, of what can go wrong here."""
+    front_matter = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    try:
+        fields = yaml.safe_load(front_matter[1]) if front_matter else {}
+    except yaml.YAMLError as error:
+        yield f"the metadata is not YAML: {error}"
+        return
+    base = fields.get("base_model")
+    if base is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+        yield f'"base_model" with value "{base}" is not valid. Use a model id from https://hf.co/models.'
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet; two would wait for each other for 40 ms
+
+    def _serve(self) -> None:
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        address = urlsplit(self.path)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = hub.answer(
+            Request(self.command, headers["host"], address.path, dict(parse_qsl(address.query)), headers, self._body(headers))
+        )
+        self.close_connection = answer is None
+        answer = answer or Answer(200)
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        # a dropped connection has promised more than it brings
+        self.send_header("Content-Length", str(len(answer.content) + 1000 * self.close_connection))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.content)
+
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
+
+    def _body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *message: object) -> None:
+        """Nothing: tests look at `HubServer.requests`."""

@@ -1,0 +1,77 @@
+"""The adapter leaves its run alone, whole or not at all, with a card of measured figures."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+import yaml
+
+from peft_space.errors import UserError
+from peft_space.export.adapter import export_adapter, zip_adapter
+from peft_space.recipe import Recipe
+from peft_space.run import Run, steps_of
+from peft_space.scores import Evaluation, Scores
+
+
+def digests(folder):
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_export_is_a_copy_and_the_run_stays_as_it_was(short_run, tmp_path):
+    before = digests(short_run.directory)
+    folder = export_adapter(short_run, tmp_path / "out")
+    assert digests(short_run.directory) == before
+    weights = "adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (short_run.adapter / weights).read_bytes()
+
+
+def test_the_zip_holds_the_same_files(short_run, tmp_path):
+    folder = export_adapter(short_run, tmp_path / "out")
+    with zipfile.ZipFile(zip_adapter(short_run, tmp_path)) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert digests(tmp_path / "unpacked" / "adapter") == digests(folder)
+
+
+def test_a_folder_that_holds_something_is_not_exported_into(short_run, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export_adapter(short_run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_run_without_an_adapter_says_how_far_it_is(tmp_path):
+    run = Run.create(tmp_path / "run", Recipe(), {}, name="mine")
+    with pytest.raises(UserError, match="The run 'mine' has no adapter yet: it is new"):
+        export_adapter(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_names_no_base_is_not_exported(own_run, tmp_path):
+    path = own_run.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="does not name its base model"):
+        export_adapter(own_run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_tells_figures_of_the_run(own_run, tmp_path):
+    scores = Evaluation(60, Scores(0.0, 1.5, 4.5), Scores(0.875, 0.05, 1.05))
+    own_run.path("scores.json").write_text(json.dumps({"num_rows": 60, "base": scores.base.__dict__, "adapter": scores.adapter.__dict__}))
+    text = (export_adapter(own_run, tmp_path / "out") / "README.md").read_text()
+    steps = steps_of(own_run.history())
+    for figure in (
+        "87.5%",
+        "12 steps",
+        f"{steps[-1].tokens:,} tokens",
+        f"{steps[-1].loss:.4f}",
+        "300 to train, 60 held out",
+        "peft_space/demo/model",
+    ):
+        assert figure in text, figure
+
+
+def test_the_cards_front_matter_is_yaml_and_names_no_base_that_the_hub_does_not_have(short_run):
+    front_matter = yaml.safe_load((short_run.adapter / "README.md").read_text().split("---")[1])
+    assert front_matter["library_name"] == "peft"
+    assert "base_model" not in front_matter
