@@ -1,4 +1,4 @@
-"""How long until the page answers, as a multiple of what a bare `import gradio` costs. `python benchmarks/page_start.py`
+"""How long until the page answers, as a multiple of what a bare `import gradio` costs. `python -m benchmarks.page_start`
 
 Processes are started in turn, A B A B …, and medians are compared, as other work on the machine hits both alike.
 """

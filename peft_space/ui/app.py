@@ -36,7 +36,7 @@ def launch(**options: Any) -> Any:
     """Serve the page: on a Space as the Space wants it, elsewhere on 127.0.0.1."""
     return build().launch(
         server_port=None if settings.on_space() else int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        max_file_size=int(settings.max_file_megabytes() * 1e6),
+        max_file_size=int(settings.max_file_megabytes() * 2e6),
         run_history=False,
         ssr_mode=False,
         footer_links=[],
