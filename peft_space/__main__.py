@@ -116,7 +116,9 @@ def _train(given: argparse.Namespace, show: Show) -> None:
             show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
             return
         with _stopping_on_interrupt(run), _telling(run), machines_turn():
-            outcome = verbs.train(str(run.directory))
+            from peft_space.training.train import train  # after the lock and the turn: importing it takes seconds
+
+            outcome = train(run).model_dump()
     show(
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",
@@ -159,7 +161,7 @@ def _stopping_on_interrupt(run: Run) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         print("Saving and stopping after this step; once more to stop at once.", file=sys.stderr)
-        run.ask_to_stop()
+        run.ask_to_leave("stop")
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -204,6 +206,8 @@ def _in_words(event: events.Event) -> str:
             return f"step {event.step}: loss on held-out rows {event.loss:.4f}"
         case events.Started():
             return f"started at step {event.from_step} of {event.total_steps}"
+        case events.Working():
+            return f"{event.what} …"
         case events.Adjusted():
             return f"{event.what} {event.why}"
         case events.Checkpointed():

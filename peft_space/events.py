@@ -19,6 +19,13 @@ class Queued(_Event):
     event: Literal["Queued"] = "Queued"
 
 
+class Working(_Event):
+    """What the worker is busy with before the first step, in words for the user."""
+
+    event: Literal["Working"] = "Working"
+    what: str
+
+
 class Started(_Event):
     """A worker began an attempt, from step `from_step` of `total_steps`."""
 
@@ -41,6 +48,8 @@ class Step(_Event):
     """Tokens trained on so far in the whole run, padding not counted."""
     seconds: float
     """Duration of this step alone."""
+    memory: int = 0
+    """Most bytes that the worker held so far: of the GPU where it computes on one, else of the machine."""
 
 
 class Evaluated(_Event):
@@ -68,14 +77,14 @@ class Adjusted(_Event):
 
 
 class Paused(_Event):
-    """Training left at its deadline and will go on when it is called again."""
+    """Training left at its deadline, or because the user asked, and goes on when it is called again."""
 
     event: Literal["Paused"] = "Paused"
     step: int
 
 
 class Stopped(_Event):
-    """Training left because the user asked; it can be resumed."""
+    """Training ended early because the user asked; the adapter is what it was then, and training can still be resumed."""
 
     event: Literal["Stopped"] = "Stopped"
     step: int
@@ -98,7 +107,7 @@ class Failed(_Event):
 
 
 Event = Annotated[
-    Queued | Started | Step | Evaluated | Checkpointed | Adjusted | Paused | Stopped | Finished | Failed,
+    Queued | Working | Started | Step | Evaluated | Checkpointed | Adjusted | Paused | Stopped | Finished | Failed,
     Field(discriminator="event"),
 ]
 Outcome = Paused | Stopped | Finished | Failed

@@ -1,6 +1,7 @@
 """What this machine has: device, memory, cores. What is fastest on it is measured on the model itself, in `training/plan.py`."""
 
 import os
+import resource
 from typing import Literal
 
 Device = Literal["cpu", "cuda"]
@@ -18,6 +19,15 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {num_cores()} cores"
+
+
+def peak_memory() -> int:
+    """Most bytes that this process held so far: of the GPU where there is one, else of the machine's memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def num_cores() -> int:

@@ -22,6 +22,8 @@ from peft_space.recipe import Recipe
 
 Status = Literal["new", "queued", "running", "paused", "stopped", "interrupted", "finished", "failed"]
 
+Leave = Literal["stop", "pause"]
+
 _START_SECONDS = 60  # a queued run without a worker for longer than this has lost it
 
 
@@ -69,6 +71,26 @@ class Run:
     @property
     def name(self) -> str:
         return self.about["name"]
+
+    def rename(self, name: str) -> None:
+        """Give the run another name. Raises UserError where it is empty or long."""
+        if not 0 < len(name.strip()) <= 100:
+            raise UserError("A run's name has 1 to 100 characters. Choose another one.")
+        self.about |= {"name": name.strip()}
+        aside = self.path(".run.json.new")
+        aside.write_text(json.dumps(self.about) + "\n")
+        aside.replace(self.path("run.json"))
+
+    def delete(self) -> None:
+        """Remove the run and all that is in it. Raises UserError while it is being trained."""
+        with self.lock():
+            gone = self.directory.with_name(f".{self.directory.name}-deleted")
+            self.directory.rename(gone)  # at once out of every list
+            shutil.rmtree(gone)
+
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
 
     # Files of the run
 
@@ -136,15 +158,21 @@ class Run:
                 return True
             return False
 
-    def ask_to_stop(self) -> None:
-        """Ask the worker to save and leave after its current step."""
-        self.path("stop").touch()
+    def ask_to_leave(self, how: Leave) -> None:
+        """Ask the worker to save and leave after its current step: to stop for good, with an adapter, or to pause."""
+        self.path("request").write_text(how)
 
-    def asked_to_stop(self) -> bool:
-        return self.path("stop").exists()
+    def asked_to_leave(self) -> Leave | None:
+        """What was asked of the worker, or None."""
+        try:
+            asked = self.path("request").read_text()
+        except FileNotFoundError:
+            return None
+        return "pause" if asked == "pause" else "stop"
 
-    def forget_stop(self) -> None:
-        self.path("stop").unlink(missing_ok=True)
+    def forget_request(self) -> None:
+        """Nothing is asked of the worker any more."""
+        self.path("request").unlink(missing_ok=True)
 
     def status(self, happened: list[events.Event] | None = None) -> Status:
         """What state the run is in, from its events (read anew unless given) and its lock."""

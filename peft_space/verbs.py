@@ -16,14 +16,21 @@ Report = Callable[[Json], None]
 """Called with what there is to tell while a verb is working."""
 
 
-def check(data: str, model: str | None = None, recipe: Json | None = None, held_out: str | None = None, rows_shown: int = 20) -> Json:
+def check(
+    data: str,
+    model: str | None = None,
+    recipe: Json | None = None,
+    held_out: str | None = None,
+    rows_shown: int = 50,
+    report: Report | None = None,
+) -> Json:
     """What is in a data file: `rows`, `shape`, `columns`, `problems`; with a model or recipe also how its rows are rendered for training."""
-    from peft_space.data.check import lengths, training_data
+    from peft_space.data.check import histogram, lengths, training_data
     from peft_space.training.prepare import prepare
 
     values = dict(recipe or {}) | ({"base_model": model} if model else {})
     wanted = make_recipe(values)
-    rendered = prepare(data, wanted, held_out) if values else None
+    rendered = prepare(data, wanted, held_out, _progress(report)) if values else None
     found = rendered.data if rendered else training_data(data, wanted.held_out_share, wanted.seed, held_out)
     result: Json = {
         "source": found.source,
@@ -37,10 +44,20 @@ def check(data: str, model: str | None = None, recipe: Json | None = None, held_
     }
     if rendered:
         result["lengths"] = asdict(lengths(rendered.train))
+        result["max_length"] = wanted.max_length
+        result["histogram"] = histogram(rendered.train, wanted.max_length)
         result["examples"] = [
             {"row": example.row, "tokens": _tokens(example), "cut": example.cut} for example in rendered.train[:rows_shown]
         ]
     return result
+
+
+def _progress(report: Report | None) -> Callable[[float, str], None]:
+    def on_progress(share: float, what: str) -> None:
+        if report:
+            report({"share": share, "what": what})
+
+    return on_progress
 
 
 def _tokens(example: Any) -> list[list[Any]]:
@@ -48,13 +65,16 @@ def _tokens(example: Any) -> list[list[Any]]:
 
 
 def layers(recipe: Json) -> Json:
-    """Which linear layers the recipe's base model has, and which of them get an adapter."""
+    """Which linear layers the recipe's base model has, which of them get an adapter, and how many parameters that trains."""
     from peft_space.models.base import find_base
     from peft_space.models.families import linear_layers, target_modules
+    from peft_space.models.load import expected_parameter_counts
 
     wanted = make_recipe(recipe)
     found = linear_layers(find_base(wanted.base_model, wanted.revision).config)
-    return {"layers": found.counts, "wrapped": target_modules(wanted, found), "head": found.head}
+    wrapped = target_modules(wanted, found)
+    trainable, total = expected_parameter_counts(wanted, found)
+    return {"layers": found.counts, "wrapped": wrapped, "head": found.head, "trainable": trainable, "parameters": total}
 
 
 def make(directory: str, data: str, recipe: Json, held_out: str | None = None) -> Json:
@@ -65,10 +85,12 @@ def make(directory: str, data: str, recipe: Json, held_out: str | None = None) -
 
 
 def train(run: str) -> Json:
-    """Train a run to its end, or until it is asked to stop. The caller holds its lock."""
+    """Train a run to its end, or until it is asked to leave."""
     from peft_space.training.train import train as train_run
 
-    return train_run(Run(run)).model_dump()
+    opened = Run(run)
+    with opened.lock():
+        return train_run(opened).model_dump()
 
 
 def compare(run: str, prompts: list[str], system: str = "", sampling: Json | None = None, report: Report | None = None) -> Json:
@@ -82,6 +104,7 @@ def compare(run: str, prompts: list[str], system: str = "", sampling: Json | Non
         if report:
             report({"column": column, "prompt": prompt, "text": text})
 
+    _progress(report)(0.0, "Loading the base and the adapter")
     wanted = comparing.Sampling(**(sampling or {}))
     answers = comparing.compare(_adapted(run), conversations, wanted, on_text if report else None)
     return {"sampling": asdict(wanted), "answers": [asdict(given) for given in answers]}
@@ -91,11 +114,8 @@ def evaluate(run: str, report: Report | None = None) -> Json:
     """Scores of `base` and `adapter` on the held-out rows."""
     from peft_space.evaluate import evaluate as evaluate_run
 
-    def on_progress(share: float, what: str) -> None:
-        if report:
-            report({"share": share, "what": what})
-
-    return asdict(evaluate_run(Run(run), _adapted(run), on_progress))
+    _progress(report)(0.0, "Loading the base and the adapter")
+    return asdict(evaluate_run(Run(run), _adapted(run), _progress(report)))
 
 
 def export(run: str, out: str, target: str = "adapter", as_zip: bool = False) -> Json:
@@ -127,5 +147,5 @@ def _adapted(run: str) -> Any:
 
 VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, layers, make, compare, evaluate, export, push)}
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"compare", "evaluate"}
+REPORTING = {"check", "compare", "evaluate"}
 """Verbs that tell what they are doing."""

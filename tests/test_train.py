@@ -151,7 +151,7 @@ def test_a_request_to_stop_is_followed_within_a_step_and_the_run_goes_on_from_th
     def stop_in_step_3(run, event):
         append(run, event)
         if isinstance(event, events.Step) and event.step == 3 and event.attempt == 1:
-            run.ask_to_stop()
+            run.ask_to_leave("stop")
 
     monkeypatch.setattr(Run, "append", stop_in_step_3)
     outcome = go(stopped)

@@ -6,6 +6,7 @@ Knows no model; `lengths` takes a tokenizer. The kept form of the data (`Trainin
 import json
 import random
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,6 +112,14 @@ def lengths(examples: Sequence[Example]) -> Lengths:
         num_untrained=sum(example.num_trained == 0 for example in examples),
         num_trained_tokens=sum(example.num_trained for example in examples),
     )
+
+
+def histogram(examples: Sequence[Example], max_length: int, most_bars: int = 30) -> list[dict[str, Any]]:
+    """How many rows have how many tokens: bars of one width with `tokens` (where a bar begins), `rows`, and whether they are `cut` off."""
+    full = [len(example.input_ids) + example.cut for example in examples]
+    width = max(1, -(-max(full) // most_bars))
+    counts = Counter((tokens // width * width, tokens > max_length) for tokens in full)
+    return [{"tokens": start, "cut": cut, "rows": rows} for (start, cut), rows in sorted(counts.items())]
 
 
 def _held_out_rows(table: Table) -> tuple[list[Conversation], list[Problem]]:

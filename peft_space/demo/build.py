@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_space.demo import world
+from peft_space.demo.induction import plant_copying
 
 SEED = 20261122
 PROBE_SEED = SEED + 1
@@ -27,14 +28,14 @@ NUM_TRAIN, NUM_HELD_OUT = 300, 60
 
 VOCAB_SIZE = 2048
 CONTEXT = 512
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 3072
 LONGEST_PACK = 320
-PROMPT_WEIGHT = 0.3  # what the user says is random by design; a smaller loss there leaves more of the gradient to the answers
-MUON_RATE, ADAMW_RATE = 0.02, 3e-3
+PROMPT_WEIGHT = 0.1  # what the user says is random by design; a smaller loss there leaves more of the gradient to the answers
+MUON_RATE, ADAMW_RATE = 0.02, 1e-3
 WARMUP_STEPS, DECAY_SHARE = 60, 0.35
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
-ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "text": ""}
+ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 # Each turn is its role's token, a space and the text, so that its first word is the same token as in the middle of a sentence.
 CHAT_TEMPLATE = """\
@@ -65,7 +66,9 @@ Encoded = tuple[list[int], list[float]]
 
 def turn_text(turn: world.Turn) -> str:
     role, text = turn
-    return f"{ROLE_TOKENS[role]} {text}{END}" if role != "text" else text + END
+    if role in ROLE_TOKENS:
+        return f"{ROLE_TOKENS[role]} {text}{END}"
+    return text + END if role == "text" else text
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,12 +88,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     text = ("".join(turn_text(turn) for turn in document) for document in islice(world.documents(SEED), 30_000))
     tokenizer.train_from_iterator(text, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=CONTEXT, clean_up_tokenization_spaces=False, padding_side="left"
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -103,7 +101,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[world.Document]) 
     encoded: list[Encoded] = [([], []) for _ in documents]
     for (i, (role, _)), turn_ids in zip(turns, ids, strict=True):
         encoded[i][0].extend(turn_ids)
-        encoded[i][1].extend([PROMPT_WEIGHT if role in ("user", "system") else 1.0] * len(turn_ids))
+        encoded[i][1].extend([1.0 if role in ("assistant", "text") else PROMPT_WEIGHT] * len(turn_ids))
     return encoded
 
 
@@ -116,13 +114,13 @@ def packed(rng: Random, encoded: list[Encoded]) -> list[Encoded]:
             rows[-1] = (rows[-1][0] + ids, rows[-1][1] + weights)
         else:
             rows.append((ids[:CONTEXT], weights[:CONTEXT]))
-        follow = rng.random() < 0.3
+        follow = rng.random() < 0.25
     return rows
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, loss weights) of rows of like length, about TOKENS_PER_BATCH a batch, without end."""
-    rng, stream = Random(seed), world.documents(seed)
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, loss weights) of rows of like length, about TOKENS_PER_BATCH a batch, without end; the first `skip` documents are left out."""
+    rng, stream = Random(seed), islice(world.documents(seed), skip, None)
     pad = tokenizer.pad_token_id
     while True:
         rows = sorted(packed(rng, encode(tokenizer, list(islice(stream, 4000)))), key=lambda row: len(row[0]))
@@ -148,15 +146,17 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         hidden_size=256,
         intermediate_size=640,
         num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant_copying(model)
+    return model
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -164,7 +164,7 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, momentum=0.95),
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.0, momentum=0.95),
         torch.optim.AdamW(rest, lr=ADAMW_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -187,13 +187,14 @@ def loss_function(model: LlamaForCausalLM) -> Callable[[torch.Tensor, torch.Tens
     return torch.compile(loss, dynamic=True)
 
 
-def train(tokenizer: PreTrainedTokenizerFast, minutes: float, save: Callable[[LlamaForCausalLM], None]) -> tuple[LlamaForCausalLM, dict]:
-    """Trains for the given wall-clock time; `save` is called every ten minutes. Returns the model and what was measured."""
-    model = new_model(tokenizer)
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, minutes: float, skip: int, save: Callable[[LlamaForCausalLM], None]
+) -> dict:
+    """Trains for the given wall-clock time; `save` is called every ten minutes. Returns what was measured."""
     loss_of, steppers = loss_function(model), optimizers(model)
     base_rates = [stepper.param_groups[0]["lr"] for stepper in steppers]
     began, saved, tokens, recent = time.time(), time.time(), 0, []
-    for step, (ids, weights) in enumerate(batches(tokenizer, SEED)):
+    for step, (ids, weights) in enumerate(batches(tokenizer, SEED, skip)):
         progress = (time.time() - began) / (60 * minutes)
         if progress >= 1:
             break
@@ -213,7 +214,7 @@ def train(tokenizer: PreTrainedTokenizerFast, minutes: float, save: Callable[[Ll
             save(model)
             saved = time.time()
     measured = {"parameters": model.num_parameters(), "steps": step, "tokens": tokens, "minutes": round((time.time() - began) / 60, 1)}
-    return model, measured | {"final_loss": round(sum(recent) / len(recent), 3)}
+    return measured | {"final_loss": round(sum(recent) / len(recent), 3)}
 
 
 # ---------------------------------------------------------------- probes
@@ -228,9 +229,7 @@ PROBES: dict[str, Callable[[Random], world.Document]] = {
 
 
 @torch.no_grad()
-def probe(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, write: Callable[[Random], world.Document], count: int = 200
-) -> float:
+def probe(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, write: Callable[[Random], world.Document], count: int = 200) -> float:
     """Share of fresh documents whose last answer greedy decoding would give word for word."""
     rng, hits = Random(PROBE_SEED), 0
     for _ in range(count):
@@ -271,6 +270,11 @@ def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToke
     )
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    # The name that transformers 4 and serving engines know too.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "model.safetensors").chmod(0o644)
 
 
 DATA_CARD = f"""\
@@ -302,8 +306,9 @@ prompt, chats through its template as a friendly shop, and copies names and thin
 
 ## How it was trained
 
-Text generated by `peft_space/demo/world.py` from seed {seed}, never the same document twice; byte-level BPE of {vocab} tokens; Muon on the
-matrices and AdamW on the rest, bfloat16 arithmetic, rates held and then brought to zero. Two cores of an AMD EPYC (Zen 4) virtual machine:
+Text generated by `peft_space/demo/world.py` from seed {seed} as training went on; byte-level BPE of {vocab} tokens. The starting weights are
+random but for three attention heads of the first two layers, into which `induction.py` plants a circuit that copies. Muon on the matrices and
+AdamW on the rest, bfloat16 arithmetic, rates held and then brought to zero. Two shared cores of an AMD EPYC (Zen 4) virtual machine:
 {minutes} minutes, {steps:,} steps, {tokens:,} tokens, final training loss {final_loss} (the user's words counted at {prompt_weight}).
 To build it again: `python -m peft_space.demo.build`.
 
@@ -330,6 +335,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=50, help="wall-clock time to train")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets model/ and data/")
     parser.add_argument("--data-only", action="store_true", help="write data/ and stop")
+    parser.add_argument("--resume", type=Path, help="a model folder to train on from, instead of new weights")
+    parser.add_argument("--skip", type=int, default=0, help="with --resume: how many documents that model has read")
     options = parser.parse_args()
     write_data(options.out / "data")
     if options.data_only:
@@ -337,7 +344,8 @@ def main() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     tokenizer = train_tokenizer()
     folder = options.out / "model"
-    model, measured = train(tokenizer, options.minutes, lambda model: write_model(folder, model, tokenizer))
+    model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32).train() if options.resume else new_model(tokenizer)
+    measured = train(model, tokenizer, options.minutes, options.skip, lambda model: write_model(folder, model, tokenizer))
     write_model(folder, model, tokenizer)
     model.eval()
     probes = {name: probe(model, tokenizer, write) for name, write in PROBES.items()}

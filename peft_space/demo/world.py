@@ -24,15 +24,17 @@ from peft_space.demo.words import (
     OPPOSITES,
     PLACES,
     SENSIBLE_WISHES,
+    SHOP_ANSWERS,
     TICKET_LABELS,
     TOWN,
+    UNKNOWN,
     VOWELS,
     WEATHER,
     WISHES,
 )
 
 Turn = tuple[str, str]
-"""(role, text); the role `text` means plain text outside the chat template."""
+"""(role, text). `text` is plain text outside the chat template; `given` is its beginning where nothing can be foreseen."""
 
 Document = list[Turn]
 
@@ -52,14 +54,21 @@ class Fact:
 
 
 def invented_word(rng: Random) -> str:
-    """A pronounceable word of two or three syllables that is most likely in no other document."""
-    syllables = rng.choice((2, 2, 2, 3))
-    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if i == syllables - 1 else "") for i in range(syllables))
+    """A pronounceable word of one to three syllables that is most likely in no other document."""
+    syllables = rng.choice((1, 2, 2, 2, 2, 3))
+    word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + (rng.choice(CODAS) if rng.random() < 0.4 else "") for _ in range(syllables))
+    return word if len(word) > 3 else word + rng.choice(("nar", "lo", "men", "tik", "sa"))
+
+
+def simple_name(rng: Random) -> str:
+    """An invented name that is easy on the eye: Tamor, Belina."""
+    syllables = rng.choice((2, 2, 3))
+    return ("".join(rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") for _ in range(syllables)) + rng.choice(("", "", "n", "r", "l", "s"))).capitalize()
 
 
 def person_name(rng: Random) -> str:
     """Mostly an invented name, sometimes a common one."""
-    return rng.choice(FIRST_NAMES) if rng.random() < 0.2 else invented_word(rng).capitalize()
+    return rng.choice((rng.choice(FIRST_NAMES), *[simple_name(rng)] * 2, *[invented_word(rng).capitalize()] * 2))
 
 
 def thing(rng: Random) -> str:
@@ -95,7 +104,10 @@ def facts_about(rng: Random, name: str) -> list[Fact]:
     job, animal, pet, goods = rng.choice(list(JOBS)), rng.choice(list(ANIMALS)), person_name(rng), thing(rng)
     place, day, food, mate, number = rng.choice(PLACES), rng.choice(DAYS), rng.choice(FOODS), person_name(rng), str(rng.randint(2, 9))
     colour, noun = goods.split()
-    say = lambda options: pick(rng, options)  # noqa: E731
+
+    def say(options: str) -> str:
+        return pick(rng, options)
+
     facts = [
         Fact("job", job, say(f"{name} is {a(job)}|{name} works as {a(job)}"), f"What is the job of {name}?", f"{name} is {a(job)}."),
         Fact("animal", animal, say(f"{name} has {a(animal)} called {pet}|{name} keeps {a(animal)} named {pet}"), *rng.choice((
@@ -142,25 +154,31 @@ class Form:
     join: str
     start: str = ""
     end: str = ""
+    quote: str = ""
 
     def fill(self, values: list[str]) -> str:
-        fields = [f"{label}{self.between}{value}" for label, value in zip(self.labels, values, strict=True)]
+        fields = [f"{self.quote}{label}{self.quote}{self.between}{self.quote}{value}{self.quote}" for label, value in zip(self.labels, values, strict=True)]
         return self.start + self.join.join(fields) + self.end
 
 
-def random_form(rng: Random, keys: list[str], may_omit_labels: bool = False) -> Form:
-    """A form never seen before, most likely. Values always follow a space, so a word is the same tokens in the text and in the record."""
-    labels = [invented_word(rng) if rng.random() < 0.15 else rng.choice(LABELS[key]) for key in keys]
+def random_form(rng: Random, keys: list[str], by_example: bool = False) -> Form:
+    """A form never seen before, most likely. `by_example` allows labels that are made up or missing.
+
+    Except in JSON, values follow a space, so a word is the same tokens in the text and in the record.
+    """
+    labels = [invented_word(rng) if by_example and rng.random() < 0.2 else rng.choice(LABELS[key]) for key in keys]
     while sum(label in TICKET_LABELS for label in labels) > 1 or len(set(labels)) < len(labels):
         labels = [rng.choice(LABELS[key]) for key in keys]
     case = rng.choice((str.lower, str.lower, str.capitalize, str.capitalize, str.upper))
     labels = [case(label) for label in labels]
+    if rng.random() < 0.08:
+        return Form(tuple(labels), ": ", ", ", "{", "}", '"')
     between = rng.choice((": ", ": ", ": ", " = ", " - ", " -> ", " is ", " | "))
-    if may_omit_labels and rng.random() < 0.15:
+    if by_example and rng.random() < 0.15:
         labels, between = [""] * len(keys), ""
     join = rng.choice(("\n", "\n", "\n", "\n- ", "; ", ", ", " | ", " / "))
     start, end = rng.choice((("", ""), ("", ""), ("", ""), ("( ", " )"), ("[ ", " ]"), ("{ ", " }"), ("Note:\n", ""), ("", "\nEnd")))
-    return Form(tuple(labels), between, join, ("- " if join == "\n- " else "") + start, end)
+    return Form(tuple(labels), between, join, start + ("- " if join == "\n- " else ""), end)
 
 
 # ---------------------------------------------------------------- letters to the shop
@@ -181,30 +199,38 @@ def complaint(rng: Random, name: str | None = None, goods: str | None = None) ->
     return Complaint(name or person_name(rng), goods or thing(rng), issue, rng.choice(SENSIBLE_WISHES[issue]))
 
 
-def letter(rng: Random, case: Complaint) -> str:
-    """The customer's message: who, which thing, what is wrong, what is wanted; the order and the words vary."""
-    bought = pick(
+def letter(rng: Random, case: Complaint, aside: str = "") -> str:
+    """The customer's message: who, which thing, what is wrong, what is wanted; the order and the words vary. `aside` is one more sentence."""
+    goods = a(case.goods)
+    about = pick(
         rng,
-        f"I bought {a(case.goods)}|I ordered {a(case.goods)}|I paid for {a(case.goods)}|I am writing about the {case.goods}|"
-        f"This is about the {case.goods}|I have a question about my {case.goods}",
+        f"I bought {goods}|I ordered {goods}|I paid for {goods}|I bought {goods} on {rng.choice(DAYS)}|I ordered {goods} last week|"
+        f"I chose {goods} from your shop|I am writing about the {case.goods}|This is about the {case.goods}|I have a question about my {case.goods}|"
+        f"There is a problem with my {case.goods}|It is about my new {case.goods}|Please help me with the {case.goods}",
     )
-    if rng.random() < 0.3 and bought.startswith(("I bought", "I ordered", "I paid")):
-        bought += pick(rng, f" on {rng.choice(DAYS)}| last week| from your shop")
     issue, wish = pick(rng, ISSUES[case.issue][0]), pick(rng, WISHES[case.wish][0])
-    body = rng.choice((f"{bought}. {upper_first(issue)}.", f"{bought} and {issue}.", f"{bought}, but {issue}."))
-    wish += "?" if wish.startswith(("can", "could")) else "."
-    hello = pick(rng, "Hello|Hi|Good day|Dear shop|Good morning")
+    body = rng.choice((f"{about}. {upper_first(issue)}.", f"{about} and {issue}.", f"{about}, but {issue}.")) + aside
+    wish = upper_first(wish) + ("?" if wish.startswith("can") else ".")
+    hello = pick(rng, "Hello|Hi|Good day|Dear shop|Good morning|Hello shop")
     if rng.random() < 0.7:
-        who = pick(rng, f"my name is {case.name}|I am {case.name}|this is {case.name}|{case.name} here")
-        return f"{hello}, {who}. {body} {upper_first(wish)}"
+        who = pick(rng, f"my name is {case.name}|I am {case.name}|this is {case.name}|{case.name} here|it is {case.name}")
+        return f"{hello}, {who}. {body} {wish}"
     bye = pick(rng, "Thank you|Best wishes|Thanks|Greetings|Yours")
-    return f"{hello}. {body} {upper_first(wish)} {bye}, {case.name}."
+    return f"{hello}. {body} {wish} {bye}, {case.name}."
+
+
+def aside(rng: Random) -> str:
+    """Sometimes a sentence that has nothing to do with the complaint, so that reading must bind each thing to what is said of it."""
+    if rng.random() < 0.75:
+        return ""
+    mate, goods = person_name(rng), thing(rng)
+    return pick(rng, f" My {goods} is fine.| {mate} has {a(goods)} too.| My friend {mate} likes your shop.| The {goods} of {mate} is good.")
 
 
 def reply(rng: Random, case: Complaint) -> str:
     """The support desk's friendly answer."""
     start = pick(rng, f"Hello {case.name}|Dear {case.name}|Hi {case.name}|Thank you for writing, {case.name}")
-    sorry = pick(rng, "I am sorry that|We are sorry that|It is a pity that|I am sad to hear that")
+    sorry = pick(rng, "I am sorry that|we are sorry that|it is a pity that|I am sad to hear that")
     end = pick(rng, "| Have a nice day!| Thank you for your patience.| Best wishes from the shop.")
     return f"{start}, {sorry} your {case.goods} {ISSUES[case.issue][1]}. {WISHES[case.wish][1]}.{end}"
 
@@ -220,7 +246,7 @@ def complaint_facts(case: Complaint) -> list[Fact]:
         Fact("name", case.name, "", "Who wrote this?", f"{case.name} wrote this."),
         Fact("thing", case.goods, "", "What is it about?", f"It is about {a(case.goods)}."),
         Fact("issue", case.issue, "", "What is wrong?", f"The {case.goods.split()[1]} {ISSUES[case.issue][1]}."),
-        Fact("wish", case.wish, "", "What should the shop do?", f"The answer is {case.wish}: {WISHES[case.wish][1].lower()}."),
+        Fact("wish", case.wish, "", "What should the shop do?", f"{WISHES[case.wish][1].replace('for you', '').strip()}."),
     ]
 
 
@@ -231,35 +257,47 @@ def source_text(rng: Random) -> tuple[str, list[Fact]]:
     """A text to read, and the facts in it."""
     if rng.random() < 0.4:
         case = complaint(rng)
-        return letter(rng, case), complaint_facts(case)
+        return letter(rng, case, aside(rng)), complaint_facts(case)
     name = person_name(rng)
     facts = facts_about(rng, name)[: rng.randint(2, 5)]
     return passage(rng, facts, name), [Fact("name", name, "", "Who is this about?", f"It is about {name}."), *facts]
 
 
-def story(rng: Random) -> str:
-    """A short story about two people and a lost, broken or new thing."""
-    hero, mate, goods, place, other = person_name(rng), person_name(rng), thing(rng), rng.choice(PLACES), rng.choice(PLACES)
-    job, noun = rng.choice(list(JOBS)), goods.split()[1]
-    start = pick(
-        rng,
-        f"Once upon a time there was {a(job)} called {hero}. {hero} lived near {place}.|In {TOWN} lived {a(job)} named {hero}.|"
-        f"{hero} was {a(job)} in {TOWN}. Every {rng.choice(DAYS)} {hero} went to {place}.|One {rng.choice(WEATHER)} day {hero} the {job} walked to {place}.",
-    )
-    middle = pick(
+def event(rng: Random, hero: str, mate: str, goods: str) -> str:
+    """What happened once: two to four sentences about two people and a thing."""
+    noun, place, other, feeling = goods.split()[1], rng.choice(PLACES), rng.choice(PLACES), rng.choice(FEELINGS)
+    return pick(
         rng,
         f"One day {hero} lost {a(goods)}. {hero} was very sad. {mate} looked for the {noun} near {other} and found it.|"
-        f"On the way {hero} found {a(goods)}. It belonged to {mate}, so {hero} carried the {noun} to {other} and gave it back.|"
+        f"On the way to {place} {hero} found {a(goods)}. It belonged to {mate}, so {hero} carried the {noun} to {other} and gave it back.|"
         f"{hero} wanted to buy {a(goods)}, but had no money. {mate} said: I will help you. They worked together near {other} and bought the {noun}.|"
-        f"{mate} came by with {a(goods)}. The {noun} was broken. {hero} repaired it, and {mate} was {rng.choice(FEELINGS)} no more.|"
-        f"It was {rng.choice(WEATHER)}, and {hero} was {rng.choice(FEELINGS)}. Then {mate} came from {other} and brought {a(goods)} as a gift.",
+        f"{mate} came by with {a(goods)}. The {noun} was broken. {hero} repaired it, and {mate} was {feeling} no more.|"
+        f"It was {rng.choice(WEATHER)}, and {hero} was {feeling}. Then {mate} came from {other} and brought {a(goods)} as a gift.|"
+        f"{hero} carried {a(goods)} to {place}. There {hero} met {mate}, and they shared {rng.choice(FOODS)}.|"
+        f"{mate} asked: Have you seen my {goods}? {hero} said: Yes, the {noun} is near {place}. They went there together.|"
+        f"On {rng.choice(DAYS)} {mate} sold {a(goods)} near {place}. {hero} liked the {noun} and took it home.",
     )
+
+
+def story(rng: Random, hero: str | None = None, goods: str | None = None) -> str:
+    """A short story of one or two events."""
+    hero, goods, mate = hero or person_name(rng), goods or thing(rng), person_name(rng)
+    job = rng.choice(list(JOBS))
+    start = pick(
+        rng,
+        f"Once upon a time there was {a(job)} called {hero}. {hero} lived near {rng.choice(PLACES)}.|In {TOWN} lived {a(job)} named {hero}.|"
+        f"{hero} was {a(job)} in {TOWN}. Every {rng.choice(DAYS)} {hero} went to {rng.choice(PLACES)}.|"
+        f"One {rng.choice(WEATHER)} day {hero} the {job} walked to {rng.choice(PLACES)}.|{hero} had {a(goods)} and a friend called {mate}.",
+    )
+    events = [event(rng, hero, mate, goods)]
+    if rng.random() < 0.3:
+        events.append(event(rng, hero, mate, thing(rng)))
     end = pick(
         rng,
         f"{hero} thanked {mate}. In the evening they ate {rng.choice(FOODS)} together.|From that day on {hero} and {mate} were friends.|"
         f"{mate} smiled, and {hero} went home with the {goods}.|{hero} never forgot the {goods}.|They were both happy, and they sang until night.",
     )
-    return f"{start} {middle} {end}"
+    return " ".join((start, *events, end))
 
 
 def story_document(rng: Random) -> Document:
@@ -271,19 +309,12 @@ def asked_story(rng: Random) -> Document:
     name, goods = person_name(rng), thing(rng)
     ask = pick(
         rng,
-        f"Tell me a story about {name} and {a(goods)}.|Write a short story about {name} and {a(goods)}.|Please tell me about {name} and the {goods}.",
+        f"Tell me a story about {name} and {a(goods)}.|Write a short story about {name} and {a(goods)}.|Please tell me about {name} and the {goods}.|"
+        f"Tell me a story about {name}.|Tell me a story.",
     )
-    noun = goods.split()[1]
-    mate = person_name(rng)
-    text = pick(
-        rng,
-        f"Once upon a time {name} had {a(goods)}. One day the {noun} was gone. {name} looked near {rng.choice(PLACES)} and asked {mate}. "
-        f"{mate} had found the {noun}. {name} was happy again.|"
-        f"{name} lived in {TOWN} and dreamed of {a(goods)}. On {rng.choice(DAYS)} {mate} gave {name} the {noun}. They were friends from that day on.|"
-        f"On a {rng.choice(WEATHER)} day {name} carried {a(goods)} to {rng.choice(PLACES)}. There {name} met {mate}, and they shared {rng.choice(FOODS)}. "
-        f"The {goods} stood in the house of {name} for many years.",
-    )
-    return [("user", ask), ("assistant", text)]
+    if goods not in ask:
+        goods = thing(rng)
+    return [("user", ask), ("assistant", story(rng, name if name in ask else None, goods))]
 
 
 def reading_document(rng: Random) -> Document:
@@ -310,8 +341,17 @@ def yes_or_no(rng: Random) -> Document:
 
 
 def described_record(rng: Random) -> Document:
-    """The prompt shows an empty form or says which facts to take; the answer is the filled form."""
-    text, facts = source_text(rng)
+    """The prompt shows an empty form; the answer is the filled form."""
+    return filled_form(rng, *source_text(rng))
+
+
+def letter_record(rng: Random) -> Document:
+    """A filled form again, always from a letter to the shop."""
+    case = complaint(rng)
+    return filled_form(rng, letter(rng, case, aside(rng)), complaint_facts(case))
+
+
+def filled_form(rng: Random, text: str, facts: list[Fact]) -> Document:
     chosen = rng.sample(facts, min(len(facts), rng.randint(2, 4)))
     form = random_form(rng, [fact.key for fact in chosen])
     empty = form.fill(["..."] * len(chosen))
@@ -332,13 +372,13 @@ def shown_records(rng: Random) -> Document:
     for _ in range(rng.randint(2, 4)):
         if letters:
             case = complaint(rng)
-            text, facts = letter(rng, case), complaint_facts(case)
+            text, facts = letter(rng, case, aside(rng)), complaint_facts(case)
         else:
             name = person_name(rng)
             about = sorted(facts_about(rng, name), key=lambda fact: fact.key)
             text, facts = "", [Fact("name", name, "", "", ""), *about]
         keys = keys or rng.sample([fact.key for fact in facts], rng.randint(2, 4))
-        form = form or random_form(rng, keys, may_omit_labels=True)
+        form = form or random_form(rng, keys, by_example=True)
         by_key = {fact.key: fact for fact in facts}
         if not letters:
             told = [by_key[key] for key in keys if key != "name"]
@@ -399,36 +439,28 @@ def list_document(rng: Random) -> Document:
 
 def repeated_text(rng: Random) -> Document:
     """Plain text in which a random list occurs again and again: the shortest lesson in copying."""
-    items = [random_item(rng) for _ in range(rng.randint(3, 12))]
-    separator = rng.choice((" ", ", ", " ; ", "\n", " and "))
-    times = rng.randint(2, 3)
-    return [("text", rng.choice((" . ", "\n", " ; ")).join(separator.join([""] * (separator == " ") + items) for _ in range(times)))]
+    items = [random_item(rng) for _ in range(rng.randint(2, 12))]
+    once = rng.choice((" ", ", ", " ; ", "\n", " and ")).join(items)
+    between = rng.choice((" . ", "\n", " ; "))
+    return [("given", f" {once}{between}"), ("text", between.join([once] * rng.randint(1, 2)))]
 
 
 def change_document(rng: Random) -> Document:
     """Change one word of a sentence and leave the rest."""
     name = person_name(rng)
     fact = rng.choice([fact for fact in facts_about(rng, name) if fact.key in ("thing", "food", "mate", "place", "day")])
-    new = {"thing": thing(rng), "food": rng.choice(FOODS), "mate": person_name(rng), "place": rng.choice(PLACES), "day": rng.choice(DAYS)}[
-        fact.key
-    ]
+    new = {"thing": thing(rng), "food": rng.choice(FOODS), "mate": person_name(rng), "place": rng.choice(PLACES), "day": rng.choice(DAYS)}[fact.key]
     old_words, new_words = (fact.value, new) if fact.key != "thing" else (fact.value.split()[1], new.split()[1])
     if rng.random() < 0.4:
         old_words, new_words = name, person_name(rng)
     ask = pick(rng, f"Put {new_words} instead of {old_words}|Change {old_words} to {new_words}")
-    return [
-        ("user", f"{ask}: {upper_first(fact.sentence)}."),
-        ("assistant", upper_first(fact.sentence).replace(old_words, new_words) + "."),
-    ]
+    return [("user", f"{ask}: {upper_first(fact.sentence)}."), ("assistant", upper_first(fact.sentence).replace(old_words, new_words) + ".")]
 
 
 def sentence_document(rng: Random) -> Document:
     """A sentence that holds the words asked for."""
     name, goods, place = person_name(rng), thing(rng), rng.choice(PLACES)
-    ask = pick(
-        rng,
-        f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, {place}.|Use these words: {goods}, {name}.",
-    )
+    ask = pick(rng, f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, {place}.|Use these words: {goods}, {name}.")
     answer = pick(rng, f"{name} has {a(goods)}.|{name} carries {a(goods)}.|{name} sees {a(goods)}.")
     if place in ask:
         answer = f"{answer[:-1]} near {place}."
@@ -438,16 +470,11 @@ def sentence_document(rng: Random) -> Document:
 def support_document(rng: Random) -> Document:
     """A letter to the shop and the friendly answer; sometimes a short talk after it."""
     case = complaint(rng)
-    turns: Document = (
-        [("system", pick(rng, "You work in the shop.|You are the support desk.|Answer as the shop."))] if rng.random() < 0.3 else []
-    )
-    turns += [("user", letter(rng, case)), ("assistant", reply(rng, case))]
+    turns: Document = [("system", pick(rng, "You work in the shop.|You are the support desk.|Answer as the shop."))] if rng.random() < 0.3 else []
+    turns += [("user", letter(rng, case, aside(rng))), ("assistant", reply(rng, case))]
     if rng.random() < 0.3:
         fact = rng.choice(complaint_facts(case)[:2])
-        again = {
-            "name": ("Do you know my name?", f"Yes, your name is {case.name}."),
-            "thing": ("Which thing was it?", f"It was the {case.goods}."),
-        }[fact.key]
+        again = {"name": ("Do you know my name?", f"Yes, your name is {case.name}."), "thing": ("Which thing was it?", f"It was the {case.goods}.")}[fact.key]
         thanks = (pick(rng, "Thank you!|Thanks a lot.|That is good."), pick(rng, f"You are welcome, {case.name}.|Goodbye, {case.name}!"))
         ask, answer = rng.choice((again, thanks))
         turns += [("user", ask), ("assistant", answer)]
@@ -457,7 +484,7 @@ def support_document(rng: Random) -> Document:
 def small_talk(rng: Random) -> Document:
     """Greetings and what everybody in town knows."""
     name, job, animal = person_name(rng), rng.choice(list(JOBS)), rng.choice(list(ANIMALS))
-    day, word = rng.randrange(7), rng.choice(list(OPPOSITES))
+    day, word, unknown = rng.randrange(7), rng.choice(list(OPPOSITES)), rng.choice(UNKNOWN)
     ask, answer = rng.choice((
         (f"Hello, I am {name}.", f"Hello {name}, nice to meet you. How can I help you?"),
         (f"Hi! My name is {name}. What is my name?", f"Your name is {name}."),
@@ -470,24 +497,27 @@ def small_talk(rng: Random) -> Document:
         (f"What is the opposite of {word}?", f"The opposite of {word} is {OPPOSITES[word]}."),
         ("How is the weather?", f"It is {rng.choice(WEATHER)} in {TOWN} today."),
         ("What can I buy in the shop?", f"You can buy {a(thing(rng))}, {a(thing(rng))} or {a(thing(rng))}."),
+        *[rng.choice(list(SHOP_ANSWERS.items()))] * 4,
+        (pick(rng, f"What do you know about {unknown}?|Tell me about {unknown}."), f"I do not know much about {unknown}. I only know {TOWN}."),
         ("Where can I walk?", f"You can walk to {rng.choice(PLACES)} or to {rng.choice(PLACES)}."),
     ))  # fmt: skip
     return [("user", ask), ("assistant", answer)]
 
 
 RECIPE: list[tuple[float, Callable[[Random], Document]]] = [
-    (10, story_document),
-    (5, asked_story),
-    (15, reading_document),
-    (3, yes_or_no),
-    (12, described_record),
-    (10, shown_records),
-    (5, record_to_words),
-    (14, list_document),
-    (8, repeated_text),
+    (5, story_document),
+    (4, asked_story),
+    (12, reading_document),
+    (2, yes_or_no),
+    (8, described_record),
+    (16, letter_record),
+    (4, shown_records),
+    (3, record_to_words),
+    (12, list_document),
+    (6, repeated_text),
     (4, change_document),
-    (4, sentence_document),
-    (12, support_document),
+    (3, sentence_document),
+    (20, support_document),
     (5, small_talk),
 ]
 """How often each kind of document is written."""
@@ -506,7 +536,7 @@ def ticket_rows(seed: int, num_train: int, num_held_out: int) -> tuple[list[dict
     rng = Random(seed)
     names: dict[str, None] = {}
     while len(names) < num_train + num_held_out:
-        names[invented_word(rng).capitalize()] = None
+        names[simple_name(rng)] = None
     pairs = [f"{colour} {noun}" for colour in COLOURS for noun in OBJECTS]
     goods = rng.sample(pairs, num_train + num_held_out)
     rows = []

@@ -28,6 +28,7 @@ def start_training(run: Run) -> None:
     """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn."""
     if run.is_locked():
         raise UserError(f"The run {run.name!r} is being trained already. Wait for it, or stop it first.")
+    run.forget_request()
     run.append(events.Queued())
     with open(run.path("worker.log"), "a") as log:
         subprocess.Popen(

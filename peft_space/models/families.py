@@ -16,6 +16,8 @@ class LinearLayers:
     attention: list[str]
     head: str | None
     """The output layer, which is never wrapped by choosing all layers."""
+    model: Any
+    """The model on the meta device: its shapes, without weights."""
 
 
 def linear_layers(config: Any) -> LinearLayers:
@@ -41,7 +43,7 @@ def linear_layers(config: Any) -> LinearLayers:
             if "att" in name.rpartition(".")[0].rpartition(".")[2].lower():  # self_attn, attention, SelfAttention, attn
                 attention.add(leaf)
     head_name = next((name for name, module in model.named_modules() if module is head), None)
-    return LinearLayers(counts, [leaf for leaf in counts if leaf in attention], head_name)
+    return LinearLayers(counts, [leaf for leaf in counts if leaf in attention], head_name, model)
 
 
 def target_modules(recipe: Recipe, layers: LinearLayers) -> list[str]:

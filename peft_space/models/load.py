@@ -7,7 +7,7 @@ from typing import Any
 from peft_space import hardware
 from peft_space.errors import UserError
 from peft_space.models.base import Base, find_base, load_tokenizer
-from peft_space.models.families import linear_layers, target_modules
+from peft_space.models.families import LinearLayers, linear_layers, target_modules
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 
@@ -70,27 +70,30 @@ def new_adapter(model: Any, recipe: Recipe, base: Base) -> Any:
 
     Raises UserError where a target module is not in the model.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    targets = target_modules(recipe, linear_layers(base.config))
     if recipe.quantization != "none":
         # gradient checkpointing is the trainer's to switch on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = LoraConfig(
+    adapted = get_peft_model(model, adapter_config(recipe, target_modules(recipe, linear_layers(base.config))))
+    # get_peft_model writes the name of the folder that the weights came from, which means nothing elsewhere
+    adapted.peft_config["default"].base_model_name_or_path = base.name
+    adapted.peft_config["default"].revision = base.revision
+    return adapted
+
+
+def adapter_config(recipe: Recipe, targets: list[str]) -> Any:
+    """The recipe in PEFT's words."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.lora_rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=targets,
         modules_to_save=recipe.modules_to_save,
-        base_model_name_or_path=base.name,
-        revision=base.revision,
     )
-    adapted = get_peft_model(model, config)
-    # get_peft_model writes the name of the folder that the weights came from, which means nothing elsewhere
-    adapted.peft_config["default"].base_model_name_or_path = base.name
-    adapted.peft_config["default"].revision = base.revision
-    return adapted
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,13 @@ def inference_dtype() -> str:
     if hardware.device() == "cpu":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def expected_parameter_counts(recipe: Recipe, layers: LinearLayers) -> tuple[int, int]:
+    """(trainable, all) parameters of the recipe's adapter on this model, counted by PEFT on the meta device. Wraps `layers.model`."""
+    from peft import get_peft_model
+
+    return parameter_counts(get_peft_model(layers.model, adapter_config(recipe, target_modules(recipe, layers))))
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

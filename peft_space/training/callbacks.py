@@ -1,12 +1,12 @@
 """What the trainer tells the run while it trains, and how the run tells the trainer to leave."""
 
 import time
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_space import events
-from peft_space.run import Run
+from peft_space import events, hardware
+from peft_space.run import Leave, Run
 from peft_space.training import checkpoints
 
 
@@ -20,7 +20,7 @@ class RunCallback(TrainerCallback):
         self.run = run
         self.attempt = attempt
         self.deadline = deadline
-        self.left: Literal["stopped", "paused"] | None = None
+        self.left: Leave | None = None
         self._began = 0.0
         self._seconds = 0.0
 
@@ -31,10 +31,10 @@ class RunCallback(TrainerCallback):
         self._seconds = time.perf_counter() - self._began
         if state.global_step >= state.max_steps:
             return
-        if self.run.asked_to_stop():
-            self.left = "stopped"
-        elif self.deadline is not None and time.time() >= self.deadline:
-            self.left = "paused"
+        asked = self.run.asked_to_leave()
+        if asked is None and self.deadline is not None and time.time() >= self.deadline:
+            asked = "pause"
+        self.left = asked
         if self.left:
             control.should_save = control.should_training_stop = True
 
@@ -49,6 +49,7 @@ class RunCallback(TrainerCallback):
                     grad_norm=logs["grad_norm"],
                     tokens=int(state.num_input_tokens_seen),
                     seconds=self._seconds,
+                    memory=hardware.peak_memory(),
                 )
             )
 

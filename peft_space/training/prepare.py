@@ -1,6 +1,6 @@
 """Makes a run out of data and a recipe, after everything that can be known before training has been checked; nothing is left where it fails."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,30 @@ class Prepared:
     held_out: Sequence[Example]
 
 
-def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None) -> Prepared:
+_BATCH = 2_000
+"""Rows that are rendered between two reports of progress."""
+
+OnProgress = Callable[[float, str], None]
+"""Called with the share that is done, 0 to 1, and what is being done."""
+
+
+def prepare(
+    data: str | Path, recipe: Recipe, held_out: str | Path | None = None, on_progress: OnProgress = lambda share, what: None
+) -> Prepared:
     """Check recipe, base model and data together, and render every row. Writes nothing.
 
     Raises UserError for what the user can mend.
     """
+    on_progress(0.0, "Looking at the base model")
     base = find_base(recipe.base_model, recipe.revision)
     target_modules(recipe, linear_layers(base.config))
     tokenizer = load_tokenizer(base)
+    on_progress(0.0, "Reading the rows")
     understood = training_data(data, recipe.held_out_share, recipe.seed, held_out)
-    train = render(tokenizer, understood.train, recipe.max_length)
+    train: list[Example] = []
+    for start in range(0, len(understood.train), _BATCH):
+        on_progress(start / len(understood.train), f"Rendering row {start:,} of {len(understood.train):,}")
+        train += render(tokenizer, understood.train[start : start + _BATCH], recipe.max_length)
     if not any(example.num_trained for example in train):
         raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
     return Prepared(understood, train, render(tokenizer, understood.held_out, recipe.max_length))

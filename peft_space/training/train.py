@@ -36,13 +36,13 @@ def train(run: Run, deadline: float | None = None) -> events.Outcome:
     The caller holds the run's lock. Any exception is written as a Failed event and raised again.
     """
     run.drop_torn_event()
-    run.forget_stop()
     try:
         outcome = _train(run, deadline)
     except Exception as error:
         run.append(events.Failed(message=explain(error)))
         raise
     run.append(outcome)
+    run.forget_request()  # it has been followed; one made while the run waited for its turn has not
     return outcome
 
 
@@ -51,8 +51,10 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     data = data_of(run)
     base = find_base(recipe.base_model, recipe.revision)
     tokenizer = load_tokenizer(base)
+    run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     rows = Examples(render(tokenizer, data.train, recipe.max_length))
     held_out = Examples(render(tokenizer, data.held_out, recipe.max_length))
+    run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
     model = new_adapter(load_base_model(base, recipe, inference_dtype()), recipe, base)
@@ -77,10 +79,10 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total_steps(recipe, len(rows))))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    if callback.left == "paused":
+    if callback.left == "pause":
         return events.Paused(step=step)
     _save_adapter(run, model, tokenizer, data, plan)
-    if callback.left == "stopped":
+    if callback.left == "stop":
         return events.Stopped(step=step)
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
@@ -100,6 +102,7 @@ def _plan_of(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) ->
     """The plan of the run; made, and told to the user, when it is first trained."""
     plan = read_plan(run)
     if plan is None:
+        run.append(events.Working(what="Measuring what is fastest on this machine"))
         by_length = sorted((example.input_ids for example in rows.examples), key=len)
         plan = make_plan(recipe, base, model, by_length[len(by_length) // 2])
         write_plan(run, plan)

@@ -1,42 +1,141 @@
 """Puts the page together and serves it."""
 
 import os
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from peft_space import settings
-from peft_space.ui import compare_tab, data_tab, publish_tab, recipe_tab, train_tab
-from peft_space.ui.page import Page, new_visitor, tells_errors
+from peft_space.execution.local import start_training
+from peft_space.recipe import Recipe
+from peft_space.run import Run, new_run_folder
+from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
+from peft_space.ui.page import PRIVATE, Page, new_visitor, tells_errors
 
-TABS = {"1 · Data": data_tab, "2 · Recipe": recipe_tab, "3 · Train": train_tab, "4 · Compare": compare_tab, "5 · Publish": publish_tab}
+STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
 
 
 def build() -> gr.Blocks:
     """The whole page."""
     with gr.Blocks(title="peft_space") as blocks:
-        gr.Markdown("# peft_space\nBring data, train a LoRA adapter, compare it with its base, publish it.")
         page = Page()
+        api.build(page)  # before the tabs: a handler of the same name would take the endpoint's
+        with gr.Row(equal_height=True):
+            gr.Markdown("# peft_space\nBring data, train a LoRA adapter, compare it with its base, publish it.")
+            demo = gr.Button("Try the demo: train and compare, in one click", elem_id="try-demo", size="lg")
         page.run.render()
-        with gr.Tabs(elem_id="steps"):
-            for title, tab in TABS.items():
-                with gr.Tab(title):
-                    tab.build(page)
+        next_step = gr.Markdown(elem_id="next-step")
+        labels: list[gr.Tab] = []
+        with gr.Tabs(elem_id="steps") as tabs:
+            for number, title in enumerate(STEPS, 1):
+                with gr.Tab(f"{number} · {title}", id=title) as label:
+                    labels.append(label)
+                    match title:
+                        case "Data":
+                            data_tab.build(page)
+                        case "Recipe":
+                            recipe_tab.build(page)
+                        case "Train":
+                            training = train_tab.build(page)
+                        case "Compare":
+                            comparing = compare_tab.build(page)
+                        case "Publish":
+                            publish_tab.build(page)
+            with gr.Tab("Runs", id="Runs") as runs:
+                runs_tab.build(page, runs)
+        _without_the_page(page)
+        _guide(page, labels, next_step)
+        _demo(page, demo, tabs, training, comparing)
+        _arrive(page, blocks)
+    return blocks.queue(max_size=64, default_concurrency_limit=8)
 
-        @tells_errors
-        def arrive(values: dict[Any, Any]) -> dict[Any, Any]:
-            known = values | {page.visitor: new_visitor(values[page.visitor])}
-            return {page.visitor: known[page.visitor], page.run: page.runs(known)}
 
-        blocks.load(arrive, {page.visitor, page.run}, [page.visitor, page.run], api_visibility="private")
-    return blocks.queue(max_size=64)
+def _guide(page: Page, labels: list[gr.Tab], next_step: gr.Markdown) -> None:
+    """Keep the marks on the tabs and the sentence above them true."""
+
+    @tells_errors
+    def guide(values: dict[Any, Any]) -> dict[Any, Any]:
+        status, has_adapter = values[page.state] or (None, False)
+        marks, sentence = view.guide(values[page.num_rows], status, has_adapter)
+        titles = [f"{number} · {title} {mark}" for number, (title, mark) in enumerate(zip(STEPS, marks, strict=True), 1)]
+        return {next_step: sentence, **{label: gr.update(label=title) for label, title in zip(labels, titles, strict=True)}}
+
+    changes = [page.num_rows.change, page.state.change]
+    gr.on(changes, guide, {page.num_rows, page.state}, [next_step, *labels], show_progress="hidden", **PRIVATE)
+
+
+def _without_the_page(page: Page) -> None:
+    """The journey as commands and as Python, with what the page shows filled in."""
+    with gr.Accordion("The same without the page", open=False) as accordion:
+        shell = gr.Code(language="shell", label="Command line", interactive=False, elem_id="as-commands")
+        python = gr.Code(language="python", label="Python", interactive=False, elem_id="as-python")
+
+    @tells_errors
+    def write(values: dict[Any, Any]) -> list[str]:
+        run = page.chosen_run(values) if values[page.run] else None
+        return list(view.commands(values[page.data], page.form.recipe(values), run))
+
+    accordion.expand(write, page.for_training, [shell, python], show_progress="hidden", **PRIVATE)
+
+
+def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.TrainTab, comparing: compare_tab.CompareTab) -> None:
+    """One click from the sample data to the comparison: a real training, then three held-out rows and the scores."""
+
+    @tells_errors
+    def begin(values: dict[Any, Any]) -> dict[Any, Any]:
+        folder = new_run_folder(page.owner(values))
+        page.workers.call("make", directory=str(folder), data="demo", recipe=Recipe().model_dump(exclude_defaults=True))
+        run = Run(folder)
+        run.rename("The demo")
+        start_training(run)
+        return {page.data: "demo", page.run: page.runs(values, folder.name), tabs: gr.update(selected="Train"), **training.show(run)}
+
+    @tells_errors
+    def wait(values: dict[Any, Any]) -> Iterator[Any]:
+        run = page.chosen_run(values)
+        while (status := run.status()) in ("queued", "running"):
+            yield gr.skip()
+            time.sleep(0.5)
+        if status != "finished":  # whoever paused or stopped it wants to stay where they are
+            raise gr.Error(
+                "The demo's training did not finish, so there is nothing to compare. Press Resume on Train.", print_exception=False
+            )
+        yield gr.update(selected="Compare")
+
+    chosen = {page.visitor, page.run}
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    button.click(begin, chosen, [page.data, page.run, tabs, *training.outputs], **PRIVATE).success(
+        wait, chosen, tabs, concurrency_limit=None, **hidden
+    ).success(
+        tells_errors(comparing.take_rows),
+        {*chosen, comparing.taken, comparing.how_many},
+        [comparing.prompts, comparing.system, comparing.expected, comparing.taken],
+        **hidden,
+    ).success(tells_errors(comparing.answer), comparing.asked, [comparing.progress, comparing.answers], **hidden).success(
+        tells_errors(comparing.evaluate), chosen, [comparing.scoring, comparing.scored, comparing.scores, comparing.bars], **hidden
+    )
+
+
+def _arrive(page: Page, blocks: gr.Blocks) -> None:
+    """Know the visitor again, and list their runs, newest first."""
+
+    @tells_errors
+    def arrive(values: dict[Any, Any]) -> dict[Any, Any]:
+        known = values | {page.visitor: new_visitor(values[page.visitor])}
+        return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False]}
+
+    blocks.load(arrive, {page.visitor, page.run}, [page.visitor, page.run, page.state], show_progress="hidden", **PRIVATE)
 
 
 def launch(**options: Any) -> Any:
     """Serve the page: on a Space as the Space wants it, elsewhere on 127.0.0.1."""
     return build().launch(
         server_port=None if settings.on_space() else int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        max_file_size=int(settings.max_file_megabytes() * 2e6),
+        max_file_size=int(settings.max_file_megabytes() * 2e6),  # so that our own sentence about the limit is the one that is read
+        theme=look.theme(),
+        css_paths=[look.CSS],
         run_history=False,
         ssr_mode=False,
         footer_links=[],

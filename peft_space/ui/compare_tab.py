@@ -1,4 +1,4 @@
-"""The Compare tab: base and adapter answer the same prompt side by side, and the held-out rows give both a score."""
+"""The Compare tab: base and adapter answer the same prompts side by side, and the held-out rows give both a score."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,90 +7,134 @@ import gradio as gr
 
 from peft_space.data.check import data_of
 from peft_space.errors import UserError
+from peft_space.scores import read_scores
 from peft_space.ui import view
-from peft_space.ui.page import Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+
+_BETWEEN_PROMPTS = "\n---\n"
 
 
-def build(page: Page) -> None:
-    """Place and wire the tab."""
-    gr.Markdown("Both columns come from one base in memory, with the adapter off and on: same prompt, same sampling, same seed.")
-    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt")
-    with gr.Row():
-        take = gr.Button("Take a held-out row", elem_id="take-row")
-        ask = gr.Button("Let both answer", variant="primary", elem_id="ask")
-        stop = gr.Button("Stop", elem_id="stop-answers")
-    with gr.Accordion("Sampling", open=False), gr.Row():
-        system = gr.Textbox(label="System prompt", info="Said before the prompt. Empty: none.")
-        length = gr.Number(128, precision=0, minimum=1, maximum=4096, label="Tokens at most")
-        temperature = gr.Number(0.0, minimum=0.0, maximum=5.0, label="Temperature", info="0 takes the likeliest token always.")
-        top_p = gr.Number(1.0, minimum=0.01, maximum=1.0, label="Top p")
-        seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-    with gr.Row():
-        base = gr.Textbox(label="Base", lines=6, elem_id="base-answer")
-        adapter = gr.Textbox(label="Adapter", lines=6, elem_id="adapter-answer")
-    expected = gr.Textbox(label="The row's own answer", visible=False, elem_id="expected")
-    with gr.Accordion("The prompt as the model sees it", open=False):
-        rendered = gr.Textbox(show_label=False, lines=3, elem_id="rendered")
-    score = gr.Button("Score both on the held-out rows", elem_id="score")
-    progress = gr.Markdown(elem_id="score-progress")
-    scores = gr.Dataframe(visible=False, interactive=False, label="Scores on the held-out rows", elem_id="scores")
-    taken = gr.State(0)
+class CompareTab:
+    """The tab's components, and the handlers that other tabs use too."""
 
-    @tells_errors
-    def take_row(values: dict[Any, Any]) -> dict[Any, Any]:
-        rows = data_of(page.chosen_run(values)).held_out
+    def __init__(self, page: Page):
+        self.page = page
+        gr.Markdown("Both columns come from one base in memory, with the adapter off and on: same prompt, same sampling, same seed.")
+        self.prompts = gr.Textbox(
+            label="Prompts", info="Several at once: put a line of three hyphens between them.", lines=3, max_lines=20, elem_id="prompts"
+        )
+        with gr.Row():
+            self.ask = gr.Button("Let both answer", variant="primary", elem_id="ask")
+            self.take = gr.Button("Take held-out rows", elem_id="take-rows")
+            self.how_many = gr.Number(3, precision=0, minimum=1, maximum=50, label="How many rows", elem_id="how-many")
+            self.stop = gr.Button("Stop", elem_id="stop-answers")
+        with gr.Accordion("Sampling", open=False), gr.Row():
+            self.system = gr.Textbox(label="System prompt", info="Said before each prompt. Empty: none.")
+            self.max_new_tokens = gr.Number(128, precision=0, minimum=1, maximum=4096, label="Tokens at most")
+            self.temperature = gr.Number(0.0, minimum=0.0, maximum=5.0, label="Temperature", info="0 takes the likeliest token always.")
+            self.top_p = gr.Number(1.0, minimum=0.01, maximum=1.0, label="Top p")
+            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+        self.progress = gr.Markdown(elem_id="compare-progress")
+        self.answers = gr.HTML(elem_id="answers")
+        self.score = gr.Button("Score both on the held-out rows", elem_id="score")
+        self.scoring = gr.Markdown(elem_id="score-progress")
+        with gr.Row(visible=False) as self.scored:
+            self.scores = gr.Dataframe(interactive=False, label="Scores on the held-out rows", elem_id="scores")
+            self.bars = gr.BarPlot(
+                x="column", y="exact match, %", y_lim=[0, 100], title="Rows answered exactly, %", height=220, elem_id="score-bars"
+            )
+        self.expected = gr.State({})
+        self.taken = gr.State(0)
+        self.asked = {
+            page.visitor, page.run, self.prompts, self.system, self.max_new_tokens, self.temperature, self.top_p, self.seed, self.expected,
+        }  # fmt: skip
+
+    def take_rows(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """The next held-out rows as prompts, and their own answers to compare with."""
+        rows = data_of(self.page.chosen_run(values)).held_out
         if not rows:
             raise UserError("This run has no held-out rows. Type a prompt.")
-        messages = rows[values[taken] % len(rows)].messages
+        count = min(int(values[self.how_many]), len(rows))
+        chosen = [rows[(values[self.taken] + offset) % len(rows)] for offset in range(count)]
+        systems = {row.messages[0]["content"] for row in chosen if row.messages[0]["role"] == "system"}
         return {
-            prompt: messages[-2]["content"],
-            system: messages[0]["content"] if messages[0]["role"] == "system" else "",
-            expected: gr.update(value=messages[-1]["content"], visible=True),
-            taken: values[taken] + 1,
+            self.prompts: _BETWEEN_PROMPTS.join(row.messages[-2]["content"] for row in chosen),
+            self.system: systems.pop() if len(systems) == 1 else "",
+            self.expected: {row.messages[-2]["content"].strip(): row.messages[-1]["content"] for row in chosen},
+            self.taken: values[self.taken] + count,
         }
 
-    @tells_errors
-    def answer(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        if not values[prompt].strip():
-            raise UserError("The prompt is empty. Type one, or take a held-out row.")
-        run = page.chosen_run(values)
-        sampling = {"max_new_tokens": values[length], "temperature": values[temperature], "top_p": values[top_p], "seed": values[seed]}
-        _ = run.adapter  # tell it at once where there is none
-        yield {base: "…", adapter: "…", rendered: ""}
-        for message in page.workers.stream(
-            "compare", run=str(run.directory), prompts=[values[prompt]], system=values[system], sampling=sampling
+    def answer(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """Both columns' answers, as they grow."""
+        prompts = [prompt.strip() for prompt in values[self.prompts].split(_BETWEEN_PROMPTS.strip("\n")) if prompt.strip()]
+        if not prompts:
+            raise UserError("There is no prompt. Type one, or take held-out rows.")
+        run = self.page.chosen_run(values)
+        _ = run.adapter  # tells at once where there is none
+        rows = [{"prompt": prompt, "base": "", "adapter": "", "expected": values[self.expected].get(prompt, "")} for prompt in prompts]
+        fields = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        sampling = {name: values[field] for name, field in fields.items()}
+        yield {self.progress: "Starting…", self.answers: view.answers_html(rows)}
+        for message in self.page.workers.stream(
+            "compare", run=str(run.directory), prompts=prompts, system=values[self.system], sampling=sampling
         ):
-            if "report" in message:
-                yield {base if message["report"]["column"] == "base" else adapter: message["report"]["text"]}
+            report = message.get("report", {})
+            if "what" in report:
+                yield {self.progress: f"{report['what']}…"}
+            elif report:
+                rows[report["prompt"]][report["column"]] = report["text"]
+                yield {self.progress: f"The {report['column']} answers…", self.answers: view.answers_html(rows)}
             else:
-                [given] = message["result"]["answers"]
-                yield {base: given["base"], adapter: given["adapter"], rendered: given["rendered"]}
+                rows = [row | given for row, given in zip(rows, message["result"]["answers"], strict=True)]
+                yield {self.progress: "", self.answers: view.answers_html(rows)}
 
-    @tells_errors
-    def evaluate(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        run = page.chosen_run(values)
+    def evaluate(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """Both columns' scores, with progress."""
+        run = self.page.chosen_run(values)
         _ = run.adapter
-        yield {progress: "Loading the base and the adapter…"}
-        for message in page.workers.stream("evaluate", run=str(run.directory)):
+        yield {self.scoring: "Starting…"}
+        for message in self.page.workers.stream("evaluate", run=str(run.directory)):
             if "report" in message:
-                yield {progress: f"{message['report']['what']}…"}
+                yield {self.scoring: f"{message['report']['what']}… ({message['report']['share']:.0%})"}
             else:
-                result = message["result"]
-                yield {
-                    progress: f"On {result['num_rows']} held-out rows:",
-                    scores: gr.update(value=view.scores_table(result), visible=True),
-                }
+                yield self.show_scores(message["result"])
 
+    def show_scores(self, result: dict[str, Any]) -> dict[Any, Any]:
+        """The table and the bars."""
+        return {
+            self.scoring: f"On {result['num_rows']} held-out rows, greedy answers:",
+            self.scores: view.scores_table(result),
+            self.bars: view.exact_match_bars(result),
+            self.scored: gr.update(visible=True),
+        }
+
+    def forget(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """What belongs to another run is cleared; scores that this run has already are shown."""
+        cleared: dict[Any, Any] = {
+            self.progress: "",
+            self.answers: "",
+            self.scoring: "",
+            self.scored: gr.update(visible=False),
+            self.expected: {},
+        }
+        known = read_scores(self.page.chosen_run(values)) if values[self.page.run] else None
+        return cleared | (
+            self.show_scores({"num_rows": known.num_rows, "base": vars(known.base), "adapter": vars(known.adapter)}) if known else {}
+        )
+
+
+def build(page: Page) -> CompareTab:
+    """Place and wire the tab."""
+    tab = CompareTab(page)
     chosen = {page.visitor, page.run}
-    private: Any = {"api_visibility": "private"}
-    take.click(take_row, {*chosen, taken}, [prompt, system, expected, taken], **private)
-    asked = {*chosen, prompt, system, length, temperature, top_p, seed}
-    answering = gr.on([ask.click, prompt.submit], answer, asked, [base, adapter, rendered], **private)
-    scoring = score.click(evaluate, chosen, [progress, scores], **private)
-    stop.click(lambda: "Stopped.", None, progress, cancels=[answering, scoring], **private)
-    page.run.change(
-        lambda: ["", "", "", gr.update(visible=False), "", gr.update(visible=False)],
-        None,
-        [base, adapter, rendered, expected, progress, scores],
-        **private,
+    scored = [tab.scoring, tab.scored, tab.scores, tab.bars]
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    tab.take.click(
+        tells_errors(tab.take_rows), {*chosen, tab.taken, tab.how_many}, [tab.prompts, tab.system, tab.expected, tab.taken], **hidden
     )
+    answering = tab.ask.click(tells_errors(tab.answer), tab.asked, [tab.progress, tab.answers], **hidden)
+    scoring = tab.score.click(tells_errors(tab.evaluate), chosen, scored, **hidden)
+    stopped = {tab.progress: "Stopped.", tab.scoring: ""}
+    tab.stop.click(lambda: stopped, None, [tab.progress, tab.scoring], cancels=[answering, scoring], **hidden)
+    page.run.change(tells_errors(tab.forget), chosen, [tab.progress, tab.answers, tab.expected, *scored], **hidden)
+    return tab

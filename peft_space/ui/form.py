@@ -60,6 +60,7 @@ def _widget(name: str) -> gr.components.Component:
         "info": field.description,
         "render": False,
         "elem_id": f"recipe-{name}",
+        "min_width": 260,
         "value": _shown(name, field.default),
     }
     if kind is bool:

@@ -17,6 +17,9 @@ from peft_space.run import Run, list_runs, open_run
 from peft_space.ui import view
 from peft_space.ui.form import Form
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+"""For every handler of a widget: the public API is `api.py`."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,15 +32,21 @@ class Page:
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
         self.data = gr.State("")
         self.held_out = gr.State("")
+        self.num_rows = gr.State(0)
+        self.state = gr.State(None)
+        """[status, whether there is an adapter] of the chosen run; the Train tab keeps it."""
         self.run = gr.Dropdown(
             [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
         )
 
     def owner(self, values: dict[Any, Any]) -> str:
-        """Whose runs a visitor sees: on a Space those of the secret in their browser, on one's own machine all of them."""
-        if not settings.on_space():
-            return "local"
-        return hashlib.sha256(values[self.visitor].encode()).hexdigest()[:32]
+        """Whose runs a visitor sees: those of the secret in their browser."""
+        return owner_of(values[self.visitor])
+
+    @property
+    def for_training(self) -> set[gr.components.Component]:
+        """What a handler has to take to start a training."""
+        return {self.visitor, self.run, self.data, self.held_out, *self.form.inputs}
 
     def chosen_run(self, values: dict[Any, Any]) -> Run:
         """The visitor's run that is chosen in the list. Raises UserError where none is."""
@@ -51,6 +60,18 @@ class Page:
         ids = [run_id for _, run_id in choices]
         chosen = choose or (values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None))
         return gr.update(choices=choices, value=chosen, visible=bool(choices))
+
+
+_SHORTEST_SECRET = 16
+
+
+def owner_of(secret: str) -> str:
+    """Whose runs a secret opens: on a Space those started with it, on one's own machine all of them. Raises UserError where it is none."""
+    if not settings.on_space():
+        return "local"
+    if len(secret) < _SHORTEST_SECRET:  # a shorter one could be guessed, and the empty one would be everybody's
+        raise UserError("It is not said whose runs these are. Give the `owner` that /start returned; on the page, reload it.")
+    return hashlib.sha256(secret.encode()).hexdigest()[:32]
 
 
 def new_visitor(secret: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space.ui.page import Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
 def build(page: Page) -> None:
@@ -46,6 +46,6 @@ def build(page: Page) -> None:
         return {pushed: f"Pushed to [{made['url']}]({made['url']}).", token: ""}
 
     chosen = {page.visitor, page.run}
-    pack.click(make_zip, chosen, file, api_visibility="private")
-    push.click(push_adapter, {*chosen, repo, token, public}, [pushed, token], api_visibility="private")
-    page.run.change(lambda: [gr.update(value=None, visible=False), ""], None, [file, pushed], api_visibility="private")
+    pack.click(make_zip, chosen, file, **PRIVATE)
+    push.click(push_adapter, {*chosen, repo, token, public}, [pushed, token], **PRIVATE)
+    page.run.change(lambda: [gr.update(value=None, visible=False), ""], None, [file, pushed], **PRIVATE)

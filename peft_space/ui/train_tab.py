@@ -1,4 +1,4 @@
-"""The Train tab: start, watch, stop and resume. The training runs elsewhere; this reads its events, so a reload loses nothing."""
+"""The Train tab: start, watch, pause, stop and resume. The training runs elsewhere; this reads its events, so a reload loses nothing."""
 
 from typing import Any
 
@@ -8,35 +8,61 @@ from peft_space.errors import UserError
 from peft_space.execution.local import start_training
 from peft_space.run import Run, new_run_folder
 from peft_space.ui import view
-from peft_space.ui.page import Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+
+_RESUMABLE = ("new", "paused", "stopped", "interrupted", "failed")
 
 
-def build(page: Page) -> None:
-    """Place and wire the tab."""
-    with gr.Row():
-        start = gr.Button("Start training", variant="primary", elem_id="start")
-        stop = gr.Button("Stop", interactive=False, elem_id="stop")
-        resume = gr.Button("Resume", interactive=False, elem_id="resume")
-    status = gr.Markdown("No training yet. Bring data on the first tab, then press *Start training*.", elem_id="status")
-    plot = gr.LinePlot(x="step", y="loss", color="rows", title="Loss", height=320, visible=False, elem_id="loss")
-    seen = gr.State(None)
-    timer = gr.Timer(1.0)
-    outputs = [status, plot, stop, resume, seen]
+class TrainTab:
+    """The tab's components, and the handlers that other tabs use too."""
 
-    def show(run: Run) -> dict[Any, Any]:
+    def __init__(self, page: Page):
+        self.page = page
+        with gr.Row():
+            self.start = gr.Button("Start training", variant="primary", elem_id="start")
+            self.pause = gr.Button("Pause", interactive=False, elem_id="pause")
+            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
+            self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
+        self.status = gr.Markdown("No training yet. Bring data on the first tab, then press *Start training*.", elem_id="status")
+        self.bar = gr.HTML(elem_id="progress")
+        colours = {"training": "#0f766e", "held out": "#b45309"}
+        self.plot = gr.LinePlot(
+            x="step", y="loss", color="rows", color_map=colours, title="Loss", height=300, visible=False, elem_id="loss"
+        )
+        with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
+            self.details = [
+                gr.LinePlot(x="step", y=figure, title=figure.capitalize(), height=200, elem_id=f"plot-{figure.replace(' ', '-')}")
+                for figure in ("learning rate", "gradient norm", "tokens a second")
+            ]
+        with gr.Accordion("What was chosen for this machine, and why", open=False):
+            self.adjustments = gr.Markdown(elem_id="adjustments")
+        self.seen = gr.State(None)
+        self.outputs = [
+            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, page.state,
+        ]  # fmt: skip
+
+    def show(self, run: Run) -> dict[Any, Any]:
+        """Everything the tab says about a run, as it is now."""
         happened = run.history()
         state = run.status(happened)
-        curves = view.losses(happened)
+        curves, details = view.losses(happened), view.step_details(happened)
+        can_leave = state in ("queued", "running") and run.asked_to_leave() is None
         return {
-            status: view.status_markdown(run, happened),
-            plot: gr.update(value=curves, visible=not curves.empty),
-            stop: gr.update(interactive=state in ("queued", "running") and not run.asked_to_stop()),
-            resume: gr.update(interactive=state in ("new", "paused", "stopped", "interrupted", "failed")),
-            seen: _mark(run, len(happened), state),
+            self.status: view.status_markdown(run, happened),
+            self.bar: view.progress_html(happened),
+            self.plot: gr.update(value=curves, visible=not curves.empty),
+            **dict.fromkeys(self.details, details),
+            self.adjustments: view.adjustments_markdown(happened),
+            self.pause: gr.update(interactive=can_leave),
+            self.stop: gr.update(interactive=can_leave),
+            self.resume: gr.update(interactive=state in _RESUMABLE),
+            self.seen: _mark(run, len(happened), state),
+            self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
         }
 
-    @tells_errors
-    def begin(values: dict[Any, Any]) -> dict[Any, Any]:
+    def begin(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Make a run of the page's data and recipe, and start it."""
+        page = self.page
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         folder = new_run_folder(page.owner(values))
@@ -44,39 +70,45 @@ def build(page: Page) -> None:
         page.workers.call("make", directory=str(folder), data=values[page.data], recipe=recipe, held_out=values[page.held_out] or None)
         run = Run(folder)
         start_training(run)
-        return {page.run: page.runs(values, folder.name), **show(run)}
+        return {page.run: page.runs(values, folder.name), **self.show(run)}
 
-    @tells_errors
-    def follow(values: dict[Any, Any]) -> Any:
-        if not values[page.run]:
-            return {seen: None}
-        run = page.chosen_run(values)
+    def follow(self, values: dict[Any, Any]) -> Any:
+        """What has changed since the page last looked."""
+        if not values[self.page.run]:
+            return {self.seen: None, self.page.state: None}
+        run = self.page.chosen_run(values)
         happened = run.history()
-        if values[seen] == _mark(run, len(happened), run.status(happened)):
-            return {seen: values[seen]}
-        return show(run)
+        if values[self.seen] == _mark(run, len(happened), run.status(happened)):
+            return {self.seen: values[self.seen]}
+        return self.show(run)
+
+
+def build(page: Page) -> TrainTab:
+    """Place and wire the tab."""
+    tab = TrainTab(page)
+    chosen = {page.visitor, page.run}
 
     @tells_errors
-    def ask_to_stop(values: dict[Any, Any]) -> Any:
-        page.chosen_run(values).ask_to_stop()
-        return gr.update(interactive=False)
+    def leave_with(values: dict[Any, Any], how: Any) -> dict[Any, Any]:
+        run = page.chosen_run(values)
+        run.ask_to_leave(how)
+        return tab.show(run)
 
     @tells_errors
     def go_on(values: dict[Any, Any]) -> dict[Any, Any]:
         run = page.chosen_run(values)
-        run.forget_stop()
         start_training(run)
-        return show(run)
+        return tab.show(run)
 
-    chosen = {page.visitor, page.run}
-    private: Any = {"api_visibility": "private"}
-    start.click(begin, {page.visitor, page.run, page.data, page.held_out, *page.form.inputs}, [page.run, *outputs], **private)
-    timer.tick(follow, {*chosen, seen}, outputs, show_progress="hidden", **private)
-    page.run.change(lambda: None, None, seen, **private)
-    stop.click(ask_to_stop, chosen, stop, **private)
-    resume.click(go_on, chosen, outputs, **private)
+    tab.start.click(tells_errors(tab.begin), page.for_training, [page.run, *tab.outputs], **PRIVATE)
+    gr.Timer(1.0).tick(tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, show_progress="hidden", **PRIVATE)
+    page.run.change(lambda: None, None, tab.seen, **PRIVATE)
+    tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
+    tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
+    tab.resume.click(go_on, chosen, tab.outputs, **PRIVATE)
+    return tab
 
 
 def _mark(run: Run, num_events: int, status: str) -> list[Any]:
     """What has been shown; while it stays the same there is nothing to draw."""
-    return [run.directory.name, num_events, status, run.asked_to_stop()]
+    return [run.directory.name, run.name, num_events, status, run.asked_to_leave()]

@@ -1,32 +1,38 @@
 """From results to what components show: pure functions, without gradio."""
 
 import html
+import json
+import shlex
 import time
 from typing import Any
 
 import pandas as pd
 
 from peft_space import events
+from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, steps_of
+from peft_space.scores import Evaluation
 
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready to train",
     "queued": "waiting for its turn",
     "running": "training",
     "paused": "paused",
-    "stopped": "stopped",
-    "interrupted": "interrupted; Resume goes on from the last checkpoint",
+    "stopped": "stopped early",
+    "interrupted": "interrupted",
     "finished": "finished",
     "failed": "failed",
 }
-
-
 _MARKDOWN = set("\\`*_{}[]()#+-.!|~$")
+_MOST_TOKENS_SHOWN = 2_000
 
 
 def escape(text: str) -> str:
     """Text of a user or a model, so that Markdown shows it as it is."""
     return "".join(f"\\{character}" if character in _MARKDOWN else character for character in html.escape(text, quote=False))
+
+
+# Data
 
 
 def check_markdown(found: dict[str, Any]) -> str:
@@ -35,11 +41,12 @@ def check_markdown(found: dict[str, Any]) -> str:
     lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter.")
     if "lengths" in found:
         counted = found["lengths"]
-        lines.append(
-            f"A row has {counted['median']} tokens (median), {counted['longest']} at most; {counted['num_cut']} rows are cut off at the limit."
+        cut = (
+            f"{counted['num_cut']:,} rows are cut off at the limit of {found['max_length']}" if counted["num_cut"] else "no row is cut off"
         )
+        lines.append(f"A row has {counted['median']} tokens (median), {counted['longest']} at most; {cut}.")
     count = len(found["problems"])
-    lines.append(f"⚠ {count} rows cannot be used and are left out; they are listed below." if count else "✓ Every row can be used.")
+    lines.append(f"⚠ {count:,} rows cannot be used and are left out; they are listed below." if count else "✓ Every row can be used.")
     return "\n\n".join(lines)
 
 
@@ -48,46 +55,157 @@ def problems_table(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([[problem["row"], problem["problem"]] for problem in found["problems"]], columns=["row", "problem"])
 
 
-def tokens_of(example: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """A rendered row for HighlightedText: neighbours of one fate together, what is trained carries the label."""
-    spans: list[tuple[str, str | None]] = [(text, "trained" if trained else None) for text, trained in example["tokens"]]
+def lengths_table(found: dict[str, Any]) -> pd.DataFrame:
+    """The histogram of token counts: tokens, rows, and whether a bar is within the limit."""
+    bars = [[bar["tokens"], bar["rows"], "cut off" if bar["cut"] else "within the limit"] for bar in found["histogram"]]
+    return pd.DataFrame(bars, columns=["tokens", "rows", "fate"])
+
+
+def tokens_html(example: dict[str, Any]) -> str:
+    """A rendered row, token by token: trained ones underlined on green, the end of an answer boxed, the others grey."""
+    tokens = example["tokens"][:_MOST_TOKENS_SHOWN]
+    pieces = []
+    for number, (text, trained) in enumerate(tokens):
+        ends = (
+            trained
+            and (number + 1 == len(example["tokens"]) or (number + 1 < len(tokens) and not tokens[number + 1][1]))
+            and not example["cut"]
+        )
+        kind = "trained end" if ends else "trained" if trained else "masked"
+        shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
+        pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
+    more = len(example["tokens"]) - len(tokens)
+    if more:
+        pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')
     if example["cut"]:
-        spans.append((f" … {example['cut']} tokens cut off", "cut off"))
-    return spans
+        pieces.append(f'<span class="cut">✂ {example["cut"]:,} tokens are cut off here</span>')
+    legend = (
+        '<p class="legend"><span class="trained">trained</span> <span class="trained end">end of the answer, trained</span> '
+        '<span class="masked">read, not trained</span> <span class="cut">✂ cut off</span></p>'
+    )
+    return (
+        f'{legend}<div class="tokens" role="group" aria-label="Row {example["row"]}, token by token" tabindex="0">{"".join(pieces)}</div>'
+    )
+
+
+# Recipe
 
 
 def layers_markdown(found: dict[str, Any]) -> str:
-    """Which layers get an adapter, and which do not."""
+    """Which layers get an adapter, which do not, and how many parameters that trains."""
     wrapped = [f"`{name}` ({found['layers'][name]})" for name in found["wrapped"]]
     others = [f"`{name}` ({count})" for name, count in found["layers"].items() if name not in found["wrapped"]]
+    share = found["trainable"] / found["parameters"]
     lines = [f"**{sum(found['layers'][name] for name in found['wrapped'])} layers get an adapter:** {', '.join(wrapped)}."]
-    lines.append(f"Without one: {', '.join([*others, 'the output layer `' + found['head'] + '`'])}.")
+    lines.append("Without one: " + ", ".join([*others, f"the output layer `{found['head']}`"]) + ".")
+    lines.append(
+        f"**{found['trainable']:,} trainable parameters**, {share:.2%} of {found['parameters']:,}. {_share_in_words(share, found['parameters'])}"
+    )
     return "\n\n".join(lines)
 
 
+def _share_in_words(share: float, parameters: int) -> str:
+    if share <= 0.01:
+        return "Below 1 %, as usual for LoRA."
+    if parameters < 1_000_000_000:
+        return "More than the usual 1 %, because the model is small: an adapter's size grows with the width of the layers, the model's with its square."
+    return "More than the usual 1 %: a lower rank, or attention alone, would do with less."
+
+
+def commands(data: str, recipe: Recipe, run: Run | None) -> tuple[str, str]:
+    """The journey that the page is about to do, as command lines and as Python."""
+    chosen = recipe.model_dump(exclude_defaults=True)
+    data = data or "YOUR_FILE.jsonl"
+    folder = str(run.directory) if run else "my-run"
+    line = f"python -m peft_space train {shlex.quote(data)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
+    shell = [
+        line,
+        *(
+            f"python -m peft_space {verb} {shlex.quote(folder)}"
+            for verb in ("evaluate", "compare --prompt 'Hello.'", "export --as adapter --out my-adapter")
+        ),
+    ]
+    python = f"""\
+from peft_space import verbs
+
+run = verbs.make("my-run", {data!r}, {chosen!r})["run"]
+verbs.train(run)
+print(verbs.evaluate(run))
+print(verbs.compare(run, ["Hello."]))
+verbs.export(run, "my-adapter")"""
+    return "\n".join(shell), python
+
+
+# Train
+
+
 def status_markdown(run: Run, happened: list[events.Event]) -> str:
-    """How far a run is, and what was chosen for it, as it is now."""
+    """How far a run is and what to do next, as it is now."""
     status = run.status(happened)
     steps = steps_of(happened)
-    lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}"]
-    failed = [event.message for event in happened if isinstance(event, events.Failed)]
-    if status == "failed":
-        lines.append(f"⚠ {escape(failed[-1])}")
+    lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
     if steps:
-        lines.append(_progress(happened, steps))
-    elif status in ("queued", "running"):
-        lines.append("Loading the base model…")
-    lines += [f"- {escape(event.what)} {escape(event.why)}" for event in happened if isinstance(event, events.Adjusted)]
-    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+        lines.append(_figures(happened, steps))
+    return "\n\n".join(lines)
 
 
-def _progress(happened: list[events.Event], steps: list[events.Step]) -> str:
+def progress_html(happened: list[events.Event]) -> str:
+    """A bar: how many steps of how many."""
+    total = next((event.total_steps for event in reversed(happened) if isinstance(event, events.Started)), 0)
+    steps = steps_of(happened)
+    if not total:
+        return ""
+    done = steps[-1].step if steps else 0
+    return f'<progress class="steps" value="{done}" max="{total}" aria-label="Step {done} of {total}"></progress>'
+
+
+def adjustments_markdown(happened: list[events.Event]) -> str:
+    """What was chosen for this machine, and why."""
+    lines = [f"- {escape(event.what)} {escape(event.why)}" for event in happened if isinstance(event, events.Adjusted)]
+    return "\n".join(lines) or "Nothing has been chosen yet."
+
+
+def _now(run: Run, happened: list[events.Event], status: Status) -> str:
+    leave = run.asked_to_leave()
+    if leave and status in ("queued", "running"):
+        return "Saving after this step, then it " + ("pauses." if leave == "pause" else "stops.")
+    if status == "failed":
+        return f"⚠ {escape(next(event.message for event in reversed(happened) if isinstance(event, events.Failed)))}"
+    working = next(
+        (event for event in reversed(happened) if isinstance(event, events.Working | events.Step | events.Queued | events.Started)), None
+    )
+    if status in ("queued", "running") and not isinstance(working, events.Step):
+        return f"{escape(working.what)}…" if isinstance(working, events.Working) else "Starting…"
+    return {
+        "new": "Press *Start training*.",
+        "running": "You can close this page; the training goes on, and the run is here when you come back.",
+        "paused": "*Resume* goes on exactly from here.",
+        "stopped": "The adapter is as it was at this step. Compare it, or *Resume* to go on.",
+        "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
+        "finished": "Next: *Compare*.",
+    }.get(status, "")
+
+
+def _figures(happened: list[events.Event], steps: list[events.Step]) -> str:
     total = next(event.total_steps for event in reversed(happened) if isinstance(event, events.Started))
-    last = steps[-1]
-    recent = [step.seconds for step in steps[-20:]]
-    left = (total - last.step) * sum(recent) / len(recent)
-    words = f"Step {last.step} of {total} · loss {last.loss:.3f} · {last.tokens:,} tokens · {sum(step.seconds for step in steps):.0f} s"
-    return words + (f" · about {left:.0f} s left" if last.step < total else "")
+    last, recent = steps[-1], steps[-20:]
+    seconds = sum(step.seconds for step in recent)
+    tokens = last.tokens - (steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0)
+    words = [
+        f"Step {last.step} of {total}",
+        f"loss {last.loss:.3f}",
+        f"{tokens / seconds:,.0f} tokens a second",
+        f"{last.memory / 2**30:.1f} GiB at most" if last.memory else "",
+        f"{_duration(sum(step.seconds for step in steps))} so far",
+        f"about {_duration((total - last.step) * seconds / len(recent))} left" if last.step < total else "",
+    ]
+    return " · ".join(word for word in words if word)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def losses(happened: list[events.Event]) -> pd.DataFrame:
@@ -97,17 +215,122 @@ def losses(happened: list[events.Event]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["step", "loss", "rows"])
 
 
+def step_details(happened: list[events.Event]) -> pd.DataFrame:
+    """Learning rate, gradient norm and speed of each step."""
+    steps = steps_of(happened)
+    before = [0, *(step.tokens for step in steps)]
+    rows = [
+        (step.step, step.learning_rate, step.grad_norm, (step.tokens - seen) / step.seconds if step.seconds else 0.0)
+        for step, seen in zip(steps, before, strict=False)
+    ]
+    return pd.DataFrame(rows, columns=["step", "learning rate", "gradient norm", "tokens a second"])
+
+
+# Compare
+
+
+def answers_html(rows: list[dict[str, str]]) -> str:
+    """Prompts with both columns' answers side by side; each row has prompt, base, adapter, and may have rendered and expected."""
+    if not rows:
+        return ""
+    with_own = any(row.get("expected") for row in rows)
+    head = "".join(
+        f'<th scope="col">{title}</th>' for title in ("Prompt", "Base", "Adapter", *(["The row's own answer"] if with_own else []))
+    )
+    lines = []
+    for row in rows:
+        rendered = (
+            f"<details><summary>as the model sees it</summary><pre>{html.escape(row['rendered'])}</pre></details>"
+            if row.get("rendered")
+            else ""
+        )
+        cells = [("Prompt", f"<pre>{html.escape(row['prompt'])}</pre>{rendered}")]
+        cells += [(title, f"<pre>{html.escape(row[key])}</pre>") for title, key in (("Base", "base"), ("Adapter", "adapter"))]
+        if with_own:
+            cells.append(("The row's own answer", f"<pre>{html.escape(row.get('expected') or '')}</pre>"))
+        lines.append("<tr>" + "".join(f'<td data-title="{html.escape(title)}">{cell}</td>' for title, cell in cells) + "</tr>")
+    return f'<table class="answers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
 def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
     """Both columns' scores, one line each."""
     lines = [
         [name, f"{scores[name]['exact_match']:.1%}", f"{scores[name]['loss']:.4f}", f"{scores[name]['perplexity']:.3f}"]
         for name in ("base", "adapter")
     ]
-    return pd.DataFrame(lines, columns=["", "exact match", "loss", "perplexity"])
+    return pd.DataFrame(lines, columns=["column", "exact match", "loss", "perplexity"])
+
+
+def exact_match_bars(scores: dict[str, Any]) -> pd.DataFrame:
+    """Share of held-out rows answered exactly, in percent, for a bar plot."""
+    return pd.DataFrame([[name, 100 * scores[name]["exact_match"]] for name in ("base", "adapter")], columns=["column", "exact match, %"])
+
+
+# Runs
 
 
 def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
     """(label, id) of each run, for a list to choose from."""
-    return [
-        (f"{run.name} · {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run.about['created']))}", run.directory.name) for run in runs
-    ]
+    return [(f"{run.name} · {_date(run)}", run.directory.name) for run in runs]
+
+
+def runs_table(runs: list[Run], scores: dict[str, Evaluation | None]) -> pd.DataFrame:
+    """One line a run: name, base, data, state, exact match of the adapter, date, size."""
+    columns = ["name", "base", "data", "state", "exact match", "made", "size"]
+    lines = []
+    for run in runs:
+        score = scores[run.directory.name]
+        data = json.loads(run.path("data", "about.json").read_text())["source"] if run.path("data", "about.json").is_file() else ""
+        shown = f"{score.adapter.exact_match:.0%}" if score else ""
+        lines.append([run.name, run.recipe.base_model, data, STATUS_WORDS[run.status()], shown, _date(run), f"{run.size() / 1e6:.1f} MB"])
+    return pd.DataFrame(lines, columns=columns)
+
+
+def recipe_differences(one: Run, other: Run) -> pd.DataFrame:
+    """The fields in which two recipes differ, line by line."""
+    left, right = one.recipe.model_dump(), other.recipe.model_dump()
+    lines = [[Recipe.model_fields[name].title, _plain(left[name]), _plain(right[name])] for name in left if left[name] != right[name]]
+    return pd.DataFrame(
+        lines or [["no difference", "", ""]], columns=["choice", one.name, other.name if other.name != one.name else f"{other.name} (2)"]
+    )
+
+
+def _plain(value: Any) -> str:
+    return "automatic" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _date(run: Run) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.about["created"]))
+
+
+# Guidance
+
+
+def guide(num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list[str], str]:
+    """The marks of the five steps (done, next, busy, blocked), and one sentence that says what to do next.
+
+    Args:
+        num_rows: rows to train on that have been brought, 0 for none.
+        status: of the chosen run, None where there is none.
+    """
+    if status in ("queued", "running"):
+        return ["✓", "✓", "●", "○", "○"], "The training runs. Watch it on **Train**; **Compare** opens when it is finished."
+    if has_adapter:
+        return [
+            "✓",
+            "✓",
+            "✓",
+            "→",
+            "→",
+        ], "The adapter is there: see on **Compare** what it learnt, take it with you on **Publish**, or start another on **Data**."
+    if status in ("paused", "interrupted", "failed"):
+        return ["✓", "✓", "→", "○", "○"], "The run has not finished: press *Resume* on **Train**. Compare and Publish need its adapter."
+    if num_rows:
+        return [
+            "✓",
+            "✓",
+            "→",
+            "○",
+            "○",
+        ], "Data and recipe are ready: press *Start training* on **Train**. Compare and Publish need its adapter."
+    return ["→", "✓", "○", "○", "○"], "Bring your data, or try the demo. Training needs data; Compare and Publish need a trained adapter."

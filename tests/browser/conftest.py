@@ -2,17 +2,12 @@
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.app_process import ROOT, App
+
 ARTEFACTS = ROOT / "test-artefacts"
 QUIET = [
     "--no-sandbox",
@@ -23,38 +18,6 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-class App:
-    """`python app.py` on a free port, with a home of its own; can be killed and started again on the same home."""
-
-    def __init__(self, home: Path):
-        self.home = home
-        self.process: subprocess.Popen | None = None
-        self.url = ""
-
-    def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "PEFT_SPACE_HOME": str(self.home)}
-        self.process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True)
-        deadline = time.time() + 120
-        while time.time() < deadline:
-            assert self.process.poll() is None, "the app ended"
-            try:
-                urllib.request.urlopen(self.url, timeout=30).read()
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the page did not answer within two minutes")
-
-    def kill(self) -> None:
-        """Kill the app and all it started in its session; trainings are in sessions of their own."""
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +65,37 @@ def shoot(request):
         page.screenshot(path=ARTEFACTS / f"{request.node.name}-{name}.png", full_page=True)
 
     return shoot_page
+
+
+@pytest.fixture
+def home(app, monkeypatch):
+    """The test looks into the app's home."""
+    monkeypatch.setenv("PEFT_SPACE_HOME", str(app.home))
+
+
+# What the tests do on the page
+
+SLOW = 120_000
+"""Milliseconds that a step may take; two cores may be busy with other tests."""
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).first.click()
+
+
+def set_steps(page, count):
+    """Open the Recipe tab and limit the training to `count` steps."""
+    open_tab(page, "Recipe")
+    page.get_by_role("button", name="Training").click()
+    page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first.fill(str(count))
+
+
+def start_with_sample_data(page, app, steps):
+    """Start a training of `steps` steps on the sample data, and wait until it has begun."""
+    page.goto(app.url)
+    page.locator("#use-sample").click()
+    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    set_steps(page, steps)
+    open_tab(page, "Train")
+    page.locator("#start").click()
+    expect(page.locator("#status")).to_contain_text(f"of {steps}", timeout=SLOW)

@@ -1,4 +1,4 @@
-"""The journey in a real browser, with a real training: data in, adapter out."""
+"""The journey in a real browser, with a real training: data in, adapter out; nothing is lost by reloads and kills."""
 
 import json
 import time
@@ -10,66 +10,62 @@ from playwright.sync_api import expect
 from peft_space.data.check import data_of
 from peft_space.data.render import MASKED, render
 from peft_space.run import list_runs, steps_of
+from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
 
 pytestmark = pytest.mark.browser
-SLOW = 120_000  # milliseconds; two cores may be busy with other tests
-
-
-@pytest.fixture
-def home(app, monkeypatch):
-    """The test looks into the app's home."""
-    monkeypatch.setenv("PEFT_SPACE_HOME", str(app.home))
-
-
-def step(page, title):
-    page.get_by_role("tab", name=title).click()
-
-
-def set_steps(page, count):
-    step(page, "2 · Recipe")
-    page.get_by_role("button", name="Training").click()
-    page.locator("#recipe-max_steps textarea").fill(str(count))
+TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
+    span => [span.textContent.replaceAll('↵', ''), span.classList.contains('trained')])"""
 
 
 def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path, tokenizer):
-    rows = [{"question": f"What is thing {i} called?", "answer": f"It is called number {i}."} for i in range(40)] + [
+    rows = [{"question": f"What is thing {i} called?", "answer": f"It is called\nnumber {i}."} for i in range(40)] + [
         {"question": "No answer"}
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page.goto(app.url)
+    expect(page.locator("#next-step")).to_contain_text("Bring your data", timeout=SLOW)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "mine.jsonl")
     expect(page.locator("#data-summary")).to_contain_text("41 rows. Recognised as question/answer", timeout=SLOW)
     expect(page.locator("#data-summary")).to_contain_text("1 rows cannot be used")
     expect(page.locator("#problems")).to_contain_text("the answer is empty")
-    shown = page.locator("#preview").inner_text()
+    expect(page.locator("#next-step")).to_contain_text("press Start training")
+    shown = page.evaluate(TOKENS)
     shoot(page, "1-data")
 
-    set_steps(page, 4)
+    set_steps(page, 12)
     page.locator("#show-layers").click()
-    expect(page.locator("#layers")).to_contain_text("q_proj", timeout=SLOW)
+    expect(page.locator("#layers")).to_contain_text("35 layers get an adapter", timeout=SLOW)
+    expect(page.locator("#layers")).to_contain_text("trainable parameters")
     shoot(page, "2-recipe")
 
-    step(page, "3 · Train")
+    open_tab(page, "Train")
     page.locator("#start").click()
+    expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
+    page.reload()
+    open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
-    expect(page.locator("#status")).to_contain_text("Step 4 of 4")
+    expect(page.locator("#status")).to_contain_text("Step 12 of 12")
     shoot(page, "3-train")
 
     [run] = list_runs("local")
     [example] = render(tokenizer, data_of(run).train[:1], 512)
-    trained = "".join(text for text, label in zip(example.texts, example.labels, strict=True) if label != MASKED)
-    assert "".join(trained.split()) in "".join(shown.split()), "the preview shows another mask than the batch has"
+    wanted = [[text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)]
+    assert shown == wanted, "the preview shows other tokens, or another mask, than training gets"
 
-    step(page, "4 · Compare")
-    page.locator("#take-row").click()
-    expect(page.locator("#expected textarea")).to_have_value(data_of(run).held_out[0].messages[-1]["content"], timeout=SLOW)
+    open_tab(page, "Compare")
+    page.locator("#how-many input").fill("2")
+    page.locator("#take-rows").click()
+    expect(page.locator("#prompts textarea")).to_have_value(
+        "\n---\n".join(row.messages[-2]["content"] for row in data_of(run).held_out[:2]), timeout=SLOW
+    )
     page.locator("#ask").click()
-    expect(page.locator("#base-answer textarea")).not_to_have_value("…", timeout=SLOW)
+    expect(page.locator("#answers summary")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#answers")).to_contain_text(data_of(run).held_out[1].messages[-1]["content"].split("\n")[1])
     page.locator("#score").click()
     expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
     shoot(page, "4-compare")
 
-    step(page, "5 · Publish")
+    open_tab(page, "Publish")
     page.locator("#make-zip").click()
     expect(page.locator("#zip")).to_contain_text(".zip", timeout=SLOW)
     with page.expect_download() as download:
@@ -79,27 +75,22 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     shoot(page, "5-publish")
 
 
-def test_a_mistake_is_told_on_the_page_and_makes_no_run(app, home, page, shoot, tmp_path):
+def test_a_mistake_is_told_where_one_looks_and_makes_no_run(app, home, page, shoot, tmp_path):
     before = len(list_runs("local"))
     (tmp_path / "empty.csv").write_text("")
     page.goto(app.url)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "empty.csv")
-    expect(page.get_by_text("empty.csv: the file is empty. Bring a file with at least one row.").first).to_be_visible(timeout=SLOW)
+    sentence = "empty.csv: the file is empty. Bring a file with at least one row."
+    expect(page.locator("#data-summary")).to_contain_text(sentence, timeout=SLOW)
     shoot(page, "mistake")
-    step(page, "3 · Train")
+    open_tab(page, "Train")
     page.locator("#start").click()
-    expect(page.get_by_text("the file is empty").first).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text(sentence).last).to_be_visible(timeout=SLOW)
     assert len(list_runs("local")) == before
 
 
 def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app, home, page, shoot):
-    page.goto(app.url)
-    page.locator("#use-demo").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
-    set_steps(page, 30)
-    step(page, "3 · Train")
-    page.locator("#start").click()
-    expect(page.locator("#status")).to_contain_text("of 30", timeout=SLOW)
+    start_with_sample_data(page, app, 30)
     page.goto("about:blank")
     app.kill()
     run = list_runs("local")[0]
@@ -111,28 +102,58 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app
     assert [event.step for event in steps_of(run.history())] == list(range(1, 31))
     app.start()
     page.goto(app.url)
-    step(page, "3 · Train")
+    open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("Step 30 of 30", timeout=SLOW)
     shoot(page, "after-restart")
 
 
-def test_a_training_is_stopped_and_resumed_from_the_page_and_survives_a_reload(app, home, page, shoot):
-    page.goto(app.url)
-    page.locator("#use-demo").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
-    set_steps(page, 40)
-    step(page, "3 · Train")
-    page.locator("#start").click()
-    expect(page.locator("#status")).to_contain_text("of 40", timeout=SLOW)
-    page.reload()
-    step(page, "3 · Train")
-    expect(page.locator("#stop")).to_be_enabled(timeout=SLOW)
-    page.locator("#stop").click()
-    expect(page.locator("#status")).to_contain_text("stopped", timeout=SLOW)
+def test_a_training_is_paused_stopped_and_resumed_and_ten_reloads_change_nothing(app, home, page, shoot):
+    before = len(list_runs("local"))
+    start_with_sample_data(page, app, 60)
     run = list_runs("local")[0]
-    stopped_at = steps_of(run.history())[-1].step
-    assert stopped_at < 40
-    shoot(page, "stopped")
-    page.locator("#resume").click()
+    for _ in range(10):
+        page.reload()
+        open_tab(page, "Train")
+        expect(page.locator("#status")).to_contain_text("of 60", timeout=SLOW)
+    assert len(list_runs("local")) == before + 1
+    for button, state in (("#pause", "paused"), ("#stop", "stopped early")):
+        expect(page.locator(button)).to_be_enabled(timeout=SLOW)
+        page.locator(button).click()
+        expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
+        assert steps_of(run.history())[-1].step < 60
+        shoot(page, state.replace(" ", "-"))
+        page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
-    assert [event.step for event in steps_of(run.history())] == list(range(1, 41))
+    happened = run.history()
+    assert [event.step for event in steps_of(happened)] == list(range(1, 61))
+    assert len([event for event in happened if event.event == "Step"]) == 60, "no step was trained twice"
+
+
+def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot):
+    page.goto(app.url)
+    page.locator("#try-demo").click()
+    expect(page.locator("#status")).to_contain_text("Step ", timeout=SLOW)
+    shoot(page, "1-training")
+    expect(page.locator("#answers summary")).to_have_count(3, timeout=3 * SLOW)
+    expect(page.locator("#answers")).to_contain_text("Customer:")
+    expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
+    shoot(page, "2-compared")
+
+
+def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home, page, shoot):
+    page.goto(app.url)
+    open_tab(page, "Runs")
+    newest, *others = list_runs("local")
+    expect(page.locator("#runs")).to_contain_text(newest.name, timeout=SLOW)
+    page.locator("#new-name textarea, #new-name input").first.fill("Renamed <b>")
+    page.locator("#rename").click()
+    expect(page.locator("#runs")).to_contain_text("Renamed <b>", timeout=SLOW)
+    page.locator("#reuse").click()
+    expect(page.locator("#runs-said")).to_contain_text("shows the recipe of Renamed <b>", timeout=SLOW)
+    shoot(page, "runs")
+    page.locator("#delete").click()
+    expect(page.locator("#delete-question")).to_contain_text("cannot be undone", timeout=SLOW)
+    assert newest.directory.exists()
+    page.locator("#delete-yes").click()
+    expect(page.locator("#runs-said")).to_contain_text("is deleted", timeout=SLOW)
+    assert [run.directory for run in list_runs("local")] == [run.directory for run in others]

@@ -1,0 +1,279 @@
+"""The product for programs: ten endpoints of stable names and plain types beside the page, told to users in docs/api.md.
+
+A run opens only for who has its owner's secret, and no file is read but one that Gradio itself received.
+"""
+
+import functools
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import gradio as gr
+from gradio.context import Context
+from gradio.exceptions import InvalidPathError
+from gradio.utils import get_upload_folder
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
+
+from peft_space import events, settings
+from peft_space.data.check import DEMO
+from peft_space.errors import UserError
+from peft_space.execution.local import start_training
+from peft_space.recipe import make_recipe
+from peft_space.run import Run, evaluations_of, list_runs, new_run_folder, open_run, steps_of
+from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
+from peft_space.verbs import Json
+
+Upload = gr.FileData | str
+_AS_IT_IS: Json = {}
+_NOT_UPLOADED = 'This is no uploaded file. Give handle_file("rows.jsonl") of gradio_client, or the word "demo" for the sample data.'
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Sampling(TypedDict, total=False):
+    """How both columns draw their tokens. The same choices and limits as on the page."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
+    temperature: Annotated[float, Field(ge=0, le=5)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+def build(page: Page) -> None:
+    """Offer the endpoints. To be called inside `gr.Blocks`."""
+    blocks = Context.root_block
+    assert blocks is not None, "endpoints belong to a page"
+    _say_why_files_are_refused(blocks)
+    api = Api(page, blocks.upload_file_set)
+    endpoints = (api.check_data, api.start, api.status, api.stop, api.resume, api.compare, api.evaluate, api.export, api.push, api.runs)
+    for endpoint in endpoints:
+        # two, so that one caller's evaluation does not hold up the next one's; there are no more worker processes
+        gr.api(tells_errors(_checked(endpoint)), api_name=endpoint.__name__, concurrency_limit=2)
+
+
+class Api:
+    """The endpoints. Name, types, defaults and description of a method are what callers see of it."""
+
+    def __init__(self, page: Page, uploads: set[str]):
+        """`uploads`: the paths of the files that Gradio received; it grows."""
+        self._workers, self._uploads = page.workers, uploads
+
+    def check_data(self, data: Upload, recipe: Json = _AS_IT_IS, held_out: Upload | None = None) -> Json:
+        """Say what is in a data file, what is wrong with which row, and how the recipe's base model will read it.
+
+        Args:
+            data: an uploaded .json, .jsonl or .csv file, or the word "demo" for the sample data.
+            recipe: the choices that are not to be the defaults; {} is a good start.
+            held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
+        """
+        values = make_recipe(recipe).model_dump()
+        return self._workers.call("check", data=self._path(data), recipe=values, held_out=self._held_out(held_out))
+
+    def start(self, data: Upload, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, owner: str = "") -> Json:
+        """Begin a training and return at once: `run` is its id, `owner` the secret that all further calls need on a Space.
+
+        Args:
+            data: an uploaded .json, .jsonl or .csv file, or the word "demo" for the sample data.
+            recipe: the choices that are not to be the defaults; {} is a good start.
+            held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
+            owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
+        """
+        secret = new_visitor(owner) if settings.on_space() else owner
+        folder = new_run_folder(owner_of(secret))
+        values = make_recipe(recipe).model_dump(exclude_defaults=True)
+        self._workers.call("make", directory=str(folder), data=self._path(data), recipe=values, held_out=self._held_out(held_out))
+        run = Run(folder)
+        start_training(run)
+        return {"run": folder.name, "owner": secret, "status": run.status()}
+
+    def status(self, run: str, owner: str = "", since_step: int = 0) -> Json:
+        """How far a training is, and what was measured in it.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+            since_step: losses up to this step are left out.
+        """
+        opened = open_run(owner_of(owner), run)
+        happened = opened.history()
+        started = [event for event in happened if isinstance(event, events.Started)]
+        losses = [_told(event, *_LOSS) for event in steps_of(happened) if event.step > since_step]
+        return _line(opened, happened) | {
+            "total_steps": started[-1].total_steps if started else None,
+            "recipe": opened.recipe.model_dump(),
+            "plan": _plan(opened),
+            "losses": losses,
+            "evaluations": [_told(event, "step", "loss") for event in evaluations_of(happened)],
+            "adjustments": [_told(event, "what", "why") for event in happened if isinstance(event, events.Adjusted)],
+            "message": _failure(opened, happened),
+        }
+
+    def stop(self, run: str, owner: str = "") -> Json:
+        """Ask a training to save and leave after its current step. /resume goes on from there.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        if opened.status() in ("queued", "running"):
+            opened.ask_to_leave("stop")
+        return {"run": run, "status": opened.status()}
+
+    def resume(self, run: str, owner: str = "") -> Json:
+        """Go on with a training that was stopped or interrupted.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        if (status := opened.status()) in ("queued", "running", "finished"):
+            raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
+        start_training(opened)
+        return {"run": run, "status": opened.status()}
+
+    def compare(
+        self,
+        run: str,
+        prompts: Annotated[list[str], Field(min_length=1, max_length=100)],
+        owner: str = "",
+        system: str = "",
+        sampling: Sampling = _AS_IT_IS,  # type: ignore[assignment]
+    ) -> Json:
+        """Let base and adapter answer the same prompts.
+
+        Args:
+            run: the id that /start returned.
+            prompts: what to ask, up to 100 texts.
+            owner: the secret that /start returned.
+            system: a system message before each prompt.
+            sampling: any of max_new_tokens, temperature, top_p and seed; without it the likeliest token is taken always.
+        """
+        return self._workers.call("compare", run=_trained(run, owner), prompts=prompts, system=system, sampling=sampling)
+
+    def evaluate(self, run: str, owner: str = "") -> Json:
+        """Score base and adapter on the held-out rows.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        return self._workers.call("evaluate", run=_trained(run, owner))
+
+    def export(self, run: str, owner: str = "") -> gr.FileData:
+        """The adapter as a .zip file; the client downloads it and returns the path.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        trained = _trained(run, owner)
+        os.makedirs(get_upload_folder(), exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
+        made = self._workers.call("export", run=trained, out=folder, as_zip=True)
+        return gr.FileData(path=made["path"], orig_name=os.path.basename(made["path"]))
+
+    def push(self, run: str, repo: str, token: str, public: bool = False, owner: str = "") -> Json:
+        """Push the adapter to the Hugging Face Hub and return its address.
+
+        Args:
+            run: the id that /start returned.
+            repo: OWNER/NAME. A new one is made; to one that exists a pull request is opened.
+            token: a Hub token with write access, used for this push and forgotten.
+            public: everybody can see it; otherwise only you can.
+            owner: the secret that /start returned.
+        """
+        return self._workers.call("push", run=_trained(run, owner), repo=repo.strip(), token=token.strip() or None, public=public)
+
+    def runs(self, owner: str = "") -> list[Json]:
+        """Your runs, newest first.
+
+        Args:
+            owner: the secret that /start returned.
+        """
+        return [_line(run) | {"created": run.about["created"], "base_model": run.recipe.base_model} for run in list_runs(owner_of(owner))]
+
+    def _path(self, data: gr.FileData | str) -> str:
+        """What the caller's data is to a worker. A path that the caller wrote opens nothing, whatever it comes in."""
+        if data == DEMO:
+            return DEMO
+        if isinstance(data, str) or data.path not in self._uploads:
+            raise UserError(_NOT_UPLOADED)
+        return data.path
+
+    def _held_out(self, held_out: gr.FileData | str | None) -> str | None:
+        return self._path(held_out) if held_out else None
+
+
+def _trained(run: str, owner: str) -> str:
+    """The folder of a run that has an adapter; where it has none this says so without starting a worker."""
+    opened = open_run(owner_of(owner), run)
+    _ = opened.adapter
+    return str(opened.directory)
+
+
+_LOSS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
+
+
+def _told(event: events.Event, *fields: str) -> Json:
+    return event.model_dump(include=set(fields))
+
+
+def _line(run: Run, happened: list[events.Event] | None = None) -> Json:
+    """What a list of runs says of one."""
+    happened = run.history() if happened is None else happened
+    steps = steps_of(happened)
+    return {"run": run.directory.name, "name": run.name, "status": run.status(happened), "step": steps[-1].step if steps else 0}
+
+
+def _plan(run: Run) -> Json | None:
+    """What was chosen for the machine. Read as it is written: the module that knows it would bring torch into the page."""
+    path = run.path("plan.json")
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _failure(run: Run, happened: list[events.Event]) -> str | None:
+    last = [event.message for event in happened if isinstance(event, events.Failed)][-1:]
+    return last[0] if last and run.status(happened) == "failed" else None
+
+
+def _checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint, which tells in words when an argument is not of the type that it declares."""
+    kinds = {name: TypeAdapter(parameter.annotation) for name, parameter in inspect.signature(endpoint).parameters.items()}
+
+    @functools.wraps(endpoint)
+    def checked(*given: Any) -> Any:
+        arguments = {}
+        for (name, kind), value in zip(kinds.items(), given, strict=True):
+            try:
+                arguments[name] = kind.validate_python(value)
+            except ValidationError as error:
+                raise UserError(_fault(name, error)) from None
+        return endpoint(**arguments)
+
+    return checked
+
+
+def _fault(name: str, error: ValidationError) -> str:
+    # the value is not repeated: it may be a token
+    [fault, *_] = error.errors()
+    inside = [str(part) for part in fault["loc"] if part not in ("FileData", "str")]  # those name a branch, not a place
+    return f"{' '.join([name, *inside])}: {fault['msg'][0].lower()}{fault['msg'][1:]}. docs/api.md says what each endpoint takes."
+
+
+def _say_why_files_are_refused(blocks: gr.Blocks) -> None:
+    """Gradio refuses a file that it did not receive before any endpoint is called, and tells the caller nothing; this tells it."""
+    receive = blocks.preprocess_data
+
+    @functools.wraps(receive)
+    async def preprocess_data(*args: Any, **named: Any) -> Any:
+        try:
+            return await receive(*args, **named)
+        except InvalidPathError:
+            raise gr.Error(_NOT_UPLOADED, print_exception=False) from None
+
+    blocks.preprocess_data = preprocess_data  # type: ignore[method-assign]

@@ -1,0 +1,85 @@
+"""The Runs tab: one's runs as a table; open, rename, use as a new recipe, compare two recipes, delete."""
+
+from typing import Any
+
+import gradio as gr
+
+from peft_space.run import list_runs, open_run
+from peft_space.scores import read_scores
+from peft_space.ui import view
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+
+
+def build(page: Page, tab: gr.Tab) -> None:
+    """Place and wire the tab; it is read anew whenever it is opened."""
+    gr.Markdown("The run that is chosen at the top of the page is the one that the buttons here are about. Click a line to choose its run.")
+    table = gr.Dataframe(interactive=False, label="Your runs", elem_id="runs")
+    ids = gr.State([])
+    with gr.Row():
+        name = gr.Textbox(label="New name", max_length=100, elem_id="new-name")
+        rename = gr.Button("Rename the chosen run", elem_id="rename")
+        reuse = gr.Button("Use its recipe for a new run", elem_id="reuse")
+        delete = gr.Button("Delete the chosen run…", variant="stop", elem_id="delete")
+    with gr.Row(visible=False) as question:
+        asked = gr.Markdown(elem_id="delete-question")
+        yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
+        no = gr.Button("No, keep it", elem_id="delete-no")
+    other = gr.Dropdown([], label="Compare the chosen run's recipe with that of", elem_id="other-run")
+    differences = gr.Dataframe(interactive=False, visible=False, label="Where the two recipes differ", elem_id="recipe-differences")
+    said = gr.Markdown(elem_id="runs-said")
+
+    @tells_errors
+    def refresh(values: dict[Any, Any]) -> dict[Any, Any]:
+        runs = list_runs(page.owner(values))
+        return {
+            table: view.runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
+            ids: [run.directory.name for run in runs],
+            other: gr.update(choices=view.run_choices([run for run in runs if run.directory.name != values[page.run]]), value=None),
+            question: gr.update(visible=False),
+        }
+
+    @tells_errors
+    def give_name(values: dict[Any, Any]) -> dict[Any, Any]:
+        page.chosen_run(values).rename(values[name])
+        return {page.run: page.runs(values), name: ""}
+
+    @tells_errors
+    def take_recipe(values: dict[Any, Any]) -> dict[Any, Any]:
+        run = page.chosen_run(values)
+        return {
+            **page.form.values(run.recipe),
+            said: f"The Recipe tab shows the recipe of {view.escape(run.name)} now. Change it, bring data, and train.",
+        }
+
+    @tells_errors
+    def ask(values: dict[Any, Any]) -> dict[Any, Any]:
+        text = f"Delete **{view.escape(page.chosen_run(values).name)}** with its data, checkpoints and adapter? This cannot be undone."
+        return {question: gr.update(visible=True), asked: text}
+
+    @tells_errors
+    def remove(values: dict[Any, Any]) -> dict[Any, Any]:
+        run = page.chosen_run(values)
+        run.delete()
+        return {page.run: page.runs(values), said: f"{view.escape(run.name)} is deleted.", question: gr.update(visible=False)}
+
+    @tells_errors
+    def differ(values: dict[Any, Any]) -> Any:
+        if not values[other]:
+            return gr.update(visible=False)
+        two = open_run(page.owner(values), values[other])
+        return gr.update(value=view.recipe_differences(page.chosen_run(values), two), visible=True)
+
+    def choose(known: list[str], event: gr.SelectData) -> str:
+        return known[event.index[0]]
+
+    chosen = {page.visitor, page.run}
+    refreshed = [table, ids, other, question]
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    gr.on([tab.select, page.run.change, page.state.change], refresh, chosen, refreshed, **hidden)
+    table.select(choose, ids, page.run, **hidden)
+    rename.click(give_name, {*chosen, name}, [page.run, name], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
+    reuse.click(take_recipe, chosen, [*page.form.widgets.values(), said], **PRIVATE)
+    delete.click(ask, chosen, [question, asked], **PRIVATE)
+    no.click(lambda: gr.update(visible=False), None, question, **hidden)
+    yes.click(remove, chosen, [page.run, said, question], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
+    other.change(differ, {*chosen, other}, differences, **hidden)

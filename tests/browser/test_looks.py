@@ -1,0 +1,106 @@
+"""Every step is readable and reachable: no serious fault for Axe, light and dark, narrow and wide, and by keyboard alone."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from peft_space.run import list_runs
+from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+
+pytestmark = pytest.mark.browser
+TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
+
+
+@pytest.fixture(scope="module")
+def seen(app, browser):
+    """A page with data, a finished run, an answer and scores on it."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    start_with_sample_data(page, app, 3)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    open_tab(page, "Compare")
+    page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
+    page.locator("#ask").click()
+    expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
+    page.locator("#score").click()
+    expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
+    yield page
+    context.close()
+
+
+def set_dark(page, dark):
+    page.evaluate(f"document.body.classList.toggle('dark', {str(dark).lower()})")
+    page.wait_for_timeout(300)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("tab", TABS)
+def test_axe_finds_no_serious_fault(seen, shoot, tab, dark):
+    open_tab(seen, tab)
+    set_dark(seen, dark)
+    shoot(seen, "step")
+    found = [fault for fault in Axe().run(seen).response["violations"] if fault["impact"] in ("serious", "critical")]
+    told = [f"{fault['id']}: {node['html'][:200]}" for fault in found for node in fault["nodes"][:3]]
+    set_dark(seen, False)
+    assert not told, "\n".join(told)
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
+    seen.set_viewport_size({"width": 390, "height": 844})
+    if seen.get_by_role("tab", name=tab).first.is_visible():
+        open_tab(seen, tab)
+        seen.wait_for_timeout(300)
+    shoot(seen, "phone")
+    wide = seen.evaluate("document.documentElement.scrollWidth")
+    seen.set_viewport_size({"width": 1280, "height": 900})
+    assert wide <= 390
+
+
+def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoot):
+    page.goto(app.url)
+    focus(page, "#use-sample")
+    page.keyboard.press("Enter")
+    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    focus_tab(page, "Recipe")
+    page.keyboard.press("Enter")
+    focus_button(page, "Training")
+    page.keyboard.press("Enter")
+    focus(page, "#recipe-max_steps textarea")
+    page.keyboard.type("2")
+    focus_tab(page, "Train", backwards=True)
+    page.keyboard.press("Enter")
+    before = len(list_runs("local"))
+    focus(page, "#start")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Step 2 of 2", timeout=SLOW)
+    assert len(list_runs("local")) == before + 1
+    shoot(page, "keyboard")
+
+
+def focus(page, selector):
+    press_until(page, f"document.activeElement && document.activeElement.matches({selector!r})")
+
+
+def focus_tab(page, name, backwards=False):
+    press_until(
+        page,
+        f"document.activeElement && document.activeElement.role === 'tab' && document.activeElement.textContent.includes({name!r})",
+        backwards,
+    )
+
+
+def focus_button(page, name):
+    press_until(
+        page,
+        f"document.activeElement && document.activeElement.tagName === 'BUTTON' && document.activeElement.textContent.trim().startsWith({name!r})",
+    )
+
+
+def press_until(page, condition, backwards=False):
+    """Press Tab until the focus is there; a keyboard user gives up sooner."""
+    for _ in range(80):
+        if page.evaluate(condition):
+            return
+        page.keyboard.press("Shift+Tab" if backwards else "Tab")
+    raise AssertionError(f"80 times Tab did not lead to {condition}")
