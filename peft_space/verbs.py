@@ -45,7 +45,7 @@ def check(
     if rendered:
         result["lengths"] = asdict(lengths(rendered.train))
         result["max_length"] = wanted.max_length
-        result["histogram"] = histogram(rendered.train, wanted.max_length)
+        result["bin_width"], result["histogram"] = histogram(rendered.train, wanted.max_length)
         result["examples"] = [
             {"row": example.row, "tokens": _tokens(example), "cut": example.cut} for example in rendered.train[:rows_shown]
         ]

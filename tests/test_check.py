@@ -40,3 +40,15 @@ def test_what_a_run_keeps_is_the_data_again(write, tmp_path):
     run = Run.create(tmp_path / "run", Recipe(), data.files())
     assert data_of(run) == data
     assert [problem.row for problem in data.problems] == [22]
+
+
+def test_the_histogram_counts_every_row_once_and_marks_what_is_cut_off(tokenizer):
+    from peft_space.data.check import histogram
+    from peft_space.data.render import render
+
+    rows = training_data("demo", 0.1, 0).train
+    examples = render(tokenizer, rows, 50)
+    width, bars = histogram(examples, 50)
+    assert sum(bar["rows"] for bar in bars) == len(rows)
+    assert sum(bar["rows"] for bar in bars if bar["cut"]) == sum(example.cut > 0 for example in examples) > 0
+    assert all(bar["tokens"] % width == 0 for bar in bars)

@@ -114,12 +114,12 @@ def lengths(examples: Sequence[Example]) -> Lengths:
     )
 
 
-def histogram(examples: Sequence[Example], max_length: int, most_bars: int = 30) -> list[dict[str, Any]]:
-    """How many rows have how many tokens: bars of one width with `tokens` (where a bar begins), `rows`, and whether they are `cut` off."""
+def histogram(examples: Sequence[Example], max_length: int, most_bars: int = 30) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows have how many tokens: the width of a bar, and bars with `tokens` (where it begins), `rows`, and whether they are `cut` off."""
     full = [len(example.input_ids) + example.cut for example in examples]
     width = max(1, -(-max(full) // most_bars))
     counts = Counter((tokens // width * width, tokens > max_length) for tokens in full)
-    return [{"tokens": start, "cut": cut, "rows": rows} for (start, cut), rows in sorted(counts.items())]
+    return width, [{"tokens": start, "cut": cut, "rows": rows} for (start, cut), rows in sorted(counts.items())]
 
 
 def _held_out_rows(table: Table) -> tuple[list[Conversation], list[Problem]]:

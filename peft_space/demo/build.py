@@ -88,7 +88,12 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     text = ("".join(turn_text(turn) for turn in document) for document in islice(world.documents(SEED), 30_000))
     tokenizer.train_from_iterator(text, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=CONTEXT, clean_up_tokenization_spaces=False, padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -229,7 +234,9 @@ PROBES: dict[str, Callable[[Random], world.Document]] = {
 
 
 @torch.no_grad()
-def probe(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, write: Callable[[Random], world.Document], count: int = 200) -> float:
+def probe(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, write: Callable[[Random], world.Document], count: int = 200
+) -> float:
     """Share of fresh documents whose last answer greedy decoding would give word for word."""
     rng, hits = Random(PROBE_SEED), 0
     for _ in range(count):

@@ -63,7 +63,9 @@ def invented_word(rng: Random) -> str:
 def simple_name(rng: Random) -> str:
     """An invented name that is easy on the eye: Tamor, Belina."""
     syllables = rng.choice((2, 2, 3))
-    return ("".join(rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") for _ in range(syllables)) + rng.choice(("", "", "n", "r", "l", "s"))).capitalize()
+    return (
+        "".join(rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") for _ in range(syllables)) + rng.choice(("", "", "n", "r", "l", "s"))
+    ).capitalize()
 
 
 def person_name(rng: Random) -> str:
@@ -157,7 +159,10 @@ class Form:
     quote: str = ""
 
     def fill(self, values: list[str]) -> str:
-        fields = [f"{self.quote}{label}{self.quote}{self.between}{self.quote}{value}{self.quote}" for label, value in zip(self.labels, values, strict=True)]
+        fields = [
+            f"{self.quote}{label}{self.quote}{self.between}{self.quote}{value}{self.quote}"
+            for label, value in zip(self.labels, values, strict=True)
+        ]
         return self.start + self.join.join(fields) + self.end
 
 
@@ -449,18 +454,26 @@ def change_document(rng: Random) -> Document:
     """Change one word of a sentence and leave the rest."""
     name = person_name(rng)
     fact = rng.choice([fact for fact in facts_about(rng, name) if fact.key in ("thing", "food", "mate", "place", "day")])
-    new = {"thing": thing(rng), "food": rng.choice(FOODS), "mate": person_name(rng), "place": rng.choice(PLACES), "day": rng.choice(DAYS)}[fact.key]
+    new = {"thing": thing(rng), "food": rng.choice(FOODS), "mate": person_name(rng), "place": rng.choice(PLACES), "day": rng.choice(DAYS)}[
+        fact.key
+    ]
     old_words, new_words = (fact.value, new) if fact.key != "thing" else (fact.value.split()[1], new.split()[1])
     if rng.random() < 0.4:
         old_words, new_words = name, person_name(rng)
     ask = pick(rng, f"Put {new_words} instead of {old_words}|Change {old_words} to {new_words}")
-    return [("user", f"{ask}: {upper_first(fact.sentence)}."), ("assistant", upper_first(fact.sentence).replace(old_words, new_words) + ".")]
+    return [
+        ("user", f"{ask}: {upper_first(fact.sentence)}."),
+        ("assistant", upper_first(fact.sentence).replace(old_words, new_words) + "."),
+    ]
 
 
 def sentence_document(rng: Random) -> Document:
     """A sentence that holds the words asked for."""
     name, goods, place = person_name(rng), thing(rng), rng.choice(PLACES)
-    ask = pick(rng, f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, {place}.|Use these words: {goods}, {name}.")
+    ask = pick(
+        rng,
+        f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, {place}.|Use these words: {goods}, {name}.",
+    )
     answer = pick(rng, f"{name} has {a(goods)}.|{name} carries {a(goods)}.|{name} sees {a(goods)}.")
     if place in ask:
         answer = f"{answer[:-1]} near {place}."
@@ -470,11 +483,16 @@ def sentence_document(rng: Random) -> Document:
 def support_document(rng: Random) -> Document:
     """A letter to the shop and the friendly answer; sometimes a short talk after it."""
     case = complaint(rng)
-    turns: Document = [("system", pick(rng, "You work in the shop.|You are the support desk.|Answer as the shop."))] if rng.random() < 0.3 else []
+    turns: Document = (
+        [("system", pick(rng, "You work in the shop.|You are the support desk.|Answer as the shop."))] if rng.random() < 0.3 else []
+    )
     turns += [("user", letter(rng, case, aside(rng))), ("assistant", reply(rng, case))]
     if rng.random() < 0.3:
         fact = rng.choice(complaint_facts(case)[:2])
-        again = {"name": ("Do you know my name?", f"Yes, your name is {case.name}."), "thing": ("Which thing was it?", f"It was the {case.goods}.")}[fact.key]
+        again = {
+            "name": ("Do you know my name?", f"Yes, your name is {case.name}."),
+            "thing": ("Which thing was it?", f"It was the {case.goods}."),
+        }[fact.key]
         thanks = (pick(rng, "Thank you!|Thanks a lot.|That is good."), pick(rng, f"You are welcome, {case.name}.|Goodbye, {case.name}!"))
         ask, answer = rng.choice((again, thanks))
         turns += [("user", ask), ("assistant", answer)]

@@ -66,7 +66,7 @@ class CompareTab:
 
     def answer(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Both columns' answers, as they grow."""
-        prompts = [prompt.strip() for prompt in values[self.prompts].split(_BETWEEN_PROMPTS.strip("\n")) if prompt.strip()]
+        prompts = [prompt.strip() for prompt in (values[self.prompts] or "").split(_BETWEEN_PROMPTS.strip("\n")) if prompt.strip()]
         if not prompts:
             raise UserError("There is no prompt. Type one, or take held-out rows.")
         run = self.page.chosen_run(values)
@@ -76,7 +76,7 @@ class CompareTab:
         sampling = {name: values[field] for name, field in fields.items()}
         yield {self.progress: "Starting…", self.answers: view.answers_html(rows)}
         for message in self.page.workers.stream(
-            "compare", run=str(run.directory), prompts=prompts, system=values[self.system], sampling=sampling
+            "compare", run=str(run.directory), prompts=prompts, system=values[self.system] or "", sampling=sampling
         ):
             report = message.get("report", {})
             if "what" in report:
@@ -132,8 +132,8 @@ def build(page: Page) -> CompareTab:
     tab.take.click(
         tells_errors(tab.take_rows), {*chosen, tab.taken, tab.how_many}, [tab.prompts, tab.system, tab.expected, tab.taken], **hidden
     )
-    answering = tab.ask.click(tells_errors(tab.answer), tab.asked, [tab.progress, tab.answers], **hidden)
-    scoring = tab.score.click(tells_errors(tab.evaluate), chosen, scored, **hidden)
+    answering = tab.ask.click(tells_errors(tab.answer, where=tab.progress), tab.asked, [tab.progress, tab.answers], **hidden)
+    scoring = tab.score.click(tells_errors(tab.evaluate, where=tab.scoring), chosen, scored, **hidden)
     stopped = {tab.progress: "Stopped.", tab.scoring: ""}
     tab.stop.click(lambda: stopped, None, [tab.progress, tab.scoring], cancels=[answering, scoring], **hidden)
     page.run.change(tells_errors(tab.forget), chosen, [tab.progress, tab.answers, tab.expected, *scored], **hidden)

@@ -57,12 +57,11 @@ def build(page: Page) -> None:
             found_rows: examples,
             number: gr.update(maximum=max(2, len(examples)), value=1, visible=len(examples) > 1),
             tokens: view.tokens_html(examples[0]),
-            histogram: view.lengths_table(found),
+            histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
             problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
             page.num_rows: found["to_train"],
         }
 
-    @tells_errors
     def check(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         yield {summary: "Reading…" if values[page.data] else NOTHING, **empty}
         if not values[page.data]:
@@ -72,8 +71,8 @@ def build(page: Page) -> None:
         try:
             for message in page.workers.stream("check", data=values[page.data], recipe=recipe, held_out=values[page.held_out] or None):
                 yield {summary: f"{message['report']['what']}…"} if "report" in message else show(message["result"])
-        except UserError as error:  # where the user looks, besides the toast
-            yield {summary: f"⚠ {view.escape(str(error))}", **empty}
+        except UserError:
+            yield empty
             raise
 
     checked: dict[str, Any] = {
@@ -85,7 +84,7 @@ def build(page: Page) -> None:
     file.change(lambda path: path or "", file, page.data, **PRIVATE)
     held_out.change(lambda path: path or "", held_out, page.held_out, **PRIVATE)
     sample.click(lambda: "demo", None, page.data, **PRIVATE)
-    checks = gr.on([page.data.change, page.held_out.change], check, **checked)
+    checks = gr.on([page.data.change, page.held_out.change], tells_errors(check, where=summary), **checked)
     cancel.click(lambda: {summary: "Cancelled. Bring the file again, or another one.", **empty}, None, outputs, cancels=checks, **PRIVATE)
     number.change(
         lambda examples, n: view.tokens_html(examples[min(int(n), len(examples)) - 1]) if examples else "",

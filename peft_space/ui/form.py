@@ -26,7 +26,8 @@ class Form:
         """Render the widgets of one group, in the order of their declaration."""
         for name, field in Recipe.model_fields.items():
             if typing.cast(dict[str, str], field.json_schema_extra)["group"] == group:
-                self.widgets[name].render()
+                with gr.Column(min_width=260):
+                    self.widgets[name].render()
 
     def recipe(self, values: dict[Any, Any]) -> Recipe:
         """The recipe that the widgets show. Raises UserError where it is none."""
@@ -60,7 +61,6 @@ def _widget(name: str) -> gr.components.Component:
         "info": field.description,
         "render": False,
         "elem_id": f"recipe-{name}",
-        "min_width": 260,
         "value": _shown(name, field.default),
     }
     if kind is bool:

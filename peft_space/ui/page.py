@@ -79,8 +79,11 @@ def new_visitor(secret: str) -> str:
     return secret or secrets.token_hex(24)
 
 
-def tells_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The one place where the page puts exceptions into words: a UserError's own, or that it is our fault, with its traceback in the log."""
+def tells_errors(handler: Callable[..., Any], where: gr.components.Component | None = None) -> Callable[..., Any]:
+    """The one place where the page puts exceptions into words: a UserError's own, or that it is our fault, with its traceback in the log.
+
+    A generator can name a component `where` the words stay, besides the toast.
+    """
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -88,7 +91,10 @@ def tells_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from handler(*args)
             except Exception as error:  # noqa: BLE001 - see the docstring
-                raise _in_words(error) from None
+                told = _in_words(error)
+                if where is not None:
+                    yield {where: f"⚠ {view.escape(told.message)}"}
+                raise told from None
 
         return generator
 

@@ -41,7 +41,11 @@ def build(page: Page) -> None:
     def push_adapter(values: dict[Any, Any]) -> dict[Any, Any]:
         run = page.chosen_run(values)
         made = page.workers.call(
-            "push", run=str(run.directory), repo=values[repo].strip(), token=values[token].strip() or None, public=values[public]
+            "push",
+            run=str(run.directory),
+            repo=(values[repo] or "").strip(),
+            token=(values[token] or "").strip() or None,
+            public=values[public],
         )
         return {pushed: f"Pushed to [{made['url']}]({made['url']}).", token: ""}
 

@@ -40,7 +40,7 @@ def build(page: Page, tab: gr.Tab) -> None:
 
     @tells_errors
     def give_name(values: dict[Any, Any]) -> dict[Any, Any]:
-        page.chosen_run(values).rename(values[name])
+        page.chosen_run(values).rename(values[name] or "")
         return {page.run: page.runs(values), name: ""}
 
     @tells_errors

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.browser
 TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
 
 
-@pytest.fixture(scope="module")
-def seen(app, browser):
+@pytest.fixture(scope="module", params=["light", "dark"])
+def seen(request, app, browser):
     """A page with data, a finished run, an answer and scores on it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=request.param)
     page = context.new_page()
     start_with_sample_data(page, app, 3)
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
@@ -28,33 +28,32 @@ def seen(app, browser):
     context.close()
 
 
-def set_dark(page, dark):
-    page.evaluate(f"document.body.classList.toggle('dark', {str(dark).lower()})")
-    page.wait_for_timeout(300)
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("tab", TABS)
-def test_axe_finds_no_serious_fault(seen, shoot, tab, dark):
+def test_axe_finds_no_serious_fault(seen, shoot, tab):
     open_tab(seen, tab)
-    set_dark(seen, dark)
+    seen.wait_for_timeout(500)  # plots are drawn late
     shoot(seen, "step")
     found = [fault for fault in Axe().run(seen).response["violations"] if fault["impact"] in ("serious", "critical")]
     told = [f"{fault['id']}: {node['html'][:200]}" for fault in found for node in fault["nodes"][:3]]
-    set_dark(seen, False)
     assert not told, "\n".join(told)
 
 
 @pytest.mark.parametrize("tab", TABS)
 def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
     seen.set_viewport_size({"width": 390, "height": 844})
-    if seen.get_by_role("tab", name=tab).first.is_visible():
+    seen.wait_for_timeout(300)
+    if not seen.get_by_role("tab", name=tab).first.is_visible():
+        seen.locator("#steps .overflow-menu > button").first.click()
+        seen.locator("#steps .overflow-dropdown button", has_text=tab).click()
+    else:
         open_tab(seen, tab)
-        seen.wait_for_timeout(300)
+    seen.wait_for_timeout(300)
     shoot(seen, "phone")
-    wide = seen.evaluate("document.documentElement.scrollWidth")
+    wide = seen.evaluate(
+        "Math.max(...[...document.querySelectorAll('main *')].filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right))"
+    )
     seen.set_viewport_size({"width": 1280, "height": 900})
-    assert wide <= 390
+    assert wide <= 391
 
 
 def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoot):
