@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import set_seed
+from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.render import prompt_ids, render_prompt, stop_token_ids
@@ -54,13 +54,23 @@ def compare(
 
 
 def answer(
-    adapted: Adapted, column: Column, conversations: Sequence[list[Message]], sampling: Sampling, on_text: OnText | None = None
+    adapted: Adapted,
+    column: Column,
+    conversations: Sequence[list[Message]],
+    sampling: Sampling,
+    on_text: OnText | None = None,
+    expected: Sequence[str] | None = None,
 ) -> list[str]:
-    """One column's answers, generated in batches of prompts."""
+    """One column's answers, generated in batches of prompts.
+
+    Args:
+        expected: texts to be answered word for word; an answer ends as soon as it has become another.
+    """
     prompts = [prompt_ids(adapted.tokenizer, messages) for messages in conversations]
     answers: list[str] = []
     for start in range(0, len(prompts), _BATCH):
-        answers += _generate(adapted, column, prompts[start : start + _BATCH], start, sampling, on_text)
+        wanted = expected[start : start + _BATCH] if expected is not None else None
+        answers += _generate(adapted, column, prompts[start : start + _BATCH], start, sampling, on_text, wanted)
     return answers
 
 
@@ -70,7 +80,13 @@ def only(adapted: Adapted, column: Column) -> Any:
 
 
 def _generate(
-    adapted: Adapted, column: Column, prompts: list[list[int]], start: int, sampling: Sampling, on_text: OnText | None
+    adapted: Adapted,
+    column: Column,
+    prompts: list[list[int]],
+    start: int,
+    sampling: Sampling,
+    on_text: OnText | None,
+    expected: Sequence[str] | None,
 ) -> list[str]:
     tokenizer, model = adapted.tokenizer, adapted.model
     longest = max(map(len, prompts))
@@ -81,19 +97,37 @@ def _generate(
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     stops = stop_token_ids(tokenizer)
     streamer = _Streamer(tokenizer, stops, lambda row, text: on_text(column, start + row, text)) if on_text else None
+    ended = StoppingCriteriaList([_NoLongerExpected(tokenizer, stops, longest, expected)]) if expected is not None else None
     set_seed(sampling.seed)
     with torch.inference_mode(), only(adapted, column):
         output = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, streamer=streamer, **drawn,
+            eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, streamer=streamer, stopping_criteria=ended, **drawn,
         )  # fmt: skip
     return [_text(tokenizer, row[longest:].tolist(), stops) for row in output]
 
 
 def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
-    """The answer up to the token that ends it, as it will be read; other control tokens stay visible."""
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    """The answer up to the token that ends it, or the padding of a row that has ended; other control tokens stay visible."""
+    end = next((i for i, token in enumerate(ids) if token in stops or token == tokenizer.pad_token_id), len(ids))
     return tokenizer.decode(ids[:end], skip_special_tokens=False).strip()
+
+
+class _NoLongerExpected(StoppingCriteria):
+    """Ends a row once its text can no longer become the expected one, or is twice as long in tokens: what comes after decides nothing."""
+
+    def __init__(self, tokenizer: Any, stops: list[int], prompt_length: int, expected: Sequence[str]):
+        self.tokenizer, self.stops, self.prompt_length, self.expected = tokenizer, stops, prompt_length, expected
+        self.limits = [2 * len(ids) + 8 for ids in tokenizer(list(expected), add_special_tokens=False)["input_ids"]]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        texts = [_text(self.tokenizer, row[self.prompt_length :].tolist(), self.stops).rstrip("\ufffd") for row in input_ids]
+        length = input_ids.shape[1] - self.prompt_length
+        over = [
+            length > limit or not wanted.strip().startswith(text)
+            for text, wanted, limit in zip(texts, self.expected, self.limits, strict=True)
+        ]
+        return torch.tensor(over, device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):

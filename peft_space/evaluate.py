@@ -1,6 +1,7 @@
 """Scores both columns on the rows that were held out from training: exact match of greedy answers, and loss of the trained tokens."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -57,5 +58,6 @@ def mean_loss(adapted: Adapted, column: Column, examples: Sequence[Example]) -> 
 
 
 def _exact_match(adapted: Adapted, column: Column, rows: Sequence[Conversation], max_new_tokens: int) -> float:
-    answers = answer(adapted, column, [row.messages[:-1] for row in rows], Sampling(max_new_tokens=max_new_tokens))
-    return sum(given == row.messages[-1]["content"].strip() for given, row in zip(answers, rows, strict=True)) / len(rows)
+    wanted = [row.messages[-1]["content"].strip() for row in rows]
+    given = answer(adapted, column, [row.messages[:-1] for row in rows], Sampling(max_new_tokens=max_new_tokens), expected=wanted)
+    return sum(map(operator.eq, given, wanted)) / len(rows)

@@ -123,9 +123,9 @@ def packed(rng: Random, encoded: list[Encoded]) -> list[Encoded]:
     return rows
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, loss weights) of rows of like length, about TOKENS_PER_BATCH a batch, without end; the first `skip` documents are left out."""
-    rng, stream = Random(seed), islice(world.documents(seed), skip, None)
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, loss weights) of rows of like length, about TOKENS_PER_BATCH a batch, without end."""
+    rng, stream = Random(seed), world.documents(seed)
     pad = tokenizer.pad_token_id
     while True:
         rows = sorted(packed(rng, encode(tokenizer, list(islice(stream, 4000)))), key=lambda row: len(row[0]))
@@ -192,14 +192,12 @@ def loss_function(model: LlamaForCausalLM) -> Callable[[torch.Tensor, torch.Tens
     return torch.compile(loss, dynamic=True)
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, minutes: float, skip: int, save: Callable[[LlamaForCausalLM], None]
-) -> dict:
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, minutes: float, save: Callable[[LlamaForCausalLM], None]) -> dict:
     """Trains for the given wall-clock time; `save` is called every ten minutes. Returns what was measured."""
     loss_of, steppers = loss_function(model), optimizers(model)
     base_rates = [stepper.param_groups[0]["lr"] for stepper in steppers]
     began, saved, tokens, recent = time.time(), time.time(), 0, []
-    for step, (ids, weights) in enumerate(batches(tokenizer, SEED, skip)):
+    for step, (ids, weights) in enumerate(batches(tokenizer, SEED)):
         progress = (time.time() - began) / (60 * minutes)
         if progress >= 1:
             break
@@ -339,11 +337,9 @@ def write_card(folder: Path, measured: dict, probes: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=50, help="wall-clock time to train")
+    parser.add_argument("--minutes", type=float, default=15, help="wall-clock time to train")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets model/ and data/")
     parser.add_argument("--data-only", action="store_true", help="write data/ and stop")
-    parser.add_argument("--resume", type=Path, help="a model folder to train on from, instead of new weights")
-    parser.add_argument("--skip", type=int, default=0, help="with --resume: how many documents that model has read")
     options = parser.parse_args()
     write_data(options.out / "data")
     if options.data_only:
@@ -351,8 +347,8 @@ def main() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     tokenizer = train_tokenizer()
     folder = options.out / "model"
-    model = LlamaForCausalLM.from_pretrained(options.resume, dtype=torch.float32).train() if options.resume else new_model(tokenizer)
-    measured = train(model, tokenizer, options.minutes, options.skip, lambda model: write_model(folder, model, tokenizer))
+    model = new_model(tokenizer)
+    measured = train(model, tokenizer, options.minutes, lambda model: write_model(folder, model, tokenizer))
     write_model(folder, model, tokenizer)
     model.eval()
     probes = {name: probe(model, tokenizer, write) for name, write in PROBES.items()}
