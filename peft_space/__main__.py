@@ -104,7 +104,8 @@ def _check(given: argparse.Namespace, show: Show) -> None:
 
 
 def _train(given: argparse.Namespace, show: Show) -> None:
-    if bool(given.resume) == bool(given.data) or (given.data and not given.out):
+    extras = given.out or given.held_out or given.recipe != "{}"
+    if bool(given.resume) == bool(given.data) or (given.data and not given.out) or (given.resume and extras):
         raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
     if given.data:
         recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
@@ -115,10 +116,13 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         if run.status() == "finished":
             show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
             return
-        with _stopping_on_interrupt(run), _telling(run), machines_turn():
-            from peft_space.training.train import train  # after the lock and the turn: importing it takes seconds
+        if run.status() != "queued":
+            run.forget_request()  # left by a worker that was killed
+        run.drop_torn_event()
+        with _stopping_on_interrupt(run), _telling(run), machines_turn(run) as my_turn:
+            from peft_space.training.train import leave_before_training, train  # after the turn: importing it takes seconds
 
-            outcome = train(run).model_dump()
+            outcome = (train(run) if my_turn else leave_before_training(run)).model_dump()
     show(
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",

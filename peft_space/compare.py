@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.render import prompt_ids, render_prompt, stop_token_ids
 from peft_space.data.shapes import Message
+from peft_space.errors import UserError
 from peft_space.models.load import Adapted
 
 Column = Literal["base", "adapter"]
@@ -28,6 +29,12 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        allowed = {"max_new_tokens": (1, 4096), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**31 - 1)}
+        for name, (least, most) in allowed.items():
+            if getattr(self, name) is None or not least <= getattr(self, name) <= most:
+                raise UserError(f"{name} cannot be {getattr(self, name)!r}. Choose a value from {least} to {most}.")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,13 +14,10 @@ from peft_space.errors import UserError
 from peft_space.models.load import Adapted
 from peft_space.run import Run
 from peft_space.scores import Evaluation, Scores, write_scores
+from peft_space.training.prepare import OnProgress
 from peft_space.training.tasks import collate
 
 _BATCH = 8
-
-
-OnProgress = Callable[[float, str], None]
-"""Called with the share that is done, 0 to 1, and what is being done."""
 
 
 def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = lambda share, what: None) -> Evaluation:
@@ -29,6 +26,8 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = lambda share,
     if not held_out:
         raise UserError(f"The run {run.name!r} has no held-out rows to score on. Train it again with held_out_share above 0.")
     examples = [example for example in render(adapted.tokenizer, held_out, run.recipe.max_length) if example.num_trained]
+    if not examples:
+        raise UserError(f"At {run.recipe.max_length} tokens every held-out answer is cut off. Train again with a larger max_length.")
     longest_answer = max(len(adapted.tokenizer(row.messages[-1]["content"])["input_ids"]) for row in held_out)
     columns: list[Scores] = []
     for number, column in enumerate(("base", "adapter")):

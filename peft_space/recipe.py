@@ -107,11 +107,6 @@ class Recipe(BaseModel):
         """`lora_alpha`, or 2 x rank where it was left open."""
         return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
 
-    @property
-    def effective_batch_size(self) -> int:
-        """Rows that one optimizer step sees."""
-        return self.batch_size * self.gradient_accumulation_steps
-
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
     """The recipe that `values` describe. Raises UserError naming every wrong key and value, and the nearest known key."""

@@ -3,8 +3,10 @@
 Knows nothing about models. Its status is derived from its events and its lock, never stored, so it cannot be out of date.
 """
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -16,9 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from peft_space import events, settings
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["new", "queued", "running", "paused", "stopped", "interrupted", "finished", "failed"]
 
@@ -89,8 +95,13 @@ class Run:
             shutil.rmtree(gone)
 
     def size(self) -> int:
-        """Bytes on the disk."""
-        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+        """Bytes on the disk, roughly: a training may be removing files meanwhile."""
+        total = 0
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     # Files of the run
 
@@ -223,7 +234,11 @@ def open_run(owner: str, run_id: str) -> Run:
 
 
 def list_runs(owner: str) -> list[Run]:
-    """The runs of `owner`, newest first."""
-    folder = owners_folder(owner)
-    runs = [Run(path.parent) for path in folder.glob("[!.]*/run.json")] if folder.is_dir() else []
+    """The runs of `owner`, newest first. One that another version wrote and this one cannot read is left out, and logged."""
+    runs = []
+    for path in owners_folder(owner).glob("[!.]*/run.json"):
+        try:
+            runs.append(Run(path.parent))
+        except (ValidationError, ValueError, OSError):
+            logger.exception("the run %s cannot be read", path.parent)
     return sorted(runs, key=lambda run: run.about["created"], reverse=True)

@@ -29,6 +29,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if on_space():  # its own token is not its visitors': they shall not read private models with it
+        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that wait by spinning make a step 40 times slower as soon as another process wants their core (docs/benchmarks.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

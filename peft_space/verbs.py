@@ -3,7 +3,6 @@
 The command line calls them in its own process, the page through a worker process (`execution/`), so both say and do the same.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -61,7 +60,9 @@ def _progress(report: Report | None) -> Callable[[float, str], None]:
 
 
 def _tokens(example: Any) -> list[list[Any]]:
-    return [[text, label != -100] for text, label in zip(example.texts, example.labels, strict=True)]
+    from peft_space.data.render import MASKED
+
+    return [[text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)]
 
 
 def layers(recipe: Json) -> Json:
@@ -133,16 +134,20 @@ def push(run: str, repo: str, token: str | None = None, public: bool = False) ->
     return {"url": push_run(Run(run), repo, token, public)}
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(run: str, trained: float) -> Any:
-    from peft_space.models.load import load_adapted
-
-    return load_adapted(Run(run))
+_loaded: dict[tuple[str, float], Any] = {}
+"""The model of the last run that was asked for, by run and time of its adapter."""
 
 
 def _adapted(run: str) -> Any:
     """The base and adapter of a run; kept in memory until another run, or a newer adapter of this one, is asked for."""
-    return _loaded(run, (Run(run).adapter / "adapter_config.json").stat().st_mtime)
+    from peft_space.models.load import load_adapted
+
+    opened = Run(run)
+    key = (run, (opened.adapter / "adapter_config.json").stat().st_mtime)
+    if key not in _loaded:
+        _loaded.clear()  # before the next is loaded, so that there are never two
+        _loaded[key] = load_adapted(opened)
+    return _loaded[key]
 
 
 VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, layers, make, compare, evaluate, export, push)}

@@ -30,8 +30,15 @@ def test_one_row_is_trained_on_and_nothing_held_out(write):
 
 
 def test_a_file_of_held_out_rows_replaces_the_split(write):
-    data = training_data(write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(3)))
+    data = training_data(write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(12)[9:]))
     assert (len(data.train), len(data.held_out)) == (9, 3)
+
+
+def test_a_held_out_row_that_is_also_trained_on_is_reported_and_left_out(write):
+    data = training_data(write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(10)))
+    assert [row.messages[0]["content"] for row in data.held_out] == ["p9"]
+    assert len(data.problems) == 9
+    assert "also trained on" in data.problems[0].problem
 
 
 def test_what_a_run_keeps_is_the_data_again(write, tmp_path):

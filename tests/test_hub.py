@@ -163,8 +163,7 @@ def test_the_front_matter_is_valid_and_does_not_name_a_base_that_is_not_on_the_h
 def test_the_front_matter_names_a_base_that_is_on_the_hub(the_hub, push, run, tmp_path):
     of_hub = Run(shutil.copytree(run.directory, tmp_path / "run"))
     of_hub.path("recipe.json").write_text(Recipe(base_model="ana/base").model_dump_json())
-    write_plan(of_hub, PLAN.model_copy(update={"base_name": "ana/base"}))
-    the_hub.add_repository("ana/base", {"config.json": (MODEL_DIR / "config.json").read_bytes()})
+    write_plan(of_hub, PLAN.model_copy(update={"base_name": "ana/base", "base_on_hub": True}))
     push(run=Run(of_hub.directory))
     assert front_matter(the_hub.repositories["maria/adapter"].files["README.md"])["base_model"] == "ana/base"
 

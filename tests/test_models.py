@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peft_space.errors import UserError
-from peft_space.models.base import find_base, load_tokenizer
+from peft_space.models.base import find_base, load_tokenizer, pin
 from peft_space.models.families import linear_layers, target_modules
 from peft_space.models.load import load_base_model, new_adapter, parameter_counts
 from peft_space.recipe import Recipe
@@ -16,7 +16,7 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 @pytest.fixture(scope="module")
 def base():
-    return find_base("demo")
+    return pin(find_base("demo"))
 
 
 @pytest.fixture(scope="module")

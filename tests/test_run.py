@@ -39,6 +39,33 @@ def test_events_come_back_as_they_were_written(run):
     assert run.history() == written
 
 
+def test_a_step_whose_loss_is_no_number_is_kept_and_read_back(run):
+    run.append(step(1, loss=float("nan")))
+    run.append(step(2, loss=float("inf")))
+    nan, inf = (event.loss for event in run.history())
+    assert nan != nan
+    assert inf == float("inf")
+
+
+def test_a_run_whose_recipe_cannot_be_read_does_not_hide_the_others():
+    good, bad = (Run.create(new_run_folder("anna"), Recipe(), {}) for _ in range(2))
+    bad.path("recipe.json").write_text('{"from_another_version": 1}')
+    assert [run.directory for run in list_runs("anna")] == [good.directory]
+
+
+def test_a_run_is_renamed_and_deleted_but_not_while_it_is_trained(run):
+    run.rename(" better ")
+    assert Run(run.directory).name == "better"
+    with pytest.raises(UserError, match="1 to 100"):
+        run.rename(" ")
+    with Run(run.directory).lock(), pytest.raises(UserError, match="another process"):
+        run.delete()
+    assert run.size() > 0
+    parent = run.directory.parent
+    run.delete()
+    assert list(parent.iterdir()) == []
+
+
 def test_a_torn_last_line_is_left_out_and_then_cut_off(run):
     run.append(step(1))
     with open(run.path("events.jsonl"), "a") as file:

@@ -61,6 +61,7 @@ def test_text_stays_as_written(write):
         ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns"),
         ({"messages": [HI[0], {"role": "poet", "content": "O"}]}, "the role 'poet' is not known (system, user, assistant)"),
         ({"messages": [HI[0], {"role": "assistant", "content": None}]}, "a message has no text"),
+        ({"messages": [HI[0], {"role": "assistant", "content": "\ud800"}]}, "the text has half a character in it (a lone surrogate)"),
         ({"messages": "Hi"}, "'messages' is not a list of messages"),
         ({"messages": [*HI, {"role": "system", "content": "late"}, *HI]}, "a system message is not the first"),
     ],

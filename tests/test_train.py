@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from peft_space import events
 from peft_space.data.check import data_of
 from peft_space.data.render import MASKED, render
+from peft_space.demo import MODEL_DIR
+from peft_space.errors import UserError
 from peft_space.models.base import find_base
 from peft_space.recipe import Recipe
 from peft_space.run import Run, evaluations_of, steps_of
 from peft_space.training import checkpoints
 from peft_space.training import train as training
 from peft_space.training.plan import read_plan
-from peft_space.training.prepare import make_run
+from peft_space.training.prepare import make_run, prepare
 from peft_space.training.tasks import collate
 
 TINY = Recipe(max_steps=6, save_steps=2, batch_size=4)
@@ -163,6 +165,49 @@ def test_a_request_to_stop_is_followed_within_a_step_and_the_run_goes_on_from_th
         (step.step, step.loss) for step in steps_of(whole.history())
     ]
     assert adapter_bytes(stopped) == adapter_bytes(whole)
+
+
+def test_the_plan_is_made_once_and_used_on_every_resume(tmp_path, monkeypatch):
+    run = make(tmp_path)
+    go(run, deadline=time.time())
+    plan = read_plan(run)
+    monkeypatch.setattr(training, "make_plan", None)
+    go(run)
+    assert read_plan(run) == plan
+
+
+def test_scores_of_an_adapter_that_was_trained_further_are_forgotten(own_run):
+    own_run.path("scores.json").write_text("{}")
+    shutil.rmtree(own_run.path("checkpoints", "checkpoint-12"))
+    go(own_run)
+    assert not own_run.path("scores.json").exists()
+    assert "Not measured yet" in (own_run.adapter / "README.md").read_text()
+
+
+def test_a_base_that_has_changed_since_is_not_trained_on(tmp_path):
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    run = make_run(tmp_path / "run", "demo", TINY.model_copy(update={"base_model": str(folder)}))
+    go(run, deadline=time.time())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="are not those that this run was trained on"):
+        go(run)
+
+
+def test_rows_that_the_chat_template_refuses_are_problems_and_the_others_are_trained(tmp_path, write):
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text("{%- if 'bad' in messages[0]['content'] %}{{ raise_exception('no bad words') }}{% endif %}" + template.read_text())
+    rows = [{"prompt": f"{'bad' if i % 3 == 0 else 'good'} {i}", "completion": "yes"} for i in range(9)]
+    prepared = prepare(write("rows.json", rows), Recipe(base_model=str(folder), held_out_share=0))
+    assert [problem.row for problem in prepared.data.problems] == [1, 4, 7]
+    assert "no bad words" in prepared.data.problems[0].problem
+    assert [row.row for row in prepared.data.train] == [example.row for example in prepared.train] == [2, 3, 5, 6, 8, 9]
+
+
+def test_a_module_to_save_that_is_not_in_the_model_is_refused():
+    with pytest.raises(UserError, match=r"no module .lm_haed. to save\. Did you mean lm_head"):
+        prepare("demo", Recipe(modules_to_save=["lm_haed"]))
 
 
 def test_a_deadline_pauses_and_the_run_finishes_in_as_many_calls_as_it_takes(tmp_path):

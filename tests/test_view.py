@@ -86,16 +86,19 @@ def test_recipes_are_compared_line_by_line(tmp_path):
     assert view.recipe_differences(one, one).values.tolist()[0][0] == "no difference"
 
 
-def test_the_commands_shown_are_the_ones_that_the_command_line_takes(run):
+def test_the_commands_shown_are_the_ones_that_the_command_line_takes():
     import shlex
 
     from peft_space.__main__ import _parser
     from peft_space.recipe import read_recipe
 
-    shell, python = view.commands("my file's.jsonl", Recipe(lora_rank=8), run)
+    shell, python = view.commands("/tmp/x/my file's.jsonl", "/tmp/y/test.csv", Recipe(lora_rank=8))
     for line in shell.splitlines():
         given = _parser().parse_args(shlex.split(line)[3:])
         if "recipe" in given:
             assert read_recipe(given.recipe) == Recipe(lora_rank=8)
-            assert given.data == "my file's.jsonl"
+            assert (given.data, given.held_out, given.out) == ("my file's.jsonl", "test.csv", "my-run")
+        else:
+            assert given.run == "my-run"
+    assert "held_out='test.csv'" in python
     compile(python, "shown", "exec")

@@ -68,7 +68,7 @@ def training_data(data: str | Path, held_out_share: float, seed: int, held_out: 
     if held_out_table is None:
         train, kept = _split(good, held_out_share, seed)
     else:
-        train, (kept, held_out_problems) = good, _held_out_rows(held_out_table)
+        train, (kept, held_out_problems) = good, _held_out_rows(held_out_table, {json.dumps(row.messages) for row in good})
         problems = problems + held_out_problems
     return TrainingData(table.source, table.sha256, len(table.rows), reading, table.columns, train, kept, problems)
 
@@ -122,9 +122,12 @@ def histogram(examples: Sequence[Example], max_length: int, most_bars: int = 30)
     return width, [{"tokens": start, "cut": cut, "rows": rows} for (start, cut), rows in sorted(counts.items())]
 
 
-def _held_out_rows(table: Table) -> tuple[list[Conversation], list[Problem]]:
+def _held_out_rows(table: Table, trained: set[str]) -> tuple[list[Conversation], list[Problem]]:
     good, problems = conversations(table, recognise(table))
-    return good, [Problem(problem.row, f"{problem.problem} (in {table.source})") for problem in problems]
+    leaked = [row for row in good if json.dumps(row.messages) in trained]
+    problems += [Problem(row.row, "the row is also trained on, so it proves nothing") for row in leaked]
+    kept = [row for row in good if json.dumps(row.messages) not in trained]
+    return kept, [Problem(problem.row, f"{problem.problem} (in {table.source})") for problem in problems]
 
 
 def _split(rows: list[Conversation], share: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:

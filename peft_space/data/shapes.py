@@ -5,7 +5,7 @@ Knows the shapes people bring (Alpaca, prompt/completion, question/answer, messa
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft_space.data.read import Table
@@ -36,9 +36,6 @@ class Conversation:
 
     row: int
     messages: list[Message]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def _text(row: dict[str, Any], column: str | None) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise _BadRow(f"{column!r} is a {type(value).__name__}, not text")
-    return str(value)
+    return _writable(str(value))
 
 
 def _messages_from_columns(row: dict[str, Any], reading: Reading) -> list[Message]:
@@ -164,7 +161,16 @@ def _message(turn: Any) -> Message:
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise _BadRow("a message has no text")
-    return {"role": _SPEAKERS[str(speaker).lower()], "content": content}
+    return {"role": _SPEAKERS[str(speaker).lower()], "content": _writable(content)}
+
+
+def _writable(text: str) -> str:
+    """The text, if it is one: JSON can escape half a character, which no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _BadRow("the text has half a character in it (a lone surrogate)") from None
+    return text
 
 
 def _checked(messages: list[Message]) -> list[Message]:

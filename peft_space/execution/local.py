@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,10 +27,12 @@ class WorkerFault(Exception):
 
 def start_training(run: Run) -> None:
     """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn."""
-    if run.is_locked():
-        raise UserError(f"The run {run.name!r} is being trained already. Wait for it, or stop it first.")
-    run.forget_request()
-    run.append(events.Queued())
+    with run.lock():  # two clicks do not start two workers
+        if run.status() in ("queued", "finished"):
+            raise UserError(f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.")
+        run.drop_torn_event()
+        run.forget_request()
+        run.append(events.Queued())
     with open(run.path("worker.log"), "a") as log:
         subprocess.Popen(
             [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)],
@@ -38,12 +41,26 @@ def start_training(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def machines_turn() -> Iterator[None]:
-    """Wait until no other training of this home holds the machine, and hold it; it ends with the process, however it ends."""
+def machines_turn(run: Run) -> Iterator[bool]:
+    """Wait until no other training of this home holds the machine, and hold it; it ends with the process, however it ends.
+
+    Yields False where the run was asked to leave while it waited.
+    """
     settings.home().mkdir(parents=True, exist_ok=True)
     with open(settings.home() / "machine.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        waiting = False
+        while run.asked_to_leave() is None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waiting:
+                    run.append(events.Working(what="Waiting for another training on this machine"))
+                waiting = True
+                time.sleep(0.5)
+            else:
+                yield True
+                return
+        yield False
 
 
 # Everything else
@@ -62,9 +79,12 @@ class Workers:
         return last["result"]
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        """{"report": …} again and again, then {"result": …}. Closing the iterator early ends the work, by ending its process."""
+        """{"report": …} again and again, then {"result": …}. Closing the iterator early ends the work, by ending its process.
+
+        Every second there is at least an empty report, so that whoever wants to close the iterator gets the occasion.
+        """
         with self._places:
-            worker = self._free.pop() if self._free else _start_worker()
+            worker = self._free_worker()
             try:
                 yield from _ask(worker, {"verb": verb, "arguments": arguments})
             except UserError:
@@ -75,6 +95,15 @@ class Workers:
                 worker.wait()
                 raise
             self._free.append(worker)
+
+    def _free_worker(self) -> subprocess.Popen[str]:
+        while True:
+            try:
+                worker = self._free.pop()
+            except IndexError:
+                return _start_worker()
+            if worker.poll() is None:  # the system may have ended an idle one for its memory
+                return worker
 
     def close(self) -> None:
         """End the idle workers."""

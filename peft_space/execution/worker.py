@@ -6,7 +6,9 @@ A model stays loaded between requests, so the second comparison does not wait fo
 import json
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from typing import IO, Any
 
 from peft_space.errors import UserError, explain
@@ -24,19 +26,36 @@ def main() -> None:
 
 
 def _serve(request: dict[str, Any], answers: IO[str]) -> None:
-    def write(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+    lock, ended = threading.Lock(), threading.Event()
 
+    def write(message: dict[str, Any]) -> None:
+        with lock:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+    def beat() -> None:  # so that a page whose visitor pressed Stop can end this process while a model is being loaded
+        while not ended.wait(1.0):
+            write({"report": {}})
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
+    last = _last_message(request, write)
+    ended.set()
+    heart.join()
+    write(last)
+
+
+def _last_message(request: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Do what is asked: {"result": …} or {"error": …}."""
     verb, arguments = request["verb"], request["arguments"]
     if verb in REPORTING:
         arguments["report"] = lambda report: write({"report": report})
     try:
-        write({"result": VERBS[verb](**arguments)})
+        return {"result": VERBS[verb](**arguments)}
     except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
         if not isinstance(error, UserError):
             traceback.print_exc()
-        write({"error": explain(error), "users": isinstance(error, UserError)})
+        return {"error": explain(error), "users": isinstance(error, UserError)}
 
 
 if __name__ == "__main__":

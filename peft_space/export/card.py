@@ -5,7 +5,6 @@ from pathlib import Path
 
 import peft_space
 from peft_space.data.check import TrainingData
-from peft_space.models.base import find_base
 from peft_space.run import Run, evaluations_of, steps_of
 from peft_space.scores import Evaluation, read_scores
 from peft_space.training.plan import Plan
@@ -13,11 +12,10 @@ from peft_space.training.plan import Plan
 
 def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
     """Write `folder`/README.md with what is known of the run by now."""
-    base = find_base(run.recipe.base_model, run.recipe.revision)
     parts = [
-        _front_matter(plan, base.on_hub),
-        f"# {run.name}\n\nA LoRA adapter for {_base_in_words(plan, base.on_hub)}, trained with peft_space {peft_space.__version__}.",
-        "## Use it\n\n" + _usage(run, plan, base.on_hub),
+        _front_matter(plan),
+        f"# {run.name}\n\nA LoRA adapter for {_base_in_words(plan)}, trained with peft_space {peft_space.__version__}.",
+        "## Use it\n\n" + _usage(run, plan),
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
         "## Scores\n\n" + _scores(read_scores(run)),
@@ -26,22 +24,22 @@ def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _front_matter(plan: Plan, on_hub: bool) -> str:
+def _front_matter(plan: Plan) -> str:
     """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
     fields: dict[str, object] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "peft", "peft_space"]}
-    if on_hub:
+    if plan.base_on_hub:
         fields["base_model"] = plan.base_name
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
 
 
-def _base_in_words(plan: Plan, on_hub: bool) -> str:
+def _base_in_words(plan: Plan) -> str:
     revision = f" (revision {plan.base_revision})" if plan.base_revision else ""
-    where = "" if on_hub else ", a model that is not on the Hub"
+    where = "" if plan.base_on_hub else ", a model that is not on the Hub"
     return f"`{plan.base_name}`{revision}{where}"
 
 
-def _usage(run: Run, plan: Plan, on_hub: bool) -> str:
-    loads = f"{plan.base_name!r}, revision={plan.base_revision!r}" if on_hub else f"{plan.base_name!r}"
+def _usage(run: Run, plan: Plan) -> str:
+    loads = f"{plan.base_name!r}, revision={plan.base_revision!r}" if plan.base_on_hub else f"{plan.base_name!r}"
     code = f"""\
 ```python
 from peft import PeftModel

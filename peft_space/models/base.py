@@ -3,6 +3,7 @@
 Never runs code that comes with a model, and reads no pickles.
 """
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that was found. `location` is what libraries load from; `name` and `revision` go into the adapter's config."""
+    """A base model that was found. `location` is what libraries load from; `name` and `revision` go into the adapter's config.
+
+    A folder has no revision until it is pinned: its files have to be read for it.
+    """
 
     location: str
     name: str
@@ -41,16 +45,26 @@ def find_base(base_model: str, revision: str | None = None) -> Base:
     Raises UserError where there is none, it cannot be reached, or it would need code of its own.
     """
     if base_model == DEMO:
-        return Base(str(MODEL_DIR), "peft_space/demo/model", _digest(MODEL_DIR), _config(str(MODEL_DIR), None))
+        return Base(str(MODEL_DIR), "peft_space/demo/model", None, _config(str(MODEL_DIR), None))
     folder = Path(base_model).expanduser()
     if not settings.on_space() and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"The folder {base_model} is no base model: it has no config.json. Give the folder that save_pretrained wrote.")
-        return Base(str(folder.absolute()), str(folder.absolute()), _digest(folder), _config(str(folder), None))
+        return Base(str(folder.absolute()), str(folder.absolute()), None, _config(str(folder), None))
     if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
         raise UserError(f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.")
     config = _config(base_model, revision)
     return Base(base_model, base_model, getattr(config, "_commit_hash", None) or revision, config)
+
+
+def pin(base: Base, expected: str | None = None) -> Base:
+    """The base with its revision: a commit, or a digest of the folder's files. Raises UserError where it is not the `expected` one."""
+    pinned = base if base.on_hub else dataclasses.replace(base, revision=_digest(Path(base.location)))
+    if expected is not None and pinned.revision != expected:
+        raise UserError(
+            f"The files of the base model {base.name} are not those that this run was trained on. Put them back, or train anew."
+        )
+    return pinned
 
 
 def load_tokenizer(base: Base) -> Any:

@@ -46,6 +46,18 @@ def linear_layers(config: Any) -> LinearLayers:
     return LinearLayers(counts, [leaf for leaf in counts if leaf in attention], head_name, model)
 
 
+def check_modules_to_save(recipe: Recipe, layers: LinearLayers) -> None:
+    """Raise UserError where the recipe wants to save a module that is not in the model; PEFT would pass over it without a word."""
+    known = {part for name, _ in layers.model.named_modules() for part in (name, name.rpartition(".")[2]) if part}
+    for name in recipe.modules_to_save or []:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"The base model has no module {name!r} to save. "
+                + (f"Did you mean {near[0]}?" if near else "Leave modules_to_save empty.")
+            )
+
+
 def target_modules(recipe: Recipe, layers: LinearLayers) -> list[str]:
     """The layer names that get an adapter. Raises UserError where a chosen name is not in the model."""
     if recipe.target_modules == "all-linear":

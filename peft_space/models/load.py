@@ -1,12 +1,13 @@
 """Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from peft_space import hardware
 from peft_space.errors import UserError
-from peft_space.models.base import Base, find_base, load_tokenizer
+from peft_space.models.base import Base, find_base, load_tokenizer, pin
 from peft_space.models.families import LinearLayers, linear_layers, target_modules
 from peft_space.recipe import Recipe
 from peft_space.run import Run
@@ -108,7 +109,8 @@ def load_adapted(run: Run) -> Adapted:
     """The base of `run` as it was trained on, with the run's adapter on it, ready to answer."""
     from peft import PeftModel
 
-    base = find_base(run.recipe.base_model, run.recipe.revision)
+    trained_on = json.loads((run.adapter / "adapter_config.json").read_text())["revision"]
+    base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
     model = load_base_model(base, run.recipe, inference_dtype())
     if run.recipe.quantization != "none" and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token

@@ -35,6 +35,7 @@ class Plan(BaseModel):
     """How dtype and threads were chosen, for the user."""
     base_name: str
     base_revision: str | None
+    base_on_hub: bool = False
     target_modules: list[str]
     num_wrapped: int
     """Layers that have an adapter."""
@@ -65,6 +66,7 @@ def make_plan(recipe: Recipe, base: Base, model: Any, example_ids: list[int]) ->
         why=why,
         base_name=base.name,
         base_revision=base.revision,
+        base_on_hub=base.on_hub,
         target_modules=sorted(config.target_modules),
         num_wrapped=len(model.base_model.targeted_module_names),
         trainable_parameters=trainable,

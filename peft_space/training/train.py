@@ -14,7 +14,7 @@ from peft_space.data.check import TrainingData, data_of
 from peft_space.data.render import render
 from peft_space.errors import explain
 from peft_space.export.card import write_card
-from peft_space.models.base import find_base, load_tokenizer
+from peft_space.models.base import find_base, load_tokenizer, pin
 from peft_space.models.load import inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of
@@ -46,10 +46,20 @@ def train(run: Run, deadline: float | None = None) -> events.Outcome:
     return outcome
 
 
+def leave_before_training(run: Run) -> events.Outcome:
+    """The outcome of a run that was asked to leave while it waited for its turn."""
+    steps = steps_of(run.history())
+    outcome = (events.Paused if run.asked_to_leave() == "pause" else events.Stopped)(step=steps[-1].step if steps else 0)
+    run.append(outcome)
+    run.forget_request()
+    return outcome
+
+
 def _train(run: Run, deadline: float | None) -> events.Outcome:
     recipe = run.recipe
     data = data_of(run)
-    base = find_base(recipe.base_model, recipe.revision)
+    plan = read_plan(run)
+    base = pin(find_base(recipe.base_model, plan.base_revision if plan else recipe.revision), plan.base_revision if plan else None)
     tokenizer = load_tokenizer(base)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     rows = Examples(render(tokenizer, data.train, recipe.max_length))
@@ -58,7 +68,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
     model = new_adapter(load_base_model(base, recipe, inference_dtype()), recipe, base)
-    plan = _plan_of(run, recipe, base, model, rows)
+    plan = plan or _first_plan(run, recipe, base, model, rows)
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
@@ -98,16 +108,14 @@ def steps_per_epoch(recipe: Recipe, num_rows: int) -> int:
     return math.ceil(math.ceil(num_rows / recipe.batch_size) / recipe.gradient_accumulation_steps)
 
 
-def _plan_of(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) -> Plan:
-    """The plan of the run; made, and told to the user, when it is first trained."""
-    plan = read_plan(run)
-    if plan is None:
-        run.append(events.Working(what="Measuring what is fastest on this machine"))
-        by_length = sorted((example.input_ids for example in rows.examples), key=len)
-        plan = make_plan(recipe, base, model, by_length[len(by_length) // 2])
-        write_plan(run, plan)
-        run.append(events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} threads.", why=plan.why))
-        run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g}.", why=f"It was {plan.learning_rate_why}."))
+def _first_plan(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) -> Plan:
+    """Make the plan of a run that is trained for the first time, keep it, and tell the user."""
+    run.append(events.Working(what="Measuring what is fastest on this machine"))
+    by_length = sorted((example.input_ids for example in rows.examples), key=len)
+    plan = make_plan(recipe, base, model, by_length[len(by_length) // 2])
+    write_plan(run, plan)
+    run.append(events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} threads.", why=plan.why))
+    run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g}.", why=f"It was {plan.learning_rate_why}."))
     return plan
 
 
@@ -133,6 +141,7 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
         save_strategy="steps",
         save_steps=recipe.save_steps or min(epoch, _LONGEST_BETWEEN_SAVES),
         logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss that is not a number would be told as 0
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         prediction_loss_only=True,
@@ -144,11 +153,15 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
 
 def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan: Plan) -> None:
     """Write adapter/ whole or not at all: weights and config as PEFT writes them, tokenizer, and the measured figures."""
-    aside, folder = run.path(".adapter.new"), run.path("adapter")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, folder, old = run.path(".adapter.new"), run.path("adapter"), run.path(".adapter.old")
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
+    run.path("scores.json").unlink(missing_ok=True)  # they are of the adapter that was there before
     # no look at the Hub for the vocabulary's size: embeddings are not trained
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
     write_card(run, aside, data, plan)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -81,8 +81,7 @@ def _without_the_page(page: Page) -> None:
 
     @tells_errors
     def write(values: dict[Any, Any]) -> list[str]:
-        run = page.chosen_run(values) if values[page.run] else None
-        return list(view.commands(values[page.data], page.form.recipe(values), run))
+        return list(view.commands(values[page.data], values[page.held_out], page.form.recipe(values)))
 
     accordion.expand(write, page.for_training, [shell, python], show_progress="hidden", **PRIVATE)
 

@@ -1,5 +1,6 @@
 """The Compare tab: base and adapter answer the same prompts side by side, and the held-out rows give both a score."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,9 +52,10 @@ class CompareTab:
 
     def take_rows(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The next held-out rows as prompts, and their own answers to compare with."""
-        rows = data_of(self.page.chosen_run(values)).held_out
+        held_out = data_of(self.page.chosen_run(values)).held_out
+        rows = [row for row in held_out if sum(message["role"] == "user" for message in row.messages) == 1]
         if not rows:
-            raise UserError("This run has no held-out rows. Type a prompt.")
+            raise UserError("This run has no held-out rows of one question and one answer. Type a prompt.")
         count = min(int(values[self.how_many]), len(rows))
         chosen = [rows[(values[self.taken] + offset) % len(rows)] for offset in range(count)]
         systems = {row.messages[0]["content"] for row in chosen if row.messages[0]["role"] == "system"}
@@ -66,7 +68,7 @@ class CompareTab:
 
     def answer(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Both columns' answers, as they grow."""
-        prompts = [prompt.strip() for prompt in (values[self.prompts] or "").split(_BETWEEN_PROMPTS.strip("\n")) if prompt.strip()]
+        prompts = [prompt.strip() for prompt in re.split(r"(?m)^\s*---\s*$", values[self.prompts] or "") if prompt.strip()]
         if not prompts:
             raise UserError("There is no prompt. Type one, or take held-out rows.")
         run = self.page.chosen_run(values)
@@ -78,8 +80,10 @@ class CompareTab:
         for message in self.page.workers.stream(
             "compare", run=str(run.directory), prompts=prompts, system=values[self.system] or "", sampling=sampling
         ):
-            report = message.get("report", {})
-            if "what" in report:
+            report = message.get("report")
+            if report == {}:
+                yield {self.progress: gr.skip()}
+            elif report and "what" in report:
                 yield {self.progress: f"{report['what']}…"}
             elif report:
                 rows[report["prompt"]][report["column"]] = report["text"]
@@ -94,10 +98,12 @@ class CompareTab:
         _ = run.adapter
         yield {self.scoring: "Starting…"}
         for message in self.page.workers.stream("evaluate", run=str(run.directory)):
-            if "report" in message:
-                yield {self.scoring: f"{message['report']['what']}… ({message['report']['share']:.0%})"}
-            else:
+            if "result" in message:
                 yield self.show_scores(message["result"])
+            elif report := message["report"]:
+                yield {self.scoring: f"{report['what']}… ({report['share']:.0%})"}
+            else:
+                yield {self.scoring: gr.skip()}
 
     def show_scores(self, result: dict[str, Any]) -> dict[Any, Any]:
         """The table and the bars."""

@@ -10,7 +10,7 @@ from peft_space.errors import UserError
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
-NOTHING = "Nothing here yet."
+NOTHING = "No data yet: bring a file, or use the sample data."
 
 
 def build(page: Page) -> None:
@@ -70,7 +70,10 @@ def build(page: Page) -> None:
         yield {cancel: gr.update(visible=True)}
         try:
             for message in page.workers.stream("check", data=values[page.data], recipe=recipe, held_out=values[page.held_out] or None):
-                yield {summary: f"{message['report']['what']}…"} if "report" in message else show(message["result"])
+                if "result" in message:
+                    yield show(message["result"])
+                else:
+                    yield {summary: f"{message['report']['what']}…" if message["report"] else gr.skip()}
         except UserError:
             yield empty
             raise
@@ -85,7 +88,10 @@ def build(page: Page) -> None:
     held_out.change(lambda path: path or "", held_out, page.held_out, **PRIVATE)
     sample.click(lambda: "demo", None, page.data, **PRIVATE)
     checks = gr.on([page.data.change, page.held_out.change], tells_errors(check, where=summary), **checked)
-    cancel.click(lambda: {summary: "Cancelled. Bring the file again, or another one.", **empty}, None, outputs, cancels=checks, **PRIVATE)
+    shaping = [page.form.widgets[name] for name in ("base_model", "revision", "max_length", "held_out_share", "seed")]
+    gr.on([event for widget in shaping for event in (widget.blur, widget.submit)], tells_errors(check, where=summary), **checked)
+    cancelled = {summary: NOTHING, page.data: "", **empty}
+    cancel.click(lambda: cancelled, None, [*outputs, page.data], cancels=checks, **PRIVATE)
     number.change(
         lambda examples, n: view.tokens_html(examples[min(int(n), len(examples)) - 1]) if examples else "",
         [found_rows, number],

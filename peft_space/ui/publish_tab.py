@@ -24,7 +24,7 @@ def build(page: Page) -> None:
         token = gr.Textbox(
             label="Token with write access",
             type="password",
-            info="Used for this push and forgotten. Empty: the one this machine is signed in with.",
+            info="Used for this push and forgotten. On your own machine it may stay empty, if that is signed in.",
             elem_id="token",
         )
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")

@@ -4,6 +4,7 @@ import html
 import json
 import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -112,23 +113,28 @@ def _share_in_words(share: float, parameters: int) -> str:
     return "More than the usual 1 %: a lower rank, or attention alone, would do with less."
 
 
-def commands(data: str, recipe: Recipe, run: Run | None) -> tuple[str, str]:
-    """The journey that the page is about to do, as command lines and as Python."""
+def commands(data: str, held_out: str, recipe: Recipe) -> tuple[str, str]:
+    """The journey that the page is about to do, as command lines and as Python. Of files the names alone: where they are is another's machine."""
     chosen = recipe.model_dump(exclude_defaults=True)
-    data = data or "YOUR_FILE.jsonl"
-    folder = str(run.directory) if run else "my-run"
+    data, held_out = Path(data or "YOUR_FILE.jsonl").name, Path(held_out).name
     line = f"python -m peft_space train {shlex.quote(data)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
+    line += f" --held-out {shlex.quote(held_out)}" if held_out else ""
+    more = f", held_out={held_out!r}" if held_out else ""
     shell = [
         line,
         *(
-            f"python -m peft_space {verb} {shlex.quote(folder)}"
+            f"python -m peft_space {verb} my-run"
             for verb in ("evaluate", "compare --prompt 'Hello.'", "export --as adapter --out my-adapter")
         ),
     ]
     python = f"""\
+from peft_space.settings import prepare_libraries
+
+prepare_libraries()  # before torch is imported
+
 from peft_space import verbs
 
-run = verbs.make("my-run", {data!r}, {chosen!r})["run"]
+run = verbs.make("my-run", {data!r}, {chosen!r}{more})["run"]
 verbs.train(run)
 print(verbs.evaluate(run))
 print(verbs.compare(run, ["Hello."]))
