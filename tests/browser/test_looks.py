@@ -8,6 +8,10 @@ from peft_space.run import list_runs
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 
 pytestmark = pytest.mark.browser
+# What a finger needs; tables scroll in their own frame, and Gradio measures its tabs on a hidden copy
+TOO_WIDE = """[...document.querySelectorAll('button, input, textarea, p, label, pre, progress')]
+    .filter(e => e.offsetParent && !e.closest('[aria-hidden=true], .table-wrap, .overflow-menu'))
+    .filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 120))"""
 TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
 
 
@@ -49,11 +53,9 @@ def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
         open_tab(seen, tab)
     seen.wait_for_timeout(300)
     shoot(seen, "phone")
-    wide = seen.evaluate(
-        "Math.max(...[...document.querySelectorAll('main *')].filter(e => e.offsetParent).map(e => e.getBoundingClientRect().right))"
-    )
+    wide = seen.evaluate(TOO_WIDE)
     seen.set_viewport_size({"width": 1280, "height": 900})
-    assert wide <= 391
+    assert wide == []
 
 
 def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoot):
