@@ -81,15 +81,15 @@ def test_a_mistake_is_one_sentence_the_same_for_the_page_and_leaves_no_run(
 
 @pytest.fixture(scope="module")
 def workers():
-    """The page's worker processes; started after the size limit of these tests is set."""
+    """The page's worker processes; one is started while the size limit of these tests is set, and keeps it."""
+    from peft_space.execution.local import Workers
+
+    made = Workers(most=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.002")
-        from peft_space.execution.local import Workers
-
-        made = Workers()
-        made.call("layers", recipe={})  # a worker has the environment it was started in
-        yield made
-        made.close()
+        made.call("layers", recipe={})
+    yield made
+    made.close()
 
 
 def what_the_page_says(workers, path, recipe, tmp_path):

@@ -15,7 +15,7 @@ TOO_WIDE = """[...document.querySelectorAll('button, input, textarea, p, label, 
 TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
+@pytest.fixture(scope="module", params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def seen(request, app, browser):
     """A page with data, a finished run, an answer and scores on it."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=request.param)
