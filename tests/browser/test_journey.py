@@ -107,26 +107,36 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app
     shoot(page, "after-restart")
 
 
-def test_a_training_is_paused_stopped_and_resumed_and_ten_reloads_change_nothing(app, home, page, shoot):
-    before = len(list_runs("local"))
-    start_with_sample_data(page, app, 60)
+def test_a_training_is_paused_stopped_and_resumed_from_the_page(app, home, page, shoot):
+    start_with_sample_data(page, app, 90)
     run = list_runs("local")[0]
-    for _ in range(10):
-        page.reload()
-        open_tab(page, "Train")
-        expect(page.locator("#status")).to_contain_text("of 60", timeout=SLOW)
-    assert len(list_runs("local")) == before + 1
     for button, state in (("#pause", "paused"), ("#stop", "stopped early")):
         expect(page.locator(button)).to_be_enabled(timeout=SLOW)
         page.locator(button).click()
         expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
-        assert steps_of(run.history())[-1].step < 60
+        assert steps_of(run.history())[-1].step < 90
         shoot(page, state.replace(" ", "-"))
         page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     happened = run.history()
-    assert [event.step for event in steps_of(happened)] == list(range(1, 61))
-    assert len([event for event in happened if event.event == "Step"]) == 60, "no step was trained twice"
+    assert [event.step for event in steps_of(happened)] == list(range(1, 91))
+    assert len([event for event in happened if event.event == "Step"]) == 90, "no step was trained twice"
+
+
+@pytest.mark.slow
+def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, page, shoot):
+    before = len(list_runs("local"))
+    start_with_sample_data(page, app, 240)
+    run = list_runs("local")[0]
+    for _ in range(10):
+        page.reload()
+        open_tab(page, "Train")
+        expect(page.locator("#status")).to_contain_text("of 240", timeout=SLOW)
+    assert run.status() == "running", "all ten reloads fell into the training"
+    assert len(list_runs("local")) == before + 1
+    expect(page.locator("#status")).to_contain_text("finished", timeout=2 * SLOW)
+    assert [event.step for event in run.history() if event.event == "Step"] == list(range(1, 241))
+    shoot(page, "finished")
 
 
 def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot):
