@@ -32,7 +32,7 @@ def prepare_libraries() -> None:
     if on_space():  # its own token is not its visitors': they shall not read private models with it
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that wait by spinning make a step 40 times slower as soon as another process wants their core (docs/benchmarks.md)
+    # threads that wait by spinning cost most when another process wants their core: 335 instead of 8 ms a token (docs/architecture.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
