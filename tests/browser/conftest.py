@@ -87,6 +87,7 @@ def set_steps(page, count):
     """Open the Recipe tab and limit the training to `count` steps."""
     open_tab(page, "Recipe")
     page.get_by_role("button", name="Training").click()
+    page.wait_for_timeout(500)  # Gradio forgets what is typed within an instant of a folded part being opened; no hand is that fast
     page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first.fill(str(count))
 
 
