@@ -11,16 +11,16 @@ from peft_space.data.check import data_of
 from peft_space.data.render import MASKED, Example, render
 from peft_space.data.shapes import Conversation
 from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
 from peft_space.models.load import Adapted
 from peft_space.run import Run
 from peft_space.scores import Evaluation, Scores, write_scores
-from peft_space.training.prepare import OnProgress
 from peft_space.training.tasks import collate
 
 _BATCH = 8
 
 
-def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = lambda share, what: None) -> Evaluation:
+def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> Evaluation:
     """Score both columns and keep the result in the run. Raises UserError where no row was held out."""
     held_out = data_of(run).held_out
     if not held_out:

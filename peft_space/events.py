@@ -1,9 +1,17 @@
 """What can happen to a run, one type an event; each is one line of events.jsonl. Knows nothing about files."""
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+OnProgress = Callable[[float, str], None]
+"""What a long step tells while it works, where that is no event of a run: the share that is done, 0 to 1, and what is being done."""
+
+
+def quietly(share: float, what: str) -> None:
+    """The OnProgress of who does not listen."""
 
 
 class _Event(BaseModel):

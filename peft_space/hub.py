@@ -9,11 +9,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from peft_space import settings
 from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
 from peft_space.run import Run
 
 
-def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
+def push(run: Run, repo: str, token: str | None, public: bool = False, on_progress: OnProgress = quietly) -> str:
     """Push the run's adapter to `repo` and return the address of what was made.
 
     A new repository is made, private unless `public`; to one that exists a pull request is opened, so nothing in it is overwritten.
@@ -32,7 +33,7 @@ def push(run: Run, repo: str, token: str | None, public: bool = False) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(run, Path(scratch))
         try:
-            return _upload(HfApi(token=token or None), repo, Path(scratch), public)
+            return _upload(HfApi(token=token or None), repo, Path(scratch), public, on_progress)
         except errors.LocalTokenNotFoundError:
             raise UserError("There is no Hub token. Paste one with write access, or sign in with `hf auth login`.") from None
         except errors.OfflineModeIsEnabled:
@@ -49,7 +50,8 @@ def _is_repository_name(repo: str) -> bool:
     return "/" in repo
 
 
-def _upload(api: HfApi, repo: str, folder: Path, public: bool) -> str:
+def _upload(api: HfApi, repo: str, folder: Path, public: bool, on_progress: OnProgress) -> str:
+    on_progress(0.0, "Asking the Hub whose token this is")
     api.whoami()  # a wrong token is told before anything is made
     try:
         url = str(api.create_repo(repo, private=not public, repo_type="model"))
@@ -59,6 +61,7 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool) -> str:
             raise
         existed, url = True, f"{api.endpoint}/{repo}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    on_progress(0.1, f"Uploading {sum(path.stat().st_size for path in files) / 1e6:.1f} MB to {repo}")
     # not upload_folder: with Xet it opens a draft before it commits, and leaves it empty where that fails
     added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     commit = api.create_commit(repo, added, commit_message="Add the LoRA adapter", create_pr=existed)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from peft_space.events import OnProgress
 from peft_space.recipe import make_recipe
 from peft_space.run import Run
 
@@ -51,7 +52,7 @@ def check(
     return result
 
 
-def _progress(report: Report | None) -> Callable[[float, str], None]:
+def _progress(report: Report | None) -> OnProgress:
     def on_progress(share: float, what: str) -> None:
         if report:
             report({"share": share, "what": what})
@@ -78,11 +79,11 @@ def layers(recipe: Json) -> Json:
     return {"layers": found.counts, "wrapped": wrapped, "head": found.head, "trainable": trainable, "parameters": total}
 
 
-def make(directory: str, data: str, recipe: Json, held_out: str | None = None) -> Json:
+def make(directory: str, data: str, recipe: Json, held_out: str | None = None, report: Report | None = None) -> Json:
     """A new run, checked and ready to be trained. Nothing is made where something is wrong."""
     from peft_space.training.prepare import make_run
 
-    return {"run": str(make_run(directory, data, make_recipe(recipe), held_out).directory)}
+    return {"run": str(make_run(directory, data, make_recipe(recipe), held_out, _progress(report)).directory)}
 
 
 def train(run: str) -> Json:
@@ -119,19 +120,20 @@ def evaluate(run: str, report: Report | None = None) -> Json:
     return asdict(evaluate_run(Run(run), _adapted(run), _progress(report)))
 
 
-def export(run: str, out: str, target: str = "adapter", as_zip: bool = False) -> Json:
+def export(run: str, out: str, target: str = "adapter", as_zip: bool = False, report: Report | None = None) -> Json:
     """The adapter in a folder of its own, or as a .zip in the folder `out`."""
     from peft_space.export.adapter import export_adapter, zip_adapter
 
     assert target == "adapter", "the command line and the page offer nothing else"
+    _progress(report)(0.0, "Packing the adapter")
     return {"path": str(zip_adapter(Run(run), out) if as_zip else export_adapter(Run(run), out))}
 
 
-def push(run: str, repo: str, token: str | None = None, public: bool = False) -> Json:
+def push(run: str, repo: str, token: str | None = None, public: bool = False, report: Report | None = None) -> Json:
     """Push the adapter to the Hub: `url`."""
     from peft_space.hub import push as push_run
 
-    return {"url": push_run(Run(run), repo, token, public)}
+    return {"url": push_run(Run(run), repo, token, public, _progress(report))}
 
 
 _loaded: dict[tuple[str, float], Any] = {}
@@ -152,5 +154,5 @@ def _adapted(run: str) -> Any:
 
 VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, layers, make, compare, evaluate, export, push)}
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "compare", "evaluate"}
+REPORTING = {"check", "make", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 
 from peft_space.recipe import Recipe  # noqa: E402
 from peft_space.run import Run  # noqa: E402
+from tests.app_process import App  # noqa: E402
 
 SHORT = Recipe(max_steps=12, save_steps=4, eval_steps=6)
 """A real training of the built-in model on the sample data in a few seconds."""
@@ -52,6 +53,15 @@ def short_run(tmp_path_factory) -> Run:
 def own_run(short_run, tmp_path) -> Run:
     """A copy of the short run that a test may change."""
     return Run(shutil.copytree(short_run.directory, tmp_path / "own-run"))
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """A running app, as on one's own machine."""
+    running = App(tmp_path_factory.mktemp("home"))
+    running.start()
+    yield running
+    running.kill()
 
 
 @pytest.fixture

@@ -23,15 +23,6 @@ NOT_UPLOADED = "This is no uploaded file."
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    """The app on one's own machine."""
-    running = App(tmp_path_factory.mktemp("home"))
-    running.start()
-    yield running
-    running.kill()
-
-
-@pytest.fixture(scope="module")
 def space(tmp_path_factory):
     """The app as a Space runs it, where visitors are strangers."""
     running = App(tmp_path_factory.mktemp("space"), SYSTEM="spaces")

@@ -74,7 +74,7 @@ def push(worker, run):
         arguments = {"run": str(run.directory), "repo": repo, "token": token, "public": public}
         process.stdin.write(json.dumps({"verb": "push", "arguments": arguments}) + "\n")
         process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
+        answer = next(message for message in map(json.loads, process.stdout) if "report" not in message)
         if "result" in answer:
             return answer["result"]["url"]
         assert answer["users"], f"told as a fault of the app: {answer['error']}"

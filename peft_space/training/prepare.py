@@ -1,7 +1,7 @@
 """Makes a run out of data and a recipe, after everything that can be known before training has been checked; nothing is left where it fails."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from peft_space.data.check import TrainingData, training_data
 from peft_space.data.render import Example, render
 from peft_space.data.shapes import Conversation, Problem
 from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
 from peft_space.models.base import find_base, load_tokenizer
 from peft_space.models.families import check_modules_to_save, linear_layers, target_modules
 from peft_space.recipe import Recipe
@@ -28,13 +29,8 @@ class Prepared:
 _BATCH = 2_000
 """Rows that are rendered between two reports of progress."""
 
-OnProgress = Callable[[float, str], None]
-"""Called with the share that is done, 0 to 1, and what is being done."""
 
-
-def prepare(
-    data: str | Path, recipe: Recipe, held_out: str | Path | None = None, on_progress: OnProgress = lambda share, what: None
-) -> Prepared:
+def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None, on_progress: OnProgress = quietly) -> Prepared:
     """Check recipe, base model and data together, and render every row. Writes nothing.
 
     Raises UserError for what the user can mend.
@@ -85,7 +81,13 @@ def _without(data: TrainingData, refused: Sequence[Problem]) -> TrainingData:
     return dataclasses.replace(data, train=train, held_out=held_out, problems=[*data.problems, *refused])
 
 
-def make_run(directory: str | Path, data: str | Path, recipe: Recipe, held_out: str | Path | None = None) -> Run:
+def make_run(
+    directory: str | Path,
+    data: str | Path,
+    recipe: Recipe,
+    held_out: str | Path | None = None,
+    on_progress: OnProgress = quietly,
+) -> Run:
     """A new run in `directory`, ready for `train`."""
-    prepared = prepare(data, recipe, held_out)
+    prepared = prepare(data, recipe, held_out, on_progress)
     return Run.create(directory, recipe, prepared.data.files(), name=f"{Path(data).stem} on {Path(recipe.base_model).name}")

@@ -8,9 +8,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
-from peft_space.execution.local import start_training
-from peft_space.recipe import Recipe
-from peft_space.run import Run, new_run_folder
+from peft_space.data.check import DEMO
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
 from peft_space.ui.page import PRIVATE, Page, new_visitor, tells_errors
 
@@ -41,7 +39,7 @@ def build() -> gr.Blocks:
                         case "Recipe":
                             recipe_tab.build(page)
                         case "Train":
-                            training = train_tab.build(page)
+                            training = train_tab.build(page, label)
                         case "Compare":
                             comparing = compare_tab.build(page)
                         case "Publish":
@@ -90,13 +88,9 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
     """One click from the sample data to the comparison: a real training, then three held-out rows and the scores."""
 
     @tells_errors
-    def begin(values: dict[Any, Any]) -> dict[Any, Any]:
-        folder = new_run_folder(page.owner(values))
-        page.workers.call("make", directory=str(folder), data="demo", recipe=Recipe().model_dump(exclude_defaults=True))
-        run = Run(folder)
-        run.rename("The demo")
-        start_training(run)
-        return {page.data: "demo", page.run: page.runs(values, folder.name), tabs: gr.update(selected="Train"), **training.show(run)}
+    def begin(values: dict[Any, Any]) -> Iterator[Any]:
+        yield {page.data: DEMO, tabs: gr.update(selected="Train")}
+        yield from training.make(values, DEMO, {}, name="The demo")
 
     @tells_errors
     def wait(values: dict[Any, Any]) -> Iterator[Any]:
@@ -112,9 +106,9 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    button.click(begin, chosen, [page.data, page.run, tabs, *training.outputs], **PRIVATE).success(
-        wait, chosen, tabs, concurrency_limit=None, **hidden
-    ).success(
+    starting = button.click(begin, chosen, [page.data, tabs, *training.begins, *training.outputs], **hidden)
+    training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
+    starting.success(wait, chosen, tabs, concurrency_limit=None, **hidden).success(
         tells_errors(comparing.take_rows),
         {*chosen, comparing.taken, comparing.how_many},
         [comparing.prompts, comparing.system, comparing.expected, comparing.taken],

@@ -1,10 +1,14 @@
 """The Publish tab: the adapter as a download, or pushed to the Hub."""
 
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
+from peft_space.errors import UserError
+from peft_space.execution.local import WorkerFault
+from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
@@ -12,6 +16,7 @@ def build(page: Page) -> None:
     """Place and wire the tab."""
     gr.Markdown("The adapter alone, apart from its base, which it names: it loads in PEFT anywhere.")
     pack = gr.Button("Make a .zip of the adapter", variant="primary", elem_id="make-zip")
+    packing = gr.Markdown(elem_id="packing")
     file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
     gr.Markdown("### Push to the Hugging Face Hub")
     with gr.Row():
@@ -28,28 +33,48 @@ def build(page: Page) -> None:
             elem_id="token",
         )
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
-    push = gr.Button("Push", elem_id="push")
+    with gr.Row():
+        push = gr.Button("Push", elem_id="push")
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
     pushed = gr.Markdown(elem_id="pushed")
 
-    @tells_errors
-    def make_zip(values: dict[Any, Any]) -> Any:
-        run = page.chosen_run(values)
-        made = page.workers.call("export", run=str(run.directory), out=tempfile.mkdtemp(prefix="peft_space-"), as_zip=True)
-        return gr.update(value=made["path"], visible=True)
+    ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
-    @tells_errors
-    def push_adapter(values: dict[Any, Any]) -> dict[Any, Any]:
+    def make_zip(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        folder = tempfile.mkdtemp(prefix="peft_space-")
+        for message in page.workers.stream("export", run=str(page.chosen_run(values).directory), out=folder, as_zip=True):
+            if "result" in message:
+                yield {packing: "", file: gr.update(value=message["result"]["path"], visible=True)}
+            else:
+                yield _telling(packing, message)
+
+    def push_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
-        made = page.workers.call(
-            "push",
-            run=str(run.directory),
-            repo=(values[repo] or "").strip(),
-            token=(values[token] or "").strip() or None,
-            public=values[public],
-        )
-        return {pushed: f"Pushed to [{made['url']}]({made['url']}).", token: ""}
+        wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
+        yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
+        try:
+            for message in page.workers.stream("push", run=str(run.directory), **wanted):
+                if "result" in message:
+                    url = message["result"]["url"]
+                    yield {pushed: f"Pushed to [{view.escape(url)}]({url}).", token: "", **ready}
+                else:
+                    yield _telling(pushed, message)
+        except (UserError, WorkerFault):
+            yield ready
+            raise
 
     chosen = {page.visitor, page.run}
-    pack.click(make_zip, chosen, file, **PRIVATE)
-    push.click(push_adapter, {*chosen, repo, token, public}, [pushed, token], **PRIVATE)
-    page.run.change(lambda: [gr.update(value=None, visible=False), ""], None, [file, pushed], **PRIVATE)
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    pack.click(tells_errors(make_zip, where=packing), chosen, [packing, file], **hidden)
+    pushing = push.click(tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public}, [pushed, token, push, cancel], **hidden)
+    stopped = {
+        pushed: "Cancelled. If the upload had begun, the Hub may have made an empty repository.",
+        **ready,
+    }
+    cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
+    page.run.change(lambda: [gr.update(value=None, visible=False), "", ""], None, [file, packing, pushed], **PRIVATE)
+
+
+def _telling(where: gr.Markdown, message: dict[str, Any]) -> dict[Any, Any]:
+    report = message["report"]
+    return {where: f"{view.escape(report['what'])}…" if report else gr.skip()}

@@ -1,11 +1,13 @@
 """The Train tab: start, watch, pause, stop and resume. The training runs elsewhere; this reads its events, so a reload loses nothing."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import start_training
+from peft_space.execution.local import WorkerFault, start_training
 from peft_space.run import Run, new_run_folder
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
@@ -18,11 +20,14 @@ class TrainTab:
 
     def __init__(self, page: Page):
         self.page = page
+        self.about_to_train = gr.Markdown(elem_id="about-to-train")
         with gr.Row():
             self.start = gr.Button("Start training", variant="primary", elem_id="start")
+            self.cancel = gr.Button("Cancel", visible=False, elem_id="cancel-start")
             self.pause = gr.Button("Pause", interactive=False, elem_id="pause")
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
+        self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown("No training yet. Bring data on the first tab, then press *Start training*.", elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
         colours = {"training": "#0f766e", "held out": "#b45309"}
@@ -37,6 +42,7 @@ class TrainTab:
         with gr.Accordion("What was chosen for this machine, and why", open=False):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         self.seen = gr.State(None)
+        self.begins = [page.run, self.preparing, self.start, self.cancel]
         self.outputs = [
             self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, page.state,
         ]  # fmt: skip
@@ -60,17 +66,46 @@ class TrainTab:
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
         }
 
-    def begin(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Make a run of the page's data and recipe, and start it."""
+    def begin(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """Make a run of the page's data and recipe, telling what is being done, and start it."""
         page = self.page
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
-        folder = new_run_folder(page.owner(values))
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
-        page.workers.call("make", directory=str(folder), data=values[page.data], recipe=recipe, held_out=values[page.held_out] or None)
+        yield from self.make(values, values[page.data], recipe, values[page.held_out] or None)
+
+    def make(
+        self, values: dict[Any, Any], data: str, recipe: dict[str, Any], held_out: str | None = None, name: str = ""
+    ) -> Iterator[dict[Any, Any]]:
+        """A new run of what is given, checked and started. What fails or is cancelled leaves nothing behind."""
+        page = self.page
+        folder = new_run_folder(page.owner(values))
+        yield {self.preparing: "Preparing…", self.start: gr.update(interactive=False), self.cancel: gr.update(visible=True)}
+        try:
+            for message in page.workers.stream("make", directory=str(folder), data=data, recipe=recipe, held_out=held_out):
+                if report := message.get("report"):
+                    yield {self.preparing: f"{report['what']}…"}
+                elif "result" not in message:
+                    yield {self.preparing: gr.skip()}
+        except (UserError, WorkerFault):
+            yield self.ready()
+            raise
         run = Run(folder)
+        if name:
+            run.rename(name)
         start_training(run)
-        return {page.run: page.runs(values, folder.name), **self.show(run)}
+        yield {page.run: page.runs(values, folder.name), **self.ready(), **self.show(run)}
+
+    def ready(self) -> dict[Any, Any]:
+        """What the buttons are when nothing is being prepared."""
+        return {self.preparing: "", self.start: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
+
+    def announce(self, values: dict[Any, Any]) -> str:
+        """What *Start training* would train, read from the same widgets at the same time."""
+        page = self.page
+        if not values[page.data]:
+            return ""
+        return view.about_to_train(Path(values[page.data]).name, values[page.num_rows], page.form.recipe(values))
 
     def follow(self, values: dict[Any, Any]) -> Any:
         """What has changed since the page last looked."""
@@ -83,7 +118,7 @@ class TrainTab:
         return self.show(run)
 
 
-def build(page: Page) -> TrainTab:
+def build(page: Page, opened: gr.Tab) -> TrainTab:
     """Place and wire the tab."""
     tab = TrainTab(page)
     chosen = {page.visitor, page.run}
@@ -100,8 +135,12 @@ def build(page: Page) -> TrainTab:
         start_training(run)
         return tab.show(run)
 
-    tab.start.click(tells_errors(tab.begin), page.for_training, [page.run, *tab.outputs], **PRIVATE)
-    gr.Timer(1.0).tick(tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, show_progress="hidden", **PRIVATE)
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    starting = tab.start.click(tells_errors(tab.begin, where=tab.preparing), page.for_training, [*tab.begins, *tab.outputs], **hidden)
+    tab.cancel.click(lambda: tab.ready(), None, tab.begins, cancels=starting, **hidden)
+    asked = {page.num_rows, *page.for_training}
+    gr.on([opened.select, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
+    gr.Timer(1.0).tick(tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
     page.run.change(lambda: None, None, tab.seen, **PRIVATE)
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)

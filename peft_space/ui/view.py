@@ -124,7 +124,7 @@ def commands(data: str, held_out: str, recipe: Recipe) -> tuple[str, str]:
         line,
         *(
             f"python -m peft_space {verb} my-run"
-            for verb in ("evaluate", "compare --prompt 'Hello.'", "export --as adapter --out my-adapter")
+            for verb in ("evaluate", "compare --prompt 'Hello.'", "export --as adapter --out my-adapter", "push --repo OWNER/NAME")
         ),
     ]
     python = f"""\
@@ -138,11 +138,23 @@ run = verbs.make("my-run", {data!r}, {chosen!r}{more})["run"]
 verbs.train(run)
 print(verbs.evaluate(run))
 print(verbs.compare(run, ["Hello."]))
-verbs.export(run, "my-adapter")"""
+verbs.export(run, "my-adapter")
+# verbs.push(run, "OWNER/NAME")"""
     return "\n".join(shell), python
 
 
 # Train
+
+
+def about_to_train(source: str, num_rows: int, recipe: Recipe) -> str:
+    """What *Start training* is about to train: the data, the base, and every choice that is not the default."""
+    chosen = recipe.model_dump(exclude_defaults=True)
+    chosen.pop("base_model", None)
+    own = [f"{Recipe.model_fields[name].title} **{escape(_plain(value))}**" for name, value in chosen.items()]
+    rows = f", {num_rows:,} rows" if num_rows else ""
+    return f"*Start training* trains {escape(recipe.base_model)} on **{escape(source)}**{rows}. " + (
+        f"Your choices: {', '.join(own)}; all else by default." if own else "All choices are the defaults."
+    )
 
 
 def status_markdown(run: Run, happened: list[events.Event]) -> str:

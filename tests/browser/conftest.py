@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect
 
-from tests.app_process import ROOT, App
+from tests.app_process import ROOT
 
 ARTEFACTS = ROOT / "test-artefacts"
 QUIET = [
@@ -18,15 +18,6 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    """A running app."""
-    running = App(tmp_path_factory.mktemp("home"))
-    running.start()
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +70,10 @@ SLOW = 120_000
 """Milliseconds that a step may take; two cores may be busy with other tests."""
 
 
+PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Gradio sets the values of a folded part's fields once more in the frame in which it unfolds; nobody types before it is painted."""
+
+
 def open_tab(page, name):
     page.get_by_role("tab", name=name).first.click()
 
@@ -87,8 +82,10 @@ def set_steps(page, count):
     """Open the Recipe tab and limit the training to `count` steps."""
     open_tab(page, "Recipe")
     page.get_by_role("button", name="Training").click()
-    page.wait_for_timeout(500)  # Gradio forgets what is typed within an instant of a folded part being opened; no hand is that fast
-    page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first.fill(str(count))
+    field = page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first
+    expect(field).to_be_visible()
+    page.evaluate(PAINTED)
+    field.fill(str(count))
 
 
 def start_with_sample_data(page, app, steps):

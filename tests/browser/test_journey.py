@@ -1,6 +1,7 @@
 """The journey in a real browser, with a real training: data in, adapter out; nothing is lost by reloads and kills."""
 
 import json
+import socket
 import time
 import zipfile
 
@@ -10,6 +11,7 @@ from playwright.sync_api import expect
 from peft_space.data.check import data_of
 from peft_space.data.render import MASKED, render
 from peft_space.run import list_runs, steps_of
+from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
 
 pytestmark = pytest.mark.browser
@@ -39,6 +41,7 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     shoot(page, "2-recipe")
 
     open_tab(page, "Train")
+    expect(page.locator("#about-to-train")).to_contain_text("mine.jsonl, 36 rows. Your choices: Steps at most 12", timeout=SLOW)
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
     page.reload()
@@ -137,6 +140,28 @@ def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, pag
     expect(page.locator("#status")).to_contain_text("finished", timeout=2 * SLOW)
     assert [event.step for event in run.history() if event.event == "Step"] == list(range(1, 241))
     shoot(page, "finished")
+
+
+def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
+    start_with_sample_data(page, app, 2)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        online = App(app.home, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}", HF_HUB_OFFLINE="0")
+        online.start()
+        try:
+            page.goto(online.url)
+            open_tab(page, "Publish")
+            page.locator("#repo textarea, #repo input").first.fill("maria/adapter")
+            page.locator("#token input").fill("hf_maria_may_write")
+            page.locator("#push").click()
+            expect(page.locator("#pushed")).to_contain_text("Asking the Hub whose token this is", timeout=SLOW)
+            expect(page.locator("#push")).to_be_disabled()
+            shoot(page, "pushing")
+            page.locator("#cancel-push").click()
+            expect(page.locator("#pushed")).to_contain_text("Cancelled", timeout=SLOW)
+            expect(page.locator("#push")).to_be_enabled()
+        finally:
+            online.kill()
 
 
 def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot):

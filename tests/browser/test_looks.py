@@ -74,9 +74,27 @@ def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoo
     before = len(list_runs("local"))
     focus(page, "#start")
     page.keyboard.press("Enter")
-    expect(page.locator("#status")).to_contain_text("Step 2 of 2", timeout=SLOW)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    expect(page.locator("#status")).to_contain_text("Step 2 of 2")
     assert len(list_runs("local")) == before + 1
-    shoot(page, "keyboard")
+    shoot(page, "keyboard-train")
+    focus_tab(page, "Compare", backwards=True)
+    page.keyboard.press("Enter")
+    focus(page, "#prompts textarea")
+    page.keyboard.type("My lamp is broken.")
+    focus(page, "#ask")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
+    focus_tab(page, "Publish", backwards=True)
+    page.keyboard.press("Enter")
+    focus(page, "#make-zip")
+    page.keyboard.press("Enter")
+    expect(page.locator("#zip")).to_contain_text(".zip", timeout=SLOW)
+    focus(page, "#zip a[download]")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename.endswith(".zip")
+    shoot(page, "keyboard-publish")
 
 
 def focus(page, selector):
