@@ -1,129 +1,365 @@
-"""Reads a data file into a Table of rows, each value exactly as written. Knows nothing about what the rows mean."""
+"""Reads data files into a Table whose rows lie in an Arrow file, each value exactly as written. Knows nothing about what the rows mean.
 
-import csv
+What a file is and how it is encoded is told here; how each kind is written is `formats.py`'s business.
+"""
+
+import gzip
 import hashlib
-import io
+import itertools
 import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import pyarrow as pa
 
 from peft_space import settings
+from peft_space.data import formats
+from peft_space.data.formats import DECODER, Note, NumberedRow
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
 
-SUFFIXES = (".json", ".jsonl", ".csv")
+KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".conll")
+SUFFIXES = (*KINDS, ".gz")
+"""How the names of files end that can be brought; each may be packed with gzip."""
+
+Data = str | Path | Sequence[str | Path]
+"""A file, or several that are joined."""
+
+_SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.string())])
+_BATCH_ROWS, _BATCH_CHARACTERS = 4_096, 16_000_000
+_READER = "1"
+"""Raised when a file is read differently than before, so that what was kept is read anew."""
+_MOST_KEPT = 12
+_UNPACKED = 2.0
+"""A packed file may unpack to so many times the limit of a file."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file. `rows[i]` was row `numbers[i]` of the file, counted from 1 without a header (in .jsonl: the line)."""
+    """Rows of files. They lie in the Arrow file `path`: `number`, counted from 1 without a header (in .jsonl: the line), and `row`, its JSON."""
 
     source: str
     sha256: str
     columns: list[str]
-    rows: list[dict[str, Any]]
-    numbers: list[int]
+    num_rows: int
+    notes: list[str]
+    """What was recognised of the file itself: encoding, separator, missing header."""
+    path: Path
+    begins: list[tuple[str, int]]
+    """(file, number of rows before it), for each file."""
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, row) from the `start`-th row on, in order."""
+        for numbers, texts in self.texts(start, stop):
+            yield from zip(numbers, map(DECODER.decode, texts), strict=True)
+
+    def texts(self, start: int = 0, stop: int | None = None, batch: int = _BATCH_ROWS) -> Iterator[tuple[list[int], list[str]]]:
+        """The same in batches and unparsed."""
+        stop = self.num_rows if stop is None else min(stop, self.num_rows)
+        with pa.memory_map(str(self.path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            for at in range(start, stop, batch):
+                part = table.slice(at, min(batch, stop - at))
+                yield part["number"].to_pylist(), part["row"].to_pylist()
+
+    def where(self, number: int, index: int) -> str:
+        """How a row is called in a sentence: its number, and its file where there are several."""
+        if len(self.begins) == 1:
+            return f"row {number}"
+        name, _ = next(begin for begin in reversed(self.begins) if begin[1] <= index)
+        return f"row {number} of {name}"
 
 
-def read_table(path: str | Path) -> Table:
-    """The rows of a .json (list of objects, or JSON Lines), .jsonl or .csv file in UTF-8.
+def read_table(data: Data, on_progress: OnProgress = quietly) -> Table:
+    """The rows of a file, or of several joined. What was read is kept by its content, so that reading it again takes no time.
 
-    Raises UserError where the file is missing, too large, empty, of another kind, or broken, naming the line.
+    Raises UserError where a file is missing, too large, empty, of another kind, or broken, naming file and place.
     """
-    path = Path(path)
-    name = path.name
-    content = _bytes_of(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: byte {error.start + 1} is not UTF-8 text. Save the file as UTF-8 and bring it again.") from None
-    if not text.strip():
-        raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
-    reader = {".csv": _read_csv, ".jsonl": _read_json_lines, ".json": _read_json}[path.suffix.lower()]
-    numbered = reader(name, text)
-    if not numbered:
-        raise UserError(f"{name}: there are no rows in it. Bring a file with at least one row.")
-    columns = list(dict.fromkeys(column for _, row in numbered for column in row))
-    return Table(name, hashlib.sha256(content).hexdigest(), columns, [row for _, row in numbered], [number for number, _ in numbered])
+    paths = _paths(data)
+    digest = hashlib.sha256(_READER.encode())
+    for path in paths:
+        _check_size(path)
+        with open(path, "rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    sha256 = digest.hexdigest()
+    folder = settings.home() / "cache" / "rows" / sha256
+    if not (folder / "table.json").is_file():
+        _read_into(folder, paths, sha256, on_progress)
+    os.utime(folder)
+    about = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    begins = [(name, before) for name, before in about.pop("begins")]
+    return Table(path=folder / "rows.arrow", begins=begins, **about)
 
 
-def demo_tables() -> tuple[Table, Table]:
+def peek(data: Data, most: int = 200) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Columns and the first rows of the first file, without reading the rest. Raises UserError as `read_table` does."""
+    first = _paths(data)[0]
+    _check_size(first)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [(number, row) for number, _, row in itertools.islice(_rows_of(first, Path(scratch), lambda note: None), most)]
+    return list(dict.fromkeys(column for _, row in rows for column in row)), rows
+
+
+def demo_files() -> tuple[Path, Path]:
     """The built-in sample data: rows to train on, rows to score on."""
-    return read_table(TRAIN_FILE), read_table(HELD_OUT_FILE)
+    return TRAIN_FILE, HELD_OUT_FILE
 
 
-def _bytes_of(path: Path) -> bytes:
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path.name}: files of this kind are not read. Bring one of {', '.join(SUFFIXES)}.")
+def _paths(data: Data) -> list[Path]:
+    paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+    for path in paths:
+        if _kind(path) is None:
+            raise UserError(f"{path.name}: files of this kind are not read. Bring one of {', '.join(KINDS)}, packed with gzip or not.")
+    return paths
+
+
+def _kind(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+
+
+def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
-        if size > settings.max_file_megabytes() * 1e6:
-            limit = f"{settings.max_file_megabytes():g} MB"
-            raise UserError(
-                f"{path.name}: the file has {size / 1e6:.1f} MB, the limit is {limit}. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
-            )
-        return path.read_bytes()
+        if not path.is_file():
+            raise UserError(f"{path}: this is no file. Give the name of a file.")
+        with open(path, "rb"):
+            pass
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({(error.strerror or 'unknown error').lower()}). Check its name.") from None
-
-
-def _read_csv(name: str, text: str) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        dialect = csv.Sniffer().sniff(text[:20_000], delimiters=",;\t|")
-    except csv.Error:
-        dialect = csv.excel
-    csv.field_size_limit(10_000_000)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, strict=True)
-    try:
-        header, *records = [record for record in reader if record]
-    except csv.Error as error:
-        raise UserError(f"{name}: line {reader.line_num} is not CSV ({error}). Check the quotation marks there.") from None
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise UserError(f"{name}: the column {twice[0]!r} occurs twice in the first line. Give every column a name of its own.")
-    for number, record in enumerate(records, 1):
-        if len(record) != len(header):
-            raise UserError(
-                f"{name}: row {number} has {len(record)} fields, the first line has {len(header)}. Check the commas and quotation marks there."
-            )
-    return [(number, dict(zip(header, record, strict=True))) for number, record in enumerate(records, 1)]
-
-
-def _read_json_lines(name: str, text: str) -> list[tuple[int, dict[str, Any]]]:
-    numbered = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            why = getattr(error, "msg", "nested too deeply")
-            raise UserError(f'{name}: line {number} is not JSON ({why}). Every line must be one object like {{"prompt": …}}.') from None
-        numbered.append((number, _object(name, number, row)))
-    return numbered
-
-
-def _read_json(name: str, text: str) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        first_line = text.lstrip().split("\n", 1)[0].strip()
-        if first_line.startswith("{") and first_line.endswith("}"):
-            return _read_json_lines(name, text)
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise UserError(f'{name}: this is not JSON ({where}). Bring a list of objects like [{{"prompt": …}}].') from None
-    if isinstance(value, dict):  # {"data": [...]}, or a single row
-        lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-        value = lists[0] if len(value) == 1 and lists and not {"messages", "conversations"} & set(value) else [value]
-    if not isinstance(value, list):
-        raise UserError(f'{name}: the file holds a single {type(value).__name__}. Bring a list of objects like [{{"prompt": …}}].')
-    return [(number, _object(name, number, row)) for number, row in enumerate(value, 1)]
-
-
-def _object(name: str, number: int, row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict):
+    if size > settings.max_file_megabytes() * 1e6:
+        limit = f"{settings.max_file_megabytes():g} MB"
         raise UserError(
-            f'{name}: row {number} is a {type(row).__name__}, not an object. Every row must look like {{"prompt": …, "completion": …}}.'
+            f"{path.name}: the file has {size / 1e6:.1f} MB, the limit is {limit}. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
         )
-    return row
+
+
+def _read_into(folder: Path, paths: list[Path], sha256: str, on_progress: OnProgress) -> None:
+    """Write rows.arrow and table.json of `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".reading-", dir=folder.parent))
+    try:
+        columns: dict[str, None] = {}
+        notes: list[str] = []
+        begins: list[tuple[str, int]] = []
+        count = 0
+        with pa.OSFile(str(aside / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+            for path in paths:
+                begins.append((path.name, count))
+                before = count
+                for batch, batch_columns in _batches(_rows_of(path, aside, notes.append), path.name):
+                    columns.update(batch_columns)
+                    if len(columns) > formats.MOST_COLUMNS:
+                        raise UserError(
+                            f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
+                        )
+                    writer.write_batch(batch)
+                    count += batch.num_rows
+                    on_progress(0.0, f"Read {count:,} rows")
+                if count == before:
+                    raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
+        source = " + ".join(path.name for path in paths)
+        about = {"source": source, "sha256": sha256, "columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
+        (aside / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        for left in aside.iterdir():
+            if left.name not in ("rows.arrow", "table.json"):
+                left.unlink()
+        try:
+            os.rename(aside, folder)
+        except OSError:  # another process has read the same file meanwhile
+            shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    kept = sorted(folder.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
+    for old in kept[:-_MOST_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _batches(rows: Iterator[NumberedRow], name: str) -> Iterator[tuple[pa.RecordBatch, dict[str, None]]]:
+    numbers: list[int] = []
+    texts: list[str] = []
+    columns: dict[str, None] = {}
+    size, total, limit = 0, 0, _UNPACKED * settings.max_file_megabytes() * 1e6
+    for number, text, row in rows:
+        numbers.append(number)
+        texts.append(text)
+        columns.update(dict.fromkeys(row))
+        size += len(text)
+        if len(texts) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
+            total += size
+            if total > limit:
+                raise UserError(f"{name}: it unpacks to more than {limit / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.")
+            yield _batch(name, numbers, texts), columns
+            numbers, texts, columns, size = [], [], {}, 0
+    if texts:
+        yield _batch(name, numbers, texts), columns
+
+
+def _batch(name: str, numbers: list[int], texts: list[str]) -> pa.RecordBatch:
+    try:
+        return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(texts, pa.string())], schema=_SCHEMA)
+    except UnicodeEncodeError:  # JSON text itself can hold half a character only where the file's encoding let it pass
+        raise UserError(f"{name}: near row {numbers[0]} there is half a character (a lone surrogate). Save the file as UTF-8.") from None
+
+
+def _rows_of(path: Path, scratch: Path, note: Note) -> Iterator[NumberedRow]:
+    """The rows of one file, whatever kind it is."""
+    name, kind = path.name, _kind(path)
+    if path.suffix.lower() == ".gz":
+        path = _unpacked(path, scratch)
+    with open(path, "rb") as file:
+        head = file.read(65_536)
+    _refuse_what_it_is_not(name, head, str(kind))
+    if kind == ".parquet":
+        yield from formats.parquet(name, path)
+        return
+    if kind == ".xlsx":
+        yield from formats.excel(name, path, _UNPACKED * settings.max_file_megabytes() * 1e6, note)
+        return
+    encoding = _encoding(name, path, head, note)
+    with open(path, encoding=encoding, newline="" if kind in (".csv", ".tsv") else "\n", errors="strict") as text:
+        sample = text.read(65_536).lstrip("\ufeff")
+        if not sample.strip():
+            raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
+        text.seek(0)
+        match kind:
+            case ".csv" | ".tsv":
+                yield from formats.separated(name, _without_mark(text), sample, kind == ".tsv", note)
+            case ".txt":
+                yield from formats.lines_of_text(name, _without_mark(text), note)
+            case ".conll":
+                yield from formats.tagged_tokens(name, _without_mark(text))
+            case _ if kind != ".json" and not sample.lstrip().startswith("["):
+                yield from formats.json_lines(name, text)
+            case _:
+                yield from formats.json_value(name, text.read())
+
+
+def _without_mark(text: IO[str]) -> Iterator[str]:
+    """The lines, without a byte order mark, which is no part of the first one."""
+    for number, line in enumerate(text):
+        yield line.lstrip("\ufeff") if number == 0 else line
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """What is in a gzip file, as a file in `scratch`."""
+    most = int(_UNPACKED * settings.max_file_megabytes() * 1e6)
+    target = scratch / path.stem
+    try:
+        with gzip.open(path) as packed, open(target, "wb") as file:
+            total = 0
+            while block := packed.read(1 << 20):
+                total += len(block)
+                if total > most:
+                    raise UserError(
+                        f"{path.name}: it unpacks to more than {most / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
+                    )
+                file.write(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path.name}: it cannot be unpacked ({str(error) or 'it ends too early'}). Pack or download it again.") from None
+    return target
+
+
+_BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS stands in the file's place. Fetch the file itself with `git lfs pull`",
+    b"%PDF": "this is a PDF. Bring its text as .txt, or rows as .csv or .jsonl",
+    b"\x89PNG": "this is an image. Bring text",
+    b"\xff\xd8\xff": "this is an image. Bring text",
+    b"PK\x03\x04": "this is a zip archive. Unpack it and bring the file inside",
+    b"\x1f\x8b": "this is packed with gzip. Let its name end in .gz",
+    b"PAR1": "this is a Parquet file. Let its name end in .parquet",
+    b"\xd0\xcf\x11\xe0": "this is an old Office file. Save it as .xlsx or .csv",
+    b"SQLite format 3": "this is a database. Export the table as .csv",
+    b"BZh": "this is packed with bzip2. Unpack it",
+    b"\xfd7zXZ": "this is packed with xz. Unpack it",
+}
+_EXPECTED = {".parquet": b"PAR1", ".xlsx": b"PK\x03\x04"}
+
+
+def _refuse_what_it_is_not(name: str, head: bytes, kind: str) -> None:
+    if not head.strip():
+        raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
+    for beginning, what in _BEGINNINGS.items():
+        if head.startswith(beginning) and _EXPECTED.get(kind) != beginning:
+            raise UserError(f"{name}: {what}.")
+    if kind in _EXPECTED and not head.startswith(_EXPECTED[kind]):
+        raise UserError(f"{name}: this is no {kind} file. Save or download it again.")
+    start = head[:500].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if kind not in _EXPECTED and start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{name}: this is a web page, not the file. Download the file itself.")
+
+
+def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
+    """How the file's text is encoded. Raises UserError where it is no text."""
+    for mark, encoding in (
+        (b"\xff\xfe\x00\x00", "utf-32"),
+        (b"\x00\x00\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
+        if head.startswith(mark):
+            return _noted(path, name, encoding, note)
+    if b"\x00" in head:
+        even, odd = head[0:2000:2].count(0), head[1:2000:2].count(0)
+        few = max(1, len(head[:2000]) // 10)
+        if odd > few and even <= few // 4:
+            return _noted(path, name, "utf-16-le", note)
+        if even > few and odd <= few // 4:
+            return _noted(path, name, "utf-16-be", note)
+        raise UserError(f"{name}: this is no text; it has zero bytes. Save it as UTF-8 text.")
+    try:
+        _decode_whole(path, "utf-8")
+        return "utf-8"
+    except UnicodeDecodeError as error:
+        position = error.start
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(_around(path, position)).best()
+    if best is None:
+        raise UserError(f"{name}: byte {position + 1} is in no encoding that could be told. Save the file as UTF-8 and bring it again.")
+    encoding = "cp1252" if best.encoding in ("latin_1", "iso8859_15", "cp1250", "ascii", "utf_8") else best.encoding
+    return _noted(path, name, encoding, note)
+
+
+def _noted(path: Path, name: str, encoding: str, note: Note) -> str:
+    try:
+        _decode_whole(path, encoding)
+    except (UnicodeDecodeError, UnicodeError) as error:
+        place = f"byte {error.start + 1} " if isinstance(error, UnicodeDecodeError) else "it "
+        raise UserError(f"{name}: {place}is not {encoding}, as the rest seems to be. Save the file as UTF-8 and bring it again.") from None
+    note(f"The text is encoded in {encoding}, not in UTF-8. Check that letters with accents are right.")
+    return encoding
+
+
+def _decode_whole(path: Path, encoding: str) -> None:
+    """Raises UnicodeDecodeError, with `start` counted from the beginning of the file, where the file is not in `encoding`."""
+    at = 0
+    with open(path, "rb") as file:
+        import codecs
+
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while block := file.read(1 << 22):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                raise UnicodeDecodeError(error.encoding, b"", at - pending + error.start, at - pending + error.end, error.reason) from None
+            at += len(block)
+        decoder.decode(b"", final=True)
+
+
+def _around(path: Path, position: int) -> bytes:
+    """What is near a byte, from which an encoding can be told: letters with accents are rare in a long file."""
+    with open(path, "rb") as file:
+        file.seek(max(0, position - 20_000))
+        return file.read(60_000)
