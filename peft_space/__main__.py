@@ -18,6 +18,7 @@ from peft_space.errors import UserError, explain
 from peft_space.execution.local import machines_turn
 from peft_space.recipe import read_recipe
 from peft_space.run import Run
+from peft_space.scores import percent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,10 @@ Show = Callable[[Any, str], None]
 """Takes a result as JSON and as text, and prints the one that was asked for."""
 
 
+_READING = """how to read the columns and what to mend, as JSON: {"shape": "question/answer", "columns": {"question": "q", "answer": "a"},
+"fixes": ["deduplicate"]}; {} leaves it to be recognised, and `check` shows what was"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m peft_space", description="Train a LoRA adapter on your data, compare it with its base, publish it."
@@ -54,11 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     command = add("check", _check, "Say what is in a data file, and what is wrong with which row.")
-    command.add_argument("data", metavar="DATA", help="a .json, .jsonl or .csv file, or demo")
+    command.add_argument("data", metavar="DATA", nargs="+", help="a data file, several that are joined, or demo")
+    command.add_argument("--reading", default="{}", help=_READING)
     command.add_argument("--model", help="a base model: also render the rows for it and count tokens")
 
     command = add("train", _train, "Train an adapter, or go on with a run.")
-    command.add_argument("data", metavar="DATA", nargs="?", help="a .json, .jsonl or .csv file, or demo")
+    command.add_argument("data", metavar="DATA", nargs="*", help="a data file, several that are joined, or demo")
+    command.add_argument("--reading", default="{}", help=_READING)
     command.add_argument("--held-out", metavar="FILE", help="rows to score on; without it a share of DATA is kept from training")
     command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
@@ -91,25 +98,49 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.check(given.data, given.model)
+    found = verbs.check(_data(given), given.model, reading=_reading(given))
     found.pop("examples", None)
+    if "question" in found:
+        ways = [json.dumps({"shape": way["shape"], "columns": way["columns"]}, ensure_ascii=False) for way in found["question"]]
+        show(
+            found,
+            "\n".join(
+                [f"{found['source']}: its columns can be read in several ways. Choose one:", *(f"  --reading '{way}'" for way in ways)]
+            ),
+        )
+        return
     lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", f"{found['to_train']} to train, {found['held_out']} to score on."]
     if "lengths" in found:
         counted = found["lengths"]
         lines.append(
             f"Tokens a row: median {counted['median']}, longest {counted['longest']}; {counted['num_cut']} rows are cut off at the limit."
         )
+    lines += [f"{finding['count']:,} rows {finding['words']}." for finding in found["findings"]]
     lines += [f"Row {problem['row']}: {problem['problem']}." for problem in found["problems"]]
     show(found, "\n".join(lines))
 
 
+def _data(given: argparse.Namespace) -> Any:
+    return given.data[0] if len(given.data) == 1 else given.data
+
+
+def _reading(given: argparse.Namespace) -> dict[str, Any]:
+    try:
+        reading = json.loads(given.reading)
+    except ValueError as error:
+        raise UserError(f'--reading is not JSON ({error}). Write it like {{"shape": "text", "columns": {{"text": "body"}}}}.') from None
+    if not isinstance(reading, dict):
+        raise UserError('--reading is no object. Write it like {"shape": "text", "columns": {"text": "body"}}.')
+    return reading
+
+
 def _train(given: argparse.Namespace, show: Show) -> None:
-    extras = given.out or given.held_out or given.recipe != "{}"
+    extras = given.out or given.held_out or given.reading != "{}" or given.recipe != "{}"
     if bool(given.resume) == bool(given.data) or (given.data and not given.out) or (given.resume and extras):
         raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
     if given.data:
         recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
-        run = Run(verbs.make(given.out, given.data, recipe, given.held_out)["run"])
+        run = Run(verbs.make(given.out, _data(given), recipe, given.held_out, _reading(given))["run"])
     else:
         run = Run(given.resume)
     with run.lock():
@@ -138,7 +169,7 @@ def _compare(given: argparse.Namespace, show: Show) -> None:
 
 def _evaluate(given: argparse.Namespace, show: Show) -> None:
     found = verbs.evaluate(given.run)
-    lines = [f"{name:8} exact match {found[name]['exact_match']:.1%}, loss {found[name]['loss']:.4f}" for name in ("base", "adapter")]
+    lines = [f"{name:8} exact match {percent(found[name]['exact_match'])}, loss {found[name]['loss']:.4f}" for name in ("base", "adapter")]
     show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines]))
 
 

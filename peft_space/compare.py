@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.render import prompt_ids, render_prompt, stop_token_ids
-from peft_space.data.shapes import Message
+from peft_space.data.rows import Message
 from peft_space.errors import UserError
 from peft_space.models.load import Adapted
 
@@ -67,13 +67,16 @@ def answer(
     sampling: Sampling,
     on_text: OnText | None = None,
     expected: Sequence[str] | None = None,
+    tools: Sequence[list[dict[str, Any]] | None] | None = None,
 ) -> list[str]:
     """One column's answers, generated in batches of prompts.
 
     Args:
+        tools: for each conversation those that it may call.
         expected: texts to be answered word for word; an answer ends as soon as it has become another.
     """
-    prompts = [prompt_ids(adapted.tokenizer, messages) for messages in conversations]
+    offered = tools or [None] * len(conversations)
+    prompts = [prompt_ids(adapted.tokenizer, messages, some) for messages, some in zip(conversations, offered, strict=True)]
     answers: list[str] = []
     for start in range(0, len(prompts), _BATCH):
         wanted = expected[start : start + _BATCH] if expected is not None else None

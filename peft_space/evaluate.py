@@ -4,12 +4,13 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from peft_space.compare import Column, Sampling, answer, only
 from peft_space.data.check import data_of
 from peft_space.data.render import MASKED, Example, render
-from peft_space.data.shapes import Conversation
+from peft_space.data.rows import Conversation
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.load import Adapted
@@ -18,6 +19,8 @@ from peft_space.scores import Evaluation, Scores, write_scores
 from peft_space.training.tasks import collate
 
 _BATCH = 8
+_MOST_ROWS = 500
+"""Held-out rows that are scored, evenly drawn where there are more."""
 
 
 def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> Evaluation:
@@ -25,14 +28,16 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> E
     held_out = data_of(run).held_out
     if not held_out:
         raise UserError(f"The run {run.name!r} has no held-out rows to score on. Train it again with held_out_share above 0.")
-    examples = [example for example in render(adapted.tokenizer, held_out, run.recipe.max_length) if example.num_trained]
+    held_out = [held_out[int(at)] for at in np.linspace(0, len(held_out) - 1, min(len(held_out), _MOST_ROWS))]
+    rendered = render(adapted.tokenizer, held_out, run.recipe.max_length, run.recipe.loss_on, with_texts=False)
+    examples = [example for example in rendered if example.num_trained]
     if not examples:
         raise UserError(f"At {run.recipe.max_length} tokens every held-out answer is cut off. Train again with a larger max_length.")
-    longest_answer = max(len(adapted.tokenizer(row.messages[-1]["content"])["input_ids"]) for row in held_out)
+    answered = [row for row in held_out if isinstance(row, Conversation)]
     columns: list[Scores] = []
     for number, column in enumerate(("base", "adapter")):
         on_progress(number / 2, f"Scoring the {column} on {len(held_out)} rows")
-        exact = _exact_match(adapted, column, held_out, longest_answer + 8)  # type: ignore[arg-type]
+        exact = _exact_match(adapted, column, answered) if answered else None  # type: ignore[arg-type]
         loss = mean_loss(adapted, column, examples)  # type: ignore[arg-type]
         columns.append(Scores(exact, loss, math.exp(min(loss, 700))))
     result = Evaluation(len(held_out), *columns)
@@ -56,7 +61,9 @@ def mean_loss(adapted: Adapted, column: Column, examples: Sequence[Example]) -> 
     return total / count
 
 
-def _exact_match(adapted: Adapted, column: Column, rows: Sequence[Conversation], max_new_tokens: int) -> float:
+def _exact_match(adapted: Adapted, column: Column, rows: Sequence[Conversation]) -> float:
     wanted = [row.messages[-1]["content"].strip() for row in rows]
-    given = answer(adapted, column, [row.messages[:-1] for row in rows], Sampling(max_new_tokens=max_new_tokens), expected=wanted)
+    longest = max(len(ids) for ids in adapted.tokenizer(wanted)["input_ids"])
+    sampling = Sampling(max_new_tokens=min(4096, longest + 8))
+    given = answer(adapted, column, [row.messages[:-1] for row in rows], sampling, expected=wanted, tools=[row.tools for row in rows])
     return sum(map(operator.eq, given, wanted)) / len(rows)

@@ -18,6 +18,10 @@ def _shown(group: str) -> dict[str, str]:
     return {"group": group}
 
 
+LossOn = Literal["automatic", "every answer", "last answer", "whole text", "message weights"]
+"""Which tokens of a row are trained."""
+
+
 class Recipe(BaseModel):
     """Everything that decides what adapter comes out, besides the data. `Recipe()` is a good start for most tasks."""
 
@@ -75,6 +79,14 @@ class Recipe(BaseModel):
 
     max_length: int = Field(512, title="Length limit, tokens", ge=8, le=131072, json_schema_extra=_shown("training"))
     """Longer rows are cut off at the end; the data check says how many."""
+
+    loss_on: LossOn = Field("automatic", title="What is trained", json_schema_extra=_shown("training"))
+    """Which tokens the model learns to write. `automatic`: every answer; where messages carry weights, those of weight 1; of plain text all of it."""
+
+    chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = Field(
+        "own", title="Chat template", json_schema_extra=_shown("model")
+    )
+    """How a conversation is written for the model. `own`: as the model's authors wrote theirs, or `plain` where the model comes without one."""
 
     warmup: float = Field(0.05, title="Warm-up", ge=0, lt=1, json_schema_extra=_shown("training"))
     """Share of the steps in which the learning rate rises from zero."""

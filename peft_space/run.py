@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +48,12 @@ class Run:
         self.about: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
 
     @classmethod
-    def create(cls, directory: str | Path, recipe: Recipe, files: dict[str, str], name: str = "") -> "Run":
+    def create(cls, directory: str | Path, recipe: Recipe, files: Mapping[str, str | Path], name: str = "") -> "Run":
         """Make a run whole or not at all: written aside, then renamed.
 
         Args:
             directory: where; must not exist, or be empty.
-            files: relative path -> text of what the data module wants kept (see `data.training_data`).
+            files: relative path -> text, or a file to copy, that the data module wants kept (see `data.check`).
         """
         target = Path(directory).absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -63,9 +63,12 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            for path, text in files.items():
+            for path, content in files.items():
                 (aside / path).parent.mkdir(parents=True, exist_ok=True)
-                (aside / path).write_text(text, encoding="utf-8")
+                if isinstance(content, Path):
+                    shutil.copyfile(content, aside / path)
+                else:
+                    (aside / path).write_text(content, encoding="utf-8")
             (aside / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
             (aside / "run.json").write_text(json.dumps({"name": name or target.name, "created": time.time()}) + "\n")
             os.replace(aside, target)

@@ -10,8 +10,8 @@ from peft_space.run import Run
 class Scores:
     """One column on the held-out rows."""
 
-    exact_match: float
-    """Share of rows, 0 to 1, whose greedy answer is the row's answer, white space at the ends aside."""
+    exact_match: float | None
+    """Share of rows, 0 to 1, whose greedy answer is the row's answer, white space at the ends aside; None where rows have no answers."""
     loss: float
     """Mean over the rows' trained tokens, in nats."""
     perplexity: float
@@ -25,6 +25,11 @@ class Evaluation:
     num_rows: int
     base: Scores
     adapter: Scores
+
+
+def percent(share: float | None) -> str:
+    """A share as it is shown; a dash where there is none."""
+    return "–" if share is None else f"{share:.1%}"
 
 
 def write_scores(run: Run, scores: Evaluation) -> None:

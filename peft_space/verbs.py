@@ -3,12 +3,18 @@
 The command line calls them in its own process, the page through a worker process (`execution/`), so both say and do the same.
 """
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from peft_space.data.read import Data
+from peft_space.data.report import as_json
+from peft_space.data.shapes import TRAINABLE
+from peft_space.errors import UserError
 from peft_space.events import OnProgress
-from peft_space.recipe import make_recipe
+from peft_space.recipe import Recipe, make_recipe
 from peft_space.run import Run
 
 Json = dict[str, Any]
@@ -17,39 +23,117 @@ Report = Callable[[Json], None]
 
 
 def check(
-    data: str,
+    data: Data,
     model: str | None = None,
     recipe: Json | None = None,
-    held_out: str | None = None,
+    held_out: Data | None = None,
+    reading: Json | None = None,
     rows_shown: int = 50,
     report: Report | None = None,
 ) -> Json:
-    """What is in a data file: `rows`, `shape`, `columns`, `problems`; with a model or recipe also how its rows are rendered for training."""
-    from peft_space.data.check import histogram, lengths, training_data
+    """What is in a data file: `rows`, `shape`, `columns`, `problems`, `findings`; with a model or recipe also how its rows are rendered for training.
+
+    Where the columns can be read in several ways and `reading` does not say which, the result has these ways as `question` and nothing rendered.
+    While the rest is still being read, `report` gets a `preview` of the first rows.
+    """
+    from peft_space.data.check import histogram, lengths, readings_of, training_data
     from peft_space.training.prepare import prepare
 
     values = dict(recipe or {}) | ({"base_model": model} if model else {})
     wanted = make_recipe(values)
-    rendered = prepare(data, wanted, held_out, _progress(report)) if values else None
-    found = rendered.data if rendered else training_data(data, wanted.held_out_share, wanted.seed, held_out)
+    if not (reading or {}).get("shape"):
+        if values and report:
+            _report_first_rows(data, wanted, rows_shown, report)
+        table, plausible = readings_of(data, _progress(report))
+        if len(plausible) > 1:
+            told = {"source": table.source, "rows": table.num_rows, "columns": table.columns, "notes": table.notes}
+            return told | {"question": [one.as_json() for one in plausible], "problems": [], "to_train": 0, "held_out": 0}
+    rendered = prepare(data, wanted, held_out, reading, _progress(report)) if values else None
+    found = rendered.data if rendered else training_data(data, wanted.held_out_share, wanted.seed, held_out, reading, _progress(report))
     result: Json = {
         "source": found.source,
         "rows": found.num_rows,
         "shape": found.reading.shape,
+        "reading": found.reading.as_json(),
         "columns": found.columns,
+        "notes": found.notes,
         "why": found.reading.why(),
+        "trainable": found.reading.shape in TRAINABLE,
         "to_train": len(found.train),
         "held_out": len(found.held_out),
+        "num_problems": found.num_problems,
         "problems": [asdict(problem) for problem in found.problems],
+        "findings": as_json(found.findings),
+        "labels": found.labels,
     }
     if rendered:
+        from peft_space.data.tokens import preview
+
         result["lengths"] = asdict(lengths(rendered.train))
         result["max_length"] = wanted.max_length
         result["bin_width"], result["histogram"] = histogram(rendered.train, wanted.max_length)
-        result["examples"] = [
-            {"row": example.row, "tokens": _tokens(example), "cut": example.cut} for example in rendered.train[:rows_shown]
-        ]
+        result["examples"] = preview(_tokenizer(wanted), list(found.train[:rows_shown]), wanted.max_length, wanted.loss_on)
     return result
+
+
+_PEEKED = 200
+
+
+def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Report) -> None:
+    """Show the first rows of a large file while the rest is read. What is wrong with them is told later, with all the others."""
+    from peft_space.data.check import DEMO
+    from peft_space.data.read import peek
+    from peft_space.data.rows import BadRow, understand
+    from peft_space.data.shapes import recognise
+    from peft_space.data.tokens import preview
+
+    if data == DEMO:
+        return
+    try:
+        columns, rows = peek(data, _PEEKED)
+        plausible = recognise("", columns, [row for _, row in rows])
+    except UserError:  # the whole reading, which goes on, says it too
+        return
+    if len(plausible) > 1:
+        return
+    understood = []
+    for number, row in rows[:rows_shown]:
+        with contextlib.suppress(BadRow):
+            understood.append(understand(number, row, plausible[0]))
+    if understood:
+        report({"preview": preview(_tokenizer(recipe), understood, recipe.max_length, recipe.loss_on)})
+
+
+def show(data: Data, recipe: Json, numbers: list[int], held_out: Data | None = None, reading: Json | None = None) -> Json:
+    """The rows of these numbers as `examples`: as they are rendered for training, or, where they are left out, as they stand in the file (`raw`)."""
+    from peft_space.data.check import readings_of
+    from peft_space.data.rows import BadRow, understand
+    from peft_space.data.shapes import make_reading
+    from peft_space.data.tokens import preview
+
+    wanted = make_recipe(recipe)
+    table, plausible = readings_of(data)
+    chosen = make_reading(reading, table.columns) if reading and reading.get("shape") else plausible[0]
+    left, examples, understood = set(numbers), {}, []
+    for number, row in table.rows():
+        if number in left:
+            left.discard(number)
+            try:
+                understood.append(understand(number, row, chosen))
+            except BadRow as problem:
+                raw = json.dumps(row, ensure_ascii=False, indent=2)
+                examples[number] = {"row": number, "tokens": [], "cut": 0, "raw": raw[:20_000], "problem": str(problem)}
+            if not left:
+                break
+    drawn = preview(_tokenizer(wanted), understood, wanted.max_length, wanted.loss_on) if understood else []
+    examples |= {example["row"]: example for example in drawn}
+    return {"examples": [examples[number] for number in numbers if number in examples]}
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    from peft_space.models.base import find_base, load_tokenizer
+
+    return load_tokenizer(find_base(recipe.base_model, recipe.revision), recipe.chat_template)
 
 
 def _progress(report: Report | None) -> OnProgress:
@@ -58,12 +142,6 @@ def _progress(report: Report | None) -> OnProgress:
             report({"share": share, "what": what})
 
     return on_progress
-
-
-def _tokens(example: Any) -> list[list[Any]]:
-    from peft_space.data.render import MASKED
-
-    return [[text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)]
 
 
 def layers(recipe: Json) -> Json:
@@ -79,11 +157,18 @@ def layers(recipe: Json) -> Json:
     return {"layers": found.counts, "wrapped": wrapped, "head": found.head, "trainable": trainable, "parameters": total}
 
 
-def make(directory: str, data: str, recipe: Json, held_out: str | None = None, report: Report | None = None) -> Json:
+def make(
+    directory: str,
+    data: Data,
+    recipe: Json,
+    held_out: Data | None = None,
+    reading: Json | None = None,
+    report: Report | None = None,
+) -> Json:
     """A new run, checked and ready to be trained. Nothing is made where something is wrong."""
     from peft_space.training.prepare import make_run
 
-    return {"run": str(make_run(directory, data, make_recipe(recipe), held_out, _progress(report)).directory)}
+    return {"run": str(make_run(directory, data, make_recipe(recipe), held_out, reading, _progress(report)).directory)}
 
 
 def train(run: str) -> Json:
@@ -152,7 +237,7 @@ def _adapted(run: str) -> Any:
     return _loaded[key]
 
 
-VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, layers, make, compare, evaluate, export, push)}
+VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, show, layers, make, compare, evaluate, export, push)}
 """What a worker process can be asked for; training has a process of its own."""
 REPORTING = {"check", "make", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

@@ -138,7 +138,7 @@ def test_two_clients_go_their_ways_at_the_same_time_and_each_gets_its_own(app, c
     [
         ("", {}),
         ("{[", {}),
-        ('[{"a": "b"}]', {}),
+        ('[{"prompt": "a"}]', {}),
         ('[{"prompt": "a", "completion": "b"}]', {"rank": 4}),
         ('[{"prompt": "a", "completion": "b"}]', {"target_modules": ["query"]}),
     ],
@@ -193,14 +193,15 @@ def test_only_an_uploaded_file_is_read_whatever_path_is_made_up(app, write):
     nobody_uploaded_it.parent.mkdir()
     nobody_uploaded_it.write_bytes(rows.read_bytes())
     uploaded = upload(app.url, rows)
-    assert post(app.url, "check_data", uploaded, {}, None)[0] == "complete"
+    assert post(app.url, "check_data", uploaded, {}, None, {})[0] == "complete"
     around = f"{uploaded['path']}/../../../{nobody_uploaded_it.relative_to(app.cache.parent)}"
     of_the_app = ROOT / "peft_space" / "demo" / "data" / "train.jsonl"
     for path in (rows, nobody_uploaded_it, around, of_the_app, "/etc/passwd", "/", "nowhere.json"):
         for data in (str(path), file_data(path), {"path": str(path)}, file_data(path) | {"is_stream": True}):
-            assert refused(post(app.url, "check_data", data, {}, None)), data
-            assert refused(post(app.url, "check_data", uploaded, {}, data)), data
-            assert refused(post(app.url, "start", data, {}, None, "")), data
+            assert refused(post(app.url, "check_data", data, {}, None, {})), data
+            assert refused(post(app.url, "check_data", uploaded, {}, data, {})), data
+            assert refused(post(app.url, "check_data", [uploaded, data], {}, None, {})), data
+            assert refused(post(app.url, "start", data, {}, None, "", {})), data
 
 
 def refused(answer):

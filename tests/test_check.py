@@ -1,6 +1,11 @@
 """The split, and what a run keeps of its data."""
 
+import json
+
+import pytest
+
 from peft_space.data.check import data_of, training_data
+from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 
@@ -50,12 +55,77 @@ def test_what_a_run_keeps_is_the_data_again(write, tmp_path):
 
 
 def test_the_histogram_counts_every_row_once_and_marks_what_is_cut_off(tokenizer):
-    from peft_space.data.check import histogram
-    from peft_space.data.render import render
+    from peft_space.data.check import histogram, lengths
+    from peft_space.data.tokens import tokenize
 
     rows = training_data("demo", 0.1, 0).train
-    examples = render(tokenizer, rows, 50)
-    width, bars = histogram(examples, 50)
+    tokens = tokenize(tokenizer, rows, 50)
+    width, bars = histogram(tokens, 50)
     assert sum(bar["rows"] for bar in bars) == len(rows)
-    assert sum(bar["rows"] for bar in bars if bar["cut"]) == sum(example.cut > 0 for example in examples) > 0
+    assert sum(bar["rows"] for bar in bars if bar["cut"]) == sum(example.cut > 0 for example in tokens) > 0
     assert all(bar["tokens"] % width == 0 for bar in bars)
+    assert lengths(tokens).num_cut == sum(example.cut > 0 for example in tokens)
+
+
+def kinds(data):
+    return {finding.kind: (finding.count, finding.rows) for finding in data.findings}
+
+
+def test_what_is_worth_telling_is_found_with_its_rows(write):
+    texts = {
+        2: "Write to {{name}}.",
+        3: "My key is hf_" + "a" * 34,
+        4: "Ask anna.b@example.org",
+        5: "Das ist schÃ¶n",
+        6: "zero\u200bwidth",
+        7: "Same",
+        8: "Same",
+    }
+    lines = [{"prompt": texts.get(number, f"Row {number}"), "completion": "Yes"} for number in range(1, 21)]
+    found = kinds(training_data(write("rows.json", lines), 0.1, 0))
+    assert found == {
+        "placeholders": (1, [2]), "secrets": (1, [3]), "emails": (1, [4]), "mojibake": (1, [5]), "odd": (1, [6]), "duplicates": (1, [8]),
+    }  # fmt: skip
+
+
+def test_plain_rows_have_nothing_to_tell(write):
+    lines = [{"prompt": f"What is <b>{i}</b> + [1]? café, naïve, Ünal, 100 €", "completion": f"user@home is {i}"} for i in range(20)]
+    assert kinds(training_data(write("rows.json", lines), 0.1, 0)) == {}
+
+
+@pytest.mark.parametrize(("fix", "left"), [("deduplicate", 2), ("drop_secrets", 2), ("strip", 3)])
+def test_a_fix_leaves_out_what_it_names_and_is_kept_in_the_run(write, tmp_path, fix, left):
+    lines = [{"prompt": "a", "completion": "b"}] * 2 + [{"prompt": "sk-" + "x" * 30, "completion": "b"}]
+    data = training_data(write("rows.json", lines), 0.0, 0, reading={"fixes": [fix]})
+    assert len(data.train) == left
+    assert data_of(Run.create(tmp_path / fix, Recipe(), data.files())).reading.fixes == (fix,)
+
+
+def test_the_split_keeps_the_shares_of_the_labels(write):
+    lines = [{"text": f"text {i}", "label": "rare" if i % 10 == 0 else "common"} for i in range(200)]
+    data = training_data(write("rows.json", lines), 0.1, 3)
+    labels = [row.label for row in data.held_out]
+    assert (labels.count("rare"), labels.count("common")) == (2, 18)
+    assert data.labels == {"common": 180, "rare": 20}
+
+
+def test_files_that_are_joined_keep_their_names_in_what_is_said(write):
+    data = training_data([write("a.jsonl", rows(3)), write("b.jsonl", [*rows(6)[3:], {"prompt": "alone"}])], 0.0, 0)
+    assert (data.source, data.num_rows, len(data.train)) == ("a.jsonl + b.jsonl", 7, 6)
+    assert [problem.problem for problem in data.problems] == ["the answer is empty (row 4 of b.jsonl)"]
+
+
+def test_data_that_could_be_read_in_two_ways_is_not_guessed_at(write):
+    path = write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\n")
+    with pytest.raises(UserError, match="can be read in several ways") as refusal:
+        training_data(path, 0.1, 0)
+    said = str(refusal.value)
+    reading = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert len(training_data(path, 0.0, 0, reading=reading).train) == 1
+
+
+def test_rows_are_drawn_from_the_disk_each_exactly_once(write):
+    data = training_data(write("rows.jsonl", rows(5_000)), 0.1, 0)
+    assert (len(data.train), len(data.held_out)) == (4_500, 500)
+    assert data.train[17] == data.train[17:18][0]
+    assert len({row.row for row in data.train} | {row.row for row in data.held_out}) == 5_000

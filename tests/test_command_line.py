@@ -53,14 +53,14 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
 
 MISTAKES = [
     ("an empty file", "rows.json", "", "{}"),
-    ("wrong columns", "rows.json", '[{"a": "b"}]', "{}"),
+    ("wrong columns", "rows.json", '[{"prompt": "a"}]', "{}"),
     ("not JSON", "rows.json", "{[", "{}"),
     ("an unknown model", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"base_model": "nobody/nothing"}'),
     ("rank 0", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"lora_rank": 0}'),
     ("an unknown key", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"rank": 4}'),
     ("an unknown layer", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"target_modules": ["query"]}'),
     ("every answer cut off", "rows.json", json.dumps([{"prompt": "word " * 50, "completion": "b"}]), '{"max_length": 8}'),
-    ("no usable row", "rows.json", '[{"prompt": "a"}]', "{}"),
+    ("no usable row", "rows.json", '[{"prompt": "a", "completion": ""}]', "{}"),
     ("a large file", "rows.json", json.dumps([{"prompt": "a" * 3000, "completion": "b"}]), "{}"),
 ]
 
@@ -127,7 +127,7 @@ def test_what_is_not_there_is_told_with_exit_status_2(run_command, arguments, sa
 def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(run_command, tmp_path, monkeypatch):
     from peft_space import verbs
 
-    monkeypatch.setattr(verbs, "check", lambda *args: 1 / 0)
+    monkeypatch.setattr(verbs, "check", lambda *args, **named: 1 / 0)
     status, out, err = run_command("check", "demo")
     assert (status, out) == (1, "")
     assert "ZeroDivisionError" in err

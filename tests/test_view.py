@@ -1,5 +1,7 @@
 """What components show, from results alone."""
 
+import json
+
 import pytest
 
 from peft_space import events
@@ -30,16 +32,16 @@ def test_text_of_users_and_models_is_shown_as_it_is(run):
     assert "<script>" not in shown
     assert "<img" not in shown
     assert "&lt;/pre&gt;" in shown
-    assert "<b>" not in view.tokens_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
+    assert "<b>" not in view.example_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
     assert view.escape("[a](b) <c>") == r"\[a\]\(b\) &lt;c&gt;"
 
 
 def test_tokens_are_trained_masked_ended_or_cut(run):
-    shown = view.tokens_html({"row": 3, "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]], "cut": 0})
+    shown = view.example_html({"row": 3, "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]], "cut": 0})
     assert 'class="masked" title="token 1: masked">Hi<' in shown
     assert 'class="trained" title="token 2: trained"> Ben<' in shown
     assert 'class="trained end" title="token 3: trained end">&lt;end&gt;<' in shown
-    cut = view.tokens_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
+    cut = view.example_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
     assert "1,200 tokens are cut off" in cut
     assert 'title="token 1: trained"' in cut
 
@@ -92,12 +94,13 @@ def test_the_commands_shown_are_the_ones_that_the_command_line_takes():
     from peft_space.__main__ import _parser
     from peft_space.recipe import read_recipe
 
-    shell, python = view.commands("/tmp/x/my file's.jsonl", "/tmp/y/test.csv", Recipe(lora_rank=8))
+    shell, python = view.commands("/tmp/x/my file's.jsonl", "/tmp/y/test.csv", {"fixes": ["deduplicate"]}, Recipe(lora_rank=8))
     for line in shell.splitlines():
         given = _parser().parse_args(shlex.split(line)[3:])
         if "recipe" in given:
             assert read_recipe(given.recipe) == Recipe(lora_rank=8)
-            assert (given.data, given.held_out, given.out) == ("my file's.jsonl", "test.csv", "my-run")
+            assert (given.data, given.held_out, given.out) == (["my file's.jsonl"], "test.csv", "my-run")
+            assert json.loads(given.reading) == {"fixes": ["deduplicate"]}
         else:
             assert given.run == "my-run"
     assert "held_out='test.csv'" in python

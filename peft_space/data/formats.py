@@ -5,18 +5,21 @@ Knows how files are written; knows nothing about what rows mean, and keeps nothi
 
 import csv
 import datetime
+import itertools
 import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from peft_space.errors import UserError
 
 MOST_COLUMNS = 1_000
 LONGEST_ROW = 20_000_000
 """Characters; a longer one is a broken quotation mark or a file in the wrong place."""
+MOST_NESTED = 100
+"""Lists and objects inside one another; Python's own limit would depend on who is reading."""
 
 NumberedRow = tuple[int, str, dict[str, Any]]
 Note = Callable[[str], None]
@@ -47,11 +50,12 @@ def json_lines(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
     """A row a line; the number is the line's. Raises UserError naming the line that is no object."""
     for number, line in enumerate(lines, 1):
         if len(line) > LONGEST_ROW:
-            raise UserError(_too_long(name, f"line {number}", len(line)))
+            raise UserError(_too_long(name, f"line {number}"))
         if not (line := line.strip("\ufeff \t\r\n")):
             continue
         try:
             row = DECODER.decode(line)
+            _check_text(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f'{name}: line {number} is not JSON ({_why(error)}). Every line must be one object like {{"prompt": …}}.'
@@ -72,13 +76,18 @@ def json_value(name: str, text: str) -> Iterator[NumberedRow]:
         if first_line.startswith("{") and first_line.endswith("}") and "\n" in text:  # JSON Lines under another name
             yield from json_lines(name, iter(text.split("\n")))
             return
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else _why(error)
+        where = f"line {error.lineno}: {_why(error)}" if isinstance(error, json.JSONDecodeError) else _why(error)
         raise UserError(f'{name}: this is not JSON ({where}). Bring a list of objects like [{{"prompt": …}}].') from None
     if not isinstance(value, dict):
         kind = {str: "text or number", bool: "true or false", type(None): "null"}[type(value)]
         raise UserError(f'{name}: the file holds a single {kind}. Bring a list of objects like [{{"prompt": …}}].')
     for number, row in enumerate(_rows_of_object(name, value), 1):
-        yield number, json.dumps(row, ensure_ascii=False), row
+        try:
+            text = json.dumps(row, ensure_ascii=False)
+            _check_text(text)
+        except RecursionError as error:
+            raise UserError(f"{name}: row {number} is {_why(error)}. Bring rows that hold text, or lists of messages.") from None
+        yield number, text, row
 
 
 def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
@@ -90,6 +99,7 @@ def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
         number += 1
         try:
             row, end = DECODER.raw_decode(text, at)
+            _check_text(text[at:end])
         except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, getattr(error, "pos", at)) + 1
             why = "there is a comma after the last row" if text[at : at + 1] == "]" else _why(error)
@@ -97,7 +107,7 @@ def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
                 f'{name}: this is not JSON (line {line}, row {number}: {why}). Bring a list of objects like [{{"prompt": …}}].'
             ) from None
         if end - at > LONGEST_ROW:
-            raise UserError(_too_long(name, f"row {number}", end - at))
+            raise UserError(_too_long(name, f"row {number}"))
         if isinstance(row, str):
             row = {"text": row}
             yield number, json.dumps(row, ensure_ascii=False), row
@@ -146,14 +156,51 @@ def _object(name: str, number: int, row: Any) -> dict[str, Any]:
     return row
 
 
+_MEANINGS = {
+    "Unterminated string": "a text begins that is never closed",
+    "Extra data": "something follows the end of the value",
+    "Expecting property name": "a key in double quotes is missing",
+    "Expecting value": "a value is missing",
+    "Expecting ',' delimiter": "a comma is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Invalid control character": "a line break or another control character stands inside a text",
+    "Invalid \\escape": "a backslash stands before a character that needs none",
+    "Invalid \\\\uXXXX": "four hexadecimal digits are missing after \\u",
+}
+"""What Python's messages, by their beginnings, mean to someone who looks at the file."""
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, _TwiceError):
         return f"an object has the key {str(error)!r} twice"
-    return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        meaning = next((meaning for start, meaning in _MEANINGS.items() if error.msg.startswith(start)), error.msg)
+        return f"at character {error.colno} {meaning}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _too_long(name: str, where: str, length: int) -> str:
-    return f"{name}: {where} has {length / 1e6:.0f} million characters, at most {LONGEST_ROW / 1e6:.0f} million are read. Split it."
+_HALF = re.compile(r"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
+
+
+def _check_text(text: str) -> None:
+    """Raises what `_why` explains where JSON that can be parsed still holds what later steps cannot write or walk through."""
+    if text.count("[") + text.count("{") > MOST_NESTED:
+        depth = deepest = 0
+        for found in _BRACKETS.finditer(text):
+            depth += bool(found[1]) - bool(found[2])
+            deepest = max(deepest, depth)
+        if deepest > MOST_NESTED:
+            raise RecursionError
+    if _HALF.search(text):
+        try:
+            json.dumps(DECODER.decode(text), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a character, a lone \\ud800 to \\udfff, stands in a text") from None
+
+
+def _too_long(name: str, where: str) -> str:
+    return f"{name}: {where} has more than {LONGEST_ROW / 1e6:.0f} million characters. Split it, or leave it out."
 
 
 # Tables of text
@@ -166,7 +213,11 @@ def separated(name: str, lines: Iterator[str], sample: str, tabs: bool, note: No
         sample: the beginning of the file, from which delimiter and header are told.
         tabs: whether the name says that tabs separate.
     """
-    delimiter = "\t" if tabs else _delimiter(sample)
+    told = re.match(r"sep=([,;\t|])\r?\n", sample)  # Excel's own first line
+    if told:
+        next(lines)
+        sample = sample[told.end() :]
+    delimiter = told[1] if told else "\t" if tabs else _delimiter(sample)
     quoting = csv.QUOTE_NONE if tabs and not re.search(r'(^|\t)"[^\t\n]*"(\t|\r?$)', sample, re.M) else csv.QUOTE_MINIMAL
     csv.field_size_limit(LONGEST_ROW)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
@@ -184,8 +235,9 @@ def separated(name: str, lines: Iterator[str], sample: str, tabs: bool, note: No
     for line, record in records:
         number += 1
         if len(record) != len(header):
+            fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
             raise UserError(
-                f"{name}: row {number} (line {line}) has {len(record)} fields, the first line has {len(header)}. "
+                f"{name}: row {number} (line {line}) has {fields}, the first line has {len(header)}. "
                 "Check the separators and quotation marks there."
             )
         yield number, *_record(header, record)
@@ -199,7 +251,10 @@ def _records(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            what = "a quotation mark that is never closed" if "unexpected end" in str(error) else str(error)
+            if "field limit" in str(error):
+                raise UserError(_too_long(name, f"a field of the row that begins on line {line}")) from None
+            never = "unexpected end" in str(error)
+            what = "a quotation mark that is never closed" if never else "a quotation mark inside quoted text that is not doubled"
             raise UserError(f"{name}: the row that begins on line {line} is not CSV ({what}). Check the quotation marks there.") from None
         if record and (len(record) > 1 or record[0].strip()):
             yield line, record
@@ -250,75 +305,96 @@ def _is_value(cell: str) -> bool:
     return bool(re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?%?", cell)) or len(cell) > 60 or bool(re.search(r"[.!?]$|\n", cell))
 
 
-def lines_of_text(name: str, lines: Iterator[str], note: Note) -> Iterator[NumberedRow]:
-    """Plain text: a row a paragraph where empty lines part it, else a row a line."""
-    kept = [line.rstrip("\r\n") for line in lines]
-    paragraphs: list[tuple[int, list[str]]] = []
-    parted = any(not line.strip() for line in kept[: max(0, len(kept) - 1)])
-    for number, line in enumerate(kept, 1):
-        if not line.strip():
-            if paragraphs and paragraphs[-1][1]:
-                paragraphs.append((0, []))
-        elif parted and paragraphs and paragraphs[-1][1]:
-            paragraphs[-1][1].append(line)
-        else:
-            if paragraphs and not paragraphs[-1][1]:
-                paragraphs.pop()
-            paragraphs.append((number, [line]))
+def lines_of_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
+    """Plain text: a row a paragraph where empty lines part it, else a row a line. It is read twice, as it may not fit into memory."""
+    filled = (bool(line.strip()) for line in text)
+    changes = sum(1 for _ in itertools.islice(itertools.groupby(itertools.dropwhile(lambda full: not full, filled)), 3))
+    parted = changes == 3  # text, an empty line, text
+    text.seek(0)
     note("Each paragraph is a row." if parted else "Each line is a row.")
-    for number, paragraph in paragraphs:
-        if paragraph:
+    paragraph: list[str] = []
+    for number, line in enumerate(itertools.chain(text, [""]), 1):
+        line = (line.lstrip("\ufeff") if number == 1 else line).rstrip("\r\n")
+        if line.strip():
+            paragraph.append(line)
+        if paragraph and not (parted and line.strip()):
             row = {"text": "\n".join(paragraph)}
-            yield number, json.dumps(row, ensure_ascii=False), row
+            first = number - len(paragraph) + (0 if parted else 1)
+            if len(row["text"]) > LONGEST_ROW:
+                raise UserError(_too_long(name, f"the text that begins on line {first}"))
+            yield first, json.dumps(row, ensure_ascii=False), row
+            paragraph = []
 
 
 def tagged_tokens(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
     """CoNLL: a token and its tag a line, sentences parted by lines without either. The number is the sentence's."""
     tokens: list[str] = []
     tags: list[str] = []
-    number = 0
-    for line_number, line in enumerate([*lines, ""], 1):
+    number = length = 0
+    for line_number, line in enumerate(itertools.chain(lines, [""]), 1):
         if line.strip() and not line.startswith("-DOCSTART-") and not (line.startswith("# ") and "\t" not in line and " = " in line):
             parts = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             if len(parts) < 2 or not parts[0] or not parts[-1].strip():
                 raise UserError(f"{name}: line {line_number} has no tag after the token. Write TOKEN, a tab and TAG on every line.")
+            length += len(line)
+            if length > LONGEST_ROW:
+                raise UserError(_too_long(name, f"sentence {number + 1}, up to line {line_number},"))
             tokens.append(parts[0])
             tags.append(parts[-1].strip())
         elif tokens:
             number += 1
             row = {"tokens": tokens, "tags": tags}
             yield number, json.dumps(row, ensure_ascii=False), row
-            tokens, tags = [], []
+            tokens, tags, length = [], [], 0
 
 
 # Typed tables
 
 
-def parquet(name: str, path: Path) -> Iterator[NumberedRow]:
+def parquet(name: str, path: Path, most_bytes: float) -> Iterator[NumberedRow]:
     """The rows of a Parquet file. Raises UserError where it is broken, or a column holds images or other bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        if len(file.schema_arrow) > MOST_COLUMNS:
-            raise UserError(
-                f"{name}: there are {len(file.schema_arrow):,} columns, at most {MOST_COLUMNS:,} are read. Keep those you need."
-            )
-        for field in file.schema_arrow:
-            if _holds_bytes(field.type):
-                raise UserError(f"{name}: the column {field.name!r} holds bytes, such as images, and no text. Leave it out.")
-        twice = [field for field in file.schema_arrow.names if file.schema_arrow.names.count(field) > 1]
-        if twice:
-            raise UserError(f"{name}: the column {twice[0]!r} occurs twice. Give every column a name of its own.")
-        number = 0
-        for batch in file.iter_batches(batch_size=64):  # few: a cell may be long, and repeated without taking room in the file
-            for row in batch.to_pylist():
-                number += 1
-                written = {column: _written(cell) for column, cell in row.items()}
-                yield number, json.dumps(written, ensure_ascii=False), written
+        with pq.ParquetFile(path) as file:
+            texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+            most = _check_parquet(name, file, most_bytes)
+        # a text that is repeated lies in the file once; so it shall in memory
+        with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=most):
+                step = 1 if batch.nbytes > LONGEST_ROW else len(batch)
+                for row in itertools.chain.from_iterable(batch.slice(at, step).to_pylist() for at in range(0, len(batch), step)):
+                    number += 1
+                    written = {column: _written(cell) for column, cell in row.items()}
+                    text = json.dumps(written, ensure_ascii=False)
+                    if len(text) > LONGEST_ROW:
+                        raise UserError(_too_long(name, f"row {number}"))
+                    yield number, text, written
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: this is no whole Parquet file ({_first_line(error)}). Save or download it again.") from None
+
+
+def _check_parquet(name: str, file: Any, most_bytes: float) -> int:
+    """Refuse by its footer a file whose rows will not be read, or would not fit. Returns how many rows to read at once."""
+    columns = file.schema_arrow.names
+    if len(columns) > MOST_COLUMNS:
+        raise UserError(f"{name}: there are {len(columns):,} columns, at most {MOST_COLUMNS:,} are read. Keep those you need.")
+    for field in file.schema_arrow:
+        if _holds_bytes(field.type):
+            raise UserError(f"{name}: the column {field.name!r} holds bytes, such as images, and no text. Leave it out.")
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise UserError(f"{name}: the column {twice[0]!r} occurs twice. Give every column a name of its own.")
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    shortest = file.metadata.num_rows * sum(len(column) + 7 for column in columns)  # each row as text, were every value one character
+    if max(shortest, sum(chunk.total_uncompressed_size for chunk in chunks)) > most_bytes:
+        raise UserError(f"{name}: it unpacks to more than {most_bytes / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.")
+    for chunk in chunks:
+        if chunk.total_uncompressed_size > LONGEST_ROW * max(chunk.num_values, 1):
+            raise UserError(_too_long(name, f"a value of the column {chunk.path_in_schema!r}"))
+    return 1 if any(group.total_byte_size > 200_000 * max(group.num_rows, 1) for group in groups) else 16
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -335,14 +411,12 @@ def excel(name: str, path: Path, most_bytes: float, note: Note) -> Iterator[Numb
 
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist())
-            if unpacked > most_bytes:
-                raise UserError(
-                    f"{name}: it unpacks to {unpacked / 1e6:.0f} MB, at most {most_bytes / 1e6:.0f} MB are read. Bring fewer rows."
-                )
+            _check_parts(name, archive, most_bytes)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise UserError(f"{name}: this is no whole .xlsx file ({_first_line(error)}). Save it again, or as .csv.") from None
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # one stray cell in the last corner would make a million wide rows
     sheet = next(
         (sheet for sheet in book.worksheets if any(any(cell is not None for cell in row) for row in sheet.iter_rows(values_only=True))),
         None,
@@ -368,6 +442,20 @@ def excel(name: str, path: Path, most_bytes: float, note: Note) -> Iterator[Numb
             raise UserError(f"{name}: row {number} has more cells than the first line names columns. Name them, or clear the cells.")
         row = dict(zip(header, [*record, *[None] * len(header)], strict=False))
         yield number, json.dumps(row, ensure_ascii=False), row
+
+
+def _check_parts(name: str, archive: zipfile.ZipFile, most_bytes: float) -> None:
+    """Refuse a workbook that would not fit: as a whole, or for one text in it, as texts are read in one piece."""
+    unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > most_bytes:
+        raise UserError(f"{name}: it unpacks to {unpacked / 1e6:.0f} MB, at most {most_bytes / 1e6:.0f} MB are read. Bring fewer rows.")
+    for part in archive.infolist():
+        with archive.open(part) as file:
+            length = 0
+            while part.file_size > LONGEST_ROW and (block := file.read(1 << 20)):
+                length = len(block) - 1 - block.rfind(b"<") if b"<" in block else length + len(block)
+                if length > LONGEST_ROW:
+                    raise UserError(_too_long(name, "one cell"))
 
 
 def _cell(value: Any) -> str | None:

@@ -3,12 +3,12 @@
 What a file is and how it is encoded is told here; how each kind is written is `formats.py`'s business.
 """
 
+import functools
 import gzip
 import hashlib
 import itertools
 import json
-import os
-import shutil
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from peft_space import settings
 from peft_space.data import formats
+from peft_space.data.cache import kept
 from peft_space.data.formats import DECODER, Note, NumberedRow
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
@@ -36,7 +37,6 @@ _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.string())])
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_096, 16_000_000
 _READER = "1"
 """Raised when a file is read differently than before, so that what was kept is read anew."""
-_MOST_KEPT = 12
 _UNPACKED = 2.0
 """A packed file may unpack to so many times the limit of a file."""
 
@@ -89,10 +89,7 @@ def read_table(data: Data, on_progress: OnProgress = quietly) -> Table:
         with open(path, "rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     sha256 = digest.hexdigest()
-    folder = settings.home() / "cache" / "rows" / sha256
-    if not (folder / "table.json").is_file():
-        _read_into(folder, paths, sha256, on_progress)
-    os.utime(folder)
+    folder = kept("rows", sha256, functools.partial(_read_into, paths, sha256, on_progress))
     about = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     begins = [(name, before) for name, before in about.pop("begins")]
     return Table(path=folder / "rows.arrow", begins=begins, **about)
@@ -143,46 +140,34 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_into(folder: Path, paths: list[Path], sha256: str, on_progress: OnProgress) -> None:
-    """Write rows.arrow and table.json of `folder`, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".reading-", dir=folder.parent))
-    try:
-        columns: dict[str, None] = {}
-        notes: list[str] = []
-        begins: list[tuple[str, int]] = []
-        count = 0
-        with pa.OSFile(str(aside / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-            for path in paths:
-                begins.append((path.name, count))
-                before = count
-                for batch, batch_columns in _batches(_rows_of(path, aside, notes.append), path.name):
-                    columns.update(batch_columns)
-                    if len(columns) > formats.MOST_COLUMNS:
-                        raise UserError(
-                            f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
-                        )
-                    writer.write_batch(batch)
-                    count += batch.num_rows
-                    on_progress(0.0, f"Read {count:,} rows")
-                if count == before:
-                    raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
-        source = " + ".join(path.name for path in paths)
-        about = {"source": source, "sha256": sha256, "columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
-        (aside / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        for left in aside.iterdir():
-            if left.name not in ("rows.arrow", "table.json"):
-                left.unlink()
-        try:
-            os.rename(aside, folder)
-        except OSError:  # another process has read the same file meanwhile
-            shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    kept = sorted(folder.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
-    for old in kept[:-_MOST_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+def _read_into(paths: list[Path], sha256: str, on_progress: OnProgress, folder: Path) -> None:
+    """Write rows.arrow and table.json into `folder`."""
+    columns: dict[str, None] = {}
+    notes: list[str] = []
+    begins: list[tuple[str, int]] = []
+    count = 0
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_file(file, _SCHEMA) as writer,
+    ):
+        for path in paths:
+            begins.append((path.name, count))
+            before = count
+            for batch, batch_columns in _batches(_rows_of(path, Path(scratch), notes.append), path.name):
+                columns.update(batch_columns)
+                if len(columns) > formats.MOST_COLUMNS:
+                    raise UserError(
+                        f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
+                    )
+                writer.write_batch(batch)
+                count += batch.num_rows
+                on_progress(0.0, f"Read {count:,} rows")
+            if count == before:
+                raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
+    source = " + ".join(path.name for path in paths)
+    about = {"source": source, "sha256": sha256, "columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
+    (folder / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
 def _batches(rows: Iterator[NumberedRow], name: str) -> Iterator[tuple[pa.RecordBatch, dict[str, None]]]:
@@ -221,7 +206,7 @@ def _rows_of(path: Path, scratch: Path, note: Note) -> Iterator[NumberedRow]:
         head = file.read(65_536)
     _refuse_what_it_is_not(name, head, str(kind))
     if kind == ".parquet":
-        yield from formats.parquet(name, path)
+        yield from formats.parquet(name, path, _UNPACKED * settings.max_file_megabytes() * 1e6)
         return
     if kind == ".xlsx":
         yield from formats.excel(name, path, _UNPACKED * settings.max_file_megabytes() * 1e6, note)
@@ -236,7 +221,7 @@ def _rows_of(path: Path, scratch: Path, note: Note) -> Iterator[NumberedRow]:
             case ".csv" | ".tsv":
                 yield from formats.separated(name, _without_mark(text), sample, kind == ".tsv", note)
             case ".txt":
-                yield from formats.lines_of_text(name, _without_mark(text), note)
+                yield from formats.lines_of_text(name, text, note)
             case ".conll":
                 yield from formats.tagged_tokens(name, _without_mark(text))
             case _ if kind != ".json" and not sample.lstrip().startswith("["):
@@ -266,7 +251,9 @@ def _unpacked(path: Path, scratch: Path) -> Path:
                     )
                 file.write(block)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path.name}: it cannot be unpacked ({str(error) or 'it ends too early'}). Pack or download it again.") from None
+        why = "it ends too early" if isinstance(error, EOFError) else "it is damaged"
+        why = "it is not packed with gzip" if str(error).startswith("Not a gzipped") else why
+        raise UserError(f"{path.name}: it cannot be unpacked, as {why}. Pack or download it again.") from None
     return target
 
 
@@ -291,12 +278,17 @@ def _refuse_what_it_is_not(name: str, head: bytes, kind: str) -> None:
         raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
     for beginning, what in _BEGINNINGS.items():
         if head.startswith(beginning) and _EXPECTED.get(kind) != beginning:
-            raise UserError(f"{name}: {what}.")
+            twice = beginning == b"\x1f\x8b" and name.lower().endswith(".gz")
+            raise UserError(f"{name}: this is packed with gzip twice. Unpack it once." if twice else f"{name}: {what}.")
     if kind in _EXPECTED and not head.startswith(_EXPECTED[kind]):
         raise UserError(f"{name}: this is no {kind} file. Save or download it again.")
     start = head[:500].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if kind not in _EXPECTED and start.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{name}: this is a web page, not the file. Download the file itself.")
+    if kind in (".csv", ".tsv") and start.startswith(b"<?xml"):
+        raise UserError(f"{name}: this is XML, such as a server's error message. Download the file itself, or save it as .csv.")
+    if kind in (".csv", ".tsv") and re.match(rb'(\[\s*)?\{\s*"[^"]*"\s*:', start):
+        raise UserError(f"{name}: this is JSON. Let its name end in .jsonl where every line is an object, else in .json.")
 
 
 def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
@@ -309,26 +301,49 @@ def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
     ):
         if head.startswith(mark):
             return _noted(path, name, encoding, note)
-    if b"\x00" in head:
-        even, odd = head[0:2000:2].count(0), head[1:2000:2].count(0)
-        few = max(1, len(head[:2000]) // 10)
-        if odd > few and even <= few // 4:
-            return _noted(path, name, "utf-16-le", note)
-        if even > few and odd <= few // 4:
-            return _noted(path, name, "utf-16-be", note)
-        raise UserError(f"{name}: this is no text; it has zero bytes. Save it as UTF-8 text.")
+    zeros = head[0:2000:2].count(0), head[1:2000:2].count(0)
+    wide = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"  # of two bytes a letter, Latin ones leave the same one zero
+    if max(zeros) > max(1, len(head[:2000]) // 10) and min(zeros) <= max(zeros) // 2:
+        return _noted(path, name, wide, note)
     try:
         _decode_whole(path, "utf-8")
-        return "utf-8"
     except UnicodeDecodeError as error:
         position = error.start
+    else:
+        _refuse_zeros(path, name)
+        return "utf-8"
+    if not min(zeros) and max(zeros) > 3:  # few of the letters are Latin
+        return _noted(path, name, wide, note)
+    _refuse_zeros(path, name)
+    around = _around(path, position)
+    whole = len(re.findall(rb"[\xc3-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}", around))
+    if whole > len(re.findall(rb"[\x80-\xff]", around)) // 4 and whole > 3:
+        where = f"line {_line(path, position)} has a byte"
+        raise UserError(f"{name}: {where} that is not UTF-8, as the rest is. Correct it there, or save the file as UTF-8 again.")
     from charset_normalizer import from_bytes
 
-    best = from_bytes(_around(path, position)).best()
+    best = from_bytes(around).best()
     if best is None:
-        raise UserError(f"{name}: byte {position + 1} is in no encoding that could be told. Save the file as UTF-8 and bring it again.")
+        where = f"line {_line(path, position)} has a byte in no encoding"
+        raise UserError(f"{name}: {where} that could be told. Save the file as UTF-8 and bring it again.")
     encoding = "cp1252" if best.encoding in ("latin_1", "iso8859_15", "cp1250", "ascii", "utf_8") else best.encoding
     return _noted(path, name, encoding, note)
+
+
+def _refuse_zeros(path: Path, name: str) -> None:
+    """A zero byte is no text: something else was renamed, or a disk failed while the file was written."""
+    with open(path, "rb") as file:
+        at = 0
+        while block := file.read(1 << 22):
+            if (zero := block.find(b"\0")) >= 0:
+                where = f"there is a zero byte on line {_line(path, at + zero)}"
+                raise UserError(f"{name}: this is no text, as {where}. Remove it, or save the file as UTF-8 text.")
+            at += len(block)
+
+
+def _line(path: Path, position: int) -> int:
+    with open(path, "rb") as file:
+        return 1 + sum(file.read(min(1 << 22, position - at)).count(b"\n") for at in range(0, position, 1 << 22))
 
 
 def _noted(path: Path, name: str, encoding: str, note: Note) -> str:

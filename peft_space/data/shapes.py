@@ -1,194 +1,254 @@
-"""Recognises what the columns of a Table mean, and turns every row into a Conversation or a Problem.
+"""The shapes of data that people bring, declared once: which roles each has, and by which names columns are known to play them.
 
-Knows the shapes people bring (Alpaca, prompt/completion, question/answer, messages, ShareGPT); knows no tokenizer.
+Recognises them by whole names and by the first rows; where two readings are plausible it returns both, to be asked. Reads no row into its form.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
-from peft_space.data.read import Table
 from peft_space.errors import UserError
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}: what chat templates take."""
+Shape = Literal[
+    "alpaca", "question/answer", "prompt/completion", "messages", "sharegpt", "text", "preference pairs",
+    "rated answers", "labelled text", "labelled pairs", "token tags", "source/target",
+]  # fmt: skip
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+TRAINABLE: tuple[Shape, ...] = ("alpaca", "question/answer", "prompt/completion", "messages", "sharegpt", "text", "source/target")
+"""The shapes that today's task, causal-lm, trains on. The others are read, checked and shown."""
 
-Shape = Literal["alpaca", "prompt/completion", "question/answer", "messages", "sharegpt"]
+Fix = Literal["deduplicate", "trim", "strip", "drop_cut", "drop_secrets"]
+FIXES: dict[Fix, str] = {
+    "deduplicate": "Keep one of each row that occurs several times",
+    "trim": "Cut what follows the last answer of a conversation",
+    "strip": "Remove white space and zero-width characters around each text",
+    "drop_cut": "Leave out rows that are longer than the limit",
+    "drop_secrets": "Leave out rows with likely keys or tokens",
+}
+"""What can be mended with a click, because it cannot do harm."""
+
+_ANSWERS = ("output", "response", "answer", "completion", "answers", "responses", "reply", "assistant", "model_output")
+_CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+_SYSTEM = {"system": ("system", "system_prompt")}
+_LABELS = ("label", "labels", "category", "class", "intent", "sentiment", "topic", "target", "label_text")
+_TEXTS = ("text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment", "story")
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a shape needs and may have: role -> the names by which a column is known to play it."""
+
+    needs: dict[str, tuple[str, ...]]
+    may_have: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_DECLARED: dict[Shape, _Declared] = {
+    "token tags": _Declared({"tokens": ("tokens", "words"), "tags": ("tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags")}),
+    "preference pairs": _Declared(
+        {"chosen": ("chosen", "preferred", "response_chosen"), "rejected": ("rejected", "dispreferred", "response_rejected")},
+        {"prompt": ("prompt", "question", "instruction", "input", *_CHATS), **_SYSTEM},
+    ),
+    "rated answers": _Declared(
+        {"label": ("label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up")},
+        {"messages": _CHATS, "prompt": ("prompt", "question", "instruction"), "answer": _ANSWERS, **_SYSTEM},
+    ),
+    "messages": _Declared({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")}),
+    "sharegpt": _Declared({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")}),
+    "alpaca": _Declared(
+        {"instruction": ("instruction", "instructions"), "answer": _ANSWERS}, {"input": ("input", "context", "inputs"), **_SYSTEM}
+    ),
+    "question/answer": _Declared(
+        {"question": ("question", "query", "q"), "answer": (*_ANSWERS, "a")}, {"input": ("input", "context"), **_SYSTEM}
+    ),
+    "prompt/completion": _Declared({"prompt": ("prompt", "input", "user"), "answer": _ANSWERS}, {"input": ("context",), **_SYSTEM}),
+    "source/target": _Declared(
+        {
+            "source": ("source", "src", "article", "document", "text", "input_text", "source_text", "dialogue"),
+            "target": ("target", "tgt", "summary", "highlights", "translation", "target_text", "headline"),
+        }
+    ),
+    "labelled pairs": _Declared(
+        {
+            "first": ("sentence1", "premise", "text1", "question1", "sentence_a", "text_a"),
+            "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b"),
+            "label": (*_LABELS, "score"),
+        }
+    ),
+    "labelled text": _Declared({"text": _TEXTS, "label": _LABELS}),
+    "text": _Declared({"text": _TEXTS}),
+}
+
+
+def roles(shape: Shape) -> tuple[list[str], list[str]]:
+    """(roles that a column must be named for, roles that may stay empty)."""
+    declared = _DECLARED[shape]
+    return list(declared.needs), list(declared.may_have)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file was understood: its shape, and which column plays which role. Kept in the run, so it can be repeated."""
+    """How a file is understood: its shape, which column plays which role, and what is mended. Kept in the run, so it can be repeated."""
 
     shape: Shape
     columns: dict[str, str]
+    fixes: tuple[Fix, ...] = ()
 
     def why(self) -> str:
         """One sentence for the user."""
-        roles = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
-        return f"Recognised as {self.shape}: it reads the column{'s' if len(self.columns) > 1 else ''} {roles}."
+        told = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
+        return f"Recognised as {self.shape}: it reads the column{'s' if len(self.columns) > 1 else ''} {told}."
+
+    def as_json(self) -> dict[str, Any]:
+        """{"shape", "columns", "fixes"}, which `make_reading` takes."""
+        return {**asdict(self), "fixes": list(self.fixes)}
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """One row in the one form that everything after this module takes: messages that end with the assistant's answer."""
-
-    row: int
-    messages: list[Message]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What keeps a row from being trained on, with the row's number in the file."""
-
-    row: int
-    problem: str
-
-
-_ANSWERS = ("output", "response", "answer", "completion")
-_ROLES: dict[Shape, dict[str, tuple[str, ...]]] = {
-    "alpaca": {"instruction": ("instruction",), "answer": _ANSWERS},
-    "question/answer": {"question": ("question", "query"), "answer": ("answer", "response", "output", "completion")},
-    "prompt/completion": {"prompt": ("prompt",), "answer": ("completion", "response", "output", "answer")},
-}
-_OPTIONAL: dict[str, tuple[str, ...]] = {"input": ("input", "context"), "system": ("system", "system_prompt")}
-_CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-_SPEAKERS = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-}  # fmt: skip
+def make_reading(values: Mapping[str, Any], columns: Sequence[str]) -> Reading:
+    """The reading that the user wants. Raises UserError naming the shape, role, column or fix that there is not."""
+    shape, chosen, fixes = values.get("shape"), dict(values.get("columns") or {}), tuple(values.get("fixes") or ())
+    if shape not in SHAPES:
+        raise UserError(f"There is no shape {shape!r}. Choose one of {', '.join(SHAPES)}.")
+    needs, may_have = roles(shape)
+    chosen = {role: column for role, column in chosen.items() if column}
+    for role, column in chosen.items():
+        if role not in (*needs, *may_have):
+            raise UserError(f"{shape} has no role {role!r}. Its roles are {', '.join([*needs, *may_have])}.")
+        if column not in columns:
+            raise UserError(f"There is no column {column!r} for {role}. The columns are {_listed(columns)}.")
+    if missing := [role for role in needs if role not in chosen]:
+        raise UserError(f"{shape} needs a column for {missing[0]}. Choose one of {_listed(columns)}.")
+    if shape == "rated answers" and not ("messages" in chosen or {"prompt", "answer"} <= set(chosen)):
+        raise UserError("rated answers needs a column for messages, or one for prompt and one for answer.")
+    if unknown := [fix for fix in fixes if fix not in FIXES]:
+        raise UserError(f"There is no fix {unknown[0]!r}. Choose among {', '.join(FIXES)}.")
+    return Reading(shape, {role: chosen[role] for role in (*needs, *may_have) if role in chosen}, fixes)
 
 
-def recognise(table: Table) -> Reading:
-    """What the columns of `table` mean, by their whole names. Raises UserError naming the columns found and the shapes known."""
-    by_name = {column.strip().lower(): column for column in table.columns}
-    for name in _CHATS:
-        if name in by_name:
-            return Reading(_chat_shape(table, by_name[name]), {"messages": by_name[name], **_found(by_name, ("system",))})
-    for shape, roles in _ROLES.items():
-        columns = {role: next((by_name[name] for name in names if name in by_name), None) for role, names in roles.items()}
-        if all(columns.values()):
-            return Reading(shape, {**columns, **_found(by_name, ("input", "system"))})  # type: ignore[dict-item]
-    raise UserError(
-        f"{table.source}: the columns {', '.join(map(repr, table.columns[:12]))} fit no known shape. "
-        "Name them instruction and output, prompt and completion, question and answer, or bring a column messages."
-    )
+def recognise(source: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Reading]:
+    """The plausible readings of a file with these columns and first rows, likeliest first; one where there is no doubt.
+
+    Columns are known by their whole names. Raises UserError naming the columns where nothing fits.
+    """
+    by_name = {_plain(column): column for column in columns}
+    found = [reading for shape in _DECLARED for reading in _by_names(shape, by_name, rows)]
+    found = [reading for reading in found if not any(_says_more(other, reading) for other in found)]
+    found = found or _by_content(columns, rows)
+    if not found:
+        raise UserError(
+            f"{source}: the columns {_listed(columns)} fit no known shape. "
+            "Name them instruction and output, prompt and completion, question and answer, or bring a column messages."
+        )
+    return found
 
 
-def conversations(table: Table, reading: Reading) -> tuple[list[Conversation], list[Problem]]:
-    """Every row as a Conversation, or as a Problem where it cannot be trained on."""
-    messages_of = _messages_from_chat if reading.shape in ("messages", "sharegpt") else _messages_from_columns
-    good: list[Conversation] = []
-    bad: list[Problem] = []
-    for number, row in zip(table.numbers, table.rows, strict=True):
-        try:
-            good.append(Conversation(number, _checked(messages_of(row, reading))))
-        except _BadRow as problem:
-            bad.append(Problem(number, str(problem)))
-    return good, bad
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-class _BadRow(Exception):
-    """Why a row cannot be used; never leaves this module."""
+def _by_names(shape: Shape, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]) -> list[Reading]:
+    declared = _DECLARED[shape]
+    chosen: dict[str, str] = {}
+    doubtful: list[tuple[str, list[str]]] = []
+    for role, names in (*declared.needs.items(), *declared.may_have.items()):
+        columns = [by_name[name] for name in names if name in by_name and by_name[name] not in chosen.values()]
+        columns = [column for column in columns if _can_play(shape, role, column, rows)]
+        if columns:
+            chosen[role] = columns[0]
+        elif role in declared.needs:
+            return []
+        if len(columns) > 1 and role == "answer":
+            doubtful.append((role, columns))
+    if shape == "rated answers" and not ("messages" in chosen or {"prompt", "answer"} <= set(chosen)):
+        return []
+    readings = [Reading(shape, chosen)]
+    for role, columns in doubtful:
+        readings += [Reading(shape, {**chosen, role: column}) for column in columns[1:]]
+    return readings
 
 
-def _found(by_name: dict[str, str], roles: Sequence[str]) -> dict[str, str]:
-    return {role: by_name[name] for role in roles for name in _OPTIONAL[role] if name in by_name}
+def _can_play(shape: Shape, role: str, column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the first rows' cells are of the form that the role takes."""
+    cells = [row[column] for row in rows if row.get(column) is not None]
+    if role == "messages":
+        turns = [turn for cell in cells for turn in (turns_in(cell) or []) if isinstance(turn, dict)]
+        if shape == "rated answers":
+            return bool(turns)
+        return bool(turns) and any("from" in turn for turn in turns) == (shape == "sharegpt")
+    if shape == "rated answers" and role == "label":
+        return bool(cells) and all(as_bool(cell) is not None for cell in cells)
+    if shape == "token tags":
+        return bool(cells) and all(listed(cell) is not None for cell in cells)
+    return True
 
 
-def _chat_shape(table: Table, column: str) -> Shape:
-    for row in table.rows:
-        turns = _listed(row.get(column))
-        if turns and isinstance(turns[0], dict):
-            return "sharegpt" if "from" in turns[0] else "messages"
-    raise UserError(
-        f'{table.source}: no row\'s {column!r} is a list of messages. Each must look like [{{"role": "user", "content": …}}, …].'
-    )
+def _says_more(one: Reading, other: Reading) -> bool:
+    """Whether `one` reads the same columns as `other` and more: then nobody means the other. A whole text is what is left without another shape."""
+    return set(other.columns.values()) < set(one.columns.values()) or (other.shape == "text" and one.shape != "text")
 
 
-def _listed(value: Any) -> list[Any] | None:
-    """A list of turns; in a CSV it stands as JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            return None
-    return value if isinstance(value, list) else None
+_HALVES = {name for declared in _DECLARED.values() if len(declared.needs) > 1 for names in declared.needs.values() for name in names}
+"""Names of columns that belong to a pair: one alone is half of something, not a text."""
+_FEW_VALUES = 0.2
+"""A column with fewer different values than this share of the rows looks like a label."""
 
 
-def _text(row: dict[str, Any], column: str | None) -> str:
-    """The cell's text exactly as written; an absent cell is empty. Numbers are given as they were, other things are refused."""
-    value = row.get(column) if column else None
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _BadRow(f"{column!r} is a {type(value).__name__}, not text")
-    return _writable(str(value))
-
-
-def _messages_from_columns(row: dict[str, Any], reading: Reading) -> list[Message]:
-    columns = reading.columns
-    asked = _text(row, columns.get("instruction") or columns.get("question") or columns.get("prompt"))
-    more = _text(row, columns.get("input"))
-    system = _text(row, columns.get("system"))
-    turns = [{"role": "system", "content": system}] if system.strip() else []
-    turns.append({"role": "user", "content": f"{asked}\n\n{more}" if more.strip() else asked})
-    turns.append({"role": "assistant", "content": _text(row, columns["answer"])})
-    return turns
-
-
-def _messages_from_chat(row: dict[str, Any], reading: Reading) -> list[Message]:
-    column = reading.columns["messages"]
-    turns = _listed(row.get(column))
-    if not turns:
-        raise _BadRow(f"{column!r} is not a list of messages")
-    system = _text(row, reading.columns.get("system"))
-    messages = [{"role": "system", "content": system}] if system.strip() else []
-    return messages + [_message(turn) for turn in turns]
-
-
-def _message(turn: Any) -> Message:
-    speaker = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    if speaker is None:
-        raise _BadRow("a message has no role")
-    if str(speaker).lower() not in _SPEAKERS:
-        raise _BadRow(f"the role {speaker!r} is not known (system, user, assistant)")
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list):  # parts: [{"type": "text", "text": …}]
-        texts = [part.get("text", part.get("value")) if isinstance(part, dict) else part for part in content]
-        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
-    if not isinstance(content, str):
-        raise _BadRow("a message has no text")
-    return {"role": _SPEAKERS[str(speaker).lower()], "content": _writable(content)}
-
-
-def _writable(text: str) -> str:
-    """The text, if it is one: JSON can escape half a character, which no file takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _BadRow("the text has half a character in it (a lone surrogate)") from None
-    return text
-
-
-def _checked(messages: list[Message]) -> list[Message]:
-    """The messages, if a model can learn from them. What ends on a question loses that question only."""
-    checks: list[tuple[Callable[[], bool], str]] = [
-        (lambda: all(message["role"] != "system" for message in messages[1:]), "a system message is not the first"),
-        (lambda: any(message["role"] == "assistant" for message in messages), "there is no answer"),
-        (lambda: messages[-1]["role"] == "assistant", "the last message is not an answer"),
-        (lambda: all(message["content"].strip() for message in messages if message["role"] == "assistant"), "the answer is empty"),
-        (lambda: all(message["content"].strip() for message in messages if message["role"] == "user"), "the prompt is empty"),
-        (lambda: _alternates(messages), "user and assistant do not take turns"),
+def _by_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[Reading]:
+    """What columns of unknown names could mean: always several readings, unless there is but one column."""
+    texts = [column for column in columns if _is_text(row.get(column) for row in rows)]
+    if len(texts) == 1 and len(columns) == 1 and _plain(texts[0]) not in _HALVES:
+        return [Reading("text", {"text": texts[0]})]
+    if len(texts) < 2:
+        return []
+    by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)[:2]
+    first, second = sorted(by_length, key=texts.index)
+    readings = [
+        Reading("question/answer", {"question": first, "answer": second}),
+        Reading("question/answer", {"question": second, "answer": first}),
     ]
-    for holds, problem in checks:
-        if not holds():
-            raise _BadRow(problem)
-    return messages
+    for label in texts:
+        values = {str(row.get(label)) for row in rows}
+        if len(rows) >= 10 and len(values) <= max(2, _FEW_VALUES * len(rows)):
+            others = [column for column in by_length if column != label]
+            readings.insert(0, Reading("labelled text", {"text": others[0], "label": label}))
+    return [*readings, Reading("text", {"text": by_length[0]})]
 
 
-def _alternates(messages: list[Message]) -> bool:
-    spoken = [message["role"] for message in messages if message["role"] != "system"]
-    return spoken == ["user", "assistant"] * (len(spoken) // 2)
+def _is_text(cells: Iterable[Any]) -> bool:
+    present = [cell for cell in cells if cell not in (None, "")]
+    return bool(present) and all(isinstance(cell, str) for cell in present) and any(re.search(r"[^\W\d_]", cell) for cell in present)
+
+
+def _mean_length(rows: Sequence[dict[str, Any]], column: str) -> float:
+    return sum(len(row.get(column) or "") for row in rows) / len(rows)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns[:12])) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+
+
+# What cells hold; a list in a CSV stands as its JSON text
+
+
+def listed(cell: Any) -> list[Any] | None:
+    """The cell's list."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+    return cell if isinstance(cell, list) else None
+
+
+def turns_in(cell: Any) -> list[Any] | None:
+    """The cell's list of messages."""
+    turns = listed(cell)
+    return turns if turns is None or all(isinstance(turn, dict) for turn in turns) else None
+
+
+def as_bool(cell: Any) -> bool | None:
+    """The yes or no that a cell says, None where it says neither."""
+    if isinstance(cell, bool):
+        return cell
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(str(cell).strip().lower())

@@ -6,7 +6,7 @@ from pathlib import Path
 import peft_space
 from peft_space.data.check import TrainingData
 from peft_space.run import Run, evaluations_of, steps_of
-from peft_space.scores import Evaluation, read_scores
+from peft_space.scores import Evaluation, percent, read_scores
 from peft_space.training.plan import Plan
 
 
@@ -60,7 +60,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 def _data(data: TrainingData) -> str:
     return (
         f"`{data.source}` (SHA-256 {data.sha256}), {data.num_rows} rows read as {data.reading.shape}: "
-        f"{len(data.train)} to train, {len(data.held_out)} held out, {len(data.problems)} left out because of problems."
+        f"{len(data.train)} to train, {len(data.held_out)} held out, {data.num_problems} left out because of problems."
     )
 
 
@@ -86,7 +86,7 @@ def _scores(scores: Evaluation | None) -> str:
     if scores is None:
         return "Not measured yet."
     rows = [
-        f"| {name} | {column.exact_match:.1%} | {column.loss:.4f} | {column.perplexity:.3f} |"
+        f"| {name} | {percent(column.exact_match)} | {column.loss:.4f} | {column.perplexity:.3f} |"
         for name, column in (("base", scores.base), ("adapter", scores.adapter))
     ]
     return "\n".join(

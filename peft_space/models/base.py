@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_space import settings
-from peft_space.data.render import PLAIN_TEMPLATE
+from peft_space.data.templates import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 
@@ -67,8 +67,12 @@ def pin(base: Base, expected: str | None = None) -> Base:
     return pinned
 
 
-def load_tokenizer(base: Base) -> Any:
-    """The base model's tokenizer, with a padding token and a chat template. Raises UserError where it has none we can use."""
+def load_tokenizer(base: Base, chat_template: str = "own") -> Any:
+    """The base model's tokenizer, with a padding token and a chat template. Raises UserError where it has none we can use.
+
+    Args:
+        chat_template: `own`, or the name of a well-known one (`data.templates`) that takes its place.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -81,8 +85,10 @@ def load_tokenizer(base: Base) -> Any:
         raise UserError(
             f"The tokenizer of {base.name} has no fast version or no end-of-text token, and both are needed. Choose another base model."
         )
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    if chat_template != "own":
+        tokenizer.chat_template = TEMPLATES[chat_template]
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = TEMPLATES["plain"]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -114,7 +114,7 @@ def load_adapted(run: Run) -> Adapted:
     model = load_base_model(base, run.recipe, inference_dtype())
     if run.recipe.quantization != "none" and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
-    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base))
+    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template))
 
 
 def _has_room_for(num_bytes: int) -> bool:

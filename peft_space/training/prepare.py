@@ -1,14 +1,20 @@
 """Makes a run out of data and a recipe, after everything that can be known before training has been checked; nothing is left where it fails."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_space.data.check import TrainingData, training_data
-from peft_space.data.render import Example, render
-from peft_space.data.shapes import Conversation, Problem
+import numpy as np
+
+from peft_space.data.check import DEMO, MOST_PROBLEMS, TrainingData, numbers_where, training_data
+from peft_space.data.read import Data
+from peft_space.data.report import Finding, Findings
+from peft_space.data.rows import Problem
+from peft_space.data.shapes import TRAINABLE
+from peft_space.data.store import Rows, Tokens
+from peft_space.data.tokens import tokenize
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import find_base, load_tokenizer
@@ -22,16 +28,18 @@ class Prepared:
     """Data and recipe that go together: every row as the trainer will get it."""
 
     data: TrainingData
-    train: Sequence[Example]
-    held_out: Sequence[Example]
+    train: Tokens
+    held_out: Tokens
 
 
-_BATCH = 2_000
-"""Rows that are rendered between two reports of progress."""
-
-
-def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None, on_progress: OnProgress = quietly) -> Prepared:
-    """Check recipe, base model and data together, and render every row. Writes nothing.
+def prepare(
+    data: Data,
+    recipe: Recipe,
+    held_out: Data | None = None,
+    reading: Mapping[str, Any] | None = None,
+    on_progress: OnProgress = quietly,
+) -> Prepared:
+    """Check recipe, base model and data together, and render every row. Writes nothing but the cache.
 
     Raises UserError for what the user can mend.
     """
@@ -40,54 +48,67 @@ def prepare(data: str | Path, recipe: Recipe, held_out: str | Path | None = None
     layers = linear_layers(base.config)
     target_modules(recipe, layers)
     check_modules_to_save(recipe, layers)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, recipe.chat_template)
     on_progress(0.0, "Reading the rows")
-    understood = training_data(data, recipe.held_out_share, recipe.seed, held_out)
-    train: list[Example] = []
-    refused: list[Problem] = []
-    for start in range(0, len(understood.train), _BATCH):
-        on_progress(start / len(understood.train), f"Rendering row {start:,} of {len(understood.train):,}")
-        train += _render_what_can_be(tokenizer, understood.train[start : start + _BATCH], recipe.max_length, refused)
-    held_out_examples = _render_what_can_be(tokenizer, understood.held_out, recipe.max_length, refused)
-    if not train:
-        raise UserError(
-            f"{understood.source}: the base model's chat template refuses every row; row {refused[0].row}: {refused[0].problem}."
-        )
-    if not any(example.num_trained for example in train):
+    understood = training_data(data, recipe.held_out_share, recipe.seed, held_out, reading, on_progress)
+    all_tokens = tokenize(tokenizer, understood.train, recipe.max_length, recipe.loss_on, on_progress)
+    held_out_tokens = tokenize(tokenizer, understood.held_out, recipe.max_length, recipe.loss_on, on_progress)
+    findings = _of_tokens(all_tokens)
+    understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
+    if understood.reading.shape in TRAINABLE and not train.column("num_trained").any():
         raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
-    return Prepared(_without(understood, refused), train, held_out_examples)
+    return Prepared(dataclasses.replace(understood, findings=[*findings, *understood.findings]), train, kept)
 
 
-def _render_what_can_be(tokenizer: Any, rows: Sequence[Conversation], max_length: int, refused: list[Problem]) -> list[Example]:
-    """The rows rendered; those that the template refuses are added to `refused`."""
-    try:
-        return render(tokenizer, rows, max_length)
-    except UserError as error:
-        if len(rows) == 1:
-            refused.append(Problem(rows[0].row, str(error)))
-            return []
-    half = len(rows) // 2
-    return [
-        *_render_what_can_be(tokenizer, rows[:half], max_length, refused),
-        *_render_what_can_be(tokenizer, rows[half:], max_length, refused),
-    ]
+def _of_tokens(tokens: Tokens) -> list[Finding]:
+    """What only the tokens show."""
+    findings = Findings()
+    untrained = (tokens.column("num_trained") == 0) & (tokens.column("cut") > 0)
+    chosen = {"cut": tokens.column("cut") > 0, "untrained": untrained, "controls": tokens.column("typed_controls")}
+    for kind, where in chosen.items():
+        for number in numbers_where(tokens, where):
+            findings.add(kind, number)
+    return findings.told()
 
 
-def _without(data: TrainingData, refused: Sequence[Problem]) -> TrainingData:
-    """The data without the refused rows, which join its problems."""
-    out = {problem.row for problem in refused}
-    train = [row for row in data.train if row.row not in out]
-    held_out = [row for row in data.held_out if row.row not in out]
-    return dataclasses.replace(data, train=train, held_out=held_out, problems=[*data.problems, *refused])
+def _without_refused(data: TrainingData, tokens: Tokens, held_out: Tokens) -> tuple[TrainingData, Tokens, Tokens]:
+    """Without the rows that the template refuses, which join the problems, and those that the user wants left out."""
+    refused = tokens.problems()
+    out = np.isin(tokens.index, list(refused))
+    if out.all():
+        raise UserError(f"{data.source}: the base model's chat template refuses every row; {next(iter(refused.values()))}")
+    if "drop_cut" in data.reading.fixes:
+        out = out | (tokens.column("cut") > 0)
+        if out.all():
+            raise UserError(f"{data.source}: every row is longer than the limit, so none is left. Raise max_length in the recipe.")
+    kept = held_out.at(held_out.index[~np.isin(held_out.index, list(held_out.problems()))])
+    train = tokens.at(tokens.index[~out])
+    numbers = tokens.at(np.array(sorted(refused), dtype=np.int64)).column("row") if refused else []
+    problems = [Problem(int(number), why) for number, why in zip(numbers, (refused[place] for place in sorted(refused)), strict=True)]
+    smaller = dataclasses.replace(
+        data,
+        train=Rows(data.train.path, data.train.digest, train.index),
+        held_out=Rows(data.held_out.path, data.held_out.digest, kept.index),
+        num_problems=data.num_problems + len(problems),
+        problems=[*data.problems, *problems][:MOST_PROBLEMS],
+    )
+    return smaller, train, kept
 
 
 def make_run(
     directory: str | Path,
-    data: str | Path,
+    data: Data,
     recipe: Recipe,
-    held_out: str | Path | None = None,
+    held_out: Data | None = None,
+    reading: Mapping[str, Any] | None = None,
     on_progress: OnProgress = quietly,
 ) -> Run:
-    """A new run in `directory`, ready for `train`."""
-    prepared = prepare(data, recipe, held_out, on_progress)
-    return Run.create(directory, recipe, prepared.data.files(), name=f"{Path(data).stem} on {Path(recipe.base_model).name}")
+    """A new run in `directory`, ready for `train`. Raises UserError where its data cannot be trained on."""
+    prepared = prepare(data, recipe, held_out, reading, on_progress)
+    if (shape := prepared.data.reading.shape) not in TRAINABLE:
+        raise UserError(
+            f"{prepared.data.source} is read as {shape}, and {recipe.task} does not train on that. "
+            "Read it as another shape on the Data tab, or bring questions with their answers."
+        )
+    first = DEMO if data == DEMO else Path(data if isinstance(data, str | Path) else data[0]).stem
+    return Run.create(directory, recipe, prepared.data.files(), name=f"{first} on {Path(recipe.base_model).name}")

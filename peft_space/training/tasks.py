@@ -2,22 +2,29 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from peft_space.data.render import MASKED, Example
+from peft_space.data.store import Tokens
 
 
 class Examples(torch.utils.data.Dataset[Example]):
-    """Rendered rows, as the trainer draws them."""
+    """Rendered rows that have something to learn in them, as the trainer draws them from the disk."""
 
-    def __init__(self, examples: Sequence[Example]):
-        self.examples = [example for example in examples if example.num_trained]
+    def __init__(self, tokens: Tokens):
+        self.tokens = tokens.at(tokens.index[tokens.column("num_trained") > 0])
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return self.tokens[index]
+
+    def of_median_length(self) -> Example:
+        """A row that is neither short nor long."""
+        lengths = self.tokens.column("length")
+        return self.tokens[int(np.argsort(lengths, kind="stable")[len(lengths) // 2])]
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from peft_space import events
 from peft_space.data.check import TrainingData, data_of
-from peft_space.data.render import render
+from peft_space.data.tokens import tokenize
 from peft_space.errors import explain
 from peft_space.export.card import write_card
 from peft_space.models.base import find_base, load_tokenizer, pin
@@ -60,10 +60,9 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     data = data_of(run)
     plan = read_plan(run)
     base = pin(find_base(recipe.base_model, plan.base_revision if plan else recipe.revision), plan.base_revision if plan else None)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, recipe.chat_template)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
-    rows = Examples(render(tokenizer, data.train, recipe.max_length))
-    held_out = Examples(render(tokenizer, data.held_out, recipe.max_length))
+    rows, held_out = (Examples(tokenize(tokenizer, part, recipe.max_length, recipe.loss_on)) for part in (data.train, data.held_out))
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
@@ -111,8 +110,7 @@ def steps_per_epoch(recipe: Recipe, num_rows: int) -> int:
 def _first_plan(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) -> Plan:
     """Make the plan of a run that is trained for the first time, keep it, and tell the user."""
     run.append(events.Working(what="Measuring what is fastest on this machine"))
-    by_length = sorted((example.input_ids for example in rows.examples), key=len)
-    plan = make_plan(recipe, base, model, by_length[len(by_length) // 2])
+    plan = make_plan(recipe, base, model, rows.of_median_length().input_ids)
     write_plan(run, plan)
     run.append(events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} threads.", why=plan.why))
     run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g}.", why=f"It was {plan.learning_rate_why}."))

@@ -28,6 +28,7 @@ from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
 from peft_space.verbs import Json
 
 Upload = gr.FileData | str
+Uploads = gr.FileData | str | list[gr.FileData | str]
 _AS_IT_IS: Json = {}
 _NOT_UPLOADED = 'This is no uploaded file. Give handle_file("rows.jsonl") of gradio_client, or the word "demo" for the sample data.'
 
@@ -61,30 +62,37 @@ class Api:
         """`uploads`: the paths of the files that Gradio received; it grows."""
         self._workers, self._uploads = page.workers, uploads
 
-    def check_data(self, data: Upload, recipe: Json = _AS_IT_IS, held_out: Upload | None = None) -> Json:
+    def check_data(self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, reading: Json = _AS_IT_IS) -> Json:
         """Say what is in a data file, what is wrong with which row, and how the recipe's base model will read it.
 
         Args:
-            data: an uploaded .json, .jsonl or .csv file, or the word "demo" for the sample data.
+            data: an uploaded file, a list of files that are joined, or the word "demo" for the sample data.
             recipe: the choices that are not to be the defaults; {} is a good start.
             held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
+            reading: how to read the columns and what to mend: {"shape", "columns", "fixes"}, as an earlier check returned it in `reading` or `question`.
         """
         values = make_recipe(recipe).model_dump()
-        return self._workers.call("check", data=self._path(data), recipe=values, held_out=self._held_out(held_out))
+        return self._workers.call(
+            "check", data=self._paths(data), recipe=values, held_out=self._held_out(held_out), reading=reading or None
+        )
 
-    def start(self, data: Upload, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, owner: str = "") -> Json:
+    def start(
+        self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, owner: str = "", reading: Json = _AS_IT_IS
+    ) -> Json:
         """Begin a training and return at once: `run` is its id, `owner` the secret that all further calls need on a Space.
 
         Args:
-            data: an uploaded .json, .jsonl or .csv file, or the word "demo" for the sample data.
+            data: an uploaded file, a list of files that are joined, or the word "demo" for the sample data.
             recipe: the choices that are not to be the defaults; {} is a good start.
             held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
             owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
+            reading: how to read the columns and what to mend, as /check_data takes it.
         """
         secret = new_visitor(owner) if settings.on_space() else owner
         folder = new_run_folder(owner_of(secret))
         values = make_recipe(recipe).model_dump(exclude_defaults=True)
-        self._workers.call("make", directory=str(folder), data=self._path(data), recipe=values, held_out=self._held_out(held_out))
+        given = {"data": self._paths(data), "held_out": self._held_out(held_out), "reading": reading or None}
+        self._workers.call("make", directory=str(folder), recipe=values, **given)
         run = Run(folder)
         start_training(run)
         return {"run": folder.name, "owner": secret, "status": run.status()}
@@ -196,6 +204,9 @@ class Api:
             owner: the secret that /start returned.
         """
         return [_line(run) | {"created": run.about["created"], "base_model": run.recipe.base_model} for run in list_runs(owner_of(owner))]
+
+    def _paths(self, data: Any) -> str | list[str]:
+        return [self._path(one) for one in data] if isinstance(data, list) else self._path(data)
 
     def _path(self, data: gr.FileData | str) -> str:
         """What the caller's data is to a worker. A path that the caller wrote opens nothing, whatever it comes in."""

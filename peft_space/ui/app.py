@@ -79,7 +79,7 @@ def _without_the_page(page: Page) -> None:
 
     @tells_errors
     def write(values: dict[Any, Any]) -> list[str]:
-        return list(view.commands(values[page.data], values[page.held_out], page.form.recipe(values)))
+        return list(view.commands(values[page.data], values[page.held_out], values[page.reading], page.form.recipe(values)))
 
     accordion.expand(write, page.for_training, [shell, python], show_progress="hidden", **PRIVATE)
 
@@ -89,8 +89,8 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
 
     @tells_errors
     def begin(values: dict[Any, Any]) -> Iterator[Any]:
-        yield {page.data: DEMO, tabs: gr.update(selected="Train")}
-        yield from training.make(values, DEMO, {}, name="The demo")
+        yield {page.data: DEMO, page.reading: {}, tabs: gr.update(selected="Train")}
+        yield from training.make(values, {"data": DEMO}, {}, name="The demo")
 
     @tells_errors
     def wait(values: dict[Any, Any]) -> Iterator[Any]:
@@ -106,7 +106,7 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    starting = button.click(begin, chosen, [page.data, tabs, *training.begins, *training.outputs], **hidden)
+    starting = button.click(begin, chosen, [page.data, page.reading, tabs, *training.begins, *training.outputs], **hidden)
     training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
     starting.success(wait, chosen, tabs, concurrency_limit=None, **hidden).success(
         tells_errors(comparing.take_rows),

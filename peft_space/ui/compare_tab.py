@@ -7,11 +7,13 @@ from typing import Any
 import gradio as gr
 
 from peft_space.data.check import data_of
+from peft_space.data.rows import Conversation
 from peft_space.errors import UserError
 from peft_space.scores import read_scores
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
+_MOST_TAKEN = 500
 _BETWEEN_PROMPTS = "\n---\n"
 
 
@@ -52,8 +54,10 @@ class CompareTab:
 
     def take_rows(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The next held-out rows as prompts, and their own answers to compare with."""
-        held_out = data_of(self.page.chosen_run(values)).held_out
-        rows = [row for row in held_out if sum(message["role"] == "user" for message in row.messages) == 1]
+        held_out = data_of(self.page.chosen_run(values)).held_out[:_MOST_TAKEN]
+        rows = [
+            row for row in held_out if isinstance(row, Conversation) and sum(message["role"] == "user" for message in row.messages) == 1
+        ]
         if not rows:
             raise UserError("This run has no held-out rows of one question and one answer. Type a prompt.")
         count = min(int(values[self.how_many]), len(rows))

@@ -1,4 +1,4 @@
-"""The Data tab: bring a file, or take the sample; see what was understood, and each token's fate in training."""
+"""The Data tab: bring files, or take the sample; see what was understood, correct it, and see each token's fate in training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,14 @@ import gradio as gr
 
 from peft_space.data.check import DEMO
 from peft_space.data.read import SUFFIXES
+from peft_space.data.shapes import FIXES, SHAPES, roles
 from peft_space.errors import UserError
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 NOTHING = "No data yet: bring a file, or use the sample data."
+FIRST_ROWS = "The first rows"
+_COLOURS = {"within the limit": "#0f766e", "cut off": "#b91c1c"}
 
 
 class DataTab:
@@ -20,55 +23,115 @@ class DataTab:
     def __init__(self, page: Page):
         self.page = page
         gr.Markdown(
-            "Bring rows that show what the model should answer: a `.json`, `.jsonl` or `.csv` file with columns such as *instruction* and *output*, "
-            "*prompt* and *completion*, *question* and *answer*, or *messages*."
+            "Bring rows that show what the model should answer: a table with columns such as *instruction* and *output*, *prompt* and "
+            "*completion*, *question* and *answer*, or a list of *messages*. Any of .json, .jsonl, .csv, .tsv, .xlsx, .parquet and .txt will do."
         )
         with gr.Row():
-            self.file = gr.File(label="Your data", file_types=list(SUFFIXES), elem_id="data-file", height=150)
+            self.file = gr.File(label="Your data", file_types=list(SUFFIXES), file_count="multiple", elem_id="data-file", height=150)
             with gr.Column():
                 self.sample = gr.Button("Use the sample data", elem_id="use-sample")
                 gr.Markdown("300 messages to a shop's support desk, and the tickets that belong to them.")
                 with gr.Accordion("I have a second file, of rows to score on", open=False):
                     self.held_out = gr.File(label="Held-out rows", file_types=list(SUFFIXES), elem_id="held-out-file", height=120)
                     gr.Markdown("Without one, a tenth of your rows is kept from training.")
+        self.question = gr.Radio([], label="How is it to be read?", visible=False, elem_id="reading-question")
         self.summary = gr.Markdown(NOTHING, elem_id="data-summary")
         self.cancel = gr.Button("Cancel reading", visible=False, elem_id="cancel-check")
-        self.found_rows = gr.State([])
+        with gr.Column(visible=False) as self.understood:
+            self._place_reading()
+            self.findings = gr.Markdown(elem_id="findings")
+            self.fixes = gr.CheckboxGroup([], label="Mend it", info="Each is kept in the run, so that it can be repeated.", elem_id="fixes")
         with gr.Column(visible=False) as self.preview:
-            self.number = gr.Slider(
-                1, 2, value=1, step=1, label="Row", info="The first rows, exactly as they will be trained.", elem_id="preview-row"
-            )
-            self.tokens = gr.HTML(elem_id="preview")
-            self.histogram = gr.BarPlot(
-                x="tokens",
-                y="rows",
-                color="fate",
-                color_map={"within the limit": "#0f766e", "cut off": "#b91c1c"},
-                title="Tokens in a row",
-                height=220,
-                elem_id="histogram",
-            )
+            self._place_preview()
         self.problems = gr.Dataframe(label="Rows that cannot be used", visible=False, interactive=False, elem_id="problems")
+        self.offered = gr.State([])
         self.outputs = [
-            self.summary, self.cancel, self.preview, self.found_rows, self.number, self.tokens, self.histogram, self.problems, page.num_rows,
+            self.question, self.summary, self.cancel, self.understood, self.shape, *self.roles.values(), self.findings, self.fixes,
+            self.preview, self.found_rows, self.which, self.number, self.tokens, self.histogram, self.labels, self.problems,
+            self.offered, self.row_numbers, page.num_rows,
         ]  # fmt: skip
+
+    def _place_reading(self) -> None:
+        with gr.Accordion("Read the columns differently", open=False):
+            self.shape = gr.Dropdown(list(SHAPES), label="What the rows are", elem_id="shape")
+            with gr.Row():
+                every = dict.fromkeys(role for shape in SHAPES for part in roles(shape) for role in part)
+                self.roles = {
+                    role: gr.Dropdown([], label=f"Column for {role}", visible=False, min_width=160, elem_id=f"role-{role}")
+                    for role in every
+                }
+            self.read_so = gr.Button("Read it this way", elem_id="read-so")
+
+    def _place_preview(self) -> None:
+        self.found_rows, self.row_numbers = gr.State([]), gr.State({})
+        with gr.Row():
+            self.which = gr.Dropdown([FIRST_ROWS], value=FIRST_ROWS, label="Show", elem_id="which-rows")
+            self.number = gr.Slider(1, 2, value=1, step=1, label="Row", info="Exactly as it will be trained.", elem_id="preview-row")
+        self.tokens = gr.HTML(elem_id="preview")
+        self.histogram = gr.BarPlot(
+            x="tokens", y="rows", color="fate", color_map=_COLOURS, title="Tokens in a row", height=220, elem_id="histogram"
+        )
+        self.labels = gr.BarPlot(x="label", y="rows", title="Rows of each label", height=220, visible=False, elem_id="labels")
+
+    @property
+    def empty(self) -> dict[Any, Any]:
+        """Nothing understood."""
         hidden = gr.update(visible=False)
-        self.empty = {self.cancel: hidden, self.preview: hidden, self.problems: hidden, page.num_rows: 0}
+        shown = (self.question, self.cancel, self.understood, self.preview, self.problems)
+        return dict.fromkeys(shown, hidden) | {self.page.num_rows: 0}
 
     def show(self, found: dict[str, Any]) -> dict[Any, Any]:
         """Everything that was found."""
-        examples = found["examples"]
+        if "question" in found:
+            return self._ask(found)
         return {
+            self.question: gr.update(visible=False),
             self.summary: view.check_markdown(found),
             self.cancel: gr.update(visible=False),
+            self.understood: gr.update(visible=True),
+            self.findings: view.findings_markdown(found),
+            self.fixes: self._fixes(found),
+            self.which: gr.update(choices=[FIRST_ROWS, *view.findings_choices(found)], value=FIRST_ROWS),
+            self.row_numbers: view.findings_rows(found),
+            self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
+            self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),
+            self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
+            self.page.num_rows: found["to_train"] if found["trainable"] else 0,
+            **self.rows(found["examples"]),
+            **self.reading(found["reading"]["shape"], found["reading"]["columns"], found["columns"]),
+        }
+
+    def _ask(self, found: dict[str, Any]) -> dict[Any, Any]:
+        ways = [view.reading_in_words(way) for way in found["question"]]
+        return self.empty | {
+            self.summary: f"**{view.escape(found['source'])}**: {found['rows']:,} rows. Its columns can be read in several ways: choose one above.",
+            self.question: gr.update(choices=[(words, number) for number, words in enumerate(ways)], value=None, visible=True),
+            self.offered: found["question"],
+        }
+
+    def _fixes(self, found: dict[str, Any]) -> Any:
+        chosen = found["reading"]["fixes"]
+        offered = {finding["fix"] for finding in found["findings"] if finding["fix"]} | set(chosen)
+        choices = [(words, fix) for fix, words in FIXES.items() if fix in offered]
+        return gr.update(choices=choices, value=chosen, visible=bool(choices))
+
+    def rows(self, examples: list[dict[str, Any]]) -> dict[Any, Any]:
+        """Rows to step through, from the first."""
+        return {
             self.preview: gr.update(visible=True),
             self.found_rows: examples,
             self.number: gr.update(maximum=max(2, len(examples)), value=1, visible=len(examples) > 1),
-            self.tokens: view.tokens_html(examples[0]),
-            self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
-            self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
-            self.page.num_rows: found["to_train"],
+            self.tokens: view.example_html(examples[0]) if examples else "There is no such row.",
         }
+
+    def reading(self, shape: str | None, chosen: dict[str, str], columns: list[str] | None = None) -> dict[Any, Any]:
+        """The widgets of a reading: of each role that the shape has, which column plays it."""
+        needs, may_have = roles(shape) if shape else ([], [])  # type: ignore[arg-type]
+        shown: dict[Any, Any] = {self.shape: shape}
+        for role, widget in self.roles.items():
+            choices = {} if columns is None else {"choices": [("", ""), *((column, column) for column in columns)]}
+            shown[widget] = gr.update(visible=role in (*needs, *may_have), value=chosen.get(role, ""), **choices)
+        return shown
 
     def check(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Read the data and show what was found, telling what is being done."""
@@ -76,36 +139,70 @@ class DataTab:
         yield {self.summary: "Reading…" if values[page.data] else NOTHING, **self.empty}
         if not values[page.data]:
             return
-        recipe = page.form.recipe(values).model_dump()
         yield {self.cancel: gr.update(visible=True)}
         try:
-            for message in page.workers.stream("check", data=values[page.data], recipe=recipe, held_out=values[page.held_out] or None):
+            for message in page.workers.stream("check", **page.data_arguments(values), recipe=page.form.recipe(values).model_dump()):
+                report = message.get("report") or {}
                 if "result" in message:
                     yield self.show(message["result"])
+                elif "preview" in report:
+                    yield self.rows(report["preview"])
                 else:
-                    yield {self.summary: f"{message['report']['what']}…" if message["report"] else gr.skip()}
+                    yield {self.summary: f"{report['what']}…" if report else gr.skip()}
         except UserError:
             yield self.empty
             raise
+
+    def look(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """The rows that the visitor wants to see: the first, or those of a finding."""
+        page = self.page
+        numbers = values[self.row_numbers].get(values[self.which]) or list(range(1, 51))
+        recipe = page.form.recipe(values).model_dump()
+        return self.rows(page.workers.call("show", **page.data_arguments(values), recipe=recipe, numbers=numbers[:50])["examples"])
 
 
 def build(page: Page) -> None:
     """Place and wire the tab."""
     tab = DataTab(page)
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    checked: dict[str, Any] = {"inputs": {page.data, page.held_out, *page.form.inputs}, "outputs": tab.outputs, **hidden}
+    taken = {page.data, page.held_out, page.reading, *page.form.inputs}
+    checked: dict[str, Any] = {"inputs": taken, "outputs": tab.outputs, "trigger_mode": "always_last", **hidden}
     check = tells_errors(tab.check, where=tab.summary)
-    tab.file.change(lambda path: path or "", tab.file, page.data, **PRIVATE)
+    tab.file.change(lambda paths: [paths or "", {}], tab.file, [page.data, page.reading], **PRIVATE)
     tab.held_out.change(lambda path: path or "", tab.held_out, page.held_out, **PRIVATE)
-    tab.sample.click(lambda: DEMO, None, page.data, **PRIVATE)
+    tab.sample.click(lambda: [DEMO, {}], None, [page.data, page.reading], **PRIVATE)
     shaping = [page.form.widgets[name] for name in ("base_model", "revision", "max_length", "held_out_share", "seed")]
     again = [event for widget in shaping for event in (widget.blur, widget.submit)]
-    checks = [gr.on([page.data.change, page.held_out.change], check, **checked), gr.on(again, check, **checked)]
+    again += [page.form.widgets[name].input for name in ("loss_on", "chat_template")]
+    brought = [page.data.change, page.held_out.change, page.reading.change]
+    checks = [gr.on(brought, check, **checked), gr.on(again, check, **checked)]
     cancelled = {tab.summary: NOTHING, page.data: "", **tab.empty}
     tab.cancel.click(lambda: cancelled, None, [*tab.outputs, page.data], cancels=checks, **PRIVATE)
+    _wire_reading(page, tab, hidden)
+    rows = [tab.preview, tab.found_rows, tab.number, tab.tokens]
+    tab.which.input(tells_errors(tab.look), {*taken, tab.which, tab.row_numbers}, rows, **hidden)
     tab.number.change(
-        lambda examples, n: view.tokens_html(examples[min(int(n), len(examples)) - 1]) if examples else "",
+        lambda examples, n: view.example_html(examples[min(int(n), len(examples)) - 1]) if examples else "",
         [tab.found_rows, tab.number],
         tab.tokens,
         **hidden,
     )
+
+
+def _wire_reading(page: Page, tab: DataTab, hidden: dict[str, Any]) -> None:
+    """What the visitor says about how the data are to be read."""
+
+    def read_so(values: dict[Any, Any]) -> dict[str, Any]:
+        columns = {role: values[widget] for role, widget in tab.roles.items() if values[widget]}
+        needs, may_have = roles(values[tab.shape]) if values[tab.shape] else ([], [])
+        kept = {role: column for role, column in columns.items() if role in (*needs, *may_have)}
+        return {"shape": values[tab.shape], "columns": kept, "fixes": values[tab.fixes] or []}
+
+    def mend(values: dict[Any, Any]) -> dict[str, Any]:
+        return (values[page.reading] or {}) | {"fixes": values[tab.fixes]}
+
+    widgets = [tab.shape, *tab.roles.values()]
+    tab.shape.input(lambda shape: tab.reading(shape, {}), tab.shape, widgets, **hidden)
+    tab.read_so.click(tells_errors(read_so), {*widgets, tab.fixes}, page.reading, **hidden)
+    tab.question.input(lambda way, offered: offered[way], [tab.question, tab.offered], page.reading, **hidden)
+    tab.fixes.input(mend, {page.reading, tab.fixes}, page.reading, **hidden)

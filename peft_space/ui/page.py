@@ -31,7 +31,10 @@ class Page:
         self.form = Form()
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
         self.data = gr.State("")
+        """A path, a list of paths, or `demo`."""
         self.held_out = gr.State("")
+        self.reading = gr.State({})
+        """How the visitor wants the data to be read; empty leaves that to be recognised."""
         self.num_rows = gr.State(0)
         self.state = gr.State(None)
         """[status, whether there is an adapter] of the chosen run; the Train tab keeps it."""
@@ -46,7 +49,11 @@ class Page:
     @property
     def for_training(self) -> set[gr.components.Component]:
         """What a handler has to take to start a training."""
-        return {self.visitor, self.run, self.data, self.held_out, *self.form.inputs}
+        return {self.visitor, self.run, self.data, self.held_out, self.reading, *self.form.inputs}
+
+    def data_arguments(self, values: dict[Any, Any]) -> dict[str, Any]:
+        """What a verb has to be told of the data."""
+        return {"data": values[self.data], "held_out": values[self.held_out] or None, "reading": values[self.reading] or None}
 
     def chosen_run(self, values: dict[Any, Any]) -> Run:
         """The visitor's run that is chosen in the list. Raises UserError where none is."""

@@ -1,7 +1,6 @@
 """The Train tab: start, watch, pause, stop and resume. The training runs elsewhere; this reads its events, so a reload loses nothing."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -72,17 +71,15 @@ class TrainTab:
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
-        yield from self.make(values, values[page.data], recipe, values[page.held_out] or None)
+        yield from self.make(values, page.data_arguments(values), recipe)
 
-    def make(
-        self, values: dict[Any, Any], data: str, recipe: dict[str, Any], held_out: str | None = None, name: str = ""
-    ) -> Iterator[dict[Any, Any]]:
+    def make(self, values: dict[Any, Any], data: dict[str, Any], recipe: dict[str, Any], name: str = "") -> Iterator[dict[Any, Any]]:
         """A new run of what is given, checked and started. What fails or is cancelled leaves nothing behind."""
         page = self.page
         folder = new_run_folder(page.owner(values))
         yield {self.preparing: "Preparing…", self.start: gr.update(interactive=False), self.cancel: gr.update(visible=True)}
         try:
-            for message in page.workers.stream("make", directory=str(folder), data=data, recipe=recipe, held_out=held_out):
+            for message in page.workers.stream("make", directory=str(folder), recipe=recipe, **data):
                 if report := message.get("report"):
                     yield {self.preparing: f"{report['what']}…"}
                 elif "result" not in message:
@@ -105,7 +102,7 @@ class TrainTab:
         page = self.page
         if not values[page.data]:
             return ""
-        return view.about_to_train(Path(values[page.data]).name, values[page.num_rows], page.form.recipe(values))
+        return view.about_to_train(view.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
 
     def follow(self, values: dict[Any, Any]) -> Any:
         """What has changed since the page last looked."""

@@ -12,7 +12,7 @@ import pandas as pd
 from peft_space import events
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, steps_of
-from peft_space.scores import Evaluation
+from peft_space.scores import Evaluation, percent
 
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready to train",
@@ -38,17 +38,66 @@ def escape(text: str) -> str:
 
 def check_markdown(found: dict[str, Any]) -> str:
     """What was understood of the data, in a few sentences."""
-    lines = [f"**{escape(found['source'])}**: {found['rows']:,} rows. {escape(found['why'])}"]
+    lines = [f"**{escape(found['source'])}**: {found['rows']:,} rows. {escape(found['why'])} {escape(' '.join(found['notes']))}"]
     lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter.")
-    if "lengths" in found:
+    if not found["trainable"]:
+        lines.append(
+            f"⚠ A language model is not trained on {found['reading']['shape']} yet, so this is only shown. "
+            "*Read the columns differently* below, or bring questions with their answers."
+        )
+    elif "lengths" in found:
         counted = found["lengths"]
         cut = (
             f"{counted['num_cut']:,} rows are cut off at the limit of {found['max_length']}" if counted["num_cut"] else "no row is cut off"
         )
-        lines.append(f"A row has {counted['median']} tokens (median), {counted['longest']} at most; {cut}.")
-    count = len(found["problems"])
+        lines.append(f"A row has {counted['median']:,} tokens (median), {counted['longest']:,} at most; {cut}.")
+    count = found["num_problems"]
     lines.append(f"⚠ {count:,} rows cannot be used and are left out; they are listed below." if count else "✓ Every row can be used.")
     return "\n\n".join(lines)
+
+
+def findings_markdown(found: dict[str, Any]) -> str:
+    """What is worth telling before training, each with the first of its rows."""
+    lines = []
+    for finding in found["findings"]:
+        rows = ", ".join(map(str, finding["rows"][:5])) + (" …" if finding["count"] > 5 else "")
+        lines.append(f"- **{finding['count']:,}** rows {escape(finding['words'])}." + (f" (rows {rows})" if rows else ""))
+    return "\n".join(["**Worth knowing**", *lines]) if lines else "✓ Nothing else stands out in the rows."
+
+
+_SHORT = {
+    "duplicates": "Duplicates", "trailing": "Unanswered last messages", "leaks": "Held-out rows that are trained on", "cut": "Rows that are cut off",
+    "untrained": "Rows without a trained token", "controls": "Typed control tokens", "placeholders": "Placeholders", "secrets": "Likely secrets",
+    "emails": "E-mail addresses", "mojibake": "Garbled letters", "odd": "Invisible characters",
+}  # fmt: skip
+
+
+def findings_rows(found: dict[str, Any]) -> dict[str, list[int]]:
+    """Choice in the preview -> the numbers of its rows."""
+    rows = {f"{_SHORT[one['kind']]} ({one['count']:,})": one["rows"] for one in found["findings"] if one["rows"] and one["kind"] != "leaks"}
+    if found["problems"]:
+        rows[f"Rows that cannot be used ({found['num_problems']:,})"] = [problem["row"] for problem in found["problems"]]
+    return rows
+
+
+def findings_choices(found: dict[str, Any]) -> list[str]:
+    """What the preview can be asked to show, besides the first rows."""
+    return list(findings_rows(found))
+
+
+def reading_in_words(reading: dict[str, Any]) -> str:
+    """One way to read a file, to choose from."""
+    return f"{reading['shape']}: " + ", ".join(f"“{column}” is the {role}" for role, column in reading["columns"].items())
+
+
+def names_of(data: Any) -> str:
+    """The names of the files that were brought."""
+    return " + ".join(Path(path).name for path in ([data] if isinstance(data, str) else data))
+
+
+def labels_table(found: dict[str, Any]) -> pd.DataFrame:
+    """The commonest labels and their rows."""
+    return pd.DataFrame(list(found["labels"].items())[:40], columns=["label", "rows"])
 
 
 def problems_table(found: dict[str, Any]) -> pd.DataFrame:
@@ -62,31 +111,48 @@ def lengths_table(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(bars, columns=["tokens", "rows", "fate"])
 
 
-def tokens_html(example: dict[str, Any]) -> str:
-    """A rendered row, token by token: trained ones underlined on green, the end of an answer boxed, the others grey."""
-    tokens = example["tokens"][:_MOST_TOKENS_SHOWN]
+_LEGEND = (
+    '<p class="legend"><span class="trained">trained</span> <span class="trained end">end of the answer, trained</span> '
+    '<span class="masked">read, not trained</span> <span class="cut">✂ cut off</span></p>'
+)
+
+
+def example_html(example: dict[str, Any]) -> str:
+    """A row as it will be trained, token by token; of a preference both answers, of tags each with its token; else what is wrong with it."""
+    name = f"Row {example['row']}"
+    if "problem" in example:
+        raw = f'<pre class="raw">{html.escape(example["raw"])}</pre>' if "raw" in example else ""
+        return f"<p><strong>{name} is left out:</strong> {html.escape(example['problem'])}.</p>{raw}"
+    if "tags" in example:
+        words = [
+            f'<span class="{"masked" if tag == "O" else "trained"}">{html.escape(word)}<sub>{html.escape(tag)}</sub></span>'
+            for word, tag in example["tags"]
+        ]
+        return f'<div class="tokens" role="group" aria-label="{name}" tabindex="0">{" ".join(words)}</div>'
+    label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if "label" in example else ""
+    if "rejected" in example:
+        better, worse = (
+            tokens_html(f"{name}, preferred", example["tokens"], example["cut"]),
+            tokens_html(f"{name}, rejected", example["rejected"], 0),
+        )
+        return f"{_LEGEND}<p><strong>Preferred</strong></p>{better}<p><strong>Rejected</strong></p>{worse}"
+    return f"{_LEGEND}{tokens_html(name, example['tokens'], example['cut'])}{label}"
+
+
+def tokens_html(name: str, row: list[list[Any]], cut: int) -> str:
+    """A rendered row: trained tokens underlined on green, the end of an answer boxed, the others grey, and where it is cut off."""
+    tokens = row[:_MOST_TOKENS_SHOWN]
     pieces = []
     for number, (text, trained) in enumerate(tokens):
-        ends = (
-            trained
-            and (number + 1 == len(example["tokens"]) or (number + 1 < len(tokens) and not tokens[number + 1][1]))
-            and not example["cut"]
-        )
+        ends = trained and (number + 1 == len(row) or (number + 1 < len(tokens) and not tokens[number + 1][1])) and not cut
         kind = "trained end" if ends else "trained" if trained else "masked"
         shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
         pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
-    more = len(example["tokens"]) - len(tokens)
-    if more:
+    if more := len(row) - len(tokens):
         pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')
-    if example["cut"]:
-        pieces.append(f'<span class="cut">✂ {example["cut"]:,} tokens are cut off here</span>')
-    legend = (
-        '<p class="legend"><span class="trained">trained</span> <span class="trained end">end of the answer, trained</span> '
-        '<span class="masked">read, not trained</span> <span class="cut">✂ cut off</span></p>'
-    )
-    return (
-        f'{legend}<div class="tokens" role="group" aria-label="Row {example["row"]}, token by token" tabindex="0">{"".join(pieces)}</div>'
-    )
+    if cut:
+        pieces.append(f'<span class="cut">✂ {cut:,} tokens are cut off here</span>')
+    return f'<div class="tokens" role="group" aria-label="{name}, token by token" tabindex="0">{"".join(pieces)}</div>'
 
 
 # Recipe
@@ -113,13 +179,15 @@ def _share_in_words(share: float, parameters: int) -> str:
     return "More than the usual 1 %: a lower rank, or attention alone, would do with less."
 
 
-def commands(data: str, held_out: str, recipe: Recipe) -> tuple[str, str]:
+def commands(data: Any, held_out: str, reading: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
     """The journey that the page is about to do, as command lines and as Python. Of files the names alone: where they are is another's machine."""
     chosen = recipe.model_dump(exclude_defaults=True)
-    data, held_out = Path(data or "YOUR_FILE.jsonl").name, Path(held_out).name
-    line = f"python -m peft_space train {shlex.quote(data)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
+    files = [Path(path).name for path in ([data or "YOUR_FILE.jsonl"] if isinstance(data, str) else data)]
+    held_out = Path(held_out).name
+    line = f"python -m peft_space train {shlex.join(files)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
     line += f" --held-out {shlex.quote(held_out)}" if held_out else ""
-    more = f", held_out={held_out!r}" if held_out else ""
+    line += f" --reading {shlex.quote(json.dumps(reading, ensure_ascii=False))}" if reading else ""
+    more = (f", held_out={held_out!r}" if held_out else "") + (f", reading={reading!r}" if reading else "")
     shell = [
         line,
         *(
@@ -134,7 +202,7 @@ prepare_libraries()  # before torch is imported
 
 from peft_space import verbs
 
-run = verbs.make("my-run", {data!r}, {chosen!r}{more})["run"]
+run = verbs.make("my-run", {(files[0] if len(files) == 1 else files)!r}, {chosen!r}{more})["run"]
 verbs.train(run)
 print(verbs.evaluate(run))
 print(verbs.compare(run, ["Hello."]))
@@ -273,7 +341,7 @@ def answers_html(rows: list[dict[str, str]]) -> str:
 def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
     """Both columns' scores, one line each."""
     lines = [
-        [name, f"{scores[name]['exact_match']:.1%}", f"{scores[name]['loss']:.4f}", f"{scores[name]['perplexity']:.3f}"]
+        [name, percent(scores[name]["exact_match"]), f"{scores[name]['loss']:.4f}", f"{scores[name]['perplexity']:.3f}"]
         for name in ("base", "adapter")
     ]
     return pd.DataFrame(lines, columns=["column", "exact match", "loss", "perplexity"])
@@ -281,7 +349,9 @@ def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
 
 def exact_match_bars(scores: dict[str, Any]) -> pd.DataFrame:
     """Share of held-out rows answered exactly, in percent, for a bar plot."""
-    return pd.DataFrame([[name, 100 * scores[name]["exact_match"]] for name in ("base", "adapter")], columns=["column", "exact match, %"])
+    return pd.DataFrame(
+        [[name, 100 * (scores[name]["exact_match"] or 0)] for name in ("base", "adapter")], columns=["column", "exact match, %"]
+    )
 
 
 # Runs
@@ -299,7 +369,7 @@ def runs_table(runs: list[Run], scores: dict[str, Evaluation | None]) -> pd.Data
     for run in runs:
         score = scores[run.directory.name]
         data = json.loads(run.path("data", "about.json").read_text())["source"] if run.path("data", "about.json").is_file() else ""
-        shown = f"{score.adapter.exact_match:.0%}" if score else ""
+        shown = percent(score.adapter.exact_match) if score else ""
         lines.append([run.name, run.recipe.base_model, data, STATUS_WORDS[run.status()], shown, _date(run), f"{run.size() / 1e6:.1f} MB"])
     return pd.DataFrame(lines, columns=columns)
 
