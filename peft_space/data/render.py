@@ -39,7 +39,7 @@ class Example:
     typed_controls: bool = False
     """Whether control tokens of the model were typed in the row's text; they are tokenized as the text they are."""
     texts: list[str] = field(default_factory=list)
-    """The text each token stands for, (T,), where it was asked for; a character of several tokens stands with each of them."""
+    """The text each token stands for, (T,), where it was asked for; a character of several tokens stands with the first of them."""
 
     @property
     def labels(self) -> list[int]:
@@ -463,7 +463,16 @@ def _whole(text: str, encoding: Any) -> _Tokens:
             last += 1  # a character of several tokens
         return first, last + 1
 
-    return _Tokens(encoding.ids, to_tokens, lambda: [text[start:end] for start, end in encoding.offsets])
+    return _Tokens(encoding.ids, to_tokens, lambda: _parts(text, encoding.offsets))
+
+
+def _parts(text: str, offsets: Sequence[Span]) -> list[str]:
+    """The text by tokens, each character once."""
+    parts, at = [], 0
+    for start, end in offsets:
+        parts.append(text[max(at, start) : end])
+        at = max(at, end)
+    return parts
 
 
 def _in_pieces(tokenizer: Any, marked: _Marked) -> _Tokens:
@@ -478,7 +487,7 @@ def _in_pieces(tokenizer: Any, marked: _Marked) -> _Tokens:
         encoding = backend.encode(typed or piece, add_special_tokens=False)
         ids += encoding.ids
         offsets += [(at, at + 1) if typed else (at + start, at + end) for start, end in encoding.offsets]
-        texts += [(typed or piece)[start:end] for start, end in encoding.offsets]
+        texts += _parts(typed or piece, encoding.offsets)
         at += len(piece)
     backend.encode_special_tokens = False
 

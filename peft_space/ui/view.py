@@ -146,7 +146,7 @@ def tokens_html(name: str, row: list[list[Any]], cut: int) -> str:
     for number, (text, trained) in enumerate(tokens):
         ends = trained and (number + 1 == len(row) or (number + 1 < len(tokens) and not tokens[number + 1][1])) and not cut
         kind = "trained end" if ends else "trained" if trained else "masked"
-        shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
+        shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n') or '<span class="break">‧</span>'  # a character goes on
         pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
     if more := len(row) - len(tokens):
         pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')

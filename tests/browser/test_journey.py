@@ -16,7 +16,7 @@ from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_
 
 pytestmark = pytest.mark.browser
 TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
-    span => [span.textContent.replaceAll('↵', ''), span.classList.contains('trained')])"""
+    span => [span.textContent.replaceAll(/[↵‧]/g, ''), span.classList.contains('trained')])"""
 
 
 def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path, tokenizer):
