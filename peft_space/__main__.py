@@ -42,6 +42,7 @@ Show = Callable[[Any, str], None]
 """Takes a result as JSON and as text, and prints the one that was asked for."""
 
 
+_DATA = "a data file, several that are joined, a dataset on the Hub as hf://datasets/OWNER/NAME@REVISION?config=C&split=S, or demo"
 _READING = """how to read the columns and what to mend, as JSON: {"shape": "question/answer", "columns": {"question": "q", "answer": "a"},
 "fixes": ["deduplicate"]}; {} leaves it to be recognised, and `check` shows what was"""
 
@@ -59,14 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     command = add("check", _check, "Say what is in a data file, and what is wrong with which row.")
-    command.add_argument("data", metavar="DATA", nargs="+", help="a data file, several that are joined, or demo")
+    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
     command.add_argument("--reading", default="{}", help=_READING)
     command.add_argument("--model", help="a base model: also render the rows for it and count tokens")
 
     command = add("train", _train, "Train an adapter, or go on with a run.")
-    command.add_argument("data", metavar="DATA", nargs="*", help="a data file, several that are joined, or demo")
+    command.add_argument("data", metavar="DATA", nargs="*", help=_DATA)
     command.add_argument("--reading", default="{}", help=_READING)
-    command.add_argument("--held-out", metavar="FILE", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
     command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")

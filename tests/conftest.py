@@ -11,14 +11,20 @@ prepare_libraries()
 
 import json  # noqa: E402
 import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+from peft_space.errors import UserError  # noqa: E402
 from peft_space.recipe import Recipe  # noqa: E402
 from peft_space.run import Run  # noqa: E402
 from tests.app_process import App  # noqa: E402
+from tests.hub_server import HubServer, User  # noqa: E402
 
+WRITER, READER = "hf_maria_may_write", "hf_maria_may_only_read"
+"""Tokens that the Hub of the tests knows."""
 SHORT = Recipe(max_steps=12, save_steps=4, eval_steps=6)
 """A real training of the built-in model on the sample data in a few seconds."""
 
@@ -62,6 +68,58 @@ def app(tmp_path_factory):
     running.start()
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    """A Hub of our own, with two users."""
+    with HubServer({WRITER: User("maria"), READER: User("maria", may_write=False)}) as server:
+        yield server
+
+
+@pytest.fixture
+def the_hub(hub_server):
+    """The Hub, empty."""
+    hub_server.forget()
+    return hub_server
+
+
+@pytest.fixture(scope="session")
+def hub_environment(hub_server, tmp_path_factory):
+    """Of a process that sees our Hub and is signed in nowhere. (The address of the Hub is read at import, so this process cannot.)"""
+    inherited = {name: value for name, value in os.environ.items() if name not in {"HF_TOKEN", "SYSTEM"}}
+    own = {"HF_ENDPOINT": hub_server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    own |= {"PEFT_SPACE_HOME": str(tmp_path_factory.mktemp("home")), "PEFT_SPACE_MAX_FILE_MB": "1"}
+    return inherited | own | {"NO_PROXY": "127.0.0.1,localhost"}
+
+
+@pytest.fixture(scope="session")
+def hub_worker(hub_environment, tmp_path_factory):
+    """A process as the page asks for its verbs, and the file with what it prints."""
+    printed = tmp_path_factory.mktemp("worker") / "stderr"
+    with open(printed, "wb") as stderr:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+        process = subprocess.Popen([sys.executable, "-m", "peft_space.execution.worker"], env=hub_environment, text=True, **pipes)
+    with process:
+        yield process, printed
+        process.stdin.close()
+
+
+@pytest.fixture
+def ask(hub_worker):
+    """Asks the worker for a verb. Raises UserError with the words for the user."""
+    process, _ = hub_worker
+
+    def ask_for(verb: str, **arguments):
+        process.stdin.write(json.dumps({"verb": verb, "arguments": arguments}) + "\n")
+        process.stdin.flush()
+        answer = next(message for message in map(json.loads, process.stdout) if "report" not in message)
+        if "result" in answer:
+            return answer["result"]
+        assert answer["users"], f"told as a fault of the app: {answer['error']}"
+        raise UserError(answer["error"])
+
+    return ask_for
 
 
 @pytest.fixture

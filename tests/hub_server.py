@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models.
+"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models and datasets.
 
 Point a client at it with HF_ENDPOINT and HF_HUB_DISABLE_XET=1. Repositories are kept in memory, where tests look into them and
 put faults in the way. Large files are stored under another origin (`localhost`), as the real Hub does.
@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 import yaml
 
@@ -43,7 +44,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A model repository."""
+    """A repository of a model, or, named `datasets/OWNER/NAME`, of a dataset."""
 
     private: bool
     commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": GITATTRIBUTES})])
@@ -200,7 +201,7 @@ class HubServer:
 
     def _readable(self, request: Request, repo: str) -> Repository:
         user, found = self._user(request), self.repositories.get(repo)
-        if found is None or (found.private and (user is None or user.name != repo.split("/")[0])):
+        if found is None or (found.private and (user is None or user.name != repo.split("/")[-2])):
             # it does not tell a private repository from one that does not exist
             raise _Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         return found
@@ -232,11 +233,32 @@ class HubServer:
     def _info(self, request: Request, repo: str, revision: str | None) -> Answer:
         commit = self._commit_at(request, repo, revision)
         files = [{"rfilename": path} for path in sorted(commit.files)]
-        return _json({"id": repo, "sha": commit.oid, "private": self.repositories[repo].private, "tags": [], "siblings": files})
+        return _json(
+            {
+                "id": repo.removeprefix("datasets/"),
+                "sha": commit.oid,
+                "private": self.repositories[repo].private,
+                "tags": [],
+                "siblings": files,
+            }
+        )
 
-    def _tree(self, request: Request, repo: str, revision: str) -> Answer:
+    def _tree(self, request: Request, repo: str, revision: str, folder: str | None) -> Answer:
         files = self._commit_at(request, repo, revision).files
-        return _json([_tree_entry(path, content) for path, content in sorted(files.items())])
+        inside = {path: content for path, content in files.items() if folder is None or path.startswith(f"{folder}/")}
+        if folder and not inside:
+            raise _Refusal(404, f"{folder} does not exist on this revision", "EntryNotFound")
+        entries = [_tree_entry(path, content) for path, content in sorted(inside.items())]
+        if request.query.get("recursive", "false").lower() == "true":
+            return _json(_folders(inside) + entries)
+        depth = folder.count("/") + 1 if folder else 0
+        return _json([entry for entry in _folders(inside) + entries if entry["path"].count("/") == depth])
+
+    def _paths_info(self, request: Request, repo: str, revision: str) -> Answer:
+        files = self._commit_at(request, repo, revision).files
+        wanted = parse_qs(request.body.decode())["paths"] if b"=" in request.body else request.json()["paths"]
+        known = {entry["path"]: entry for entry in _folders(files)} | {path: _tree_entry(path, content) for path, content in files.items()}
+        return _json([known[path] for path in wanted if path in known])
 
     # Upload
 
@@ -344,15 +366,16 @@ class HubServer:
             raise _Refusal(400, "Only one auth mechanism allowed")
 
 
-_REPO = r"([^/]+/[^/]+)"
+_REPO = r"((?:datasets/)?[^/]+/[^/]+)"
 _ROUTES = (
     ("GET", "/api/whoami-v2", "_whoami"),
     ("POST", "/api/repos/create", "_create"),
     ("POST", "/api/validate-yaml", "_validate_yaml"),
-    ("GET", rf"/api/models/{_REPO}(?:/revision/([^/]+))?", "_info"),
-    ("GET", rf"/api/models/{_REPO}/tree/([^/]+)", "_tree"),
-    ("POST", rf"/api/models/{_REPO}/preupload/([^/]+)", "_preupload"),
-    ("POST", rf"/api/models/{_REPO}/commit/([^/]+)", "_commit"),
+    ("GET", rf"/api/(?:models/)?{_REPO}(?:/revision/([^/]+))?", "_info"),
+    ("GET", rf"/api/(?:models/)?{_REPO}/tree/([^/]+)(?:/(.+))?", "_tree"),
+    ("POST", rf"/api/(?:models/)?{_REPO}/paths-info/([^/]+)", "_paths_info"),
+    ("POST", rf"/api/(?:models/)?{_REPO}/preupload/([^/]+)", "_preupload"),
+    ("POST", rf"/api/(?:models/)?{_REPO}/commit/([^/]+)", "_commit"),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "_lfs_batch"),
     ("POST", rf"/{_REPO}\.git/info/lfs/verify", "_verify"),
     ("PUT", "/storage/([0-9a-f]{64})", "_store"),
@@ -380,6 +403,11 @@ def _oid(path: str, content: bytes) -> str:
 def _tree_entry(path: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
     return entry | ({"lfs": {"oid": _oid(path, content), "size": len(content), "pointerSize": 130}} if _is_large(path) else {})
+
+
+def _folders(files: Iterable[str]) -> list[dict[str, Any]]:
+    folders = {str(folder) for path in files for folder in PurePosixPath(path).parents} - {"."}
+    return [{"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0} for path in sorted(folders)]
 
 
 def _card_faults(content: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Pushing to the Hub: the real client against a Hub of our own (hub_server.py), from the page's worker process and from the command line."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -22,9 +21,9 @@ from peft_space.export.card import write_card
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 from peft_space.training.plan import Plan, write_plan
-from tests.hub_server import GITATTRIBUTES, HubServer, User
+from tests.conftest import READER, WRITER
+from tests.hub_server import GITATTRIBUTES
 
-WRITER, READER = "hf_maria_may_write", "hf_maria_may_only_read"
 PLAN = Plan(
     device="cpu", device_name="a CPU", compute_dtype="float32", threads=1, why="", base_name="peft_space/demo/model", base_revision=None,
     target_modules=["q_proj"], num_wrapped=2, trainable_parameters=100, all_parameters=1000, learning_rate=1e-3, learning_rate_why="chosen",
@@ -32,59 +31,18 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def server():
-    with HubServer({WRITER: User("maria"), READER: User("maria", may_write=False)}) as server:
-        yield server
-
-
 @pytest.fixture
-def the_hub(server):
-    """The Hub, empty."""
-    server.forget()
-    return server
-
-
-@pytest.fixture(scope="module")
-def environment(server, tmp_path_factory):
-    """Of a process that sees our Hub and is signed in nowhere."""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"HF_TOKEN", "SYSTEM"}}
-    own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    return inherited | own | {"NO_PROXY": "127.0.0.1,localhost"}
-
-
-@pytest.fixture(scope="module")
-def worker(environment, tmp_path_factory):
-    """The process in which the page pushes, and the file with what it prints."""
-    printed = tmp_path_factory.mktemp("worker") / "stderr"
-    with open(printed, "wb") as stderr:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
-        process = subprocess.Popen([sys.executable, "-m", "peft_space.execution.worker"], env=environment, text=True, **pipes)
-    with process:
-        yield process, printed
-        process.stdin.close()
-
-
-@pytest.fixture
-def push(worker, run):
-    """Does what `hub.push` does, in the worker. Raises UserError with the words for the user."""
-    process, _ = worker
+def push(ask, run):
+    """Does what `hub.push` does, in the page's worker. Raises UserError with the words for the user."""
 
     def push_run(repo: str = "maria/adapter", token: str | None = WRITER, public: bool = False, run: Run = run) -> str:
-        arguments = {"run": str(run.directory), "repo": repo, "token": token, "public": public}
-        process.stdin.write(json.dumps({"verb": "push", "arguments": arguments}) + "\n")
-        process.stdin.flush()
-        answer = next(message for message in map(json.loads, process.stdout) if "report" not in message)
-        if "result" in answer:
-            return answer["result"]["url"]
-        assert answer["users"], f"told as a fault of the app: {answer['error']}"
-        raise UserError(answer["error"])
+        return ask("push", run=str(run.directory), repo=repo, token=token, public=public)["url"]
 
     return push_run
 
 
 @pytest.fixture(scope="module")
-def run(worker, tokenizer, tmp_path_factory):
+def run(hub_worker, tokenizer, tmp_path_factory):
     """A run as training leaves it, with a small random adapter. (The worker is asked for first: it starts meanwhile.)"""
     data = training_data("demo", 0.1, 0)
     run = Run.create(tmp_path_factory.mktemp("runs") / "run", Recipe(), data.files(), name="colours")
@@ -102,10 +60,10 @@ def run(worker, tokenizer, tmp_path_factory):
     return run
 
 
-def command_line(environment, *arguments, **more):
+def command_line(hub_environment, *arguments, **more):
     """Run `python -m peft_space` with more environment variables."""
     command = [sys.executable, "-m", "peft_space", *map(str, arguments)]
-    return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=hub_environment | more, capture_output=True, text=True, timeout=120)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -133,19 +91,19 @@ def test_what_arrives_is_the_adapter_folder_byte_for_byte(the_hub, push, run):
     assert not repository.pull_requests
 
 
-def test_the_command_line_pushes_with_the_token_of_its_environment_and_prints_one_json_object(the_hub, environment, run):
+def test_the_command_line_pushes_with_the_token_of_its_environment_and_prints_one_json_object(the_hub, hub_environment, run):
     before = files_in(run.directory)
-    done = command_line(environment, "push", run.directory, "--repo", "maria/adapter", "--json", HF_TOKEN=WRITER)
+    done = command_line(hub_environment, "push", run.directory, "--repo", "maria/adapter", "--json", HF_TOKEN=WRITER)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"url": f"{the_hub.url}/maria/adapter"}), done.stderr
     assert the_hub.repositories["maria/adapter"].private
     assert files_in(run.directory) == before
     assert WRITER not in done.stdout + done.stderr
 
 
-def test_the_token_is_in_no_file_and_goes_to_no_storage(the_hub, push, worker, run):
+def test_the_token_is_in_no_file_and_goes_to_no_storage(the_hub, push, hub_worker, run):
     url = push()
     kept = [*the_hub.repositories["maria/adapter"].files.values(), *files_in(run.directory).values(), url.encode()]
-    assert not any(WRITER.encode() in content for content in [*kept, worker[1].read_bytes()])
+    assert not any(WRITER.encode() in content for content in [*kept, hub_worker[1].read_bytes()])
     assert not any(WRITER in request.path + str(request.query) + request.body.decode(errors="replace") for request in the_hub.requests)
     stored = [request for request in the_hub.requests if request.host != the_hub.url.removeprefix("http://")]
     assert [(request.method, request.token) for request in stored] == [("PUT", None)]
@@ -171,10 +129,10 @@ def test_the_front_matter_names_a_base_that_is_on_the_hub(the_hub, push, run, tm
 DOWNLOAD = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], local_dir=sys.argv[2], token=sys.argv[3]))"
 
 
-def test_what_arrived_loads_with_plain_peft_and_answers_the_same(the_hub, push, environment, run, tmp_path):
+def test_what_arrived_loads_with_plain_peft_and_answers_the_same(the_hub, push, hub_environment, run, tmp_path):
     push()
     command = [sys.executable, "-c", DOWNLOAD, "maria/adapter", tmp_path / "downloaded", WRITER]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=hub_environment, check=True, capture_output=True)
 
     def logits(adapter: Path | None) -> torch.Tensor:
         model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
@@ -246,19 +204,19 @@ def test_after_a_push_that_broke_off_it_can_be_pushed_again(the_hub, push, run):
     assert pull_request.files.items() >= files_in(run.path("adapter")).items()
 
 
-def test_the_command_line_tells_of_a_wrong_token_in_one_sentence(the_hub, environment, run):
-    done = command_line(environment, "push", run.directory, "--repo", "maria/new", "--json", HF_TOKEN="hf_wrong")
+def test_the_command_line_tells_of_a_wrong_token_in_one_sentence(the_hub, hub_environment, run):
+    done = command_line(hub_environment, "push", run.directory, "--repo", "maria/new", "--json", HF_TOKEN="hf_wrong")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("The adapter was not pushed: the Hub does not accept the token.")
     assert done.stderr.count("\n") == 1
     assert not the_hub.repositories
 
 
-def test_the_command_line_tells_of_a_hub_that_cannot_be_reached_in_one_sentence(environment, run):
+def test_the_command_line_tells_of_a_hub_that_cannot_be_reached_in_one_sentence(hub_environment, run):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
     before = files_in(run.directory)
-    done = command_line(environment, "push", run.directory, "--repo", "maria/new", HF_TOKEN=WRITER, HF_ENDPOINT=nobody)
+    done = command_line(hub_environment, "push", run.directory, "--repo", "maria/new", HF_TOKEN=WRITER, HF_ENDPOINT=nobody)
     assert (done.returncode, done.stdout) == (2, "")
     assert files_in(run.directory) == before
     assert done.stderr.startswith("The Hub cannot be reached")

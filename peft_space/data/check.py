@@ -182,7 +182,7 @@ class _Understood:
 
 
 def _understood(table: Table, reading: Reading, on_progress: OnProgress) -> _Understood:
-    told = json.dumps([_UNDERSTANDER, table.sha256, reading.as_json()], sort_keys=True)
+    told = json.dumps([_UNDERSTANDER, table.key, reading.as_json()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
     folder = kept("understood", key, functools.partial(_understand_into, table, reading, on_progress))
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))

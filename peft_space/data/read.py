@@ -22,6 +22,7 @@ from peft_space import settings
 from peft_space.data import formats
 from peft_space.data.cache import kept
 from peft_space.data.formats import DECODER, Note, NumberedRow
+from peft_space.data.hub_data import download, is_address, parse_address
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
@@ -31,7 +32,7 @@ SUFFIXES = (*KINDS, ".gz")
 """How the names of files end that can be brought; each may be packed with gzip."""
 
 Data = str | Path | Sequence[str | Path]
-"""A file, or several that are joined."""
+"""A file, the address of a dataset on the Hub, or several that are joined."""
 
 _SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.string())])
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_096, 16_000_000
@@ -47,6 +48,9 @@ class Table:
 
     source: str
     sha256: str
+    """Of the file; of several those of each."""
+    key: str
+    """Under which it is kept: equal where the rows are."""
     columns: list[str]
     num_rows: int
     notes: list[str]
@@ -82,22 +86,28 @@ def read_table(data: Data, on_progress: OnProgress = quietly) -> Table:
 
     Raises UserError where a file is missing, too large, empty, of another kind, or broken, naming file and place.
     """
-    paths = _paths(data)
-    digest = hashlib.sha256(_READER.encode())
+    source, paths = _found(data, on_progress)
+    digests = []
     for path in paths:
         _check_size(path)
         with open(path, "rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    sha256 = digest.hexdigest()
-    folder = kept("rows", sha256, functools.partial(_read_into, paths, sha256, on_progress))
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    key = hashlib.sha256(json.dumps([_READER, digests, [path.name for path in paths]]).encode()).hexdigest()
+    folder = kept("rows", key, functools.partial(_read_into, paths, on_progress))
     about = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     begins = [(name, before) for name, before in about.pop("begins")]
-    return Table(path=folder / "rows.arrow", begins=begins, **about)
+    return Table(source=source, sha256=" + ".join(digests), key=key, path=folder / "rows.arrow", begins=begins, **about)
+
+
+def short_name(data: Data) -> str:
+    """What data are called where there is little room: the name of the first file, or of the dataset."""
+    first = data if isinstance(data, str | Path) else data[0]
+    return parse_address(str(first)).name if is_address(first) else Path(first).name
 
 
 def peek(data: Data, most: int = 200) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
     """Columns and the first rows of the first file, without reading the rest. Raises UserError as `read_table` does."""
-    first = _paths(data)[0]
+    first = _found(data, quietly)[1][0]
     _check_size(first)
     with tempfile.TemporaryDirectory() as scratch:
         rows = [(number, row) for number, _, row in itertools.islice(_rows_of(first, Path(scratch), lambda note: None), most)]
@@ -109,12 +119,18 @@ def demo_files() -> tuple[Path, Path]:
     return TRAIN_FILE, HELD_OUT_FILE
 
 
-def _paths(data: Data) -> list[Path]:
-    paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+def _found(data: Data, on_progress: OnProgress) -> tuple[str, list[Path]]:
+    """What the data are called, and the files they are in."""
+    given = [data] if isinstance(data, str | Path) else list(data)
+    sources, paths = [], []
+    for one in given:
+        source, files = download(str(one), KINDS, on_progress) if is_address(one) else (Path(one).name, [Path(one)])
+        sources.append(source)
+        paths += files
     for path in paths:
         if _kind(path) is None:
             raise UserError(f"{path.name}: files of this kind are not read. Bring one of {', '.join(KINDS)}, packed with gzip or not.")
-    return paths
+    return " + ".join(sources), paths
 
 
 def _kind(path: Path) -> str | None:
@@ -140,7 +156,7 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _read_into(paths: list[Path], sha256: str, on_progress: OnProgress, folder: Path) -> None:
+def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None:
     """Write rows.arrow and table.json into `folder`."""
     columns: dict[str, None] = {}
     notes: list[str] = []
@@ -165,8 +181,7 @@ def _read_into(paths: list[Path], sha256: str, on_progress: OnProgress, folder: 
                 on_progress(0.0, f"Read {count:,} rows")
             if count == before:
                 raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
-    source = " + ".join(path.name for path in paths)
-    about = {"source": source, "sha256": sha256, "columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
+    about = {"columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
     (folder / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 

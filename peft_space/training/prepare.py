@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from peft_space.data.check import DEMO, MOST_PROBLEMS, TrainingData, numbers_where, training_data
-from peft_space.data.read import Data
+from peft_space.data.check import MOST_PROBLEMS, TrainingData, numbers_where, training_data
+from peft_space.data.read import Data, short_name
 from peft_space.data.report import Finding, Findings
 from peft_space.data.rows import Problem
 from peft_space.data.shapes import TRAINABLE
@@ -110,5 +110,4 @@ def make_run(
             f"{prepared.data.source} is read as {shape}, and {recipe.task} does not train on that. "
             "Read it as another shape on the Data tab, or bring questions with their answers."
         )
-    first = DEMO if data == DEMO else Path(data if isinstance(data, str | Path) else data[0]).stem
-    return Run.create(directory, recipe, prepared.data.files(), name=f"{first} on {Path(recipe.base_model).name}")
+    return Run.create(directory, recipe, prepared.data.files(), name=f"{short_name(data)} on {Path(recipe.base_model).name}")

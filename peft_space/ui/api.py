@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # pydantic checks no other before Pytho
 
 from peft_space import events, settings
 from peft_space.data.check import DEMO
+from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.execution.local import start_training
 from peft_space.recipe import make_recipe
@@ -66,9 +67,10 @@ class Api:
         """Say what is in a data file, what is wrong with which row, and how the recipe's base model will read it.
 
         Args:
-            data: an uploaded file, a list of files that are joined, or the word "demo" for the sample data.
+            data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
+                or the word "demo" for the sample data.
             recipe: the choices that are not to be the defaults; {} is a good start.
-            held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
+            held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
             reading: how to read the columns and what to mend: {"shape", "columns", "fixes"}, as an earlier check returned it in `reading` or `question`.
         """
         values = make_recipe(recipe).model_dump()
@@ -82,9 +84,10 @@ class Api:
         """Begin a training and return at once: `run` is its id, `owner` the secret that all further calls need on a Space.
 
         Args:
-            data: an uploaded file, a list of files that are joined, or the word "demo" for the sample data.
+            data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
+                or the word "demo" for the sample data.
             recipe: the choices that are not to be the defaults; {} is a good start.
-            held_out: an uploaded file of rows to score on; without one, some rows of the data are kept from training.
+            held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
             owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
             reading: how to read the columns and what to mend, as /check_data takes it.
         """
@@ -210,8 +213,8 @@ class Api:
 
     def _path(self, data: gr.FileData | str) -> str:
         """What the caller's data is to a worker. A path that the caller wrote opens nothing, whatever it comes in."""
-        if data == DEMO:
-            return DEMO
+        if data == DEMO or is_address(data):
+            return str(data)
         if isinstance(data, str) or data.path not in self._uploads:
             raise UserError(_NOT_UPLOADED)
         return data.path

@@ -1,11 +1,13 @@
 """The Data tab: bring files, or take the sample; see what was understood, correct it, and see each token's fate in training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from peft_space.data.check import DEMO
+from peft_space.data.hub_data import HubDataset, parse_address
 from peft_space.data.read import SUFFIXES
 from peft_space.data.shapes import FIXES, SHAPES, roles
 from peft_space.errors import UserError
@@ -14,6 +16,13 @@ from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 NOTHING = "No data yet: bring a file, or use the sample data."
 FIRST_ROWS = "The first rows"
+_HUB_FIELDS = {
+    "dataset": {"label": "Dataset", "placeholder": "OWNER/NAME"},
+    "config": {"label": "Configuration", "info": "Empty: the only one, or the default."},
+    "split": {"label": "Split to train on", "info": "Empty: train."},
+    "held_out": {"label": "Split to score on", "info": "Empty: a tenth of the rows to train on."},
+    "revision": {"label": "Revision", "info": "Branch, tag or commit. Empty: the newest."},
+}
 _COLOURS = {"within the limit": "#0f766e", "cut off": "#b91c1c"}
 
 
@@ -31,6 +40,9 @@ class DataTab:
             with gr.Column():
                 self.sample = gr.Button("Use the sample data", elem_id="use-sample")
                 gr.Markdown("300 messages to a shop's support desk, and the tickets that belong to them.")
+                with gr.Accordion("My data are on the Hugging Face Hub", open=False):
+                    self.hub = {name: gr.Textbox(elem_id=f"hub-{name}", **about) for name, about in _HUB_FIELDS.items()}
+                    self.use_hub = gr.Button("Use this dataset", elem_id="use-hub")
                 with gr.Accordion("I have a second file, of rows to score on", open=False):
                     self.held_out = gr.File(label="Held-out rows", file_types=list(SUFFIXES), elem_id="held-out-file", height=120)
                     gr.Markdown("Without one, a tenth of your rows is kept from training.")
@@ -153,6 +165,14 @@ class DataTab:
             yield self.empty
             raise
 
+    def take_from_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Let the visitor's data be a dataset on the Hub."""
+        given = {name: values[widget].strip() or None for name, widget in self.hub.items()}
+        wanted = HubDataset(given["dataset"] or "", given["revision"], given["config"], given["split"])
+        address = parse_address(wanted.address).address  # says what is wrong with it
+        held_out = replace(wanted, split=given["held_out"]).address if given["held_out"] else ""
+        return {self.page.data: address, self.page.held_out: held_out, self.page.reading: {}}
+
     def look(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The rows that the visitor wants to see: the first, or those of a finding."""
         page = self.page
@@ -171,6 +191,7 @@ def build(page: Page) -> None:
     tab.file.change(lambda paths: [paths or "", {}], tab.file, [page.data, page.reading], **PRIVATE)
     tab.held_out.change(lambda path: path or "", tab.held_out, page.held_out, **PRIVATE)
     tab.sample.click(lambda: [DEMO, {}], None, [page.data, page.reading], **PRIVATE)
+    tab.use_hub.click(tells_errors(tab.take_from_hub), set(tab.hub.values()), [page.data, page.held_out, page.reading], **PRIVATE)
     shaping = [page.form.widgets[name] for name in ("base_model", "revision", "max_length", "held_out_share", "seed")]
     again = [event for widget in shaping for event in (widget.blur, widget.submit)]
     again += [page.form.widgets[name].input for name in ("loss_on", "chat_template")]

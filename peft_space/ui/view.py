@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 from peft_space import events
+from peft_space.data.hub_data import is_address
+from peft_space.data.read import short_name
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, steps_of
 from peft_space.scores import Evaluation, percent
@@ -91,8 +93,8 @@ def reading_in_words(reading: dict[str, Any]) -> str:
 
 
 def names_of(data: Any) -> str:
-    """The names of the files that were brought."""
-    return " + ".join(Path(path).name for path in ([data] if isinstance(data, str) else data))
+    """The names of the files or the dataset that were brought."""
+    return " + ".join(short_name(path) for path in ([data] if isinstance(data, str) else data))
 
 
 def labels_table(found: dict[str, Any]) -> pd.DataFrame:
@@ -182,8 +184,8 @@ def _share_in_words(share: float, parameters: int) -> str:
 def commands(data: Any, held_out: str, reading: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
     """The journey that the page is about to do, as command lines and as Python. Of files the names alone: where they are is another's machine."""
     chosen = recipe.model_dump(exclude_defaults=True)
-    files = [Path(path).name for path in ([data or "YOUR_FILE.jsonl"] if isinstance(data, str) else data)]
-    held_out = Path(held_out).name
+    files = [_elsewhere(path) for path in ([data or "YOUR_FILE.jsonl"] if isinstance(data, str) else data)]
+    held_out = _elsewhere(held_out)
     line = f"python -m peft_space train {shlex.join(files)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
     line += f" --held-out {shlex.quote(held_out)}" if held_out else ""
     line += f" --reading {shlex.quote(json.dumps(reading, ensure_ascii=False))}" if reading else ""
@@ -209,6 +211,11 @@ print(verbs.compare(run, ["Hello."]))
 verbs.export(run, "my-adapter")
 # verbs.push(run, "OWNER/NAME")"""
     return "\n".join(shell), python
+
+
+def _elsewhere(data: str) -> str:
+    """How data are named on another machine: a file by its name alone, a dataset on the Hub as here."""
+    return data if is_address(data) else Path(data).name
 
 
 # Train
