@@ -80,11 +80,13 @@ def test_what_is_worth_telling_is_found_with_its_rows(write):
         6: "zero\u200bwidth",
         7: "Same",
         8: "Same",
+        9: " Spaces\n",
     }
     lines = [{"prompt": texts.get(number, f"Row {number}"), "completion": "Yes"} for number in range(1, 21)]
     found = kinds(training_data(write("rows.json", lines), 0.1, 0))
     assert found == {
         "placeholders": (1, [2]), "secrets": (1, [3]), "emails": (1, [4]), "mojibake": (1, [5]), "odd": (1, [6]), "duplicates": (1, [8]),
+        "padded": (1, [9]),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ others the text is searched for each answer, from what opens it to the token tha
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,11 @@ def check_the_mask(name: str, row: Conversation) -> None:
     assert (example.input_ids, mask) == (theirs or mask_by_search(name, row))
 
 
+def check_that_training_gets_what_is_shown(name: str, row: Conversation) -> None:
+    [shown], [trained] = (render(tokenizer_of(name), [row], 100_000, with_texts=texts) for texts in (True, False))
+    assert replace(shown, texts=[]) == trained
+
+
 def check_the_ends(name: str, row: Conversation) -> None:
     tokenizer = tokenizer_of(name)
     [example] = render(tokenizer, [row], 100_000, "every answer")
@@ -105,6 +111,7 @@ def test_what_is_trained_is_what_the_reference_marks(name):
     def holds(row):
         check_the_mask(name, row)
         check_the_ends(name, row)
+        check_that_training_gets_what_is_shown(name, row)
 
     holds()
 

@@ -22,7 +22,8 @@ def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
     folder = settings.home() / "cache" / kind / key
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        _remove_what_the_dead_left(folder.parent)
+        aside = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=folder.parent))
         try:
             write(aside)
             os.rename(aside, folder)
@@ -37,3 +38,14 @@ def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
     for old in sorted(folder.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-_MOST_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _remove_what_the_dead_left(parent: Path) -> None:
+    """A process that is killed while it writes, as by Cancel, cannot tidy up."""
+    for left in parent.glob(".making-*"):
+        try:
+            os.kill(int(left.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:  # it lives, and is another user's
+            continue

@@ -3,13 +3,14 @@
 Knows nothing of either. A child that does not come back is ended, and dies with its parent.
 """
 
-import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -78,24 +79,38 @@ def _born(setup: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
             born_with = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (born_with + MOST_BYTES, resource.RLIM_INFINITY))
     _state = setup(*arguments)
+    gc.freeze()  # what the parent had loaded is not looked through for garbage again and again
 
 
 def _do(work: Callable[[Any, Any], Any], batch: Any) -> Any:
     return work(_state, batch)
 
 
-@contextlib.contextmanager
-def row_limit(seconds: float, row: int) -> Iterator[None]:
-    """Within this context RowLimit is raised after `seconds`, if Python gets to it; the limit on the batch covers the rest."""
+class RowWatch:
+    """In a child, within `with`: RowLimit is raised where a row takes longer than `seconds`, or all memory.
 
-    def over(number: int, frame: Any) -> None:
-        raise RowLimit(row)
+    Python has to get to it; the limit on the batch covers the rest. One timer that ticks costs less than one set for each row.
+    """
 
-    signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except MemoryError:
-        raise RowLimit(row) from None
-    finally:
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._row: int | None = None
+        self._since = 0.0
+
+    def __call__(self, row: int | None) -> None:
+        """The work on this row begins; None: on none."""
+        self._row, self._since = row, time.monotonic()
+
+    def __enter__(self) -> "RowWatch":
+        signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds / 4, self._seconds / 4)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if isinstance(error, MemoryError) and self._row is not None:
+            raise RowLimit(self._row) from None
+
+    def _look(self, number: int, frame: Any) -> None:
+        if self._row is not None and time.monotonic() - self._since > self._seconds:
+            raise RowLimit(self._row)

@@ -24,6 +24,7 @@ _WORDS: dict[str, tuple[str, Fix | None]] = {
     "emails": ("have an e-mail address. A model can repeat it", None),
     "mojibake": ("have garbled letters, as when text is read in the wrong encoding. Bring the file in its own encoding", None),
     "odd": ("have invisible or control characters", "strip"),
+    "padded": ("have white space before or after a text. A model learns to write it", "strip"),
     "unbalanced": ("", None),
 }
 
@@ -102,8 +103,9 @@ def texts_of(row: Row) -> Iterable[str]:
 
 def inspect(row: Row) -> list[str]:
     """The kinds of findings that a row's own text shows."""
-    text = "\n".join(texts_of(row))
-    found = []
+    texts = texts_of(row)
+    text = "\n".join(texts)
+    found = ["padded"] if any(one and (one[0].isspace() or one[-1].isspace()) for one in texts) else []
     if ("{{" in text or "<" in text or "[" in text) and _PLACEHOLDER.search(text):
         found.append("placeholders")
     if any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text):

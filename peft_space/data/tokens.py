@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from peft_space.data import store
 from peft_space.data.cache import kept
-from peft_space.data.pool import RowLimit, TookTooLong, in_children, row_limit
+from peft_space.data.pool import RowLimit, RowWatch, TookTooLong, in_children
 from peft_space.data.render import MASKED, Example, render
 from peft_space.data.rows import Labelled, Preference, Rated, Row, Tagged, from_json
 from peft_space.data.store import Rows, Tokens
@@ -107,25 +107,27 @@ class _Renderer:
     def _drawn(self, row: Row) -> dict[str, Any]:
         if isinstance(row, Tagged):
             return {"row": row.row, "tokens": [], "cut": 0, "tags": list(zip(row.tokens, row.tags, strict=True))}
-        guard = functools.partial(row_limit, _ROW_SECONDS)
         try:
-            [example] = render(self.tokenizer, [row], self.max_length, self.loss_on, guard=guard)
+            example = self._shown(row)
             told: dict[str, Any] = {"row": row.row, "tokens": _with_fate(example), "cut": example.cut}
             if isinstance(row, Preference):
                 worse = dataclasses.replace(row, chosen=row.rejected)
-                [example] = render(self.tokenizer, [worse], self.max_length, self.loss_on, guard=guard)
-                told["rejected"] = _with_fate(example)
+                told["rejected"] = _with_fate(self._shown(worse))
             if isinstance(row, Labelled | Rated):
                 told["label"] = row.label if isinstance(row, Labelled) else "good" if row.good else "not good"
             return told
         except UserError as error:
             return {"row": row.row, "tokens": [], "cut": 0, "problem": str(error)}
 
+    def _shown(self, row: Row) -> Example:
+        with RowWatch(_ROW_SECONDS) as watch:
+            return render(self.tokenizer, [row], self.max_length, self.loss_on, watch=watch)[0]
+
     def _render(self, rows: Sequence[Row]) -> list[Example | tuple[int, str]]:
         """Rendered together; where the template refuses one, each alone."""
-        guard = functools.partial(row_limit, _ROW_SECONDS)
         try:
-            return list(render(self.tokenizer, rows, self.max_length, self.loss_on, with_texts=False, guard=guard))
+            with RowWatch(_ROW_SECONDS) as watch:
+                return list(render(self.tokenizer, rows, self.max_length, self.loss_on, with_texts=False, watch=watch))
         except UserError as error:
             if len(rows) == 1:
                 return [(rows[0].row, str(error))]

@@ -70,7 +70,7 @@ def findings_markdown(found: dict[str, Any]) -> str:
 _SHORT = {
     "duplicates": "Duplicates", "trailing": "Unanswered last messages", "leaks": "Held-out rows that are trained on", "cut": "Rows that are cut off",
     "untrained": "Rows without a trained token", "controls": "Typed control tokens", "placeholders": "Placeholders", "secrets": "Likely secrets",
-    "emails": "E-mail addresses", "mojibake": "Garbled letters", "odd": "Invisible characters",
+    "emails": "E-mail addresses", "mojibake": "Garbled letters", "odd": "Invisible characters", "padded": "White space around a text",
 }  # fmt: skip
 
 
