@@ -103,6 +103,11 @@ def test_several_files_are_joined_and_a_row_is_named_with_its_file(write):
 def test_a_part_of_the_rows_is_read_in_order(write):
     table = read_table(write("rows.jsonl", [{"a": str(number)} for number in range(9)]))
     assert [row["a"] for _, row in table.rows(3, 6)] == ["3", "4", "5"]
+    table = read_table(write("more.jsonl", [{"a": str(number)} for number in range(9_000)]))
+    assert [row["a"] for _, row in table.rows(3_998, 4_003)] == ["3998", "3999", "4000", "4001", "4002"]
+    batches = [numbers for numbers, _ in table.texts(1_000, 8_500, batch=1_500)]
+    assert [number for numbers in batches for number in numbers] == list(range(1_001, 8_501))
+    assert max(map(len, batches)) == 1_500
 
 
 def test_a_look_at_a_file_reads_no_further_than_it_must(write):

@@ -23,6 +23,7 @@ from peft_space.data.pool import TookTooLong, in_children
 from peft_space.data.read import Data, Table, demo_files, read_table
 from peft_space.data.report import Finding, Findings, inspect
 from peft_space.data.rows import BadRow, Labelled, Problem, Tagged, to_json, understand
+from peft_space.data.rows_file import ROWS
 from peft_space.data.shapes import Reading, make_reading, recognise
 from peft_space.data.store import Rows
 from peft_space.errors import UserError
@@ -211,7 +212,7 @@ def _understand_into(table: Table, reading: Reading, on_progress: OnProgress, fo
         stack.enter_context(contextlib.closing(results))
         rows_writer, marks_writer = (
             stack.enter_context(pa.ipc.new_file(stack.enter_context(pa.OSFile(str(folder / name), "wb")), schema))
-            for name, schema in (("rows.arrow", store.ROWS), ("marks.arrow", _MARKS))
+            for name, schema in (("rows.arrow", ROWS), ("marks.arrow", _MARKS))
         )
         try:
             for numbers, lines, hashes, labels, bad, found in results:
@@ -219,7 +220,7 @@ def _understand_into(table: Table, reading: Reading, on_progress: OnProgress, fo
                 marks.append(np.array([hashes, numbers], np.int64).T)
                 num_problems += len(bad)
                 problems += [_located(table, problem, done + offset) for offset, problem in bad][: MOST_PROBLEMS - len(problems)]
-                rows_writer.write_batch(pa.record_batch([numbers, lines], schema=store.ROWS))
+                rows_writer.write_batch(pa.record_batch([numbers, lines], schema=ROWS))
                 marks_writer.write_batch(pa.record_batch([hashes, labels], schema=_MARKS))
                 done += len(numbers) + len(bad)
                 on_progress(done / table.num_rows, f"Understood {done:,} of {table.num_rows:,} rows")

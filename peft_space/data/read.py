@@ -23,6 +23,7 @@ from peft_space.data import formats
 from peft_space.data.cache import kept
 from peft_space.data.formats import DECODER, Note, NumberedRow
 from peft_space.data.hub_data import download, is_address, parse_address
+from peft_space.data.rows_file import ROWS, texts_in
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
@@ -34,8 +35,7 @@ SUFFIXES = (*KINDS, ".gz")
 Data = str | Path | Sequence[str | Path]
 """A file, the address of a dataset on the Hub, or several that are joined."""
 
-_SCHEMA = pa.schema([("number", pa.int64()), ("row", pa.string())])
-_BATCH_ROWS, _BATCH_CHARACTERS = 4_096, 16_000_000
+_BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
 _READER = "1"
 """Raised when a file is read differently than before, so that what was kept is read anew."""
 _UNPACKED = 2.0
@@ -65,13 +65,8 @@ class Table:
             yield from zip(numbers, map(DECODER.decode, texts), strict=True)
 
     def texts(self, start: int = 0, stop: int | None = None, batch: int = _BATCH_ROWS) -> Iterator[tuple[list[int], list[str]]]:
-        """The same in batches and unparsed."""
-        stop = self.num_rows if stop is None else min(stop, self.num_rows)
-        with pa.memory_map(str(self.path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-            for at in range(start, stop, batch):
-                part = table.slice(at, min(batch, stop - at))
-                yield part["number"].to_pylist(), part["row"].to_pylist()
+        """The same unparsed, in batches of at most so many."""
+        yield from texts_in(self.path, batch, start, stop)
 
     def where(self, number: int, index: int) -> str:
         """How a row is called in a sentence: its number, and its file where there are several."""
@@ -165,7 +160,7 @@ def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
-        pa.ipc.new_file(file, _SCHEMA) as writer,
+        pa.ipc.new_file(file, ROWS) as writer,
     ):
         for path in paths:
             begins.append((path.name, count))
@@ -207,7 +202,7 @@ def _batches(rows: Iterator[NumberedRow], name: str) -> Iterator[tuple[pa.Record
 
 def _batch(name: str, numbers: list[int], texts: list[str]) -> pa.RecordBatch:
     try:
-        return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(texts, pa.string())], schema=_SCHEMA)
+        return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(texts, pa.string())], schema=ROWS)
     except UnicodeEncodeError:  # JSON text itself can hold half a character only where the file's encoding let it pass
         raise UserError(f"{name}: near row {numbers[0]} there is half a character (a lone surrogate). Save the file as UTF-8.") from None
 

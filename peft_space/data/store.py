@@ -11,7 +11,6 @@ import pyarrow as pa
 from peft_space.data.render import Example
 from peft_space.data.rows import Row, from_json
 
-ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
 TOKENS = pa.schema(
     [
         ("row", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32())),
@@ -26,7 +25,7 @@ def opened(path: Path) -> pa.Table:
 
 
 class Rows(Sequence[Row]):
-    """Rows of the Arrow file `path` (`ROWS`), those at the places `index`, in its order."""
+    """Rows of the Arrow file `path` (`rows_file.ROWS`), those at the places `index`, in its order."""
 
     def __init__(self, path: Path, digest: str, index: np.ndarray | None = None):
         self.path, self.digest = path, digest
@@ -52,12 +51,6 @@ class Rows(Sequence[Row]):
     def whole(self) -> "Rows":
         """All rows of the file, which is what is tokenized."""
         return Rows(self.path, self.digest)
-
-    def texts(self, batch: int) -> Iterator[tuple[list[int], list[str]]]:
-        """(numbers, rows as JSON) in batches of the file's own order."""
-        for start in range(0, len(self.index), batch):
-            part = self._table.take(self.index[start : start + batch])
-            yield part["number"].to_pylist(), part["row"].to_pylist()
 
 
 class Tokens(Sequence[Example]):

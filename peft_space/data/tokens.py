@@ -19,6 +19,7 @@ from peft_space.data.cache import kept
 from peft_space.data.pool import RowLimit, RowWatch, TookTooLong, in_children
 from peft_space.data.render import MASKED, Example, render
 from peft_space.data.rows import Labelled, Preference, Rated, Row, Tagged, from_json
+from peft_space.data.rows_file import texts_in
 from peft_space.data.store import Rows, Tokens
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
@@ -51,7 +52,7 @@ def _key(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn) -> str:
 def _write(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn, on_progress: OnProgress, folder: Path) -> None:
     done = 0
     results = in_children(
-        _Renderer, (tokenizer, max_length, loss_on), _Renderer.batch, rows.texts(_BATCH),
+        _Renderer, (tokenizer, max_length, loss_on), _Renderer.batch, texts_in(rows.path, _BATCH),
         most_children=1 + len(rows) // 1_000, seconds=_BATCH_SECONDS,
     )  # fmt: skip
     with pa.OSFile(str(folder / "tokens.arrow"), "wb") as file, pa.ipc.new_file(file, store.TOKENS) as writer, contextlib.closing(results):
