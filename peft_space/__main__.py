@@ -116,7 +116,7 @@ def _check(given: argparse.Namespace, show: Show) -> None:
         lines.append(
             f"Tokens a row: median {counted['median']}, longest {counted['longest']}; {counted['num_cut']} rows are cut off at the limit."
         )
-    lines += [f"{finding['count']:,} rows {finding['words']}." for finding in found["findings"]]
+    lines += [f"{finding['title']}: {finding['count']:,}. {finding['words']}" for finding in found["findings"]]
     lines += [f"Row {problem['row']}: {problem['problem']}." for problem in found["problems"]]
     show(found, "\n".join(lines))
 

@@ -37,7 +37,6 @@ def check(
     While the rest is still being read, `report` gets a `preview` of the first rows.
     """
     from peft_space.data.check import histogram, lengths, readings_of, training_data
-    from peft_space.training.prepare import prepare
 
     values = dict(recipe or {}) | ({"base_model": model} if model else {})
     wanted = make_recipe(values)
@@ -48,6 +47,8 @@ def check(
         if len(plausible) > 1:
             told = {"source": table.source, "rows": table.num_rows, "columns": table.columns, "notes": table.notes}
             return told | {"question": [one.as_json() for one in plausible], "problems": [], "to_train": 0, "held_out": 0}
+    from peft_space.training.prepare import prepare  # takes seconds, while the first rows are there already
+
     rendered = prepare(data, wanted, held_out, reading, _progress(report)) if values else None
     found = rendered.data if rendered else training_data(data, wanted.held_out_share, wanted.seed, held_out, reading, _progress(report))
     result: Json = {

@@ -64,18 +64,19 @@ def test_progress_tells_step_speed_memory_and_what_is_left(run):
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "status", "has_adapter", "marks", "said"),
+    ("brought", "num_rows", "status", "has_adapter", "marks", "said"),
     [
-        (0, None, False, "→✓○○○", "Bring your data"),
-        (300, None, False, "✓✓→○○", "Start training"),
-        (300, "running", False, "✓✓●○○", "The training runs"),
-        (0, "paused", False, "✓✓→○○", "Resume"),
-        (0, "finished", True, "✓✓✓→→", "Compare"),
-        (0, "stopped", True, "✓✓✓→→", "Compare"),
+        (False, 0, None, False, "→✓○○○", "Bring your data"),
+        (True, 0, None, False, "→✓○○○", "not ready yet: **Data** says"),
+        (True, 300, None, False, "✓✓→○○", "Start training"),
+        (True, 300, "running", False, "✓✓●○○", "The training runs"),
+        (False, 0, "paused", False, "✓✓→○○", "Resume"),
+        (False, 0, "finished", True, "✓✓✓→→", "Compare"),
+        (False, 0, "stopped", True, "✓✓✓→→", "Compare"),
     ],
 )
-def test_the_steps_show_what_is_done_next_or_blocked_and_why(num_rows, status, has_adapter, marks, said):
-    shown, sentence = view.guide(num_rows, status, has_adapter)
+def test_the_steps_show_what_is_done_next_or_blocked_and_why(brought, num_rows, status, has_adapter, marks, said):
+    shown, sentence = view.guide(brought, num_rows, status, has_adapter)
     assert "".join(shown) == marks
     assert said in sentence
 

@@ -36,7 +36,7 @@ MOST_PROBLEMS = 1_000
 """Rows that are listed with what keeps them from being used; the rest are counted."""
 
 _BATCH, _BATCH_SECONDS = 2_000, 60.0
-_UNDERSTANDER = "2"
+_UNDERSTANDER = "3"
 """Raised when rows are understood differently than before, so that what was kept is worked out anew."""
 
 
@@ -159,7 +159,7 @@ def _chosen(table: Table, plausible: Sequence[Reading], wanted: Mapping[str, Any
         )
         example = json.dumps({key: value for key, value in plausible[0].as_json().items() if key != "fixes"}, ensure_ascii=False)
         raise UserError(
-            f"{table.source}: its columns can be read in several ways: {ways}. Say which, for example with the reading {example}."
+            f"{table.source}: its columns can be read in several ways: {ways}. Say which: on the Data tab, or with the reading {example}."
         )
     if wanted and wanted.get("fixes"):
         return make_reading(plausible[0].as_json() | {"fixes": wanted["fixes"]}, table.columns)

@@ -12,28 +12,28 @@ from peft_space.data.shapes import Fix
 _MOST_ROWS = 100
 """Row numbers that a finding lists."""
 
-_WORDS: dict[str, tuple[str, Fix | None]] = {
-    "duplicates": ("say the same as an earlier row. The split keeps them on one side", "deduplicate"),
-    "trailing": ("end on a message that nobody answers, and are left out", "trim"),
-    "leaks": ("of the held-out file are also trained on, and are left out of the scores", None),
-    "cut": ("are longer than the limit and are cut off at the end", "drop_cut"),
-    "untrained": ("have no trained token within the limit, and are left out", None),
-    "controls": ("have control tokens of the model typed in their text; they are read as plain text", None),
-    "placeholders": ("have a placeholder such as {{name}} left in them. Fill it in before training", None),
-    "secrets": ("have what looks like a key or a token. A model can repeat it", "drop_secrets"),
-    "emails": ("have an e-mail address. A model can repeat it", None),
-    "mojibake": ("have garbled letters, as when text is read in the wrong encoding. Bring the file in its own encoding", None),
-    "odd": ("have invisible or control characters", "strip"),
-    "padded": ("have white space before or after a text. A model learns to write it", "strip"),
-    "unbalanced": ("", None),
+_WORDS: dict[str, tuple[str, str, Fix | None]] = {
+    "duplicates": ("Duplicates", "Rows that say the same as an earlier one. The split keeps them on one side.", "deduplicate"),
+    "trailing": ("Unanswered last messages", "Rows that end on a message that nobody answers, and are left out.", "trim"),
+    "leaks": ("Held-out rows that are trained on", "They prove nothing, and are left out of the scores.", None),
+    "cut": ("Rows that are cut off", "They are longer than the limit, and lose their end.", "drop_cut"),
+    "untrained": ("Rows without a trained token", "Nothing that is trained is left of them within the limit, so they are left out.", None),
+    "controls": ("Typed control tokens", "Rows with control tokens of the model in their text. They are read as plain text.", None),
+    "placeholders": ("Placeholders", "Rows in which something like {{name}} was left. Fill it in before training.", None),
+    "secrets": ("Likely secrets", "Rows with what looks like a key or a token. A model can repeat it.", "drop_secrets"),
+    "emails": ("E-mail addresses", "A model can repeat them.", None),
+    "mojibake": ("Garbled letters", "As when text is read in the wrong encoding. Bring the file in its own encoding.", None),
+    "odd": ("Invisible characters", "Rows with zero-width or control characters.", "strip"),
+    "padded": ("White space around a text", "A model learns to write it.", "strip"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: which rows (the first hundred), how many in all, what it means, and what would mend it."""
+    """One thing that was found: its name, which rows (the first hundred), how many in all, what it means, and what would mend it."""
 
     kind: str
+    title: str
     count: int
     rows: list[int]
     words: str
@@ -65,13 +65,15 @@ class Findings:
     def told(self) -> list[Finding]:
         """The findings, in the order in which they matter."""
         found = [
-            Finding(kind, self.counts[kind], self.rows[kind], words, fix) for kind, (words, fix) in _WORDS.items() if self.counts[kind]
+            Finding(kind, title, self.counts[kind], self.rows[kind], words, fix)
+            for kind, (title, words, fix) in _WORDS.items()
+            if self.counts[kind]
         ]
         if self.labels and max(self.labels.values()) > 20 * min(self.labels.values()):
             rarest = min(self.labels, key=lambda label: self.labels[label])
             most = max(self.labels, key=lambda label: self.labels[label])
-            words = f"rows are labelled {rarest!r}, and {self.labels[most]:,} are labelled {most!r}. A rare label is learnt badly"
-            found.append(Finding("unbalanced", self.labels[rarest], [], words))
+            words = f"{most!r} has {self.labels[most]:,}. A rare label is learnt badly."
+            found.append(Finding("unbalanced", f"Rows of the rarest label, {rarest!r}", self.labels[rarest], [], words))
         return found
 
 
@@ -121,4 +123,6 @@ def inspect(row: Row) -> list[str]:
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """The findings as plain values."""
-    return [{"kind": one.kind, "count": one.count, "rows": one.rows, "words": one.words, "fix": one.fix} for one in findings]
+    return [
+        {"kind": one.kind, "title": one.title, "count": one.count, "rows": one.rows, "words": one.words, "fix": one.fix} for one in findings
+    ]

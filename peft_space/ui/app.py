@@ -63,12 +63,12 @@ def _guide(page: Page, labels: list[gr.Tab], next_step: gr.Markdown) -> None:
     @tells_errors
     def guide(values: dict[Any, Any]) -> dict[Any, Any]:
         status, has_adapter = values[page.state] or (None, False)
-        marks, sentence = view.guide(values[page.num_rows], status, has_adapter)
+        marks, sentence = view.guide(bool(values[page.data]), values[page.num_rows], status, has_adapter)
         titles = [f"{number} · {title} {mark}" for number, (title, mark) in enumerate(zip(STEPS, marks, strict=True), 1)]
         return {next_step: sentence, **{label: gr.update(label=title) for label, title in zip(labels, titles, strict=True)}}
 
-    changes = [page.num_rows.change, page.state.change]
-    gr.on(changes, guide, {page.num_rows, page.state}, [next_step, *labels], show_progress="hidden", **PRIVATE)
+    changes = [page.data.change, page.num_rows.change, page.state.change]
+    gr.on(changes, guide, {page.data, page.num_rows, page.state}, [next_step, *labels], show_progress="hidden", **PRIVATE)
 
 
 def _without_the_page(page: Page) -> None:

@@ -23,6 +23,8 @@ _HUB_FIELDS = {
     "held_out": {"label": "Split to score on", "info": "Empty: a tenth of the rows to train on."},
     "revision": {"label": "Revision", "info": "Branch, tag or commit. Empty: the newest."},
 }
+_ANSWERING = ("answer", "target", "rejected", "tags", "label")
+"""Roles whose column is asked for after that of what they answer."""
 _COLOURS = {"within the limit": "#0f766e", "cut off": "#b91c1c"}
 
 
@@ -67,7 +69,8 @@ class DataTab:
         with gr.Accordion("Read the columns differently", open=False):
             self.shape = gr.Dropdown(list(SHAPES), label="What the rows are", elem_id="shape")
             with gr.Row():
-                every = dict.fromkeys(role for shape in SHAPES for part in roles(shape) for role in part)
+                needed, possible = ([role for shape in SHAPES for role in roles(shape)[part]] for part in (0, 1))
+                every = dict.fromkeys([*(role for role in needed if role not in _ANSWERING), *_ANSWERING, *possible])
                 self.roles = {
                     role: gr.Dropdown([], label=f"Column for {role}", visible=False, min_width=160, elem_id=f"role-{role}")
                     for role in every

@@ -11,6 +11,8 @@ from peft_space.run import Run, new_run_folder
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
+_SECONDS_LIVE, _SECONDS_IDLE = 1.0, 5.0
+"""Between looks at the run. A look costs the visitor's browser about a tenth of a second, however little has changed."""
 _RESUMABLE = ("new", "paused", "stopped", "interrupted", "failed")
 
 
@@ -41,9 +43,11 @@ class TrainTab:
         with gr.Accordion("What was chosen for this machine, and why", open=False):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         self.seen = gr.State(None)
+        self.timer = gr.Timer(_SECONDS_IDLE)
         self.begins = [page.run, self.preparing, self.start, self.cancel]
         self.outputs = [
-            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, page.state,
+            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, self.timer,
+            page.state,
         ]  # fmt: skip
 
     def show(self, run: Run) -> dict[Any, Any]:
@@ -62,6 +66,7 @@ class TrainTab:
             self.stop: gr.update(interactive=can_leave),
             self.resume: gr.update(interactive=state in _RESUMABLE),
             self.seen: _mark(run, len(happened), state),
+            self.timer: gr.Timer(_SECONDS_LIVE if state in ("queued", "running") else _SECONDS_IDLE),
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
         }
 
@@ -137,8 +142,7 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     tab.cancel.click(lambda: tab.ready(), None, tab.begins, cancels=starting, **hidden)
     asked = {page.num_rows, *page.for_training}
     gr.on([opened.select, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
-    gr.Timer(1.0).tick(tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
-    page.run.change(lambda: None, None, tab.seen, **PRIVATE)
+    gr.on([tab.timer.tick, page.run.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
     tab.resume.click(go_on, chosen, tab.outputs, **PRIVATE)

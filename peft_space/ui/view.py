@@ -50,11 +50,14 @@ def check_markdown(found: dict[str, Any]) -> str:
     elif "lengths" in found:
         counted = found["lengths"]
         cut = (
-            f"{counted['num_cut']:,} rows are cut off at the limit of {found['max_length']}" if counted["num_cut"] else "no row is cut off"
+            f"{counted['num_cut']:,} of the rows are cut off at the limit of {found['max_length']}"
+            if counted["num_cut"]
+            else "no row is cut off"
         )
         lines.append(f"A row has {counted['median']:,} tokens (median), {counted['longest']:,} at most; {cut}.")
     count = found["num_problems"]
-    lines.append(f"⚠ {count:,} rows cannot be used and are left out; they are listed below." if count else "✓ Every row can be used.")
+    left_out = "1 row cannot be used and is left out; it is" if count == 1 else f"{count:,} rows cannot be used and are left out; they are"
+    lines.append(f"⚠ {left_out} listed below." if count else "✓ Every row can be used.")
     return "\n\n".join(lines)
 
 
@@ -63,20 +66,14 @@ def findings_markdown(found: dict[str, Any]) -> str:
     lines = []
     for finding in found["findings"]:
         rows = ", ".join(map(str, finding["rows"][:5])) + (" …" if finding["count"] > 5 else "")
-        lines.append(f"- **{finding['count']:,}** rows {escape(finding['words'])}." + (f" (rows {rows})" if rows else ""))
+        where = f" ({'rows' if finding['count'] > 1 else 'row'} {rows})" if rows else ""
+        lines.append(f"- **{escape(finding['title'])}: {finding['count']:,}**{where}. {escape(finding['words'])}")
     return "\n".join(["**Worth knowing**", *lines]) if lines else "✓ Nothing else stands out in the rows."
-
-
-_SHORT = {
-    "duplicates": "Duplicates", "trailing": "Unanswered last messages", "leaks": "Held-out rows that are trained on", "cut": "Rows that are cut off",
-    "untrained": "Rows without a trained token", "controls": "Typed control tokens", "placeholders": "Placeholders", "secrets": "Likely secrets",
-    "emails": "E-mail addresses", "mojibake": "Garbled letters", "odd": "Invisible characters", "padded": "White space around a text",
-}  # fmt: skip
 
 
 def findings_rows(found: dict[str, Any]) -> dict[str, list[int]]:
     """Choice in the preview -> the numbers of its rows."""
-    rows = {f"{_SHORT[one['kind']]} ({one['count']:,})": one["rows"] for one in found["findings"] if one["rows"] and one["kind"] != "leaks"}
+    rows = {f"{one['title']} ({one['count']:,})": one["rows"] for one in found["findings"] if one["rows"] and one["kind"] != "leaks"}
     if found["problems"]:
         rows[f"Rows that cannot be used ({found['num_problems']:,})"] = [problem["row"] for problem in found["problems"]]
     return rows
@@ -401,11 +398,12 @@ def _date(run: Run) -> str:
 # Guidance
 
 
-def guide(num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list[str], str]:
+def guide(brought: bool, num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list[str], str]:
     """The marks of the five steps (done, next, busy, blocked), and one sentence that says what to do next.
 
     Args:
-        num_rows: rows to train on that have been brought, 0 for none.
+        brought: whether there are data.
+        num_rows: rows of them that can be trained on, 0 while they are read, doubtful or refused.
         status: of the chosen run, None where there is none.
     """
     if status in ("queued", "running"):
@@ -428,4 +426,6 @@ def guide(num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list
             "○",
             "○",
         ], "Data and recipe are ready: press *Start training* on **Train**. Compare and Publish need its adapter."
+    if brought:
+        return ["→", "✓", "○", "○", "○"], "Your data are not ready yet: **Data** says what they need."
     return ["→", "✓", "○", "○", "○"], "Bring your data, or try the demo. Training needs data; Compare and Publish need a trained adapter."

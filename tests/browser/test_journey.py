@@ -28,7 +28,7 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     expect(page.locator("#next-step")).to_contain_text("Bring your data", timeout=SLOW)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "mine.jsonl")
     expect(page.locator("#data-summary")).to_contain_text("41 rows. Recognised as question/answer", timeout=SLOW)
-    expect(page.locator("#data-summary")).to_contain_text("1 rows cannot be used")
+    expect(page.locator("#data-summary")).to_contain_text("1 row cannot be used and is left out")
     expect(page.locator("#problems")).to_contain_text("the answer is empty")
     expect(page.locator("#next-step")).to_contain_text("press Start training")
     shown = page.evaluate(TOKENS)
