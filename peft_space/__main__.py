@@ -106,11 +106,16 @@ def _check(given: argparse.Namespace, show: Show) -> None:
         show(
             found,
             "\n".join(
-                [f"{found['source']}: its columns can be read in several ways. Choose one:", *(f"  --reading '{way}'" for way in ways)]
+                [
+                    *found["notes"],
+                    f"{found['source']}: its columns can be read in several ways. Choose one:",
+                    *(f"  --reading '{way}'" for way in ways),
+                ]
             ),
         )
         return
-    lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", f"{found['to_train']} to train, {found['held_out']} to score on."]
+    lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", *found["notes"]]
+    lines.append(f"{found['to_train']} to train, {found['held_out']} to score on{_repeated(found)}.")
     if "lengths" in found:
         counted = found["lengths"]
         lines.append(
@@ -119,6 +124,10 @@ def _check(given: argparse.Namespace, show: Show) -> None:
     lines += [f"{finding['title']}: {finding['count']:,}. {finding['words']}" for finding in found["findings"]]
     lines += [f"Row {problem['row']}: {problem['problem']}." for problem in found["problems"]]
     show(found, "\n".join(lines))
+
+
+def _repeated(found: dict[str, Any]) -> str:
+    return f"; {found['num_repeated']} that say the same as another are left out" if found["num_repeated"] else ""
 
 
 def _data(given: argparse.Namespace) -> Any:

@@ -63,6 +63,7 @@ def check(
         "to_train": len(found.train),
         "held_out": len(found.held_out),
         "num_problems": found.num_problems,
+        "num_repeated": found.num_repeated,
         "problems": [asdict(problem) for problem in found.problems],
         "findings": as_json(found.findings),
         "labels": found.labels,

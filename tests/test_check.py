@@ -117,6 +117,22 @@ def test_files_that_are_joined_keep_their_names_in_what_is_said(write):
     assert [problem.problem for problem in data.problems] == ["the answer is empty (row 4 of b.jsonl)"]
 
 
+def test_files_of_different_shapes_are_not_joined_so_that_no_row_is_lost(write):
+    chat = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    with pytest.raises(
+        UserError, match=r"a\.jsonl holds prompt/completion and b\.jsonl holds messages: files of different shapes cannot be joined"
+    ):
+        training_data([write("a.jsonl", rows(3)), write("b.jsonl", chat)], 0.0, 0)
+
+
+@pytest.mark.parametrize("fixes", [[], ["deduplicate"]])
+def test_every_row_is_accounted_for(write, fixes):
+    lines = [*rows(20, repeat=2), {"prompt": "alone"}]
+    data = training_data(write("rows.json", lines), 0.2, 0, reading={"fixes": fixes})
+    assert len(data.train) + len(data.held_out) + data.num_problems + data.num_repeated == data.num_rows == 41
+    assert data.num_repeated == (20 if fixes else 4), "held-out rows are scored once"
+
+
 def test_data_that_could_be_read_in_two_ways_is_not_guessed_at(write):
     path = write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\n")
     with pytest.raises(UserError, match="can be read in several ways") as refusal:

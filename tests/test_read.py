@@ -90,6 +90,27 @@ def test_text_that_is_not_utf_8_is_read_with_a_note_that_says_so(write):
     assert "cp1252, not in UTF-8" in read_table(path).notes[0]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Frage;Antwort\nWie viel kostet das für 1 Gäste?;ungefähr 5 €\nWo ist die Küche?;Im Erdgeschoß\n"),
+        ("cp1252", "question;réponse\nQuel est le n° de la pièce ?;C’est le n° 5, « à côté »\n"),
+        ("cp1252", "pregunta;respuesta\n¿Dónde está el niño?;En la habitación\n"),
+        ("latin-1", "spørgsmål;svar\nHvor er køkkenet på øen?;Ved siden af æblerne\n"),
+        (
+            "cp1250",
+            "pytanie;odpowiedź\nKto to mówi?;Żółta żaba i gęś, którą znał każdy mąż\nCzy już są wszyscy?;Nie, brakuje jeszcze trzech osób\n",
+        ),
+        ("cp1251", "вопрос;ответ\nГде находится библиотека?;На втором этаже, рядом с лестницей\nКто это сказал?;Никто не знает этого\n"),
+        ("cp1253", "ερώτηση;απάντηση\nΠού είναι η βιβλιοθήκη;Στον δεύτερο όροφο, δίπλα στη σκάλα\n"),
+        ("shift_jis", "質問;答え\n図書館はどこですか。;二階の階段の隣にあります。\n誰がこれを言いましたか。;誰も知りません。\n"),
+    ],
+)
+def test_short_files_in_legacy_encodings_are_read_letter_for_letter(write, encoding, text):
+    path = write("rows.csv", text.encode(encoding))
+    assert [list(row.values()) for row in rows(path)] == [line.split(";") for line in text.splitlines()[1:]]
+
+
 def test_several_files_are_joined_and_a_row_is_named_with_its_file(write):
     table = read_table([write("one.jsonl", [ROW]), write("two.jsonl", [ROW, ROW])])
     assert (table.source, table.num_rows) == ("one.jsonl + two.jsonl", 3)

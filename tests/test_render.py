@@ -23,10 +23,10 @@ CHATML = (
 )
 
 
-@pytest.fixture(params=["its own", "plain", "chatml-like"])
+@pytest.fixture(params=["its own", "chatml-like", *TEMPLATES])
 def any_tokenizer(request, tokenizer):
     own = tokenizer.chat_template
-    tokenizer.chat_template = {"its own": own, "plain": TEMPLATES["plain"], "chatml-like": CHATML}[request.param]
+    tokenizer.chat_template = ({"its own": own, "chatml-like": CHATML} | TEMPLATES)[request.param]
     yield tokenizer
     tokenizer.chat_template = own
 

@@ -55,13 +55,18 @@ class TrainingData:
     num_problems: int
     problems: list[Problem]
     """The first of them."""
+    num_repeated: int = 0
+    """Rows that are left out because they say the same as another: held-out rows are scored once, and the fix `deduplicate` trains once."""
     findings: list[Finding] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     """How many rows have which label, of labelled data."""
 
     def files(self) -> dict[str, str | Path]:
         """What keeps this data in a run: relative path -> text, or a file to copy."""
-        about = {key: getattr(self, key) for key in ("source", "sha256", "num_rows", "columns", "notes", "num_problems", "labels")}
+        about = {
+            key: getattr(self, key)
+            for key in ("source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels")
+        }
         about |= {"reading": self.reading.as_json(), "problems": [asdict(problem) for problem in self.problems]}
         about |= {"findings": [asdict(finding) for finding in self.findings]}
         about |= {"digests": {"train": self.train.digest, "held_out": self.held_out.digest}}
@@ -88,8 +93,23 @@ def data_of(run: Run) -> TrainingData:
 
 def readings_of(data: Data, on_progress: OnProgress = quietly) -> tuple[Table, list[Reading]]:
     """The rows of the data, and how they could be read: one reading where there is no doubt."""
-    table = read_table(demo_files()[0] if data == DEMO else data, on_progress)
+    table = _table(data, on_progress)
+    _refuse_different_shapes(table)
     return table, recognise(table.source, table.columns, [row for _, row in table.rows(0, 1_000)])
+
+
+def _refuse_different_shapes(table: Table) -> None:
+    """Files that are joined are read alike; one of another shape would be lost row by row."""
+    shapes = {}
+    for number, (name, begin) in enumerate(table.begins):
+        end = table.begins[number + 1][1] if number + 1 < len(table.begins) else table.num_rows
+        rows = [row for _, row in table.rows(begin, min(end, begin + 200))]
+        shapes.setdefault(recognise(name, list(dict.fromkeys(column for row in rows for column in row)), rows)[0].shape, name)
+    if len(shapes) > 1:
+        told = " and ".join(f"{name} holds {shape}" for shape, name in shapes.items())
+        raise UserError(
+            f"{told}: files of different shapes cannot be joined. Bring them one at a time, or bring one in the shape of the other."
+        )
 
 
 def training_data(
@@ -141,6 +161,7 @@ def training_data(
         held_out=Rows(kept_rows.path, kept_rows.digest, places.held_out),
         num_problems=num_problems,
         problems=problems[:MOST_PROBLEMS],
+        num_repeated=len(understood.hashes) - len(places.train) - (len(places.held_out) if held_out is None else 0),
         findings=findings.told(),
         labels=dict(sorted(findings.labels.items(), key=lambda pair: -pair[1])[:200]),
     )

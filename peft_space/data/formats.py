@@ -103,6 +103,8 @@ def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
         except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, getattr(error, "pos", at)) + 1
             why = "there is a comma after the last row" if text[at : at + 1] == "]" else _why(error)
+            if getattr(error, "pos", 0) >= len(text.rstrip()):
+                why = "the file ends in the middle of it, so a part seems to be missing"
             raise UserError(
                 f'{name}: this is not JSON (line {line}, row {number}: {why}). Bring a list of objects like [{{"prompt": …}}].'
             ) from None

@@ -330,14 +330,32 @@ def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
     if whole > len(re.findall(rb"[\x80-\xff]", around)) // 4 and whole > 3:
         where = f"line {_line(path, position)} has a byte"
         raise UserError(f"{name}: {where} that is not UTF-8, as the rest is. Correct it there, or save the file as UTF-8 again.")
+    if _reads_as_western(around):  # what most files that are not UTF-8 are; short ones look like anything to statistics
+        return _noted(path, name, "cp1252", note)
     from charset_normalizer import from_bytes
 
     best = from_bytes(around).best()
     if best is None:
         where = f"line {_line(path, position)} has a byte in no encoding"
         raise UserError(f"{name}: {where} that could be told. Save the file as UTF-8 and bring it again.")
-    encoding = "cp1252" if best.encoding in ("latin_1", "iso8859_15", "cp1250", "ascii", "utf_8") else best.encoding
+    encoding = "cp1252" if best.encoding in ("latin_1", "iso8859_15", "ascii", "utf_8") else best.encoding
     return _noted(path, name, encoding, note)
+
+
+_BESIDE_WORDS = set("äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + "“”‘’„–—…€«»°§©®™•·¡¿£¢ºª²³½¼\u00a0")
+_IN_WORDS = re.compile(r"[^\W\d_][¡¿£¢²³½¼¾¹×÷¤¦¨¯¬±µ¶¸º°§•€‰ƒ„†‡‹›«»“”…–—][^\W\d_]")
+
+
+def _reads_as_western(around: bytes) -> bool:
+    """Whether this is plausible as cp1252: only letters of Western Europe and signs of print, and no sign inside a word."""
+    try:
+        text = around.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    odd = [character for character in text if not character.isascii()]
+    letters = sum(character.isalpha() for character in text)
+    foreign = sum(character.isalpha() for character in odd) > letters * 0.4  # another alphabet, every letter of which is beyond ASCII
+    return not foreign and all(character.lower() in _BESIDE_WORDS for character in odd) and len(_IN_WORDS.findall(text)) <= len(odd) // 20
 
 
 def _refuse_zeros(path: Path, name: str) -> None:
@@ -362,7 +380,7 @@ def _noted(path: Path, name: str, encoding: str, note: Note) -> str:
     except (UnicodeDecodeError, UnicodeError) as error:
         place = f"byte {error.start + 1} " if isinstance(error, UnicodeDecodeError) else "it "
         raise UserError(f"{name}: {place}is not {encoding}, as the rest seems to be. Save the file as UTF-8 and bring it again.") from None
-    note(f"The text is encoded in {encoding}, not in UTF-8. Check that letters with accents are right.")
+    note(f"The text is encoded in {encoding}, not in UTF-8. Check that letters with accents are right; if not, save the file as UTF-8.")
     return encoding
 
 

@@ -60,7 +60,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 def _data(data: TrainingData) -> str:
     return (
         f"`{data.source}` (SHA-256 {data.sha256}), {data.num_rows} rows read as {data.reading.shape}: "
-        f"{len(data.train)} to train, {len(data.held_out)} held out, {data.num_problems} left out because of problems."
+        f"{len(data.train)} to train, {len(data.held_out)} held out, {data.num_problems} left out because of problems, "
+        f"{data.num_repeated} because they say the same as another. Mended: {', '.join(data.reading.fixes) or 'nothing'}."
     )
 
 

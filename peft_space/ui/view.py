@@ -41,7 +41,8 @@ def escape(text: str) -> str:
 def check_markdown(found: dict[str, Any]) -> str:
     """What was understood of the data, in a few sentences."""
     lines = [f"**{escape(found['source'])}**: {found['rows']:,} rows. {escape(found['why'])} {escape(' '.join(found['notes']))}"]
-    lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter.")
+    repeated = f"; {found['num_repeated']:,} that say the same as another are left out" if found["num_repeated"] else ""
+    lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter{repeated}.")
     if not found["trainable"]:
         lines.append(
             f"⚠ A language model is not trained on {found['reading']['shape']} yet, so this is only shown. "
@@ -67,7 +68,8 @@ def findings_markdown(found: dict[str, Any]) -> str:
     for finding in found["findings"]:
         rows = ", ".join(map(str, finding["rows"][:5])) + (" …" if finding["count"] > 5 else "")
         where = f" ({'rows' if finding['count'] > 1 else 'row'} {rows})" if rows else ""
-        lines.append(f"- **{escape(finding['title'])}: {finding['count']:,}**{where}. {escape(finding['words'])}")
+        mended = " ✓ Mended." if finding["fix"] in found["reading"]["fixes"] else ""
+        lines.append(f"- **{escape(finding['title'])}: {finding['count']:,}**{where}. {escape(finding['words'])}{mended}")
     return "\n".join(["**Worth knowing**", *lines]) if lines else "✓ Nothing else stands out in the rows."
 
 
