@@ -20,4 +20,6 @@ def learning_rate(hidden_size: int) -> Advice:
     """
     exact = 5e-4 * (2000 / hidden_size) ** 0.781
     digits = 1 - math.floor(math.log10(exact))
-    return Advice(round(exact, digits), f"for LoRA on a model of width {hidden_size}, after the fit published with LoRA Without Regret")
+    return Advice(
+        round(exact, digits), f"which suits LoRA on a model of width {hidden_size}, by the fit published with LoRA Without Regret"
+    )

@@ -223,6 +223,15 @@ def push(run: str, repo: str, token: str | None = None, public: bool = False, re
     return {"url": push_run(Run(run), repo, token, public, _progress(report))}
 
 
+def warm() -> Json:
+    """Import what a check of data needs; it takes seconds."""
+    import peft_space.training.prepare
+    from peft_space.models.base import find_base, load_tokenizer
+
+    load_tokenizer(find_base(Recipe().base_model))
+    return {"warm": peft_space.training.prepare.__name__}
+
+
 _loaded: dict[tuple[str, float], Any] = {}
 """The model of the last run that was asked for, by run and time of its adapter."""
 
@@ -239,7 +248,7 @@ def _adapted(run: str) -> Any:
     return _loaded[key]
 
 
-VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (check, show, layers, make, compare, evaluate, export, push)}
+VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (warm, check, show, layers, make, compare, evaluate, export, push)}
 """What a worker process can be asked for; training has a process of its own."""
 REPORTING = {"check", "make", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

@@ -57,14 +57,16 @@ def test_the_plot_has_each_step_once_after_a_resume(run):
 
 def test_progress_tells_step_speed_memory_and_what_is_left(run):
     happened = started(run, step(1, tokens=100), step(2, tokens=200))
-    shown = view.status_markdown(run, happened)
+    with run.lock():  # as whoever trains it holds it
+        shown = view.status_markdown(run, happened)
     for words in ("Step 2 of 4", "loss 1.000", "200 tokens a second", "1.0 GiB at most", "1 s so far", "about 1 s left"):
         assert words in shown, words
     assert 'value="2" max="4"' in view.progress_html(happened)
+    assert "left" not in view.status_markdown(run, happened), "nothing is left of a run that nobody trains"
 
 
 @pytest.mark.parametrize(
-    ("brought", "num_rows", "status", "has_adapter", "marks", "said"),
+    ("fresh", "num_rows", "status", "has_adapter", "marks", "said"),
     [
         (False, 0, None, False, "→✓○○○", "Bring your data"),
         (True, 0, None, False, "→✓○○○", "not ready yet: **Data** says"),
@@ -73,10 +75,13 @@ def test_progress_tells_step_speed_memory_and_what_is_left(run):
         (False, 0, "paused", False, "✓✓→○○", "Resume"),
         (False, 0, "finished", True, "✓✓✓→→", "Compare"),
         (False, 0, "stopped", True, "✓✓✓→→", "Compare"),
+        (False, 300, "finished", True, "✓✓✓→→", "Compare"),
+        (True, 300, "finished", True, "✓✓→→→", "Start training"),
+        (True, 0, "finished", True, "→✓○→→", "not ready yet"),
     ],
 )
-def test_the_steps_show_what_is_done_next_or_blocked_and_why(brought, num_rows, status, has_adapter, marks, said):
-    shown, sentence = view.guide(brought, num_rows, status, has_adapter)
+def test_the_steps_show_what_is_done_next_or_blocked_and_why(fresh, num_rows, status, has_adapter, marks, said):
+    shown, sentence = view.guide(fresh, num_rows, status, has_adapter)
     assert "".join(shown) == marks
     assert said in sentence
 

@@ -96,6 +96,17 @@ class Workers:
                 raise
             self._free.append(worker)
 
+    def warm(self) -> None:
+        """Have a free worker that has imported what a check of data needs, so that the first visitor's file need not wait for it."""
+        if not self._free and self._places.acquire(blocking=False):
+            try:
+                worker = _start_worker()
+                for _ in _ask(worker, {"verb": "warm", "arguments": {}}):
+                    pass
+                self._free.append(worker)
+            finally:
+                self._places.release()
+
     def _free_worker(self) -> subprocess.Popen[str]:
         while True:
             try:

@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe, base: Base, model: Any, example_ids: list[int]) ->
         trainable_parameters=trainable,
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
-        learning_rate_why="chosen in the recipe" if recipe.learning_rate else rate.why,
+        learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
         versions={library: importlib.metadata.version(library) for library in _LIBRARIES},
     )
 
@@ -123,7 +123,7 @@ def _choose(model: Any, example_ids: list[int]) -> tuple[str, int, str]:
     ratio = median[fastest["float32"]] / median[fastest["bfloat16"]]
     dtype, threads = fastest["bfloat16"] if ratio >= _WORTH_IT else fastest["float32"]
     why = f"Measured on this model here: a step in bfloat16 runs at {ratio:.2f} times the speed of float32 ({_WORTH_IT} makes it worth it)"
-    return dtype, threads, f"{why}, and {threads} of {before} threads were fastest."
+    return dtype, threads, f"{why}" + (f", and {threads} of {before} threads were fastest." if before > 1 else ".")
 
 
 def _measure(model: Any, example_ids: list[int], candidates: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:

@@ -112,8 +112,10 @@ def _first_plan(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples)
     run.append(events.Working(what="Measuring what is fastest on this machine"))
     plan = make_plan(recipe, base, model, rows.of_median_length().input_ids)
     write_plan(run, plan)
-    run.append(events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} threads.", why=plan.why))
-    run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g}.", why=f"It was {plan.learning_rate_why}."))
+    run.append(
+        events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}.", why=plan.why)
+    )
+    run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g},", why=f"{plan.learning_rate_why}."))
     return plan
 
 

@@ -1,6 +1,7 @@
 """Puts the page together and serves it."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -63,12 +64,13 @@ def _guide(page: Page, labels: list[gr.Tab], next_step: gr.Markdown) -> None:
     @tells_errors
     def guide(values: dict[Any, Any]) -> dict[Any, Any]:
         status, has_adapter = values[page.state] or (None, False)
-        marks, sentence = view.guide(bool(values[page.data]), values[page.num_rows], status, has_adapter)
+        fresh = bool(values[page.data]) and values[page.data] != values[page.trained]
+        marks, sentence = view.guide(fresh, values[page.num_rows], status, has_adapter)
         titles = [f"{number} · {title} {mark}" for number, (title, mark) in enumerate(zip(STEPS, marks, strict=True), 1)]
         return {next_step: sentence, **{label: gr.update(label=title) for label, title in zip(labels, titles, strict=True)}}
 
-    changes = [page.data.change, page.num_rows.change, page.state.change]
-    gr.on(changes, guide, {page.data, page.num_rows, page.state}, [next_step, *labels], show_progress="hidden", **PRIVATE)
+    told = [page.data, page.trained, page.num_rows, page.state]
+    gr.on([one.change for one in told], guide, set(told), [next_step, *labels], show_progress="hidden", **PRIVATE)
 
 
 def _without_the_page(page: Page) -> None:
@@ -128,6 +130,7 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
 
     @tells_errors
     def arrive(values: dict[Any, Any]) -> dict[Any, Any]:
+        threading.Thread(target=page.workers.warm, daemon=True).start()
         known = values | {page.visitor: new_visitor(values[page.visitor])}
         return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False]}
 

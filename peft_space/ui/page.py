@@ -20,6 +20,9 @@ from peft_space.ui.form import Form
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For every handler of a widget: the public API is `api.py`."""
 
+SECONDS_LIVE, SECONDS_IDLE = 1.0, 5.0
+"""Between looks at the run. A look costs the visitor's browser about a tenth of a second, however little has changed."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +41,9 @@ class Page:
         self.num_rows = gr.State(0)
         self.state = gr.State(None)
         """[status, whether there is an adapter] of the chosen run; the Train tab keeps it."""
+        self.trained = gr.State("")
+        """The data that a run was started with last; others are fresh."""
+        self.timer = gr.Timer(SECONDS_IDLE)  # not on a tab: it would rest until that is opened
         self.run = gr.Dropdown(
             [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
         )
@@ -70,6 +76,8 @@ class Page:
 
 
 _SHORTEST_SECRET = 16
+_SECONDS_OF_A_TOAST = 10
+"""Where the words also stay on the page; elsewhere a toast stays until it is closed."""
 
 
 def owner_of(secret: str) -> str:
@@ -100,6 +108,7 @@ def tells_errors(handler: Callable[..., Any], where: gr.components.Component | N
             except Exception as error:  # noqa: BLE001 - see the docstring
                 told = _in_words(error)
                 if where is not None:
+                    told.duration = _SECONDS_OF_A_TOAST
                     yield {where: f"⚠ {view.escape(told.message)}"}
                 raise told from None
 

@@ -9,10 +9,9 @@ from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault, start_training
 from peft_space.run import Run, new_run_folder
 from peft_space.ui import view
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, tells_errors
 
-_SECONDS_LIVE, _SECONDS_IDLE = 1.0, 5.0
-"""Between looks at the run. A look costs the visitor's browser about a tenth of a second, however little has changed."""
+_UNFINISHED = ("paused", "interrupted", "failed")
 _RESUMABLE = ("new", "paused", "stopped", "interrupted", "failed")
 
 
@@ -29,7 +28,7 @@ class TrainTab:
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
         self.preparing = gr.Markdown(elem_id="preparing")
-        self.status = gr.Markdown("No training yet. Bring data on the first tab, then press *Start training*.", elem_id="status")
+        self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
         colours = {"training": "#0f766e", "held out": "#b45309"}
         self.plot = gr.LinePlot(
@@ -43,10 +42,9 @@ class TrainTab:
         with gr.Accordion("What was chosen for this machine, and why", open=False):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         self.seen = gr.State(None)
-        self.timer = gr.Timer(_SECONDS_IDLE)
-        self.begins = [page.run, self.preparing, self.start, self.cancel]
+        self.begins = [page.run, page.trained, self.preparing, self.start, self.cancel]
         self.outputs = [
-            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, self.timer,
+            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, page.timer,
             page.state,
         ]  # fmt: skip
 
@@ -64,9 +62,9 @@ class TrainTab:
             self.adjustments: view.adjustments_markdown(happened),
             self.pause: gr.update(interactive=can_leave),
             self.stop: gr.update(interactive=can_leave),
-            self.resume: gr.update(interactive=state in _RESUMABLE),
+            self.resume: gr.update(interactive=state in _RESUMABLE, variant="primary" if state in _UNFINISHED else "secondary"),
             self.seen: _mark(run, len(happened), state),
-            self.timer: gr.Timer(_SECONDS_LIVE if state in ("queued", "running") else _SECONDS_IDLE),
+            self.page.timer: gr.Timer(SECONDS_LIVE if state in ("queued", "running") else SECONDS_IDLE),
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
         }
 
@@ -96,7 +94,7 @@ class TrainTab:
         if name:
             run.rename(name)
         start_training(run)
-        yield {page.run: page.runs(values, folder.name), **self.ready(), **self.show(run)}
+        yield {page.run: page.runs(values, folder.name), page.trained: data["data"], **self.ready(), **self.show(run)}
 
     def ready(self) -> dict[Any, Any]:
         """What the buttons are when nothing is being prepared."""
@@ -106,13 +104,15 @@ class TrainTab:
         """What *Start training* would train, read from the same widgets at the same time."""
         page = self.page
         if not values[page.data]:
-            return ""
+            return "Bring data on the first tab, then press *Start training*."
+        if not values[page.num_rows]:
+            return "⚠ Your data are not ready yet: the Data tab says what they need."
         return view.about_to_train(view.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
 
     def follow(self, values: dict[Any, Any]) -> Any:
         """What has changed since the page last looked."""
         if not values[self.page.run]:
-            return {self.seen: None, self.page.state: None}
+            return {self.seen: None, self.page.state: None, self.status: "No training yet."}
         run = self.page.chosen_run(values)
         happened = run.history()
         if values[self.seen] == _mark(run, len(happened), run.status(happened)):
@@ -135,17 +135,18 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     def go_on(values: dict[Any, Any]) -> dict[Any, Any]:
         run = page.chosen_run(values)
         start_training(run)
-        return tab.show(run)
+        return {tab.preparing: "", **tab.show(run)}
 
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     starting = tab.start.click(tells_errors(tab.begin, where=tab.preparing), page.for_training, [*tab.begins, *tab.outputs], **hidden)
     tab.cancel.click(lambda: tab.ready(), None, tab.begins, cancels=starting, **hidden)
     asked = {page.num_rows, *page.for_training}
-    gr.on([opened.select, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
-    gr.on([tab.timer.tick, page.run.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
+    gr.on([opened.select, page.data.change, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
+    gr.on([page.timer.tick, page.run.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
+    page.run.input(lambda: "", None, tab.preparing, **hidden)  # what was said of another start is no longer so
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
-    tab.resume.click(go_on, chosen, tab.outputs, **PRIVATE)
+    tab.resume.click(go_on, chosen, [tab.preparing, *tab.outputs], **PRIVATE)
     return tab
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import shlex
 import time
 from pathlib import Path
@@ -237,7 +238,7 @@ def status_markdown(run: Run, happened: list[events.Event]) -> str:
     steps = steps_of(happened)
     lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
     if steps:
-        lines.append(_figures(happened, steps))
+        lines.append(_figures(happened, steps, status))
     return "\n\n".join(lines)
 
 
@@ -278,7 +279,7 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
     }.get(status, "")
 
 
-def _figures(happened: list[events.Event], steps: list[events.Step]) -> str:
+def _figures(happened: list[events.Event], steps: list[events.Step], status: Status) -> str:
     total = next(event.total_steps for event in reversed(happened) if isinstance(event, events.Started))
     last, recent = steps[-1], steps[-20:]
     seconds = sum(step.seconds for step in recent)
@@ -289,7 +290,7 @@ def _figures(happened: list[events.Event], steps: list[events.Step]) -> str:
         f"{tokens / seconds:,.0f} tokens a second",
         f"{last.memory / 2**30:.1f} GiB at most" if last.memory else "",
         f"{_duration(sum(step.seconds for step in steps))} so far",
-        f"about {_duration((total - last.step) * seconds / len(recent))} left" if last.step < total else "",
+        f"about {_duration((total - last.step) * seconds / len(recent))} left" if last.step < total and status == "running" else "",
     ]
     return " · ".join(word for word in words if word)
 
@@ -304,6 +305,8 @@ def losses(happened: list[events.Event]) -> pd.DataFrame:
     """Both loss curves, long form: step, loss, rows (training or held out)."""
     points = [(step.step, step.loss, "training") for step in steps_of(happened)]
     points += [(evaluation.step, evaluation.loss, "held out") for evaluation in evaluations_of(happened)]
+    if points and points[-1][2] == "training":  # a curve that is not there from the start is not drawn when it comes
+        points.append((points[0][0], math.nan, "held out"))
     return pd.DataFrame(points, columns=["step", "loss", "rows"])
 
 
@@ -400,34 +403,25 @@ def _date(run: Run) -> str:
 # Guidance
 
 
-def guide(brought: bool, num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list[str], str]:
+def guide(fresh: bool, num_rows: int, status: Status | None, has_adapter: bool) -> tuple[list[str], str]:
     """The marks of the five steps (done, next, busy, blocked), and one sentence that says what to do next.
 
     Args:
-        brought: whether there are data.
+        fresh: whether there are data that no training was started with.
         num_rows: rows of them that can be trained on, 0 while they are read, doubtful or refused.
         status: of the chosen run, None where there is none.
     """
+    after = "→" if has_adapter else "○"
     if status in ("queued", "running"):
         return ["✓", "✓", "●", "○", "○"], "The training runs. Watch it on **Train**; **Compare** opens when it is finished."
+    if fresh and num_rows:
+        words = "Data and recipe are ready: press *Start training* on **Train**."
+        return ["✓", "✓", "→", after, after], words if has_adapter else f"{words} Compare and Publish need its adapter."
+    if fresh:
+        return ["→", "✓", "○", after, after], "Your data are not ready yet: **Data** says what they need."
     if has_adapter:
-        return [
-            "✓",
-            "✓",
-            "✓",
-            "→",
-            "→",
-        ], "The adapter is there: see on **Compare** what it learnt, take it with you on **Publish**, or start another on **Data**."
+        words = "The adapter is there: see on **Compare** what it learnt, take it with you on **Publish**, or start another on **Data**."
+        return ["✓", "✓", "✓", "→", "→"], words
     if status in ("paused", "interrupted", "failed"):
         return ["✓", "✓", "→", "○", "○"], "The run has not finished: press *Resume* on **Train**. Compare and Publish need its adapter."
-    if num_rows:
-        return [
-            "✓",
-            "✓",
-            "→",
-            "○",
-            "○",
-        ], "Data and recipe are ready: press *Start training* on **Train**. Compare and Publish need its adapter."
-    if brought:
-        return ["→", "✓", "○", "○", "○"], "Your data are not ready yet: **Data** says what they need."
     return ["→", "✓", "○", "○", "○"], "Bring your data, or try the demo. Training needs data; Compare and Publish need a trained adapter."

@@ -1,6 +1,7 @@
 """The journey in a real browser, with a real training: data in, adapter out; nothing is lost by reloads and kills."""
 
 import json
+import re
 import socket
 import time
 import zipfile
@@ -45,6 +46,7 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
     page.reload()
+    expect(page.locator("#next-step")).to_contain_text(re.compile("The training runs|The adapter is there"), timeout=SLOW)
     open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     expect(page.locator("#status")).to_contain_text("Step 12 of 12")
