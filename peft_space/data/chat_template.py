@@ -41,8 +41,9 @@ class ChatTemplate:
     """A model's chat template: how it opens and ends an answer, and which characters it says are the model's own."""
 
     def __init__(self, template: str, names: dict[str, str], specials: Sequence[str]):
-        self.template, self.names, self.specials = template, names, list(specials)
+        self.template, self.specials = template, list(specials)
         self.marking = template if _GENERATION.search(template) else _with_generation_blocks(template)
+        self.names = {name: token for name, token in names.items() if name in template + (self.marking or "")}  # each costs time a row
         self._checked: set[tuple[Any, ...]] = set()
 
     def apply(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> tuple[str, list[Span] | None]:
