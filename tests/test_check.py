@@ -44,6 +44,7 @@ def test_a_held_out_row_that_is_also_trained_on_is_reported_and_left_out(write):
     assert [row.messages[0]["content"] for row in data.held_out] == ["p9"]
     assert len(data.problems) == 9
     assert "also trained on" in data.problems[0].problem
+    assert data.notes == ["To score on: test.json, 10 rows, 1 of which can be used."]
 
 
 def test_what_a_run_keeps_is_the_data_again(write, tmp_path):

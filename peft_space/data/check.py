@@ -139,7 +139,7 @@ def training_data(
         )
     findings = Findings()
     findings.merge(*understood.findings)
-    problems, num_problems = list(understood.problems), understood.num_problems
+    problems, num_problems, notes = list(understood.problems), understood.num_problems, list(table.notes)
     if data == DEMO:
         held_out = demo_files()[1]
     if held_out is None:
@@ -150,13 +150,14 @@ def training_data(
         kept_rows, places, more = _held_out_rows(understood, second_table, chosen, findings)
         problems += more
         num_problems += len(more)
+        notes.append(f"To score on: {second_table.source}, {second_table.num_rows:,} rows, {len(places.held_out):,} of which can be used.")
     return TrainingData(
         source=table.source,
         sha256=table.sha256,
         num_rows=table.num_rows,
         reading=chosen,
         columns=table.columns,
-        notes=table.notes,
+        notes=notes,
         train=Rows(understood.rows.path, understood.rows.digest, places.train),
         held_out=Rows(kept_rows.path, kept_rows.digest, places.held_out),
         num_problems=num_problems,

@@ -40,12 +40,13 @@ def _base_in_words(plan: Plan) -> str:
 
 def _usage(run: Run, plan: Plan) -> str:
     loads = f"{plan.base_name!r}, revision={plan.base_revision!r}" if plan.base_on_hub else f"{plan.base_name!r}"
+    where = "" if plan.base_on_hub else "  # put the path of the base model's folder here: it is not on the Hub"
     code = f"""\
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({loads})
+base = AutoModelForCausalLM.from_pretrained({loads}){where}
 model = PeftModel.from_pretrained(base, "path/or/id/of/this/adapter")
 tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 ```"""

@@ -81,7 +81,9 @@ class DataTab:
         self.found_rows, self.row_numbers = gr.State([]), gr.State({})
         with gr.Row():
             self.which = gr.Dropdown([FIRST_ROWS], value=FIRST_ROWS, label="Show", elem_id="which-rows")
-            self.number = gr.Slider(1, 2, value=1, step=1, label="Row", info="Exactly as it will be trained.", elem_id="preview-row")
+            self.number = gr.Slider(
+                1, 2, value=1, step=1, label="Which of these rows", info="Each exactly as it will be trained.", elem_id="preview-row"
+            )
         self.tokens = gr.HTML(elem_id="preview")
         self.histogram = gr.BarPlot(
             x="tokens", y="rows", color="fate", color_map=_COLOURS, title="Tokens in a row", height=220, elem_id="histogram"
@@ -107,7 +109,7 @@ class DataTab:
             self.findings: view.findings_markdown(found),
             self.fixes: self._fixes(found),
             self.which: gr.update(choices=[FIRST_ROWS, *view.findings_choices(found)], value=FIRST_ROWS),
-            self.row_numbers: view.findings_rows(found),
+            self.row_numbers: {FIRST_ROWS: [example["row"] for example in found["examples"]]} | view.findings_rows(found),
             self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
             self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),
             self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
@@ -179,7 +181,7 @@ class DataTab:
     def look(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The rows that the visitor wants to see: the first, or those of a finding."""
         page = self.page
-        numbers = values[self.row_numbers].get(values[self.which]) or list(range(1, 51))
+        numbers = values[self.row_numbers][values[self.which]]
         recipe = page.form.recipe(values).model_dump()
         return self.rows(page.workers.call("show", **page.data_arguments(values), recipe=recipe, numbers=numbers[:50])["examples"])
 
