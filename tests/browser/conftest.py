@@ -82,22 +82,24 @@ def open_tab(page, name):
     page.get_by_role("tab", name=name).first.click()
 
 
-def set_steps(page, count):
-    """Open the Recipe tab and limit the training to `count` steps."""
+def set_steps(page, count, epochs=None):
+    """Open the Recipe tab and limit the training to `count` steps; four epochs of the sample data are 152."""
     open_tab(page, "Recipe")
     page.get_by_role("button", name="Training").click()
     field = page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first
     expect(field).to_be_visible()
     page.evaluate(PAINTED)
     field.fill(str(count))
+    if epochs:
+        page.locator("#recipe-num_epochs input").fill(str(epochs))
 
 
-def start_with_sample_data(page, app, steps):
+def start_with_sample_data(page, app, steps, epochs=None):
     """Start a training of `steps` steps on the sample data, and wait until it has begun."""
     page.goto(app.url)
     page.locator("#use-sample").click()
     expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
-    set_steps(page, steps)
+    set_steps(page, steps, epochs)
     open_tab(page, "Train")
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text(f"of {steps}", timeout=SLOW)

@@ -131,10 +131,11 @@ def test_a_training_is_paused_stopped_and_resumed_from_the_page(app, home, page,
 @pytest.mark.slow
 def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, page, shoot):
     before = len(list_runs("local"))
-    start_with_sample_data(page, app, 240)
+    start_with_sample_data(page, app, 240, epochs=10)
     run = list_runs("local")[0]
     for _ in range(10):
         page.reload()
+        expect(page.locator("#next-step")).to_contain_text("The training runs", timeout=SLOW)
         open_tab(page, "Train")
         expect(page.locator("#status")).to_contain_text("of 240", timeout=SLOW)
     assert run.status() == "running", "all ten reloads fell into the training"
