@@ -4,6 +4,7 @@ The reference is the mask that transformers takes from TRL's own training templa
 others the text is searched for each answer, from what opens it to the token that ends it.
 """
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -178,3 +179,15 @@ def test_a_template_that_leaves_tool_calls_out_refuses_the_row():
     ])  # fmt: skip
     with pytest.raises(Exception, match="Row 3"):
         render(tokenizer_of("Zephyr"), [row], 1_000)
+
+
+def test_a_template_that_marks_an_answer_without_its_end_trains_the_end_too():
+    tokenizer = copy.deepcopy(tokenizer_of("ChatML"))
+    tokenizer.chat_template = (
+        "{%- for turn in messages -%}{{- '<|im_start|>' + turn.role + '\\n' -}}"
+        "{%- if turn.role == 'assistant' -%}{% generation %}{{- turn.content -}}{% endgeneration %}{%- else -%}{{- turn.content -}}{%- endif -%}"
+        "{{- '<|im_end|>\\n' -}}{%- endfor -%}"
+    )
+    row = Conversation(1, [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}] * 2)
+    [example] = render(tokenizer, [row], 1_000)
+    assert ["".join(example.texts[start:end]) for start, end in example.trained] == ["two<|im_end|>"] * 2
