@@ -108,7 +108,7 @@ class DataTab:
             self.understood: gr.update(visible=True),
             self.findings: view.findings_markdown(found),
             self.fixes: self._fixes(found),
-            self.which: gr.update(choices=[FIRST_ROWS, *view.findings_choices(found)], value=FIRST_ROWS),
+            self.which: gr.update(choices=[FIRST_ROWS, *view.findings_rows(found)], value=FIRST_ROWS),
             self.row_numbers: {FIRST_ROWS: [example["row"] for example in found["examples"]]} | view.findings_rows(found),
             self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
             self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),

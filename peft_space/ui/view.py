@@ -82,11 +82,6 @@ def findings_rows(found: dict[str, Any]) -> dict[str, list[int]]:
     return rows
 
 
-def findings_choices(found: dict[str, Any]) -> list[str]:
-    """What the preview can be asked to show, besides the first rows."""
-    return list(findings_rows(found))
-
-
 def reading_in_words(reading: dict[str, Any]) -> str:
     """One way to read a file, to choose from."""
     return f"{reading['shape']}: " + ", ".join(f"“{column}” is the {role}" for role, column in reading["columns"].items())
