@@ -113,7 +113,7 @@ def _check(given: argparse.Namespace, show: Show) -> None:
                 ]
             ),
         )
-        return
+        raise UserError("It is not decided how to read the file.")
     lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", *found["notes"]]
     lines.append(f"{found['to_train']} to train, {found['held_out']} to score on{_repeated(found)}.")
     if "lengths" in found:
@@ -174,18 +174,22 @@ def _compare(given: argparse.Namespace, show: Show) -> None:
     sampling = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
     found = verbs.compare(given.run, given.prompt, given.system, sampling)
     texts = [f"Prompt: {answer['prompt']}\n\nBase:\n{answer['base']}\n\nAdapter:\n{answer['adapter']}" for answer in found["answers"]]
-    show(found, "\n\n---\n\n".join(texts))
+    show(found, "\n\n---\n\n".join([*texts, f"Next: python -m peft_space export {given.run} --out DIR"]))
 
 
 def _evaluate(given: argparse.Namespace, show: Show) -> None:
     found = verbs.evaluate(given.run)
-    lines = [f"{name:8} exact match {percent(found[name]['exact_match'])}, loss {found[name]['loss']:.4f}" for name in ("base", "adapter")]
-    show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines]))
+    lines = [
+        f"{name:8} exact match {percent(scores['exact_match'])}, loss {scores['loss']:.4f}, perplexity {scores['perplexity']:.3f}"
+        for name, scores in ((name, found[name]) for name in ("base", "adapter"))
+    ]
+    following = f"Next: python -m peft_space compare {given.run} --prompt TEXT"
+    show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines, following]))
 
 
 def _export(given: argparse.Namespace, show: Show) -> None:
     found = verbs.export(given.run, given.out, given.target)
-    show(found, f"The adapter is in {found['path']}.")
+    show(found, f"The adapter is in {found['path']}. Next: python -m peft_space push {given.run} --repo OWNER/NAME")
 
 
 def _push(given: argparse.Namespace, show: Show) -> None:

@@ -245,3 +245,14 @@ def list_runs(owner: str) -> list[Run]:
         except (ValidationError, ValueError, OSError):
             logger.exception("the run %s cannot be read", path.parent)
     return sorted(runs, key=lambda run: run.about["created"], reverse=True)
+
+
+def unused_name(owner: str, name: str, but: Run) -> str:
+    """`name`, with a number where another run of `owner` than `but` has it already."""
+    taken = {run.name for run in list_runs(owner) if run.directory != but.directory}
+    number = 2
+    wanted = name
+    while wanted in taken:
+        wanted = f"{name} ({number})"
+        number += 1
+    return wanted

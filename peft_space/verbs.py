@@ -46,7 +46,9 @@ def check(
         table, plausible = readings_of(data, _progress(report))
         if len(plausible) > 1:
             told = {"source": table.source, "rows": table.num_rows, "columns": table.columns, "notes": table.notes}
-            return told | {"question": [one.as_json() for one in plausible], "problems": [], "to_train": 0, "held_out": 0}
+            _, row = next(table.rows(0, 1))
+            ways = [one.as_json() | {"first_row": {role: row.get(column) for role, column in one.columns.items()}} for one in plausible]
+            return told | {"question": ways, "problems": [], "to_train": 0, "held_out": 0}
     from peft_space.training.prepare import prepare  # takes seconds, while the first rows are there already
 
     rendered = prepare(data, wanted, held_out, reading, _progress(report)) if values else None

@@ -139,3 +139,10 @@ def test_a_run_that_another_process_trains_is_not_trained_twice(run_command, own
         status, _, err = run_command("train", "--resume", own_run.directory)
     assert status == 2
     assert "another process" in err
+
+
+def test_a_file_that_can_be_read_in_several_ways_is_told_with_all_of_them_and_exit_status_2(run_command, write):
+    status, out, err = run_command("check", write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n"))
+    assert status == 2
+    assert out.count("--reading") == 3
+    assert "not decided" in err

@@ -33,6 +33,11 @@ def test_the_zip_holds_the_same_files(short_run, tmp_path):
     assert digests(tmp_path / "unpacked" / "adapter") == digests(folder)
 
 
+def test_the_zip_bears_the_name_of_its_run(own_run, tmp_path):
+    own_run.rename("Tickets, 2nd try / äöü")
+    assert zip_adapter(own_run, tmp_path).name == "Tickets-2nd-try-äöü-adapter.zip"
+
+
 def test_a_folder_that_holds_something_is_not_exported_into(short_run, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):

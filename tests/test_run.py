@@ -9,7 +9,7 @@ import pytest
 from peft_space import events
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
-from peft_space.run import Run, evaluations_of, list_runs, new_run_folder, open_run, steps_of
+from peft_space.run import Run, evaluations_of, list_runs, new_run_folder, open_run, steps_of, unused_name
 
 
 @pytest.fixture
@@ -51,6 +51,12 @@ def test_a_run_whose_recipe_cannot_be_read_does_not_hide_the_others():
     good, bad = (Run.create(new_run_folder("anna"), Recipe(), {}) for _ in range(2))
     bad.path("recipe.json").write_text('{"from_another_version": 1}')
     assert [run.directory for run in list_runs("anna")] == [good.directory]
+
+
+def test_a_name_that_is_taken_gets_a_number():
+    one, two = (Run.create(new_run_folder("berta"), Recipe(), {}, name="mine") for _ in range(2))
+    two.rename(unused_name("berta", "mine", but=two))
+    assert [one.name, two.name, unused_name("berta", "mine", but=two)] == ["mine", "mine (2)", "mine (2)"]
 
 
 def test_a_run_is_renamed_and_deleted_but_not_while_it_is_trained(run):

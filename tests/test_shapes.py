@@ -231,6 +231,12 @@ def test_a_column_with_few_different_values_may_be_a_label(write):
     assert (first.shape, first.columns) == ("labelled text", {"text": "satz", "label": "urteil"})
 
 
+def test_a_label_beside_two_texts_is_offered_after_question_and_answer(write):
+    lines = "".join(f"What about number {i}?,It is number {i}.,{'a' if i % 2 else 'b'}\n" for i in range(20))
+    first = readings(write("rows.csv", "frage,antwort,kategorie\n" + lines))[1][0]
+    assert (first.shape, first.columns) == ("question/answer", {"question": "frage", "answer": "antwort"})
+
+
 def test_a_reading_of_ones_own_takes_the_place_of_what_was_recognised(write):
     path = write("rows.csv", "prompt,answer,note\nHi,Hello,Greeting\n")
     _, [row], _ = rows_of(path, {"shape": "question/answer", "columns": {"question": "note", "answer": "prompt"}})

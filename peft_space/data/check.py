@@ -75,6 +75,12 @@ class TrainingData:
         return files if self.held_out.path == self.train.path else files | {"data/held_out.arrow": self.held_out.path}
 
 
+def source_of(run: Run) -> str:
+    """What the data of a run were called; nothing where they are gone."""
+    path = run.path("data", "about.json")
+    return json.loads(path.read_text(encoding="utf-8"))["source"] if path.is_file() else ""
+
+
 def data_of(run: Run) -> TrainingData:
     """The data that was kept in a run when it was made."""
     about = json.loads(run.path("data", "about.json").read_text(encoding="utf-8"))

@@ -165,17 +165,22 @@ def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None
         for path in paths:
             begins.append((path.name, count))
             before = count
-            for batch, batch_columns in _batches(_rows_of(path, Path(scratch), notes.append), path.name):
-                columns.update(batch_columns)
-                if len(columns) > formats.MOST_COLUMNS:
-                    raise UserError(
-                        f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
-                    )
-                writer.write_batch(batch)
-                count += batch.num_rows
-                on_progress(0.0, f"Read {count:,} rows")
-            if count == before:
-                raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
+            try:
+                for batch, batch_columns in _batches(_rows_of(path, Path(scratch), notes.append), path.name):
+                    columns.update(batch_columns)
+                    if len(columns) > formats.MOST_COLUMNS:
+                        raise UserError(
+                            f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
+                        )
+                    writer.write_batch(batch)
+                    count += batch.num_rows
+                    on_progress(0.0, f"Read {count:,} rows")
+                if count == before:
+                    raise UserError(f"{path.name}: there are no rows in it. Bring a file with at least one row.")
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                raise UserError(f"{error} Or take {path.name} away and go on with the rest.") from None
     about = {"columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
     (folder / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 

@@ -21,7 +21,7 @@ _WORDS: dict[str, tuple[str, str, Fix | None]] = {
     "controls": ("Typed control tokens", "Rows with control tokens of the model in their text. They are read as plain text.", None),
     "placeholders": ("Placeholders", "Rows in which something like {{name}} was left. Fill it in before training.", None),
     "secrets": ("Likely secrets", "Rows with what looks like a key or a token. A model can repeat it.", "drop_secrets"),
-    "emails": ("E-mail addresses", "A model can repeat them.", None),
+    "emails": ("E-mail addresses", "A model can repeat them. Replace them in your file where they are private.", None),
     "mojibake": ("Garbled letters", "As when text is read in the wrong encoding. Bring the file in its own encoding.", None),
     "odd": ("Invisible characters", "Rows with zero-width or control characters.", "strip"),
     "padded": ("White space around a text", "A model learns to write it.", "strip"),

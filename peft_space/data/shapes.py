@@ -207,11 +207,14 @@ def _by_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[
         Reading("question/answer", {"question": first, "answer": second}),
         Reading("question/answer", {"question": second, "answer": first}),
     ]
+    labelled = []
     for label in texts:
         values = {str(row.get(label)) for row in rows}
         if len(rows) >= 10 and len(values) <= max(2, _FEW_VALUES * len(rows)):
             others = [column for column in by_length if column != label]
-            readings.insert(0, Reading("labelled text", {"text": others[0], "label": label}))
+            labelled.append(Reading("labelled text", {"text": others[0], "label": label}))
+    # beside two longer texts a label is rather a note about them
+    readings = [*labelled, *readings] if len(texts) == 2 else [*readings, *labelled]
     return [*readings, Reading("text", {"text": by_length[0]})]
 
 

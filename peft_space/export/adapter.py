@@ -1,6 +1,7 @@
 """Exports the adapter alone, as PEFT writes it. The run stays as it is."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,7 +39,8 @@ def zip_adapter(run: Run, folder: str | Path) -> Path:
         inner = Path(scratch, "adapter")
         inner.mkdir()
         copy_adapter(run, inner)
-        return Path(shutil.make_archive(str(Path(folder, f"adapter-{run.directory.name}")), "zip", scratch, "adapter"))
+        name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60] or run.directory.name
+        return Path(shutil.make_archive(str(Path(folder, f"{name}-adapter")), "zip", scratch, "adapter"))
 
 
 def copy_adapter(run: Run, folder: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
-from peft_space.data.check import DEMO
+from peft_space.data.check import DEMO, source_of
+from peft_space.run import list_runs
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
 from peft_space.ui.page import PRIVATE, Page, new_visitor, tells_errors
 
@@ -30,6 +31,7 @@ def build() -> gr.Blocks:
         page.run.render()
         next_step = gr.Markdown(elem_id="next-step")
         labels: list[gr.Tab] = []
+        go_on: list[gr.Button] = []
         with gr.Tabs(elem_id="steps") as tabs:
             for number, title in enumerate(STEPS, 1):
                 with gr.Tab(f"{number} · {title}", id=title) as label:
@@ -49,16 +51,17 @@ def build() -> gr.Blocks:
                         following = STEPS[number]
                         go = gr.Button(f"Next: {following} →", elem_id=f"next-{following.lower()}")
                         go.click(lambda following=following: gr.update(selected=following), None, tabs, show_progress="hidden", **PRIVATE)
+                        go_on.append(go)
             with gr.Tab("Runs", id="Runs") as runs:
                 runs_tab.build(page, runs)
         _without_the_page(page)
-        _guide(page, labels, next_step)
+        _guide(page, labels, go_on, next_step)
         _demo(page, demo, tabs, training, comparing)
         _arrive(page, blocks)
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
 
-def _guide(page: Page, labels: list[gr.Tab], next_step: gr.Markdown) -> None:
+def _guide(page: Page, labels: list[gr.Tab], go_on: list[gr.Button], next_step: gr.Markdown) -> None:
     """Keep the marks on the tabs and the sentence above them true."""
 
     @tells_errors
@@ -67,10 +70,11 @@ def _guide(page: Page, labels: list[gr.Tab], next_step: gr.Markdown) -> None:
         fresh = bool(values[page.data]) and values[page.data] != values[page.trained]
         marks, sentence = view.guide(fresh, values[page.num_rows], status, has_adapter)
         titles = [f"{number} · {title} {mark}" for number, (title, mark) in enumerate(zip(STEPS, marks, strict=True), 1)]
-        return {next_step: sentence, **{label: gr.update(label=title) for label, title in zip(labels, titles, strict=True)}}
+        done = {button: gr.update(variant="primary" if mark == "✓" else "secondary") for button, mark in zip(go_on, marks, strict=False)}
+        return {next_step: sentence, **done, **{label: gr.update(label=title) for label, title in zip(labels, titles, strict=True)}}
 
     told = [page.data, page.trained, page.num_rows, page.state]
-    gr.on([one.change for one in told], guide, set(told), [next_step, *labels], show_progress="hidden", **PRIVATE)
+    gr.on([one.change for one in told], guide, set(told), [next_step, *go_on, *labels], show_progress="hidden", **PRIVATE)
 
 
 def _without_the_page(page: Page) -> None:
@@ -81,6 +85,9 @@ def _without_the_page(page: Page) -> None:
 
     @tells_errors
     def write(values: dict[Any, Any]) -> list[str]:
+        if not values[page.data] and values[page.run]:  # the page was loaded anew: what is left is the run
+            run = page.chosen_run(values)
+            return list(view.commands(source_of(run), "", {}, run.recipe))
         return list(view.commands(values[page.data], values[page.held_out], values[page.reading], page.form.recipe(values)))
 
     accordion.expand(write, page.for_training, [shell, python], show_progress="hidden", **PRIVATE)
@@ -116,11 +123,11 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
         [comparing.prompts, comparing.system, comparing.expected, comparing.taken],
         **hidden,
     ).success(
-        tells_errors(comparing.answer, where=comparing.progress), comparing.asked, [comparing.progress, comparing.answers], **hidden
+        tells_errors(comparing.stoppable(comparing.answer), where=comparing.progress), comparing.asked, comparing.outputs, **hidden
     ).success(
-        tells_errors(comparing.evaluate, where=comparing.scoring),
+        tells_errors(comparing.stoppable(comparing.evaluate), where=comparing.scoring),
         chosen,
-        [comparing.scoring, comparing.scored, comparing.scores, comparing.bars],
+        comparing.outputs,
         **hidden,
     )
 
@@ -132,9 +139,12 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
     def arrive(values: dict[Any, Any]) -> dict[Any, Any]:
         threading.Thread(target=page.workers.warm, daemon=True).start()
         known = values | {page.visitor: new_visitor(values[page.visitor])}
-        return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False]}
+        newest = next(iter(list_runs(page.owner(known))), None)
+        shown = page.form.values(newest.recipe) if newest and newest.status() in view.UNFINISHED else {}
+        return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False], **shown}
 
-    blocks.load(arrive, {page.visitor, page.run}, [page.visitor, page.run, page.state], show_progress="hidden", **PRIVATE)
+    told = [page.visitor, page.run, page.state, *page.form.widgets.values()]
+    blocks.load(arrive, {page.visitor, page.run}, told, show_progress="hidden", **PRIVATE)
 
 
 def launch(**options: Any) -> Any:

@@ -11,7 +11,8 @@ from peft_space.data.hub_data import HubDataset, parse_address
 from peft_space.data.read import SUFFIXES
 from peft_space.data.shapes import FIXES, SHAPES, roles
 from peft_space.errors import UserError
-from peft_space.ui import view
+from peft_space.execution.local import WorkerFault
+from peft_space.ui import look, view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 NOTHING = "No data yet: bring a file, or use the sample data."
@@ -25,7 +26,7 @@ _HUB_FIELDS = {
 }
 _ANSWERING = ("answer", "target", "rejected", "tags", "label")
 """Roles whose column is asked for after that of what they answer."""
-_COLOURS = {"within the limit": "#0f766e", "cut off": "#b91c1c"}
+_COLOURS = {"within the limit": look.TEAL, "cut off": look.RED}
 
 
 class DataTab:
@@ -86,7 +87,14 @@ class DataTab:
             )
         self.tokens = gr.HTML(elem_id="preview")
         self.histogram = gr.BarPlot(
-            x="tokens", y="rows", color="fate", color_map=_COLOURS, title="Tokens in a row", height=220, elem_id="histogram"
+            x="tokens",
+            y="rows",
+            color="fate",
+            color_title=" ",
+            color_map=_COLOURS,
+            title="Tokens in a row",
+            height=220,
+            elem_id="histogram",
         )
         self.labels = gr.BarPlot(x="label", y="rows", title="Rows of each label", height=220, visible=False, elem_id="labels")
 
@@ -123,7 +131,7 @@ class DataTab:
         return self.empty | {
             self.summary: f"**{view.escape(found['source'])}**: {found['rows']:,} rows. Its columns can be read in several ways: choose one above.",
             self.question: gr.update(choices=[(words, number) for number, words in enumerate(ways)], value=None, visible=True),
-            self.offered: found["question"],
+            self.offered: [{"shape": way["shape"], "columns": way["columns"]} for way in found["question"]],
         }
 
     def _fixes(self, found: dict[str, Any]) -> Any:
@@ -166,7 +174,7 @@ class DataTab:
                     yield self.rows(report["preview"])
                 else:
                     yield {self.summary: f"{report['what']}…" if report else gr.skip()}
-        except UserError:
+        except (UserError, WorkerFault):
             yield self.empty
             raise
 

@@ -6,6 +6,9 @@ import gradio as gr
 
 CSS = Path(__file__).with_name("style.css")
 
+TEAL, AMBER, RED = "#0d9488", "#d97706", "#dc2626"
+"""Of plots: to be told apart on white and on slate, by at least 3 to 1 (WCAG 1.4.11)."""
+
 
 def theme() -> gr.themes.Base:
     """Quiet greys and one green, with text dark enough to read: at least 4.5 to 1 on its ground (WCAG AA)."""

@@ -15,7 +15,7 @@ from peft_space.ui.page import PRIVATE, Page, tells_errors
 def build(page: Page) -> None:
     """Place and wire the tab."""
     gr.Markdown("The adapter alone, apart from its base, which it names: it loads in PEFT anywhere.")
-    pack = gr.Button("Make a .zip of the adapter", variant="primary", elem_id="make-zip")
+    pack = gr.Button("Make a .zip of the adapter", variant="primary", interactive=False, elem_id="make-zip")
     packing = gr.Markdown(elem_id="packing")
     file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
     gr.Markdown("### Push to the Hugging Face Hub")
@@ -34,7 +34,7 @@ def build(page: Page) -> None:
         )
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
     with gr.Row():
-        push = gr.Button("Push", elem_id="push")
+        push = gr.Button("Push", interactive=False, elem_id="push")
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
     pushed = gr.Markdown(elem_id="pushed")
 
@@ -72,6 +72,7 @@ def build(page: Page) -> None:
         **ready,
     }
     cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
+    page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 2, page.state, [pack, push], **hidden)
     page.run.change(lambda: [gr.update(value=None, visible=False), "", ""], None, [file, packing, pushed], **PRIVATE)
 
 

@@ -7,8 +7,8 @@ import gradio as gr
 
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault, start_training
-from peft_space.run import Run, new_run_folder
-from peft_space.ui import view
+from peft_space.run import Run, new_run_folder, unused_name
+from peft_space.ui import look, view
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, tells_errors
 
 _UNFINISHED = ("paused", "interrupted", "failed")
@@ -30,9 +30,9 @@ class TrainTab:
         self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
-        colours = {"training": "#0f766e", "held out": "#b45309"}
+        colours = {"training": look.TEAL, "held out": look.AMBER}
         self.plot = gr.LinePlot(
-            x="step", y="loss", color="rows", color_map=colours, title="Loss", height=300, visible=False, elem_id="loss"
+            x="step", y="loss", color="rows", color_title=" ", color_map=colours, title="Loss", height=300, visible=False, elem_id="loss"
         )
         with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
             self.details = [
@@ -91,8 +91,7 @@ class TrainTab:
             yield self.ready()
             raise
         run = Run(folder)
-        if name:
-            run.rename(name)
+        run.rename(unused_name(page.owner(values), name or run.name, but=run))
         start_training(run)
         yield {page.run: page.runs(values, folder.name), page.trained: data["data"], **self.ready(), **self.show(run)}
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from peft_space import events
+from peft_space.data.check import source_of
 from peft_space.data.hub_data import is_address
 from peft_space.data.read import short_name
 from peft_space.recipe import Recipe
@@ -27,8 +28,11 @@ STATUS_WORDS: dict[Status, str] = {
     "finished": "finished",
     "failed": "failed",
 }
+UNFINISHED: tuple[Status, ...] = ("new", "queued", "running", "paused", "interrupted", "failed")
+"""Of these runs the recipe is still what the visitor is busy with."""
 _MARKDOWN = set("\\`*_{}[]()#+-.!|~$")
 _MOST_TOKENS_SHOWN = 2_000
+_LONGEST_CELL = 60
 
 
 def escape(text: str) -> str:
@@ -42,6 +46,8 @@ def escape(text: str) -> str:
 def check_markdown(found: dict[str, Any]) -> str:
     """What was understood of the data, in a few sentences."""
     lines = [f"**{escape(found['source'])}**: {found['rows']:,} rows. {escape(found['why'])} {escape(' '.join(found['notes']))}"]
+    if " + " in found["source"]:
+        lines.append("All files in the list are read as one. Take away with × what does not belong to them.")
     repeated = f"; {found['num_repeated']:,} that say the same as another are left out" if found["num_repeated"] else ""
     lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter{repeated}.")
     if not found["trainable"]:
@@ -83,8 +89,15 @@ def findings_rows(found: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def reading_in_words(reading: dict[str, Any]) -> str:
-    """One way to read a file, to choose from."""
-    return f"{reading['shape']}: " + ", ".join(f"“{column}” is the {role}" for role, column in reading["columns"].items())
+    """One way to read a file, to choose from, with what the first row would then say."""
+    chosen = ", ".join(f"“{column}” is the {role}" for role, column in reading["columns"].items())
+    first = "; ".join(f"{role}: {_shortened(str(cell))}" for role, cell in reading["first_row"].items())
+    return f"{reading['shape']}: {chosen}. First row: {first}"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_CELL else line[: _LONGEST_CELL - 1] + "…"
 
 
 def names_of(data: Any) -> str:
@@ -372,9 +385,10 @@ def runs_table(runs: list[Run], scores: dict[str, Evaluation | None]) -> pd.Data
     lines = []
     for run in runs:
         score = scores[run.directory.name]
-        data = json.loads(run.path("data", "about.json").read_text())["source"] if run.path("data", "about.json").is_file() else ""
         shown = percent(score.adapter.exact_match) if score else ""
-        lines.append([run.name, run.recipe.base_model, data, STATUS_WORDS[run.status()], shown, _date(run), f"{run.size() / 1e6:.1f} MB"])
+        lines.append(
+            [run.name, run.recipe.base_model, source_of(run), STATUS_WORDS[run.status()], shown, _date(run), f"{run.size() / 1e6:.1f} MB"]
+        )
     return pd.DataFrame(lines, columns=columns)
 
 

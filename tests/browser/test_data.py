@@ -36,7 +36,7 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_mended(app, home, page, 
     expect(page.get_by_text("can be read in several ways").last).to_be_visible(timeout=SLOW)
     open_tab(page, "Data")
 
-    page.locator("#reading-question label", has_text="“Antwort” is the question").click()
+    page.locator("#reading-question label", has_text="First row: question: Sie heisst 0.; answer: Wie heisst Nummer 0?").click()
     expect(page.locator("#data-summary")).to_contain_text("'Antwort' as question", timeout=SLOW)
     wait_for_fate(page, "trained", "Wie heisst Nummer")
     shoot(page, "2-answered")

@@ -121,11 +121,25 @@ def test_a_training_is_paused_stopped_and_resumed_from_the_page(app, home, page,
         expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
         assert steps_of(run.history())[-1].step < 90
         shoot(page, state.replace(" ", "-"))
+        if state == "paused":
+            shows_the_recipe_after_a_reload(page, run)
         page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     happened = run.history()
     assert [event.step for event in steps_of(happened)] == list(range(1, 91))
     assert len([event for event in happened if event.event == "Step"]) == 90, "no step was trained twice"
+
+
+def shows_the_recipe_after_a_reload(page, run):
+    page.reload()
+    open_tab(page, "Train")
+    expect(page.locator("#status")).to_contain_text("paused", timeout=SLOW)
+    page.get_by_text("The same without the page").click()
+    expect(page.locator("#as-commands")).to_contain_text('"max_steps": 90', timeout=SLOW)
+    open_tab(page, "Recipe")
+    page.get_by_role("button", name="Training", exact=False).click()
+    expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value("90", timeout=SLOW)
+    open_tab(page, "Train")
 
 
 @pytest.mark.slow
