@@ -18,7 +18,7 @@ from peft_space.errors import UserError, explain
 from peft_space.execution.local import machines_turn
 from peft_space.recipe import read_recipe
 from peft_space.run import Run
-from peft_space.scores import percent
+from peft_space.scores import Scores, shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,8 +180,8 @@ def _compare(given: argparse.Namespace, show: Show) -> None:
 def _evaluate(given: argparse.Namespace, show: Show) -> None:
     found = verbs.evaluate(given.run)
     lines = [
-        f"{name:8} exact match {percent(scores['exact_match'])}, loss {scores['loss']:.4f}, perplexity {scores['perplexity']:.3f}"
-        for name, scores in ((name, found[name]) for name in ("base", "adapter"))
+        f"{name:8} " + ", ".join(f"{title} {figure}" for title, figure in shown(Scores(**found[name])).items())
+        for name in ("base", "adapter")
     ]
     following = f"Next: python -m peft_space compare {given.run} --prompt TEXT"
     show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines, following]))

@@ -9,9 +9,11 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from peft_space.data.render import prompt_ids, render_prompt, stop_token_ids
-from peft_space.data.rows import Message
+from peft_space.data.render import prompt_ids, render, render_prompt, stop_token_ids
+from peft_space.data.render_plain import source_text
+from peft_space.data.rows import Conversation, Labelled, Message, Tagged
 from peft_space.errors import UserError
+from peft_space.models.families import CLASSIFYING
 from peft_space.models.load import Adapted
 
 Column = Literal["base", "adapter"]
@@ -19,6 +21,8 @@ OnText = Callable[[Column, int, str], None]
 """Called with (column, number of the prompt, answer so far) while an answer grows."""
 
 _BATCH = 16
+_LONGEST = 100_000
+"""Tokens of a prompt that is not cut."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,42 @@ def compare(
     """Both columns' answers to each conversation, which ends with the user's message."""
     columns: dict[Column, list[str]] = {}
     for column in ("base", "adapter"):
-        columns[column] = answer(adapted, column, conversations, sampling, on_text)  # type: ignore[index]
+        if adapted.goal.task in CLASSIFYING:
+            columns[column] = [classify(adapted, column, messages[-1]["content"]) for messages in conversations]  # type: ignore[index]
+        else:
+            columns[column] = answer(adapted, column, conversations, sampling, on_text)  # type: ignore[index]
     return [
-        Comparison(messages[-1]["content"], render_prompt(adapted.tokenizer, messages), base, tuned)
+        Comparison(messages[-1]["content"], _rendered(adapted, messages), base, tuned)
         for messages, base, tuned in zip(conversations, columns["base"], columns["adapter"], strict=True)
     ]
+
+
+def _rendered(adapted: Adapted, messages: list[Message]) -> str:
+    if adapted.goal.task == "seq2seq-lm":
+        return source_text(messages)
+    return messages[-1]["content"] if adapted.goal.task in CLASSIFYING else render_prompt(adapted.tokenizer, messages)
+
+
+_LABELS_SHOWN = 5
+
+
+def classify(adapted: Adapted, column: Column, text: str) -> str:
+    """The likeliest labels of a text with their probabilities, a line each; of tags the words, each with its tag.
+
+    The base's head is the one that training began with, drawn from the recipe's seed.
+    """
+    labels, tags = adapted.goal.labels, adapted.goal.task == "token-classification"
+    words = text.split()
+    row = Tagged(0, words, [labels[0]] * len(words)) if tags else Labelled(0, text, labels[0])
+    [example] = render(adapted.tokenizer, [row], _LONGEST, task=adapted.goal.task)
+    ids = torch.tensor([example.input_ids], device=adapted.model.device)
+    with torch.inference_mode(), only(adapted, column):
+        chances = adapted.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().softmax(-1)
+    if tags:
+        found = [labels[int(place)] for place, tag in zip(chances.argmax(-1), example.tags, strict=True) if tag]
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, found, strict=False))
+    shares, places = chances.topk(min(_LABELS_SHOWN, len(labels)))
+    return "\n".join(f"{labels[place]}: {share:.1%}" for share, place in zip(shares.tolist(), places.tolist(), strict=True))
 
 
 def answer(
@@ -76,12 +111,19 @@ def answer(
         expected: texts to be answered word for word; an answer ends as soon as it has become another.
     """
     offered = tools or [None] * len(conversations)
-    prompts = [prompt_ids(adapted.tokenizer, messages, some) for messages, some in zip(conversations, offered, strict=True)]
+    prompts = [_prompt_ids(adapted, messages, some) for messages, some in zip(conversations, offered, strict=True)]
     answers: list[str] = []
     for start in range(0, len(prompts), _BATCH):
         wanted = expected[start : start + _BATCH] if expected is not None else None
         answers += _generate(adapted, column, prompts[start : start + _BATCH], start, sampling, on_text, wanted)
     return answers
+
+
+def _prompt_ids(adapted: Adapted, messages: list[Message], tools: list[dict[str, Any]] | None) -> list[int]:
+    if adapted.goal.task != "seq2seq-lm":
+        return prompt_ids(adapted.tokenizer, messages, tools)
+    row = Conversation(0, [*messages, {"role": "assistant", "content": ""}])
+    return render(adapted.tokenizer, [row], _LONGEST, task="seq2seq-lm")[0].input_ids
 
 
 def only(adapted: Adapted, column: Column) -> Any:
@@ -100,21 +142,31 @@ def _generate(
 ) -> list[str]:
     tokenizer, model = adapted.tokenizer, adapted.model
     longest = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    answers_apart = (
+        adapted.goal.task == "seq2seq-lm"
+    )  # then prompts are padded as in training, and what is generated begins with one start token
+    padded = [_padded(prompt, longest, tokenizer.pad_token_id, left=not answers_apart) for prompt in prompts]
+    ids = torch.tensor(padded, device=model.device)
+    mask = torch.tensor([_padded([1] * len(prompt), longest, 0, left=not answers_apart) for prompt in prompts], device=model.device)
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    stops = stop_token_ids(tokenizer)
+    stops = [tokenizer.eos_token_id] if answers_apart else stop_token_ids(tokenizer)
+    begins = 1 if answers_apart else longest
     streamer = _Streamer(tokenizer, stops, lambda row, text: on_text(column, start + row, text)) if on_text else None
-    ended = StoppingCriteriaList([_NoLongerExpected(tokenizer, stops, longest, expected)]) if expected is not None else None
+    ended = StoppingCriteriaList([_NoLongerExpected(tokenizer, stops, begins, expected)]) if expected is not None else None
     set_seed(sampling.seed)
     with torch.inference_mode(), only(adapted, column):
         output = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens,
             eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, streamer=streamer, stopping_criteria=ended, **drawn,
         )  # fmt: skip
-    return [_text(tokenizer, row[longest:].tolist(), stops) for row in output]
+    return [_text(tokenizer, row[begins:].tolist(), stops) for row in output]
+
+
+def _padded(ids: list[int], length: int, value: int, left: bool) -> list[int]:
+    missing = [value] * (length - len(ids))
+    return missing + ids if left else ids + missing
 
 
 def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:

@@ -21,6 +21,10 @@ def _shown(group: str) -> dict[str, str]:
 LossOn = Literal["automatic", "every answer", "last answer", "whole text", "message weights"]
 """Which tokens of a row are trained."""
 
+Task = Literal["causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"]
+"""What a model learns: to go on with a text, to write a text from another, a label of a text, tags of its tokens, which of two answers is
+better, or whether an answer is good."""
+
 
 class Recipe(BaseModel):
     """Everything that decides what adapter comes out, besides the data. `Recipe()` is a good start for most tasks."""
@@ -33,23 +37,27 @@ class Recipe(BaseModel):
     revision: str | None = Field(None, title="Revision", json_schema_extra=_shown("model"))
     """Branch, tag or commit of the base model. Empty: the newest; the commit that was used is written into the adapter."""
 
-    task: Literal["causal-lm"] = Field("causal-lm", title="Task", json_schema_extra=_shown("model"))
-    """What the model learns. `causal-lm`: to answer, as in instructions and chats."""
+    task: Literal["automatic", Task] = Field("automatic", title="Task", json_schema_extra=_shown("model"))
+    """What the model learns. `automatic`: what the rows show, answers, labels, tags, or which of two answers is better."""
 
-    quantization: Literal["nf4", "none"] = Field("nf4", title="Quantization of the base", json_schema_extra=_shown("model"))
-    """How the frozen base is held in memory. `nf4` takes about a quarter of the memory of 16 bits (QLoRA)."""
+    quantization: Literal["nf4", "fp4", "int8", "none"] = Field("nf4", title="Quantization of the base", json_schema_extra=_shown("model"))
+    """How the frozen base is held in memory. `nf4` takes about a quarter of the memory of 16 bits (QLoRA), `int8` half."""
 
     double_quantization: bool = Field(True, title="Double quantization", json_schema_extra=_shown("model"))
     """Quantizes the scales of the 4-bit blocks too: saves another 0.4 bits a parameter at no measurable loss."""
 
-    method: Literal["lora"] = Field("lora", title="Method", json_schema_extra=_shown("adapter"))
-    """`lora` adds two small matrices to each chosen layer and trains only those."""
+    method: Literal["lora", "rslora", "dora", "pissa", "loftq"] = Field("lora", title="Method", json_schema_extra=_shown("adapter"))
+    """`lora` adds two small matrices to each chosen layer and trains only those. `rslora` suits ranks above 32; `dora` costs time and must be
+    merged for vLLM; `pissa` and `loftq` start from the base's own weights and end as an ordinary LoRA of twice the rank."""
 
     lora_rank: int = Field(16, title="LoRA rank", ge=1, le=256, json_schema_extra=_shown("adapter"))
-    """Width of the added matrices. 8 to 16 does for most tasks, 32 to 64 for complex ones."""
+    """Width of the added matrices. 8 to 16 does for most tasks, 32 to 64 for complex ones; more needs a reason, written below."""
+
+    justification: str | None = Field(None, title="Reason for a rank over 64", json_schema_extra=_shown("adapter"))
+    """Why this task needs a rank over 64. It is kept in the run and on the model card."""
 
     lora_alpha: int | None = Field(None, title="LoRA alpha", ge=1, le=1024, json_schema_extra=_shown("adapter"))
-    """The adapter's output is scaled by alpha / rank. Empty: 2 x rank."""
+    """The adapter's output is scaled by alpha / rank (`rslora`: by its root). Empty: 2 x rank, for `rslora` 16, for `pissa` and `loftq` the rank."""
 
     lora_dropout: float = Field(0.05, title="LoRA dropout", ge=0.0, lt=1.0, json_schema_extra=_shown("adapter"))
     """Share of the adapter's inputs that is dropped at random in training, against learning rows by heart."""
@@ -59,8 +67,14 @@ class Recipe(BaseModel):
     )
     """Which layers get an adapter: `all-linear` (best for most tasks), `attention`, or a list of names such as q_proj, v_proj."""
 
+    layers_to_transform: list[int] | None = Field(None, title="Blocks with an adapter", json_schema_extra=_shown("adapter"))
+    """Numbers of the blocks, from 0, whose layers get an adapter. Empty: all."""
+
+    lora_bias: Literal["none", "lora_only", "all"] = Field("none", title="Biases", json_schema_extra=_shown("adapter"))
+    """Which biases are trained too: none, those of the layers with an adapter, or all. With biases the adapter switched off is not quite the base."""
+
     modules_to_save: list[str] | None = Field(None, title="Modules to save", json_schema_extra=_shown("adapter"))
-    """Layers trained in full and kept with the adapter, such as a new head. Empty: none."""
+    """Layers trained in full and kept with the adapter, besides the head of the task, which always is. Empty: none."""
 
     learning_rate: float | None = Field(None, title="Learning rate", gt=0, le=0.1, json_schema_extra=_shown("training"))
     """Size of the optimizer's steps. Empty: chosen from the width of the base model; smaller models want larger steps."""
@@ -82,6 +96,9 @@ class Recipe(BaseModel):
 
     loss_on: LossOn = Field("automatic", title="What is trained", json_schema_extra=_shown("training"))
     """Which tokens the model learns to write. `automatic`: every answer; where messages carry weights, those of weight 1; of plain text all of it."""
+
+    preference_beta: float = Field(0.1, title="Beta of DPO and KTO", gt=0, le=10, json_schema_extra=_shown("training"))
+    """How closely answers stay to the base's where preferences are learnt: more is closer."""
 
     chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = Field(
         "own", title="Chat template", json_schema_extra=_shown("model")
@@ -116,8 +133,14 @@ class Recipe(BaseModel):
 
     @property
     def alpha(self) -> int:
-        """`lora_alpha`, or 2 x rank where it was left open."""
-        return self.lora_alpha if self.lora_alpha is not None else 2 * self.lora_rank
+        """`lora_alpha`, or what suits the method where it was left open.
+
+        LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank; rsLoRA by alpha / sqrt(rank), and 16 gives the same 2 at rank
+        64. PiSSA and LoftQ start from a part of the base's own weights, which a scale of 1 leaves as it is.
+        """
+        if self.lora_alpha is not None:
+            return self.lora_alpha
+        return {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}.get(self.method, 2 * self.lora_rank)
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:

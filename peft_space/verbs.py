@@ -5,16 +5,16 @@ The command line calls them in its own process, the page through a worker proces
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from peft_space.data.read import Data
 from peft_space.data.report import as_json
-from peft_space.data.shapes import TRAINABLE
 from peft_space.errors import UserError
 from peft_space.events import OnProgress
-from peft_space.recipe import Recipe, make_recipe
+from peft_space.recipe import Recipe, Task, make_recipe
 from peft_space.run import Run
 
 Json = dict[str, Any]
@@ -61,7 +61,7 @@ def check(
         "columns": found.columns,
         "notes": found.notes,
         "why": found.reading.why(),
-        "trainable": found.reading.shape in TRAINABLE,
+        "task": rendered.goal.task if rendered else None,
         "to_train": len(found.train),
         "held_out": len(found.held_out),
         "num_problems": found.num_problems,
@@ -71,12 +71,10 @@ def check(
         "labels": found.labels,
     }
     if rendered:
-        from peft_space.data.tokens import preview
-
         result["lengths"] = asdict(lengths(rendered.train))
         result["max_length"] = wanted.max_length
         result["bin_width"], result["histogram"] = histogram(rendered.train, wanted.max_length)
-        result["examples"] = preview(_tokenizer(wanted), list(found.train[:rows_shown]), wanted.max_length, wanted.loss_on)
+        result["examples"] = _drawn(wanted, rendered.goal.task, list(found.train[:rows_shown]))
     return result
 
 
@@ -89,7 +87,6 @@ def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Repo
     from peft_space.data.read import peek
     from peft_space.data.rows import BadRow, understand
     from peft_space.data.shapes import recognise
-    from peft_space.data.tokens import preview
 
     if data == DEMO:
         return
@@ -105,7 +102,7 @@ def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Repo
         with contextlib.suppress(BadRow):
             understood.append(understand(number, row, plausible[0]))
     if understood:
-        report({"preview": preview(_tokenizer(recipe), understood, recipe.max_length, recipe.loss_on)})
+        report({"preview": _drawn(recipe, _task(recipe, plausible[0].shape), understood)})
 
 
 def show(data: Data, recipe: Json, numbers: list[int], held_out: Data | None = None, reading: Json | None = None) -> Json:
@@ -113,7 +110,6 @@ def show(data: Data, recipe: Json, numbers: list[int], held_out: Data | None = N
     from peft_space.data.check import readings_of
     from peft_space.data.rows import BadRow, understand
     from peft_space.data.shapes import make_reading
-    from peft_space.data.tokens import preview
 
     wanted = make_recipe(recipe)
     table, plausible = readings_of(data)
@@ -129,15 +125,25 @@ def show(data: Data, recipe: Json, numbers: list[int], held_out: Data | None = N
                 examples[number] = {"row": number, "tokens": [], "cut": 0, "raw": raw[:20_000], "problem": str(problem)}
             if not left:
                 break
-    drawn = preview(_tokenizer(wanted), understood, wanted.max_length, wanted.loss_on) if understood else []
+    drawn = _drawn(wanted, _task(wanted, chosen.shape), understood) if understood else []
     examples |= {example["row"]: example for example in drawn}
     return {"examples": [examples[number] for number in numbers if number in examples]}
 
 
-def _tokenizer(recipe: Recipe) -> Any:
+def _task(recipe: Recipe, shape: Any) -> Task:
+    from peft_space.models.base import find_base
+    from peft_space.models.families import choose_task
+
+    return choose_task(recipe, find_base(recipe.base_model, recipe.revision).config, shape)
+
+
+def _drawn(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
+    """Rows as they will be trained, to be shown."""
+    from peft_space.data.tokens import preview
     from peft_space.models.base import find_base, load_tokenizer
 
-    return load_tokenizer(find_base(recipe.base_model, recipe.revision), recipe.chat_template)
+    tokenizer = load_tokenizer(find_base(recipe.base_model, recipe.revision), recipe.chat_template, task)
+    return preview(tokenizer, rows, recipe.max_length, recipe.loss_on, task)
 
 
 def _progress(report: Report | None) -> OnProgress:
@@ -151,14 +157,31 @@ def _progress(report: Report | None) -> OnProgress:
 def layers(recipe: Json) -> Json:
     """Which linear layers the recipe's base model has, which of them get an adapter, and how many parameters that trains."""
     from peft_space.models.base import find_base
-    from peft_space.models.families import linear_layers, target_modules
+    from peft_space.models.families import linear_layers, modules_to_save, tasks_of, wrapped_layers
     from peft_space.models.load import expected_parameter_counts
 
     wanted = make_recipe(recipe)
-    found = linear_layers(find_base(wanted.base_model, wanted.revision).config)
-    wrapped = target_modules(wanted, found)
-    trainable, total = expected_parameter_counts(wanted, found)
-    return {"layers": found.counts, "wrapped": wrapped, "head": found.head, "trainable": trainable, "parameters": total}
+    config = find_base(wanted.base_model, wanted.revision).config
+    can = tasks_of(config)
+    if not can:
+        raise UserError(f"Models of the kind {config.model_type!r} can learn none of the tasks here. Choose another base model.")
+    task = can[0] if wanted.task == "automatic" else wanted.task
+    found = linear_layers(config, task)
+    wrapped = wrapped_layers(wanted, found)
+    saved = modules_to_save(wanted, found)
+    trainable, total = expected_parameter_counts(wanted, found, task)
+    return {
+        "tasks": can,
+        "task": task,
+        "layers": found.counts,
+        "wrapped": dict(Counter(name.rpartition(".")[2] for name in wrapped)),
+        "head": found.head,
+        "saved": saved,
+        "fused_experts": found.fused_experts,
+        "taken_for_experts": found.taken_for_experts,
+        "trainable": trainable,
+        "parameters": total,
+    }
 
 
 def make(

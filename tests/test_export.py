@@ -61,7 +61,7 @@ def test_an_adapter_that_names_no_base_is_not_exported(own_run, tmp_path):
 
 
 def test_the_card_tells_figures_of_the_run(own_run, tmp_path):
-    scores = Evaluation(60, Scores(0.0, 1.5, 4.5), Scores(0.875, 0.05, 1.05))
+    scores = Evaluation(60, Scores(1.5, 4.5, exact_match=0.0), Scores(0.05, 1.05, exact_match=0.875))
     own_run.path("scores.json").write_text(json.dumps({"num_rows": 60, "base": scores.base.__dict__, "adapter": scores.adapter.__dict__}))
     text = (export_adapter(own_run, tmp_path / "out") / "README.md").read_text()
     steps = steps_of(own_run.history())

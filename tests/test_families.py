@@ -14,7 +14,8 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peft_space.data.render import MASKED, prompt_ids, render, stop_token_ids
+from peft_space.data.example import MASKED
+from peft_space.data.render import prompt_ids, render, stop_token_ids
 from peft_space.data.rows import Conversation
 from tests.families import FAMILIES, Family, tokenizer_of
 

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from peft_space.data.check import training_data
-from peft_space.data.render import MASKED, prompt_ids, render, stop_token_ids
+from peft_space.data.example import MASKED
+from peft_space.data.render import prompt_ids, render, stop_token_ids
 from peft_space.data.rows import Conversation
 from peft_space.data.templates import TEMPLATES
 from peft_space.errors import UserError

@@ -109,7 +109,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused_with_a_remedy(tokenizer, 
     other.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text((MODEL_DIR / "config.json").read_text())
     (tmp_path / "model" / "model.safetensors").write_bytes((MODEL_DIR / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"no end-of-text token, and both are needed\. Choose another base model\."):
+    with pytest.raises(UserError, match=r"no end-of-text token, which is needed\. Choose another base model\."):
         load_tokenizer(find_base(str(tmp_path / "model")))
 
 

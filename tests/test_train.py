@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from peft_space import events
 from peft_space.data.check import data_of
-from peft_space.data.render import MASKED, render
+from peft_space.data.example import MASKED
+from peft_space.data.render import render
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.base import find_base
@@ -39,15 +40,23 @@ def adapter_bytes(run):
     return (run.adapter / "adapter_model.safetensors").read_bytes()
 
 
+def see_batches(monkeypatch, seen):
+    """Let every batch that a trainer takes a step on be kept in `seen`."""
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def spying(self, model, inputs, *args, **kwargs):
+        seen.append({key: value.clone() for key, value in inputs.items()})
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", spying)
+
+
 def test_the_batch_that_reaches_the_model_is_what_was_rendered(tmp_path, tokenizer, monkeypatch):
     seen = []
 
-    class Spying(training.Trainer):
-        def training_step(self, model, inputs, *args, **kwargs):
-            seen.append({key: value.clone() for key, value in inputs.items()})
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(training, "Trainer", Spying)
+    see_batches(monkeypatch, seen)
     run = make(tmp_path, Recipe(num_epochs=1, max_length=40))
     go(run)
     rendered = render(tokenizer, data_of(run).train, 40)

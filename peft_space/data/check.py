@@ -36,6 +36,8 @@ MOST_PROBLEMS = 1_000
 """Rows that are listed with what keeps them from being used; the rest are counted."""
 
 _BATCH, _BATCH_SECONDS = 2_000, 60.0
+_MOST_LABELS = 1_001
+"""Of data with more different labels those are no labels."""
 _UNDERSTANDER = "3"
 """Raised when rows are understood differently than before, so that what was kept is worked out anew."""
 
@@ -170,7 +172,7 @@ def training_data(
         problems=problems[:MOST_PROBLEMS],
         num_repeated=len(understood.hashes) - len(places.train) - (len(places.held_out) if held_out is None else 0),
         findings=findings.told(),
-        labels=dict(sorted(findings.labels.items(), key=lambda pair: -pair[1])[:200]),
+        labels=dict(sorted(findings.labels.items(), key=lambda pair: -pair[1])[:_MOST_LABELS]),
     )
 
 

@@ -3,47 +3,18 @@
 Knows tokenizers and chat templates; knows no files and no models. What the model answers to in compare and evaluate is rendered here too.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from peft_space.data.chat_template import ChatTemplate, template_of
 from peft_space.data.encode import Encoded, Marked, Span, encode, hide_controls
+from peft_space.data.example import MASKED, Example
 from peft_space.data.pool import RowLimit
+from peft_space.data.render_plain import render_labelled, render_pair, render_tagged
 from peft_space.data.rows import Conversation, Labelled, Message, Preference, Rated, Row, Tagged, Text
 from peft_space.errors import UserError
-from peft_space.recipe import LossOn
-
-MASKED = -100
-"""The label of a token that no loss is taken on."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """What the trainer gets for one row: `input_ids` (T,), and which of them are trained."""
-
-    row: int
-    input_ids: list[int]
-    trained: list[Span]
-    """Token spans that a loss is taken on, in order."""
-    cut: int = 0
-    """Number of tokens beyond the length limit that were cut off."""
-    typed_controls: bool = False
-    """Whether control tokens of the model were typed in the row's text; they are tokenized as the text they are."""
-    texts: list[str] = field(default_factory=list)
-    """The text each token stands for, (T,), where it was asked for; a character of several tokens stands with the first of them."""
-
-    @property
-    def labels(self) -> list[int]:
-        """`input_ids` where a loss is taken, -100 elsewhere, (T,)."""
-        labels = [MASKED] * len(self.input_ids)
-        for start, end in self.trained:
-            labels[start:end] = self.input_ids[start:end]
-        return labels
-
-    @property
-    def num_trained(self) -> int:
-        return sum(end - start for start, end in self.trained)
+from peft_space.recipe import LossOn, Task
 
 
 def render(
@@ -51,31 +22,52 @@ def render(
     rows: Sequence[Row],
     max_length: int,
     loss_on: LossOn = "automatic",
+    task: Task = "causal-lm",
     with_texts: bool = True,
     watch: Callable[[int | None], None] = lambda row: None,
 ) -> list[Example]:
-    """Each row as the model gets it. Trained are the answers and, once each, the token that ends them.
+    """Each row as the model gets it. Trained are the answers and, once each, the token that ends them; of labels and tags those.
 
-    Of a preference the chosen answer is rendered, of a label its text, of tags the tokens.
     Args:
         watch: is told the number of each row that the template begins to write, and None when it has written the last.
 
     Raises UserError where the template refuses a row, naming it.
     """
+    if task in _WITHOUT_TEMPLATE:
+        return [_plain(tokenizer, row, max_length, with_texts) for row in rows]
+    rejected = [dataclasses.replace(row, chosen=row.rejected) for row in rows if isinstance(row, Preference)]
     texts = []
-    for row in rows:
+    for row in (*rows, *rejected):
         watch(row.row)
         texts.append(_text_of(tokenizer, row, loss_on))
     watch(None)
     encoded = encode(tokenizer, texts, with_texts)
-    return [_example(row, text, tokens, max_length) for row, text, tokens in zip(rows, texts, encoded, strict=True)]
+    examples = [_example(row, text, tokens, max_length) for row, text, tokens in zip((*rows, *rejected), texts, encoded, strict=True)]
+    if not rejected:
+        return examples[: len(rows)]
+    return [dataclasses.replace(chosen, rejected=worse) for chosen, worse in zip(examples, examples[len(rows) :], strict=False)]
+
+
+_WITHOUT_TEMPLATE: tuple[Task, ...] = ("seq2seq-lm", "sequence-classification", "token-classification")
+
+
+def _plain(tokenizer: Any, row: Row, max_length: int, with_texts: bool) -> Example:
+    match row:
+        case Labelled():
+            return render_labelled(tokenizer, row, max_length, with_texts)
+        case Tagged():
+            return render_tagged(tokenizer, row, max_length, with_texts)
+        case Conversation():
+            return render_pair(tokenizer, row, max_length, with_texts)
+    raise AssertionError(f"{type(row).__name__} rows are never given to a task without a chat template")
 
 
 def _example(row: Row, marked: Marked, encoded: Encoded, max_length: int) -> Example:
     ids = encoded.ids
     kept = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
     typed = any(sign in marked.text for sign in marked.typed)
-    return Example(row.row, ids[:max_length], kept, max(0, len(ids) - max_length), typed, encoded.texts[:max_length])
+    good = row.good if isinstance(row, Rated) else None
+    return Example(row.row, ids[:max_length], kept, max(0, len(ids) - max_length), typed, encoded.texts[:max_length], good=good)
 
 
 def render_prompt(tokenizer: Any, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
@@ -108,18 +100,13 @@ def _text_of(tokenizer: Any, row: Row, loss_on: LossOn) -> Marked:
         case Conversation():
             return _conversation(tokenizer, row, loss_on)
         case Rated():
-            return _conversation(tokenizer, Conversation(row.row, row.messages), loss_on)
+            return _conversation(tokenizer, Conversation(row.row, row.messages), "last answer")
         case Preference():
             return _conversation(tokenizer, Conversation(row.row, [*row.prompt, *row.chosen]), "last answer")
         case Text():
             [hidden], typed = hide_controls(tokenizer, [{"role": "user", "content": row.text}])
             return Marked(hidden["content"], [(0, len(hidden["content"]))], typed, add_bos=True, ends=True)
-        case Labelled():
-            [hidden], typed = hide_controls(tokenizer, [{"role": "user", "content": f"{row.text}\n{row.second or ''}".strip("\n")}])
-            return Marked(hidden["content"], [], typed, add_bos=True)
-        case Tagged():
-            [hidden], typed = hide_controls(tokenizer, [{"role": "user", "content": " ".join(row.tokens)}])
-            return Marked(hidden["content"], [], typed, add_bos=True)
+    raise AssertionError(f"{type(row).__name__} rows are never given to a task with a chat template")
 
 
 def _conversation(tokenizer: Any, row: Conversation, loss_on: LossOn) -> Marked:

@@ -10,14 +10,27 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from peft_space.errors import UserError
+from peft_space.recipe import Task
 
 Shape = Literal[
     "alpaca", "question/answer", "prompt/completion", "messages", "sharegpt", "text", "preference pairs",
     "rated answers", "labelled text", "labelled pairs", "token tags", "source/target",
 ]  # fmt: skip
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-TRAINABLE: tuple[Shape, ...] = ("alpaca", "question/answer", "prompt/completion", "messages", "sharegpt", "text", "source/target")
-"""The shapes that today's task, causal-lm, trains on. The others are read, checked and shown."""
+_TASKS: dict[Shape, tuple[Task, ...]] = {
+    "labelled text": ("sequence-classification",),
+    "labelled pairs": ("sequence-classification",),
+    "token tags": ("token-classification",),
+    "preference pairs": ("dpo",),
+    "rated answers": ("kto",),
+    "text": ("causal-lm",),
+}
+
+
+def tasks_of_shape(shape: Shape) -> tuple[Task, ...]:
+    """What can be learnt from rows of this shape."""
+    return _TASKS.get(shape, ("causal-lm", "seq2seq-lm"))
+
 
 Fix = Literal["deduplicate", "trim", "strip", "drop_cut", "drop_secrets"]
 FIXES: dict[Fix, str] = {

@@ -8,13 +8,16 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from peft_space.data.render import Example
+from peft_space.data.encode import Span
+from peft_space.data.example import Example
 from peft_space.data.rows import Row, from_json
 
 TOKENS = pa.schema(
     [
         ("row", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32())),
         ("cut", pa.int32()), ("length", pa.int32()), ("num_trained", pa.int32()), ("typed_controls", pa.bool_()), ("problem", pa.string()),
+        ("label", pa.string()), ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
+        ("rejected_ids", pa.list_(pa.int32())), ("rejected_trained", pa.list_(pa.int32())), ("target_ids", pa.list_(pa.int32())),
     ]
 )  # fmt: skip
 
@@ -60,6 +63,10 @@ class Tokens(Sequence[Example]):
         self.path = path
         self._table = opened(path)
         self.index = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
+        # columns of other tasks are empty, and reading a cell takes time
+        optional = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
+        used = [name for name in optional if self._table[name].null_count < self._table.num_rows]
+        self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,13 +82,20 @@ class Tokens(Sequence[Example]):
         if isinstance(at, slice):
             return Tokens(self.path, self.index[at])
         place = int(self.index[at])
-        spans = self._table["trained"][place].values.to_pylist()
+        cell = {name: self._table[name][place].as_py() for name in self._columns}
+        row, rejected, target = cell["row"], cell.get("rejected_ids"), cell.get("target_ids")
         return Example(
-            row=self._table["row"][place].as_py(),
-            input_ids=self._table["input_ids"][place].values.to_pylist(),
-            trained=list(zip(spans[::2], spans[1::2], strict=True)),
-            cut=self._table["cut"][place].as_py(),
-            typed_controls=self._table["typed_controls"][place].as_py(),
+            row=row,
+            input_ids=cell["input_ids"],
+            trained=_spans(cell["trained"]),
+            cut=cell["cut"],
+            typed_controls=cell["typed_controls"],
+            label=cell.get("label"),
+            tags=cell.get("tags") or [],
+            types=cell.get("types") or [],
+            good=cell.get("good"),
+            rejected=Example(row, rejected, _spans(cell["rejected_trained"])) if rejected else None,
+            target=Example(row, target, [(0, len(target))]) if target is not None else None,
         )
 
     def at(self, index: np.ndarray) -> "Tokens":
@@ -92,6 +106,10 @@ class Tokens(Sequence[Example]):
         """One number a row: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`."""
         return self._table[name].to_numpy()[self.index]
 
+    def labels(self) -> list[str | None]:
+        """The label of each row."""
+        return self._table["label"].take(self.index).to_pylist()
+
     def problems(self) -> dict[int, str]:
         """Place in the file -> why the row could not be rendered."""
         column = self._table["problem"]
@@ -101,15 +119,24 @@ class Tokens(Sequence[Example]):
 
 def token_columns(rendered: Sequence[Example | tuple[int, str]]) -> dict[str, list[Any]]:
     """Rendered rows, or (number, why not), as columns of `TOKENS`."""
-    lines = []
-    for one in rendered:
-        if isinstance(one, Example):
-            flat = [at for span in one.trained for at in span]
-            line = (one.row, one.input_ids, flat, one.cut, len(one.input_ids) + one.cut, one.num_trained, one.typed_controls, None)
-        else:
-            line = (one[0], [], [], 0, 0, 0, False, one[1])
-        lines.append(line)
+    lines = [_line(one) if isinstance(one, Example) else (one[0], [], [], 0, 0, 0, False, one[1], *[None] * 7) for one in rendered]
     return {name: [line[number] for line in lines] for number, name in enumerate(TOKENS.names)}
+
+
+def _line(one: Example) -> tuple[Any, ...]:
+    rejected = (one.rejected.input_ids, _flat(one.rejected.trained)) if one.rejected else (None, None)
+    return (
+        one.row, one.input_ids, _flat(one.trained), one.cut, one.length, one.num_trained, one.typed_controls, None,
+        one.label, one.tags or None, one.types or None, one.good, *rejected, one.target.input_ids if one.target else None,
+    )  # fmt: skip
+
+
+def _flat(spans: Sequence[Span]) -> list[int]:
+    return [at for span in spans for at in span]
+
+
+def _spans(flat: Sequence[int]) -> list[Span]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

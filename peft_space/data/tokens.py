@@ -4,7 +4,6 @@ The children bound what a chat template may take; the parent needs no accelerato
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -16,43 +15,46 @@ import pyarrow as pa
 
 from peft_space.data import store
 from peft_space.data.cache import kept
+from peft_space.data.example import MASKED, Example
 from peft_space.data.pool import RowLimit, RowWatch, TookTooLong, in_children
-from peft_space.data.render import MASKED, Example, render
-from peft_space.data.rows import Labelled, Preference, Rated, Row, Tagged, from_json
+from peft_space.data.render import render
+from peft_space.data.rows import Row, from_json
 from peft_space.data.rows_file import texts_in
 from peft_space.data.store import Rows, Tokens
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
-from peft_space.recipe import LossOn
+from peft_space.recipe import LossOn, Task
 
 _BATCH = 500
 _ROW_SECONDS, _BATCH_SECONDS = 2.0, 9.0
-_RENDERER = "1"
+_RENDERER = "2"
 """Raised when rows are rendered differently than before, so that what was kept is rendered anew."""
 
 
-def tokenize(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn = "automatic", on_progress: OnProgress = quietly) -> Tokens:
+def tokenize(
+    tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn = "automatic", on_progress: OnProgress = quietly, task: Task = "causal-lm"
+) -> Tokens:
     """Every row of the file of `rows`, rendered; those of `rows` are what is returned.
 
     Rows that the template refuses are kept as problems. Raises UserError where the template takes too long or too much memory.
     """
     whole = rows.whole()
-    key = _key(tokenizer, whole, max_length, loss_on)
-    write = functools.partial(_write, tokenizer, whole, max_length, loss_on, on_progress)
+    key = _key(tokenizer, whole, max_length, loss_on, task)
+    write = functools.partial(_write, tokenizer, whole, max_length, loss_on, task, on_progress)
     return Tokens(kept("tokens", key, write) / "tokens.arrow", rows.index)
 
 
-def _key(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn) -> str:
+def _key(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn, task: Task) -> str:
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    told = [_RENDERER, rows.digest, tokenizer.chat_template, tokenizer.special_tokens_map, max_length, loss_on]
+    told = [_RENDERER, rows.digest, tokenizer.chat_template, tokenizer.special_tokens_map, max_length, loss_on, task]
     digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _write(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn, on_progress: OnProgress, folder: Path) -> None:
+def _write(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn, task: Task, on_progress: OnProgress, folder: Path) -> None:
     done = 0
     results = in_children(
-        _Renderer, (tokenizer, max_length, loss_on), _Renderer.batch, texts_in(rows.path, _BATCH),
+        _Renderer, (tokenizer, max_length, loss_on, task), _Renderer.batch, texts_in(rows.path, _BATCH),
         most_children=1 + len(rows) // 1_000, seconds=_BATCH_SECONDS,
     )  # fmt: skip
     with pa.OSFile(str(folder / "tokens.arrow"), "wb") as file, pa.ipc.new_file(file, store.TOKENS) as writer, contextlib.closing(results):
@@ -74,13 +76,17 @@ def _endless(where: str, seconds: float) -> UserError:
     )
 
 
-def preview(tokenizer: Any, rows: Sequence[Row], max_length: int, loss_on: LossOn = "automatic") -> list[dict[str, Any]]:
+def preview(
+    tokenizer: Any, rows: Sequence[Row], max_length: int, loss_on: LossOn = "automatic", task: Task = "causal-lm"
+) -> list[dict[str, Any]]:
     """A few rows as they will be trained, to be drawn: `row`, `tokens` ([text, trained] each), `cut`; of a preference also `rejected`,
     of a label `label`, of tags `tags` ([token, tag] each); where the template refuses the row, `problem`.
 
     Raises UserError where the template takes too long.
     """
-    results = in_children(_Renderer, (tokenizer, max_length, loss_on), _Renderer.drawn, [rows], most_children=1, seconds=_BATCH_SECONDS)
+    results = in_children(
+        _Renderer, (tokenizer, max_length, loss_on, task), _Renderer.drawn, [rows], most_children=1, seconds=_BATCH_SECONDS
+    )
     with contextlib.closing(results):
         try:
             return next(results)
@@ -93,8 +99,8 @@ def preview(tokenizer: Any, rows: Sequence[Row], max_length: int, loss_on: LossO
 class _Renderer:
     """In a child: renders batches."""
 
-    def __init__(self, tokenizer: Any, max_length: int, loss_on: LossOn):
-        self.tokenizer, self.max_length, self.loss_on = tokenizer, max_length, loss_on
+    def __init__(self, tokenizer: Any, max_length: int, loss_on: LossOn, task: Task):
+        self.tokenizer, self.max_length, self.loss_on, self.task = tokenizer, max_length, loss_on, task
 
     def batch(self, rows: tuple[list[int], list[str]]) -> pa.RecordBatch:
         """Rows as JSON, rendered."""
@@ -106,29 +112,30 @@ class _Renderer:
         return [self._drawn(row) for row in rows]
 
     def _drawn(self, row: Row) -> dict[str, Any]:
-        if isinstance(row, Tagged):
-            return {"row": row.row, "tokens": [], "cut": 0, "tags": list(zip(row.tokens, row.tags, strict=True))}
         try:
             example = self._shown(row)
-            told: dict[str, Any] = {"row": row.row, "tokens": _with_fate(example), "cut": example.cut}
-            if isinstance(row, Preference):
-                worse = dataclasses.replace(row, chosen=row.rejected)
-                told["rejected"] = _with_fate(self._shown(worse))
-            if isinstance(row, Labelled | Rated):
-                told["label"] = row.label if isinstance(row, Labelled) else "good" if row.good else "not good"
-            return told
         except UserError as error:
             return {"row": row.row, "tokens": [], "cut": 0, "problem": str(error)}
+        told: dict[str, Any] = {"row": row.row, "tokens": _with_fate(example), "cut": example.cut}
+        if example.tags:
+            told["tags"] = list(zip(example.texts, example.tags, strict=True))
+        if example.rejected:
+            told |= {"rejected": _with_fate(example.rejected), "rejected_cut": example.rejected.cut}
+        if example.target:
+            told |= {"target": _with_fate(example.target), "target_cut": example.target.cut}
+        if example.label is not None or example.good is not None:
+            told["label"] = example.label if example.good is None else "good" if example.good else "not good"
+        return told
 
     def _shown(self, row: Row) -> Example:
         with RowWatch(_ROW_SECONDS) as watch:
-            return render(self.tokenizer, [row], self.max_length, self.loss_on, watch=watch)[0]
+            return render(self.tokenizer, [row], self.max_length, self.loss_on, self.task, watch=watch)[0]
 
     def _render(self, rows: Sequence[Row]) -> list[Example | tuple[int, str]]:
         """Rendered together; where the template refuses one, each alone."""
         try:
             with RowWatch(_ROW_SECONDS) as watch:
-                return list(render(self.tokenizer, rows, self.max_length, self.loss_on, with_texts=False, watch=watch))
+                return list(render(self.tokenizer, rows, self.max_length, self.loss_on, self.task, with_texts=False, watch=watch))
         except UserError as error:
             if len(rows) == 1:
                 return [(rows[0].row, str(error))]

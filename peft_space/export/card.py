@@ -6,7 +6,7 @@ from pathlib import Path
 import peft_space
 from peft_space.data.check import TrainingData
 from peft_space.run import Run, evaluations_of, steps_of
-from peft_space.scores import Evaluation, percent, read_scores
+from peft_space.scores import Evaluation, read_scores, shown
 from peft_space.training.plan import Plan
 
 
@@ -87,10 +87,8 @@ def _training(run: Run, plan: Plan) -> str:
 def _scores(scores: Evaluation | None) -> str:
     if scores is None:
         return "Not measured yet."
-    rows = [
-        f"| {name} | {percent(column.exact_match)} | {column.loss:.4f} | {column.perplexity:.3f} |"
-        for name, column in (("base", scores.base), ("adapter", scores.adapter))
-    ]
-    return "\n".join(
-        [f"On {scores.num_rows} held-out rows, greedy answers:\n", "| | exact match | loss | perplexity |", "|---|---|---|---|", *rows]
-    )
+    figures = {name: shown(column) for name, column in (("base", scores.base), ("adapter", scores.adapter))}
+    titles = list(figures["adapter"])
+    rows = [f"| {name} | {' | '.join(line.values())} |" for name, line in figures.items()]
+    head = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    return "\n".join([f"On {scores.num_rows} held-out rows:\n", *head, *rows])

@@ -14,6 +14,7 @@ from peft_space import settings
 from peft_space.data.templates import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
+from peft_space.recipe import Task
 
 DEMO = "demo"
 """The name of the built-in model in a recipe."""
@@ -67,7 +68,11 @@ def pin(base: Base, expected: str | None = None) -> Base:
     return pinned
 
 
-def load_tokenizer(base: Base, chat_template: str = "own") -> Any:
+_WITHOUT_ANSWERS: tuple[Task, ...] = ("sequence-classification", "token-classification", "seq2seq-lm")
+"""Tasks that need neither a chat template nor an end of text."""
+
+
+def load_tokenizer(base: Base, chat_template: str = "own", task: Task = "causal-lm") -> Any:
     """The base model's tokenizer, with a padding token and a chat template. Raises UserError where it has none we can use.
 
     Args:
@@ -75,22 +80,24 @@ def load_tokenizer(base: Base, chat_template: str = "own") -> Any:
     """
     from transformers import AutoTokenizer
 
+    # words of tagged rows stand alone; as in a text they begin with the white space before them
+    more = {"add_prefix_space": True} if task == "token-classification" else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.location, revision=_hub_revision(base))
+        tokenizer = AutoTokenizer.from_pretrained(base.location, revision=_hub_revision(base), **more)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"The base model {base.name} has no tokenizer that can be loaded ({_first_line(error)}). Choose another base model."
         ) from error
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise UserError(
-            f"The tokenizer of {base.name} has no fast version or no end-of-text token, and both are needed. Choose another base model."
-        )
+    if not tokenizer.is_fast:
+        raise UserError(f"The tokenizer of {base.name} has no fast version, which is needed. Choose another base model.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and task not in _WITHOUT_ANSWERS):
+        raise UserError(f"The tokenizer of {base.name} has no end-of-text token, which is needed. Choose another base model.")
     if chat_template != "own":
         tokenizer.chat_template = TEMPLATES[chat_template]
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATES["plain"]
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -1,20 +1,54 @@
 """Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
 
+import importlib.util
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft_space import hardware
 from peft_space.errors import UserError
 from peft_space.models.base import Base, find_base, load_tokenizer, pin
-from peft_space.models.families import LinearLayers, linear_layers, target_modules
-from peft_space.recipe import Recipe
+from peft_space.models.families import (
+    CLASSIFYING,
+    LinearLayers,
+    auto_class,
+    linear_layers,
+    modules_to_save,
+    target_modules,
+    trained_in_full,
+)
+from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 
 
-def load_base_model(base: Base, recipe: Recipe, dtype: str) -> Any:
-    """The base model, quantized as the recipe says, on this machine's device.
+@dataclass(frozen=True)
+class Goal:
+    """What a run learns: its task, and of a classification the labels in the order of the head's outputs. Kept in the run."""
+
+    task: Task
+    labels: tuple[str, ...] = ()
+
+    def as_json(self) -> str:
+        """What `goal_of` reads back."""
+        return json.dumps({"task": self.task, "labels": self.labels}, ensure_ascii=False) + "\n"
+
+
+ANSWERS = Goal("causal-lm")
+
+
+def goal_of(run: Run) -> Goal:
+    """The goal that was kept in a run when it was made; the first versions knew answers alone."""
+    path = run.path("data", "goal.json")
+    if not path.is_file():
+        return ANSWERS
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Goal(values["task"], tuple(values["labels"]))
+
+
+def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS) -> Any:
+    """The base model for a goal, quantized as the recipe says, on this machine's device. A new head is the same for the same seed.
 
     Args:
         dtype: "float32", "bfloat16" or "float16": of what is not quantized, and of what quantized layers compute in.
@@ -22,20 +56,45 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str) -> Any:
     Raises UserError where the weights are missing or are not safetensors.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import set_seed
 
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "quantization_config": quantization_config(recipe, dtype)}
+    layers = linear_layers(base.config, goal.task)
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "quantization_config": quantization_config(recipe, base, dtype, layers)}
+    if goal.labels:
+        names = dict(enumerate(goal.labels))
+        kwargs |= {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
+        kwargs["ignore_mismatched_sizes"] = True  # a head for other labels gives way to a new one
     if hardware.device() == "cuda":
         kwargs["device_map"] = {"": "cuda"}
+    set_seed(recipe.seed)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.location, revision=base.revision if base.on_hub else None, trust_remote_code=False, use_safetensors=True, **kwargs
+        model, found = auto_class(goal.task).from_pretrained(
+            base.location,
+            revision=base.revision if base.on_hub else None,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **kwargs,
         )
     except OSError as error:
         first = str(error).strip().split("\n", 1)[0]
         raise UserError(f"The weights of {base.name} cannot be loaded ({first}). Choose a model that is stored as safetensors.") from error
     _keep_exact(model)
+    model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
     return model
+
+
+def _untrained(base: Base, goal: Goal, layers: LinearLayers, missing: Iterable[str]) -> list[str]:
+    """Modules besides the head whose weights the base does not have, such as the pooler of a BERT that was published without.
+
+    They are drawn at random, so they have to be kept with the adapter. Raises UserError where a model that writes text lacks any.
+    """
+    missing = sorted(missing)
+    if missing and goal.task not in CLASSIFYING:
+        raise UserError(
+            f"The weights of {base.name} are not whole: {missing[0]} is missing. Choose another base model, or download it again."
+        )
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in missing if key.partition(".")[0] not in layers.new_modules))
 
 
 def _keep_exact(model: Any) -> None:
@@ -51,49 +110,94 @@ def _keep_exact(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def quantization_config(recipe: Recipe, dtype: str) -> Any:
+def quantization_of(recipe: Recipe, config: Any) -> str:
+    """How the base is held: as the recipe says, or as the model comes (`gptq`, `awq`), which cannot be changed. Raises UserError for other kinds."""
+    comes = getattr(config, "quantization_config", None)
+    if comes is None:
+        return recipe.quantization
+    method = str(comes.get("quant_method") if isinstance(comes, dict) else comes.quant_method).lower()
+    method = method.rpartition(".")[2]  # of an enumeration
+    if method in ("gptq", "awq"):
+        if importlib.util.find_spec("gptqmodel") is None:
+            raise UserError(
+                f"The base model comes quantized as {method.upper()}, which needs the package gptqmodel. "
+                "Install it with `pip install gptqmodel`, or choose the model in full precision and quantization nf4."
+            )
+        return method
+    if method == "bitsandbytes":
+        return "bitsandbytes"
+    raise UserError(f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision.")
+
+
+def quantization_config(recipe: Recipe, base: Base, dtype: str, layers: LinearLayers) -> Any:
     """What bitsandbytes is to do with the base, or None. NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314)."""
-    if recipe.quantization == "none":
+    wanted = quantization_of(recipe, base.config)
+    if wanted not in ("nf4", "fp4", "int8"):
         return None
     import torch
     from transformers import BitsAndBytesConfig
 
+    untouched = [*layers.new_modules, *([layers.head] if layers.head else [])]
+    if wanted == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=untouched,  # of 4 bits too, in spite of its name
         load_in_4bit=True,
-        bnb_4bit_quant_type=recipe.quantization,
+        bnb_4bit_quant_type=wanted,
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
 
 
-def new_adapter(model: Any, recipe: Recipe, base: Base) -> Any:
+def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS) -> Any:
     """Freeze and prepare `model`, and put a fresh adapter on it, whose config names the base and its revision.
 
     Raises UserError where a target module is not in the model.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    if recipe.quantization != "none":
+    if quantization_of(recipe, base.config) != "none":
         # gradient checkpointing is the trainer's to switch on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    adapted = get_peft_model(model, adapter_config(recipe, target_modules(recipe, linear_layers(base.config))))
+    layers = linear_layers(base.config, goal.task)
+    config = adapter_config(recipe, layers, goal.task, model.untrained_modules)
+    saved = list(config.modules_to_save or []) or None  # PEFT adds to its own
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # small steps are lost in 16 bits; PEFT sees to its own matrices, not to a head
+            parameter.data = parameter.data.float()
     # get_peft_model writes the name of the folder that the weights came from, which means nothing elsewhere
     adapted.peft_config["default"].base_model_name_or_path = base.name
     adapted.peft_config["default"].revision = base.revision
+    adapted.peft_config["default"].modules_to_save = saved
     return adapted
 
 
-def adapter_config(recipe: Recipe, targets: list[str]) -> Any:
-    """The recipe in PEFT's words."""
+_PEFT_TASKS: dict[Task, str] = {"seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
+
+
+def adapter_config(recipe: Recipe, layers: LinearLayers, task: Task = "causal-lm", untrained: Sequence[str] = ()) -> Any:
+    """The recipe in PEFT's words. Raises UserError where it names what is not in the model.
+
+    Args:
+        untrained: modules that are drawn at random, so that they are trained in full as a head is.
+    """
     from peft import LoraConfig
 
+    saved = [*modules_to_save(recipe, layers), *untrained]
+
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=targets,
-        modules_to_save=recipe.modules_to_save,
+        bias=recipe.lora_bias,
+        use_rslora=recipe.method == "rslora",
+        use_dora=recipe.method == "dora",
+        target_modules=target_modules(recipe, layers),
+        exclude_modules=trained_in_full(layers, saved) or None,
+        layers_to_transform=recipe.layers_to_transform,
+        modules_to_save=saved or None,
     )
 
 
@@ -103,6 +207,7 @@ class Adapted:
 
     model: Any
     tokenizer: Any
+    goal: Goal = ANSWERS
 
 
 def load_adapted(run: Run) -> Adapted:
@@ -111,10 +216,11 @@ def load_adapted(run: Run) -> Adapted:
 
     trained_on = json.loads((run.adapter / "adapter_config.json").read_text())["revision"]
     base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
-    model = load_base_model(base, run.recipe, inference_dtype())
-    if run.recipe.quantization != "none" and _has_room_for(4 * model.num_parameters()):
+    goal = goal_of(run)
+    model = load_base_model(base, run.recipe, inference_dtype(), goal)
+    if run.recipe.quantization in ("nf4", "fp4") and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
-    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template))
+    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal)
 
 
 def _has_room_for(num_bytes: int) -> bool:
@@ -133,11 +239,11 @@ def inference_dtype() -> str:
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
-def expected_parameter_counts(recipe: Recipe, layers: LinearLayers) -> tuple[int, int]:
+def expected_parameter_counts(recipe: Recipe, layers: LinearLayers, task: Task = "causal-lm") -> tuple[int, int]:
     """(trainable, all) parameters of the recipe's adapter on this model, counted by PEFT on the meta device. Wraps `layers.model`."""
     from peft import get_peft_model
 
-    return parameter_counts(get_peft_model(layers.model, adapter_config(recipe, target_modules(recipe, layers))))
+    return parameter_counts(get_peft_model(layers.model, adapter_config(recipe, layers, task)))
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

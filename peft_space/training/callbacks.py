@@ -9,6 +9,19 @@ from peft_space import events, hardware
 from peft_space.run import Leave, Run
 from peft_space.training import checkpoints
 
+_METRICS = {
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "better answer likelier",
+    "accuracy": "accuracy",
+    "macro-F1": "macro-F1",
+}
+
+
+def _metrics(logs: dict[str, float]) -> dict[str, float]:
+    """What the task measures besides the loss, by the names that users read."""
+    plain = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    return {title: plain[name] for name, title in _METRICS.items() if name in plain}
+
 
 class RunCallback(TrainerCallback):
     """Writes an event for each step, evaluation and checkpoint; saves and leaves after the step in which it is asked to.
@@ -50,13 +63,16 @@ class RunCallback(TrainerCallback):
                     tokens=int(state.num_input_tokens_seen),
                     seconds=self._seconds,
                     memory=hardware.peak_memory(),
+                    metrics=_metrics(logs),
                 )
             )
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        self.run.append(events.Evaluated(attempt=self.attempt, step=state.global_step, loss=metrics["eval_loss"]))
+        self.run.append(
+            events.Evaluated(attempt=self.attempt, step=state.global_step, loss=metrics["eval_loss"], metrics=_metrics(metrics))
+        )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"))

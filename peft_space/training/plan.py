@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from peft_space import advice, hardware
 from peft_space.models.base import Base
-from peft_space.models.load import inference_dtype, parameter_counts
-from peft_space.recipe import Recipe
+from peft_space.models.load import Goal, inference_dtype, parameter_counts, quantization_of
+from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _WORTH_IT = 1.15
 """bfloat16 on a CPU has to be faster by this much: float32 is more exact."""
+_MEASURED_TOKENS = 128
 _PATIENCE_SECONDS = 10.0
 """Measuring ends after the round in which this much time has gone by."""
 
@@ -36,6 +37,13 @@ class Plan(BaseModel):
     base_name: str
     base_revision: str | None
     base_on_hub: bool = False
+    task: Task = "causal-lm"
+    labels: tuple[str, ...] = ()
+    """Of a classification, in the order of the head's outputs."""
+    quantization: str = ""
+    """How the base was held; of a model that comes quantized how it came."""
+    saved_modules: list[str] = []
+    """Trained in full and kept with the adapter."""
     target_modules: list[str]
     num_wrapped: int
     """Layers that have an adapter."""
@@ -52,11 +60,11 @@ def read_plan(run: Run) -> Plan | None:
     return Plan.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def make_plan(recipe: Recipe, base: Base, model: Any, example_ids: list[int]) -> Plan:
-    """Choose for this machine, with the model that is going to be trained. `example_ids` are the tokens of a typical row."""
+def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any]) -> Plan:
+    """Choose for this machine, with the model that is going to be trained. `batch` is a typical row as the model takes it."""
     trainable, total = parameter_counts(model)
-    dtype, threads, why = _choose(model, example_ids)
-    rate = advice.learning_rate(base.config.get_text_config().hidden_size)
+    dtype, threads, why = _choose(model, batch)
+    rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task)
     config = model.peft_config["default"]
     return Plan(
         device=hardware.device(),
@@ -67,6 +75,10 @@ def make_plan(recipe: Recipe, base: Base, model: Any, example_ids: list[int]) ->
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
+        task=goal.task,
+        labels=goal.labels,
+        quantization=quantization_of(recipe, base.config),
+        saved_modules=list(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
         num_wrapped=len(model.base_model.targeted_module_names),
         trainable_parameters=trainable,
@@ -104,7 +116,7 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
             module.compute_dtype = getattr(torch, dtype)
 
 
-def _choose(model: Any, example_ids: list[int]) -> tuple[str, int, str]:
+def _choose(model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
     """(compute dtype, threads, why) for training `model` here.
 
     On a CPU the candidates take steps on the model itself, interleaved, and medians are compared: other work hits them all alike.
@@ -116,7 +128,7 @@ def _choose(model: Any, example_ids: list[int]) -> tuple[str, int, str]:
         return dtype, torch.get_num_threads(), f"The GPU computes in {dtype} natively."
     before = torch.get_num_threads()
     candidates = [(dtype, threads) for threads in sorted({1, before}) for dtype in ("float32", "bfloat16")]
-    seconds = _measure(model, example_ids, candidates)
+    seconds = _measure(model, batch, candidates)
     torch.set_num_threads(before)
     median = {candidate: statistics.median(times) for candidate, times in seconds.items()}
     fastest = {dtype: min((c for c in candidates if c[0] == dtype), key=median.__getitem__) for dtype in ("float32", "bfloat16")}
@@ -126,11 +138,12 @@ def _choose(model: Any, example_ids: list[int]) -> tuple[str, int, str]:
     return dtype, threads, f"{why}" + (f", and {threads} of {before} threads were fastest." if before > 1 else ".")
 
 
-def _measure(model: Any, example_ids: list[int], candidates: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
+def _measure(model: Any, batch: dict[str, Any], candidates: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
     import torch
 
     model.train()
-    ids = torch.tensor([example_ids[:128]])
+    whole = batch["labels"].dim() == 1  # the label is read off a certain token
+    first = batch if whole else {name: value[:, :_MEASURED_TOKENS] for name, value in batch.items()}
     seconds: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in candidates}
     start = time.perf_counter()
     for round_number in range(6):
@@ -138,7 +151,7 @@ def _measure(model: Any, example_ids: list[int], candidates: list[tuple[str, int
             torch.set_num_threads(threads)
             with computing_in(model, dtype):
                 began = time.perf_counter()
-                loss = model(input_ids=ids, labels=ids).loss
+                loss = model(**first).loss
             loss.backward()
             if round_number:  # the first round warms up
                 seconds[dtype, threads].append(time.perf_counter() - began)

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from peft_space import advice
 from peft_space.data.check import MOST_PROBLEMS, TrainingData, numbers_where, training_data
 from peft_space.data.read import Data, short_name
 from peft_space.data.report import Finding, Findings
 from peft_space.data.rows import Problem
-from peft_space.data.shapes import TRAINABLE
 from peft_space.data.store import Rows, Tokens
 from peft_space.data.tokens import tokenize
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import find_base, load_tokenizer
-from peft_space.models.families import check_modules_to_save, linear_layers, target_modules
+from peft_space.models.families import CLASSIFYING, MOST_LABELS, choose_task, linear_layers, modules_to_save, wrapped_layers
+from peft_space.models.load import Goal, quantization_of
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 
@@ -27,6 +28,7 @@ from peft_space.run import Run
 class Prepared:
     """Data and recipe that go together: every row as the trainer will get it."""
 
+    goal: Goal
     data: TrainingData
     train: Tokens
     held_out: Tokens
@@ -45,19 +47,37 @@ def prepare(
     """
     on_progress(0.0, "Looking at the base model")
     base = find_base(recipe.base_model, recipe.revision)
-    layers = linear_layers(base.config)
-    target_modules(recipe, layers)
-    check_modules_to_save(recipe, layers)
-    tokenizer = load_tokenizer(base, recipe.chat_template)
     on_progress(0.0, "Reading the rows")
     understood = training_data(data, recipe.held_out_share, recipe.seed, held_out, reading, on_progress)
-    all_tokens = tokenize(tokenizer, understood.train, recipe.max_length, recipe.loss_on, on_progress)
-    held_out_tokens = tokenize(tokenizer, understood.held_out, recipe.max_length, recipe.loss_on, on_progress)
+    task = choose_task(recipe, base.config, understood.reading.shape)
+    goal = Goal(task, _labels(understood) if task in CLASSIFYING else ())
+    layers = linear_layers(base.config, task)
+    wrapped_layers(recipe, layers)
+    modules_to_save(recipe, layers)
+    quantization_of(recipe, base.config)
+    if task == "kto" and recipe.batch_size < 2:
+        raise UserError("KTO compares the rows of a batch, so batch_size has to be 2 at least. Raise it in the recipe.")
+    advice.refuse(advice.red_lines(recipe.model_copy(update={"task": task})))
+    tokenizer = load_tokenizer(base, recipe.chat_template, task)
+    all_tokens = tokenize(tokenizer, understood.train, recipe.max_length, recipe.loss_on, on_progress, task)
+    held_out_tokens = tokenize(tokenizer, understood.held_out, recipe.max_length, recipe.loss_on, on_progress, task)
     findings = _of_tokens(all_tokens)
     understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
-    if understood.reading.shape in TRAINABLE and not train.column("num_trained").any():
+    if not train.column("num_trained").any():
         raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
-    return Prepared(dataclasses.replace(understood, findings=[*findings, *understood.findings]), train, kept)
+    return Prepared(goal, dataclasses.replace(understood, findings=[*findings, *understood.findings]), train, kept)
+
+
+def _labels(data: TrainingData) -> tuple[str, ...]:
+    """The labels in the order of the head's outputs: numbers as numbers, else by the alphabet. Raises UserError for one alone, or too many."""
+    if not 2 <= len(data.labels) <= MOST_LABELS:
+        found = f"{len(data.labels)} labels" if len(data.labels) <= MOST_LABELS else f"more than {MOST_LABELS:,} labels"
+        raise UserError(
+            f"{data.source} has {found if len(data.labels) != 1 else 'one label'}, and 2 to {MOST_LABELS:,} can be told apart. "
+            "Choose the right column for the label on the Data tab."
+        )
+    numbers = all(label.lstrip("-").isdigit() for label in data.labels)
+    return tuple(sorted(data.labels, key=int if numbers else str))
 
 
 def _of_tokens(tokens: Tokens) -> list[Finding]:
@@ -105,9 +125,5 @@ def make_run(
 ) -> Run:
     """A new run in `directory`, ready for `train`. Raises UserError where its data cannot be trained on."""
     prepared = prepare(data, recipe, held_out, reading, on_progress)
-    if (shape := prepared.data.reading.shape) not in TRAINABLE:
-        raise UserError(
-            f"{prepared.data.source} is read as {shape}, and {recipe.task} does not train on that. "
-            "Read it as another shape on the Data tab, or bring questions with their answers."
-        )
-    return Run.create(directory, recipe, prepared.data.files(), name=f"{short_name(data)} on {Path(recipe.base_model).name}")
+    files = prepared.data.files() | {"data/goal.json": prepared.goal.as_json()}
+    return Run.create(directory, recipe, files, name=f"{short_name(data)} on {Path(recipe.base_model).name}")

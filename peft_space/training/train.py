@@ -1,13 +1,13 @@
 """The one training function: it resumes a run or starts it, trains until it is finished, asked to stop, or at its deadline, and can be killed anywhere."""
 
-import functools
 import math
 import os
 import shutil
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from peft_space import events
 from peft_space.data.check import TrainingData, data_of
@@ -15,13 +15,13 @@ from peft_space.data.tokens import tokenize
 from peft_space.errors import explain
 from peft_space.export.card import write_card
 from peft_space.models.base import find_base, load_tokenizer, pin
-from peft_space.models.load import inference_dtype, load_base_model, new_adapter
+from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of
 from peft_space.training import checkpoints
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
-from peft_space.training.tasks import Examples, collate
+from peft_space.training.tasks import Examples, example_batch, make_trainer
 
 _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
@@ -60,28 +60,25 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     data = data_of(run)
     plan = read_plan(run)
     base = pin(find_base(recipe.base_model, plan.base_revision if plan else recipe.revision), plan.base_revision if plan else None)
-    tokenizer = load_tokenizer(base, recipe.chat_template)
+    goal = goal_of(run)
+    tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
-    rows, held_out = (Examples(tokenize(tokenizer, part, recipe.max_length, recipe.loss_on)) for part in (data.train, data.held_out))
+    rows, held_out = _examples(tokenizer, recipe, goal, data)
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
-    model = new_adapter(load_base_model(base, recipe, inference_dtype()), recipe, base)
-    plan = plan or _first_plan(run, recipe, base, model, rows)
+    model = new_adapter(load_base_model(base, recipe, inference_dtype(), goal), recipe, base, goal)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
+    plan = plan or _first_plan(run, recipe, base, goal, model, rows, tokenizer)
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
 
     attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
     callback = RunCallback(run, attempt, deadline)
-    trainer = Trainer(
-        model=model,
-        args=_arguments(run, recipe, plan, len(rows), bool(held_out)),
-        train_dataset=rows,
-        eval_dataset=held_out if len(held_out) else None,
-        data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
-        callbacks=[callback],
-    )
+    arguments = _arguments(run, recipe, plan, len(rows), bool(held_out))
+    trainer = make_trainer(goal, recipe, model, tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
     trainer.remove_callback(PrinterCallback)  # events tell the same
     checkpoint = checkpoints.newest_checkpoint(run)
     from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -96,6 +93,15 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
+def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData) -> tuple[Examples, Examples]:
+    """The rows to train on and those held out."""
+    train, held_out = (tokenize(tokenizer, part, recipe.max_length, recipe.loss_on, task=goal.task) for part in (data.train, data.held_out))
+    if goal.task == "sequence-classification":  # a label that is held out alone cannot be right
+        known = [label in goal.labels for label in held_out.labels()]
+        held_out = held_out.at(held_out.index[np.array(known, dtype=bool)])
+    return Examples(train, recipe.seed if goal.task == "kto" else None), Examples(held_out)
+
+
 def total_steps(recipe: Recipe, num_rows: int) -> int:
     """Optimizer steps of a whole training on `num_rows` rows."""
     steps = math.ceil(recipe.num_epochs * steps_per_epoch(recipe, num_rows))
@@ -107,10 +113,10 @@ def steps_per_epoch(recipe: Recipe, num_rows: int) -> int:
     return math.ceil(math.ceil(num_rows / recipe.batch_size) / recipe.gradient_accumulation_steps)
 
 
-def _first_plan(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples) -> Plan:
+def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any) -> Plan:
     """Make the plan of a run that is trained for the first time, keep it, and tell the user."""
     run.append(events.Working(what="Measuring what is fastest on this machine"))
-    plan = make_plan(recipe, base, model, rows.of_median_length().input_ids)
+    plan = make_plan(recipe, base, goal, model, example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id))
     write_plan(run, plan)
     run.append(
         events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}.", why=plan.why)
@@ -119,9 +125,10 @@ def _first_plan(run: Run, recipe: Recipe, base: Any, model: Any, rows: Examples)
     return plan
 
 
-def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bool) -> TrainingArguments:
+def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bool) -> dict[str, Any]:
+    """What transformers' `TrainingArguments` and TRL's children of it take."""
     epoch = steps_per_epoch(recipe, num_rows)
-    return TrainingArguments(
+    return dict(
         output_dir=str(run.path("checkpoints")),
         seed=recipe.seed,
         max_steps=total_steps(recipe, num_rows),
@@ -144,7 +151,6 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
         logging_nan_inf_filter=False,  # or a loss that is not a number would be told as 0
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
-        prediction_loss_only=True,
         disable_tqdm=True,
         report_to="none",
         **({"gradient_checkpointing": True} if plan.device == "cuda" else {}),
@@ -158,7 +164,7 @@ def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan
         shutil.rmtree(left, ignore_errors=True)
     run.path("scores.json").unlink(missing_ok=True)  # they are of the adapter that was there before
     # no look at the Hub for the vocabulary's size: embeddings are not trained
-    model.save_pretrained(aside, save_embedding_layers=False)
+    model.save_pretrained(aside, save_embedding_layers=False, selected_adapters=["default"])
     tokenizer.save_pretrained(aside)
     write_card(run, aside, data, plan)
     if folder.exists():

@@ -44,16 +44,7 @@ class CompareTab:
         self.scoring = gr.Markdown(elem_id="score-progress")
         with gr.Row(visible=False) as self.scored:
             self.scores = gr.Dataframe(interactive=False, label="Scores on the held-out rows", elem_id="scores")
-            self.bars = gr.BarPlot(
-                x="column",
-                y="exact match, %",
-                x_title=" ",
-                sort="-x",
-                y_lim=[0, 100],
-                title="Rows answered exactly, %",
-                height=220,
-                elem_id="score-bars",
-            )
+            self.bars = gr.BarPlot(x="column", y="score", x_title=" ", y_title=" ", sort="-x", height=220, elem_id="score-bars")
         self.expected = gr.State({})
         self.taken = gr.State(0)
         self.outputs = [
@@ -145,10 +136,11 @@ class CompareTab:
 
     def show_scores(self, result: dict[str, Any]) -> dict[Any, Any]:
         """The table and the bars."""
+        title, bars = view.score_bars(result)
         return {
-            self.scoring: f"On {result['num_rows']} held-out rows, greedy answers:",
+            self.scoring: f"On {result['num_rows']} held-out rows:",
             self.scores: view.scores_table(result),
-            self.bars: view.exact_match_bars(result),
+            self.bars: gr.update(value=bars, title=title, y_lim=[0, 100] if title.endswith("%") else None),
             self.scored: gr.update(visible=True),
         }
 

@@ -121,7 +121,7 @@ class DataTab:
             self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
             self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),
             self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
-            self.page.num_rows: found["to_train"] if found["trainable"] else 0,
+            self.page.num_rows: found["to_train"],
             **self.rows(found["examples"]),
             **self.reading(found["reading"]["shape"], found["reading"]["columns"], found["columns"]),
         }

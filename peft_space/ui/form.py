@@ -90,5 +90,5 @@ def _shown(name: str, value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) and _kinds(name)[1] else value

@@ -14,10 +14,18 @@ from peft_space import events
 from peft_space.data.check import source_of
 from peft_space.data.hub_data import is_address
 from peft_space.data.read import short_name
-from peft_space.recipe import Recipe
+from peft_space.recipe import Recipe, Task
 from peft_space.run import Run, Status, evaluations_of, steps_of
-from peft_space.scores import Evaluation, percent
+from peft_space.scores import TITLES, Evaluation, Scores, main_score, shown
 
+TASKS_IN_WORDS: dict[Task, str] = {
+    "causal-lm": "to answer, or to go on with a text",
+    "seq2seq-lm": "to write one text from another",
+    "sequence-classification": "which label a text has",
+    "token-classification": "which tag each word has",
+    "dpo": "which of two answers is better (DPO)",
+    "kto": "which answers are good (KTO)",
+}
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready to train",
     "queued": "waiting for its turn",
@@ -50,12 +58,9 @@ def check_markdown(found: dict[str, Any]) -> str:
         lines.append("All files in the list are read as one. Take away with × what does not belong to them.")
     repeated = f"; {found['num_repeated']:,} that say the same as another are left out" if found["num_repeated"] else ""
     lines.append(f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter{repeated}.")
-    if not found["trainable"]:
-        lines.append(
-            f"⚠ A language model is not trained on {found['reading']['shape']} yet, so this is only shown. "
-            "*Read the columns differently* below, or bring questions with their answers."
-        )
-    elif "lengths" in found:
+    if found["task"]:
+        lines.append(f"The model will learn {TASKS_IN_WORDS[found['task']]}.")
+    if "lengths" in found:
         counted = found["lengths"]
         cut = (
             f"{counted['num_cut']:,} of the rows are cut off at the limit of {found['max_length']}"
@@ -170,11 +175,22 @@ def tokens_html(name: str, row: list[list[Any]], cut: int) -> str:
 
 def layers_markdown(found: dict[str, Any]) -> str:
     """Which layers get an adapter, which do not, and how many parameters that trains."""
-    wrapped = [f"`{name}` ({found['layers'][name]})" for name in found["wrapped"]]
-    others = [f"`{name}` ({count})" for name, count in found["layers"].items() if name not in found["wrapped"]]
+    wrapped = [f"`{name}` ({count})" for name, count in found["wrapped"].items()]
+    left = {name: count - found["wrapped"].get(name, 0) for name, count in found["layers"].items()}
+    others = [f"`{name}` ({count})" for name, count in left.items() if count]
+    others += [f"the output layer `{found['head']}`"] if found["head"] else []
     share = found["trainable"] / found["parameters"]
-    lines = [f"**{sum(found['layers'][name] for name in found['wrapped'])} layers get an adapter:** {', '.join(wrapped)}."]
-    lines.append("Without one: " + ", ".join([*others, f"the output layer `{found['head']}`"]) + ".")
+    lines = [f"**{sum(found['wrapped'].values())} layers get an adapter:** {', '.join(wrapped)}."]
+    if others:
+        lines.append(f"Without one: {', '.join(others)}.")
+    if found["saved"]:
+        lines.append(f"Trained in full, and kept with the adapter: {', '.join(f'`{name}`' for name in found['saved'])}.")
+    if found["fused_experts"]:
+        taken = (
+            f", and layers named {', '.join(found['taken_for_experts'])}, which PEFT takes for them" if found["taken_for_experts"] else ""
+        )
+        lines.append(f"{found['fused_experts']} blocks of experts get no adapter, because each is one block of numbers{taken}.")
+    lines.append(f"Models of this kind can learn: {', '.join(found['tasks'])}.")
     lines.append(
         f"**{found['trainable']:,} trainable parameters**, {share:.2%} of {found['parameters']:,}. {_share_in_words(share, found['parameters'])}"
     )
@@ -357,18 +373,16 @@ def answers_html(rows: list[dict[str, str]]) -> str:
 
 def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
     """Both columns' scores, one line each."""
-    lines = [
-        [name, percent(scores[name]["exact_match"]), f"{scores[name]['loss']:.4f}", f"{scores[name]['perplexity']:.3f}"]
-        for name in ("base", "adapter")
-    ]
-    return pd.DataFrame(lines, columns=["column", "exact match", "loss", "perplexity"])
+    figures = {name: shown(Scores(**scores[name])) for name in ("base", "adapter")}
+    return pd.DataFrame([[name, *line.values()] for name, line in figures.items()], columns=["column", *figures["adapter"]])
 
 
-def exact_match_bars(scores: dict[str, Any]) -> pd.DataFrame:
-    """Share of held-out rows answered exactly, in percent, for a bar plot."""
-    return pd.DataFrame(
-        [[name, 100 * (scores[name]["exact_match"] or 0)] for name in ("base", "adapter")], columns=["column", "exact match, %"]
-    )
+def score_bars(scores: dict[str, Any]) -> tuple[str, pd.DataFrame]:
+    """The title and the bars of the score that says most about the task; shares in percent."""
+    main = main_score(Scores(**scores["adapter"]))
+    factor, unit = (1, "") if main == "margin" else (100, ", %")
+    bars = [[name, factor * scores[name][main]] for name in ("base", "adapter")]
+    return f"{TITLES[main]}{unit}".capitalize(), pd.DataFrame(bars, columns=["column", "score"])
 
 
 # Runs
@@ -381,13 +395,13 @@ def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
 
 def runs_table(runs: list[Run], scores: dict[str, Evaluation | None]) -> pd.DataFrame:
     """One line a run: name, base, data, state, exact match of the adapter, date, size."""
-    columns = ["name", "base", "data", "state", "exact match", "made", "size"]
+    columns = ["name", "base", "data", "state", "score", "made", "size"]
     lines = []
     for run in runs:
         score = scores[run.directory.name]
-        shown = percent(score.adapter.exact_match) if score else ""
+        told = " ".join(reversed(next(iter(shown(score.adapter).items())))) if score else ""
         lines.append(
-            [run.name, run.recipe.base_model, source_of(run), STATUS_WORDS[run.status()], shown, _date(run), f"{run.size() / 1e6:.1f} MB"]
+            [run.name, run.recipe.base_model, source_of(run), STATUS_WORDS[run.status()], told, _date(run), f"{run.size() / 1e6:.1f} MB"]
         )
     return pd.DataFrame(lines, columns=columns)
 

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import expect
 
 from peft_space.data.check import data_of
-from peft_space.data.render import MASKED, render
+from peft_space.data.example import MASKED
+from peft_space.data.render import render
 from peft_space.run import list_runs, steps_of
 from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data

@@ -1,0 +1,50 @@
+"""Base models small enough to be trained in a test, of kinds that the built-in one is not; random, with a vocabulary of whole words."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+CONTROLS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "</s>"]
+
+
+def bert(folder, words):
+    """An encoder whose tokenizer puts [CLS] and [SEP] around a text, and [SEP] between two."""
+    tokenizer = _tokenizer(words, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", around=("[CLS]", "[SEP]"))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        pad_token_id=fast.pad_token_id,
+    )  # fmt: skip
+    return _saved(folder, BertForMaskedLM(config), fast)
+
+
+def t5(folder, words):
+    """An encoder-decoder whose tokenizer ends each text with </s>."""
+    tokenizer = _tokenizer(words, single="$A </s>", pair=None, around=("</s>",))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(fast), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0, pad_token_id=0,
+        eos_token_id=fast.eos_token_id,
+    )  # fmt: skip
+    return _saved(folder, T5ForConditionalGeneration(config), fast)
+
+
+def _tokenizer(words, single, pair, around):
+    vocabulary = {word: number for number, word in enumerate([*CONTROLS, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, vocabulary[token]) for token in around]
+    )
+    return tokenizer
+
+
+def _saved(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
