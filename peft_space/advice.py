@@ -332,6 +332,9 @@ def _method_lines(recipe: Recipe, task: str, model: ModelFacts | None) -> list[R
         if model and model.comes_quantized:
             words = f"{name} starts from the base's full weights, and this base comes quantized ({model.comes_quantized}). Choose lora, or the base unquantized."
             lines.append(RedLine("method", "stop", words))
+        if recipe.method == "loftq" and recipe.quantization not in ("nf4", "fp4"):
+            words = "LoftQ makes up for what 4 bits lose, and the base is not held in 4 bits. Choose nf4 as quantization, or lora as the method."
+            lines.append(RedLine("method", "stop", words))
         words = f"{name} decomposes every layer before training starts and ends as a LoRA of rank {2 * recipe.lora_rank}, so the adapter is twice as large."
         lines.append(RedLine("method", "warning", words))
     if recipe.method == "dora":

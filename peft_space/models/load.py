@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,8 +149,11 @@ def quantization_config(recipe: Recipe, base: Base, dtype: str, layers: LinearLa
     )
 
 
-def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS) -> Any:
+def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS, put: Callable[[Any], Any] | None = None) -> Any:
     """Freeze and prepare `model`, and put a fresh adapter on it, whose config names the base and its revision.
+
+    Args:
+        put: puts the adapter on the prepared model, where it is not to start at nothing.
 
     Raises UserError where a target module is not in the model.
     """
@@ -162,7 +165,7 @@ def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS) ->
     layers = linear_layers(base.config, goal.task)
     config = adapter_config(recipe, layers, goal.task, model.untrained_modules)
     saved = list(config.modules_to_save or []) or None  # PEFT adds to its own
-    adapted = get_peft_model(model, config)
+    adapted = put(model) if put else get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:  # small steps are lost in 16 bits; PEFT sees to its own matrices, not to a head
             parameter.data = parameter.data.float()

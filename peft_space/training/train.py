@@ -14,7 +14,8 @@ from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
 from peft_space.errors import explain
 from peft_space.export.card import write_card
-from peft_space.models.base import find_base, load_tokenizer, pin
+from peft_space.models.base import Base, find_base, load_tokenizer, pin
+from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, make_start, to_plain_lora
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of
@@ -67,7 +68,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
-    model = new_adapter(load_base_model(base, recipe, inference_dtype(), goal), recipe, base, goal)
+    model = _adapted(run, recipe, base, goal)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     plan = plan or _first_plan(run, recipe, base, goal, model, rows, tokenizer)
@@ -90,6 +91,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     _save_adapter(run, model, tokenizer, data, plan)
     if callback.left == "stop":
         return events.Stopped(step=step)
+    shutil.rmtree(run.path("start"), ignore_errors=True)  # from here nothing is resumed
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
@@ -100,6 +102,17 @@ def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData) ->
         known = [label in goal.labels for label in held_out.labels()]
         held_out = held_out.at(held_out.index[np.array(known, dtype=bool)])
     return Examples(train, recipe.seed if goal.task == "kto" else None), Examples(held_out)
+
+
+def _adapted(run: Run, recipe: Recipe, base: Base, goal: Goal) -> Any:
+    """The base with the adapter that training starts from."""
+    if recipe.method not in FROM_BASE:
+        return new_adapter(load_base_model(base, recipe, inference_dtype(), goal), recipe, base, goal)
+    run.append(events.Working(what=f"Working out where {recipe.method} starts"))
+    start = run.path("start")
+    make_start(start, base, recipe, goal)
+    model = load_base_model(base_at_start(start, base), recipe, inference_dtype(), goal)
+    return new_adapter(model, recipe, base, goal, put=lambda model: first_adapter(model, start))
 
 
 def total_steps(recipe: Recipe, num_rows: int) -> int:
@@ -165,6 +178,8 @@ def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan
     run.path("scores.json").unlink(missing_ok=True)  # they are of the adapter that was there before
     # no look at the Hub for the vocabulary's size: embeddings are not trained
     model.save_pretrained(aside, save_embedding_layers=False, selected_adapters=["default"])
+    if run.recipe.method in FROM_BASE:
+        to_plain_lora(aside, run.path("start"))
     tokenizer.save_pretrained(aside)
     write_card(run, aside, data, plan)
     if folder.exists():
