@@ -6,6 +6,7 @@ Exit status: 0 done, 2 the user's mistake (one message on stderr), 1 ours (with 
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 from peft_space import events, settings, verbs
 from peft_space.errors import UserError, explain
 from peft_space.execution.local import machines_turn
-from peft_space.recipe import read_recipe
+from peft_space.recipe import make_recipe, read_recipe
 from peft_space.run import Run
 from peft_space.scores import Scores, shown
 
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
     command.add_argument("--reading", default="{}", help=_READING)
     command.add_argument("--model", help="a base model: also render the rows for it and count tokens")
+
+    command = add("advise", _advise, "Say which recipe suits the data, the base model and this machine, and why.")
+    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
+    command.add_argument("--reading", default="{}", help=_READING)
+    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--recipe", default="{}", help="what is chosen already: a JSON file, or JSON itself")
 
     command = add("train", _train, "Train an adapter, or go on with a run.")
     command.add_argument("data", metavar="DATA", nargs="*", help=_DATA)
@@ -142,6 +149,20 @@ def _reading(given: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(reading, dict):
         raise UserError('--reading is no object. Write it like {"shape": "text", "columns": {"text": "body"}}.')
     return reading
+
+
+def _advise(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.advise(_data(given), read_recipe(given.recipe).model_dump(), given.held_out, _reading(given))
+    lines = [
+        f"{advice['field']}: {json.dumps(advice['value'])}{'' if advice['changes'] else ' (as it is)'}. {advice['why']} [{advice['source']}]"
+        for advice in found["advice"]
+    ]
+    lines += [f"{'Not possible' if line['kind'] == 'stop' else 'Mind'}: {line['words']}" for line in found["red_lines"]]
+    chosen = json.dumps(make_recipe(found["recipe"]).model_dump(exclude_defaults=True))
+    show(
+        found,
+        "\n".join([*lines, f"Next: python -m peft_space train {shlex.join(given.data)} --recipe {shlex.quote(chosen)} --out RUN_DIR"]),
+    )
 
 
 def _train(given: argparse.Namespace, show: Show) -> None:

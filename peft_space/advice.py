@@ -122,12 +122,15 @@ def advise(data: DataFacts, model: ModelFacts, machine: MachineFacts) -> list[Ad
 
 
 def what_changes(recipe: Recipe, advices: list[Advice]) -> list[Advice]:
-    """The advices whose value is not the recipe's. An alpha suits a method: it is left alone where the method stays."""
+    """The advices whose value is not the recipe's.
+
+    An alpha suits a method: it is left alone where the method stays. A rate that is left open becomes the advised one anyway.
+    """
     advised = {advice.field: advice.value for advice in advices}
     same_method = advised.get("method", recipe.method) == recipe.method
-    return [
-        advice for advice in advices if getattr(recipe, advice.field) != advice.value and not (advice.field == "lora_alpha" and same_method)
-    ]
+    kept = {"lora_alpha"} if same_method else set()
+    kept |= {"learning_rate"} if recipe.learning_rate is None else set()
+    return [advice for advice in advices if getattr(recipe, advice.field) != advice.value and advice.field not in kept]
 
 
 def advised_recipe(recipe: Recipe, advices: list[Advice]) -> Recipe:

@@ -4,6 +4,8 @@ import os
 import resource
 from typing import Literal
 
+import psutil
+
 Device = Literal["cpu", "cuda"]
 
 
@@ -28,6 +30,13 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory() -> int:
+    """Bytes that can still be taken: of the GPU where there is one, else of the machine's memory."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def num_cores() -> int:

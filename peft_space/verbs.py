@@ -184,6 +184,34 @@ def layers(recipe: Json) -> Json:
     }
 
 
+def advise(
+    data: Data, recipe: Json | None = None, held_out: Data | None = None, reading: Json | None = None, report: Report | None = None
+) -> Json:
+    """What to choose for these data, this base model and this machine: `advice`, each with its reason, the `recipe` with all of it, and `red_lines`."""
+    from peft_space import advice
+    from peft_space.models.base import find_base
+    from peft_space.training.facts import data_facts, machine_facts, model_facts
+    from peft_space.training.prepare import prepare
+
+    wanted = make_recipe(recipe or {})
+    on_progress = _progress(report)
+    # the longest row decides on the limit, and a recipe that crosses a red line is to be told how to mend it
+    prepared = prepare(data, wanted, held_out, reading, on_progress, mended=True)
+    base = find_base(wanted.base_model, wanted.revision)
+    on_progress(0.9, "Measuring how well the base knows such answers")
+    facts, model = data_facts(prepared, base, wanted), model_facts(base, wanted, prepared.goal.task)
+    advices = advice.advise(facts, model, machine_facts())
+    changed = advice.what_changes(wanted, advices)
+    better = advice.advised_recipe(wanted, advices)
+    return {
+        "task": prepared.goal.task,
+        "advice": [asdict(one) | {"now": getattr(wanted, one.field), "changes": one in changed} for one in advices],
+        "recipe": better.model_dump(),
+        "red_lines": [asdict(line) for line in advice.red_lines(wanted, model, facts)],
+        "facts": {**asdict(facts), "lengths": None, **asdict(model)},
+    }
+
+
 def make(
     directory: str,
     data: Data,
@@ -273,7 +301,9 @@ def _adapted(run: str) -> Any:
     return _loaded[key]
 
 
-VERBS: dict[str, Callable[..., Json]] = {verb.__name__: verb for verb in (warm, check, show, layers, make, compare, evaluate, export, push)}
+VERBS: dict[str, Callable[..., Json]] = {
+    verb.__name__: verb for verb in (warm, check, show, layers, advise, make, compare, evaluate, export, push)
+}
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "make", "compare", "evaluate", "export", "push"}
+REPORTING = {"check", "advise", "make", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

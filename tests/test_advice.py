@@ -256,8 +256,13 @@ def test_a_base_that_comes_quantized_stays_as_it_is():
 def test_only_what_differs_is_listed_as_a_change():
     advices = advise(rows(), LLAMA_1B, LAPTOP)
     assert {advice.field for advice in what_changes(Recipe(), advices)} == {
-        "lora_rank", "learning_rate", "num_epochs", "batch_size", "gradient_accumulation_steps",
+        "lora_rank", "num_epochs", "batch_size", "gradient_accumulation_steps",
     }  # fmt: skip
+
+
+def test_a_rate_of_ones_own_is_a_change_and_one_left_open_is_not():
+    advices = advise(rows(), LLAMA_1B, LAPTOP)
+    assert "learning_rate" in {advice.field for advice in what_changes(Recipe(learning_rate=1e-5), advices)}
 
 
 def test_what_is_not_advised_stays_as_the_recipe_has_it():

@@ -18,7 +18,7 @@ from peft_space.run import list_runs, open_run
 from peft_space.ui import api
 from tests.app_process import ROOT, App
 
-ENDPOINTS = {"check_data", "start", "status", "stop", "resume", "compare", "evaluate", "export", "push", "runs"}
+ENDPOINTS = {"check_data", "advise", "start", "status", "stop", "resume", "compare", "evaluate", "export", "push", "runs"}
 NOT_UPLOADED = "This is no uploaded file."
 
 
@@ -174,7 +174,7 @@ def test_a_wrong_argument_is_told_in_words(app, connect, endpoint, arguments, sa
     assert refusal(connect(app), endpoint, **arguments).startswith(said)
 
 
-def test_exactly_the_ten_endpoints_are_public_and_say_what_they_do(app, connect):
+def test_exactly_the_endpoints_of_the_documentation_are_public_and_say_what_they_do(app, connect):
     shown = connect(app).view_api(print_info=False, return_format="dict")
     assert set(shown["named_endpoints"]) == {f"/{name}" for name in ENDPOINTS}
     assert shown["unnamed_endpoints"] == {}

@@ -40,8 +40,12 @@ def prepare(
     held_out: Data | None = None,
     reading: Mapping[str, Any] | None = None,
     on_progress: OnProgress = quietly,
+    mended: bool = False,
 ) -> Prepared:
     """Check recipe, base model and data together, and render every row. Writes nothing but the cache.
+
+    Args:
+        mended: whether red lines are passed over, because what crosses them is about to be mended.
 
     Raises UserError for what the user can mend.
     """
@@ -57,13 +61,14 @@ def prepare(
     quantization_of(recipe, base.config)
     if task == "kto" and recipe.batch_size < 2:
         raise UserError("KTO compares the rows of a batch, so batch_size has to be 2 at least. Raise it in the recipe.")
-    advice.refuse(advice.red_lines(recipe.model_copy(update={"task": task})))
+    if not mended:
+        advice.refuse(advice.red_lines(recipe.model_copy(update={"task": task})))
     tokenizer = load_tokenizer(base, recipe.chat_template, task)
     all_tokens = tokenize(tokenizer, understood.train, recipe.max_length, recipe.loss_on, on_progress, task)
     held_out_tokens = tokenize(tokenizer, understood.held_out, recipe.max_length, recipe.loss_on, on_progress, task)
     findings = _of_tokens(all_tokens)
     understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
-    if not train.column("num_trained").any():
+    if not mended and not train.column("num_trained").any():
         raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
     return Prepared(goal, dataclasses.replace(understood, findings=[*findings, *understood.findings]), train, kept)
 

@@ -1,4 +1,4 @@
-"""The product for programs: ten endpoints of stable names and plain types beside the page, told to users in docs/api.md.
+"""The product for programs: eleven endpoints of stable names and plain types beside the page, told to users in docs/api.md.
 
 A run opens only for who has its owner's secret, and no file is read but one that Gradio itself received.
 """
@@ -50,7 +50,19 @@ def build(page: Page) -> None:
     assert blocks is not None, "endpoints belong to a page"
     _say_why_files_are_refused(blocks)
     api = Api(page, blocks.upload_file_set)
-    endpoints = (api.check_data, api.start, api.status, api.stop, api.resume, api.compare, api.evaluate, api.export, api.push, api.runs)
+    endpoints = (
+        api.check_data,
+        api.advise,
+        api.start,
+        api.status,
+        api.stop,
+        api.resume,
+        api.compare,
+        api.evaluate,
+        api.export,
+        api.push,
+        api.runs,
+    )
     for endpoint in endpoints:
         # two, so that one caller's evaluation does not hold up the next one's; there are no more worker processes
         gr.api(tells_errors(_checked(endpoint)), api_name=endpoint.__name__, concurrency_limit=2)
@@ -76,6 +88,21 @@ class Api:
         values = make_recipe(recipe).model_dump()
         return self._workers.call(
             "check", data=self._paths(data), recipe=values, held_out=self._held_out(held_out), reading=reading or None
+        )
+
+    def advise(self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, reading: Json = _AS_IT_IS) -> Json:
+        """Say what to choose for these data, this base model and this machine, with reasons: `advice`, the `recipe` with all of it, and `red_lines`.
+
+        Args:
+            data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
+                or the word "demo" for the sample data.
+            recipe: the choices that are made already; {} leaves everything open.
+            held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
+            reading: how to read the columns and what to mend, as /check_data takes it.
+        """
+        values = make_recipe(recipe).model_dump()
+        return self._workers.call(
+            "advise", data=self._paths(data), recipe=values, held_out=self._held_out(held_out), reading=reading or None
         )
 
     def start(

@@ -63,7 +63,7 @@ class DataTab:
         self.outputs = [
             self.question, self.summary, self.cancel, self.understood, self.shape, *self.roles.values(), self.findings, self.fixes,
             self.preview, self.found_rows, self.which, self.number, self.tokens, self.histogram, self.labels, self.problems,
-            self.offered, self.row_numbers, page.num_rows,
+            self.offered, self.row_numbers, page.num_rows, page.task,
         ]  # fmt: skip
 
     def _place_reading(self) -> None:
@@ -103,7 +103,7 @@ class DataTab:
         """Nothing understood."""
         hidden = gr.update(visible=False)
         shown = (self.question, self.cancel, self.understood, self.preview, self.problems)
-        return dict.fromkeys(shown, hidden) | {self.page.num_rows: 0}
+        return dict.fromkeys(shown, hidden) | {self.page.num_rows: 0, self.page.task: "automatic"}
 
     def show(self, found: dict[str, Any]) -> dict[Any, Any]:
         """Everything that was found."""
@@ -122,6 +122,7 @@ class DataTab:
             self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),
             self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
             self.page.num_rows: found["to_train"],
+            self.page.task: found["task"],
             **self.rows(found["examples"]),
             **self.reading(found["reading"]["shape"], found["reading"]["columns"], found["columns"]),
         }

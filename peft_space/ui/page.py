@@ -39,6 +39,8 @@ class Page:
         self.reading = gr.State({})
         """How the visitor wants the data to be read; empty leaves that to be recognised."""
         self.num_rows = gr.State(0)
+        self.task = gr.State("automatic")
+        """What the data show, once they are read."""
         self.state = gr.State(None)
         """[status, whether there is an adapter] of the chosen run; the Train tab keeps it."""
         self.trained = gr.State("")

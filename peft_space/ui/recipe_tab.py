@@ -1,10 +1,13 @@
 """The Recipe tab: the form, which layers it wraps and what that trains, and recipes in and out as JSON."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.recipe import read_recipe
+from peft_space.errors import UserError
+from peft_space.execution.local import WorkerFault
+from peft_space.recipe import make_recipe, read_recipe
 from peft_space.ui import view
 from peft_space.ui.form import GROUPS
 from peft_space.ui.page import PRIVATE, Page, tells_errors
@@ -12,7 +15,16 @@ from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 def build(page: Page) -> None:
     """Place and wire the tab."""
-    gr.Markdown("The defaults are a good start for most tasks; change what you have a reason to change.")
+    gr.Markdown(
+        "The defaults are a good start for most tasks. Let your data say what suits them better, or change what you have a reason to change."
+    )
+    with gr.Row():
+        recommend = gr.Button("Recommend a recipe for my data", variant="primary", elem_id="recommend")
+        take = gr.Button("Use what is recommended", visible=False, elem_id="take-advice")
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-advice")
+    advising = gr.Markdown(elem_id="advising")
+    table = gr.HTML(visible=False, elem_id="advice")
+    advised = gr.State({})
     for group, title in GROUPS.items():
         with gr.Accordion(title, open=group == "model"), gr.Row(equal_height=True):
             page.form.place(group)
@@ -24,9 +36,44 @@ def build(page: Page) -> None:
             upload = gr.UploadButton("Load a recipe.json", file_types=[".json"], elem_id="load-recipe")
         as_json = gr.Code(language="json", label="recipe.json", visible=False, elem_id="recipe-json")
 
+    ready = {recommend: gr.update(interactive=True), cancel: gr.update(visible=False)}
+
+    def advise(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        if not values[page.data]:
+            raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
+        yield {advising: "Looking at data and model…", recommend: gr.update(interactive=False), cancel: gr.update(visible=True)}
+        try:
+            for message in page.workers.stream("advise", recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values)):
+                if report := message.get("report"):
+                    yield {advising: f"{report['what']}…"}
+                elif "result" in message:
+                    yield show(message["result"]) | ready
+                else:
+                    yield {advising: gr.skip()}
+        except (UserError, WorkerFault):
+            yield ready
+            raise
+
+    def show(found: dict[str, Any]) -> dict[Any, Any]:
+        changes = sum(one["changes"] for one in found["advice"])
+        said = f"{changes} of your choices would be others." if changes else "✓ Your recipe is what is recommended."
+        return {
+            advising: "\n\n".join(filter(None, [said, view.red_lines_markdown(found["red_lines"])])),
+            table: gr.update(value=view.advice_html(found), visible=True),
+            take: gr.update(visible=bool(changes), variant="primary"),
+            advised: found["recipe"],
+        }
+
+    @tells_errors
+    def use(recipe: dict[str, Any]) -> dict[Any, Any]:
+        shown = page.form.values(make_recipe(recipe))
+        return {**shown, advising: "✓ The form below shows what is recommended.", take: gr.update(visible=False)}
+
     @tells_errors
     def look(values: dict[Any, Any]) -> str:
-        return view.layers_markdown(page.workers.call("layers", recipe=page.form.recipe(values).model_dump()))
+        recipe = page.form.recipe(values).model_dump()
+        task = values[page.task] if recipe["task"] == "automatic" else recipe["task"]
+        return view.layers_markdown(page.workers.call("layers", recipe=recipe | {"task": task}))
 
     @tells_errors
     def write(values: dict[Any, Any]) -> Any:
@@ -36,6 +83,16 @@ def build(page: Page) -> None:
     def load(path: str) -> dict[Any, Any]:
         return page.form.values(read_recipe(path))
 
-    show_layers.click(look, page.form.inputs, layers, **PRIVATE)
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    told = [advising, table, take, advised, recommend, cancel]
+    working = recommend.click(
+        tells_errors(advise, where=advising), {page.data, page.held_out, page.reading, *page.form.inputs}, told, **hidden
+    )
+    cancel.click(lambda: {advising: "", **ready}, None, [advising, recommend, cancel], cancels=working, **hidden)
+    take.click(use, advised, [*page.form.widgets.values(), advising, take], **hidden)
+    page.data.change(
+        lambda: {advising: "", table: gr.update(visible=False), take: gr.update(visible=False)}, None, [advising, table, take], **hidden
+    )
+    show_layers.click(look, {page.task, *page.form.inputs}, layers, **PRIVATE)
     show_json.click(write, page.form.inputs, as_json, **PRIVATE)
     upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)

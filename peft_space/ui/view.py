@@ -133,25 +133,34 @@ _LEGEND = (
 
 
 def example_html(example: dict[str, Any]) -> str:
-    """A row as it will be trained, token by token; of a preference both answers, of tags each with its token; else what is wrong with it."""
+    """A row as it will be trained, token by token, with its label, tags, target or rejected answer; else what is wrong with it."""
     name = f"Row {example['row']}"
     if "problem" in example:
         raw = f'<pre class="raw">{html.escape(example["raw"])}</pre>' if "raw" in example else ""
         return f"<p><strong>{name} is left out:</strong> {html.escape(example['problem'])}.</p>{raw}"
     if "tags" in example:
-        words = [
-            f'<span class="{"masked" if tag == "O" else "trained"}">{html.escape(word)}<sub>{html.escape(tag)}</sub></span>'
-            for word, tag in example["tags"]
-        ]
-        return f'<div class="tokens" role="group" aria-label="{name}" tabindex="0">{" ".join(words)}</div>'
-    label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if "label" in example else ""
+        return _tags_html(name, example["tags"], example["cut"])
+    own = tokens_html(name, example["tokens"], example["cut"])
     if "rejected" in example:
-        better, worse = (
-            tokens_html(f"{name}, preferred", example["tokens"], example["cut"]),
-            tokens_html(f"{name}, rejected", example["rejected"], 0),
-        )
-        return f"{_LEGEND}<p><strong>Preferred</strong></p>{better}<p><strong>Rejected</strong></p>{worse}"
-    return f"{_LEGEND}{tokens_html(name, example['tokens'], example['cut'])}{label}"
+        worse = tokens_html(f"{name}, rejected", example["rejected"], example["rejected_cut"])
+        return f"{_LEGEND}<p><strong>Preferred</strong></p>{own}<p><strong>Rejected</strong></p>{worse}"
+    if "target" in example:
+        target = tokens_html(f"{name}, target", example["target"], example["target_cut"])
+        return f"{_LEGEND}<p><strong>Read</strong></p>{own}<p><strong>To be written</strong></p>{target}"
+    label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if "label" in example else ""
+    legend = _LEGEND if any(trained for _, trained in example["tokens"]) else "<p>The text is read; what is trained is its label.</p>"
+    return f"{legend}{own}{label}"
+
+
+def _tags_html(name: str, tags: list[list[str]], cut: int) -> str:
+    """Tokens, each that is trained with its tag below it; the others, such as the later parts of a word, grey."""
+    tokens = [
+        f'<span class="{"trained" if tag else "masked"}">{html.escape(text)}{f"<sub>{html.escape(tag)}</sub>" if tag else ""}</span>'
+        for text, tag in tags
+    ]
+    end = f'<span class="cut">✂ {cut:,} tokens are cut off here</span>' if cut else ""
+    legend = "<p>Trained is the tag below a token; grey tokens are read alone.</p>"
+    return f'{legend}<div class="tokens" role="group" aria-label="{name}, tags" tabindex="0">{" ".join(tokens)}{end}</div>'
 
 
 def tokens_html(name: str, row: list[list[Any]], cut: int) -> str:
@@ -195,6 +204,28 @@ def layers_markdown(found: dict[str, Any]) -> str:
         f"**{found['trainable']:,} trainable parameters**, {share:.2%} of {found['parameters']:,}. {_share_in_words(share, found['parameters'])}"
     )
     return "\n\n".join(lines)
+
+
+def advice_html(found: dict[str, Any]) -> str:
+    """One line a choice: what is chosen now, what is recommended, why, and where that comes from."""
+    lines = []
+    for one in found["advice"]:
+        recommended = f"<strong>{html.escape(_plain(one['value']))}</strong>" if one["changes"] else "as it is"
+        why = f"{html.escape(one['why'])} <small>({html.escape(one['source'])})</small>"
+        cells = {
+            "Choice": html.escape(Recipe.model_fields[one["field"]].title or ""),
+            "Now": html.escape(_plain(one["now"])),
+            "Recommended": recommended,
+            "Why": why,
+        }
+        lines.append("<tr>" + "".join(f'<td data-title="{title}">{cell}</td>' for title, cell in cells.items()) + "</tr>")
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Choice", "Now", "Recommended", "Why"))
+    return f'<table class="answers advice"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def red_lines_markdown(lines: list[dict[str, Any]]) -> str:
+    """What a recipe must not do, and what it had better not."""
+    return "\n".join(f"- {'⛔' if line['kind'] == 'stop' else '⚠'} {escape(line['words'])}" for line in lines)
 
 
 def _share_in_words(share: float, parameters: int) -> str:

@@ -1,5 +1,7 @@
 """The Data tab in a real browser: what is doubtful is asked, what was understood can be corrected, what is wrong can be mended."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -68,21 +70,38 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_mended(app, home, page, 
     assert len(kept.train) == 27
 
 
-def test_data_of_another_task_are_shown_and_not_trained_on(app, home, page, shoot, tmp_path):
-    before = len(list_runs("local"))
-    lines = [f"I want {i} lamps,{'order' if i % 3 else 'other'}" for i in range(30)]
+def test_labels_are_recommended_a_recipe_for_trained_and_compared(app, home, page, shoot, tmp_path):
+    lines = [f"I want {i} {'lamps' if i % 3 else 'stories'},{'order' if i % 3 else 'other'}" for i in range(30)]
     (tmp_path / "intents.csv").write_text("\n".join(["text,category", *lines]) + "\n")
     page.goto(app.url)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "intents.csv")
-    expect(page.locator("#data-summary")).to_contain_text("Recognised as labelled text", timeout=SLOW)
-    expect(page.locator("#data-summary")).to_contain_text("not trained on labelled text yet")
-    expect(page.locator("#preview")).to_contain_text("Label: order")
+    expect(page.locator("#data-summary")).to_contain_text("The model will learn which label a text has", timeout=SLOW)
+    expect(page.locator("#preview")).to_contain_text("Label: other")
     expect(page.locator("#labels")).to_be_visible()
-    shoot(page, "labels")
+    shoot(page, "1-labels")
+
+    open_tab(page, "Recipe")
+    page.locator("#recommend").click()
+    expect(page.locator("#advising")).to_contain_text("of your choices would be others", timeout=SLOW)
+    expect(page.locator("#advice")).to_contain_text("LoRA Without Regret")
+    shoot(page, "2-advice")
+    page.locator("#take-advice").click()
+    expect(page.locator("#advising")).to_contain_text("shows what is recommended", timeout=SLOW)
+    page.locator("#show-layers").click()
+    expect(page.locator("#layers")).to_contain_text("Trained in full, and kept with the adapter: score", timeout=SLOW)
+
     open_tab(page, "Train")
+    expect(page.locator("#about-to-train")).to_contain_text("Quantization of the base none", timeout=SLOW)
     page.locator("#start").click()
-    expect(page.get_by_text("is read as labelled text").last).to_be_visible(timeout=SLOW)
-    assert len(list_runs("local")) == before
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    open_tab(page, "Compare")
+    page.locator("#prompts textarea").fill("I want 7 lamps")
+    page.locator("#ask").click()
+    expect(page.locator("#answers")).to_contain_text(re.compile("order: .*%"), timeout=SLOW)
+    page.locator("#score").click()
+    expect(page.locator("#scores")).to_contain_text("macro-F1", timeout=SLOW)
+    shoot(page, "3-compared")
+    assert list_runs("local")[0].recipe.lora_rank == 8
 
 
 def test_several_files_are_joined(app, page, tmp_path):

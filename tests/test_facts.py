@@ -1,0 +1,55 @@
+"""What advice rests on is counted and measured, and the advice is the same by the function and on the command line."""
+
+import json
+
+import pytest
+
+from peft_space import verbs
+from peft_space.__main__ import main
+from peft_space.models.base import find_base
+from peft_space.models.families import linear_layers
+from peft_space.models.load import expected_parameter_counts
+from peft_space.recipe import Recipe
+from peft_space.training.facts import data_facts, model_facts
+from peft_space.training.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def base():
+    return find_base("demo")
+
+
+def test_facts_of_the_sample_data(base):
+    prepared = prepare("demo", Recipe())
+    facts = data_facts(prepared, base, Recipe())
+    assert (facts.task, facts.num_rows, facts.num_labels) == ("causal-lm", 300, None)
+    assert facts.trained_tokens == prepared.train.column("num_trained").sum()
+    assert facts.lengths[0] == prepared.train.column("length").min()
+    assert facts.lengths[-1] == prepared.train.column("length").max()
+    assert 2 < facts.bits_per_token < 12, "the base does not know tickets"
+    assert 1 <= facts.tokens_per_word < 2.5
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_parameters_per_rank_are_those_that_peft_counts(base, rank):
+    trainable, _ = expected_parameter_counts(Recipe(lora_rank=rank), linear_layers(base.config))
+    assert rank * model_facts(base, Recipe(), "causal-lm").parameters_per_rank == trainable
+
+
+def test_the_advised_recipe_is_taken_as_it_is_and_then_nothing_changes():
+    first = verbs.advise("demo")
+    again = verbs.advise("demo", first["recipe"])
+    assert again["recipe"] == first["recipe"]
+    assert not any(one["changes"] for one in again["advice"])
+
+
+def test_a_recipe_over_a_red_line_is_told_and_mended(capfd):
+    assert main(["advise", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert "justification" in next(line["words"] for line in found["red_lines"] if line["kind"] == "stop")
+    assert found["recipe"]["lora_rank"] == 8
+
+
+def test_the_command_line_ends_with_the_command_that_trains_what_was_advised(capfd):
+    assert main(["advise", "demo"]) == 0
+    assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]
