@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows")
+SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory")
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "gradio")
 
 

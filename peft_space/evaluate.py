@@ -27,6 +27,26 @@ _MOST_ROWS = 500
 
 def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> Evaluation:
     """Score both columns and keep the result in the run. Raises UserError where no row was held out."""
+    held_out, examples = _held_out(run, adapted)
+    columns: list[Scores] = []
+    for number, column in enumerate(("base", "adapter")):
+        on_progress(number / 2, f"Scoring the {column} on {len(held_out)} rows")
+        columns.append(_scores(adapted, column, held_out, examples, run.recipe.preference_beta))  # type: ignore[arg-type]
+    result = Evaluation(len(held_out), *columns)
+    write_scores(run, result)
+    return result
+
+
+def held_out_loss(run: Run, adapted: Adapted) -> float:
+    """The adapter's loss alone, as `evaluate` measures it, and nothing is kept. Raises UserError where no row was held out."""
+    _, examples = _held_out(run, adapted)
+    if adapted.goal.task in ("causal-lm", "seq2seq-lm"):
+        return mean_loss(adapted, "adapter", examples)
+    return _scores(adapted, "adapter", [], examples, run.recipe.preference_beta).loss
+
+
+def _held_out(run: Run, adapted: Adapted) -> tuple[list[Any], list[Example]]:
+    """The held-out rows that are scored, and those of them that have something to score, rendered."""
     held_out = _known(data_of(run).held_out, adapted)
     if not held_out:
         raise UserError(f"The run {run.name!r} has no held-out rows to score on. Train it again with held_out_share above 0.")
@@ -35,13 +55,7 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> E
     examples = [example for example in rendered if example.num_trained]
     if not examples:
         raise UserError(f"At {run.recipe.max_length} tokens every held-out answer is cut off. Train again with a larger max_length.")
-    columns: list[Scores] = []
-    for number, column in enumerate(("base", "adapter")):
-        on_progress(number / 2, f"Scoring the {column} on {len(held_out)} rows")
-        columns.append(_scores(adapted, column, held_out, examples, recipe.preference_beta))  # type: ignore[arg-type]
-    result = Evaluation(len(held_out), *columns)
-    write_scores(run, result)
-    return result
+    return held_out, examples
 
 
 def _known(held_out: Any, adapted: Adapted) -> list[Any]:

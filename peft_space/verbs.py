@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from peft_space.data.read import Data
@@ -269,6 +270,46 @@ def export(run: str, out: str, target: str = "adapter", as_zip: bool = False, re
     return {"path": str(zip_adapter(Run(run), out) if as_zip else export_adapter(Run(run), out))}
 
 
+def spectrum(run: str) -> Json:
+    """How much of its rank the run's adapter uses: `rank`, `used`, `curve` (mean singular value as a share of the largest), `layers` (used by each)."""
+    from peft_space.export.compress import KEPT_ENERGY, read_spectrum
+
+    found = read_spectrum(Run(run))
+    used = dict(zip(found.layers, found.rank_for(KEPT_ENERGY).tolist(), strict=True))
+    return {"rank": found.rank, "used": found.used_rank, "curve": found.mean_curve().tolist(), "layers": used}
+
+
+def compress(run: str, out: str, rank: int | None = None, report: Report | None = None) -> Json:
+    """A smaller adapter in the folder `out`, of `rank` or the rank that is used, and the held-out loss before and after."""
+    from peft_space.evaluate import held_out_loss
+    from peft_space.export.compress import compress as compress_run
+    from peft_space.models.load import load_adapted
+
+    opened, on_progress = Run(run), _progress(report)
+    on_progress(0.0, "Taking the adapter apart")
+    smaller = compress_run(opened, out, rank)
+    on_progress(0.3, "Scoring the adapter as it was")
+    before = held_out_loss(opened, _adapted(run))
+    on_progress(0.6, "Scoring the smaller adapter")
+    after = held_out_loss(opened, load_adapted(opened, Path(out)))
+    return {"path": str(Path(out).absolute()), "rank": smaller, "loss_before": before, "loss_after": after}
+
+
+def study(
+    data: Data,
+    recipe: Json | None = None,
+    ranks: list[int] | None = None,
+    held_out: Data | None = None,
+    reading: Json | None = None,
+    report: Report | None = None,
+) -> Json:
+    """The recipe trained briefly at several ranks: `results` of each (rank, trainable_parameters, loss, seconds), and the rank that is `enough`."""
+    from peft_space.study import RANKS
+    from peft_space.study import study as study_ranks
+
+    return asdict(study_ranks(data, make_recipe(recipe or {}), tuple(ranks or RANKS), held_out, reading, _progress(report)))
+
+
 def push(run: str, repo: str, token: str | None = None, public: bool = False, report: Report | None = None) -> Json:
     """Push the adapter to the Hub: `url`."""
     from peft_space.hub import push as push_run
@@ -302,8 +343,8 @@ def _adapted(run: str) -> Any:
 
 
 VERBS: dict[str, Callable[..., Json]] = {
-    verb.__name__: verb for verb in (warm, check, show, layers, advise, make, compare, evaluate, export, push)
+    verb.__name__: verb for verb in (warm, check, show, layers, advise, study, make, compare, evaluate, spectrum, compress, export, push)
 }
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "advise", "make", "compare", "evaluate", "export", "push"}
+REPORTING = {"check", "advise", "study", "make", "compress", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

@@ -95,6 +95,7 @@ class LinearLayers:
     """Blocks of experts whose weights are one block of numbers, not layers: they get no adapter."""
     taken_for_experts: list[str]
     """Last parts of names of layers that PEFT would take for experts, so that they can get none either."""
+    task: Task
     model: Any
     """The model on the meta device: its shapes, without weights."""
 
@@ -126,6 +127,7 @@ def linear_layers(config: Any, task: Task = "causal-lm") -> LinearLayers:
         new_modules=new,
         fused_experts=experts,
         taken_for_experts=taken,
+        task=task,
         model=model,
     )
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft_space import hardware
@@ -59,7 +60,9 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
     from transformers import set_seed
 
     layers = linear_layers(base.config, goal.task)
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "quantization_config": quantization_config(recipe, base, dtype, layers)}
+    in_bits = quantization_of(recipe, base.config) in ("nf4", "fp4", "int8")
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    kwargs["quantization_config"] = bitsandbytes_config(recipe, dtype, layers) if in_bits else None
     if goal.labels:
         names = dict(enumerate(goal.labels))
         kwargs |= {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
@@ -129,21 +132,18 @@ def quantization_of(recipe: Recipe, config: Any) -> str:
     raise UserError(f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision.")
 
 
-def quantization_config(recipe: Recipe, base: Base, dtype: str, layers: LinearLayers) -> Any:
-    """What bitsandbytes is to do with the base, or None. NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314)."""
-    wanted = quantization_of(recipe, base.config)
-    if wanted not in ("nf4", "fp4", "int8"):
-        return None
+def bitsandbytes_config(recipe: Recipe, dtype: str, layers: LinearLayers) -> Any:
+    """What bitsandbytes is to do with the base. NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314)."""
     import torch
     from transformers import BitsAndBytesConfig
 
     untouched = [*layers.new_modules, *([layers.head] if layers.head else [])]
-    if wanted == "int8":
+    if recipe.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
     return BitsAndBytesConfig(
         llm_int8_skip_modules=untouched,  # of 4 bits too, in spite of its name
         load_in_4bit=True,
-        bnb_4bit_quant_type=wanted,
+        bnb_4bit_quant_type=recipe.quantization,
         bnb_4bit_use_double_quant=recipe.double_quantization,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
@@ -213,8 +213,8 @@ class Adapted:
     goal: Goal = ANSWERS
 
 
-def load_adapted(run: Run) -> Adapted:
-    """The base of `run` as it was trained on, with the run's adapter on it, ready to answer."""
+def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
+    """The base of `run` as it was trained on, with the run's adapter on it, or another `adapter` of that base, ready to answer."""
     from peft import PeftModel
 
     trained_on = json.loads((run.adapter / "adapter_config.json").read_text())["revision"]
@@ -223,7 +223,9 @@ def load_adapted(run: Run) -> Adapted:
     model = load_base_model(base, run.recipe, inference_dtype(), goal)
     if run.recipe.quantization in ("nf4", "fp4") and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
-    return Adapted(PeftModel.from_pretrained(model, run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal)
+    return Adapted(
+        PeftModel.from_pretrained(model, adapter or run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal
+    )
 
 
 def _has_room_for(num_bytes: int) -> bool:

@@ -1,0 +1,281 @@
+"""How near the estimate of memory comes to what a training takes, on a CPU. `python -m benchmarks.memory`
+
+Each recipe is trained for two steps in a fresh process, with the project's own loading, adapter, batches and Trainer. Measured is the most
+resident memory (VmHWM, which a child does not inherit) over that after all imports and before loading. The models have random weights:
+what they hold does not matter here. The three constants of the estimate are fitted on the recipes of FITTED alone.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+BLOCK = {"vocab_size": 16_000, "hidden_size": 512, "num_hidden_layers": 10, "num_attention_heads": 8}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Llama": ("LlamaConfig", "CausalLM", BLOCK | {"intermediate_size": 1_408, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "GPT-2": ("GPT2Config", "CausalLM", {"vocab_size": 32_000, "n_embd": 512, "n_layer": 8, "n_head": 8}),
+    "Qwen 2": (
+        "Qwen2Config",
+        "CausalLM",
+        BLOCK | {"vocab_size": 48_000, "hidden_size": 448, "intermediate_size": 1_216, "num_key_value_heads": 1, "num_attention_heads": 7},
+    ),
+    "Mistral": (
+        "MistralConfig",
+        "CausalLM",
+        {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2_048, "num_hidden_layers": 6, "num_attention_heads": 12}
+        | {"num_key_value_heads": 4, "sliding_window": None},
+    ),
+    "GPT-NeoX": ("GPTNeoXConfig", "CausalLM", BLOCK | {"vocab_size": 24_000, "intermediate_size": 2_048}),
+    "OPT": ("OPTConfig", "CausalLM", BLOCK | {"vocab_size": 24_000, "ffn_dim": 2_048, "word_embed_proj_dim": 512}),
+    "BERT": ("BertConfig", "SequenceClassification", BLOCK | {"vocab_size": 30_522, "intermediate_size": 2_048, "num_labels": 4}),
+    "Phi": ("PhiConfig", "CausalLM", BLOCK | {"vocab_size": 20_000, "intermediate_size": 2_048}),
+    "Gemma": (
+        "GemmaConfig",
+        "CausalLM",
+        BLOCK | {"vocab_size": 40_000, "intermediate_size": 1_536, "num_key_value_heads": 1, "head_dim": 64},
+    ),
+    "T5": (
+        "T5Config",
+        "Seq2SeqLM",
+        {"vocab_size": 32_128, "d_model": 512, "d_ff": 2_048, "d_kv": 64, "num_layers": 6, "num_heads": 8, "decoder_start_token_id": 0},
+    ),
+}
+"""Configuration, kind, sizes: 32 to 67 million parameters each, 128 MB and more."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; `recipe` has what differs from the defaults."""
+
+    model: str
+    batch_size: int
+    length: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+    checkpointing: bool = False
+    stored: str = "float32"
+
+
+EXACT = {"quantization": "none"}
+FITTED = (
+    Case("Llama", 4, 256, EXACT),
+    Case("Llama", 8, 128),
+    Case("Llama", 8, 192, EXACT, checkpointing=True),
+    Case("GPT-2", 4, 256, EXACT | {"lora_rank": 8}),
+    Case("GPT-2", 2, 192),
+    Case("GPT-2", 8, 128, checkpointing=True),
+    Case("Llama", 2, 128, EXACT | {"lora_rank": 64}),
+    Case("Llama", 12, 512, EXACT),
+    Case("OPT", 4, 192, EXACT),
+    Case("BERT", 8, 128, EXACT),
+)
+TESTED = (
+    Case("Llama", 6, 192, {"target_modules": "attention"}),
+    Case("Llama", 4, 256, checkpointing=True),
+    Case("Llama", 4, 128, {"double_quantization": False}, stored="bfloat16"),
+    Case("Llama", 4, 128, EXACT, stored="bfloat16"),
+    Case("GPT-2", 1, 512, EXACT),
+    Case("Qwen 2", 4, 128, EXACT),
+    Case("Qwen 2", 2, 320),
+    Case("Qwen 2", 4, 192, {"lora_rank": 32}, checkpointing=True),
+    Case("Mistral", 4, 192, EXACT),
+    Case("Mistral", 4, 192, EXACT, checkpointing=True),
+    Case("Mistral", 8, 96, {"lora_rank": 4}),
+    Case("GPT-NeoX", 4, 128, EXACT),
+    Case("GPT-NeoX", 2, 384, {"lora_rank": 32}),
+    Case("OPT", 8, 64, {"quantization": "fp4"}),
+    Case("T5", 4, 192, EXACT),
+    Case("T5", 4, 128),
+    Case("Phi", 4, 160, EXACT),
+    Case("Phi", 3, 224, {"target_modules": "attention", "lora_rank": 8}),
+    Case("Gemma", 4, 112, EXACT),
+    Case("Gemma", 6, 128),
+    Case("BERT", 16, 64, EXACT | {"lora_rank": 4}),
+    Case("Mistral", 2, 256, {"double_quantization": False}),
+)
+
+
+def config_of(case: Case) -> Any:
+    import torch
+    import transformers
+
+    name, _, sizes = MODELS[case.model]
+    return getattr(transformers, name)(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype=getattr(torch, case.stored))
+
+
+def auto_class(case: Case) -> Any:
+    import transformers
+
+    return getattr(transformers, f"AutoModelFor{MODELS[case.model][1]}")
+
+
+def store(case: Case, folder: str) -> None:
+    """Write the model of `case` with random weights."""
+    config = config_of(case)
+    auto_class(case).from_config(config).to(config.dtype).save_pretrained(folder)
+
+
+def goal_of(case: Case) -> Any:
+    """What the model of `case` learns."""
+    from peft_space.models.load import Goal
+
+    tasks = {"Seq2SeqLM": "seq2seq-lm", "SequenceClassification": "sequence-classification"}
+    task = tasks.get(MODELS[case.model][1], "causal-lm")
+    return Goal(task, ("no", "yes") if task == "sequence-classification" else ())
+
+
+def estimated(case: Case) -> Any:
+    """The MemoryEstimate of `case`."""
+    from peft_space.models.families import linear_layers
+    from peft_space.models.memory import estimate
+    from peft_space.recipe import make_recipe
+
+    layers = linear_layers(config_of(case), goal_of(case).task)
+    return estimate(layers, make_recipe(case.recipe), case.batch_size, case.length, gradient_checkpointing=case.checkpointing)
+
+
+def memory(key: str) -> int:
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def adapted(case: Case, folder: str) -> Any:
+    """The model of `case` as it is trained."""
+    from peft_space.models.base import find_base
+    from peft_space.models.load import load_base_model, new_adapter
+    from peft_space.recipe import make_recipe
+
+    recipe, base, goal = make_recipe(case.recipe), find_base(folder), goal_of(case)
+    return new_adapter(load_base_model(base, recipe, "float32", goal), recipe, base, goal)
+
+
+def batches(case: Case) -> tuple[list[Any], Any]:
+    """(rows, collator) of two batches, the first row of each as long as the case says."""
+    import torch
+
+    from peft_space.training.tasks import collate
+
+    random = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(2 * case.batch_size):
+        length = case.length - (number % case.batch_size) % 5
+        ids = torch.randint(3, 16_000, (length,), generator=random).tolist()
+        rows.append(SimpleNamespace(input_ids=ids, labels=ids))
+
+    def classified(examples: Any) -> Any:
+        return collate(examples, 0) | {"labels": torch.arange(len(examples)) % 4}
+
+    is_classified = MODELS[case.model][1] == "SequenceClassification"
+    return rows, classified if is_classified else functools.partial(collate, pad_token_id=0)
+
+
+def measured_here(case: Case, folder: str) -> int:
+    """Bytes that this process, which has to be fresh, grows by after its imports."""
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+    import transformers
+
+    import peft_space.models.load
+    import peft_space.training.tasks  # noqa: F401
+
+    rows, collator = batches(case)
+    before = memory("VmRSS")
+    arguments = transformers.TrainingArguments(  # as training/train.py sets them
+        output_dir=f"{folder}/out",
+        max_steps=2,
+        per_device_train_batch_size=case.batch_size,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to="none",
+        gradient_checkpointing=case.checkpointing,
+    )
+    trainer = transformers.Trainer(adapted(case, folder), arguments, train_dataset=rows, data_collator=collator)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return memory("VmHWM") - before
+
+
+def measured(number: int, case: Case) -> list[int]:
+    """Bytes that fresh processes grow by, the middle one being what counts.
+
+    How the heap is cut up differs from run to run: by a few percent, but with checkpointing, which releases more, by up to 40.
+    """
+    grown = []
+    with tempfile.TemporaryDirectory() as folder:
+        store(case, folder)
+        for _ in range(3 if case.checkpointing else 1):
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--here", str(number), folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            grown.append(int(done.stdout.split()[-1]))
+    return sorted(grown)
+
+
+def compared(number: int, case: Case) -> dict[str, Any]:
+    """The line that is printed for one case."""
+    estimate, runs = estimated(case).total, measured(number, case)
+    truth = statistics.median(runs)
+    return {
+        "model": case.model,
+        "rows": case.batch_size,
+        "length": case.length,
+        "recipe": case.recipe | ({"gradient_checkpointing": True} if case.checkpointing else {}),
+        "stored": case.stored,
+        "estimated_mb": round(estimate / 1e6),
+        "measured_mb": [round(run / 1e6) for run in runs],
+        "error": round(estimate / truth - 1, 3),
+    }
+
+
+def fitted(truths: list[float]) -> dict[str, float]:
+    """The estimate's constants that are nearest to what was measured on FITTED, by least squares of the relative error."""
+    import numpy as np
+
+    from peft_space.models import memory as module
+
+    names = ("LIBRARIES", "HOLES_BETWEEN", "HOLES_ANEW")
+
+    def totals(*values: float) -> Any:
+        for name, value in zip(names, values, strict=True):
+            setattr(module, name, value)
+        return np.array([estimated(case).total for case in FITTED])
+
+    truth, without = np.array(truths), totals(0, 0, 0)  # the estimate is linear in each of them
+    columns = [(totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))]
+    found = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
+    return {f"fitted_{name}": round(float(value), 3) for name, value in zip(("LIBRARIES_mb", *names[1:]), found, strict=True)}
+
+
+def main() -> None:
+    from peft_space.settings import prepare_libraries
+
+    prepare_libraries()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--here", nargs=2)
+    here = parser.parse_args().here
+    cases = [*FITTED, *TESTED]
+    if here:
+        print(measured_here(cases[int(here[0])], here[1]))
+        return
+    lines = []
+    for number, case in enumerate(cases):
+        lines.append({"set": "fitted" if number < len(FITTED) else "tested"} | compared(number, case))
+        print(json.dumps(lines[-1]), flush=True)
+    errors = [abs(line["error"]) for line in lines if line["set"] == "tested"]
+    print(json.dumps({"recipes": len(errors), "median_error": round(statistics.median(errors), 3), "worst_error": max(errors)}))
+    print(json.dumps(fitted([statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]])))
+
+
+if __name__ == "__main__":
+    main()
