@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
     command.add_argument("--recipe", default="{}", help="what is chosen already: a JSON file, or JSON itself")
 
+    command = add("study", _study, "Train a recipe briefly at several ranks, and say which is enough.")
+    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
+    command.add_argument("--reading", default="{}", help=_READING)
+    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+    command.add_argument("--ranks", default="2,4,8,16,32,64", help="with commas between them")
+
     command = add("train", _train, "Train an adapter, or go on with a run.")
     command.add_argument("data", metavar="DATA", nargs="*", help=_DATA)
     command.add_argument("--reading", default="{}", help=_READING)
@@ -90,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("evaluate", _evaluate, "Score base and adapter on the held-out rows.")
     command.add_argument("run", metavar="RUN_DIR")
+
+    command = add("compress", _compress, "Write a smaller adapter, of the rank that is used or another, and say what it loses.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--out", required=True, metavar="DIR")
+    command.add_argument("--rank", type=int, help="without it, the rank that the adapter uses")
 
     command = add("export", _export, "Write the adapter to a folder of its own.")
     command.add_argument("run", metavar="RUN_DIR")
@@ -163,6 +175,23 @@ def _advise(given: argparse.Namespace, show: Show) -> None:
         found,
         "\n".join([*lines, f"Next: python -m peft_space train {shlex.join(given.data)} --recipe {shlex.quote(chosen)} --out RUN_DIR"]),
     )
+
+
+def _study(given: argparse.Namespace, show: Show) -> None:
+    if not all(rank.strip().isdigit() for rank in given.ranks.split(",")):
+        raise UserError(f"--ranks {given.ranks!r} are no ranks. Write them like 2,8,32.")
+    ranks = [int(rank) for rank in given.ranks.split(",")]
+    found = verbs.study(_data(given), read_recipe(given.recipe).model_dump(), ranks, given.held_out, _reading(given))
+    lines = [
+        f"rank {one['rank']:3}: held-out loss {one['loss']:.4f}, {one['trainable_parameters']:,} trainable" for one in found["results"]
+    ]
+    show(found, "\n".join([*lines, f"Rank {found['enough']} is enough: its loss after {found['steps']} steps is within 2 % of the best."]))
+
+
+def _compress(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.compress(given.run, given.out, given.rank)
+    change = f"held-out loss {found['loss_before']:.4f} before, {found['loss_after']:.4f} after"
+    show(found, f"An adapter of rank {found['rank']} is in {found['path']}: {change}.")
 
 
 def _train(given: argparse.Namespace, show: Show) -> None:

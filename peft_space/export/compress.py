@@ -65,7 +65,7 @@ def compress(run: Run, out: str | Path, rank: int | None = None) -> int:
     from safetensors.torch import load_file, save_file
 
     config, layers = _config(run.adapter), _layers(run.adapter)
-    wanted = rank or read_spectrum(run).used_rank
+    wanted = read_spectrum(run).used_rank if rank is None else rank
     if not 1 <= wanted < config["r"]:
         raise UserError(f"The adapter has rank {config['r']} and uses {wanted} of it. Choose a rank from 1 to {config['r'] - 1}.")
     target = Path(out).expanduser().absolute()

@@ -8,7 +8,7 @@ import gradio as gr
 
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
-from peft_space.ui import view
+from peft_space.ui import ranks, view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
@@ -18,6 +18,7 @@ def build(page: Page) -> None:
     pack = gr.Button("Make a .zip of the adapter", variant="primary", interactive=False, elem_id="make-zip")
     packing = gr.Markdown(elem_id="packing")
     file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
+    ranks.build_compress(page)
     gr.Markdown("### Push to the Hugging Face Hub")
     with gr.Row():
         repo = gr.Textbox(

@@ -223,6 +223,33 @@ def advice_html(found: dict[str, Any]) -> str:
     return f'<table class="answers advice"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
+def study_markdown(found: dict[str, Any]) -> str:
+    """What a rank study came to: a table, and which rank is enough."""
+    lines = [
+        f"| {one['rank']} | {one['trainable_parameters']:,} | {one['loss']:.4f} | {one['seconds']:.1f} s |" for one in found["results"]
+    ]
+    words = f"After {found['steps']} steps, **rank {found['enough']}** is enough: its loss is within 2 % of the best."
+    return "\n".join([words, "", "| rank | trainable parameters | held-out loss | time |", "|---|---|---|---|", *lines])
+
+
+def study_table(found: dict[str, Any]) -> pd.DataFrame:
+    """Held-out loss by rank, for a plot."""
+    return pd.DataFrame([[one["rank"], one["loss"]] for one in found["results"]], columns=["rank", "held-out loss"])
+
+
+def spectrum_table(found: dict[str, Any]) -> pd.DataFrame:
+    """Singular values by their number, for a plot."""
+    return pd.DataFrame(list(enumerate(found["curve"], 1)), columns=["number", "size"])
+
+
+def compressed_markdown(found: dict[str, Any]) -> str:
+    """What a smaller adapter lost."""
+    change = found["loss_after"] / found["loss_before"] - 1
+    return (
+        f"Rank {found['rank']}: the loss on held-out rows is {found['loss_after']:.4f}, it was {found['loss_before']:.4f} ({change:+.1%})."
+    )
+
+
 def red_lines_markdown(lines: list[dict[str, Any]]) -> str:
     """What a recipe must not do, and what it had better not."""
     return "\n".join(f"- {'⛔' if line['kind'] == 'stop' else '⚠'} {escape(line['words'])}" for line in lines)

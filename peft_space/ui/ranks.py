@@ -1,0 +1,94 @@
+"""Ranks, measured: the study before a training, on the Recipe tab, and how much of its rank an adapter uses, on the Publish tab."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from peft_space.errors import UserError
+from peft_space.execution.local import WorkerFault
+from peft_space.ui import view
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+
+_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+
+
+def build_study(page: Page) -> None:
+    """Place and wire the rank study."""
+    with gr.Accordion("Which rank is enough? Measure it", open=False):
+        gr.Markdown(
+            "Trains your recipe for at most 60 steps at each of the ranks 2 to 64, and compares the loss on held-out rows. Nothing of it is kept."
+        )
+        with gr.Row():
+            begin = gr.Button("Study the ranks", elem_id="study")
+            cancel = gr.Button("Cancel", visible=False, elem_id="cancel-study")
+        told = gr.Markdown(elem_id="study-told")
+        plot = gr.LinePlot(x="rank", y="held-out loss", title="Loss on held-out rows", height=240, visible=False, elem_id="study-plot")
+    ready = {begin: gr.update(interactive=True), cancel: gr.update(visible=False)}
+
+    def study(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        if not values[page.data]:
+            raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
+        yield {told: "Starting…", begin: gr.update(interactive=False), cancel: gr.update(visible=True)}
+        try:
+            for message in page.workers.stream("study", recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values)):
+                if report := message.get("report"):
+                    yield {told: f"{report['what']}… ({report['share']:.0%})"}
+                elif "result" in message:
+                    found = message["result"]
+                    yield {told: view.study_markdown(found), plot: gr.update(value=view.study_table(found), visible=True), **ready}
+                else:
+                    yield {told: gr.skip()}
+        except (UserError, WorkerFault):
+            yield ready
+            raise
+
+    taken = {page.data, page.held_out, page.reading, *page.form.inputs}
+    working = begin.click(tells_errors(study, where=told), taken, [told, plot, begin, cancel], **_HIDDEN)
+    cancel.click(lambda: {told: "Cancelled.", **ready}, None, [told, begin, cancel], cancels=working, **_HIDDEN)
+
+
+def build_compress(page: Page) -> None:
+    """Place and wire the look at an adapter's rank, and the smaller adapter."""
+    with gr.Accordion("How much of its rank does the adapter use?", open=False):
+        with gr.Row():
+            look = gr.Button("Look", interactive=False, elem_id="spectrum")
+            rank = gr.Textbox(
+                label="Rank of a smaller adapter", placeholder="automatic", info="Empty: the rank that is used.", elem_id="smaller-rank"
+            )
+            make = gr.Button("Make a smaller adapter", interactive=False, elem_id="compress")
+        told = gr.Markdown(elem_id="spectrum-told")
+        plot = gr.LinePlot(
+            x="number", y="size", title="Mean singular value, as a share of the largest", height=240, visible=False, elem_id="spectrum-plot"
+        )
+        file = gr.File(label="Download", visible=False, interactive=False, elem_id="smaller-zip")
+
+    @tells_errors
+    def show(values: dict[Any, Any]) -> dict[Any, Any]:
+        found = page.workers.call("spectrum", run=str(page.chosen_run(values).directory))
+        words = f"Of rank {found['rank']}, **{found['used']}** is used: so much keeps 99.9 % of what the adapter adds to every layer."
+        return {told: words, plot: gr.update(value=view.spectrum_table(found), visible=True)}
+
+    def compress(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        wanted = (values[rank] or "").strip()
+        if wanted and not wanted.isdigit():
+            raise UserError(f"{wanted!r} is no rank. Write a whole number, or leave it empty.")
+        run, folder = page.chosen_run(values), Path(tempfile.mkdtemp(prefix="peft_space-"))
+        out = folder / "adapter"
+        for message in page.workers.stream("compress", run=str(run.directory), out=str(out), rank=int(wanted) if wanted else None):
+            if report := message.get("report"):
+                yield {told: f"{report['what']}…"}
+            elif "result" in message:
+                packed = shutil.make_archive(str(folder / f"adapter-rank-{message['result']['rank']}"), "zip", folder, "adapter")
+                yield {told: view.compressed_markdown(message["result"]), file: gr.update(value=packed, visible=True)}
+            else:
+                yield {told: gr.skip()}
+
+    chosen = {page.visitor, page.run}
+    look.click(show, chosen, [told, plot], **PRIVATE)
+    make.click(tells_errors(compress, where=told), {*chosen, rank}, [told, file], **_HIDDEN)
+    page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 2, page.state, [look, make], **_HIDDEN)
+    page.run.change(lambda: ["", gr.update(visible=False), gr.update(value=None, visible=False)], None, [told, plot, file], **_HIDDEN)
