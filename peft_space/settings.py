@@ -37,5 +37,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # transformers says so whenever a GPTQ or AWQ base is told to compute with a kernel that can be trained
+    warnings.filterwarnings("ignore", message="You passed `quantization_config`", module="transformers")
     # it looks for a faster kernel, says that it found none, and goes on
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

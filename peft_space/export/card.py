@@ -50,12 +50,10 @@ base = AutoModelForCausalLM.from_pretrained({loads}){where}
 model = PeftModel.from_pretrained(base, "path/or/id/of/this/adapter")
 tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 ```"""
-    if run.recipe.quantization == "none":
+    quantization = plan.quantization or run.recipe.quantization  # the first versions' plans do not say it
+    if quantization == "none":
         return code
-    return (
-        code
-        + f"\n\nIt was trained on the base quantized as {run.recipe.quantization}; on the full-precision base its answers can differ a little."
-    )
+    return code + f"\n\nIt was trained on the base quantized as {quantization}; on the full-precision base its answers can differ a little."
 
 
 def _data(data: TrainingData) -> str:

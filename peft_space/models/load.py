@@ -1,6 +1,5 @@
 """Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from peft_space.models.families import (
     target_modules,
     trained_in_full,
 )
+from peft_space.models.quantization import keep_exact, quantization_config, quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 
@@ -60,9 +60,9 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
     from transformers import set_seed
 
     layers = linear_layers(base.config, goal.task)
-    in_bits = quantization_of(recipe, base.config) in ("nf4", "fp4", "int8")
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    kwargs["quantization_config"] = bitsandbytes_config(recipe, dtype, layers) if in_bits else None
+    if (quantized := quantization_config(recipe, base, dtype, layers)) is not None:  # None given would take the place of the model's own
+        kwargs["quantization_config"] = quantized
     if goal.labels:
         names = dict(enumerate(goal.labels))
         kwargs |= {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
@@ -82,7 +82,7 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
     except OSError as error:
         first = str(error).strip().split("\n", 1)[0]
         raise UserError(f"The weights of {base.name} cannot be loaded ({first}). Choose a model that is stored as safetensors.") from error
-    _keep_exact(model)
+    keep_exact(model, getattr(torch, dtype))
     model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
     return model
 
@@ -98,55 +98,6 @@ def _untrained(base: Base, goal: Goal, layers: LinearLayers, missing: Iterable[s
             f"The weights of {base.name} are not whole: {missing[0]} is missing. Choose another base model, or download it again."
         )
     return list(dict.fromkeys(key.rpartition(".")[0] for key in missing if key.partition(".")[0] not in layers.new_modules))
-
-
-def _keep_exact(model: Any) -> None:
-    """Forbid 4-bit layers to repack themselves on CPUs with AVX512-BF16.
-
-    bitsandbytes 0.50 does so, for good, the first time they are used in eval mode: the block scales are rounded to bfloat16 (logits of the
-    built-in model move by 0.1), and as its kernel has no gradient, every training step after the first evaluation would be wrong.
-    """
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def quantization_of(recipe: Recipe, config: Any) -> str:
-    """How the base is held: as the recipe says, or as the model comes (`gptq`, `awq`), which cannot be changed. Raises UserError for other kinds."""
-    comes = getattr(config, "quantization_config", None)
-    if comes is None:
-        return recipe.quantization
-    method = str(comes.get("quant_method") if isinstance(comes, dict) else comes.quant_method).lower()
-    method = method.rpartition(".")[2]  # of an enumeration
-    if method in ("gptq", "awq"):
-        if importlib.util.find_spec("gptqmodel") is None:
-            raise UserError(
-                f"The base model comes quantized as {method.upper()}, which needs the package gptqmodel. "
-                "Install it with `pip install gptqmodel`, or choose the model in full precision and quantization nf4."
-            )
-        return method
-    if method == "bitsandbytes":
-        return "bitsandbytes"
-    raise UserError(f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision.")
-
-
-def bitsandbytes_config(recipe: Recipe, dtype: str, layers: LinearLayers) -> Any:
-    """What bitsandbytes is to do with the base. NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314)."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    untouched = [*layers.new_modules, *([layers.head] if layers.head else [])]
-    if recipe.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
-    return BitsAndBytesConfig(
-        llm_int8_skip_modules=untouched,  # of 4 bits too, in spite of its name
-        load_in_4bit=True,
-        bnb_4bit_quant_type=recipe.quantization,
-        bnb_4bit_use_double_quant=recipe.double_quantization,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
 
 
 def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS, put: Callable[[Any], Any] | None = None) -> Any:
@@ -221,7 +172,7 @@ def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
     base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
     goal = goal_of(run)
     model = load_base_model(base, run.recipe, inference_dtype(), goal)
-    if run.recipe.quantization in ("nf4", "fp4") and _has_room_for(4 * model.num_parameters()):
+    if getattr(model, "is_loaded_in_4bit", False) and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
     return Adapted(
         PeftModel.from_pretrained(model, adapter or run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal
@@ -252,5 +203,12 @@ def expected_parameter_counts(recipe: Recipe, layers: LinearLayers, task: Task =
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, all) parameters as PEFT counts them: packed 4-bit weights are counted one by one."""
-    return model.get_nb_trainable_parameters()
+    """(trainable, all) parameters as PEFT counts them, packed weights one by one; also those of GPTQ and AWQ, which are no parameters to PEFT."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return trainable, total + sum(_weights_in_buffers(module) for module in model.modules())
+
+
+def _weights_in_buffers(module: Any) -> int:
+    """How many weights a linear layer holds in buffers instead of parameters. The adapter's layer around it holds none itself."""
+    own = any(True for _ in module.parameters(recurse=False)), any(True for _ in module.buffers(recurse=False))
+    return module.in_features * module.out_features if own == (False, True) and hasattr(module, "in_features") else 0

@@ -12,7 +12,8 @@ from typing import Any
 
 from peft_space.hardware import Device
 from peft_space.models.families import LinearLayers
-from peft_space.models.load import adapter_config, bitsandbytes_config
+from peft_space.models.load import adapter_config
+from peft_space.models.quantization import bitsandbytes_config
 from peft_space.recipe import Recipe, Task
 
 LIBRARIES = 102_000_000

@@ -11,7 +11,8 @@ from peft_space.advice import DataFacts, MachineFacts, ModelFacts
 from peft_space.data.report import texts_of
 from peft_space.models.base import Base, load_tokenizer
 from peft_space.models.families import linear_layers, wrapped_layers
-from peft_space.models.load import load_base_model, quantization_of
+from peft_space.models.load import load_base_model
+from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.training.prepare import Prepared
 from peft_space.training.tasks import Examples, example_batch

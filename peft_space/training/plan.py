@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from peft_space import advice, hardware
 from peft_space.models.base import Base
-from peft_space.models.load import Goal, inference_dtype, parameter_counts, quantization_of
+from peft_space.models.load import Goal, inference_dtype, parameter_counts
+from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 

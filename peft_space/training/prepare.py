@@ -19,7 +19,8 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import find_base, load_tokenizer
 from peft_space.models.families import CLASSIFYING, MOST_LABELS, choose_task, linear_layers, modules_to_save, wrapped_layers
-from peft_space.models.load import Goal, quantization_of
+from peft_space.models.load import Goal
+from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 

@@ -1,0 +1,164 @@
+"""Adapters on bases that come quantized as GPTQ and as AWQ, on this machine: quantized, trained, scored, loaded with plain PEFT.
+
+In an environment of its own: `python -m venv .venv-gptq; .venv-gptq/bin/pip install -c constraints.txt -r requirements.txt;
+.venv-gptq/bin/pip install --no-deps -r requirements-gptq.txt; .venv-gptq/bin/python -m benchmarks.gptq_awq [gptq] [awq]`. The base is the
+built-in model, quantized here to 4 bits in groups of 128 with 64 texts of the sample data to calibrate. Prints why where a method fails.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from peft_space.settings import prepare_libraries
+
+METHODS = {"gptq": "gptq", "awq": "gemm"}
+"""Each method, and the format that its weights are packed in."""
+CALIBRATION_TEXTS = 64
+STEPS = 20
+LARGEST_DIFFERENCE = 1e-4
+"""Of logits, in float32 on both sides."""
+LIBRARIES = ("torch", "transformers", "peft", "gptqmodel", "optimum")
+
+
+def quantize(method: str, folder: Path) -> None:
+    """Write the built-in model into `folder`, quantized."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    from peft_space.demo import MODEL_DIR, TRAIN_FILE
+
+    texts = TRAIN_FILE.read_text(encoding="utf-8").splitlines()[:CALIBRATION_TEXTS]
+    config = QuantizeConfig(bits=4, group_size=128, quant_method=method, format=METHODS[method])
+    model = GPTQModel.load(str(MODEL_DIR), config, device="cpu")
+    model.quantize(texts, batch_size=4)
+    model.save(str(folder))
+
+
+def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """A run on `base`, trained and scored as the command line does it; the model as it was prepared for training; and the figures."""
+    import peft
+
+    from peft_space import verbs
+    from peft_space.run import Run, steps_of
+
+    prepared = []
+
+    def prepare(*given: Any, **more: Any) -> Any:
+        prepared.append(really(*given, **more))
+        return prepared[-1]
+
+    really = peft.prepare_model_for_kbit_training
+    run = verbs.make(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})["run"]
+    began = time.perf_counter()
+    with mock.patch("peft.prepare_model_for_kbit_training", prepare):
+        verbs.train(run)
+    training = time.perf_counter() - began
+    scores = verbs.evaluate(run)
+    steps = steps_of(Run(run).history())
+    figures = {
+        "loss_first": round(steps[0].loss, 4),
+        "loss_last": round(steps[-1].loss, 4),
+        "base_held_out_loss": round(scores["base"]["loss"], 4),
+        "adapter_held_out_loss": round(scores["adapter"]["loss"], 4),
+        "training_seconds": round(training, 1),
+        "evaluation_seconds": round(time.perf_counter() - began - training, 1),
+    }
+    assert len(prepared) == 1, "prepare_model_for_kbit_training did not run"
+    return Run(run), prepared[0], figures
+
+
+def look_at(model: Any) -> dict[str, Any]:
+    """What can be seen on a model that was trained. Fails where the base is not frozen, not exact, or a layer has no adapter."""
+    import torch
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from peft.tuners.lora import LoraLayer
+
+    base = {name: parameter for name, parameter in model.named_parameters() if "lora_" not in name}
+    assert not any(parameter.requires_grad for parameter in base.values()), "the base is not frozen"
+    norms = [parameter for name, parameter in base.items() if "norm" in name]
+    assert norms, "no layer norms were found"
+    assert all(norm.dtype == torch.float32 for norm in norms), "layer norms are not float32"
+    layers = [module for module in model.modules() if isinstance(module, BaseQuantLinear)]
+    wrappers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    assert {id(wrapper.base_layer) for wrapper in wrappers} == {id(layer) for layer in layers}, "not every quantized layer has an adapter"
+    kinds = sorted({f"{type(wrapper).__name__} on {type(wrapper.base_layer).__name__}" for wrapper in wrappers})
+    return {"wrapped": len(wrappers), "layers": ", ".join(kinds)}
+
+
+def difference_to_plain_peft(run: Any, base: Path) -> tuple[float, str]:
+    """The largest difference of logits between the app's model and the adapter in plain transformers and PEFT, and the layers of the latter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from peft_space.models.load import load_adapted
+
+    ours = load_adapted(run)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run.adapter).eval()
+    ids = ours.tokenizer("My order has not arrived yet. Where is it?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = [model(input_ids=ids).logits.float() for model in (ours.model, plain)]
+        with plain.disable_adapter():
+            assert not torch.equal(plain(input_ids=ids).logits.float(), logits[1]), "the adapter changes nothing"
+    layer = next(module for name, module in plain.named_modules() if name.endswith("q_proj.base_layer"))
+    return (logits[0] - logits[1]).abs().max().item(), type(layer).__name__
+
+
+def measure(method: str, folder: Path) -> dict[str, Any]:
+    """All of it for one method."""
+    from peft_space.models.base import find_base
+    from peft_space.models.families import linear_layers
+    from peft_space.models.load import expected_parameter_counts
+    from peft_space.training.plan import read_plan
+
+    base = folder / method
+    began = time.perf_counter()
+    quantize(method, base)
+    quantizing = time.perf_counter() - began
+    run, model, figures = trained(base, folder / f"run-{method}")
+    seen = look_at(model)
+    plan = read_plan(run)
+    assert plan is not None
+    assert (plan.num_wrapped, plan.quantization) == (seen["wrapped"], method)
+    full = expected_parameter_counts(run.recipe, linear_layers(find_base("demo").config))
+    assert (plan.trainable_parameters, plan.all_parameters) == full, "parameters are not counted as those of the base in full"
+    assert figures["loss_last"] < figures["loss_first"] / 2, f"the loss does not fall: {figures}"
+    difference, plain_layer = difference_to_plain_peft(run, base)
+    assert difference < LARGEST_DIFFERENCE, f"plain PEFT gives other logits, by {difference}"
+    counted = {"trainable_parameters": plan.trainable_parameters, "all_parameters": plan.all_parameters}
+    seconds = {"quantizing_seconds": round(quantizing, 1)}
+    plain = {"max_logit_difference_to_plain_peft": difference, "layers_in_plain_peft": plain_layer}
+    return {"method": method, "steps": STEPS} | figures | seconds | seen | counted | {"compute_dtype": plan.compute_dtype} | plain
+
+
+def main() -> None:
+    prepare_libraries()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault(
+        "GPTQMODEL_CPU_WORKERS", "4"
+    )  # by itself it takes half of the cores, and where that is one it cannot load a model
+    if importlib.util.find_spec("gptqmodel") is None:
+        sys.exit(f"gptqmodel is not installed here.\n\n{__doc__}")
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    result, failed = sys.stdout, False
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
+        for method in sys.argv[1:] or METHODS:  # gptqmodel writes logs into the working folder, and to stdout
+            try:
+                figures = measure(method, Path(folder))
+            except Exception as error:  # noqa: BLE001 - what is not possible here is a result too
+                traceback.print_exc()
+                figures, failed = {"method": method, "fails": f"{type(error).__name__}: {error}"}, True
+            print(json.dumps(figures | {"versions": versions}), file=result, flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
