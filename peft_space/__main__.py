@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft_space import events, settings, verbs
-from peft_space.errors import UserError, explain
+from peft_space.errors import UserError, explain, mendable
 from peft_space.execution.local import machines_turn
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.run import Run
@@ -30,13 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         with _stdout_for_result_only() as result:
             given.command(given, lambda value, text: print(json.dumps(value) if given.json else text, file=result))
         return 0
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     except Exception as error:  # noqa: BLE001 - the one place where errors of the command line are put into words
-        traceback.print_exc()
+        users = mendable(error) is not None
+        if not users:
+            traceback.print_exc()
         print(explain(error), file=sys.stderr)
-        return 1
+        return 2 if users else 1
 
 
 Show = Callable[[Any, str], None]

@@ -13,10 +13,32 @@ class UserError(Exception):
     """
 
 
-def explain(error: BaseException) -> str:
-    """What to tell the user of any exception: a UserError's own words, or that it is our fault and where the details are."""
+def mendable(error: BaseException) -> UserError | None:
+    """The exception as one that the user can mend, whichever library raised it; None where it is our fault."""
     if isinstance(error, UserError):
-        return str(error)
+        return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full. Make room on it, then try again; what was saved so far is kept."
+        return UserError("The disk is full. Make room on it, then try again; what was saved so far is kept.")
+    if where := _out_of_memory(error):
+        return UserError(
+            f"{where} has not enough memory for this. Set a smaller batch_size or max_length in the recipe, "
+            "hold the base in 4 bits (quantization nf4), or choose a smaller base model."
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """What ran out of memory, if anything did. PyTorch says it by classes that are not imported here, and on a CPU only by its words."""
+    words = str(error)
+    if isinstance(error, RuntimeError) and ("out of memory" in words or "CUBLAS_STATUS_ALLOC_FAILED" in words):
+        return "The GPU"
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "This machine"
+    return "This machine" if isinstance(error, RuntimeError) and "can't allocate memory" in words else None
+
+
+def explain(error: BaseException) -> str:
+    """What to tell the user of any exception: what they can mend, in its own words, or that it is our fault and where the details are."""
+    if found := mendable(error):
+        return str(found)
     return f"This is a fault of the app, not yours ({type(error).__name__}: {error}). The log has the details; please report it."

@@ -17,6 +17,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+from peft_space.__main__ import main  # noqa: E402
 from peft_space.errors import UserError  # noqa: E402
 from peft_space.recipe import Recipe  # noqa: E402
 from peft_space.run import Run  # noqa: E402
@@ -120,6 +121,18 @@ def ask(hub_worker):
         raise UserError(answer["error"])
 
     return ask_for
+
+
+@pytest.fixture
+def run_command(capfd):
+    """Runs one command in this process: (exit status, standard output, standard error)."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
 
 
 @pytest.fixture

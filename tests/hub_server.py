@@ -5,6 +5,7 @@ put faults in the way. Large files are stored under another origin (`localhost`)
 """
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -37,7 +38,7 @@ class Commit:
     title: str
     files: dict[str, bytes]
 
-    @property
+    @functools.cached_property
     def oid(self) -> str:
         return hashlib.sha1(repr((self.title, sorted(self.files.items()))).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING
 
 from peft_space.models.base import find_base
 from peft_space.models.families import auto_class, linear_layers, target_modules, tasks_of, wrapped_layers
+from peft_space.models.fit import check_fits
 from peft_space.models.load import Goal, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from tests.architectures import ARCHITECTURES, VOCABULARY
@@ -58,6 +59,7 @@ def test_an_architecture_is_wrapped_as_expected_trained_and_comes_back_the_same(
     before, after = train_two_steps(model, batch)
     assert after < before
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    check_fits(tmp_path / "adapter", base, goal.task, goal.labels)
     again = PeftModel.from_pretrained(load_base_model(base, RECIPE, "float32", goal), tmp_path / "adapter")
     with torch.inference_mode():
         wanted, found = (one.eval()(**batch).logits for one in (model, again))

@@ -4,20 +4,7 @@ import json
 
 import pytest
 
-from peft_space.__main__ import main
 from peft_space.run import Run
-
-
-@pytest.fixture
-def run_command(capfd):
-    """Runs one command in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_check_says_what_is_in_a_file(run_command, write):

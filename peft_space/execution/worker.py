@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
-from peft_space.errors import UserError, explain
+from peft_space.errors import explain, mendable
 from peft_space.settings import prepare_libraries
 from peft_space.verbs import REPORTING, VERBS
 
@@ -53,9 +53,9 @@ def _last_message(request: dict[str, Any], write: Callable[[dict[str, Any]], Non
     try:
         return {"result": VERBS[verb](**arguments)}
     except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
-        if not isinstance(error, UserError):
+        if mendable(error) is None:
             traceback.print_exc()
-        return {"error": explain(error), "users": isinstance(error, UserError)}
+        return {"error": explain(error), "users": mendable(error) is not None}
 
 
 if __name__ == "__main__":

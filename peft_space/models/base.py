@@ -13,12 +13,14 @@ from typing import Any
 from peft_space import settings
 from peft_space.data.templates import TEMPLATES
 from peft_space.demo import MODEL_DIR
-from peft_space.errors import UserError
+from peft_space.errors import UserError, mendable
+from peft_space.models.files import OUT_OF_REACH, has_vocabulary, without_config
 from peft_space.recipe import Task
 
 DEMO = "demo"
 """The name of the built-in model in a recipe."""
 
+_DEMO_NAME = "peft_space/demo/model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -46,16 +48,34 @@ def find_base(base_model: str, revision: str | None = None) -> Base:
     Raises UserError where there is none, it cannot be reached, or it would need code of its own.
     """
     if base_model == DEMO:
-        return Base(str(MODEL_DIR), "peft_space/demo/model", None, _config(str(MODEL_DIR), None))
-    folder = Path(base_model).expanduser()
-    if not settings.on_space() and folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"The folder {base_model} is no base model: it has no config.json. Give the folder that save_pretrained wrote.")
-        return Base(str(folder.absolute()), str(folder.absolute()), None, _config(str(folder), None))
+        return Base(str(MODEL_DIR), _DEMO_NAME, None, _config(str(MODEL_DIR), None))
+    if folder := _folder(base_model):
+        if reason := without_config(str(folder), None):
+            raise UserError(f"The folder {base_model} is no base model: {reason}.")
+        return Base(str(folder), str(folder), None, _config(str(folder), None))
     if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
         raise UserError(f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.")
     config = _config(base_model, revision)
-    return Base(base_model, base_model, getattr(config, "_commit_hash", None) or revision, config)
+    return Base(base_model, base_model, _commit(base_model, revision), config)
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a config, which was just downloaded, is of: its folder in the Hub's cache is named by it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(kept).parent.name if isinstance(kept, str) else revision
+
+
+def name_of(base_model: str) -> str:
+    """The name by which an adapter's config calls what `base_model` names."""
+    return _DEMO_NAME if base_model == DEMO else str(_folder(base_model) or base_model)
+
+
+def _folder(base_model: str) -> Path | None:
+    """The folder that `base_model` names; on a Space it names none."""
+    folder = Path(base_model).expanduser()
+    return folder.absolute() if not settings.on_space() and folder.is_dir() else None
 
 
 def pin(base: Base, expected: str | None = None) -> Base:
@@ -78,16 +98,9 @@ def load_tokenizer(base: Base, chat_template: str = "own", task: Task = "causal-
     Args:
         chat_template: `own`, or the name of a well-known one (`data.templates`) that takes its place.
     """
-    from transformers import AutoTokenizer
-
     # words of tagged rows stand alone; as in a text they begin with the white space before them
     more = {"add_prefix_space": True} if task == "token-classification" else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.location, revision=_hub_revision(base), **more)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"The base model {base.name} has no tokenizer that can be loaded ({_first_line(error)}). Choose another base model."
-        ) from error
+    tokenizer = _tokenizer(base, more)
     if not tokenizer.is_fast:
         raise UserError(f"The tokenizer of {base.name} has no fast version, which is needed. Choose another base model.")
     if tokenizer.pad_token is None:
@@ -101,27 +114,58 @@ def load_tokenizer(base: Base, chat_template: str = "own", task: Task = "causal-
     return tokenizer
 
 
+def _tokenizer(base: Base, more: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    known = (base.location, _hub_revision(base))
+    try:
+        # code of its own is forbidden in so many words, or transformers asks whoever sits at the terminal
+        tokenizer = AutoTokenizer.from_pretrained(base.location, revision=_hub_revision(base), trust_remote_code=False, **more)
+    except Exception as error:
+        if mendable(error):
+            raise
+        if has_vocabulary(*known, ()):
+            reason = why_not(error, base.revision) or f"{_first_line(error)} Choose another base model"
+            raise UserError(f"The tokenizer of the base model {base.name} cannot be loaded: {reason}.") from error
+        tokenizer = None
+    # without a vocabulary many kinds of tokenizers come up empty, and take every word for an unknown one
+    if tokenizer is None or not has_vocabulary(*known, list(tokenizer.vocab_files_names.values())):
+        raise UserError(
+            f"The base model {base.name} has no tokenizer: there is no tokenizer.json among its files. "
+            "Save the tokenizer beside the model, or choose another base model."
+        )
+    return tokenizer
+
+
 def _config(location: str, revision: str | None) -> Any:
-    from huggingface_hub import errors
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        causes = _chain(error)
-        if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-            reason = "its authors ask for an agreement first. Accept it on the model's page on the Hub and sign in, then try again"
-        elif any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-            reason = f"it has no revision {revision!r}. Check the branch, tag or commit"
-        elif any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-            reason = "the Hub knows no model of this name, or it is private. Check the spelling, or sign in"
-        elif "trust_remote_code" in str(error):
-            reason = "it needs code of its own to run, which is never allowed here. Choose a model that transformers supports"
-        elif any(isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for cause in causes):
-            reason = "it is not on this machine and the Hub cannot be reached. Check the spelling and the network, or use demo"
-        else:
-            reason = f"{_first_line(error)} Choose another base model"
+    except (OSError, ValueError, StrictDataclassError) as error:
+        if mendable(error):
+            raise
+        reason = why_not(error, revision) or without_config(location, revision) or f"{_first_line(error)} Choose another base model"
         raise UserError(f"The base model {location!r} cannot be loaded: {reason}.") from error
+
+
+def why_not(error: BaseException, revision: str | None) -> str | None:
+    """Why the Hub gave nothing or what it gave is refused, and what to do; None where the error is about something else."""
+    from huggingface_hub import errors
+
+    causes = _chain(error)
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
+        return "its authors ask for an agreement first. Accept it on the model's page on the Hub and sign in, then try again"
+    if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
+        return f"it has no revision {revision!r}. Check the branch, tag or commit"
+    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
+        return "the Hub knows no model of this name, or it is private. Check the spelling, or sign in"
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own to run, which is never allowed here. Choose a model that transformers supports"
+    if any(isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for cause in causes):
+        return OUT_OF_REACH
+    return None
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -133,7 +177,9 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    """What the library says first, as a sentence."""
+    first = str(error).strip().split("\n", 1)[0].rstrip(" :")
+    return first if first.endswith(".") else f"{first}."
 
 
 def _hub_revision(base: Base) -> str | None:

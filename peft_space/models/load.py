@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_space import hardware
-from peft_space.errors import UserError
-from peft_space.models.base import Base, find_base, load_tokenizer, pin
+from peft_space.errors import UserError, mendable
+from peft_space.models.base import Base, find_base, load_tokenizer, pin, why_not
 from peft_space.models.families import (
     CLASSIFYING,
     LinearLayers,
@@ -19,6 +19,8 @@ from peft_space.models.families import (
     target_modules,
     trained_in_full,
 )
+from peft_space.models.files import check_weights
+from peft_space.models.fit import check_fits, revision_of
 from peft_space.models.quantization import keep_exact, quantization_config, quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
@@ -57,8 +59,10 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
     Raises UserError where the weights are missing or are not safetensors.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import set_seed
 
+    check_weights(base)
     layers = linear_layers(base.config, goal.task)
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if (quantized := quantization_config(recipe, base, dtype, layers)) is not None:  # None given would take the place of the model's own
@@ -79,9 +83,12 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
             output_loading_info=True,
             **kwargs,
         )
-    except OSError as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"The weights of {base.name} cannot be loaded ({first}). Choose a model that is stored as safetensors.") from error
+    except (OSError, SafetensorError) as error:
+        if mendable(error):
+            raise
+        first = str(error).strip().split("\n", 1)[0].rstrip(".")
+        reason = why_not(error, base.revision) or f"{first}. Download the model again, or choose one that is stored as safetensors"
+        raise UserError(f"The weights of {base.name} cannot be loaded: {reason}.") from error
     keep_exact(model, getattr(torch, dtype))
     model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
     return model
@@ -165,12 +172,16 @@ class Adapted:
 
 
 def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
-    """The base of `run` as it was trained on, with the run's adapter on it, or another `adapter` of that base, ready to answer."""
+    """The base of `run` as it was trained on, with the run's adapter on it, or another `adapter` of that base, ready to answer.
+
+    Raises UserError where base and adapter do not fit.
+    """
     from peft import PeftModel
 
-    trained_on = json.loads((run.adapter / "adapter_config.json").read_text())["revision"]
+    trained_on = revision_of(run.adapter, run.recipe.base_model)
     base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
     goal = goal_of(run)
+    check_fits(adapter or run.adapter, base, goal.task, goal.labels)
     model = load_base_model(base, run.recipe, inference_dtype(), goal)
     if getattr(model, "is_loaded_in_4bit", False) and _has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token

@@ -19,6 +19,7 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import find_base, load_tokenizer
 from peft_space.models.families import CLASSIFYING, MOST_LABELS, choose_task, linear_layers, modules_to_save, wrapped_layers
+from peft_space.models.files import check_weights
 from peft_space.models.load import Goal
 from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe
@@ -52,6 +53,7 @@ def prepare(
     """
     on_progress(0.0, "Looking at the base model")
     base = find_base(recipe.base_model, recipe.revision)
+    check_weights(base)
     on_progress(0.0, "Reading the rows")
     understood = training_data(data, recipe.held_out_share, recipe.seed, held_out, reading, on_progress)
     task = choose_task(recipe, base.config, understood.reading.shape)

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
-from peft_space.errors import UserError, explain
+from peft_space.errors import UserError, explain, mendable
 from peft_space.execution.local import WorkerFault, Workers
 from peft_space.run import Run, list_runs, open_run
 from peft_space.ui import view
@@ -127,7 +127,9 @@ def tells_errors(handler: Callable[..., Any], where: gr.components.Component | N
 
 
 def _in_words(error: Exception) -> gr.Error:
-    if isinstance(error, UserError | WorkerFault):
+    if isinstance(error, WorkerFault):
         return gr.Error(str(error), duration=None, print_exception=False)
+    if mendable(error) is not None:
+        return gr.Error(explain(error), duration=None, print_exception=False)
     logger.exception("a handler of the page failed", exc_info=error)
     return gr.Error(explain(error), duration=None, print_exception=False)
