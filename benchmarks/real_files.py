@@ -25,7 +25,7 @@ def look(path: Path) -> dict[str, Any]:
         return {"rows": found["rows"], "question": found["question"], "seconds": seconds}
     told = {key: found[key] for key in ("rows", "shape", "to_train", "held_out", "num_problems", "notes")}
     findings = {finding["kind"]: finding["count"] for finding in found["findings"]}
-    return told | {"findings": findings, "previewed": len(found["examples"]), "seconds": seconds, "trainable": found["trainable"]}
+    return told | {"findings": findings, "previewed": len(found["examples"]), "seconds": seconds, "task": found["task"]}
 
 
 def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
@@ -53,7 +53,7 @@ def main() -> None:
             if path.suffix in SUFFIXES:
                 try:
                     told = look(path)
-                    if told.pop("trainable", False):
+                    if told["task"]:
                         told["losses"] = train_a_little(path, given.steps, folder)
                 except UserError as error:
                     told = {"refused": str(error)}

@@ -85,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
 
+    command = add(
+        "adopt", _adopt, "Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."
+    )
+    command.add_argument("adapter", metavar="ADAPTER", help="a folder, a .zip of one, or a Hub id")
+    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
+    command.add_argument("--reading", default="{}", help=_READING)
+    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--recipe", default="{}", help="choices for training it further; {} is all defaults")
+    command.add_argument("--out", required=True, metavar="RUN_DIR", help="the new run's folder")
+
     command = add("compare", _compare, "Let base and adapter answer the same prompt.")
     command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
@@ -217,6 +227,13 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",
     )
+
+
+def _adopt(given: argparse.Namespace, show: Show) -> None:
+    recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
+    found = verbs.adopt(given.out, given.adapter, _data(given), recipe, given.held_out, _reading(given))
+    more = f"evaluate {found['run']}, or python -m peft_space train --resume {found['run']}"
+    show(found, f"The adapter is in the run {found['run']}. Next: python -m peft_space {more}")
 
 
 def _compare(given: argparse.Namespace, show: Show) -> None:

@@ -182,7 +182,27 @@ def layers(recipe: Json) -> Json:
         "taken_for_experts": found.taken_for_experts,
         "trainable": trainable,
         "parameters": total,
+        "memory": _memory(wanted, config, task),
     }
+
+
+def _memory(recipe: Recipe, config: Any, task: Task) -> Json | None:
+    """What training will need here at most, in bytes, and where that is more than is free, which changes would make it fit."""
+    from peft_space import hardware
+    from peft_space.models.families import linear_layers
+    from peft_space.models.load import inference_dtype
+    from peft_space.models.memory import estimate, to_fit
+    from peft_space.models.quantization import quantization_of
+
+    if quantization_of(recipe, config) != recipe.quantization:
+        return None  # what GPTQ's and AWQ's layers take has not been measured
+    layers = linear_layers(config, task)  # anew: counting wraps the model
+    rows = recipe.batch_size * (2 if task == "dpo" else 1)  # both answers of each row
+    where = {"device": hardware.device(), "dtype": inference_dtype()}
+    need, free = estimate(layers, recipe, rows, recipe.max_length, **where), hardware.free_memory()
+    changes = [] if need.total <= free else to_fit(layers, recipe, rows, recipe.max_length, free, **where)
+    fit = [{"what": change.what, "total": change.estimate.total} for change in changes]
+    return {"total": need.total, "free": free, "parts": asdict(need), "to_fit": fit, "length": recipe.max_length}
 
 
 def advise(
@@ -225,6 +245,21 @@ def make(
     from peft_space.training.prepare import make_run
 
     return {"run": str(make_run(directory, data, make_recipe(recipe), held_out, reading, _progress(report)).directory)}
+
+
+def adopt(
+    directory: str,
+    adapter: str,
+    data: Data,
+    recipe: Json | None = None,
+    held_out: Data | None = None,
+    reading: Json | None = None,
+    report: Report | None = None,
+) -> Json:
+    """A new run of an adapter that was made elsewhere, with rows to score on and to go on with."""
+    from peft_space.training.adopt import adopt as adopt_adapter
+
+    return {"run": str(adopt_adapter(directory, adapter, data, recipe, held_out, reading, _progress(report)).directory)}
 
 
 def train(run: str) -> Json:
@@ -343,8 +378,9 @@ def _adapted(run: str) -> Any:
 
 
 VERBS: dict[str, Callable[..., Json]] = {
-    verb.__name__: verb for verb in (warm, check, show, layers, advise, study, make, compare, evaluate, spectrum, compress, export, push)
+    verb.__name__: verb
+    for verb in (warm, check, show, layers, advise, study, make, adopt, compare, evaluate, spectrum, compress, export, push)
 }
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "advise", "study", "make", "compress", "compare", "evaluate", "export", "push"}
+REPORTING = {"check", "advise", "study", "make", "adopt", "compress", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

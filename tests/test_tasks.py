@@ -102,6 +102,10 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
     [answer] = verbs.compare(str(run.directory), ["I bought the green mug in Rome"])["answers"]
     assert answer["adapter"].startswith("green: ")
     assert plain_peft_gives_the_same_logits(run, bert, torch.tensor([[2, 10, 11, 12, 3]]))
+    card = (run.adapter / "README.md").read_text()
+    assert "base = AutoModelForSequenceClassification.from_pretrained(" in card
+    assert "labels = ['blue', 'green', 'red', 'white']" in card
+    assert 'pipeline_tag: "text-classification"' in card
 
 
 def plain_peft_gives_the_same_logits(run, base, ids):

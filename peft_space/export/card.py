@@ -5,6 +5,8 @@ from pathlib import Path
 
 import peft_space
 from peft_space.data.check import TrainingData
+from peft_space.models.families import AUTO_CLASSES
+from peft_space.recipe import Task
 from peft_space.run import Run, evaluations_of, steps_of
 from peft_space.scores import Evaluation, read_scores, shown
 from peft_space.training.plan import Plan
@@ -24,9 +26,20 @@ def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+_PIPELINES: dict[Task, str] = {
+    "seq2seq-lm": "text2text-generation",
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+}
+
+
 def _front_matter(plan: Plan) -> str:
     """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
-    fields: dict[str, object] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "peft", "peft_space"]}
+    fields: dict[str, object] = {
+        "library_name": "peft",
+        "pipeline_tag": _PIPELINES.get(plan.task, "text-generation"),
+        "tags": ["lora", "peft", "peft_space"],
+    }
     if plan.base_on_hub:
         fields["base_model"] = plan.base_name
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
@@ -40,13 +53,17 @@ def _base_in_words(plan: Plan) -> str:
 
 def _usage(run: Run, plan: Plan) -> str:
     loads = f"{plan.base_name!r}, revision={plan.base_revision!r}" if plan.base_on_hub else f"{plan.base_name!r}"
+    loader, labels = AUTO_CLASSES[plan.task], ""
+    if plan.labels:
+        labels = f"labels = {list(plan.labels)!r}\n"
+        loads += ", num_labels=len(labels), id2label=dict(enumerate(labels)), ignore_mismatched_sizes=True"
     where = "" if plan.base_on_hub else "  # put the path of the base model's folder here: it is not on the Hub"
     code = f"""\
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({loads}){where}
+{labels}base = {loader}.from_pretrained({loads}){where}
 model = PeftModel.from_pretrained(base, "path/or/id/of/this/adapter")
 tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 ```"""
@@ -68,6 +85,9 @@ def _training(run: Run, plan: Plan) -> str:
     happened = run.history()
     steps = steps_of(happened)
     share = 100 * plan.trainable_parameters / plan.all_parameters
+    if not steps:
+        return "The adapter was made elsewhere, and has not been trained on here."
+    reason = run.recipe.justification if run.recipe.lora_rank > 64 else None
     lines = [
         f"- {len(steps)} steps, {steps[-1].tokens:,} tokens, {sum(step.seconds for step in steps):.0f} s on {plan.device_name}, in {plan.compute_dtype}",
         f"- loss of the first step {steps[0].loss:.4f}, of the last {steps[-1].loss:.4f}",
@@ -76,6 +96,8 @@ def _training(run: Run, plan: Plan) -> str:
         f"- learning rate {plan.learning_rate:g} ({plan.learning_rate_why})",
         "- versions: " + ", ".join(f"{library} {version}" for library, version in plan.versions.items()),
     ]
+    if reason:
+        lines.append(f"- rank {run.recipe.lora_rank}, because: {reason}")
     evaluations = evaluations_of(happened)
     if evaluations:
         lines.insert(2, f"- loss on held-out rows {evaluations[-1].loss:.4f} after step {evaluations[-1].step}")

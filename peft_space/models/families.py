@@ -13,7 +13,7 @@ from peft_space.data.shapes import Shape, tasks_of_shape
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe, Task
 
-_AUTO_CLASSES: dict[Task, str] = {
+AUTO_CLASSES: dict[Task, str] = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -21,6 +21,7 @@ _AUTO_CLASSES: dict[Task, str] = {
     "dpo": "AutoModelForCausalLM",
     "kto": "AutoModelForCausalLM",
 }
+"""The class of transformers that loads models for a task."""
 CLASSIFYING: tuple[Task, ...] = ("sequence-classification", "token-classification")
 """Tasks with a new head, which is always trained and kept with the adapter."""
 MOST_LABELS = 1_000
@@ -30,7 +31,7 @@ def auto_class(task: Task) -> Any:
     """The class of transformers that loads models for a task."""
     import transformers
 
-    return getattr(transformers, _AUTO_CLASSES[task])
+    return getattr(transformers, AUTO_CLASSES[task])
 
 
 def tasks_of(config: Any) -> list[Task]:
@@ -45,7 +46,7 @@ def tasks_of(config: Any) -> list[Task]:
     writes_on = kind not in AutoModelForMaskedLM._model_mapping and kind not in AutoModelForSeq2SeqLM._model_mapping
     return [
         task
-        for task, name in _AUTO_CLASSES.items()
+        for task, name in AUTO_CLASSES.items()
         if kind in auto_class(task)._model_mapping and (name != "AutoModelForCausalLM" or writes_on)
     ]
 

@@ -71,7 +71,8 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     model = _adapted(run, recipe, base, goal)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
-    plan = plan or _first_plan(run, recipe, base, goal, model, rows, tokenizer)
+    if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for
+        plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer)
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
@@ -106,11 +107,12 @@ def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData) ->
 
 def _adapted(run: Run, recipe: Recipe, base: Base, goal: Goal) -> Any:
     """The base with the adapter that training starts from."""
-    if recipe.method not in FROM_BASE:
+    if recipe.method not in FROM_BASE and not run.path("start").is_dir():
         return new_adapter(load_base_model(base, recipe, inference_dtype(), goal), recipe, base, goal)
-    run.append(events.Working(what=f"Working out where {recipe.method} starts"))
     start = run.path("start")
-    make_start(start, base, recipe, goal)
+    if not start.is_dir():
+        run.append(events.Working(what=f"Working out where {recipe.method} starts"))
+        make_start(start, base, recipe, goal)
     model = load_base_model(base_at_start(start, base), recipe, inference_dtype(), goal)
     return new_adapter(model, recipe, base, goal, put=lambda model: first_adapter(model, start))
 

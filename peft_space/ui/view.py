@@ -203,7 +203,25 @@ def layers_markdown(found: dict[str, Any]) -> str:
     lines.append(
         f"**{found['trainable']:,} trainable parameters**, {share:.2%} of {found['parameters']:,}. {_share_in_words(share, found['parameters'])}"
     )
+    if found["memory"]:
+        lines.append(_memory_in_words(found["memory"]))
     return "\n\n".join(lines)
+
+
+def _memory_in_words(memory: dict[str, Any]) -> str:
+    """What training will need, and what would make it fit."""
+    need = f"**About {_gigabytes(memory['total'])} of memory** in training, if rows are as long as the limit of {memory['length']:,} tokens"
+    largest = sorted(memory["parts"].items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in largest)
+    if memory["total"] <= memory["free"]:
+        return f"{need} (estimated: {parts}). {_gigabytes(memory['free'])} are free here."
+    ways = "; or ".join(f"{one['what']} ({_gigabytes(one['total'])})" for one in memory["to_fit"])
+    remedy = f"It would fit with {ways}." if ways else "No single change makes it fit: choose a smaller base model, or a larger machine."
+    return f"⚠ {need} (estimated: {parts}), and {_gigabytes(memory['free'])} are free here. {remedy}"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def advice_html(found: dict[str, Any]) -> str:

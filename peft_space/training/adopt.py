@@ -1,0 +1,151 @@
+"""Makes a run of an adapter that was made elsewhere, so that it can be compared, scored, exported, and trained further on other rows."""
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft_space import settings
+from peft_space.data.read import Data
+from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
+from peft_space.models.base import DEMO, find_base, name_of, pin
+from peft_space.models.families import CLASSIFYING, linear_layers, wrapped_layers
+from peft_space.models.fit import check_fits
+from peft_space.recipe import Recipe, make_recipe
+from peft_space.run import Run
+from peft_space.training.plan import Plan, write_plan
+from peft_space.training.prepare import prepare
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_TASKS = {"SEQ_2_SEQ_LM": "seq2seq-lm", "SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification"}
+_LARGEST_BYTES = 20e9
+
+
+def adopt(
+    directory: str | Path,
+    adapter: str,
+    data: Data,
+    recipe: Mapping[str, Any] | None = None,
+    held_out: Data | None = None,
+    reading: Mapping[str, Any] | None = None,
+    on_progress: OnProgress = quietly,
+) -> Run:
+    """A new run in `directory` that has this adapter already; `train` goes on from it.
+
+    Args:
+        adapter: a folder (not on a Space), a .zip of one, or a Hub id.
+        data: rows to score on, and to go on with.
+        recipe: choices for going on. What the adapter itself says, its base, rank and layers, cannot be chosen.
+
+    Raises UserError where it is no LoRA adapter, names no base that can be found, or does not fit it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        on_progress(0.0, "Looking at the adapter")
+        folder = _found(adapter, Path(scratch))
+        config = _config_of(folder, adapter)
+        wanted = make_recipe({**(recipe or {}), **_recipe_of(config)})
+        base = pin(find_base(wanted.base_model, wanted.revision))
+        prepared = prepare(data, wanted, held_out, reading, on_progress)
+        check_fits(folder, base, prepared.goal.task, prepared.goal.labels)
+        files: dict[str, str | Path] = prepared.data.files() | {"data/goal.json": prepared.goal.as_json()}
+        config |= {"base_model_name_or_path": base.name, "revision": base.revision}
+        for place in ("adapter", "start/adapter"):
+            files[f"{place}/{_FILES[0]}"] = json.dumps(config, indent=2) + "\n"
+            files[f"{place}/{_FILES[1]}"] = folder / _FILES[1]
+        run = Run.create(directory, wanted, files, name=f"{Path(adapter).stem} on {Path(wanted.base_model).name}")
+    layers = linear_layers(base.config, prepared.goal.task)
+    write_plan(run, _plan(wanted, base, prepared.goal, len(wrapped_layers(wanted, layers)), run))
+    return run
+
+
+def _found(adapter: str, scratch: Path) -> Path:
+    """The folder with the adapter's two files; nothing else of it is read."""
+    path = Path(adapter).expanduser()
+    if path.suffix == ".zip" and path.is_file():
+        return _unpacked(path, scratch)
+    if not settings.on_space() and path.is_dir():
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    try:
+        return Path([hf_hub_download(adapter, name) for name in reversed(_FILES)][-1]).parent
+    except RemoteEntryNotFoundError as error:
+        raise UserError(f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}.") from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"There is no adapter {adapter!r}, or the Hub cannot be reached. Give a Hub id like OWNER/NAME, a .zip, or a folder on your own machine."
+        ) from error
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """The two files out of a .zip, wherever in it they lie, by their names alone: no other path in it is used."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in _FILES:
+                inside = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size < _LARGEST_BYTES]
+                if len(inside) == 1:
+                    with archive.open(inside[0]) as source, open(scratch / name, "wb") as target:
+                        shutil.copyfileobj(source, target)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path.name} is no .zip file, or a damaged one. Pack the adapter's folder again.") from None
+    return scratch
+
+
+def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
+    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        raise UserError(
+            f"{Path(adapter).name} is no adapter that can be opened: it has no {missing[0]}. Give what PEFT's save_pretrained wrote."
+        )
+    try:
+        config: dict[str, Any] = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{Path(adapter).name}: its adapter_config.json is damaged. Save the adapter again.") from None
+    if kind != "LORA":
+        raise UserError(f"{Path(adapter).name} is an adapter of the kind {kind}. Only LoRA adapters can be opened.")
+    if config.get("rank_pattern") or config.get("target_parameters"):
+        raise UserError(
+            f"{Path(adapter).name} has other ranks in some layers, or adapts single weights, which cannot be gone on with here."
+        )
+    return config
+
+
+def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter's config says of the recipe it was made with."""
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError("The adapter does not name its base model. Add base_model_name_or_path to its adapter_config.json.")
+    targets, task = config.get("target_modules"), _TASKS.get(config.get("task_type") or "", "automatic")
+    return {
+        "base_model": DEMO if base == name_of(DEMO) else base,
+        "revision": None if str(config.get("revision") or "").startswith("sha256-") else config.get("revision"),
+        "task": task,
+        "method": "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora",
+        "lora_rank": config["r"],
+        "lora_alpha": config["lora_alpha"],
+        "target_modules": "all-linear" if targets == "all-linear" else sorted(targets) if isinstance(targets, list) else [str(targets)],
+        "modules_to_save": None if task in CLASSIFYING else config.get("modules_to_save"),
+        "justification": "The adapter was made with this rank." if config["r"] > 64 else None,
+    }
+
+
+def _plan(recipe: Recipe, base: Any, goal: Any, num_wrapped: int, run: Run) -> Plan:
+    """What is known of how the adapter was made: little. The first training on here measures the rest."""
+    from safetensors import safe_open
+
+    with safe_open(run.adapter / _FILES[1], "pt") as file:
+        trainable = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
+    total = linear_layers(base.config, goal.task).model.num_parameters() + trainable
+    versions = {"peft": importlib.metadata.version("peft")}
+    return Plan(
+        device="", device_name="another machine", compute_dtype="float32", threads=1, why="It was made elsewhere.", base_name=base.name,
+        base_revision=base.revision, base_on_hub=base.on_hub, task=goal.task, labels=goal.labels, target_modules=list(recipe.target_modules),
+        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known",
+        versions=versions,
+    )  # fmt: skip
