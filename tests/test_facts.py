@@ -6,6 +6,7 @@ import pytest
 
 from peft_space import verbs
 from peft_space.__main__ import main
+from peft_space.checklist import read_checklist
 from peft_space.models.base import find_base
 from peft_space.models.families import linear_layers
 from peft_space.models.load import expected_parameter_counts
@@ -53,3 +54,14 @@ def test_a_recipe_over_a_red_line_is_told_and_mended(capfd):
 def test_the_command_line_ends_with_the_command_that_trains_what_was_advised(capfd):
     assert main(["advise", "demo"]) == 0
     assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]
+
+
+def test_the_list_for_production_is_worked_out_from_the_run(short_run):
+    checks = {check.title: check for check in read_checklist(short_run)}
+    assert not checks["Rank chosen for the task"].done, "16 was trained, 8 is advised"
+    assert "Advised is 8" in checks["Rank chosen for the task"].words
+    assert checks["Target modules verified for the architecture"].words.startswith("35 of 35 layers")
+    assert checks["Adapter saved apart from its base"].done
+    assert not checks["Merged model compared with the adapter"].done
+    assert "8.11% of all parameters. More than 1 %, because the model is small" in checks["Share of trainable parameters"].words
+    assert "**Rank chosen for the task.**" in (short_run.adapter / "README.md").read_text()

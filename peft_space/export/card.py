@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import peft_space
+from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.data.check import TrainingData
 from peft_space.models.families import AUTO_CLASSES
 from peft_space.recipe import Task
@@ -21,6 +22,7 @@ def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
         "## Scores\n\n" + _scores(read_scores(run)),
+        "## Ready for production?\n\n" + (checklist_markdown(read_checklist(run)) or "Not looked at yet."),
         "## Recipe\n\n```json\n" + run.recipe.model_dump_json(indent=2) + "\n```",
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -23,8 +23,8 @@ _SMALL = 300_000_000
 """Parameters up to which the base's own loss is measured unasked: it takes seconds."""
 
 
-def data_facts(prepared: Prepared, base: Base, recipe: Recipe) -> DataFacts:
-    """What is known of the rows to train."""
+def data_facts(prepared: Prepared, base: Base, recipe: Recipe, measured: bool = True) -> DataFacts:
+    """What is known of the rows to train; with the base's loss on some of them, unless that is not to be `measured`."""
     tokens, goal = prepared.train, prepared.goal
     repeated = prepared.data.num_repeated / max(1, prepared.data.num_repeated + len(tokens))
     return DataFacts(
@@ -35,7 +35,7 @@ def data_facts(prepared: Prepared, base: Base, recipe: Recipe) -> DataFacts:
         num_labels=len(goal.labels) or None,
         repeated_share=repeated,
         tokens_per_word=_tokens_per_word(prepared, base, recipe),
-        bits_per_token=bits_per_token(prepared, base, recipe),
+        bits_per_token=bits_per_token(prepared, base, recipe) if measured else None,
     )
 
 

@@ -10,10 +10,12 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from peft_space import events
+from peft_space.checklist import write_checklist
 from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
 from peft_space.errors import explain
 from peft_space.export.card import write_card
+from peft_space.export.ready import check_ready
 from peft_space.models.base import Base, find_base, load_tokenizer, pin
 from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, make_start, to_plain_lora
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
@@ -22,6 +24,7 @@ from peft_space.run import Run, steps_of
 from peft_space.training import checkpoints
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
+from peft_space.training.prepare import Prepared
 from peft_space.training.tasks import Examples, example_batch, make_trainer
 
 _LONGEST_BETWEEN_SAVES = 100
@@ -89,7 +92,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     step = trainer.state.global_step
     if callback.left == "pause":
         return events.Paused(step=step)
-    _save_adapter(run, model, tokenizer, data, plan)
+    _save_adapter(run, model, tokenizer, Prepared(goal, data, rows.tokens, held_out.tokens), base, plan)
     if callback.left == "stop":
         return events.Stopped(step=step)
     shutil.rmtree(run.path("start"), ignore_errors=True)  # from here nothing is resumed
@@ -172,7 +175,7 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
     )
 
 
-def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan: Plan) -> None:
+def _save_adapter(run: Run, model: Any, tokenizer: Any, prepared: Prepared, base: Base, plan: Plan) -> None:
     """Write adapter/ whole or not at all: weights and config as PEFT writes them, tokenizer, and the measured figures."""
     aside, folder, old = run.path(".adapter.new"), run.path("adapter"), run.path(".adapter.old")
     for left in (aside, old):
@@ -183,7 +186,8 @@ def _save_adapter(run: Run, model: Any, tokenizer: Any, data: TrainingData, plan
     if run.recipe.method in FROM_BASE:
         to_plain_lora(aside, run.path("start"))
     tokenizer.save_pretrained(aside)
-    write_card(run, aside, data, plan)
+    write_checklist(run, check_ready(run, base, prepared, plan, aside))
+    write_card(run, aside, prepared.data, plan)
     if folder.exists():
         os.replace(folder, old)
     os.replace(aside, folder)

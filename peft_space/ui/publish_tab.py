@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
 from peft_space.ui import ranks, view
@@ -18,6 +19,8 @@ def build(page: Page) -> None:
     pack = gr.Button("Make a .zip of the adapter", variant="primary", interactive=False, elem_id="make-zip")
     packing = gr.Markdown(elem_id="packing")
     file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
+    with gr.Accordion("Is it ready for production?", open=False):
+        ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
     ranks.build_compress(page)
     gr.Markdown("### Push to the Hugging Face Hub")
     with gr.Row():
@@ -74,6 +77,13 @@ def build(page: Page) -> None:
     }
     cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
     page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 2, page.state, [pack, push], **hidden)
+
+    @tells_errors
+    def look(values: dict[Any, Any]) -> str:
+        checks = read_checklist(page.chosen_run(values)) if values[page.run] else []
+        return checklist_markdown(checks) or "Train an adapter first."
+
+    gr.on([page.state.change, page.run.change], look, chosen, ready_list, **hidden)
     page.run.change(lambda: [gr.update(value=None, visible=False), "", ""], None, [file, packing, pushed], **PRIVATE)
 
 

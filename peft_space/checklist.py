@@ -1,0 +1,34 @@
+"""The list of what makes an adapter ready for production, as a run keeps it. What is on it is worked out in `export/ready.py`."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from peft_space.run import Run
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the list. `done` is None where it does not apply."""
+
+    title: str
+    done: bool | None
+    words: str
+
+
+def write_checklist(run: Run, checks: list[Check]) -> None:
+    """Keep the list in the run."""
+    run.path("ready.json").write_text(
+        json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def read_checklist(run: Run) -> list[Check]:
+    """The list that was worked out last; empty where there is none."""
+    path = run.path("ready.json")
+    return [Check(**values) for values in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
+def checklist_markdown(checks: list[Check]) -> str:
+    """The list as it stands on the page and on the card."""
+    signs = {True: "✓", False: "○", None: "–"}
+    return "\n".join(f"- {signs[check.done]} **{check.title}.** {check.words}" for check in checks)
