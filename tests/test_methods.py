@@ -39,7 +39,7 @@ def whole(base):
         ("nf4", True, "Linear4bit"),
         ("nf4", False, "Linear4bit"),
         ("fp4", True, "Linear4bit"),
-        ("fp4", False, "Linear4bit"),
+        pytest.param("fp4", False, "Linear4bit", marks=pytest.mark.slow),
         ("int8", True, "Linear8bitLt"),
     ],
 )
@@ -109,7 +109,7 @@ def test_loftq_starts_nearer_to_the_whole_base_than_quantization_alone(base, tmp
     assert (logits(started) - whole(base)).norm() < 0.9 * lost
 
 
-@pytest.mark.parametrize("method", ["pissa", "loftq"])
+@pytest.mark.parametrize("method", ["pissa", pytest.param("loftq", marks=pytest.mark.slow)])
 def test_a_method_that_starts_from_the_base_resumes_exactly_and_learns_in_4_bit(method, tmp_path):
     recipe = Recipe(method=method, **SHORT)
     whole_run, paused = (make_run(tmp_path / name, "demo", recipe) for name in ("whole", "paused"))

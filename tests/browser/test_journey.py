@@ -95,6 +95,7 @@ def test_a_mistake_is_told_where_one_looks_and_makes_no_run(app, home, page, sho
     assert len(list_runs("local")) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app, home, page, shoot):
     start_with_sample_data(page, app, 30)
     page.goto("about:blank")
