@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory")
+SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks")
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "gradio")
 
 
