@@ -123,11 +123,11 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
         [comparing.prompts, comparing.system, comparing.expected, comparing.taken],
         **hidden,
     ).success(
-        tells_errors(comparing.stoppable(comparing.answer), where=comparing.progress), comparing.asked, comparing.outputs, **hidden
+        tells_errors(comparing.answer, where=comparing.progress), comparing.asked, [comparing.progress, comparing.answers], **hidden
     ).success(
-        tells_errors(comparing.stoppable(comparing.evaluate), where=comparing.scoring),
+        tells_errors(comparing.evaluate, where=comparing.scoring),
         chosen,
-        comparing.outputs,
+        [comparing.scoring, comparing.scored, comparing.scores, comparing.bars],
         **hidden,
     )
 

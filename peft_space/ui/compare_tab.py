@@ -1,7 +1,7 @@
 """The Compare tab: base and adapter answer the same prompts side by side, and the held-out rows give both a score."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -9,7 +9,6 @@ import gradio as gr
 from peft_space.data.check import data_of
 from peft_space.data.rows import Conversation
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.scores import read_scores
 from peft_space.ui import view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
@@ -31,7 +30,7 @@ class CompareTab:
             self.ask = gr.Button("Let both answer", variant="primary", interactive=False, elem_id="ask")
             self.take = gr.Button("Take held-out rows", interactive=False, elem_id="take-rows")
             self.how_many = gr.Number(3, precision=0, minimum=1, maximum=50, label="How many rows", elem_id="how-many")
-            self.stop = gr.Button("Stop", visible=False, elem_id="stop-answers")
+            self.stop = gr.Button("Stop", elem_id="stop-answers")
         with gr.Accordion("Sampling", open=False), gr.Row():
             self.system = gr.Textbox(label="System prompt", info="Said before each prompt. Empty: none.")
             self.max_new_tokens = gr.Number(128, precision=0, minimum=1, maximum=4096, label="Tokens at most")
@@ -47,35 +46,9 @@ class CompareTab:
             self.bars = gr.BarPlot(x="column", y="score", x_title=" ", y_title=" ", sort="-x", height=220, elem_id="score-bars")
         self.expected = gr.State({})
         self.taken = gr.State(0)
-        self.outputs = [
-            self.progress, self.answers, self.scoring, self.scored, self.scores, self.bars, self.stop, self.ask, self.score, self.take,
-        ]  # fmt: skip
         self.asked = {
             page.visitor, page.run, self.prompts, self.system, self.max_new_tokens, self.temperature, self.top_p, self.seed, self.expected,
         }  # fmt: skip
-
-    def ready(self, has_adapter: bool = True) -> dict[Any, Any]:
-        """What the buttons are while nothing is being answered or scored."""
-        can = gr.update(interactive=has_adapter)
-        return {self.stop: gr.update(visible=False), self.ask: can, self.score: can, self.take: can}
-
-    def busy(self) -> dict[Any, Any]:
-        """What the buttons are meanwhile: one thing at a time."""
-        wait = gr.update(interactive=False)
-        return {self.stop: gr.update(visible=True), self.ask: wait, self.score: wait, self.take: wait}
-
-    def stoppable(self, handler: Callable[..., Iterator[dict[Any, Any]]]) -> Callable[..., Iterator[dict[Any, Any]]]:
-        """`handler` with the buttons as they have to be while it works, and after an error. Its last yield has `ready`: Gradio loses a table that another yield follows."""
-
-        def generator(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-            yield self.busy()
-            try:
-                yield from handler(values)
-            except (UserError, WorkerFault, gr.Error):
-                yield self.ready()
-                raise
-
-        return generator
 
     def take_rows(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The next held-out rows as prompts, and their own answers to compare with."""
@@ -119,7 +92,7 @@ class CompareTab:
                 yield {self.progress: f"The {report['column']} answers…", self.answers: view.answers_html(rows)}
             else:
                 rows = [row | given for row, given in zip(rows, message["result"]["answers"], strict=True)]
-                yield {self.progress: "", self.answers: view.answers_html(rows), **self.ready()}
+                yield {self.progress: "", self.answers: view.answers_html(rows)}
 
     def evaluate(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Both columns' scores, with progress."""
@@ -128,7 +101,7 @@ class CompareTab:
         yield {self.scoring: "Starting…"}
         for message in self.page.workers.stream("evaluate", run=str(run.directory)):
             if "result" in message:
-                yield self.show_scores(message["result"]) | self.ready()
+                yield self.show_scores(message["result"])
             elif report := message["report"]:
                 yield {self.scoring: f"{report['what']}… ({report['share']:.0%})"}
             else:
@@ -167,10 +140,13 @@ def build(page: Page) -> CompareTab:
     tab.take.click(
         tells_errors(tab.take_rows), {*chosen, tab.taken, tab.how_many}, [tab.prompts, tab.system, tab.expected, tab.taken], **hidden
     )
-    answering = tab.ask.click(tells_errors(tab.stoppable(tab.answer), where=tab.progress), tab.asked, tab.outputs, **hidden)
-    scoring = tab.score.click(tells_errors(tab.stoppable(tab.evaluate), where=tab.scoring), chosen, tab.outputs, **hidden)
-    stopped = {tab.progress: "Stopped.", tab.scoring: "", **tab.ready()}
-    tab.stop.click(lambda: stopped, None, tab.outputs, cancels=[answering, scoring], **hidden)
-    page.run.change(tells_errors(tab.forget), chosen, [tab.expected, *tab.outputs], **hidden)
-    page.state.change(lambda state: tab.ready(bool(state and state[1])), page.state, tab.outputs, **hidden)
+    # each handler is given no more outputs than it fills: Gradio loses what a generator has shown where a later yield leaves it out
+    scored = [tab.scoring, tab.scored, tab.scores, tab.bars]
+    answering = tab.ask.click(tells_errors(tab.answer, where=tab.progress), tab.asked, [tab.progress, tab.answers], **hidden)
+    scoring = tab.score.click(tells_errors(tab.evaluate, where=tab.scoring), chosen, scored, **hidden)
+    stopped = {tab.progress: "Stopped.", tab.scoring: ""}
+    tab.stop.click(lambda: stopped, None, [tab.progress, tab.scoring], cancels=[answering, scoring], **hidden)
+    page.run.change(tells_errors(tab.forget), chosen, [tab.progress, tab.answers, tab.expected, *scored], **hidden)
+    buttons = [tab.ask, tab.score, tab.take, tab.stop]
+    page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 4, page.state, buttons, **hidden)
     return tab
