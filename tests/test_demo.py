@@ -59,17 +59,9 @@ def test_the_sample_data_are_what_the_script_writes_from_its_seed(tmp_path):
         assert (tmp_path / path.name).read_text() == path.read_text()
 
 
-def test_the_default_recipe_teaches_the_built_in_model_the_sample_task(tmp_path):
-    from benchmarks.demo import measure
-
-    found = measure(0, tmp_path)
-    assert found["base_exact_match"] <= 0.1
-    assert found["adapter_exact_match"] >= 0.8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_so_it_does_with_other_seeds(seed, tmp_path):
+@pytest.mark.slow  # the browser's demo is the same training, with the same bars
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_default_recipe_teaches_the_built_in_model_the_sample_task(seed, tmp_path):
     from benchmarks.demo import measure
 
     found = measure(seed, tmp_path)

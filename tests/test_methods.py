@@ -37,7 +37,7 @@ def whole(base):
     ("quantization", "double", "kind"),
     [
         ("nf4", True, "Linear4bit"),
-        ("nf4", False, "Linear4bit"),
+        pytest.param("nf4", False, "Linear4bit", marks=pytest.mark.slow),
         ("fp4", True, "Linear4bit"),
         pytest.param("fp4", False, "Linear4bit", marks=pytest.mark.slow),
         ("int8", True, "Linear8bitLt"),

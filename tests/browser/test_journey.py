@@ -13,6 +13,7 @@ from peft_space.data.check import data_of
 from peft_space.data.example import MASKED
 from peft_space.data.render import render
 from peft_space.run import list_runs, steps_of
+from peft_space.scores import read_scores
 from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
 
@@ -115,21 +116,21 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app
 
 
 def test_a_training_is_paused_stopped_and_resumed_from_the_page(app, home, page, shoot):
-    start_with_sample_data(page, app, 90)
+    start_with_sample_data(page, app, 50)
     run = list_runs("local")[0]
     for button, state in (("#pause", "paused"), ("#stop", "stopped early")):
         expect(page.locator(button)).to_be_enabled(timeout=SLOW)
         page.locator(button).click()
         expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
-        assert steps_of(run.history())[-1].step < 90
+        assert steps_of(run.history())[-1].step < 50
         shoot(page, state.replace(" ", "-"))
         if state == "paused":
             shows_the_recipe_after_a_reload(page, run)
         page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     happened = run.history()
-    assert [event.step for event in steps_of(happened)] == list(range(1, 91))
-    assert len([event for event in happened if event.event == "Step"]) == 90, "no step was trained twice"
+    assert [event.step for event in steps_of(happened)] == list(range(1, 51))
+    assert len([event for event in happened if event.event == "Step"]) == 50, "no step was trained twice"
 
 
 def shows_the_recipe_after_a_reload(page, run):
@@ -137,10 +138,10 @@ def shows_the_recipe_after_a_reload(page, run):
     open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("paused", timeout=SLOW)
     page.get_by_text("The same without the page").click()
-    expect(page.locator("#as-commands")).to_contain_text('"max_steps": 90', timeout=SLOW)
+    expect(page.locator("#as-commands")).to_contain_text('"max_steps": 50', timeout=SLOW)
     open_tab(page, "Recipe")
     page.get_by_role("button", name="Training", exact=False).click()
-    expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value("90", timeout=SLOW)
+    expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value("50", timeout=SLOW)
     open_tab(page, "Train")
 
 
@@ -192,6 +193,9 @@ def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot)
     expect(page.locator("#answers")).to_contain_text("Customer:")
     expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
     shoot(page, "2-compared")
+    scores = read_scores(list_runs("local")[0])
+    assert scores.base.exact_match <= 0.1
+    assert scores.adapter.exact_match >= 0.8
 
 
 def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home, page, shoot):
