@@ -194,7 +194,12 @@ def _study(given: argparse.Namespace, show: Show) -> None:
     lines = [
         f"rank {one['rank']:3}: held-out loss {one['loss']:.4f}, {one['trainable_parameters']:,} trainable" for one in found["results"]
     ]
-    show(found, "\n".join([*lines, f"Rank {found['enough']} is enough: its loss after {found['steps']} steps is within 2 % of the best."]))
+    show(
+        found,
+        "\n".join(
+            [*lines, f"Rank {found['enough']} is enough: its loss after {found['steps']} steps is within 2 %, or 0.01, of the best."]
+        ),
+    )
 
 
 def _compress(given: argparse.Namespace, show: Show) -> None:

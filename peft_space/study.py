@@ -18,7 +18,9 @@ RANKS = (2, 4, 8, 16, 32, 64)
 SHORT_STEPS = 60
 """Steps at each rank, unless the recipe has fewer."""
 _FLAT = 0.02
-"""A lower rank is as good where its loss is above the best by less than this share."""
+"""A lower rank is as good where its loss is above the best by less than this share,"""
+_NEGLIGIBLE = 0.01
+"""or by less than so many nats: that is a hundredth of the perplexity."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ def study(
     for number, rank in enumerate(sorted(set(ranks))):
         on_progress(number / len(set(ranks)), f"Training at rank {rank}, {number + 1} of {len(set(ranks))}")
         results.append(_at(rank, data, recipe, steps, held_out, reading))
+    return Study(steps, results, enough_of(results))
+
+
+def enough_of(results: list[AtRank]) -> int:
+    """The lowest rank whose loss is as good as the best."""
     best = min(result.loss for result in results)
-    return Study(steps, results, next(result.rank for result in results if result.loss <= best * (1 + _FLAT)))
+    return next(result.rank for result in results if result.loss <= max(best * (1 + _FLAT), best + _NEGLIGIBLE))
 
 
 def _at(rank: int, data: Data, recipe: Recipe, steps: int, held_out: Data | None, reading: dict | None) -> AtRank:

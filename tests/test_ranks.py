@@ -12,7 +12,7 @@ from peft_space.errors import UserError
 from peft_space.export.compress import compress, read_spectrum
 from peft_space.models.load import load_adapted
 from peft_space.recipe import Recipe
-from peft_space.study import study
+from peft_space.study import AtRank, enough_of, study
 
 IDS = torch.arange(30, 60)[None]
 
@@ -23,6 +23,14 @@ def test_a_study_trains_each_rank_alike_and_leaves_nothing(tmp_path):
     assert found.results[1].trainable_parameters == 4 * found.results[0].trainable_parameters
     assert found.enough in (1, 4)
     assert not (tmp_path / "home" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "enough"), [((2.0, 1.0, 0.985), 4), ((0.0185, 0.0092, 0.0033), 4), ((2.0, 1.5, 1.0), 8), ((1.0, 1.0, 1.0), 2)]
+)
+def test_the_lowest_rank_whose_loss_is_as_good_is_enough(losses, enough):
+    results = [AtRank(rank, 1, loss, 1.0) for rank, loss in zip((2, 4, 8), losses, strict=True)]
+    assert enough_of(results) == enough
 
 
 @pytest.mark.parametrize(("ranks", "share", "said"), [((0, 8), 0.1, "Choose ranks from 1 to 256"), ((), 0.1, "Choose ranks")])

@@ -246,7 +246,7 @@ def study_markdown(found: dict[str, Any]) -> str:
     lines = [
         f"| {one['rank']} | {one['trainable_parameters']:,} | {one['loss']:.4f} | {one['seconds']:.1f} s |" for one in found["results"]
     ]
-    words = f"After {found['steps']} steps, **rank {found['enough']}** is enough: its loss is within 2 % of the best."
+    words = f"After {found['steps']} steps, **rank {found['enough']}** is enough: its loss is within 2 %, or 0.01, of the best."
     return "\n".join([words, "", "| rank | trainable parameters | held-out loss | time |", "|---|---|---|---|", *lines])
 
 
