@@ -18,13 +18,7 @@ def build(page: Page) -> None:
     gr.Markdown(
         "The defaults are a good start for most tasks. Let your data say what suits them better, or change what you have a reason to change."
     )
-    with gr.Row():
-        recommend = gr.Button("Recommend a recipe for my data", variant="primary", elem_id="recommend")
-        take = gr.Button("Use what is recommended", visible=False, elem_id="take-advice")
-        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-advice")
-    advising = gr.Markdown(elem_id="advising")
-    table = gr.HTML(visible=False, elem_id="advice")
-    advised = gr.State({})
+    _build_advice(page)
     for group, title in GROUPS.items():
         with gr.Accordion(title, open=group == "model"), gr.Row(equal_height=True):
             page.form.place(group)
@@ -37,6 +31,34 @@ def build(page: Page) -> None:
             upload = gr.UploadButton("Load a recipe.json", file_types=[".json"], elem_id="load-recipe")
         as_json = gr.Code(language="json", label="recipe.json", visible=False, elem_id="recipe-json")
 
+    @tells_errors
+    def look(values: dict[Any, Any]) -> str:
+        recipe = page.form.recipe(values).model_dump()
+        task = values[page.task] if recipe["task"] == "automatic" else recipe["task"]
+        return view.layers_markdown(page.workers.call("layers", recipe=recipe | {"task": task}))
+
+    @tells_errors
+    def write(values: dict[Any, Any]) -> Any:
+        return gr.update(value=page.form.recipe(values).model_dump_json(indent=2), visible=True)
+
+    @tells_errors
+    def load(path: str) -> dict[Any, Any]:
+        return page.form.values(read_recipe(path))
+
+    show_layers.click(look, {page.task, *page.form.inputs}, layers, **PRIVATE)
+    show_json.click(write, page.form.inputs, as_json, **PRIVATE)
+    upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)
+
+
+def _build_advice(page: Page) -> None:
+    """Place and wire what suits the data, the model and this machine."""
+    with gr.Row():
+        recommend = gr.Button("Recommend a recipe for my data", variant="primary", elem_id="recommend")
+        take = gr.Button("Use what is recommended", visible=False, elem_id="take-advice")
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-advice")
+    advising = gr.Markdown(elem_id="advising")
+    table = gr.HTML(visible=False, elem_id="advice")
+    advised = gr.State({})
     ready = {recommend: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
     def advise(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
@@ -70,20 +92,6 @@ def build(page: Page) -> None:
         shown = page.form.values(make_recipe(recipe))
         return {**shown, advising: "✓ The form below shows what is recommended.", take: gr.update(visible=False)}
 
-    @tells_errors
-    def look(values: dict[Any, Any]) -> str:
-        recipe = page.form.recipe(values).model_dump()
-        task = values[page.task] if recipe["task"] == "automatic" else recipe["task"]
-        return view.layers_markdown(page.workers.call("layers", recipe=recipe | {"task": task}))
-
-    @tells_errors
-    def write(values: dict[Any, Any]) -> Any:
-        return gr.update(value=page.form.recipe(values).model_dump_json(indent=2), visible=True)
-
-    @tells_errors
-    def load(path: str) -> dict[Any, Any]:
-        return page.form.values(read_recipe(path))
-
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     told = [advising, table, take, advised, recommend, cancel]
     working = recommend.click(
@@ -94,6 +102,3 @@ def build(page: Page) -> None:
     page.data.change(
         lambda: {advising: "", table: gr.update(visible=False), take: gr.update(visible=False)}, None, [advising, table, take], **hidden
     )
-    show_layers.click(look, {page.task, *page.form.inputs}, layers, **PRIVATE)
-    show_json.click(write, page.form.inputs, as_json, **PRIVATE)
-    upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)

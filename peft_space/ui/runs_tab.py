@@ -26,13 +26,7 @@ def build(page: Page, tab: gr.Tab) -> None:
         asked = gr.Markdown(elem_id="delete-question")
         yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
         no = gr.Button("No, keep it", elem_id="delete-no")
-    with gr.Accordion("Open an adapter that was made elsewhere", open=False):
-        gr.Markdown("It becomes a run with the data of the Data tab, to score on and to go on with. Its base, rank and layers are its own.")
-        with gr.Row():
-            elsewhere = gr.Textbox(label="Adapter", placeholder="OWNER/NAME on the Hub", elem_id="adopt-name")
-            packed = gr.File(label="or a .zip of it", file_types=[".zip"], height=100, elem_id="adopt-zip")
-            adopt = gr.Button("Open it", elem_id="adopt")
-        adopting = gr.Markdown(elem_id="adopting")
+    _build_adopt(page)
     other = gr.Dropdown([], label="Compare the chosen run's recipe with that of", elem_id="other-run")
     differences = gr.Dataframe(interactive=False, visible=False, label="Where the two recipes differ", elem_id="recipe-differences")
     said = gr.Markdown(elem_id="runs-said")
@@ -59,24 +53,6 @@ def build(page: Page, tab: gr.Tab) -> None:
             **page.form.values(run.recipe),
             said: f"The Recipe tab shows the recipe of {view.escape(run.name)} now. Change it, bring data, and train.",
         }
-
-    def open_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        wanted = values[packed] or (values[elsewhere] or "").strip()
-        if not wanted:
-            raise UserError("Which adapter? Give its name on the Hub, or a .zip of it.")
-        if not values[page.data]:
-            raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
-        folder = new_run_folder(page.owner(values))
-        recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
-        yield {adopting: "Looking at the adapter…"}
-        stream = page.workers.stream("adopt", directory=str(folder), adapter=wanted, recipe=recipe, **page.data_arguments(values))
-        for message in stream:
-            if report := message.get("report"):
-                yield {adopting: f"{report['what']}…"}
-            elif "result" in message:
-                yield {adopting: "✓ It is chosen as the run now.", page.run: page.runs(values, folder.name)}
-            else:
-                yield {adopting: gr.skip()}
 
     @tells_errors
     def ask(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -106,11 +82,39 @@ def build(page: Page, tab: gr.Tab) -> None:
     table.select(choose, ids, page.run, **hidden)
     rename.click(give_name, {*chosen, name}, [page.run, name], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
     reuse.click(take_recipe, chosen, [*page.form.widgets.values(), said], **PRIVATE)
-    wanted = {elsewhere, packed, page.data, page.held_out, page.reading, *chosen, *page.form.inputs}
-    adopt.click(tells_errors(open_adapter, where=adopting), wanted, [adopting, page.run], **hidden).then(
-        refresh, chosen, refreshed, **hidden
-    )
     delete.click(ask, chosen, [question, asked], **PRIVATE)
     no.click(lambda: gr.update(visible=False), None, question, **hidden)
     yes.click(remove, chosen, [page.run, said, question], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
     other.change(differ, {*chosen, other}, differences, **hidden)
+
+
+def _build_adopt(page: Page) -> None:
+    """Place and wire the opening of an adapter that was made elsewhere. It becomes the chosen run, which refreshes the rest of the tab."""
+    with gr.Accordion("Open an adapter that was made elsewhere", open=False):
+        gr.Markdown("It becomes a run with the data of the Data tab, to score on and to go on with. Its base, rank and layers are its own.")
+        with gr.Row():
+            elsewhere = gr.Textbox(label="Adapter", placeholder="OWNER/NAME on the Hub", elem_id="adopt-name")
+            packed = gr.File(label="or a .zip of it", file_types=[".zip"], height=100, elem_id="adopt-zip")
+            adopt = gr.Button("Open it", elem_id="adopt")
+        adopting = gr.Markdown(elem_id="adopting")
+
+    def open_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        wanted = values[packed] or (values[elsewhere] or "").strip()
+        if not wanted:
+            raise UserError("Which adapter? Give its name on the Hub, or a .zip of it.")
+        if not values[page.data]:
+            raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
+        folder = new_run_folder(page.owner(values))
+        recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
+        yield {adopting: "Looking at the adapter…"}
+        stream = page.workers.stream("adopt", directory=str(folder), adapter=wanted, recipe=recipe, **page.data_arguments(values))
+        for message in stream:
+            if report := message.get("report"):
+                yield {adopting: f"{report['what']}…"}
+            elif "result" in message:
+                yield {adopting: "✓ It is chosen as the run now.", page.run: page.runs(values, folder.name)}
+            else:
+                yield {adopting: gr.skip()}
+
+    wanted = {page.visitor, page.run, elsewhere, packed, page.data, page.held_out, page.reading, *page.form.inputs}
+    adopt.click(tells_errors(open_adapter, where=adopting), wanted, [adopting, page.run], show_progress="hidden", **PRIVATE)
