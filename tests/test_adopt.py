@@ -13,6 +13,7 @@ from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.load import load_adapted
 from peft_space.run import Run, steps_of
+from peft_space.ui.runs_tab import named_adapter
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for number in range(20)]
 
@@ -91,3 +92,12 @@ def test_what_cannot_be_opened_is_told_and_makes_no_run(theirs, tmp_path, write,
 def test_an_adapter_that_is_not_there_is_told(tmp_path, write, adapter):
     with pytest.raises(UserError, match="There is no adapter"):
         adopt(tmp_path, adapter, write)
+
+
+def test_on_a_space_nobody_opens_a_file_of_the_server_by_its_path(monkeypatch, theirs, tmp_path, write):
+    monkeypatch.setenv("SYSTEM", "spaces")
+    with pytest.raises(UserError, match="has to be uploaded"):
+        named_adapter(None, str(tmp_path / "another.zip"))
+    with pytest.raises(UserError, match="There is no adapter"):
+        adopt(tmp_path, theirs, write)
+    assert named_adapter("/uploaded/mine.zip", "") == "/uploaded/mine.zip"

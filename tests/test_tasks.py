@@ -155,9 +155,11 @@ def test_one_text_is_written_from_another(t5, tmp_path, write):
 
 
 @pytest.mark.parametrize(("rows", "task"), [(preferred(), "dpo"), (rated(), "kto")])
-def test_what_is_better_is_learnt_with_the_base_as_reference(rows, task, tmp_path, write):
+def test_what_is_better_is_learnt_with_the_base_as_reference(rows, task, tmp_path, write, monkeypatch):
+    adapters = see_adapters(monkeypatch)
     recipe = Recipe(quantization="none", lora_rank=8, learning_rate=1e-3, num_epochs=2, batch_size=8)
     run, scores = trained(rows, recipe, tmp_path, write)
+    assert adapters == {("default",)}, "there is no copy of the adapter in memory: the reference is the base"
     happened = run.history()
     margins = [step.metrics["reward margin"] for step in steps_of(happened) if "reward margin" in step.metrics]
     assert abs(margins[0]) < 0.05, "the adapter begins as the base"
@@ -167,6 +169,20 @@ def test_what_is_better_is_learnt_with_the_base_as_reference(rows, task, tmp_pat
     assert sorted(path.name for path in run.adapter.iterdir() if path.is_dir()) == [], "no copy of the adapter is kept"
     if task == "dpo":
         assert scores["adapter"]["preferred"] >= scores["base"]["preferred"]
+
+
+def see_adapters(monkeypatch):
+    """Which adapters the model has at each step of a training."""
+    from transformers import Trainer
+
+    seen, step = set(), Trainer.training_step
+
+    def spying(self, model, *args, **kwargs):
+        seen.add(tuple(model.peft_config))
+        return step(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", spying)
+    return seen
 
 
 TASKS = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.run import list_runs, new_run_folder, open_run
 from peft_space.scores import read_scores
@@ -88,6 +89,16 @@ def build(page: Page, tab: gr.Tab) -> None:
     other.change(differ, {*chosen, other}, differences, **hidden)
 
 
+def named_adapter(uploaded: str | None, typed: str | None) -> str:
+    """The adapter that is meant. Raises UserError for none, and on a Space for the path of a file that was not uploaded: it may be another's."""
+    name = (typed or "").strip()
+    if not uploaded and not name:
+        raise UserError("Which adapter? Give its name on the Hub, or a .zip of it.")
+    if not uploaded and settings.on_space() and name.endswith(".zip"):
+        raise UserError("A .zip has to be uploaded here. Bring it, or give the adapter's name on the Hub.")
+    return uploaded or name
+
+
 def _build_adopt(page: Page) -> None:
     """Place and wire the opening of an adapter that was made elsewhere. It becomes the chosen run, which refreshes the rest of the tab."""
     with gr.Accordion("Open an adapter that was made elsewhere", open=False):
@@ -99,9 +110,7 @@ def _build_adopt(page: Page) -> None:
         adopting = gr.Markdown(elem_id="adopting")
 
     def open_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        wanted = values[packed] or (values[elsewhere] or "").strip()
-        if not wanted:
-            raise UserError("Which adapter? Give its name on the Hub, or a .zip of it.")
+        wanted = named_adapter(values[packed], values[elsewhere])
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         folder = new_run_folder(page.owner(values))
