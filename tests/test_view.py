@@ -7,7 +7,7 @@ import pytest
 from peft_space import events
 from peft_space.recipe import Recipe
 from peft_space.run import Run
-from peft_space.ui import view
+from peft_space.ui import view, view_compare, view_data, view_runs, view_train
 
 
 @pytest.fixture
@@ -26,22 +26,22 @@ def step(number, attempt=1, loss=1.0, tokens=100):
 
 
 def test_text_of_users_and_models_is_shown_as_it_is(run):
-    assert "<b>" not in view.status_markdown(run, [])
+    assert "<b>" not in view_train.status_markdown(run, [])
     rows = [{"prompt": "<script>1</script>", "base": "<img src=x>", "adapter": "a & b", "rendered": "</pre>"}]
-    shown = view.answers_html(rows)
+    shown = view_compare.answers_html(rows)
     assert "<script>" not in shown
     assert "<img" not in shown
     assert "&lt;/pre&gt;" in shown
-    assert "<b>" not in view.example_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
+    assert "<b>" not in view_data.example_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
     assert view.escape("[a](b) <c>") == r"\[a\]\(b\) &lt;c&gt;"
 
 
 def test_tokens_are_trained_masked_ended_or_cut(run):
-    shown = view.example_html({"row": 3, "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]], "cut": 0})
+    shown = view_data.example_html({"row": 3, "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]], "cut": 0})
     assert 'class="masked" title="token 1: masked">Hi<' in shown
     assert 'class="trained" title="token 2: trained"> Ben<' in shown
     assert 'class="trained end" title="token 3: trained end">&lt;end&gt;<' in shown
-    cut = view.example_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
+    cut = view_data.example_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
     assert "1,200 tokens are cut off" in cut
     assert 'title="token 1: trained"' in cut
 
@@ -50,7 +50,7 @@ def test_the_plot_has_each_step_once_after_a_resume(run):
     happened = started(
         run, step(1), step(2, loss=9.0), events.Evaluated(attempt=1, step=2, loss=3.0), step(2, attempt=2, loss=0.5), step(3, attempt=2)
     )
-    curves = view.losses(happened)
+    curves = view_train.losses(happened)
     assert curves[curves.rows == "training"][["step", "loss"]].values.tolist() == [[1, 1.0], [2, 0.5], [3, 1.0]]
     assert curves[curves.rows == "held out"][["step", "loss"]].values.tolist() == [[2, 3.0]]
 
@@ -58,11 +58,11 @@ def test_the_plot_has_each_step_once_after_a_resume(run):
 def test_progress_tells_step_speed_memory_and_what_is_left(run):
     happened = started(run, step(1, tokens=100), step(2, tokens=200))
     with run.lock():  # as whoever trains it holds it
-        shown = view.status_markdown(run, happened)
+        shown = view_train.status_markdown(run, happened)
     for words in ("Step 2 of 4", "loss 1.000", "200 tokens a second", "1.0 GiB at most", "1 s so far", "about 1 s left"):
         assert words in shown, words
-    assert 'value="2" max="4"' in view.progress_html(happened)
-    assert "left" not in view.status_markdown(run, happened), "nothing is left of a run that nobody trains"
+    assert 'value="2" max="4"' in view_train.progress_html(happened)
+    assert "left" not in view_train.status_markdown(run, happened), "nothing is left of a run that nobody trains"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_the_steps_show_what_is_done_next_or_blocked_and_why(fresh, num_rows, st
 def test_recipes_are_compared_line_by_line(tmp_path):
     one = Run.create(tmp_path / "one", Recipe(), {})
     two = Run.create(tmp_path / "two", Recipe(lora_rank=8, target_modules=["q_proj", "v_proj"]), {})
-    lines = view.recipe_differences(one, two).values.tolist()
+    lines = view_runs.recipe_differences(one, two).values.tolist()
     assert lines == [["LoRA rank", "16", "8"], ["Target modules", "all-linear", "q_proj, v_proj"]]
-    assert view.recipe_differences(one, one).values.tolist()[0][0] == "no difference"
+    assert view_runs.recipe_differences(one, one).values.tolist()[0][0] == "no difference"
 
 
 def test_the_commands_shown_are_the_ones_that_the_command_line_takes():

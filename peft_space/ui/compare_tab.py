@@ -10,7 +10,7 @@ from peft_space.data.check import data_of
 from peft_space.data.rows import Conversation
 from peft_space.errors import UserError
 from peft_space.scores import read_scores
-from peft_space.ui import view
+from peft_space.ui import view_compare
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 _MOST_TAKEN = 500
@@ -78,7 +78,7 @@ class CompareTab:
         rows = [{"prompt": prompt, "base": "", "adapter": "", "expected": values[self.expected].get(prompt, "")} for prompt in prompts]
         fields = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         sampling = {name: values[field] for name, field in fields.items()}
-        yield {self.progress: "Starting…", self.answers: view.answers_html(rows)}
+        yield {self.progress: "Starting…", self.answers: view_compare.answers_html(rows)}
         for message in self.page.workers.stream(
             "compare", run=str(run.directory), prompts=prompts, system=values[self.system] or "", sampling=sampling
         ):
@@ -89,10 +89,10 @@ class CompareTab:
                 yield {self.progress: f"{report['what']}…"}
             elif report:
                 rows[report["prompt"]][report["column"]] = report["text"]
-                yield {self.progress: f"The {report['column']} answers…", self.answers: view.answers_html(rows)}
+                yield {self.progress: f"The {report['column']} answers…", self.answers: view_compare.answers_html(rows)}
             else:
                 rows = [row | given for row, given in zip(rows, message["result"]["answers"], strict=True)]
-                yield {self.progress: "", self.answers: view.answers_html(rows)}
+                yield {self.progress: "", self.answers: view_compare.answers_html(rows)}
 
     def evaluate(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Both columns' scores, with progress."""
@@ -109,10 +109,10 @@ class CompareTab:
 
     def show_scores(self, result: dict[str, Any]) -> dict[Any, Any]:
         """The table and the bars."""
-        title, bars = view.score_bars(result)
+        title, bars = view_compare.score_bars(result)
         return {
             self.scoring: f"On {result['num_rows']} held-out rows:",
-            self.scores: view.scores_table(result),
+            self.scores: view_compare.scores_table(result),
             self.bars: gr.update(value=bars, title=title, y_lim=[0, 100] if title.endswith("%") else None),
             self.scored: gr.update(visible=True),
         }

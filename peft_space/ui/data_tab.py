@@ -12,7 +12,7 @@ from peft_space.data.read import SUFFIXES
 from peft_space.data.shapes import FIXES, SHAPES, roles
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
-from peft_space.ui import look, view
+from peft_space.ui import look, view, view_data
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 NOTHING = "No data yet: bring a file, or use the sample data."
@@ -111,16 +111,16 @@ class DataTab:
             return self._ask(found)
         return {
             self.question: gr.update(visible=False),
-            self.summary: view.check_markdown(found),
+            self.summary: view_data.check_markdown(found),
             self.cancel: gr.update(visible=False),
             self.understood: gr.update(visible=True),
-            self.findings: view.findings_markdown(found),
+            self.findings: view_data.findings_markdown(found),
             self.fixes: self._fixes(found),
-            self.which: gr.update(choices=[FIRST_ROWS, *view.findings_rows(found)], value=FIRST_ROWS),
-            self.row_numbers: {FIRST_ROWS: [example["row"] for example in found["examples"]]} | view.findings_rows(found),
-            self.histogram: gr.update(value=view.lengths_table(found), x_bin=found["bin_width"]),
-            self.labels: gr.update(value=view.labels_table(found), visible=bool(found["labels"])),
-            self.problems: gr.update(value=view.problems_table(found), visible=bool(found["problems"])),
+            self.which: gr.update(choices=[FIRST_ROWS, *view_data.findings_rows(found)], value=FIRST_ROWS),
+            self.row_numbers: {FIRST_ROWS: [example["row"] for example in found["examples"]]} | view_data.findings_rows(found),
+            self.histogram: gr.update(value=view_data.lengths_table(found), x_bin=found["bin_width"]),
+            self.labels: gr.update(value=view_data.labels_table(found), visible=bool(found["labels"])),
+            self.problems: gr.update(value=view_data.problems_table(found), visible=bool(found["problems"])),
             self.page.num_rows: found["to_train"],
             self.page.task: found["task"],
             **self.rows(found["examples"]),
@@ -128,7 +128,7 @@ class DataTab:
         }
 
     def _ask(self, found: dict[str, Any]) -> dict[Any, Any]:
-        ways = [view.reading_in_words(way) for way in found["question"]]
+        ways = [view_data.reading_in_words(way) for way in found["question"]]
         return self.empty | {
             self.summary: f"**{view.escape(found['source'])}**: {found['rows']:,} rows. Its columns can be read in several ways: choose one above.",
             self.question: gr.update(choices=[(words, number) for number, words in enumerate(ways)], value=None, visible=True),
@@ -147,7 +147,7 @@ class DataTab:
             self.preview: gr.update(visible=True),
             self.found_rows: examples,
             self.number: gr.update(maximum=max(2, len(examples)), value=1, visible=len(examples) > 1),
-            self.tokens: view.example_html(examples[0]) if examples else "There is no such row.",
+            self.tokens: view_data.example_html(examples[0]) if examples else "There is no such row.",
         }
 
     def reading(self, shape: str | None, chosen: dict[str, str], columns: list[str] | None = None) -> dict[Any, Any]:
@@ -217,7 +217,7 @@ def build(page: Page) -> None:
     rows = [tab.preview, tab.found_rows, tab.number, tab.tokens]
     tab.which.input(tells_errors(tab.look), {*taken, tab.which, tab.row_numbers}, rows, **hidden)
     tab.number.change(
-        lambda examples, n: view.example_html(examples[min(int(n), len(examples)) - 1]) if examples else "",
+        lambda examples, n: view_data.example_html(examples[min(int(n), len(examples)) - 1]) if examples else "",
         [tab.found_rows, tab.number],
         tab.tokens,
         **hidden,

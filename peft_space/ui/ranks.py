@@ -10,7 +10,7 @@ import gradio as gr
 
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
-from peft_space.ui import view
+from peft_space.ui import view_ranks
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -39,7 +39,11 @@ def build_study(page: Page) -> None:
                     yield {told: f"{report['what']}… ({report['share']:.0%})"}
                 elif "result" in message:
                     found = message["result"]
-                    yield {told: view.study_markdown(found), plot: gr.update(value=view.study_table(found), visible=True), **ready}
+                    yield {
+                        told: view_ranks.study_markdown(found),
+                        plot: gr.update(value=view_ranks.study_table(found), visible=True),
+                        **ready,
+                    }
                 else:
                     yield {told: gr.skip()}
         except (UserError, WorkerFault):
@@ -70,7 +74,7 @@ def build_compress(page: Page) -> None:
     def show(values: dict[Any, Any]) -> dict[Any, Any]:
         found = page.workers.call("spectrum", run=str(page.chosen_run(values).directory))
         words = f"Of rank {found['rank']}, **{found['used']}** is used: so much keeps 99.9 % of what the adapter adds to every layer."
-        return {told: words, plot: gr.update(value=view.spectrum_table(found), visible=True)}
+        return {told: words, plot: gr.update(value=view_ranks.spectrum_table(found), visible=True)}
 
     def compress(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         wanted = (values[rank] or "").strip()
@@ -83,7 +87,7 @@ def build_compress(page: Page) -> None:
                 yield {told: f"{report['what']}…"}
             elif "result" in message:
                 packed = shutil.make_archive(str(folder / f"adapter-rank-{message['result']['rank']}"), "zip", folder, "adapter")
-                yield {told: view.compressed_markdown(message["result"]), file: gr.update(value=packed, visible=True)}
+                yield {told: view_ranks.compressed_markdown(message["result"]), file: gr.update(value=packed, visible=True)}
             else:
                 yield {told: gr.skip()}
 

@@ -8,7 +8,7 @@ import gradio as gr
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
 from peft_space.recipe import make_recipe, read_recipe
-from peft_space.ui import ranks, view
+from peft_space.ui import ranks, view_recipe
 from peft_space.ui.form import GROUPS
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
@@ -35,7 +35,7 @@ def build(page: Page) -> None:
     def look(values: dict[Any, Any]) -> str:
         recipe = page.form.recipe(values).model_dump()
         task = values[page.task] if recipe["task"] == "automatic" else recipe["task"]
-        return view.layers_markdown(page.workers.call("layers", recipe=recipe | {"task": task}))
+        return view_recipe.layers_markdown(page.workers.call("layers", recipe=recipe | {"task": task}))
 
     @tells_errors
     def write(values: dict[Any, Any]) -> Any:
@@ -81,8 +81,8 @@ def _build_advice(page: Page) -> None:
         changes = sum(one["changes"] for one in found["advice"])
         said = f"{changes} of your choices would be others." if changes else "✓ Your recipe is what is recommended."
         return {
-            advising: "\n\n".join(filter(None, [said, view.red_lines_markdown(found["red_lines"])])),
-            table: gr.update(value=view.advice_html(found), visible=True),
+            advising: "\n\n".join(filter(None, [said, view_recipe.red_lines_markdown(found["red_lines"])])),
+            table: gr.update(value=view_recipe.advice_html(found), visible=True),
             take: gr.update(visible=bool(changes), variant="primary"),
             advised: found["recipe"],
         }

@@ -9,7 +9,7 @@ from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.run import list_runs, new_run_folder, open_run
 from peft_space.scores import read_scores
-from peft_space.ui import view
+from peft_space.ui import view, view_runs
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
@@ -36,7 +36,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     def refresh(values: dict[Any, Any]) -> dict[Any, Any]:
         runs = list_runs(page.owner(values))
         return {
-            table: view.runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
+            table: view_runs.runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
             ids: [run.directory.name for run in runs],
             other: gr.update(choices=view.run_choices([run for run in runs if run.directory.name != values[page.run]]), value=None),
             question: gr.update(visible=False),
@@ -71,7 +71,7 @@ def build(page: Page, tab: gr.Tab) -> None:
         if not values[other]:
             return gr.update(visible=False)
         two = open_run(page.owner(values), values[other])
-        return gr.update(value=view.recipe_differences(page.chosen_run(values), two), visible=True)
+        return gr.update(value=view_runs.recipe_differences(page.chosen_run(values), two), visible=True)
 
     def choose(known: list[str], event: gr.SelectData) -> str:
         return known[event.index[0]]

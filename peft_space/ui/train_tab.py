@@ -8,7 +8,7 @@ import gradio as gr
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault, start_training
 from peft_space.run import Run, new_run_folder, unused_name
-from peft_space.ui import look, view
+from peft_space.ui import look, view_train
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, tells_errors
 
 _UNFINISHED = ("paused", "interrupted", "failed")
@@ -52,14 +52,14 @@ class TrainTab:
         """Everything the tab says about a run, as it is now."""
         happened = run.history()
         state = run.status(happened)
-        curves, details = view.losses(happened), view.step_details(happened)
+        curves, details = view_train.losses(happened), view_train.step_details(happened)
         can_leave = state in ("queued", "running") and run.asked_to_leave() is None
         return {
-            self.status: view.status_markdown(run, happened),
-            self.bar: view.progress_html(happened),
+            self.status: view_train.status_markdown(run, happened),
+            self.bar: view_train.progress_html(happened),
             self.plot: gr.update(value=curves, visible=not curves.empty),
             **dict.fromkeys(self.details, details),
-            self.adjustments: view.adjustments_markdown(happened),
+            self.adjustments: view_train.adjustments_markdown(happened),
             self.pause: gr.update(interactive=can_leave),
             self.stop: gr.update(interactive=can_leave),
             self.resume: gr.update(interactive=state in _RESUMABLE, variant="primary" if state in _UNFINISHED else "secondary"),
@@ -106,7 +106,7 @@ class TrainTab:
             return "Bring data on the first tab, then press *Start training*."
         if not values[page.num_rows]:
             return "⚠ Your data are not ready yet: the Data tab says what they need."
-        return view.about_to_train(view.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
+        return view_train.about_to_train(view_train.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
 
     def follow(self, values: dict[Any, Any]) -> Any:
         """What has changed since the page last looked."""

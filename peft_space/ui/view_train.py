@@ -1,0 +1,117 @@
+"""What the Train tab shows, from results alone: without gradio."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from peft_space import events
+from peft_space.data.read import short_name
+from peft_space.recipe import Recipe
+from peft_space.run import Run, Status, evaluations_of, steps_of
+from peft_space.ui.view import STATUS_WORDS, escape, plain
+
+
+def names_of(data: Any) -> str:
+    """The names of the files or the dataset that were brought."""
+    return " + ".join(short_name(path) for path in ([data] if isinstance(data, str) else data))
+
+
+def about_to_train(source: str, num_rows: int, recipe: Recipe) -> str:
+    """What *Start training* is about to train: the data, the base, and every choice that is not the default."""
+    chosen = recipe.model_dump(exclude_defaults=True)
+    chosen.pop("base_model", None)
+    own = [f"{Recipe.model_fields[name].title} **{escape(plain(value))}**" for name, value in chosen.items()]
+    rows = f", {num_rows:,} rows" if num_rows else ""
+    return f"*Start training* trains {escape(recipe.base_model)} on **{escape(source)}**{rows}. " + (
+        f"Your choices: {', '.join(own)}; all else by default." if own else "All choices are the defaults."
+    )
+
+
+def status_markdown(run: Run, happened: list[events.Event]) -> str:
+    """How far a run is and what to do next, as it is now."""
+    status = run.status(happened)
+    steps = steps_of(happened)
+    lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
+    if steps:
+        lines.append(_figures(happened, steps, status))
+    return "\n\n".join(lines)
+
+
+def progress_html(happened: list[events.Event]) -> str:
+    """A bar: how many steps of how many."""
+    total = next((event.total_steps for event in reversed(happened) if isinstance(event, events.Started)), 0)
+    steps = steps_of(happened)
+    if not total:
+        return ""
+    done = steps[-1].step if steps else 0
+    return f'<progress class="steps" value="{done}" max="{total}" aria-label="Step {done} of {total}"></progress>'
+
+
+def adjustments_markdown(happened: list[events.Event]) -> str:
+    """What was chosen for this machine, and why."""
+    lines = [f"- {escape(event.what)} {escape(event.why)}" for event in happened if isinstance(event, events.Adjusted)]
+    return "\n".join(lines) or "Nothing has been chosen yet."
+
+
+def _now(run: Run, happened: list[events.Event], status: Status) -> str:
+    leave = run.asked_to_leave()
+    if leave and status in ("queued", "running"):
+        return "Saving after this step, then it " + ("pauses." if leave == "pause" else "stops.")
+    if status == "failed":
+        return f"⚠ {escape(next(event.message for event in reversed(happened) if isinstance(event, events.Failed)))}"
+    working = next(
+        (event for event in reversed(happened) if isinstance(event, events.Working | events.Step | events.Queued | events.Started)), None
+    )
+    if status in ("queued", "running") and not isinstance(working, events.Step):
+        return f"{escape(working.what)}…" if isinstance(working, events.Working) else "Starting…"
+    return {
+        "new": "Press *Start training*.",
+        "running": "You can close this page; the training goes on, and the run is here when you come back.",
+        "paused": "*Resume* goes on exactly from here.",
+        "stopped": "The adapter is as it was at this step. Compare it, or *Resume* to go on.",
+        "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
+        "finished": "Next: *Compare*.",
+    }.get(status, "")
+
+
+def _figures(happened: list[events.Event], steps: list[events.Step], status: Status) -> str:
+    total = next(event.total_steps for event in reversed(happened) if isinstance(event, events.Started))
+    last, recent = steps[-1], steps[-20:]
+    seconds = sum(step.seconds for step in recent)
+    tokens = last.tokens - (steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0)
+    words = [
+        f"Step {last.step} of {total}",
+        f"loss {last.loss:.3f}",
+        f"{tokens / seconds:,.0f} tokens a second",
+        f"{last.memory / 2**30:.1f} GiB at most" if last.memory else "",
+        f"{_duration(sum(step.seconds for step in steps))} so far",
+        f"about {_duration((total - last.step) * seconds / len(recent))} left" if last.step < total and status == "running" else "",
+    ]
+    return " · ".join(word for word in words if word)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def losses(happened: list[events.Event]) -> pd.DataFrame:
+    """Both loss curves, long form: step, loss, rows (training or held out)."""
+    points = [(step.step, step.loss, "training") for step in steps_of(happened)]
+    points += [(evaluation.step, evaluation.loss, "held out") for evaluation in evaluations_of(happened)]
+    if points and points[-1][2] == "training":  # a curve that is not there from the start is not drawn when it comes
+        points.append((points[0][0], math.nan, "held out"))
+    return pd.DataFrame(points, columns=["step", "loss", "rows"])
+
+
+def step_details(happened: list[events.Event]) -> pd.DataFrame:
+    """Learning rate, gradient norm and speed of each step."""
+    steps = steps_of(happened)
+    before = [0, *(step.tokens for step in steps)]
+    rows = [
+        (step.step, step.learning_rate, step.grad_norm, (step.tokens - seen) / step.seconds if step.seconds else 0.0)
+        for step, seen in zip(steps, before, strict=False)
+    ]
+    return pd.DataFrame(rows, columns=["step", "learning rate", "gradient norm", "tokens a second"])
