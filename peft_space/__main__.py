@@ -70,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
     command.add_argument("--recipe", default="{}", help="what is chosen already: a JSON file, or JSON itself")
 
+    for name, about in (
+        ("estimate", "Say roughly what memory and time a training will take, and on which hardware of a Space it would fit."),
+        ("dry-run", "Train four steps for real, and say what memory and time the whole training will take. Nothing of it is kept."),
+    ):
+        command = add(name, _estimate if name == "estimate" else _dry_run, about)
+        command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
+        command.add_argument("--reading", default="{}", help=_READING)
+        command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
+        command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+
     command = add("study", _study, "Train a recipe briefly at several ranks, and say which is enough.")
     command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
     command.add_argument("--reading", default="{}", help=_READING)
@@ -184,6 +194,20 @@ def _advise(given: argparse.Namespace, show: Show) -> None:
         found,
         "\n".join([*lines, f"Next: python -m peft_space train {shlex.join(given.data)} --recipe {shlex.quote(chosen)} --out RUN_DIR"]),
     )
+
+
+def _estimate(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.estimate(_data(given), read_recipe(given.recipe).model_dump(), given.held_out, _reading(given))
+    spaces = [
+        f"{line['name']:14} {'fits' if line['fits'] else 'does not fit'}: {line['need'] / 1e9:,.2f} of {line['memory'] / 1e9:,.0f} GB"
+        for line in found["spaces"]
+    ]
+    show(found, "\n".join([*found["words"], *spaces]))
+
+
+def _dry_run(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.dry_run(_data(given), read_recipe(given.recipe).model_dump(), given.held_out, _reading(given))
+    show(found, "\n".join(found["words"]))
 
 
 def _study(given: argparse.Namespace, show: Show) -> None:

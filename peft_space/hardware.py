@@ -1,7 +1,10 @@
-"""What this machine has: device, memory, cores. What is fastest on it is measured on the model itself, in `training/plan.py`."""
+"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on the model itself, in `training/plan.py`."""
 
 import os
 import resource
+import statistics
+import time
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -30,6 +33,34 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_memory(at_most: bool = False) -> int:
+    """Bytes of the machine's memory that this process holds, or held at most so far. A child does not inherit them, as it does `peak_memory`."""
+    key = "VmHWM:" if at_most else "VmRSS:"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+_MEASURED_SECONDS = 0.05
+
+
+def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
+    """Floating-point operations a second in products of (num_rows, width) and (width, width), the median of what runs in 50 ms."""
+    import torch
+
+    where = device()
+    rows, weight = (torch.randn(size, width, dtype=getattr(torch, dtype), device=where) for size in (num_rows, width))
+    seconds: list[float] = []
+    with torch.inference_mode():
+        torch.nn.functional.linear(rows, weight)  # warms up
+        while sum(seconds) < _MEASURED_SECONDS or len(seconds) < 3:
+            began = time.perf_counter()
+            torch.nn.functional.linear(rows, weight)
+            if where == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return 2 * num_rows * width**2 / statistics.median(seconds)
 
 
 def free_memory() -> int:

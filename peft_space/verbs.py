@@ -160,6 +160,7 @@ def layers(recipe: Json) -> Json:
     from peft_space.models.base import find_base
     from peft_space.models.families import linear_layers, modules_to_save, tasks_of, wrapped_layers
     from peft_space.models.load import expected_parameter_counts
+    from peft_space.training.estimates import memory_here
 
     wanted = make_recipe(recipe)
     config = find_base(wanted.base_model, wanted.revision).config
@@ -171,6 +172,7 @@ def layers(recipe: Json) -> Json:
     wrapped = wrapped_layers(wanted, found)
     saved = modules_to_save(wanted, found)
     trainable, total = expected_parameter_counts(wanted, found, task)
+    memory = memory_here(wanted, config, task, wanted.max_length)
     return {
         "tasks": can,
         "task": task,
@@ -182,27 +184,28 @@ def layers(recipe: Json) -> Json:
         "taken_for_experts": found.taken_for_experts,
         "trainable": trainable,
         "parameters": total,
-        "memory": _memory(wanted, config, task),
+        "memory": asdict(memory) if memory else None,
     }
 
 
-def _memory(recipe: Recipe, config: Any, task: Task) -> Json | None:
-    """What training will need here at most, in bytes, and where that is more than is free, which changes would make it fit."""
-    from peft_space import hardware
-    from peft_space.models.families import linear_layers
-    from peft_space.models.load import inference_dtype
-    from peft_space.models.memory import estimate, to_fit
-    from peft_space.models.quantization import quantization_of
+def estimate(
+    data: Data, recipe: Json | None = None, held_out: Data | None = None, reading: Json | None = None, report: Report | None = None
+) -> Json:
+    """What training the recipe will take: `memory`, `time`, on which hardware of a Space it would fit (`spaces`), and the same in `words`."""
+    from peft_space.training.estimates import estimates, in_words
 
-    if quantization_of(recipe, config) != recipe.quantization:
-        return None  # what GPTQ's and AWQ's layers take has not been measured
-    layers = linear_layers(config, task)  # anew: counting wraps the model
-    rows = recipe.batch_size * (2 if task == "dpo" else 1)  # both answers of each row
-    where = {"device": hardware.device(), "dtype": inference_dtype()}
-    need, free = estimate(layers, recipe, rows, recipe.max_length, **where), hardware.free_memory()
-    changes = [] if need.total <= free else to_fit(layers, recipe, rows, recipe.max_length, free, **where)
-    fit = [{"what": change.what, "total": change.estimate.total} for change in changes]
-    return {"total": need.total, "free": free, "parts": asdict(need), "to_fit": fit, "length": recipe.max_length}
+    found = estimates(data, make_recipe(recipe or {}), held_out, reading, _progress(report))
+    return asdict(found) | {"words": in_words(found)}
+
+
+def dry_run(
+    data: Data, recipe: Json | None = None, held_out: Data | None = None, reading: Json | None = None, report: Report | None = None
+) -> Json:
+    """A few steps trained for real: `memory`, `step_seconds` and `seconds` of the whole training, the `estimates` before, and how far they were off."""
+    from peft_space.training import dry_run as measuring
+
+    found = measuring.dry_run(data, make_recipe(recipe or {}), held_out, reading, _progress(report))
+    return asdict(found) | {"words": measuring.in_words(found)}
 
 
 def advise(
@@ -379,8 +382,25 @@ def _adapted(run: str) -> Any:
 
 VERBS: dict[str, Callable[..., Json]] = {
     verb.__name__: verb
-    for verb in (warm, check, show, layers, advise, study, make, adopt, compare, evaluate, spectrum, compress, export, push)
+    for verb in (
+        warm,
+        check,
+        show,
+        layers,
+        advise,
+        estimate,
+        dry_run,
+        study,
+        make,
+        adopt,
+        compare,
+        evaluate,
+        spectrum,
+        compress,
+        export,
+        push,
+    )
 }
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "advise", "study", "make", "adopt", "compress", "compare", "evaluate", "export", "push"}
+REPORTING = {"check", "advise", "estimate", "dry_run", "study", "make", "adopt", "compress", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""

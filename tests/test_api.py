@@ -18,7 +18,21 @@ from peft_space.run import list_runs, open_run
 from peft_space.ui import api
 from tests.app_process import ROOT, App
 
-ENDPOINTS = {"check_data", "advise", "start", "status", "stop", "resume", "compare", "evaluate", "export", "push", "runs"}
+ENDPOINTS = {
+    "check_data",
+    "advise",
+    "estimate",
+    "dry_run",
+    "start",
+    "status",
+    "stop",
+    "resume",
+    "compare",
+    "evaluate",
+    "export",
+    "push",
+    "runs",
+}
 NOT_UPLOADED = "This is no uploaded file."
 
 

@@ -31,17 +31,18 @@ _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
 
 
-def train(run: Run, deadline: float | None = None) -> events.Outcome:
+def train(run: Run, deadline: float | None = None, shuffled: bool = True) -> events.Outcome:
     """Train `run` from its newest complete checkpoint, or from the start, and return how it ended.
 
     Args:
         deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
+        shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
 
     The caller holds the run's lock. Any exception is written as a Failed event and raised again.
     """
     run.drop_torn_event()
     try:
-        outcome = _train(run, deadline)
+        outcome = _train(run, deadline, shuffled)
     except Exception as error:
         run.append(events.Failed(message=explain(error)))
         raise
@@ -59,7 +60,7 @@ def leave_before_training(run: Run) -> events.Outcome:
     return outcome
 
 
-def _train(run: Run, deadline: float | None) -> events.Outcome:
+def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
     recipe = run.recipe
     data = data_of(run)
     plan = read_plan(run)
@@ -67,7 +68,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     goal = goal_of(run)
     tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
-    rows, held_out = _examples(tokenizer, recipe, goal, data)
+    rows, held_out = _examples(tokenizer, recipe, goal, data, shuffled)
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
@@ -82,7 +83,7 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
 
     attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
     callback = RunCallback(run, attempt, deadline)
-    arguments = _arguments(run, recipe, plan, len(rows), bool(held_out))
+    arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
     trainer = make_trainer(goal, recipe, model, tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
     trainer.remove_callback(PrinterCallback)  # events tell the same
     checkpoint = checkpoints.newest_checkpoint(run)
@@ -99,13 +100,13 @@ def _train(run: Run, deadline: float | None) -> events.Outcome:
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
-def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData) -> tuple[Examples, Examples]:
+def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData, shuffled: bool) -> tuple[Examples, Examples]:
     """The rows to train on and those held out."""
     train, held_out = (tokenize(tokenizer, part, recipe.max_length, recipe.loss_on, task=goal.task) for part in (data.train, data.held_out))
     if goal.task == "sequence-classification":  # a label that is held out alone cannot be right
         known = [label in goal.labels for label in held_out.labels()]
         held_out = held_out.at(held_out.index[np.array(known, dtype=bool)])
-    return Examples(train, recipe.seed if goal.task == "kto" else None), Examples(held_out)
+    return Examples(train, recipe.seed if goal.task == "kto" and shuffled else None), Examples(held_out)
 
 
 def _adapted(run: Run, recipe: Recipe, base: Base, goal: Goal) -> Any:
@@ -129,6 +130,11 @@ def total_steps(recipe: Recipe, num_rows: int) -> int:
 def steps_per_epoch(recipe: Recipe, num_rows: int) -> int:
     """Optimizer steps in which each row is seen once."""
     return math.ceil(math.ceil(num_rows / recipe.batch_size) / recipe.gradient_accumulation_steps)
+
+
+def steps_between_saves(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps after which a checkpoint is written."""
+    return recipe.save_steps or min(steps_per_epoch(recipe, num_rows), _LONGEST_BETWEEN_SAVES)
 
 
 def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any) -> Plan:
@@ -164,7 +170,7 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
         eval_strategy="steps" if evaluate else "no",
         eval_steps=recipe.eval_steps or epoch,
         save_strategy="steps",
-        save_steps=recipe.save_steps or min(epoch, _LONGEST_BETWEEN_SAVES),
+        save_steps=steps_between_saves(recipe, num_rows),
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a loss that is not a number would be told as 0
         include_num_input_tokens_seen="non_padding",

@@ -1,4 +1,4 @@
-"""The product for programs: eleven endpoints of stable names and plain types beside the page, told to users in docs/api.md.
+"""The product for programs: thirteen endpoints of stable names and plain types beside the page, told to users in docs/api.md.
 
 A run opens only for who has its owner's secret, and no file is read but one that Gradio itself received.
 """
@@ -53,6 +53,8 @@ def build(page: Page) -> None:
     endpoints = (
         api.check_data,
         api.advise,
+        api.estimate,
+        api.dry_run,
         api.start,
         api.status,
         api.stop,
@@ -104,6 +106,30 @@ class Api:
         return self._workers.call(
             "advise", data=self._paths(data), recipe=values, held_out=self._held_out(held_out), reading=reading or None
         )
+
+    def estimate(self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, reading: Json = _AS_IT_IS) -> Json:
+        """Say roughly what memory and time the training will take here, and on which hardware of a Space it would fit.
+
+        Args:
+            data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
+                or the word "demo" for the sample data.
+            recipe: the choices that are not to be the defaults; {} is a good start.
+            held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
+            reading: how to read the columns and what to mend, as /check_data takes it.
+        """
+        return self._before_training("estimate", data, recipe, held_out, reading)
+
+    def dry_run(self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, reading: Json = _AS_IT_IS) -> Json:
+        """Train four steps for real, the last of the longest rows, and say what the whole training will take; nothing of it is kept.
+
+        Args:
+            data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
+                or the word "demo" for the sample data.
+            recipe: the choices that are not to be the defaults; {} is a good start.
+            held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
+            reading: how to read the columns and what to mend, as /check_data takes it.
+        """
+        return self._before_training("dry_run", data, recipe, held_out, reading)
 
     def start(
         self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, owner: str = "", reading: Json = _AS_IT_IS
@@ -234,6 +260,10 @@ class Api:
             owner: the secret that /start returned.
         """
         return [_line(run) | {"created": run.about["created"], "base_model": run.recipe.base_model} for run in list_runs(owner_of(owner))]
+
+    def _before_training(self, verb: str, data: Any, recipe: Json, held_out: Any, reading: Json) -> Json:
+        values = make_recipe(recipe).model_dump()
+        return self._workers.call(verb, data=self._paths(data), recipe=values, held_out=self._held_out(held_out), reading=reading or None)
 
     def _paths(self, data: Any) -> str | list[str]:
         return [self._path(one) for one in data] if isinstance(data, list) else self._path(data)

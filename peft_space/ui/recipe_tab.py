@@ -8,7 +8,7 @@ import gradio as gr
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
 from peft_space.recipe import make_recipe, read_recipe
-from peft_space.ui import ranks, view_recipe
+from peft_space.ui import estimates, ranks, view_recipe
 from peft_space.ui.form import GROUPS
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
@@ -24,6 +24,7 @@ def build(page: Page) -> None:
             page.form.place(group)
     show_layers = gr.Button("Show which layers get an adapter", elem_id="show-layers")
     layers = gr.Markdown(elem_id="layers")
+    estimates.build(page)
     ranks.build_study(page)
     with gr.Accordion("The recipe as a file", open=False):
         with gr.Row():

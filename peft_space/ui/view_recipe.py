@@ -5,6 +5,7 @@ from typing import Any
 
 from peft_space.recipe import Recipe
 from peft_space.ui.view import escape, plain
+from peft_space.words import gigabytes
 
 
 def layers_markdown(found: dict[str, Any]) -> str:
@@ -35,18 +36,14 @@ def layers_markdown(found: dict[str, Any]) -> str:
 
 def _memory_in_words(memory: dict[str, Any]) -> str:
     """What training will need, and what would make it fit."""
-    need = f"**About {_gigabytes(memory['total'])} of memory** in training, if rows are as long as the limit of {memory['length']:,} tokens"
+    need = f"**About {gigabytes(memory['total'])} of memory** in training, if rows are as long as the limit of {memory['length']:,} tokens"
     largest = sorted(memory["parts"].items(), key=lambda part: -part[1])[:3]
-    parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in largest)
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
     if memory["total"] <= memory["free"]:
-        return f"{need} (estimated: {parts}). {_gigabytes(memory['free'])} are free here."
-    ways = "; or ".join(f"{one['what']} ({_gigabytes(one['total'])})" for one in memory["to_fit"])
+        return f"{need} (estimated: {parts}). {gigabytes(memory['free'])} are free here."
+    ways = "; or ".join(f"{one['what']} ({gigabytes(one['total'])})" for one in memory["to_fit"])
     remedy = f"It would fit with {ways}." if ways else "No single change makes it fit: choose a smaller base model, or a larger machine."
-    return f"⚠ {need} (estimated: {parts}), and {_gigabytes(memory['free'])} are free here. {remedy}"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"⚠ {need} (estimated: {parts}), and {gigabytes(memory['free'])} are free here. {remedy}"
 
 
 def _share_in_words(share: float, parameters: int) -> str:

@@ -10,6 +10,7 @@ from peft_space.data.read import short_name
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, steps_of
 from peft_space.ui.view import STATUS_WORDS, escape, plain
+from peft_space.words import duration, gigabytes
 
 
 def names_of(data: Any) -> str:
@@ -84,17 +85,11 @@ def _figures(happened: list[events.Event], steps: list[events.Step], status: Sta
         f"Step {last.step} of {total}",
         f"loss {last.loss:.3f}",
         f"{tokens / seconds:,.0f} tokens a second",
-        f"{last.memory / 2**30:.1f} GiB at most" if last.memory else "",
-        f"{_duration(sum(step.seconds for step in steps))} so far",
-        f"about {_duration((total - last.step) * seconds / len(recent))} left" if last.step < total and status == "running" else "",
+        f"{gigabytes(last.memory)} at most" if last.memory else "",
+        f"{duration(sum(step.seconds for step in steps))} so far",
+        f"about {duration((total - last.step) * seconds / len(recent))} left" if last.step < total and status == "running" else "",
     ]
     return " · ".join(word for word in words if word)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def losses(happened: list[events.Event]) -> pd.DataFrame:

@@ -1,0 +1,238 @@
+"""What a training will take, before it: memory, time, and on which hardware of a Space it would fit. `dry_run.py` measures the same.
+
+Time is rough: arithmetic on tokens and parameters, and one small measurement of this machine.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from peft_space import hardware
+from peft_space.data.read import Data
+from peft_space.data.store import Tokens
+from peft_space.errors import UserError
+from peft_space.events import OnProgress, quietly
+from peft_space.hardware import Device
+from peft_space.models.base import find_base
+from peft_space.models.families import linear_layers
+from peft_space.models.load import inference_dtype
+from peft_space.models.memory import estimate, to_fit
+from peft_space.models.quantization import quantization_of
+from peft_space.models.spaces_hardware import HARDWARE
+from peft_space.recipe import Recipe, Task
+from peft_space.training.prepare import Prepared, prepare
+from peft_space.training.tasks import Examples
+from peft_space.training.train import steps_per_epoch, total_steps
+from peft_space.words import duration, gigabytes
+
+REACHED = 0.5
+"""Share of the speed of bare matrix products that a training reaches. torchtune's fastest setting of Llama 3.2 3B, 8,035 tokens a second,
+is 0.49 of what an A100's data sheet names; the built-in model reached 0.4 on a 2-core CPU."""
+_FORWARDS_BESIDES: dict[Task, int] = {"dpo": 1, "kto": 3}
+"""Forward passes besides the trained one: of the reference, and for KTO both again with other answers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training needs here at most, and that are free."""
+
+    total: int
+    free: int
+    parts: dict[str, int]
+    """Of `models.memory.MemoryEstimate`."""
+    to_fit: list[dict[str, Any]]
+    """Where more is needed than is free: the single changes that make it fit, `what` and its `total`."""
+    length: int
+    """Tokens of the longest row that is counted with."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds that a training takes, and what they were worked out from."""
+
+    steps: int
+    tokens: float
+    """Of one step, padding included."""
+    flops: float
+    """Floating-point operations of one step."""
+    rate: float
+    """Operations a second of bare matrix products, measured here."""
+    step_seconds: float
+    seconds: float
+    """Of all steps and evaluations."""
+
+
+@dataclass(frozen=True)
+class OnSpace:
+    """Whether a training would fit on one kind of hardware, and the seconds in which it cannot be faster, where its speed is known."""
+
+    name: str
+    title: str
+    memory: int
+    need: int
+    fits: bool
+    least_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """`memory` is None, and `spaces` empty, for a base that comes quantized: what its layers take has not been measured."""
+
+    memory: Memory | None
+    time: Time
+    spaces: list[OnSpace]
+
+
+def estimates(
+    data: Data, recipe: Recipe, held_out: Data | None = None, reading: dict | None = None, on_progress: OnProgress = quietly
+) -> Estimates:
+    """What training `recipe` on these data takes. Raises UserError where it cannot be trained at all."""
+    prepared = prepare(data, recipe, held_out, reading, on_progress)
+    on_progress(0.9, "Working out memory and time")
+    return estimates_of(prepared, recipe)
+
+
+def estimates_of(prepared: Prepared, recipe: Recipe) -> Estimates:
+    """The same for data that are rendered already."""
+    base, task = find_base(recipe.base_model, recipe.revision), prepared.goal.task
+    lengths = row_lengths(Examples(prepared.train).tokens, recipe)
+    longest = int(lengths.max())
+    parameters = multiplied_parameters(base.config, task)
+    time = _time(recipe, task, lengths, row_lengths(prepared.held_out, recipe), parameters, base.config)
+    memory = memory_here(recipe, base.config, task, longest, len(lengths))
+    spaces = _on_spaces(recipe, base.config, task, longest, len(lengths), time) if memory else []
+    return Estimates(memory, time, spaces)
+
+
+def row_lengths(rows: Tokens, recipe: Recipe) -> np.ndarray:
+    """Tokens of each row after the cut; of two sequences those of the longer."""
+    return np.minimum(rows.column("length"), recipe.max_length)
+
+
+# Memory
+
+
+def memory_here(recipe: Recipe, config: Any, task: Task, length: int, num_rows: int | None = None) -> Memory | None:
+    """What training needs on this machine, if the longest row has `length` tokens; None for a base that comes quantized."""
+    if quantization_of(recipe, config) != recipe.quantization:
+        return None
+    layers = linear_layers(config, task)  # anew: counting wraps the model
+    rows = _rows_at_once(recipe, task, num_rows)
+    where: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype()}
+    need, free = estimate(layers, recipe, rows, length, **where), hardware.free_memory()
+    changes = [] if need.total <= free else to_fit(layers, recipe, rows, length, free, **where)
+    return Memory(need.total, free, asdict(need), [{"what": change.what, "total": change.estimate.total} for change in changes], length)
+
+
+def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None) -> int:
+    return min(recipe.batch_size, num_rows or recipe.batch_size) * (2 if task == "dpo" else 1)  # both answers of each row
+
+
+def refuse_what_does_not_fit(memory: Memory | None) -> None:
+    """Raise UserError where more memory is needed than is free, naming what would make it fit."""
+    if memory and memory.total > memory.free:
+        raise UserError(
+            f"This does not fit: training needs about {gigabytes(memory.total)} of memory, and {gigabytes(memory.free)} are free here. "
+            f"{_remedy(memory)}"
+        )
+
+
+def _remedy(memory: Memory) -> str:
+    ways = "; or ".join(f"{one['what']} ({gigabytes(one['total'])})" for one in memory.to_fit)
+    return f"It would fit with {ways}." if ways else "No single change makes it fit: choose a smaller base model, or a larger machine."
+
+
+# Time
+
+
+def multiplied_parameters(config: Any, task: Task) -> int:
+    """Parameters that every token is multiplied with: all but the input embeddings, which are looked up, unless the head uses them too.
+
+    Of experts all are counted, though a token meets few: there the time is too long.
+    """
+    model = linear_layers(config, task).model
+    looked_up = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    return model.num_parameters() - (0 if head is not None and head.weight is looked_up else looked_up.numel())
+
+
+def flops_a_token(parameters: int, task: Task, device: Device) -> int:
+    """Operations to train on one token: 2 a parameter forward, 2 back to the adapters, and on a GPU 2 for the forward pass done again.
+
+    The base's own gradients, another 2, are not taken. (Counted as in arXiv 2001.08361, section 2.1, without attention's own products.)
+    """
+    passes = 2 + (device == "cuda") + _FORWARDS_BESIDES.get(task, 0)
+    return 2 * passes * parameters
+
+
+def padded_tokens(lengths: np.ndarray, batch_size: int) -> float:
+    """Tokens that a row takes on average in shuffled batches, each padded to its longest row."""
+    if not len(lengths):
+        return 0.0
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    batches = np.split(shuffled, range(batch_size, len(shuffled), batch_size))
+    return sum(int(batch.max()) * len(batch) for batch in batches) / len(shuffled)
+
+
+def num_evaluations(recipe: Recipe, num_rows: int) -> int:
+    """How often held-out rows are scored in a whole training on `num_rows` rows."""
+    return total_steps(recipe, num_rows) // (recipe.eval_steps or steps_per_epoch(recipe, num_rows))
+
+
+def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray, parameters: int, config: Any) -> Time:
+    rows = min(len(lengths), recipe.batch_size * recipe.gradient_accumulation_steps)
+    a_row, steps = padded_tokens(lengths, recipe.batch_size), total_steps(recipe, len(lengths))
+    flops = flops_a_token(parameters, task, hardware.device()) * a_row * rows * (2 if task == "dpo" else 1)
+    width = config.get_text_config().hidden_size
+    rate = hardware.flops_a_second(round(a_row * min(len(lengths), recipe.batch_size)), width, inference_dtype())
+    step = flops / rate / REACHED
+    forward = (1 + _FORWARDS_BESIDES.get(task, 0)) / (2 + (hardware.device() == "cuda") + _FORWARDS_BESIDES.get(task, 0))
+    a_held_out_row = forward * step / rows * padded_tokens(held_out, recipe.batch_size) / a_row
+    evaluations = num_evaluations(recipe, len(lengths)) * len(held_out) * a_held_out_row
+    return Time(steps, a_row * rows, flops, rate, step, steps * step + evaluations)
+
+
+# Spaces
+
+
+def _on_spaces(recipe: Recipe, config: Any, task: Task, length: int, num_rows: int, time: Time) -> list[OnSpace]:
+    layers, rows = linear_layers(config, task), _rows_at_once(recipe, task, num_rows)
+    need = {
+        "cpu": estimate(layers, recipe, rows, length, "cpu", "float32").total,
+        "cuda": estimate(layers, recipe, rows, length, "cuda", "bfloat16").total,
+    }
+    ours, theirs = (flops_a_token(1, task, device) for device in (hardware.device(), "cuda"))
+    flops = time.steps * time.flops * theirs / ours
+    return [
+        OnSpace(
+            kind.name,
+            kind.title,
+            kind.usable,
+            need[kind.device],
+            need[kind.device] <= kind.usable,
+            flops / kind.teraflops / 1e12 if kind.teraflops else None,
+        )
+        for kind in HARDWARE
+    ]
+
+
+# In words
+
+
+def in_words(found: Estimates) -> list[str]:
+    """A sentence about memory, and one about time."""
+    time = found.time
+    of_time = (
+        f"Time: about {duration(time.seconds)} for {time.steps:,} steps, {duration(time.step_seconds)} each. This is rough: "
+        f"{time.flops / 1e9:,.3g} GFLOP a step, at {REACHED:.0%} of the {time.rate / 1e9:,.3g} GFLOP/s of matrix products here."
+    )
+    if found.memory is None:
+        return ["Memory: not estimated, because the base model comes quantized. Measure it.", of_time]
+    memory = found.memory
+    largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
+    need = f"Memory: about {gigabytes(memory.total)} at most, for rows of {memory.length:,} tokens ({parts})"
+    if memory.total <= memory.free:
+        return [f"{need}. {gigabytes(memory.free)} are free here.", of_time]
+    return [f"{need}, and {gigabytes(memory.free)} are free here: it does not fit. {_remedy(memory)}", of_time]
