@@ -98,7 +98,6 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
 
     @tells_errors
     def begin(values: dict[Any, Any]) -> Iterator[Any]:
-        yield {page.data: DEMO, page.reading: {}, tabs: gr.update(selected="Train")}
         yield from training.make(values, {"data": DEMO}, {}, name="The demo")
 
     @tells_errors
@@ -115,7 +114,9 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    starting = button.click(begin, chosen, [page.data, page.reading, tabs, *training.begins, *training.outputs], **hidden)
+    # a step of its own: what a generator shows is lost where its next yield comes at once
+    shown = button.click(lambda: (DEMO, {}, gr.update(selected="Train")), None, [page.data, page.reading, tabs], **hidden)
+    starting = shown.success(begin, chosen, [*training.begins, *training.outputs], **hidden)
     training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
     starting.success(wait, chosen, tabs, concurrency_limit=None, **hidden).success(
         tells_errors(comparing.take_rows),
