@@ -137,7 +137,8 @@ def estimated(case: Case) -> Any:
     from peft_space.recipe import make_recipe
 
     layers = linear_layers(config_of(case), goal_of(case).task)
-    return estimate(layers, make_recipe(case.recipe), case.batch_size, case.length, gradient_checkpointing=case.checkpointing)
+    checkpointing = {"gradient_checkpointing": "on"} if case.checkpointing else {}
+    return estimate(layers, make_recipe(case.recipe | checkpointing), case.batch_size, case.length)
 
 
 def memory(key: str) -> int:

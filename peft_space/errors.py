@@ -19,7 +19,7 @@ def mendable(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return UserError("The disk is full. Make room on it, then try again; what was saved so far is kept.")
-    if where := _out_of_memory(error):
+    if where := what_ran_out(error):
         return UserError(
             f"{where} has not enough memory for this. Set a smaller batch_size or max_length in the recipe, "
             "hold the base in 4 bits (quantization nf4), or choose a smaller base model."
@@ -27,7 +27,7 @@ def mendable(error: BaseException) -> UserError | None:
     return None
 
 
-def _out_of_memory(error: BaseException) -> str | None:
+def what_ran_out(error: BaseException) -> str | None:
     """What ran out of memory, if anything did. PyTorch says it by classes that are not imported here, and on a CPU only by its words."""
     words = str(error)
     if isinstance(error, RuntimeError) and ("out of memory" in words or "CUBLAS_STATUS_ALLOC_FAILED" in words):

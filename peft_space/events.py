@@ -88,6 +88,12 @@ class Adjusted(_Event):
     why: str
 
 
+class OutOfMemory(Adjusted):
+    """Memory ran out, and training goes on from its last checkpoint with less: with what, and why."""
+
+    event: Literal["OutOfMemory"] = "OutOfMemory"  # type: ignore[assignment]
+
+
 class Paused(_Event):
     """Training left at its deadline, or because the user asked, and goes on when it is called again."""
 
@@ -116,10 +122,12 @@ class Failed(_Event):
 
     event: Literal["Failed"] = "Failed"
     message: str
+    for_memory: bool = False
+    """Whether memory ran out though all was done that could be done without asking: shorter rows may still do."""
 
 
 Event = Annotated[
-    Queued | Working | Started | Step | Evaluated | Checkpointed | Adjusted | Paused | Stopped | Finished | Failed,
+    Queued | Working | Started | Step | Evaluated | Checkpointed | Adjusted | OutOfMemory | Paused | Stopped | Finished | Failed,
     Field(discriminator="event"),
 ]
 Outcome = Paused | Stopped | Finished | Failed

@@ -67,7 +67,66 @@ def free_memory() -> int:
     """Bytes that can still be taken: of the GPU where there is one, else of the machine's memory."""
     import torch
 
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_ram()
+
+
+def free_ram() -> int:
+    """Bytes of the machine's memory that this process can still take: what is available, and what a container's limits leave."""
+    left = [
+        limit - used + _counter(folder / "memory.stat", "total_inactive_file" if folder.is_relative_to(_CGROUPS_V1) else "inactive_file")
+        for folder in _cgroups()
+        for limit, used in [
+            (_number(folder, "memory.max", "memory.limit_in_bytes"), _number(folder, "memory.current", "memory.usage_in_bytes"))
+        ]
+        if limit is not None and used is not None
+    ]
+    return max(0, min([psutil.virtual_memory().available, *left]))
+
+
+def kills_for_memory() -> int:
+    """How many processes the system ended so far for want of memory, on the machine or in this container; counted up, for differences."""
+    machine = _counter(Path("/proc/vmstat"), "oom_kill")
+    groups = [_counter(folder / name, "oom_kill") for folder in _cgroups() for name in ("memory.events", "memory.oom_control")]
+    return machine + sum(groups)
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS_V1 = _CGROUPS / "memory"
+
+
+def _cgroups() -> list[Path]:
+    """Folders of the control groups that limit this process's memory, from its own outwards. (man 7 cgroups)"""
+    groups = []
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root = _CGROUPS_V1
+        elif not controllers:
+            root = _CGROUPS
+        else:
+            continue
+        own = root / path.lstrip("/")
+        groups += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return groups
+
+
+def _number(folder: Path, *names: str) -> int | None:
+    """What stands in the first of these files that is there; None where it is no number, as `max`."""
+    text = next((text for name in names if (text := _text(folder / name).strip())), "")
+    return int(text) if text.isdigit() else None
+
+
+def _counter(path: Path, name: str) -> int:
+    """The number beside `name` in a file of such lines; 0 where there is none."""
+    return next((int(line.split()[1]) for line in _text(path).splitlines() if line.split()[:1] == [name]), 0)
+
+
+def _text(path: Path) -> str:
+    """What a file of the system says; nothing where this system has no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def num_cores() -> int:

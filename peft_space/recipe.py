@@ -91,6 +91,11 @@ class Recipe(BaseModel):
     gradient_accumulation_steps: int = Field(1, title="Gradient accumulation", ge=1, le=1024, json_schema_extra=_shown("training"))
     """Batches that are added up before a step: the effective batch is batch size x this."""
 
+    gradient_checkpointing: Literal["automatic", "on", "off"] = Field(
+        "automatic", title="Gradient checkpointing", json_schema_extra=_shown("training")
+    )
+    """Computes activations twice in place of keeping them: less memory, a third more time. `automatic`: where memory does not do without."""
+
     max_length: int = Field(512, title="Length limit, tokens", ge=8, le=131072, json_schema_extra=_shown("training"))
     """Longer rows are cut off at the end; the data check says how many."""
 

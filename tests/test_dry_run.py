@@ -111,11 +111,11 @@ def test_tokens_are_counted_with_their_padding():
     assert padded_tokens(np.array([2, 8]), 1) == 5
 
 
-def test_a_token_costs_four_operations_a_parameter_on_a_cpu_and_six_on_a_gpu():
+def test_a_token_costs_four_operations_a_parameter_and_six_with_checkpointing():
     parameters = multiplied_parameters(find_base("demo").config, "causal-lm")
-    assert flops_a_token(parameters, "causal-lm", "cpu") == 4 * parameters
-    assert flops_a_token(parameters, "causal-lm", "cuda") == 6 * parameters
-    assert flops_a_token(parameters, "dpo", "cpu") == 6 * parameters
+    assert flops_a_token(parameters, "causal-lm", False) == 4 * parameters
+    assert flops_a_token(parameters, "causal-lm", True) == 6 * parameters
+    assert flops_a_token(parameters, "dpo", False) == 6 * parameters
 
 
 def test_the_hardware_is_what_the_hub_offers_with_one_gpu_at_most():

@@ -59,7 +59,6 @@ class Change:
     recipe: Recipe
     batch_size: int
     length: int
-    gradient_checkpointing: bool
     estimate: MemoryEstimate
 
 
@@ -70,25 +69,22 @@ def estimate(
     length: int,
     device: Device = "cpu",
     dtype: str = "float32",
-    gradient_checkpointing: bool | None = None,
 ) -> MemoryEstimate:
     """What training `recipe` on batches of `batch_size` rows, the longest of `length` tokens, takes at most.
 
     Args:
         layers: of the base model for its task; its model on the meta device is left as it is.
         dtype: "float32", "bfloat16" or "float16": what is computed in.
-        gradient_checkpointing: whether activations are computed again for the backward pass. None: as in training, on GPUs alone.
 
-    On a CPU this is the growth of the process's resident memory over that before loading; on a GPU what tensors take at most there.
+    Gradient checkpointing counts where the recipe says `on`. On a CPU this is the growth of the process's resident memory over that before loading; on a GPU what tensors take at most there.
     """
-    checkpointing = device == "cuda" if gradient_checkpointing is None else gradient_checkpointing
     model, quantized = _adapted(layers, recipe, device, dtype)
     weights, mapped = _weights(model, quantized, recipe, _stored_bytes(layers.model) if device == "cpu" else 0)
     if quantized and recipe.method == "dora":
         model, _ = _adapted(layers, recipe.model_copy(update={"quantization": "none"}), device, dtype)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapter = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
-    log = _log_of_a_step(model, layers.task, batch_size, length, device, dtype, checkpointing)
+    log = _log_of_a_step(model, layers.task, batch_size, length, device, dtype, recipe.gradient_checkpointing == "on")
     gradients, activations, loss = log.at_peak()
     return MemoryEstimate(
         weights=weights,
@@ -100,6 +96,16 @@ def estimate(
         loss=loss,
         overhead=log.holes() + LIBRARIES if device == "cpu" else 0,
     )
+
+
+def estimate_within(
+    layers: LinearLayers, recipe: Recipe, batch_size: int, length: int, num_bytes: int, device: Device = "cpu", dtype: str = "float32"
+) -> tuple[MemoryEstimate, bool]:
+    """The same, and whether gradient checkpointing is on: as the recipe says, or where it is `automatic` and `num_bytes` are too few without."""
+    need = estimate(layers, recipe, batch_size, length, device, dtype)
+    if recipe.gradient_checkpointing != "automatic" or need.total <= num_bytes:
+        return need, recipe.gradient_checkpointing == "on"
+    return estimate(layers, recipe.model_copy(update={"gradient_checkpointing": "on"}), batch_size, length, device, dtype), True
 
 
 def bits_a_parameter(recipe: Recipe) -> float:
@@ -120,25 +126,23 @@ def to_fit(
     num_bytes: int,
     device: Device = "cpu",
     dtype: str = "float32",
-    gradient_checkpointing: bool | None = None,
 ) -> list[Change]:
     """The single changes with which a training fits into `num_bytes`, best first: those come first that change the adapter least.
 
     A smaller batch with as much more accumulation trains the same adapter, and so does checkpointing, which takes more time; quantization
     costs a little exactness; a smaller rank and shorter rows leave something unlearnt. None may be enough: then the list is empty.
     """
-    now = device == "cuda" if gradient_checkpointing is None else gradient_checkpointing
     found = []
-    for ways in _ways(recipe, batch_size, length, now):
+    for ways in _ways(recipe, batch_size, length):
         for change in ways:  # from the mildest on
-            need = estimate(layers, *change[1:4], device, dtype, change[4])
+            need = estimate(layers, *change[1:], device, dtype)
             if need.total <= num_bytes:
                 found.append(Change(*change, need))
                 break
     return found
 
 
-def _ways(recipe: Recipe, batch_size: int, length: int, checkpointing: bool) -> list[list[tuple[str, Recipe, int, int, bool]]]:
+def _ways(recipe: Recipe, batch_size: int, length: int) -> list[list[tuple[str, Recipe, int, int]]]:
     """For each kind of change its steps, from the mildest on."""
 
     def with_(**changes: Any) -> Recipe:
@@ -148,6 +152,7 @@ def _ways(recipe: Recipe, batch_size: int, length: int, checkpointing: bool) -> 
     ranks = [recipe.lora_rank // 2**halving for halving in range(1, recipe.lora_rank.bit_length()) if recipe.lora_rank // 2**halving >= 4]
     lengths = [length // 2**halving for halving in range(1, length.bit_length()) if length // 2**halving >= 64]
     accumulated = [(size, recipe.gradient_accumulation_steps * -(-batch_size // size)) for size in batches]
+    checkpointed = [] if recipe.gradient_checkpointing == "on" else [with_(gradient_checkpointing="on")]
     quantized = [] if recipe.quantization in ("nf4", "fp4") else [with_(quantization="nf4")]
     return [
         [
@@ -156,14 +161,13 @@ def _ways(recipe: Recipe, batch_size: int, length: int, checkpointing: bool) -> 
                 with_(batch_size=size, gradient_accumulation_steps=steps),
                 size,
                 length,
-                checkpointing,
             )
             for size, steps in accumulated
         ],
-        [] if checkpointing else [("gradient checkpointing", recipe, batch_size, length, True)],
-        [("the base in 4 bits (nf4)", changed, batch_size, length, checkpointing) for changed in quantized],
-        [(f"LoRA rank {rank}", with_(lora_rank=rank), batch_size, length, checkpointing) for rank in ranks],
-        [(f"rows of {tokens} tokens at most", with_(max_length=tokens), batch_size, tokens, checkpointing) for tokens in lengths],
+        [("gradient checkpointing", changed, batch_size, length) for changed in checkpointed],
+        [("the base in 4 bits (nf4)", changed, batch_size, length) for changed in quantized],
+        [(f"LoRA rank {rank}", with_(lora_rank=rank), batch_size, length) for rank in ranks],
+        [(f"rows of {tokens} tokens at most", with_(max_length=tokens), batch_size, tokens) for tokens in lengths],
     ]
 
 

@@ -4,6 +4,7 @@ Time is rough: arithmetic on tokens and parameters, and one small measurement of
 """
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from peft_space.hardware import Device
 from peft_space.models.base import find_base
 from peft_space.models.families import linear_layers
 from peft_space.models.load import inference_dtype
-from peft_space.models.memory import estimate, to_fit
+from peft_space.models.memory import estimate, estimate_within, to_fit
 from peft_space.models.quantization import quantization_of
 from peft_space.models.spaces_hardware import HARDWARE
 from peft_space.recipe import Recipe, Task
@@ -45,6 +46,8 @@ class Memory:
     """Where more is needed than is free: the single changes that make it fit, `what` and its `total`."""
     length: int
     """Tokens of the longest row that is counted with."""
+    gradient_checkpointing: bool
+    """Whether it is on, as the recipe says or because it does not fit without."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Time:
     """Of one step, padding included."""
     flops: float
     """Floating-point operations of one step."""
+    checkpointing: bool
+    """Whether the forward pass is counted twice."""
     rate: float
     """Operations a second of bare matrix products, measured here."""
     step_seconds: float
@@ -99,8 +104,9 @@ def estimates_of(prepared: Prepared, recipe: Recipe) -> Estimates:
     lengths = row_lengths(Examples(prepared.train).tokens, recipe)
     longest = int(lengths.max())
     parameters = multiplied_parameters(base.config, task)
-    time = _time(recipe, task, lengths, row_lengths(prepared.held_out, recipe), parameters, base.config)
     memory = memory_here(recipe, base.config, task, longest, len(lengths))
+    checkpointing = memory.gradient_checkpointing if memory else recipe.gradient_checkpointing == "on"
+    time = _time(recipe, task, lengths, row_lengths(prepared.held_out, recipe), parameters, base.config, checkpointing)
     spaces = _on_spaces(recipe, base.config, task, longest, len(lengths), time) if memory else []
     return Estimates(memory, time, spaces)
 
@@ -120,9 +126,12 @@ def memory_here(recipe: Recipe, config: Any, task: Task, length: int, num_rows: 
     layers = linear_layers(config, task)  # anew: counting wraps the model
     rows = _rows_at_once(recipe, task, num_rows)
     where: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype()}
-    need, free = estimate(layers, recipe, rows, length, **where), hardware.free_memory()
-    changes = [] if need.total <= free else to_fit(layers, recipe, rows, length, free, **where)
-    return Memory(need.total, free, asdict(need), [{"what": change.what, "total": change.estimate.total} for change in changes], length)
+    free = hardware.free_memory()
+    need, checkpointing = estimate_within(layers, recipe, rows, length, free, **where)
+    trained = recipe.model_copy(update={"gradient_checkpointing": "on" if checkpointing else "off"})
+    changes = [] if need.total <= free else to_fit(layers, trained, rows, length, free, **where)
+    fit = [{"what": change.what, "total": change.estimate.total} for change in changes]
+    return Memory(need.total, free, asdict(need), fit, length, checkpointing)
 
 
 def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None) -> int:
@@ -157,12 +166,12 @@ def multiplied_parameters(config: Any, task: Task) -> int:
     return model.num_parameters() - (0 if head is not None and head.weight is looked_up else looked_up.numel())
 
 
-def flops_a_token(parameters: int, task: Task, device: Device) -> int:
-    """Operations to train on one token: 2 a parameter forward, 2 back to the adapters, and on a GPU 2 for the forward pass done again.
+def flops_a_token(parameters: int, task: Task, checkpointing: bool) -> int:
+    """Operations to train on one token: 2 a parameter forward, 2 back to the adapters, and 2 for the forward pass where it is done again.
 
     The base's own gradients, another 2, are not taken. (Counted as in arXiv 2001.08361, section 2.1, without attention's own products.)
     """
-    passes = 2 + (device == "cuda") + _FORWARDS_BESIDES.get(task, 0)
+    passes = 2 + checkpointing + _FORWARDS_BESIDES.get(task, 0)
     return 2 * passes * parameters
 
 
@@ -180,17 +189,17 @@ def num_evaluations(recipe: Recipe, num_rows: int) -> int:
     return total_steps(recipe, num_rows) // (recipe.eval_steps or steps_per_epoch(recipe, num_rows))
 
 
-def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray, parameters: int, config: Any) -> Time:
+def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray, parameters: int, config: Any, checkpointing: bool) -> Time:
     rows = min(len(lengths), recipe.batch_size * recipe.gradient_accumulation_steps)
     a_row, steps = padded_tokens(lengths, recipe.batch_size), total_steps(recipe, len(lengths))
-    flops = flops_a_token(parameters, task, hardware.device()) * a_row * rows * (2 if task == "dpo" else 1)
+    flops = flops_a_token(parameters, task, checkpointing) * a_row * rows * (2 if task == "dpo" else 1)
     width = config.get_text_config().hidden_size
     rate = hardware.flops_a_second(round(a_row * min(len(lengths), recipe.batch_size)), width, inference_dtype())
     step = flops / rate / REACHED
-    forward = (1 + _FORWARDS_BESIDES.get(task, 0)) / (2 + (hardware.device() == "cuda") + _FORWARDS_BESIDES.get(task, 0))
+    forward = (1 + _FORWARDS_BESIDES.get(task, 0)) / (2 + checkpointing + _FORWARDS_BESIDES.get(task, 0))
     a_held_out_row = forward * step / rows * padded_tokens(held_out, recipe.batch_size) / a_row
     evaluations = num_evaluations(recipe, len(lengths)) * len(held_out) * a_held_out_row
-    return Time(steps, a_row * rows, flops, rate, step, steps * step + evaluations)
+    return Time(steps, a_row * rows, flops, checkpointing, rate, step, steps * step + evaluations)
 
 
 # Spaces
@@ -198,23 +207,23 @@ def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray,
 
 def _on_spaces(recipe: Recipe, config: Any, task: Task, length: int, num_rows: int, time: Time) -> list[OnSpace]:
     layers, rows = linear_layers(config, task), _rows_at_once(recipe, task, num_rows)
-    need = {
-        "cpu": estimate(layers, recipe, rows, length, "cpu", "float32").total,
-        "cuda": estimate(layers, recipe, rows, length, "cuda", "bfloat16").total,
-    }
-    ours, theirs = (flops_a_token(1, task, device) for device in (hardware.device(), "cuda"))
-    flops = time.steps * time.flops * theirs / ours
-    return [
-        OnSpace(
-            kind.name,
-            kind.title,
-            kind.usable,
-            need[kind.device],
-            need[kind.device] <= kind.usable,
-            flops / kind.teraflops / 1e12 if kind.teraflops else None,
-        )
-        for kind in HARDWARE
-    ]
+    least = (
+        time.steps * time.flops * flops_a_token(1, task, recipe.gradient_checkpointing == "on") / flops_a_token(1, task, time.checkpointing)
+    )
+
+    @cache
+    def need(device: Device, checkpointing: str) -> int:
+        changed = recipe.model_copy(update={"gradient_checkpointing": checkpointing})
+        return estimate(layers, changed, rows, length, device, "float32" if device == "cpu" else "bfloat16").total
+
+    found = []
+    for kind in HARDWARE:
+        needed = need(kind.device, recipe.gradient_checkpointing)
+        if recipe.gradient_checkpointing == "automatic" and needed > kind.usable:
+            needed = need(kind.device, "on")
+        seconds = least / kind.teraflops / 1e12 if kind.teraflops else None
+        found.append(OnSpace(kind.name, kind.title, kind.usable, needed, needed <= kind.usable, seconds))
+    return found
 
 
 # In words
@@ -232,7 +241,8 @@ def in_words(found: Estimates) -> list[str]:
     memory = found.memory
     largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
-    need = f"Memory: about {gigabytes(memory.total)} at most, for rows of {memory.length:,} tokens ({parts})"
+    how = ", with gradient checkpointing" if memory.gradient_checkpointing else ""
+    need = f"Memory: about {gigabytes(memory.total)} at most{how}, for rows of {memory.length:,} tokens ({parts})"
     if memory.total <= memory.free:
         return [f"{need}. {gigabytes(memory.free)} are free here.", of_time]
     return [f"{need}, and {gigabytes(memory.free)} are free here: it does not fit. {_remedy(memory)}", of_time]

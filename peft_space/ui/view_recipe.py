@@ -36,7 +36,8 @@ def layers_markdown(found: dict[str, Any]) -> str:
 
 def _memory_in_words(memory: dict[str, Any]) -> str:
     """What training will need, and what would make it fit."""
-    need = f"**About {gigabytes(memory['total'])} of memory** in training, if rows are as long as the limit of {memory['length']:,} tokens"
+    how = ", with gradient checkpointing" if memory["gradient_checkpointing"] else ""
+    need = f"**About {gigabytes(memory['total'])} of memory** in training{how}, if rows are as long as the limit of {memory['length']:,} tokens"
     largest = sorted(memory["parts"].items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
     if memory["total"] <= memory["free"]:
