@@ -105,6 +105,11 @@ class Recipe(BaseModel):
     preference_beta: float = Field(0.1, title="Beta of DPO and KTO", gt=0, le=10, json_schema_extra=_shown("training"))
     """How closely answers stay to the base's where preferences are learnt: more is closer."""
 
+    compute_dtype: Literal["automatic", "float32", "bfloat16"] = Field(
+        "automatic", title="Computed in", json_schema_extra=_shown("training")
+    )
+    """Format of the numbers in which a step is computed. `automatic`: what the GPU does natively; on a CPU what was measured to be faster."""
+
     chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = Field(
         "own", title="Chat template", json_schema_extra=_shown("model")
     )

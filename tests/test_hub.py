@@ -20,13 +20,13 @@ from peft_space.errors import UserError
 from peft_space.export.card import write_card
 from peft_space.recipe import Recipe
 from peft_space.run import Run
-from peft_space.training.plan import Plan, write_plan
+from peft_space.training.plan import Plan, as_asked, write_plan
 from tests.conftest import READER, WRITER
 from tests.hub_server import GITATTRIBUTES
 
 PLAN = Plan(
     device="cpu", device_name="a CPU", compute_dtype="float32", threads=1, why="", base_name="peft_space/demo/model", base_revision=None,
-    target_modules=["q_proj"], num_wrapped=2, trainable_parameters=100, all_parameters=1000, learning_rate=1e-3, learning_rate_why="chosen",
+    target_modules=["q_proj"], num_wrapped=2, trainable_parameters=100, all_parameters=1000, learning_rate=1e-3, learning_rate_why="chosen", **as_asked(Recipe()),
     versions={"peft": "0"},
 )  # fmt: skip
 

@@ -108,6 +108,18 @@ def estimate_within(
     return estimate(layers, recipe.model_copy(update={"gradient_checkpointing": "on"}), batch_size, length, device, dtype), True
 
 
+def surely_fits(layers: LinearLayers, batch_size: int, length: int, num_bytes: int) -> bool:
+    """Whether training without gradient checkpointing needs far less than `num_bytes`: a rule of thumb, four times over, in no time.
+
+    34 bytes a token, layer and unit of width, and 5 a pair of tokens and attention head, in 16 bits (arXiv 2205.05198, section 4), doubled for
+    32; 16 bytes a token and word of the vocabulary; 8 a parameter.
+    """
+    config = layers.model.config.get_text_config()
+    width, blocks = config.hidden_size, config.num_hidden_layers
+    a_token = blocks * (68 * width + 10 * config.num_attention_heads * length) + 16 * config.vocab_size
+    return 4 * (8 * layers.model.num_parameters() + batch_size * length * a_token) < num_bytes
+
+
 def bits_a_parameter(recipe: Recipe) -> float:
     """Bits that a parameter of a quantized layer takes, with its share of the scales.
 

@@ -18,7 +18,7 @@ from peft_space.models.families import CLASSIFYING, linear_layers, wrapped_layer
 from peft_space.models.fit import check_fits
 from peft_space.recipe import Recipe, make_recipe
 from peft_space.run import Run
-from peft_space.training.plan import Plan, write_plan
+from peft_space.training.plan import Plan, as_asked, write_plan
 from peft_space.training.prepare import prepare
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -146,6 +146,6 @@ def _plan(recipe: Recipe, base: Any, goal: Any, num_wrapped: int, run: Run) -> P
     return Plan(
         device="", device_name="another machine", compute_dtype="float32", threads=1, why="It was made elsewhere.", base_name=base.name,
         base_revision=base.revision, base_on_hub=base.on_hub, task=goal.task, labels=goal.labels, target_modules=list(recipe.target_modules),
-        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known",
+        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known", **as_asked(recipe),
         versions=versions,
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """The Plan: what a run was really trained with on this machine. Measured once, written to plan.json, used again on every resume."""
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import statistics
 import time
 from pathlib import Path
@@ -10,8 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from peft_space import advice, hardware
+from peft_space.data.cache import kept
 from peft_space.models.base import Base
+from peft_space.models.families import linear_layers
 from peft_space.models.load import Goal, inference_dtype, parameter_counts
+from peft_space.models.memory import estimate_within, surely_fits
 from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
@@ -35,6 +40,12 @@ class Plan(BaseModel):
     threads: int
     why: str
     """How dtype and threads were chosen, for the user."""
+    num_processes: int
+    batch_size: int
+    """Of each process."""
+    gradient_accumulation_steps: int
+    max_length: int
+    gradient_checkpointing: bool
     base_name: str
     base_revision: str | None
     base_on_hub: bool = False
@@ -58,13 +69,30 @@ class Plan(BaseModel):
 def read_plan(run: Run) -> Plan | None:
     """The plan of a run that has been started."""
     path = run.path("plan.json")
-    return Plan.model_validate_json(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return Plan.model_validate(as_asked(run.recipe) | json.loads(path.read_text()))  # the first versions' plans do not say all
 
 
-def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any]) -> Plan:
-    """Choose for this machine, with the model that is going to be trained. `batch` is a typical row as the model takes it."""
+def as_asked(recipe: Recipe) -> dict[str, Any]:
+    """What of a plan is the recipe's own wish, where nothing stands against it."""
+    asked = {name: getattr(recipe, name) for name in ("batch_size", "gradient_accumulation_steps", "max_length")}
+    return asked | {"num_processes": 1, "gradient_checkpointing": recipe.gradient_checkpointing == "on"}
+
+
+def make_plan(
+    recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any], longest: int, free: int, num_processes: int = 1
+) -> Plan:
+    """Choose for this machine, with the model that is going to be trained.
+
+    Args:
+        batch: a typical row as the model takes it.
+        longest: tokens of the longest row.
+        free: bytes of memory that could be taken before the model was loaded.
+    """
     trainable, total = parameter_counts(model)
-    dtype, threads, why = _choose(model, batch)
+    dtype, threads, why = choice(recipe, base, goal, model, batch)
+    batch_size, accumulated = share(recipe, num_processes)
     rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task)
     config = model.peft_config["default"]
     return Plan(
@@ -73,6 +101,11 @@ def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[st
         compute_dtype=dtype,
         threads=threads,
         why=why,
+        num_processes=num_processes,
+        batch_size=batch_size,
+        gradient_accumulation_steps=accumulated,
+        max_length=recipe.max_length,
+        gradient_checkpointing=_needs_checkpointing(recipe, base, goal, batch_size, longest, free),
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
@@ -86,8 +119,12 @@ def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[st
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
         learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
-        versions={library: importlib.metadata.version(library) for library in _LIBRARIES},
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
 
 
 def write_plan(run: Run, plan: Plan) -> None:
@@ -95,6 +132,30 @@ def write_plan(run: Run, plan: Plan) -> None:
     aside = Path(f"{run.path('plan.json')}.new")
     aside.write_text(plan.model_dump_json(indent=2) + "\n")
     aside.replace(run.path("plan.json"))
+
+
+def processes_for(recipe: Recipe, num_devices: int) -> int:
+    """How many processes, one a device, share the rows of a step: as many as divide them."""
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    return next(count for count in range(min(rows, num_devices), 0, -1) if rows % count == 0)
+
+
+def share(recipe: Recipe, num_processes: int) -> tuple[int, int]:
+    """(batch size, accumulation) of each of `num_processes`, which together take the rows of a step that the recipe asks for."""
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps // num_processes
+    batch_size = next(size for size in range(min(recipe.batch_size, rows), 0, -1) if rows % size == 0)
+    return batch_size, rows // batch_size
+
+
+def _needs_checkpointing(recipe: Recipe, base: Base, goal: Goal, batch_size: int, longest: int, free: int) -> bool:
+    if recipe.gradient_checkpointing != "automatic":
+        return recipe.gradient_checkpointing == "on"
+    if quantization_of(recipe, base.config) != recipe.quantization:  # what such layers take has not been measured
+        return hardware.device() == "cuda"
+    layers, rows = linear_layers(base.config, goal.task), batch_size * (2 if goal.task == "dpo" else 1)
+    if surely_fits(layers, rows, longest, free):
+        return False
+    return estimate_within(layers, recipe, rows, longest, free, hardware.device(), inference_dtype())[1]
 
 
 @contextlib.contextmanager
@@ -117,16 +178,30 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
             module.compute_dtype = getattr(torch, dtype)
 
 
-def _choose(model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
-    """(compute dtype, threads, why) for training `model` here.
-
-    On a CPU the candidates take steps on the model itself, interleaved, and medians are compared: other work hits them all alike.
-    """
+def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
+    """(compute dtype, threads, why) for training `model` here; measured once for a kind of model, so that the same run is the same again."""
     import torch
 
+    if recipe.compute_dtype != "automatic":
+        return recipe.compute_dtype, torch.get_num_threads(), "The recipe says so."
     if hardware.device() == "cuda":
         dtype = inference_dtype()
         return dtype, torch.get_num_threads(), f"The GPU computes in {dtype} natively."
+    shaping = recipe.model_dump(include={"quantization", "double_quantization", "method", "lora_rank", "lora_dropout", "target_modules"})
+    decides = [shaping, goal.task, base.config.to_dict(), hardware.device_name(), torch.get_num_threads(), _versions()]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+    folder = kept("speed", digest, lambda folder: (folder / "choice.json").write_text(json.dumps(_measured(model, batch))))
+    dtype, threads, why = json.loads((folder / "choice.json").read_text())
+    return dtype, threads, why
+
+
+def _measured(model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
+    """The same, measured.
+
+    The candidates take steps on the model itself, interleaved, and medians are compared: other work hits them all alike.
+    """
+    import torch
+
     before = torch.get_num_threads()
     candidates = [(dtype, threads) for threads in sorted({1, before}) for dtype in ("float32", "bfloat16")]
     seconds = _measure(model, batch, candidates)

@@ -201,7 +201,7 @@ def _preference_trainer(
     more = {"train_sampling_strategy": "sequential"} if goal.task == "kto" else {}  # TRL insists; the rows are shuffled already
     trainer = Previewed(
         model=model,
-        args=config_class(**{"gradient_checkpointing": False} | arguments | more, beta=recipe.preference_beta, max_length=None),
+        args=config_class(**arguments | more, beta=recipe.preference_beta, max_length=None),
         train_dataset=_by_place(train),
         eval_dataset=_by_place(held_out) if held_out is not None else None,
         processing_class=tokenizer,

@@ -1,5 +1,6 @@
 """The one training function: it resumes a run or starts it, trains until it is finished, asked to stop, or at its deadline, and can be killed anywhere."""
 
+import gc
 import math
 import os
 import shutil
@@ -9,11 +10,11 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, set_seed
 
-from peft_space import events
+from peft_space import events, hardware
 from peft_space.checklist import write_checklist
 from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
-from peft_space.errors import explain
+from peft_space.errors import UserError, explain, what_ran_out
 from peft_space.export.card import write_card
 from peft_space.export.ready import check_ready
 from peft_space.models.base import Base, find_base, load_tokenizer, pin
@@ -25,7 +26,9 @@ from peft_space.training import checkpoints
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
 from peft_space.training.prepare import Prepared
+from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.tasks import Examples, example_batch, make_trainer
+from peft_space.words import gigabytes
 
 _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
@@ -38,17 +41,33 @@ def train(run: Run, deadline: float | None = None, shuffled: bool = True) -> eve
         deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
         shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
 
-    The caller holds the run's lock. Any exception is written as a Failed event and raised again.
+    The caller holds the run's lock. Where memory runs out, it goes on with less of it (see `room.py`). Any other exception is written as a
+    Failed event and raised again.
     """
     run.drop_torn_event()
-    try:
-        outcome = _train(run, deadline, shuffled)
-    except Exception as error:
-        run.append(events.Failed(message=explain(error)))
-        raise
+    while (outcome := _attempt(run, deadline, shuffled)) is None:
+        gc.collect()  # model and trainer hold each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     run.append(outcome)
     run.forget_request()  # it has been followed; one made while the run waited for its turn has not
     return outcome
+
+
+def _attempt(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome | None:
+    """How an attempt ended; None where memory ran out, and the plan has been changed so that another takes less."""
+    try:
+        return _train(run, deadline, shuffled)
+    except Exception as error:
+        where = what_ran_out(error)
+        if where is None:
+            run.append(events.Failed(message=explain(error)))
+            raise
+        if use_less_memory(run, where) is None:
+            failed = nothing_left(run, where)
+            run.append(failed)
+            raise UserError(failed.message) from error
+    return None
 
 
 def leave_before_training(run: Run) -> events.Outcome:
@@ -68,15 +87,15 @@ def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
     goal = goal_of(run)
     tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
-    rows, held_out = _examples(tokenizer, recipe, goal, data, shuffled)
+    rows, held_out = _examples(tokenizer, recipe, goal, data, plan.max_length if plan else recipe.max_length, shuffled)
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
-    # on a CPU weights are held in float32, and autocast decides what is computed in 16 bits
+    free = hardware.free_memory()
     model = _adapted(run, recipe, base, goal)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for
-        plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer)
+        plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer, free)
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
@@ -100,9 +119,9 @@ def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
-def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData, shuffled: bool) -> tuple[Examples, Examples]:
+def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData, max_length: int, shuffled: bool) -> tuple[Examples, Examples]:
     """The rows to train on and those held out."""
-    train, held_out = (tokenize(tokenizer, part, recipe.max_length, recipe.loss_on, task=goal.task) for part in (data.train, data.held_out))
+    train, held_out = (tokenize(tokenizer, part, max_length, recipe.loss_on, task=goal.task) for part in (data.train, data.held_out))
     if goal.task == "sequence-classification":  # a label that is held out alone cannot be right
         known = [label in goal.labels for label in held_out.labels()]
         held_out = held_out.at(held_out.index[np.array(known, dtype=bool)])
@@ -112,13 +131,18 @@ def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData, sh
 def _adapted(run: Run, recipe: Recipe, base: Base, goal: Goal) -> Any:
     """The base with the adapter that training starts from."""
     if recipe.method not in FROM_BASE and not run.path("start").is_dir():
-        return new_adapter(load_base_model(base, recipe, inference_dtype(), goal), recipe, base, goal)
+        return new_adapter(load_base_model(base, recipe, _held_in(recipe), goal), recipe, base, goal)
     start = run.path("start")
     if not start.is_dir():
         run.append(events.Working(what=f"Working out where {recipe.method} starts"))
         make_start(start, base, recipe, goal)
-    model = load_base_model(base_at_start(start, base), recipe, inference_dtype(), goal)
+    model = load_base_model(base_at_start(start, base), recipe, _held_in(recipe), goal)
     return new_adapter(model, recipe, base, goal, put=lambda model: first_adapter(model, start))
+
+
+def _held_in(recipe: Recipe) -> str:
+    """The dtype of the base's weights: on a CPU float32, and autocast decides what is computed in 16 bits."""
+    return inference_dtype() if recipe.compute_dtype == "automatic" or hardware.device() == "cpu" else recipe.compute_dtype
 
 
 def total_steps(recipe: Recipe, num_rows: int) -> int:
@@ -137,14 +161,19 @@ def steps_between_saves(recipe: Recipe, num_rows: int) -> int:
     return recipe.save_steps or min(steps_per_epoch(recipe, num_rows), _LONGEST_BETWEEN_SAVES)
 
 
-def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any) -> Plan:
+def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any, free: int) -> Plan:
     """Make the plan of a run that is trained for the first time, keep it, and tell the user."""
     run.append(events.Working(what="Measuring what is fastest on this machine"))
-    plan = make_plan(recipe, base, goal, model, example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id))
+    typical = example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id)
+    longest = min(int(rows.tokens.column("length").max()), recipe.max_length)
+    plan = make_plan(recipe, base, goal, model, typical, longest, free)
     write_plan(run, plan)
     run.append(
         events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}.", why=plan.why)
     )
+    if plan.gradient_checkpointing and recipe.gradient_checkpointing == "automatic":
+        why = f"With a longest row of {longest:,} tokens it would not fit into {gigabytes(free)} of free memory otherwise."
+        run.append(events.Adjusted(what="Activations are computed again in place of being kept (gradient checkpointing).", why=why))
     run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g},", why=f"{plan.learning_rate_why}."))
     return plan
 
@@ -152,13 +181,13 @@ def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, row
 def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bool) -> dict[str, Any]:
     """What transformers' `TrainingArguments` and TRL's children of it take."""
     epoch = steps_per_epoch(recipe, num_rows)
-    return dict(
+    return dict(  # noqa: C408 - read as the arguments that they are
         output_dir=str(run.path("checkpoints")),
         seed=recipe.seed,
         max_steps=total_steps(recipe, num_rows),
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        per_device_train_batch_size=plan.batch_size,
+        per_device_eval_batch_size=plan.batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
         learning_rate=plan.learning_rate,
         warmup_steps=recipe.warmup,
         lr_scheduler_type=recipe.scheduler,
@@ -177,7 +206,8 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
-        **({"gradient_checkpointing": True} if plan.device == "cuda" else {}),
+        gradient_checkpointing=plan.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
     )
 
 
