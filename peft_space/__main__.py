@@ -16,7 +16,8 @@ from typing import Any
 
 from peft_space import events, settings, verbs
 from peft_space.errors import UserError, explain, mendable
-from peft_space.execution.local import machines_turn
+from peft_space.execution.local import WorkerFault
+from peft_space.execution.trainings import cut_rows_of, train_here
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.run import Run
 from peft_space.scores import Scores, shown
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         with _stdout_for_result_only() as result:
             given.command(given, lambda value, text: print(json.dumps(value) if given.json else text, file=result))
         return 0
+    except WorkerFault as error:  # the process in which it happened has printed its traceback
+        print(error, file=sys.stderr)
+        return 1
     except Exception as error:  # noqa: BLE001 - the one place where errors of the command line are put into words
         users = mendable(error) is not None
         if not users:
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
+    command.add_argument("--shorter", action="store_true", help="with --resume, where memory did not do: cut rows off at half their length")
 
     command = add(
         "adopt", _adopt, "Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."
@@ -234,6 +239,8 @@ def _compress(given: argparse.Namespace, show: Show) -> None:
 
 def _train(given: argparse.Namespace, show: Show) -> None:
     extras = given.out or given.held_out or given.reading != "{}" or given.recipe != "{}"
+    if given.shorter and not given.resume:
+        raise UserError("--shorter goes with --resume: it shortens the rows of a run for which memory did not do.")
     if bool(given.resume) == bool(given.data) or (given.data and not given.out) or (given.resume and extras):
         raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
     if given.data:
@@ -241,17 +248,17 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         run = Run(verbs.make(given.out, _data(given), recipe, given.held_out, _reading(given))["run"])
     else:
         run = Run(given.resume)
-    with run.lock():
+    with run.lock() as own:
         if run.status() == "finished":
             show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
             return
         if run.status() != "queued":
             run.forget_request()  # left by a worker that was killed
         run.drop_torn_event()
-        with _stopping_on_interrupt(run), _telling(run), machines_turn(run) as my_turn:
-            from peft_space.training.train import leave_before_training, train  # after the turn: importing it takes seconds
-
-            outcome = (train(run) if my_turn else leave_before_training(run)).model_dump()
+        if given.shorter:
+            cut_rows_of(run)
+        with _stopping_on_interrupt(run), _telling(run):
+            outcome = train_here(run, own).model_dump()
     show(
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",

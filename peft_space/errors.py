@@ -34,7 +34,8 @@ def what_ran_out(error: BaseException) -> str | None:
         return "The GPU"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "This machine"
-    return "This machine" if isinstance(error, RuntimeError) and "can't allocate memory" in words else None
+    # PyTorch's words are "can't allocate memory", the system's "Cannot allocate memory"
+    return "This machine" if isinstance(error, RuntimeError) and "t allocate memory" in words else None
 
 
 def explain(error: BaseException) -> str:

@@ -34,6 +34,13 @@ class Working(_Event):
     what: str
 
 
+class Waiting(Working):
+    """The machine is busy with others; `before` of them come first."""
+
+    event: Literal["Waiting"] = "Waiting"  # type: ignore[assignment]
+    before: int
+
+
 class Started(_Event):
     """A worker began an attempt, from step `from_step` of `total_steps`."""
 
@@ -127,7 +134,7 @@ class Failed(_Event):
 
 
 Event = Annotated[
-    Queued | Working | Started | Step | Evaluated | Checkpointed | Adjusted | OutOfMemory | Paused | Stopped | Finished | Failed,
+    Queued | Working | Waiting | Started | Step | Evaluated | Checkpointed | Adjusted | OutOfMemory | Paused | Stopped | Finished | Failed,
     Field(discriminator="event"),
 ]
 Outcome = Paused | Stopped | Finished | Failed

@@ -148,8 +148,11 @@ class Run:
     # Who works on it
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock ends with the process, however it ends. Raises UserError where another holds it."""
+    def lock(self) -> Iterator[int]:
+        """Hold the run for this process; the lock ends with the process, however it ends.
+
+        Yields the descriptor that holds it, for a child to inherit. Raises UserError where another process holds the run.
+        """
         with open(self.path("lock"), "a") as file:
             for attempt in range(20):  # `is_locked` holds it for an instant, so one refusal proves nothing
                 try:
@@ -161,7 +164,7 @@ class Run:
                             f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first."
                         ) from None
                     time.sleep(0.05)
-            yield
+            yield file.fileno()
 
     def is_locked(self) -> bool:
         """Whether a living process works on this run."""

@@ -404,3 +404,5 @@ VERBS: dict[str, Callable[..., Json]] = {
 """What a worker process can be asked for; training has a process of its own."""
 REPORTING = {"check", "advise", "estimate", "dry_run", "study", "make", "adopt", "compress", "compare", "evaluate", "export", "push"}
 """Verbs that tell what they are doing."""
+TAKING_TURNS = {"study", "dry_run"}
+"""Verbs that train, and so wait until no other training has the machine. They report."""

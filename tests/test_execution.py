@@ -12,8 +12,9 @@ import pytest
 from peft_space import events, settings
 from peft_space.__main__ import main
 from peft_space.errors import UserError
-from peft_space.execution import local
-from peft_space.execution.local import Workers, start_training
+from peft_space.execution import local, trainings
+from peft_space.execution.local import Workers
+from peft_space.execution.trainings import start_training
 from peft_space.run import steps_of
 
 
@@ -51,7 +52,7 @@ def test_a_worker_that_dies_at_work_is_told_and_the_next_call_works(workers, sho
 
 def test_resume_after_a_torn_event_keeps_the_run_readable_and_starts_one_worker(own_run, monkeypatch):
     started = []
-    monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr(trainings.subprocess, "Popen", lambda *args, **kwargs: started.append(args))
     own_run.append(events.Stopped(step=12))
     with open(own_run.path("events.jsonl"), "a") as file:
         file.write('{"event": "St')
@@ -80,15 +81,15 @@ def test_a_run_that_waits_for_its_turn_says_so_and_can_be_stopped(own_run):
     with open(settings.home() / "machine.lock", "a") as other_training:
         fcntl.flock(other_training, fcntl.LOCK_EX)
         waiting = subprocess.Popen([sys.executable, "-m", "peft_space", "train", "--resume", str(own_run.directory)])
-        wait_for(lambda: any(isinstance(event, events.Working) and "Waiting" in event.what for event in own_run.history()))
+        wait_for(lambda: any(isinstance(event, events.Waiting) for event in own_run.history()))
         own_run.ask_to_leave("stop")
         assert waiting.wait(timeout=60) == 0
     assert own_run.status() == "stopped"
     assert steps_of(own_run.history())[-1].step == 12
 
 
-def wait_for(condition):
-    deadline = time.time() + 60
+def wait_for(condition, seconds=60):
+    deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline
         time.sleep(0.1)

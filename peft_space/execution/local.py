@@ -1,69 +1,20 @@
-"""Runs verbs on this machine, outside the page: trainings in processes that outlive it, everything else in worker processes it keeps."""
+"""Runs verbs on this machine, outside the page, in worker processes that it keeps. Trainings have processes of their own: `trainings.py`."""
 
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from peft_space import events, settings
 from peft_space.errors import UserError
-from peft_space.run import Run
 
 _MOST_WORKERS = 2
 
 
 class WorkerFault(Exception):
     """Something failed in a worker that is not the user's mistake; its text says so, the worker's log has the traceback."""
-
-
-# Trainings
-
-
-def start_training(run: Run) -> None:
-    """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn."""
-    with run.lock():  # two clicks do not start two workers
-        if run.status() in ("queued", "finished"):
-            raise UserError(f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.")
-        run.drop_torn_event()
-        run.forget_request()
-        run.append(events.Queued())
-    with open(run.path("worker.log"), "a") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def machines_turn(run: Run) -> Iterator[bool]:
-    """Wait until no other training of this home holds the machine, and hold it; it ends with the process, however it ends.
-
-    Yields False where the run was asked to leave while it waited.
-    """
-    settings.home().mkdir(parents=True, exist_ok=True)
-    with open(settings.home() / "machine.lock", "a") as file:
-        waiting = False
-        while run.asked_to_leave() is None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waiting:
-                    run.append(events.Working(what="Waiting for another training on this machine"))
-                waiting = True
-                time.sleep(0.5)
-            else:
-                yield True
-                return
-        yield False
-
-
-# Everything else
 
 
 class Workers:

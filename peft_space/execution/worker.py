@@ -3,6 +3,7 @@
 A model stays loaded between requests, so the second comparison does not wait for it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from peft_space.errors import explain, mendable
+from peft_space.execution import queue
 from peft_space.settings import prepare_libraries
-from peft_space.verbs import REPORTING, VERBS
+from peft_space.verbs import REPORTING, TAKING_TURNS, VERBS
 
 
 def main() -> None:
@@ -51,11 +53,18 @@ def _last_message(request: dict[str, Any], write: Callable[[dict[str, Any]], Non
     if verb in REPORTING:
         arguments["report"] = lambda report: write({"report": report})
     try:
-        return {"result": VERBS[verb](**arguments)}
+        with _turn(arguments["report"]) if verb in TAKING_TURNS else contextlib.nullcontext():
+            return {"result": VERBS[verb](**arguments)}
     except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
         if mendable(error) is None:
             traceback.print_exc()
         return {"error": explain(error), "users": mendable(error) is not None}
+
+
+def _turn(report: Callable[[dict[str, Any]], None]) -> contextlib.AbstractContextManager[Any]:
+    return queue.turn(
+        None, lambda before: report({"share": 0.0, "what": f"Waiting for {before} training{'s' * (before > 1)} on this machine"})
+    )
 
 
 if __name__ == "__main__":

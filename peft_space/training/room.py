@@ -23,12 +23,12 @@ def use_less_memory(run: Run, where: str) -> events.OutOfMemory | None:
     if not plan.gradient_checkpointing and run.recipe.gradient_checkpointing != "off":
         changed = plan.model_copy(update={"gradient_checkpointing": True})
         what = (
-            "From here activations are computed again in place of being kept (gradient checkpointing): that takes about a third more time,"
+            "From here activations are computed again in place of being kept (gradient checkpointing), which takes about a third more time."
         )
     elif plan.batch_size > 1:
         batch_size, accumulated = _half(plan)
         changed = plan.model_copy(update={"batch_size": batch_size, "gradient_accumulation_steps": accumulated})
-        what = f"From here {_batches(batch_size, accumulated)} make a step, as many rows as before,"
+        what = f"From here {_batches(batch_size, accumulated)} make a step: as many rows as before, fewer at once."
     else:
         return None
     return _change(run, changed, what, f"{where} had not enough memory.")
@@ -41,7 +41,7 @@ def cut_rows(run: Run) -> events.OutOfMemory | None:
         return None
     length = plan.max_length // 2
     changed = plan.model_copy(update={"max_length": length})
-    return _change(run, changed, f"From here rows are cut off after {length:,} tokens,", "Nothing else was left to try, and you agreed.")
+    return _change(run, changed, f"From here rows are cut off after {length:,} tokens.", "Nothing else was left to try, and you agreed.")
 
 
 def nothing_left(run: Run, where: str) -> events.Failed:

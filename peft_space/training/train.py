@@ -41,42 +41,47 @@ def train(run: Run, deadline: float | None = None, shuffled: bool = True) -> eve
         deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
         shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
 
-    The caller holds the run's lock. Where memory runs out, it goes on with less of it (see `room.py`). Any other exception is written as a
-    Failed event and raised again.
+    The caller holds the run's lock. Where memory runs out, training goes on with less of it (see `room.py`). Any other exception is written as
+    a Failed event and raised again.
     """
-    run.drop_torn_event()
-    while (outcome := _attempt(run, deadline, shuffled)) is None:
+    while isinstance(outcome := attempt(run, deadline, shuffled), events.OutOfMemory):
         gc.collect()  # model and trainer hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    run.append(outcome)
-    run.forget_request()  # it has been followed; one made while the run waited for its turn has not
     return outcome
 
 
-def _attempt(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome | None:
-    """How an attempt ended; None where memory ran out, and the plan has been changed so that another takes less."""
+def attempt(
+    run: Run, deadline: float | None = None, shuffled: bool = True, ended_for_memory: bool = False
+) -> events.Outcome | events.OutOfMemory:
+    """The same once. Where memory ran out, the plan is changed and the event that says so is returned: another attempt takes less.
+
+    Args:
+        ended_for_memory: whether the system ended the attempt before this one for want of memory.
+    """
+    run.drop_torn_event()
+    if ended_for_memory and use_less_memory(run, "This machine") is None:
+        raise _no_memory(run, "This machine")
     try:
-        return _train(run, deadline, shuffled)
+        outcome = _train(run, deadline, shuffled)
     except Exception as error:
         where = what_ran_out(error)
         if where is None:
             run.append(events.Failed(message=explain(error)))
             raise
-        if use_less_memory(run, where) is None:
-            failed = nothing_left(run, where)
-            run.append(failed)
-            raise UserError(failed.message) from error
-    return None
-
-
-def leave_before_training(run: Run) -> events.Outcome:
-    """The outcome of a run that was asked to leave while it waited for its turn."""
-    steps = steps_of(run.history())
-    outcome = (events.Paused if run.asked_to_leave() == "pause" else events.Stopped)(step=steps[-1].step if steps else 0)
+        changed = use_less_memory(run, where)
+        if changed is None:
+            raise _no_memory(run, where) from error
+        return changed
     run.append(outcome)
-    run.forget_request()
+    run.forget_request()  # it has been followed; one made while the run waited for its turn has not
     return outcome
+
+
+def _no_memory(run: Run, where: str) -> UserError:
+    failed = nothing_left(run, where)
+    run.append(failed)
+    return UserError(failed.message)
 
 
 def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:

@@ -22,7 +22,7 @@ from peft_space import events, settings
 from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
-from peft_space.execution.local import start_training
+from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
 from peft_space.run import Run, evaluations_of, list_runs, new_run_folder, open_run, steps_of
 from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
@@ -187,17 +187,18 @@ class Api:
             opened.ask_to_leave("stop")
         return {"run": run, "status": opened.status()}
 
-    def resume(self, run: str, owner: str = "") -> Json:
+    def resume(self, run: str, owner: str = "", shorter: bool = False) -> Json:
         """Go on with a training that was stopped or interrupted.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
+            shorter: cut rows off at half their length, where the message of the run says that memory did not do.
         """
         opened = open_run(owner_of(owner), run)
         if (status := opened.status()) in ("queued", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
-        start_training(opened)
+        start_training(opened, shorter)
         return {"run": run, "status": opened.status()}
 
     def compare(

@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault, start_training
+from peft_space.execution.local import WorkerFault
+from peft_space.execution.trainings import start_training
 from peft_space.run import Run, new_run_folder, unused_name
 from peft_space.ui import look, view_train
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, tells_errors
@@ -27,6 +28,7 @@ class TrainTab:
             self.pause = gr.Button("Pause", interactive=False, elem_id="pause")
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
+            self.shorten = gr.Button("Resume with shorter rows", visible=False, elem_id="resume-shorter")
         self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
@@ -44,8 +46,8 @@ class TrainTab:
         self.seen = gr.State(None)
         self.begins = [page.run, page.trained, self.preparing, self.start, self.cancel]
         self.outputs = [
-            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume, self.seen, page.timer,
-            page.state,
+            self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume,
+            self.shorten, self.seen, page.timer, page.state,
         ]  # fmt: skip
 
     def show(self, run: Run) -> dict[Any, Any]:
@@ -63,6 +65,7 @@ class TrainTab:
             self.pause: gr.update(interactive=can_leave),
             self.stop: gr.update(interactive=can_leave),
             self.resume: gr.update(interactive=state in _RESUMABLE, variant="primary" if state in _UNFINISHED else "secondary"),
+            self.shorten: gr.update(visible=state == "failed" and view_train.wants_shorter_rows(happened)),
             self.seen: _mark(run, len(happened), state),
             self.page.timer: gr.Timer(SECONDS_LIVE if state in ("queued", "running") else SECONDS_IDLE),
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
@@ -131,9 +134,9 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
         return tab.show(run)
 
     @tells_errors
-    def go_on(values: dict[Any, Any]) -> dict[Any, Any]:
+    def go_on(values: dict[Any, Any], shorter: bool = False) -> dict[Any, Any]:
         run = page.chosen_run(values)
-        start_training(run)
+        start_training(run, shorter)
         return {tab.preparing: "", **tab.show(run)}
 
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -145,7 +148,8 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     page.run.input(lambda: "", None, tab.preparing, **hidden)  # what was said of another start is no longer so
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
-    tab.resume.click(go_on, chosen, [tab.preparing, *tab.outputs], **PRIVATE)
+    tab.resume.click(lambda values: go_on(values), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
+    tab.shorten.click(lambda values: go_on(values, True), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
     return tab
 
 

@@ -36,7 +36,13 @@ def status_markdown(run: Run, happened: list[events.Event]) -> str:
     lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
     if steps:
         lines.append(_figures(happened, steps, status))
+    lines += [f"⚠ {escape(event.why)} {escape(event.what)}" for event in happened if isinstance(event, events.OutOfMemory)]
     return "\n\n".join(lines)
+
+
+def wants_shorter_rows(happened: list[events.Event]) -> bool:
+    """Whether nothing but shorter rows is left to try, which the user has to agree to."""
+    return bool(happened) and isinstance(happened[-1], events.Failed) and happened[-1].for_memory
 
 
 def progress_html(happened: list[events.Event]) -> str:

@@ -1,0 +1,128 @@
+"""Trainings on this machine: each waits for its turn, and computes in a child process, so that who looks after it survives what it does.
+
+Knows no torch: it takes little memory, and the system, where it ends something for memory, ends the child.
+"""
+
+import itertools
+import signal
+import subprocess
+import sys
+
+from peft_space import events, hardware
+from peft_space.errors import UserError
+from peft_space.execution import queue
+from peft_space.execution.local import WorkerFault
+from peft_space.run import Run, steps_of
+
+_MOST_RESTARTS = 2
+"""How often a run is started again by itself without having come a step further."""
+
+
+def start_training(run: Run, shorter: bool = False) -> None:
+    """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn.
+
+    Args:
+        shorter: whether the rows of a training for which memory did not do are cut off at half their length.
+    """
+    with run.lock():  # two clicks do not start two workers
+        if run.status() in ("queued", "finished"):
+            raise UserError(f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.")
+        run.drop_torn_event()
+        if shorter:
+            cut_rows_of(run)
+        run.forget_request()
+        queue.ask_for_turn(run)
+        run.append(events.Queued())
+    _start_process(run)
+
+
+def take_up_again() -> None:
+    """Start what was queued or being trained when the machine went down, in the same order; called when the app starts."""
+    for run in queue.left_behind():
+        if run.status() in ("queued", "interrupted") and not _keeps_failing(run):
+            run.drop_torn_event()
+            run.append(events.Queued())
+            _start_process(run)
+        else:
+            queue.give_up_turn(run)
+
+
+def _keeps_failing(run: Run) -> bool:
+    """Whether it has had its turn again and again since its last step."""
+    told = [event for event in run.history() if not isinstance(event, events.Waiting)]
+    since = next((place for place in range(len(told), 0, -1) if isinstance(told[place - 1], events.Step)), 0)
+    turns = sum(isinstance(one, events.Queued) and isinstance(other, events.Working) for one, other in itertools.pairwise(told[since:]))
+    return turns > _MOST_RESTARTS
+
+
+def _start_process(run: Run) -> None:
+    with open(run.path("worker.log"), "a") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def cut_rows_of(run: Run) -> None:
+    """Let a run go on with rows of half the length, to which the user agreed. Raises UserError where memory was not what it failed for."""
+    from peft_space.training.room import cut_rows
+
+    happened = run.history()
+    failed = happened[-1] if happened else None
+    if not (isinstance(failed, events.Failed) and failed.for_memory) or cut_rows(run) is None:
+        raise UserError(
+            f"The run {run.name!r} did not fail for memory that shorter rows would save. Resume it without shortening its rows."
+        )
+
+
+def train_here(run: Run, own: int) -> events.Outcome:
+    """Wait for the turn of a run and train it in a child process, until it ends in one of the ways in which a training ends.
+
+    Args:
+        own: the descriptor with which the caller holds the run's lock.
+
+    Raises UserError in the training's own words, WorkerFault where it is our fault or it was killed.
+    """
+    with queue.turn(run, lambda before: run.append(_waiting(before)), lambda: run.asked_to_leave() is not None) as held:
+        if held is None:
+            return _leave_before_training(run)
+        num_events, ended_for_memory = len(run.history()), False
+        while True:
+            kills = hardware.kills_for_memory()
+            child = _attempt(run, (own, *held), ended_for_memory)
+            ended_for_memory = child == -signal.SIGKILL and hardware.kills_for_memory() > kills
+            if not ended_for_memory and not isinstance(run.history()[-1], events.OutOfMemory):
+                break  # else another attempt, in a fresh process: this one's memory may be in pieces
+            run.drop_torn_event()
+    return _how_it_ended(run, child, num_events)
+
+
+def _waiting(before: int) -> events.Waiting:
+    return events.Waiting(what=f"Waiting for its turn: {before} {'comes' if before == 1 else 'come'} before it", before=before)
+
+
+def _attempt(run: Run, held: queue.Held, ended_for_memory: bool) -> int:
+    command = [sys.executable, "-m", "peft_space.execution.attempt", str(run.directory)]
+    more = ["--ended-for-memory"] if ended_for_memory else []
+    return subprocess.Popen([*command, *more], stdin=subprocess.DEVNULL, pass_fds=held).wait()
+
+
+def _leave_before_training(run: Run) -> events.Outcome:
+    """The outcome of a run that was asked to leave while it waited for its turn."""
+    steps = steps_of(run.history())
+    outcome = (events.Paused if run.asked_to_leave() == "pause" else events.Stopped)(step=steps[-1].step if steps else 0)
+    run.append(outcome)
+    run.forget_request()
+    return outcome
+
+
+def _how_it_ended(run: Run, status: int, num_events: int) -> events.Outcome:
+    """The outcome that the training has written after the first `num_events`."""
+    last = next(reversed(run.history()[num_events:]), None)
+    if status == 0 and isinstance(last, events.Paused | events.Stopped | events.Finished):
+        return last
+    if isinstance(last, events.Failed):
+        raise (UserError if status == 2 else WorkerFault)(last.message)
+    raise WorkerFault(
+        f"The process that trained the run {run.name!r} ended unexpectedly (status {status}). Resume it: it goes on from its last checkpoint."
+    )
