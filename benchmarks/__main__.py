@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks")
+SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks", "kills")
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "gradio")
 
 

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
     command.add_argument("--shorter", action="store_true", help="with --resume, where memory did not do: cut rows off at half their length")
+    command.add_argument("--anyway", action="store_true", help="with --resume: also where rows, recipe or libraries have changed since")
 
     command = add(
         "adopt", _adopt, "Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."
@@ -239,9 +240,8 @@ def _compress(given: argparse.Namespace, show: Show) -> None:
 
 def _train(given: argparse.Namespace, show: Show) -> None:
     extras = given.out or given.held_out or given.reading != "{}" or given.recipe != "{}"
-    if given.shorter and not given.resume:
-        raise UserError("--shorter goes with --resume: it shortens the rows of a run for which memory did not do.")
-    if bool(given.resume) == bool(given.data) or (given.data and not given.out) or (given.resume and extras):
+    mixed = (given.resume and extras) or ((given.anyway or given.shorter) and not given.resume)
+    if bool(given.resume) == bool(given.data) or (given.data and not given.out) or mixed:
         raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
     if given.data:
         recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
@@ -258,7 +258,7 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         if given.shorter:
             cut_rows_of(run)
         with _stopping_on_interrupt(run), _telling(run):
-            outcome = train_here(run, own).model_dump()
+            outcome = train_here(run, own, given.anyway).model_dump()
     show(
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",

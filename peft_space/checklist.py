@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
+from peft_space import durable
 from peft_space.run import Run
 
 
@@ -17,9 +18,7 @@ class Check:
 
 def write_checklist(run: Run, checks: list[Check]) -> None:
     """Keep the list in the run."""
-    run.path("ready.json").write_text(
-        json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    durable.write_text(run.path("ready.json"), json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1) + "\n")
 
 
 def read_checklist(run: Run) -> list[Check]:

@@ -17,14 +17,23 @@ def mendable(error: BaseException) -> UserError | None:
     """The exception as one that the user can mend, whichever library raised it; None where it is our fault."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return UserError("The disk is full. Make room on it, then try again; what was saved so far is kept.")
+    if _disk_full(error):
+        return UserError("The disk is full. Free some space on it, then try again, or Resume a training: what was saved so far is kept.")
     if where := what_ran_out(error):
         return UserError(
             f"{where} has not enough memory for this. Set a smaller batch_size or max_length in the recipe, "
             "hold the base in 4 bits (quantization nf4), or choose a smaller base model."
         )
     return None
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of room. PyTorch and safetensors say it only by their words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(error)
+    unwritten = isinstance(error, RuntimeError) and ("unexpected pos" in words or "iostream error" in words)
+    return unwritten or "No space left on device" in words
 
 
 def what_ran_out(error: BaseException) -> str | None:

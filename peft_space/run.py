@@ -4,6 +4,7 @@ Knows nothing about models. Its status is derived from its events and its lock, 
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from peft_space import events, settings
+from peft_space import durable, events, settings
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 
@@ -71,7 +72,7 @@ class Run:
                     (aside / path).write_text(content, encoding="utf-8")
             (aside / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
             (aside / "run.json").write_text(json.dumps({"name": name or target.name, "created": time.time()}) + "\n")
-            os.replace(aside, target)
+            durable.rename(aside, target)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -86,9 +87,7 @@ class Run:
         if not 0 < len(name.strip()) <= 100:
             raise UserError("A run's name has 1 to 100 characters. Choose another one.")
         self.about |= {"name": name.strip()}
-        aside = self.path(".run.json.new")
-        aside.write_text(json.dumps(self.about) + "\n")
-        aside.replace(self.path("run.json"))
+        durable.write_text(self.path("run.json"), json.dumps(self.about) + "\n")
 
     def delete(self) -> None:
         """Remove the run and all that is in it. Raises UserError while it is being trained."""
@@ -124,9 +123,12 @@ class Run:
 
     def append(self, event: events.Event) -> None:
         """Add one line to events.jsonl; all but the frequent Step lines are on disk when this returns."""
-        with open(self.path("events.jsonl"), "ab") as file:
-            file.write(event.model_dump_json().encode() + b"\n")
-            file.flush()
+        line = event.model_dump_json().encode() + b"\n"
+        with open(self.path("events.jsonl"), "ab", buffering=0) as file:
+            begin = file.seek(0, os.SEEK_END)
+            if file.write(line) < len(line):  # half a line fitted on a full disk
+                file.truncate(begin)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not isinstance(event, events.Step):
                 os.fsync(file.fileno())
 
@@ -185,7 +187,7 @@ class Run:
             asked = self.path("request").read_text()
         except FileNotFoundError:
             return None
-        return "pause" if asked == "pause" else "stop"
+        return {"pause": "pause", "stop": "stop"}.get(asked)  # type: ignore[return-value] - nothing while it is being written
 
     def forget_request(self) -> None:
         """Nothing is asked of the worker any more."""
@@ -204,6 +206,15 @@ class Run:
             waiting = self.is_locked() or time.time() - last.at < _START_SECONDS
             return "queued" if waiting else "interrupted"
         return last.event.lower()  # type: ignore[return-value]
+
+
+def tell_once(run: Run, event: events.Adjusted, ever: bool = False) -> None:
+    """Append an event, unless it has been told since training last started, or `ever`: a kill may come between telling and doing."""
+    happened = run.history()
+    last_start = max((place for place, one in enumerate(happened) if isinstance(one, events.Started)), default=0)
+    told = [one for one in happened[0 if ever else last_start :] if isinstance(one, events.Adjusted)]
+    if (event.what, event.why) not in [(one.what, one.why) for one in told]:
+        run.append(event)
 
 
 def steps_of(happened: list[events.Event]) -> list[events.Step]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from peft_space import durable
 from peft_space.run import Run
 
 
@@ -76,7 +77,7 @@ def _f1(guessed: np.ndarray, wanted: np.ndarray) -> float:
 
 def write_scores(run: Run, scores: Evaluation) -> None:
     """Keep what was measured last."""
-    run.path("scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n")
+    durable.write_text(run.path("scores.json"), json.dumps(asdict(scores), indent=2) + "\n")
 
 
 def read_scores(run: Run) -> Evaluation | None:

@@ -1,5 +1,8 @@
 """Figures in words, the same on the page, through the API and on the command line."""
 
+RESUME_ANYWAY = "*Resume anyway* on the page, or `train --resume RUN_DIR --anyway`"
+"""How to go on from a checkpoint of other rows, another recipe or other libraries."""
+
 
 def gigabytes(size: float) -> str:
     """Bytes in words."""

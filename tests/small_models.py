@@ -2,7 +2,18 @@
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from peft_space.demo import MODEL_DIR
 
 CONTROLS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "</s>"]
 
@@ -32,6 +43,17 @@ def t5(folder, words):
         eos_token_id=fast.eos_token_id,
     )  # fmt: skip
     return _saved(folder, T5ForConditionalGeneration(config), fast)
+
+
+def llama(folder):
+    """A decoder with the built-in model's tokenizer and chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    return _saved(folder, LlamaForCausalLM(config), tokenizer)
 
 
 def _tokenizer(words, single, pair, around):

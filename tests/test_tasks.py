@@ -96,7 +96,7 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
     assert evaluations_of(run.history())[-1].metrics["accuracy"] == pytest.approx(scores["adapter"]["accuracy"])
     weights = load_file(run.adapter / "adapter_model.safetensors")
     assert "base_model.model.classifier.weight" in weights
-    assert json.loads((run.adapter / "adapter_config.json").read_text())["modules_to_save"] == ["classifier", "bert.pooler.dense"], (
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["modules_to_save"] == ["bert.pooler.dense", "classifier"], (
         "the base has no pooler"
     )
     [answer] = verbs.compare(str(run.directory), ["I bought the green mug in Rome"])["answers"]

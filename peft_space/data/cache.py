@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from peft_space import settings
+from peft_space import durable, settings
 
 _MOST_KEPT = 12
 """Of each kind; the ones used longest ago are removed."""
@@ -26,7 +26,7 @@ def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
         aside = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=folder.parent))
         try:
             write(aside)
-            os.rename(aside, folder)
+            durable.rename(aside, folder)
         except OSError:
             shutil.rmtree(aside, ignore_errors=True)
             if not folder.is_dir():  # else another process has made the same meanwhile

@@ -1,12 +1,15 @@
 """Rows and token ids in Arrow files, drawn one by one from the disk: a million take no more memory than a thousand."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from peft_space.data.encode import Span
 from peft_space.data.example import Example
@@ -20,6 +23,10 @@ TOKENS = pa.schema(
         ("rejected_ids", pa.list_(pa.int32())), ("rejected_trained", pa.list_(pa.int32())), ("target_ids", pa.list_(pa.int32())),
     ]
 )  # fmt: skip
+
+
+_HASHED_AT_ONCE = 10_000
+"""Rows."""
 
 
 def opened(path: Path) -> pa.Table:
@@ -106,6 +113,16 @@ class Tokens(Sequence[Example]):
         """One number a row: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`."""
         return self._table[name].to_numpy()[self.index]
 
+    def digest(self) -> str:
+        """SHA-256 of all that a trainer is given of these rows, in their order."""
+        digest = hashlib.sha256(str(len(self.index)).encode())
+        columns = self._table.select([name for name in TOKENS.names if name not in ("row", "cut", "length", "typed_controls", "problem")])
+        for start in range(0, len(self.index), _HASHED_AT_ONCE):
+            for column in columns.take(self.index[start : start + _HASHED_AT_ONCE]).columns:
+                for content in _contents(column):
+                    digest.update(content)
+        return digest.hexdigest()
+
     def labels(self) -> list[str | None]:
         """The label of each row."""
         return self._table["label"].take(self.index).to_pylist()
@@ -115,6 +132,15 @@ class Tokens(Sequence[Example]):
         column = self._table["problem"]
         places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         return {int(place): column[int(place)].as_py() for place in places}
+
+
+def _contents(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """The cells of a column as bytes: of lists their lengths and what is in them."""
+    if pa.types.is_list(column.type):
+        yield pc.fill_null(pc.list_value_length(column), -1).to_numpy().tobytes()
+        column = pc.list_flatten(column)
+    integers = pa.types.is_integer(column.type)
+    yield column.to_numpy().tobytes() if integers else json.dumps(column.to_pylist()).encode()
 
 
 def token_columns(rendered: Sequence[Example | tuple[int, str]]) -> dict[str, list[Any]]:

@@ -25,7 +25,7 @@ def main(directory: str, *options: str) -> int:
     from peft_space.training.train import attempt
 
     try:
-        attempt(Run(directory), ended_for_memory="--ended-for-memory" in options)
+        attempt(Run(directory), anyway="--anyway" in options, ended_for_memory="--ended-for-memory" in options)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
         if mendable(error) is None:
             traceback.print_exc()

@@ -7,6 +7,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from peft_space import events, hardware
 from peft_space.errors import UserError
@@ -18,11 +19,12 @@ _MOST_RESTARTS = 2
 """How often a run is started again by itself without having come a step further."""
 
 
-def start_training(run: Run, shorter: bool = False) -> None:
+def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> None:
     """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn.
 
     Args:
         shorter: whether the rows of a training for which memory did not do are cut off at half their length.
+        anyway: whether to go on also where rows, recipe or libraries have changed since the last checkpoint.
     """
     with run.lock():  # two clicks do not start two workers
         if run.status() in ("queued", "finished"):
@@ -33,7 +35,7 @@ def start_training(run: Run, shorter: bool = False) -> None:
         run.forget_request()
         queue.ask_for_turn(run)
         run.append(events.Queued())
-    _start_process(run)
+    _start_process(run, ["--anyway"] * anyway)
 
 
 def take_up_again() -> None:
@@ -55,10 +57,10 @@ def _keeps_failing(run: Run) -> bool:
     return turns > _MOST_RESTARTS
 
 
-def _start_process(run: Run) -> None:
+def _start_process(run: Run, options: Sequence[str] = ()) -> None:
     with open(run.path("worker.log"), "a") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)],
+            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory), *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -75,11 +77,12 @@ def cut_rows_of(run: Run) -> None:
         )
 
 
-def train_here(run: Run, own: int) -> events.Outcome:
+def train_here(run: Run, own: int, anyway: bool = False) -> events.Outcome:
     """Wait for the turn of a run and train it in a child process, until it ends in one of the ways in which a training ends.
 
     Args:
         own: the descriptor with which the caller holds the run's lock.
+        anyway: as of `start_training`.
 
     Raises UserError in the training's own words, WorkerFault where it is our fault or it was killed.
     """
@@ -89,7 +92,7 @@ def train_here(run: Run, own: int) -> events.Outcome:
         num_events, ended_for_memory = len(run.history()), False
         while True:
             kills = hardware.kills_for_memory()
-            child = _attempt(run, (own, *held), ended_for_memory)
+            child = _attempt(run, (own, *held), ["--ended-for-memory"] * ended_for_memory + ["--anyway"] * anyway)
             ended_for_memory = child == -signal.SIGKILL and hardware.kills_for_memory() > kills
             if not ended_for_memory and not isinstance(run.history()[-1], events.OutOfMemory):
                 break  # else another attempt, in a fresh process: this one's memory may be in pieces
@@ -101,10 +104,9 @@ def _waiting(before: int) -> events.Waiting:
     return events.Waiting(what=f"Waiting for its turn: {before} {'comes' if before == 1 else 'come'} before it", before=before)
 
 
-def _attempt(run: Run, held: queue.Held, ended_for_memory: bool) -> int:
+def _attempt(run: Run, held: queue.Held, options: list[str]) -> int:
     command = [sys.executable, "-m", "peft_space.execution.attempt", str(run.directory)]
-    more = ["--ended-for-memory"] if ended_for_memory else []
-    return subprocess.Popen([*command, *more], stdin=subprocess.DEVNULL, pass_fds=held).wait()
+    return subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, pass_fds=held).wait()
 
 
 def _leave_before_training(run: Run) -> events.Outcome:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from peft_space import durable
 from peft_space.data.check import data_of
 from peft_space.errors import UserError
 from peft_space.export.card import write_card
@@ -26,7 +27,7 @@ def export_adapter(run: Run, out: str | Path) -> Path:
     try:
         copy_adapter(run, aside)
         aside.chmod(0o755)  # mkdtemp makes it private
-        aside.replace(target)
+        durable.rename(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft_space import durable
 from peft_space.models.base import Base
 from peft_space.models.families import linear_layers
 from peft_space.models.load import Goal, adapter_config, load_base_model
@@ -41,7 +42,7 @@ def make_start(folder: Path, base: Base, recipe: Recipe, goal: Goal) -> None:
     model.save_pretrained(aside / _ADAPTER, save_embedding_layers=False)
     if recipe.method == "pissa":
         model.unload().save_pretrained(aside / _BASE)
-    aside.replace(folder)
+    durable.rename(aside, folder)
 
 
 def _start_with_what_is_lost(model: Any, recipe: Recipe) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_space import events, hardware
+from peft_space import durable, events, hardware
 from peft_space.run import Leave, Run
 from peft_space.training import checkpoints
+from peft_space.training.origin import Origin
 
 _METRICS = {
     "rewards/margins": "reward margin",
@@ -29,10 +30,11 @@ class RunCallback(TrainerCallback):
     `left` is why training ended before its last step, or None.
     """
 
-    def __init__(self, run: Run, attempt: int, deadline: float | None):
+    def __init__(self, run: Run, attempt: int, deadline: float | None, origin: Origin):
         self.run = run
         self.attempt = attempt
         self.deadline = deadline
+        self.origin = origin
         self.left: Leave | None = None
         self._began = 0.0
         self._seconds = 0.0
@@ -75,6 +77,7 @@ class RunCallback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"))
+        durable.sync(self.run.path("events.jsonl"))  # the steps that led to it
+        checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"), self.origin)
         checkpoints.remove_all_but_newest(self.run)
         self.run.append(events.Checkpointed(step=state.global_step))

@@ -2,66 +2,115 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
-from peft_space.run import Run
+from peft_space import durable, events
+from peft_space.errors import UserError
+from peft_space.run import Run, tell_once
+from peft_space.training.origin import Origin
+from peft_space.words import gigabytes
 
-MANIFEST = "manifest.json"
+MANIFEST, ORIGIN = "manifest.json", "origin.json"
 KEPT = 2
 """Complete checkpoints that stay on disk, the newest ones."""
+_ADAPTER_BYTES, _OPTIMIZER_BYTES = 4, 8
+"""Of each trainable parameter: itself in float32, and AdamW's two moments."""
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, origin: Origin) -> None:
     """Declare a checkpoint complete: every file is on disk, then the manifest, which appears whole or not at all."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    aside = folder / f".{MANIFEST}.new"
-    aside.write_text(json.dumps({str(path.relative_to(folder)): _sha256(path) for path in files}, indent=1))
-    for path in [*files, aside]:
-        _sync(path)
-    aside.replace(folder / MANIFEST)
-    _sync(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    durable.write_text(folder / ORIGIN, origin.model_dump_json(indent=1))
+    digests = {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    durable.sync_tree(folder)
+    for parent in folder.parents[:2]:  # which name it
+        durable.sync(parent)
+    durable.write_text(folder / MANIFEST, json.dumps(digests, indent=1))
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file that was there when the checkpoint was sealed is still there and the same."""
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used; None where every file is what it was when the checkpoint was sealed."""
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST}, as where writing it was cut short"
     try:
-        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-        return all(_sha256(folder / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError):
-        return False
+        digests: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        changed = [name for name, digest in digests.items() if not (folder / name).is_file() or _sha256(folder / name) != digest]
+    except (ValueError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    if ORIGIN not in digests:
+        return f"{ORIGIN} is missing"
+    if not changed:
+        return None
+    path = folder / changed[0]
+    return f"{changed[0]} {'is missing' if not path.is_file() else 'has changed' if path.stat().st_size else 'is empty'}"
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint of a run; what is newer and damaged is passed over."""
-    return next((folder for folder in reversed(_in_order(run)) if is_complete(folder)), None)
+    """The newest checkpoint that can be used. Any that cannot is told in the run and removed. Only for who holds the lock."""
+    damaged = {folder: why for folder in in_order(run) if (why := damage(folder))}
+    newest = next((folder for folder in reversed(in_order(run)) if folder not in damaged), None)
+    going_on = f"Going on from step {step_of(newest)}." if newest else "Starting again from the first step."
+    for folder, why in damaged.items():
+        sealed_once = (folder / MANIFEST).is_file()
+        if sealed_once or newest is None or step_of(folder) > step_of(newest):  # else it was being removed
+            tell_once(run, events.Adjusted(what=f"Checkpoint {step_of(folder)} is damaged ({why}).", why=going_on))
+        _remove(folder)
+    if newest and not any(isinstance(event, events.Checkpointed) and event.step == step_of(newest) for event in run.history()):
+        run.append(events.Checkpointed(step=step_of(newest)))  # training was killed before it said so
+    return newest
 
 
 def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
+def origin_of(folder: Path) -> Origin:
+    """What a complete checkpoint is of."""
+    return Origin.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8"))
+
+
 def remove_all_but_newest(run: Run) -> None:
-    """Remove checkpoints beyond the newest `KEPT`, and what a killed save left."""
-    sealed = [folder for folder in _in_order(run) if (folder / MANIFEST).is_file()]
-    for folder in _in_order(run):
-        if folder not in sealed[-KEPT:]:
-            shutil.rmtree(folder)
+    """Remove complete checkpoints beyond the newest `KEPT`."""
+    for folder in _sealed(run)[:-KEPT]:
+        _remove(folder)
 
 
-def _in_order(run: Run) -> list[Path]:
+def remove_unfinished(run: Run) -> None:
+    """Remove what a save that failed has left."""
+    for folder in in_order(run):
+        if not (folder / MANIFEST).is_file():
+            _remove(folder)
+
+
+def refuse_without_room(run: Run, trainable_parameters: int, tokenizer_bytes: int) -> None:
+    """Raise UserError where the disk has no room for the checkpoints and the adapter that training is going to write."""
+    checkpoint = (_ADAPTER_BYTES + _OPTIMIZER_BYTES) * trainable_parameters + tokenizer_bytes
+    adapter = _ADAPTER_BYTES * trainable_parameters + tokenizer_bytes
+    to_come = max(1, KEPT + 1 - len(_sealed(run)))  # the oldest is removed when the next is complete
+    needed, free = to_come * checkpoint + adapter, shutil.disk_usage(run.directory).free
+    if free < needed:
+        raise UserError(
+            f"The disk has {gigabytes(free)} left, and this training needs {gigabytes(needed)} for checkpoints and the adapter. "
+            "Free some space on it, then Resume."
+        )
+
+
+def in_order(run: Run) -> list[Path]:
+    """The folders of a run's checkpoints, whether complete or not, the newest last."""
     return sorted(run.path("checkpoints").glob("checkpoint-*"), key=step_of)
+
+
+def _sealed(run: Run) -> list[Path]:
+    return [folder for folder in in_order(run) if (folder / MANIFEST).is_file()]
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, its manifest first, so that half of it does not look damaged."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

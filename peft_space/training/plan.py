@@ -6,12 +6,11 @@ import importlib.metadata
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from peft_space import advice, hardware
+from peft_space import advice, durable, hardware
 from peft_space.data.cache import kept
 from peft_space.models.base import Base
 from peft_space.models.families import linear_layers
@@ -112,7 +111,7 @@ def make_plan(
         task=goal.task,
         labels=goal.labels,
         quantization=quantization_of(recipe, base.config),
-        saved_modules=list(config.modules_to_save or []),
+        saved_modules=sorted(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
         num_wrapped=len(model.base_model.targeted_module_names),
         trainable_parameters=trainable,
@@ -129,9 +128,7 @@ def _versions() -> dict[str, str]:
 
 def write_plan(run: Run, plan: Plan) -> None:
     """Write plan.json, whole or not at all."""
-    aside = Path(f"{run.path('plan.json')}.new")
-    aside.write_text(plan.model_dump_json(indent=2) + "\n")
-    aside.replace(run.path("plan.json"))
+    durable.write_text(run.path("plan.json"), plan.model_dump_json(indent=2) + "\n")
 
 
 def processes_for(recipe: Recipe, num_devices: int) -> int:

@@ -1,16 +1,18 @@
 """The one training function: it resumes a run or starts it, trains until it is finished, asked to stop, or at its deadline, and can be killed anywhere."""
 
 import gc
+import json
 import math
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, set_seed
 
-from peft_space import events, hardware
+from peft_space import durable, events, hardware
 from peft_space.checklist import write_checklist
 from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
@@ -21,30 +23,33 @@ from peft_space.models.base import Base, find_base, load_tokenizer, pin
 from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, make_start, to_plain_lora
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
-from peft_space.run import Run, steps_of
+from peft_space.run import Run, steps_of, tell_once
 from peft_space.training import checkpoints
 from peft_space.training.callbacks import RunCallback
+from peft_space.training.origin import origin_of, refuse_another
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
 from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.tasks import Examples, example_batch, make_trainer
 from peft_space.words import gigabytes
 
+_ADAPTER_ASIDE = ".adapter.new"
 _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
 
 
-def train(run: Run, deadline: float | None = None, shuffled: bool = True) -> events.Outcome:
+def train(run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False) -> events.Outcome:
     """Train `run` from its newest complete checkpoint, or from the start, and return how it ended.
 
     Args:
         deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
         shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
+        anyway: whether to go on from a checkpoint of other rows, another recipe or other libraries, which is refused otherwise.
 
     The caller holds the run's lock. Where memory runs out, training goes on with less of it (see `room.py`). Any other exception is written as
     a Failed event and raised again.
     """
-    while isinstance(outcome := attempt(run, deadline, shuffled), events.OutOfMemory):
+    while isinstance(outcome := attempt(run, deadline, shuffled, anyway), events.OutOfMemory):
         gc.collect()  # model and trainer hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -52,7 +57,7 @@ def train(run: Run, deadline: float | None = None, shuffled: bool = True) -> eve
 
 
 def attempt(
-    run: Run, deadline: float | None = None, shuffled: bool = True, ended_for_memory: bool = False
+    run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False, ended_for_memory: bool = False
 ) -> events.Outcome | events.OutOfMemory:
     """The same once. Where memory ran out, the plan is changed and the event that says so is returned: another attempt takes less.
 
@@ -63,8 +68,10 @@ def attempt(
     if ended_for_memory and use_less_memory(run, "This machine") is None:
         raise _no_memory(run, "This machine")
     try:
-        outcome = _train(run, deadline, shuffled)
+        outcome = _train(run, deadline, shuffled, anyway)
     except Exception as error:
+        checkpoints.remove_unfinished(run)  # on a full disk this makes room to tell
+        shutil.rmtree(run.path(_ADAPTER_ASIDE), ignore_errors=True)
         where = what_ran_out(error)
         if where is None:
             run.append(events.Failed(message=explain(error)))
@@ -74,6 +81,8 @@ def attempt(
             raise _no_memory(run, where) from error
         return changed
     run.append(outcome)
+    if isinstance(outcome, events.Finished):
+        shutil.rmtree(run.path("start"), ignore_errors=True)  # nothing is resumed any more
     run.forget_request()  # it has been followed; one made while the run waited for its turn has not
     return outcome
 
@@ -84,7 +93,7 @@ def _no_memory(run: Run, where: str) -> UserError:
     return UserError(failed.message)
 
 
-def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
+def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool) -> events.Outcome:
     recipe = run.recipe
     data = data_of(run)
     plan = read_plan(run)
@@ -93,6 +102,9 @@ def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
     tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     rows, held_out = _examples(tokenizer, recipe, goal, data, plan.max_length if plan else recipe.max_length, shuffled)
+    checkpoint = checkpoints.newest_checkpoint(run)
+    if checkpoint:
+        _refuse_another_origin(run, checkpoint, plan, base, rows, held_out, anyway)
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     free = hardware.free_memory()
@@ -101,26 +113,31 @@ def _train(run: Run, deadline: float | None, shuffled: bool) -> events.Outcome:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for
         plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer, free)
+    _tell_plan(run, plan)
+    tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
+    checkpoints.refuse_without_room(run, plan.trainable_parameters, tokenizer_bytes)
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
 
     attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
-    callback = RunCallback(run, attempt, deadline)
+    callback = RunCallback(run, attempt, deadline, origin_of(run, plan, base, rows.tokens, held_out.tokens))
     arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
     trainer = make_trainer(goal, recipe, model, tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
     trainer.remove_callback(PrinterCallback)  # events tell the same
-    checkpoint = checkpoints.newest_checkpoint(run)
     from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total_steps(recipe, len(rows))))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    step = trainer.state.global_step
+    total = total_steps(recipe, len(rows))
+    run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total))
+    if from_step < total:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:  # killed after its last step; the trainer would take another one
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+    step = max(from_step, trainer.state.global_step)
     if callback.left == "pause":
         return events.Paused(step=step)
     _save_adapter(run, model, tokenizer, Prepared(goal, data, rows.tokens, held_out.tokens), base, plan)
     if callback.left == "stop":
         return events.Stopped(step=step)
-    shutil.rmtree(run.path("start"), ignore_errors=True)  # from here nothing is resumed
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
@@ -167,20 +184,36 @@ def steps_between_saves(recipe: Recipe, num_rows: int) -> int:
 
 
 def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any, free: int) -> Plan:
-    """Make the plan of a run that is trained for the first time, keep it, and tell the user."""
+    """Make the plan of a run that is trained for the first time, and keep it."""
     run.append(events.Working(what="Measuring what is fastest on this machine"))
     typical = example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id)
     longest = min(int(rows.tokens.column("length").max()), recipe.max_length)
     plan = make_plan(recipe, base, goal, model, typical, longest, free)
     write_plan(run, plan)
-    run.append(
-        events.Adjusted(what=f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}.", why=plan.why)
-    )
     if plan.gradient_checkpointing and recipe.gradient_checkpointing == "automatic":
         why = f"With a longest row of {longest:,} tokens it would not fit into {gigabytes(free)} of free memory otherwise."
-        run.append(events.Adjusted(what="Activations are computed again in place of being kept (gradient checkpointing).", why=why))
-    run.append(events.Adjusted(what=f"Learning rate {plan.learning_rate:g},", why=f"{plan.learning_rate_why}."))
+        what = "Activations are computed again in place of being kept (gradient checkpointing)."
+        tell_once(run, events.Adjusted(what=what, why=why), ever=True)
     return plan
+
+
+def _tell_plan(run: Run, plan: Plan) -> None:
+    """Tell the user what was chosen, once, though training may be killed before it is told."""
+    computing = f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}."
+    tell_once(run, events.Adjusted(what=computing, why=plan.why), ever=True)
+    tell_once(run, events.Adjusted(what=f"Learning rate {plan.learning_rate:g},", why=f"{plan.learning_rate_why}."), ever=True)
+
+
+def _refuse_another_origin(
+    run: Run, checkpoint: Path, plan: Plan | None, base: Base, rows: Examples, held_out: Examples, anyway: bool
+) -> None:
+    """Raise UserError where a checkpoint is of something else than what is here; going on from it anyway is told."""
+    if plan is None:
+        raise UserError("This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew.")
+    step = checkpoints.step_of(checkpoint)
+    here = origin_of(run, plan, base, rows.tokens, held_out.tokens)
+    if differences := refuse_another(step, checkpoints.origin_of(checkpoint), here, anyway):
+        tell_once(run, events.Adjusted(what=f"Going on from step {step} as you asked, although", why=f"{'; '.join(differences)}."))
 
 
 def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bool) -> dict[str, Any]:
@@ -216,14 +249,22 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
     )
 
 
+def _order_sets(adapter_config: Path) -> None:
+    """Sort what PEFT holds as sets, and writes in an order that differs from process to process."""
+    config: dict[str, Any] = json.loads(adapter_config.read_text())
+    sets = {name: sorted(config[name]) for name in ("target_modules", "modules_to_save") if isinstance(config.get(name), list)}
+    durable.write_text(adapter_config, json.dumps(config | sets, indent=2, sort_keys=True) + "\n")
+
+
 def _save_adapter(run: Run, model: Any, tokenizer: Any, prepared: Prepared, base: Base, plan: Plan) -> None:
     """Write adapter/ whole or not at all: weights and config as PEFT writes them, tokenizer, and the measured figures."""
-    aside, folder, old = run.path(".adapter.new"), run.path("adapter"), run.path(".adapter.old")
+    aside, folder, old = run.path(_ADAPTER_ASIDE), run.path("adapter"), run.path(".adapter.old")
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
     run.path("scores.json").unlink(missing_ok=True)  # they are of the adapter that was there before
     # no look at the Hub for the vocabulary's size: embeddings are not trained
     model.save_pretrained(aside, save_embedding_layers=False, selected_adapters=["default"])
+    _order_sets(aside / "adapter_config.json")
     if run.recipe.method in FROM_BASE:
         to_plain_lora(aside, run.path("start"))
     tokenizer.save_pretrained(aside)
@@ -231,5 +272,5 @@ def _save_adapter(run: Run, model: Any, tokenizer: Any, prepared: Prepared, base
     write_card(run, aside, prepared.data, plan)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(aside, folder)
+    durable.rename(aside, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -187,18 +187,19 @@ class Api:
             opened.ask_to_leave("stop")
         return {"run": run, "status": opened.status()}
 
-    def resume(self, run: str, owner: str = "", shorter: bool = False) -> Json:
+    def resume(self, run: str, owner: str = "", shorter: bool = False, anyway: bool = False) -> Json:
         """Go on with a training that was stopped or interrupted.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
             shorter: cut rows off at half their length, where the message of the run says that memory did not do.
+            anyway: go on also where rows, recipe or libraries have changed since, which is refused otherwise.
         """
         opened = open_run(owner_of(owner), run)
         if (status := opened.status()) in ("queued", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
-        start_training(opened, shorter)
+        start_training(opened, shorter, anyway)
         return {"run": run, "status": opened.status()}
 
     def compare(

@@ -29,6 +29,7 @@ class TrainTab:
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
             self.shorten = gr.Button("Resume with shorter rows", visible=False, elem_id="resume-shorter")
+            self.anyway = gr.Button("Resume anyway", visible=False, elem_id="resume-anyway")
         self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
@@ -47,7 +48,7 @@ class TrainTab:
         self.begins = [page.run, page.trained, self.preparing, self.start, self.cancel]
         self.outputs = [
             self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume,
-            self.shorten, self.seen, page.timer, page.state,
+            self.shorten, self.anyway, self.seen, page.timer, page.state,
         ]  # fmt: skip
 
     def show(self, run: Run) -> dict[Any, Any]:
@@ -66,6 +67,7 @@ class TrainTab:
             self.stop: gr.update(interactive=can_leave),
             self.resume: gr.update(interactive=state in _RESUMABLE, variant="primary" if state in _UNFINISHED else "secondary"),
             self.shorten: gr.update(visible=state == "failed" and view_train.wants_shorter_rows(happened)),
+            self.anyway: gr.update(visible=view_train.can_go_on_anyway(happened)),
             self.seen: _mark(run, len(happened), state),
             self.page.timer: gr.Timer(SECONDS_LIVE if state in ("queued", "running") else SECONDS_IDLE),
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
@@ -134,9 +136,9 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
         return tab.show(run)
 
     @tells_errors
-    def go_on(values: dict[Any, Any], shorter: bool = False) -> dict[Any, Any]:
+    def go_on(values: dict[Any, Any], shorter: bool = False, anyway: bool = False) -> dict[Any, Any]:
         run = page.chosen_run(values)
-        start_training(run, shorter)
+        start_training(run, shorter, anyway)
         return {tab.preparing: "", **tab.show(run)}
 
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -150,6 +152,7 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
     tab.resume.click(lambda values: go_on(values), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
     tab.shorten.click(lambda values: go_on(values, True), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
+    tab.anyway.click(lambda values: go_on(values, False, True), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
     return tab
 
 

@@ -10,7 +10,7 @@ from peft_space.data.read import short_name
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, steps_of
 from peft_space.ui.view import STATUS_WORDS, escape, plain
-from peft_space.words import duration, gigabytes
+from peft_space.words import RESUME_ANYWAY, duration, gigabytes
 
 
 def names_of(data: Any) -> str:
@@ -59,6 +59,11 @@ def adjustments_markdown(happened: list[events.Event]) -> str:
     """What was chosen for this machine, and why."""
     lines = [f"- {escape(event.what)} {escape(event.why)}" for event in happened if isinstance(event, events.Adjusted)]
     return "\n".join(lines) or "Nothing has been chosen yet."
+
+
+def can_go_on_anyway(happened: list[events.Event]) -> bool:
+    """Whether training was refused because something differs from the last checkpoint, and may be gone on with all the same."""
+    return any(isinstance(event, events.Failed) and RESUME_ANYWAY in event.message for event in happened[-1:])
 
 
 def _now(run: Run, happened: list[events.Event], status: Status) -> str:
