@@ -100,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
     command.add_argument("--shorter", action="store_true", help="with --resume, where memory did not do: cut rows off at half their length")
     command.add_argument("--anyway", action="store_true", help="with --resume: also where rows, recipe or libraries have changed since")
+    command.add_argument(
+        "--report-to", metavar="TOOL", action="append", choices=["tensorboard", "trackio", "wandb"], default=[],
+        help="also tell the losses to tensorboard, trackio or wandb, where that is installed; may be given several times",
+    )  # fmt: skip
 
     command = add(
         "adopt", _adopt, "Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."
@@ -258,7 +262,7 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         if given.shorter:
             cut_rows_of(run)
         with _stopping_on_interrupt(run), _telling(run):
-            outcome = train_here(run, own, given.anyway).model_dump()
+            outcome = train_here(run, own, given.anyway, given.report_to or settings.report_to()).model_dump()
     show(
         {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
         f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",
@@ -361,6 +365,10 @@ def _in_words(event: events.Event) -> str:
             return f"{event.what} …"
         case events.Adjusted():
             return f"{event.what} {event.why}"
+        case events.Warned():
+            return f"step {event.step}: {event.what} {event.advice}"
+        case events.Kept():
+            return f"the adapter of step {event.step} is kept: {event.why}"
         case events.Checkpointed():
             return f"step {event.step}: checkpoint written"
         case _:

@@ -101,6 +101,23 @@ class OutOfMemory(Adjusted):
     event: Literal["OutOfMemory"] = "OutOfMemory"  # type: ignore[assignment]
 
 
+class Warned(_Event):
+    """Training goes on, but something is wrong: what, and what to do about it, in words for the user."""
+
+    event: Literal["Warned"] = "Warned"
+    step: int
+    what: str
+    advice: str
+
+
+class Kept(_Event):
+    """The adapter of this step is kept as the run's, and why, in words for the user. The last line counts."""
+
+    event: Literal["Kept"] = "Kept"
+    step: int
+    why: str
+
+
 class Paused(_Event):
     """Training left at its deadline, or because the user asked, and goes on when it is called again."""
 
@@ -109,7 +126,7 @@ class Paused(_Event):
 
 
 class Stopped(_Event):
-    """Training ended early because the user asked; the adapter is what it was then, and training can still be resumed."""
+    """Training ended early because the user asked; there is an adapter, and training can still be resumed."""
 
     event: Literal["Stopped"] = "Stopped"
     step: int
@@ -134,7 +151,21 @@ class Failed(_Event):
 
 
 Event = Annotated[
-    Queued | Working | Waiting | Started | Step | Evaluated | Checkpointed | Adjusted | OutOfMemory | Paused | Stopped | Finished | Failed,
+    Queued
+    | Working
+    | Waiting
+    | Started
+    | Step
+    | Evaluated
+    | Checkpointed
+    | Adjusted
+    | OutOfMemory
+    | Warned
+    | Kept
+    | Paused
+    | Stopped
+    | Finished
+    | Failed,
     Field(discriminator="event"),
 ]
 Outcome = Paused | Stopped | Finished | Failed

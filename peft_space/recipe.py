@@ -135,6 +135,12 @@ class Recipe(BaseModel):
     eval_steps: int | None = Field(None, title="Evaluate every … steps", ge=1, json_schema_extra=_shown("evaluation"))
     """How often the loss on held-out rows is taken. Empty: after each epoch."""
 
+    early_stopping: int | None = Field(None, title="Stop after … evaluations in vain", ge=1, json_schema_extra=_shown("evaluation"))
+    """Training ends when the held-out loss has not fallen for so many evaluations in a row. Empty: it goes on to its last step."""
+
+    keep_best: bool = Field(True, title="Keep the best adapter", json_schema_extra=_shown("evaluation"))
+    """Where the held-out loss rose again, the adapter of the step at which it was lowest is kept. Off: always the last step's."""
+
     save_steps: int | None = Field(None, title="Checkpoint every … steps", ge=1, json_schema_extra=_shown("evaluation"))
     """How often training can be resumed from. Empty: after each epoch, and always when it is stopped."""
 

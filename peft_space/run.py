@@ -227,6 +227,16 @@ def evaluations_of(happened: list[events.Event]) -> list[events.Evaluated]:
     return sorted({event.step: event for event in happened if isinstance(event, events.Evaluated)}.values(), key=lambda event: event.step)
 
 
+def warnings_of(happened: list[events.Event]) -> list[events.Warned]:
+    """What was wrong, each step once."""
+    return list({event.step: event for event in happened if isinstance(event, events.Warned)}.values())
+
+
+def kept_of(happened: list[events.Event]) -> events.Kept | None:
+    """Which step's adapter the run has; None where it has none yet, or one that was made elsewhere."""
+    return next((event for event in reversed(happened) if isinstance(event, events.Kept)), None)
+
+
 # The runs of one owner
 
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")

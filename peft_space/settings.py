@@ -16,6 +16,11 @@ def max_file_megabytes() -> float:
     return float(os.environ.get("PEFT_SPACE_MAX_FILE_MB", "200"))
 
 
+def report_to() -> list[str]:
+    """What trainings are also reported to, with commas between (`PEFT_SPACE_REPORT_TO`): tensorboard, trackio or wandb. Mostly nothing."""
+    return [name.strip() for name in os.environ.get("PEFT_SPACE_REPORT_TO", "").split(",") if name.strip()]
+
+
 def on_space() -> bool:
     """Whether this is a Hugging Face Space, where visitors are strangers and folders of the machine are not theirs."""
     return os.environ.get("SYSTEM") == "spaces"

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft_space import settings
 from peft_space.data.read import Data
 from peft_space.data.report import as_json
 from peft_space.errors import UserError
@@ -271,7 +272,7 @@ def train(run: str) -> Json:
 
     opened = Run(run)
     with opened.lock():
-        return train_run(opened).model_dump()
+        return train_run(opened, report_to=settings.report_to()).model_dump()
 
 
 def compare(run: str, prompts: list[str], system: str = "", sampling: Json | None = None, report: Report | None = None) -> Json:

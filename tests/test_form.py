@@ -7,7 +7,7 @@ from peft_space.ui.form import GROUPS, Form
 
 FULL = Recipe(
     base_model="a/b", revision="main", lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"], learning_rate=3e-4,
-    max_steps=7, eval_steps=3, save_steps=2, double_quantization=False, num_epochs=1.5, layers_to_transform=[0, 2],
+    max_steps=7, eval_steps=3, save_steps=2, early_stopping=2, keep_best=False, double_quantization=False, num_epochs=1.5, layers_to_transform=[0, 2],
     task="dpo", justification="Many facts, measured at 64.", lora_rank=128,
 )  # fmt: skip
 

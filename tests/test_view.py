@@ -111,3 +111,34 @@ def test_the_commands_shown_are_the_ones_that_the_command_line_takes():
             assert given.run == "my-run"
     assert "held_out='test.csv'" in python
     compile(python, "shown", "exec")
+
+
+OVERFITTED = [
+    *(step(number, loss=1 / number) for number in range(1, 6)),
+    *(events.Evaluated(attempt=1, step=number, loss=loss) for number, loss in enumerate([1.5, 1.0, 1.2, 1.4, 1.8], 1)),
+]
+
+
+def test_over_fitting_is_marked_where_it_begins_by_an_upright_line_as_high_as_the_plot(run):
+    curves = view_train.losses(started(run, *OVERFITTED))
+    assert curves[curves.rows == "over-fitting"][["step", "loss"]].values.tolist() == [[2, 0.2], [2, 1.8]]
+    assert "Over-fitting from step 2 on" in view_train.status_markdown(run, run.history())
+    assert "from 1 to 1.8" in view_train.status_markdown(run, run.history())
+
+
+def test_the_mark_is_known_to_the_plot_before_it_is_needed(run):
+    curves = view_train.losses(started(run, *OVERFITTED[:5]))
+    assert curves[curves.rows == "over-fitting"].loss.isna().all()
+    assert set(curves.rows) == {"training", "held out", "over-fitting"}
+    assert "Over-fitting" not in view_train.status_markdown(run, run.history())
+
+
+def test_a_run_tells_what_went_wrong_and_which_adapter_it_keeps(run):
+    warned = events.Warned(step=2, what="The loss stays <b>high</b>.", advice="Stop.")
+    kept = events.Kept(step=1, why="its held-out loss was the lowest, 1.5.")
+    shown = view_train.status_markdown(run, started(run, step(1), step(2), warned, warned, kept, events.Stopped(step=2)))
+    assert shown.count("⚠ Step 2: The loss stays") == 1
+    assert "<b>" not in shown
+    assert "The adapter of step 1 is kept: its held-out loss was the lowest, 1.5. Compare it, or *Resume* to go on." in shown.replace(
+        "\\", ""
+    )

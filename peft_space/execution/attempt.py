@@ -24,8 +24,9 @@ def main(directory: str, *options: str) -> int:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from peft_space.training.train import attempt
 
+    tools = [option.partition("=")[2] for option in options if option.startswith("--report-to=")]
     try:
-        attempt(Run(directory), anyway="--anyway" in options, ended_for_memory="--ended-for-memory" in options)
+        attempt(Run(directory), anyway="--anyway" in options, report_to=tools, ended_for_memory="--ended-for-memory" in options)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
         if mendable(error) is None:
             traceback.print_exc()

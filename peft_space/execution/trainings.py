@@ -77,22 +77,24 @@ def cut_rows_of(run: Run) -> None:
         )
 
 
-def train_here(run: Run, own: int, anyway: bool = False) -> events.Outcome:
+def train_here(run: Run, own: int, anyway: bool = False, report_to: Sequence[str] = ()) -> events.Outcome:
     """Wait for the turn of a run and train it in a child process, until it ends in one of the ways in which a training ends.
 
     Args:
         own: the descriptor with which the caller holds the run's lock.
         anyway: as of `start_training`.
+        report_to: of `reporting.TOOLS`, those that the losses are also told to.
 
     Raises UserError in the training's own words, WorkerFault where it is our fault or it was killed.
     """
     with queue.turn(run, lambda before: run.append(_waiting(before)), lambda: run.asked_to_leave() is not None) as held:
         if held is None:
             return _leave_before_training(run)
+        options = ["--anyway"] * anyway + [f"--report-to={tool}" for tool in report_to]
         num_events, ended_for_memory = len(run.history()), False
         while True:
             kills = hardware.kills_for_memory()
-            child = _attempt(run, (own, *held), ["--ended-for-memory"] * ended_for_memory + ["--anyway"] * anyway)
+            child = _attempt(run, (own, *held), [*options, *["--ended-for-memory"] * ended_for_memory])
             ended_for_memory = child == -signal.SIGKILL and hardware.kills_for_memory() > kills
             if not ended_for_memory and not isinstance(run.history()[-1], events.OutOfMemory):
                 break  # else another attempt, in a fresh process: this one's memory may be in pieces

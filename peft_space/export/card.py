@@ -8,7 +8,7 @@ from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.data.check import TrainingData
 from peft_space.models.families import AUTO_CLASSES
 from peft_space.recipe import Task
-from peft_space.run import Run, evaluations_of, steps_of
+from peft_space.run import Run, evaluations_of, kept_of, steps_of
 from peft_space.scores import Evaluation, read_scores, shown
 from peft_space.training.plan import Plan
 
@@ -103,6 +103,8 @@ def _training(run: Run, plan: Plan) -> str:
     evaluations = evaluations_of(happened)
     if evaluations:
         lines.insert(2, f"- loss on held-out rows {evaluations[-1].loss:.4f} after step {evaluations[-1].step}")
+    if kept := kept_of(happened):
+        lines.insert(3 if evaluations else 2, f"- the adapter of step {kept.step} was kept: {kept.why}")
     return "\n".join(lines)
 
 

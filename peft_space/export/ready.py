@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from peft_space import advice
+from peft_space import advice, curves
 from peft_space.checklist import Check
 from peft_space.models.base import Base
 from peft_space.models.families import linear_layers, wrapped_layers
-from peft_space.run import Run
+from peft_space.run import Run, evaluations_of, kept_of, steps_of
 from peft_space.training.facts import data_facts, machine_facts, model_facts
 from peft_space.training.plan import Plan
 from peft_space.training.prepare import Prepared
@@ -26,6 +26,7 @@ def check_ready(run: Run, base: Base, prepared: Prepared, plan: Plan, adapter: P
         ),
         Check("Quantization goes with training", True, _quantization(plan)),
         _share(plan),
+        _best(run),
     ]
 
 
@@ -67,3 +68,13 @@ def _share(plan: Plan) -> Check:
         else " A lower rank would do with less."
     )
     return Check("Share of trainable parameters", share <= 0.01 or plan.all_parameters < 1e9, f"{share:.2%} of all parameters.{why}")
+
+
+def _best(run: Run) -> Check:
+    title, happened = "Best adapter of the training kept", run.history()
+    evaluations = [(event.step, event.loss) for event in evaluations_of(happened)]
+    kept = kept_of(happened)
+    if not evaluations or kept is None:
+        return Check(title, None, "No rows were held out to tell which is the best.")
+    best = curves.step_to_keep(evaluations, steps_of(happened)[-1].step)
+    return Check(title, kept.step == best, f"That of step {kept.step}: {kept.why}")

@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peft_space import durable, events, hardware
 from peft_space.run import Leave, Run
-from peft_space.training import checkpoints
+from peft_space.training import checkpoints, stopping
 from peft_space.training.origin import Origin
 
 _METRICS = {
@@ -27,6 +27,8 @@ def _metrics(logs: dict[str, float]) -> dict[str, float]:
 class RunCallback(TrainerCallback):
     """Writes an event for each step, evaluation and checkpoint; saves and leaves after the step in which it is asked to.
 
+    It also ends a training whose loss is no number any more, or whose held-out loss no longer falls, and saves what was the best so far.
+
     `left` is why training ended before its last step, or None.
     """
 
@@ -36,8 +38,12 @@ class RunCallback(TrainerCallback):
         self.deadline = deadline
         self.origin = origin
         self.left: Leave | None = None
+        self._watch: stopping.Watch
         self._began = 0.0
         self._seconds = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._watch = stopping.Watch(args.learning_rate, args.fp16, state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._began = time.perf_counter()
@@ -68,6 +74,8 @@ class RunCallback(TrainerCallback):
                     metrics=_metrics(logs),
                 )
             )
+            if warned := self._watch.look(state.global_step, logs["loss"], logs["grad_norm"]):
+                self.run.append(warned)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
@@ -75,9 +83,13 @@ class RunCallback(TrainerCallback):
         self.run.append(
             events.Evaluated(attempt=self.attempt, step=state.global_step, loss=metrics["eval_loss"], metrics=_metrics(metrics))
         )
+        if self.run.recipe.keep_best and stopping.is_best(state):
+            control.should_save = True
+        if stopping.is_over(state, self.run.recipe):
+            control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         durable.sync(self.run.path("events.jsonl"))  # the steps that led to it
         checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"), self.origin)
-        checkpoints.remove_all_but_newest(self.run)
+        checkpoints.remove_all_but_newest(self.run, lambda step: stopping.best_at(state, step) if self.run.recipe.keep_best else None)
         self.run.append(events.Checkpointed(step=state.global_step))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from peft_space import durable, events
@@ -70,10 +71,16 @@ def origin_of(folder: Path) -> Origin:
     return Origin.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8"))
 
 
-def remove_all_but_newest(run: Run) -> None:
-    """Remove complete checkpoints beyond the newest `KEPT`."""
-    for folder in _sealed(run)[:-KEPT]:
-        _remove(folder)
+def remove_all_but_newest(run: Run, best_at: Callable[[int], int | None]) -> None:
+    """Remove complete checkpoints beyond the newest `KEPT`.
+
+    Each of the newest stays together with that of the step `best_at` its own: whichever is resumed from, its best adapter is there.
+    """
+    newest = _sealed(run)[-KEPT:]
+    best = {best_at(step_of(folder)) for folder in newest}
+    for folder in _sealed(run):
+        if folder not in newest and step_of(folder) not in best:
+            _remove(folder)
 
 
 def remove_unfinished(run: Run) -> None:
@@ -87,7 +94,7 @@ def refuse_without_room(run: Run, trainable_parameters: int, tokenizer_bytes: in
     """Raise UserError where the disk has no room for the checkpoints and the adapter that training is going to write."""
     checkpoint = (_ADAPTER_BYTES + _OPTIMIZER_BYTES) * trainable_parameters + tokenizer_bytes
     adapter = _ADAPTER_BYTES * trainable_parameters + tokenizer_bytes
-    to_come = max(1, KEPT + 1 - len(_sealed(run)))  # the oldest is removed when the next is complete
+    to_come = max(1, KEPT + 2 - len(_sealed(run)))  # the best is kept besides, and the oldest removed when the next is complete
     needed, free = to_come * checkpoint + adapter, shutil.disk_usage(run.directory).free
     if free < needed:
         raise UserError(

@@ -73,6 +73,8 @@ def prepare(
     understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
     if not mended and not train.column("num_trained").any():
         raise UserError(f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.")
+    if recipe.early_stopping and not len(kept):
+        raise UserError("early_stopping needs held-out rows to score on. Raise held_out_share, bring a second file, or leave it empty.")
     return Prepared(goal, dataclasses.replace(understood, findings=[*findings, *understood.findings]), train, kept)
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, m
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of, tell_once
-from peft_space.training import checkpoints
+from peft_space.training import checkpoints, reporting, stopping
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.origin import origin_of, refuse_another
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
@@ -38,18 +39,21 @@ _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
 
 
-def train(run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False) -> events.Outcome:
+def train(
+    run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False, report_to: Sequence[str] = ()
+) -> events.Outcome:
     """Train `run` from its newest complete checkpoint, or from the start, and return how it ended.
 
     Args:
         deadline: seconds since 1970 after which training saves and leaves at the end of its step; None for no limit.
         shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
         anyway: whether to go on from a checkpoint of other rows, another recipe or other libraries, which is refused otherwise.
+        report_to: of `reporting.TOOLS`, those that the losses are also told to.
 
     The caller holds the run's lock. Where memory runs out, training goes on with less of it (see `room.py`). Any other exception is written as
     a Failed event and raised again.
     """
-    while isinstance(outcome := attempt(run, deadline, shuffled, anyway), events.OutOfMemory):
+    while isinstance(outcome := attempt(run, deadline, shuffled, anyway, report_to), events.OutOfMemory):
         gc.collect()  # model and trainer hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -57,7 +61,12 @@ def train(run: Run, deadline: float | None = None, shuffled: bool = True, anyway
 
 
 def attempt(
-    run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False, ended_for_memory: bool = False
+    run: Run,
+    deadline: float | None = None,
+    shuffled: bool = True,
+    anyway: bool = False,
+    report_to: Sequence[str] = (),
+    ended_for_memory: bool = False,
 ) -> events.Outcome | events.OutOfMemory:
     """The same once. Where memory ran out, the plan is changed and the event that says so is returned: another attempt takes less.
 
@@ -68,7 +77,8 @@ def attempt(
     if ended_for_memory and use_less_memory(run, "This machine") is None:
         raise _no_memory(run, "This machine")
     try:
-        outcome = _train(run, deadline, shuffled, anyway)
+        reporting.check(report_to)
+        outcome = _train(run, deadline, shuffled, anyway, report_to)
     except Exception as error:
         checkpoints.remove_unfinished(run)  # on a full disk this makes room to tell
         shutil.rmtree(run.path(_ADAPTER_ASIDE), ignore_errors=True)
@@ -93,7 +103,7 @@ def _no_memory(run: Run, where: str) -> UserError:
     return UserError(failed.message)
 
 
-def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool) -> events.Outcome:
+def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, report_to: Sequence[str]) -> events.Outcome:
     recipe = run.recipe
     data = data_of(run)
     plan = read_plan(run)
@@ -123,18 +133,20 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool) -> ev
     attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
     callback = RunCallback(run, attempt, deadline, origin_of(run, plan, base, rows.tokens, held_out.tokens))
     arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
+    arguments |= reporting.arguments(report_to, run)
     trainer = make_trainer(goal, recipe, model, tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
     trainer.remove_callback(PrinterCallback)  # events tell the same
     from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     total = total_steps(recipe, len(rows))
     run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total))
-    if from_step < total:
+    if checkpoint and (from_step >= total or stopping.is_over(stopping.state_of(checkpoint), recipe)):
+        stopping.finish_at(checkpoint, trainer)  # it was killed after its last step; the trainer would take another one
+    else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:  # killed after its last step; the trainer would take another one
-        model.load_adapter(str(checkpoint), "default", is_trainable=True)
-    step = max(from_step, trainer.state.global_step)
+    step = trainer.state.global_step
     if callback.left == "pause":
         return events.Paused(step=step)
+    stopping.keep_best(run, trainer)
     _save_adapter(run, model, tokenizer, Prepared(goal, data, rows.tokens, held_out.tokens), base, plan)
     if callback.left == "stop":
         return events.Stopped(step=step)
@@ -243,7 +255,6 @@ def _arguments(run: Run, recipe: Recipe, plan: Plan, num_rows: int, evaluate: bo
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
         gradient_checkpointing=plan.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
     )

@@ -19,12 +19,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
 from peft_space import events, settings
+from peft_space.curves import overfits_from
 from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
-from peft_space.run import Run, evaluations_of, list_runs, new_run_folder, open_run, steps_of
+from peft_space.run import Run, evaluations_of, kept_of, list_runs, new_run_folder, open_run, steps_of, warnings_of
 from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
 from peft_space.verbs import Json
 
@@ -171,7 +172,10 @@ class Api:
             "plan": _plan(opened),
             "losses": losses,
             "evaluations": [_told(event, "step", "loss") for event in evaluations_of(happened)],
+            "overfits_from": overfits_from(happened),
             "adjustments": [_told(event, "what", "why") for event in happened if isinstance(event, events.Adjusted)],
+            "warnings": [_told(event, "step", "what", "advice") for event in warnings_of(happened)],
+            "kept": _told(kept, "step", "why") if (kept := kept_of(happened)) else None,
             "message": _failure(opened, happened),
         }
 

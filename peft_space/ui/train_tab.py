@@ -33,10 +33,11 @@ class TrainTab:
         self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
-        colours = {"training": look.TEAL, "held out": look.AMBER}
+        colours = {"training": look.TEAL, "held out": look.AMBER, "over-fitting": look.RED}
         self.plot = gr.LinePlot(
-            x="step", y="loss", color="rows", color_title=" ", color_map=colours, title="Loss", height=300, visible=False, elem_id="loss"
-        )
+            x="step", y="loss", color="rows", color_title=" ", color_map=colours, colors_in_legend=["training", "held out"],
+            title="Loss", height=300, visible=False, elem_id="loss",
+        )  # fmt: skip
         with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
             self.details = [
                 gr.LinePlot(x="step", y=figure, title=figure.capitalize(), height=200, elem_id=f"plot-{figure.replace(' ', '-')}")

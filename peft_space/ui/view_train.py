@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 
 from peft_space import events
+from peft_space.curves import overfits_from
 from peft_space.data.read import short_name
 from peft_space.recipe import Recipe
-from peft_space.run import Run, Status, evaluations_of, steps_of
+from peft_space.run import Run, Status, evaluations_of, kept_of, steps_of, warnings_of
 from peft_space.ui.view import STATUS_WORDS, escape, plain
 from peft_space.words import RESUME_ANYWAY, duration, gigabytes
 
@@ -37,6 +38,9 @@ def status_markdown(run: Run, happened: list[events.Event]) -> str:
     if steps:
         lines.append(_figures(happened, steps, status))
     lines += [f"⚠ {escape(event.why)} {escape(event.what)}" for event in happened if isinstance(event, events.OutOfMemory)]
+    lines += [f"⚠ Step {warned.step}: {escape(warned.what)} {escape(warned.advice)}" for warned in warnings_of(happened)]
+    if overfitting := overfitting_in_words(happened):
+        lines.append(f"⚠ {overfitting}")
     return "\n\n".join(lines)
 
 
@@ -81,10 +85,29 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
         "new": "Press *Start training*.",
         "running": "You can close this page; the training goes on, and the run is here when you come back.",
         "paused": "*Resume* goes on exactly from here.",
-        "stopped": "The adapter is as it was at this step. Compare it, or *Resume* to go on.",
+        "stopped": f"{kept_in_words(happened)} Compare it, or *Resume* to go on.".strip(),
         "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
-        "finished": "Next: *Compare*.",
+        "finished": f"{kept_in_words(happened)} Next: *Compare*.".strip(),
     }.get(status, "")
+
+
+def kept_in_words(happened: list[events.Event]) -> str:
+    """Which step's adapter the run has, and why."""
+    kept = kept_of(happened)
+    return f"The adapter of step {kept.step} is kept: {escape(kept.why)}" if kept else ""
+
+
+def overfitting_in_words(happened: list[events.Event]) -> str:
+    """From which step on the rows are learnt by heart, if they are, and what to do."""
+    best = overfits_from(happened)
+    if best is None:
+        return ""
+    evaluations = {event.step: event.loss for event in evaluations_of(happened)}
+    rise = f"from {evaluations[best]:.3g} to {evaluations[max(evaluations)]:.3g}"
+    return (
+        f"**Over-fitting from step {best} on**, where the red line stands: the held-out loss rises, {rise}, while the training loss falls. "
+        "The rows are being learnt by heart, and more steps make it worse. Next time fewer epochs or more rows will do."
+    )
 
 
 def _figures(happened: list[events.Event], steps: list[events.Step], status: Status) -> str:
@@ -104,12 +127,19 @@ def _figures(happened: list[events.Event], steps: list[events.Step], status: Sta
 
 
 def losses(happened: list[events.Event]) -> pd.DataFrame:
-    """Both loss curves, long form: step, loss, rows (training or held out)."""
+    """Both loss curves, long form: step, loss, rows (training or held out); and `over-fitting`, an upright line where it begins."""
     points = [(step.step, step.loss, "training") for step in steps_of(happened)]
     points += [(evaluation.step, evaluation.loss, "held out") for evaluation in evaluations_of(happened)]
     if points and points[-1][2] == "training":  # a curve that is not there from the start is not drawn when it comes
         points.append((points[0][0], math.nan, "held out"))
+    if points:
+        points += _mark(overfits_from(happened), [loss for _, loss, _ in points if math.isfinite(loss)])
     return pd.DataFrame(points, columns=["step", "loss", "rows"])
+
+
+def _mark(step: int | None, losses: list[float]) -> list[tuple[int, float, str]]:
+    heights = (min(losses, default=0.0), max(losses, default=0.0)) if step else (math.nan, math.nan)
+    return [(step or 1, height, "over-fitting") for height in heights]
 
 
 def step_details(happened: list[events.Event]) -> pd.DataFrame:
