@@ -113,9 +113,11 @@ class Worker:
         return mark
 
     def kill(self) -> bool:
-        """End it with SIGKILL: whether it was alive until then."""
+        """End it with SIGKILL: whether it was alive until then. It may have ended by itself, but only well."""
         os.kill(self.pid, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
+        status = self.wait()
+        assert status in (0, -signal.SIGKILL), f"the worker failed with {status}"
+        return status == -signal.SIGKILL
 
     def wait(self) -> int:
         """Its exit status."""
@@ -262,7 +264,8 @@ def kill_process_tree(kit: Kit, name: str, rng: random.Random, most_kills: int, 
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.3, 1.1) * imports)
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-        killed += process.wait() == -signal.SIGKILL
+        assert process.wait() in (0, -signal.SIGKILL), f"the command failed with {process.returncode}"
+        killed += process.returncode == -signal.SIGKILL
     assert start_command().wait() == 0
     shutil.copy(run.path("plan.json"), alone.path("plan.json"))
     finish(alone)
