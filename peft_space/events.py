@@ -146,6 +146,8 @@ class Failed(_Event):
 
     event: Literal["Failed"] = "Failed"
     message: str
+    fault: bool = False
+    """Whether it is the app's fault and not the user's."""
     for_memory: bool = False
     """Whether memory ran out though all was done that could be done without asking: shorter rows may still do."""
 

@@ -19,6 +19,13 @@ def device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def num_devices() -> int:
+    """How many devices a training can be shared by: GPUs, or the machine itself."""
+    import torch
+
+    return torch.cuda.device_count() or 1
+
+
 def device_name() -> str:
     """The device in words, for the plan and the model card."""
     import torch

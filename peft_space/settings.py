@@ -21,6 +21,11 @@ def report_to() -> list[str]:
     return [name.strip() for name in os.environ.get("PEFT_SPACE_REPORT_TO", "").split(",") if name.strip()]
 
 
+def num_processes() -> int | None:
+    """How many processes share a training (`PEFT_SPACE_PROCESSES`); None for one a GPU."""
+    return int(os.environ.get("PEFT_SPACE_PROCESSES", "0")) or None
+
+
 def on_space() -> bool:
     """Whether this is a Hugging Face Space, where visitors are strangers and folders of the machine are not theirs."""
     return os.environ.get("SYSTEM") == "spaces"

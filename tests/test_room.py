@@ -80,7 +80,7 @@ def test_several_processes_share_the_rows_of_a_step():
     recipe = Recipe(batch_size=6, gradient_accumulation_steps=2)
     assert [processes_for(recipe, devices) for devices in (1, 2, 5, 8, 40)] == [1, 2, 4, 6, 12]
     for processes in (1, 2, 3, 4, 6, 12):
-        batch_size, accumulated = share(recipe, processes)
+        batch_size, accumulated = share(12, 6, processes)
         assert batch_size * accumulated * processes == 12
         assert batch_size <= 6
 

@@ -1,10 +1,12 @@
 """The process in which a run is trained: one attempt of it, on one device, or on several by way of `accelerate launch`.
 
-Exit status: 0 it ended as the run's last event says, 2 with the user's mistake, 1 with ours.
+Exit status: 0 it ended as the run's last event says, 1 it did not; what went wrong is the run's Failed event, where there was time to write it.
 """
 
+import argparse
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,34 +14,75 @@ import traceback
 
 import psutil
 
-from peft_space import settings
+from peft_space import events, settings
 from peft_space.errors import mendable
 from peft_space.run import Run
 
 
-def main(directory: str, *options: str) -> int:
-    """Train the run in `directory`, whose lock the parent holds."""
+def main(arguments: list[str]) -> int:
+    """Train the run in a directory, whose lock a parent holds."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory")
+    parser.add_argument("--parent", type=int, default=os.getppid())
+    parser.add_argument("--anyway", action="store_true")
+    parser.add_argument("--ended-for-memory", action="store_true")
+    parser.add_argument("--report-to", action="append", default=[])
+    given = parser.parse_args(arguments)
     settings.prepare_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked too, and asks the training to leave
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(given.parent,), daemon=True).start()
+    run = Run(given.directory)
+    num_processes = _num_processes(run)
+    return _together(num_processes, arguments) if num_processes > 1 else _attempt(run, given)
+
+
+def _num_processes(run: Run) -> int:
+    """How many processes are still to be started to share the training."""
+    from peft_space import hardware
+    from peft_space.training.plan import processes_for
+
+    if "WORLD_SIZE" in os.environ:  # this is one of them
+        return 1
+    return processes_for(run.recipe, settings.num_processes() or hardware.num_devices())
+
+
+def _together(num_processes: int, arguments: list[str]) -> int:
+    """Start as many processes with accelerate's own launcher, on this machine, and wait for them.
+
+    `--multi_gpu` stands for torchrun, which several CPU processes need as well.
+    """
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes), "--num_machines", "1", "--multi_gpu"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "peft_space.execution.attempt"),
+    ]
+    return subprocess.run([*command, *arguments, "--parent", str(os.getpid())]).returncode
+
+
+def _attempt(run: Run, given: argparse.Namespace) -> int:
     from peft_space.training.train import attempt
 
-    tools = [option.partition("=")[2] for option in options if option.startswith("--report-to=")]
     try:
-        attempt(Run(directory), anyway="--anyway" in options, report_to=tools, ended_for_memory="--ended-for-memory" in options)
+        outcome = attempt(run, anyway=given.anyway, report_to=given.report_to, ended_for_memory=given.ended_for_memory)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
         if mendable(error) is None:
             traceback.print_exc()
-        return 1 if mendable(error) is None else 2
-    return 0
+        return 1
+    return int(isinstance(outcome, events.OutOfMemory))  # so that what is trained together ends together
 
 
 def _end_with(parent: int) -> None:
     """A training whose parent was killed must not go on unwatched."""
-    while psutil.pid_exists(parent) and os.getppid() == parent:
+    while _lives(parent):
         time.sleep(0.5)
     os._exit(1)
 
 
+def _lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,6 @@ Knows no torch: it takes little memory, and the system, where it ends something 
 """
 
 import itertools
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -95,8 +94,11 @@ def train_here(run: Run, own: int, anyway: bool = False, report_to: Sequence[str
         while True:
             kills = hardware.kills_for_memory()
             child = _attempt(run, (own, *held), [*options, *["--ended-for-memory"] * ended_for_memory])
-            ended_for_memory = child == -signal.SIGKILL and hardware.kills_for_memory() > kills
-            if not ended_for_memory and not isinstance(run.history()[-1], events.OutOfMemory):
+            last = next(reversed(run.history()), None)
+            ended_for_memory = (
+                bool(child) and hardware.kills_for_memory() > kills and not isinstance(last, events.Failed | events.OutOfMemory)
+            )
+            if not ended_for_memory and not isinstance(last, events.OutOfMemory):
                 break  # else another attempt, in a fresh process: this one's memory may be in pieces
             run.drop_torn_event()
     return _how_it_ended(run, child, num_events)
@@ -126,7 +128,7 @@ def _how_it_ended(run: Run, status: int, num_events: int) -> events.Outcome:
     if status == 0 and isinstance(last, events.Paused | events.Stopped | events.Finished):
         return last
     if isinstance(last, events.Failed):
-        raise (UserError if status == 2 else WorkerFault)(last.message)
+        raise (WorkerFault if last.fault else UserError)(last.message)
     raise WorkerFault(
         f"The process that trained the run {run.name!r} ended unexpectedly (status {status}). Resume it: it goes on from its last checkpoint."
     )

@@ -72,7 +72,7 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
         kwargs |= {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
         kwargs["ignore_mismatched_sizes"] = True  # a head for other labels gives way to a new one
     if hardware.device() == "cuda":
-        kwargs["device_map"] = {"": "cuda"}
+        kwargs["device_map"] = {"": torch.cuda.current_device()}
     set_seed(recipe.seed)
     try:
         model, found = auto_class(goal.task).from_pretrained(

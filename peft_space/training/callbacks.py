@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peft_space import durable, events, hardware
 from peft_space.run import Leave, Run
-from peft_space.training import checkpoints, stopping
+from peft_space.training import checkpoints, processes, stopping
 from peft_space.training.origin import Origin
 
 _METRICS = {
@@ -55,7 +55,7 @@ class RunCallback(TrainerCallback):
         asked = self.run.asked_to_leave()
         if asked is None and self.deadline is not None and time.time() >= self.deadline:
             asked = "pause"
-        self.left = asked
+        self.left = processes.agreed(asked)
         if self.left:
             control.should_save = control.should_training_stop = True
 
@@ -89,6 +89,9 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        processes.wait()  # each writes its random state
+        if not processes.is_main():
+            return
         durable.sync(self.run.path("events.jsonl"))  # the steps that led to it
         checkpoints.seal(self.run.path("checkpoints", f"checkpoint-{state.global_step}"), self.origin)
         checkpoints.remove_all_but_newest(self.run, lambda step: stopping.best_at(state, step) if self.run.recipe.keep_best else None)

@@ -91,7 +91,7 @@ def make_plan(
     """
     trainable, total = parameter_counts(model)
     dtype, threads, why = choice(recipe, base, goal, model, batch)
-    batch_size, accumulated = share(recipe, num_processes)
+    batch_size, accumulated = share(recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes)
     rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task)
     config = model.peft_config["default"]
     return Plan(
@@ -137,11 +137,19 @@ def processes_for(recipe: Recipe, num_devices: int) -> int:
     return next(count for count in range(min(rows, num_devices), 0, -1) if rows % count == 0)
 
 
-def share(recipe: Recipe, num_processes: int) -> tuple[int, int]:
-    """(batch size, accumulation) of each of `num_processes`, which together take the rows of a step that the recipe asks for."""
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps // num_processes
-    batch_size = next(size for size in range(min(recipe.batch_size, rows), 0, -1) if rows % size == 0)
-    return batch_size, rows // batch_size
+def share(rows: int, at_most: int, num_processes: int) -> tuple[int, int]:
+    """(batch size, accumulation) of each of `num_processes`, which together take the `rows` of a step, `at_most` so many at once each."""
+    own = rows // num_processes
+    batch_size = next(size for size in range(min(at_most, own), 0, -1) if own % size == 0)
+    return batch_size, own // batch_size
+
+
+def shared_by(plan: Plan, num_processes: int) -> Plan:
+    """The same plan for another number of processes: a step keeps its rows."""
+    rows = plan.batch_size * plan.gradient_accumulation_steps * plan.num_processes
+    batch_size, accumulated = share(rows, plan.batch_size, num_processes)
+    changed = {"num_processes": num_processes, "batch_size": batch_size, "gradient_accumulation_steps": accumulated}
+    return plan.model_copy(update=changed)
 
 
 def _needs_checkpointing(recipe: Recipe, base: Base, goal: Goal, batch_size: int, longest: int, free: int) -> bool:

@@ -1,5 +1,7 @@
 """What to do when memory runs out: what a person would try, in that order, written into the plan, with an event that says so."""
 
+import fcntl
+
 from peft_space import events
 from peft_space.run import Run
 from peft_space.training.plan import Plan, read_plan, write_plan
@@ -17,6 +19,15 @@ def use_less_memory(run: Run, where: str) -> events.OutOfMemory | None:
     Args:
         where: what ran out: `The GPU` or `This machine`.
     """
+    with open(run.path(".plan.lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of several processes mostly all run out, and one of them is to change the plan
+        happened = run.history()
+        if happened and isinstance(happened[-1], events.OutOfMemory):
+            return happened[-1]
+        return _use_less_memory(run, where)
+
+
+def _use_less_memory(run: Run, where: str) -> events.OutOfMemory | None:
     plan = read_plan(run)
     if plan is None or not _was_training(run):
         return None

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from peft_space import durable, events, hardware
 from peft_space.checklist import write_checklist
 from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
-from peft_space.errors import UserError, explain, what_ran_out
+from peft_space.errors import UserError, explain, mendable, what_ran_out
 from peft_space.export.card import write_card
 from peft_space.export.ready import check_ready
 from peft_space.models.base import Base, find_base, load_tokenizer, pin
@@ -25,10 +26,10 @@ from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, m
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of, tell_once
-from peft_space.training import checkpoints, reporting, stopping
+from peft_space.training import checkpoints, processes, reporting, stopping
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.origin import origin_of, refuse_another
-from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, write_plan
+from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, shared_by, write_plan
 from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.tasks import Examples, example_batch, make_trainer
@@ -73,6 +74,7 @@ def attempt(
     Args:
         ended_for_memory: whether the system ended the attempt before this one for want of memory.
     """
+    run = processes.as_seen_here(run)
     run.drop_torn_event()
     if ended_for_memory and use_less_memory(run, "This machine") is None:
         raise _no_memory(run, "This machine")
@@ -80,11 +82,12 @@ def attempt(
         reporting.check(report_to)
         outcome = _train(run, deadline, shuffled, anyway, report_to)
     except Exception as error:
-        checkpoints.remove_unfinished(run)  # on a full disk this makes room to tell
-        shutil.rmtree(run.path(_ADAPTER_ASIDE), ignore_errors=True)
+        if processes.is_main():  # on a full disk this makes room to tell
+            checkpoints.remove_unfinished(run)
+            shutil.rmtree(run.path(_ADAPTER_ASIDE), ignore_errors=True)
         where = what_ran_out(error)
         if where is None:
-            run.append(events.Failed(message=explain(error)))
+            run.append(events.Failed(message=explain(error), fault=mendable(error) is None))
             raise
         changed = use_less_memory(run, where)
         if changed is None:
@@ -103,12 +106,59 @@ def _no_memory(run: Run, where: str) -> UserError:
     return UserError(failed.message)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """What an attempt trains with, and the checkpoint that it goes on from."""
+
+    base: Base
+    goal: Goal
+    tokenizer: Any
+    data: TrainingData
+    rows: Examples
+    held_out: Examples
+    model: Any
+    plan: Plan
+    checkpoint: Path | None
+
+
 def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, report_to: Sequence[str]) -> events.Outcome:
-    recipe = run.recipe
-    data = data_of(run)
-    plan = read_plan(run)
+    with processes.main_first():
+        ready = _make_ready(run, shuffled, anyway)
+    recipe, goal, rows, held_out, model, plan = run.recipe, ready.goal, ready.rows, ready.held_out, ready.model, ready.plan
+    torch.set_num_threads(plan.threads)
+    set_compute_dtype(model, plan.compute_dtype)
+    set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
+
+    number = 1 + sum(isinstance(event, events.Started) for event in run.history())
+    callback = RunCallback(run, number, deadline, origin_of(run, plan, ready.base, rows.tokens, held_out.tokens))
+    arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
+    arguments |= reporting.arguments(report_to, run)
+    trainer = make_trainer(goal, recipe, model, ready.tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
+    trainer.remove_callback(PrinterCallback)  # events tell the same
+    checkpoint = ready.checkpoint
+    from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    total = total_steps(recipe, len(rows))
+    run.append(events.Started(attempt=number, from_step=from_step, total_steps=total))
+    if checkpoint and (from_step >= total or stopping.is_over(stopping.state_of(checkpoint), recipe)):
+        stopping.finish_at(checkpoint, trainer)  # it was killed after its last step; the trainer would take another one
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    if callback.left == "pause":
+        return events.Paused(step=step)
+    stopping.keep_best(run, trainer)
+    if processes.is_main():
+        _save_adapter(run, model, ready.tokenizer, Prepared(goal, ready.data, rows.tokens, held_out.tokens), ready.base, plan)
+    processes.wait()
+    if callback.left == "stop":
+        return events.Stopped(step=step)
+    return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
+
+
+def _make_ready(run: Run, shuffled: bool, anyway: bool) -> _Ready:
+    """Render the rows, load the model with its adapter, and have a plan."""
+    recipe, plan, data, goal = run.recipe, read_plan(run), data_of(run), goal_of(run)
     base = pin(find_base(recipe.base_model, plan.base_revision if plan else recipe.revision), plan.base_revision if plan else None)
-    goal = goal_of(run)
     tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
     run.append(events.Working(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     rows, held_out = _examples(tokenizer, recipe, goal, data, plan.max_length if plan else recipe.max_length, shuffled)
@@ -123,34 +173,13 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for
         plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer, free)
+    elif plan.num_processes != processes.num_processes():
+        plan = shared_by(plan, processes.num_processes())
+        write_plan(run, plan)
     _tell_plan(run, plan)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
     checkpoints.refuse_without_room(run, plan.trainable_parameters, tokenizer_bytes)
-    torch.set_num_threads(plan.threads)
-    set_compute_dtype(model, plan.compute_dtype)
-    set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
-
-    attempt = 1 + sum(isinstance(event, events.Started) for event in run.history())
-    callback = RunCallback(run, attempt, deadline, origin_of(run, plan, base, rows.tokens, held_out.tokens))
-    arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
-    arguments |= reporting.arguments(report_to, run)
-    trainer = make_trainer(goal, recipe, model, tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
-    trainer.remove_callback(PrinterCallback)  # events tell the same
-    from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    total = total_steps(recipe, len(rows))
-    run.append(events.Started(attempt=attempt, from_step=from_step, total_steps=total))
-    if checkpoint and (from_step >= total or stopping.is_over(stopping.state_of(checkpoint), recipe)):
-        stopping.finish_at(checkpoint, trainer)  # it was killed after its last step; the trainer would take another one
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    step = trainer.state.global_step
-    if callback.left == "pause":
-        return events.Paused(step=step)
-    stopping.keep_best(run, trainer)
-    _save_adapter(run, model, tokenizer, Prepared(goal, data, rows.tokens, held_out.tokens), base, plan)
-    if callback.left == "stop":
-        return events.Stopped(step=step)
-    return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
+    return _Ready(base, goal, tokenizer, data, rows, held_out, model, plan, checkpoint)
 
 
 def _examples(tokenizer: Any, recipe: Recipe, goal: Goal, data: TrainingData, max_length: int, shuffled: bool) -> tuple[Examples, Examples]:
@@ -200,7 +229,7 @@ def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, row
     run.append(events.Working(what="Measuring what is fastest on this machine"))
     typical = example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id)
     longest = min(int(rows.tokens.column("length").max()), recipe.max_length)
-    plan = make_plan(recipe, base, goal, model, typical, longest, free)
+    plan = make_plan(recipe, base, goal, model, typical, longest, free, processes.num_processes())
     write_plan(run, plan)
     if plan.gradient_checkpointing and recipe.gradient_checkpointing == "automatic":
         why = f"With a longest row of {longest:,} tokens it would not fit into {gigabytes(free)} of free memory otherwise."
@@ -213,6 +242,11 @@ def _tell_plan(run: Run, plan: Plan) -> None:
     """Tell the user what was chosen, once, though training may be killed before it is told."""
     computing = f"Computing in {plan.compute_dtype} with {plan.threads} thread{'s' * (plan.threads > 1)}."
     tell_once(run, events.Adjusted(what=computing, why=plan.why), ever=True)
+    if plan.num_processes > 1:
+        rows = plan.gradient_accumulation_steps * plan.batch_size
+        what = f"{plan.num_processes} processes train together, each on {rows} rows of a step."
+        together = events.Adjusted(what=what, why="There are as many devices, or so many were asked for.")
+        tell_once(run, together, ever=True)
     tell_once(run, events.Adjusted(what=f"Learning rate {plan.learning_rate:g},", why=f"{plan.learning_rate_why}."), ever=True)
 
 
