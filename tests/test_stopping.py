@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
-from peft_space import events
+from peft_space import events, verbs
 from peft_space.checklist import read_checklist
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
@@ -20,6 +20,8 @@ from peft_space.training import checkpoints
 from peft_space.training.prepare import make_run
 from peft_space.training.stopping import Watch
 from peft_space.training.train import train
+from tests import small_models
+from tests.test_tasks import WORDS, labelled, preferred, rated
 
 WILD = Recipe(learning_rate=0.1, max_steps=6, eval_steps=2, save_steps=6, batch_size=4, quantization="none")
 """So high a rate that the first evaluation is the best."""
@@ -161,29 +163,37 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor * 1e30 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     run = make_run(tmp_path / "run", "demo", WILD.model_copy(update={"base_model": str(folder)}))
-    with pytest.raises(UserError, match=r"Step 1: the loss is not a finite number .* learning_rate, such as 0\.01 \(it is 0\.1\)"):
+    with pytest.raises(UserError, match=r"Step 1: the loss is not a finite number.* the base model itself gives no number"):
         go(run)
     assert run.status() == "failed"
     assert len(steps_of(run.history())) == 1
     assert not list(run.path("checkpoints").glob("checkpoint-*"))
 
 
+def test_dora_on_a_base_with_rows_of_zeros_as_the_built_in_one_has_is_told_at_once(wild, tmp_path):
+    run = make(tmp_path / "run", WILD.model_copy(update={"method": "dora"}), like=wild)
+    with pytest.raises(UserError, match="some may be all zeros here"):
+        go(run)
+
+
 def test_a_divergence_is_warned_of_once_also_after_a_resume():
     state = TrainerState()
-    watch = Watch(0.1, False, state)
+    watch = Watch("lora", 0.1, False, state)
     warned = []
     for step, loss in enumerate([2.0] * 5 + [6.0] * 40, 1):
         warned.append(watch.look(step, loss, 1.0))
         state.log_history.append({"step": step, "loss": loss})
     [only] = [event for event in warned if event]
     assert only.step == 35
-    assert Watch(0.1, False, state).look(46, 6.0, 1.0) is None
+    assert Watch("lora", 0.1, False, state).look(46, 6.0, 1.0) is None
 
 
 def test_a_gradient_that_is_no_number_ends_a_training_except_in_float16_where_such_a_step_is_skipped():
     with pytest.raises(UserError, match="Step 1: the gradient is not a finite number"):
-        Watch(0.1, False, TrainerState()).look(1, 2.0, math.inf)
-    watch = Watch(0.1, True, TrainerState())
+        Watch("lora", 0.1, False, TrainerState()).look(1, 2.0, math.inf)
+    with pytest.raises(UserError, match=r"Step 2: the loss .* lower learning_rate, such as 0\.01 \(it is 0\.1\)"):
+        Watch("lora", 0.1, False, TrainerState()).look(2, math.nan, 1.0)
+    watch = Watch("lora", 0.1, True, TrainerState())
     for step in range(1, 30):
         assert watch.look(step, 2.0, math.inf) is None
     with pytest.raises(UserError, match="one with bfloat16"):
@@ -204,6 +214,31 @@ def test_early_stopping_without_held_out_rows_is_refused_before_training(tmp_pat
     rows = write("rows.json", [{"prompt": f"say {number}", "completion": "yes"} for number in range(4)])
     with pytest.raises(UserError, match="early_stopping needs held-out rows"):
         make_run(tmp_path / "run", rows, Recipe(early_stopping=2, held_out_share=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "rslora", "pissa", "loftq"])
+def test_the_kept_adapter_has_the_loss_that_it_was_kept_for_whatever_the_method(method, tmp_path):
+    recipe = WILD.model_copy(update={"method": method, "quantization": "nf4" if method == "loftq" else "none"})
+    run = make(tmp_path / "run", recipe)
+    go(run)
+    losses = {event.step: event.loss for event in evaluations_of(run.history())}
+    assert kept_of(run.history()).step == min(losses, key=losses.get) < 6
+    assert verbs.evaluate(str(run.directory))["adapter"]["loss"] == pytest.approx(min(losses.values()), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["sequence-classification", "dpo", "kto"])
+def test_the_kept_adapter_is_that_of_its_checkpoint_whatever_the_task(task, tmp_path, write):
+    rows = {"sequence-classification": labelled, "dpo": preferred, "kto": rated}[task]()
+    base = small_models.bert(tmp_path / "bert", WORDS) if task == "sequence-classification" else "demo"
+    recipe = WILD.model_copy(update={"base_model": base, "max_steps": 12, "save_steps": 12})
+    run = make_run(tmp_path / "run", write("rows.json", rows), recipe)
+    go(run)
+    kept = kept_of(run.history()).step
+    assert weights(run.adapter) == weights(run.path("checkpoints", f"checkpoint-{kept}"))
+    losses = {event.step: event.loss for event in evaluations_of(run.history())}
+    assert kept == min(losses, key=losses.get)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class RunCallback(TrainerCallback):
         self._seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._watch = stopping.Watch(args.learning_rate, args.fp16, state)
+        self._watch = stopping.Watch(self.run.recipe.method, args.learning_rate, args.fp16, state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._began = time.perf_counter()

@@ -44,7 +44,8 @@ def best_at(state: TrainerState, step: int) -> int | None:
 class Watch:
     """Looks at each step's loss and gradient: ends a training that is beyond help, and warns once of one that diverges."""
 
-    def __init__(self, learning_rate: float, float16: bool, state: TrainerState):
+    def __init__(self, method: str, learning_rate: float, float16: bool, state: TrainerState):
+        self._method = method
         self._learning_rate = learning_rate
         self._float16 = float16
         self._num_skipped = 0
@@ -74,12 +75,17 @@ class Watch:
         return f"{self._learning_rate / 10:.1g}"
 
     def _no_number(self, step: int, what: str) -> str:
-        advice = f"start a new run with a lower learning_rate, such as {self._lower} (it is {self._learning_rate:g})"
+        if step > 1:
+            advice = "Mostly the learning rate is too high: start a new run with a lower learning_rate, "
+            advice += f"such as {self._lower} (it is {self._learning_rate:g}). If that does not help, look for broken rows on the Data tab."
+        elif self._method == "dora":
+            advice = "DoRA divides by the length of each row of the base's weights, and some may be all zeros here. Choose the method lora."
+        else:
+            advice = "Nothing had been learnt yet, so the base model itself gives no number. Choose another one, or another revision."
         if self._float16:
-            advice += "; this GPU computes in float16, which overflows early: one with bfloat16 bears more"
+            advice += " This GPU computes in float16, which overflows early; one with bfloat16 bears more."
         return (
-            f"Step {step}: the {what} is not a finite number any more, and nothing can be learnt from there on, so the training has ended. "
-            f"Mostly the learning rate is too high: {advice}. If that does not help, look for broken rows on the Data tab."
+            f"Step {step}: the {what} is not a finite number, and nothing can be learnt from there on, so the training has ended. {advice}"
         )
 
 
