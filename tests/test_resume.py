@@ -138,3 +138,14 @@ def test_half_an_event_on_a_full_disk_does_not_hide_those_after_it(tmp_path, pau
             assert run.history()[:-1] == happened
     except PermissionError as why:
         pytest.skip(str(why))
+
+
+def test_the_same_recipe_rows_and_seed_give_the_same_adapter_again_byte_for_byte(tmp_path, run_command):
+    recipe = '{"max_steps": 3, "batch_size": 4}'
+    adapters = []
+    for name in ("one", "other"):
+        status, _, _ = run_command("train", "demo", "--out", str(tmp_path / name), "--recipe", recipe)
+        assert status == 0
+        adapters.append({path.name: path.read_bytes() for path in (tmp_path / name / "adapter").iterdir() if path.name != "README.md"})
+    assert adapters[0]["adapter_model.safetensors"]
+    assert adapters[0] == adapters[1]
