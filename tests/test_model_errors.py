@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from transformers import ViTConfig
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig
 
-from peft_space import events
+from peft_space import events, verbs
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.base import find_base, pin
@@ -418,13 +418,14 @@ LACK = [(much, "This machine" + MEMORY), (cuda, "The GPU" + MEMORY), (python, "T
 
 
 @pytest.mark.parametrize(("lack", "sentence"), LACK, ids=[lack.__name__ for lack, _ in LACK])
-def test_want_of_memory_in_training_is_told_and_the_run_can_go_on(run_command, tmp_path, monkeypatch, lack, sentence):
+def test_want_of_memory_before_the_first_step_is_told_and_the_run_can_go_on(tmp_path, monkeypatch, lack, sentence):
     run = make_run(tmp_path / "run", "demo", Recipe(max_steps=1))
+    sentence = f"{sentence.split(' has ')[0]} has not enough memory for the base model. Hold it in 4 bits (quantization nf4), or choose a smaller one."
     with monkeypatch.context() as patch:
         patch.setattr("peft_space.training.train.new_adapter", lack)
-        status, out, err = run_command("train", "--resume", run.directory)
-    assert (status, out, err.splitlines()[-1]) == (2, "", sentence)
-    assert "Traceback" not in err
+        with pytest.raises(UserError) as refusal:
+            verbs.train(str(run.directory))
+    assert str(refusal.value) == sentence
     last = run.history()[-1]
     assert isinstance(last, events.Failed)
     assert last.message == sentence
@@ -439,3 +440,12 @@ def test_want_of_memory_in_comparing_is_told(poor, untouched_run, tmp_path, lack
     assert (status, err.splitlines()[-1]) == (2, sentence)
     assert "Traceback" not in err
     assert worker == {"error": sentence, "users": True}
+
+
+def test_a_tokenizer_that_knows_more_tokens_than_its_model_is_told_before_training(tokenizer, tmp_path):
+    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"writes the token [\d,]+ for these rows, and the model has embeddings for 50 tokens alone"):
+        make_run(tmp_path / "run", "demo", Recipe(base_model=str(tmp_path / "model"), quantization="none"))
+    assert not (tmp_path / "run").exists()

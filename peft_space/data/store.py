@@ -123,6 +123,11 @@ class Tokens(Sequence[Example]):
                     digest.update(content)
         return digest.hexdigest()
 
+    def largest_id(self) -> int:
+        """The largest token id of the whole file; -1 where it has none."""
+        columns = [self._table[name] for name in ("input_ids", "rejected_ids", "target_ids") if name in self._table.column_names]
+        return max((pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns), default=-1)
+
     def labels(self) -> list[str | None]:
         """The label of each row."""
         return self._table["label"].take(self.index).to_pylist()

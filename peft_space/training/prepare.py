@@ -17,8 +17,8 @@ from peft_space.data.store import Rows, Tokens
 from peft_space.data.tokens import tokenize
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
-from peft_space.models.base import find_base, load_tokenizer
-from peft_space.models.families import CLASSIFYING, MOST_LABELS, choose_task, linear_layers, modules_to_save, wrapped_layers
+from peft_space.models.base import Base, find_base, load_tokenizer
+from peft_space.models.families import CLASSIFYING, MOST_LABELS, LinearLayers, choose_task, linear_layers, modules_to_save, wrapped_layers
 from peft_space.models.files import check_weights
 from peft_space.models.load import Goal
 from peft_space.models.quantization import quantization_of
@@ -69,6 +69,7 @@ def prepare(
     tokenizer = load_tokenizer(base, recipe.chat_template, task)
     all_tokens = tokenize(tokenizer, understood.train, recipe.max_length, recipe.loss_on, on_progress, task)
     held_out_tokens = tokenize(tokenizer, understood.held_out, recipe.max_length, recipe.loss_on, on_progress, task)
+    _refuse_foreign_tokens(max(all_tokens.largest_id(), held_out_tokens.largest_id()), base, layers)
     findings = _of_tokens(all_tokens)
     understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
     if not mended and not train.column("num_trained").any():
@@ -88,6 +89,16 @@ def _labels(data: TrainingData) -> tuple[str, ...]:
         )
     numbers = all(label.lstrip("-").isdigit() for label in data.labels)
     return tuple(sorted(data.labels, key=int if numbers else str))
+
+
+def _refuse_foreign_tokens(largest: int, base: Base, layers: LinearLayers) -> None:
+    """Raise UserError where the tokenizer writes tokens that the model has no embedding for: training would end with an index error."""
+    known = layers.model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        raise UserError(
+            f"{base.name}: its tokenizer writes the token {largest:,} for these rows, and the model has embeddings for {known:,} tokens alone, so "
+            "the two do not belong together. Put the model's own tokenizer beside it, or choose the base that the tokenizer was made for."
+        )
 
 
 def _of_tokens(tokens: Tokens) -> list[Finding]:
