@@ -1,4 +1,6 @@
-"""Runs every benchmark and, with `--record FILE`, puts the results at the end of FILE: `python -m benchmarks --record docs/benchmarks.md`."""
+"""Runs every benchmark, or those that are named, and, with `--record FILE`, puts the results at the end of FILE:
+`python -m benchmarks overhead --record docs/benchmarks.md`.
+"""
 
 import argparse
 import importlib.metadata
@@ -9,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks", "kills")
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "gradio")
+SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks", "kills", "overhead", "defaults", "resume")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "gradio")
 
 
 def machine() -> str:
@@ -25,15 +27,16 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("scripts", nargs="*", default=SCRIPTS)
     parser.add_argument("--record", type=Path)
-    record = parser.parse_args().record
+    given = parser.parse_args()
     parts = [f"## {time.strftime('%Y-%m-%d')}\n\n{machine()}\n"]
-    for script in SCRIPTS:
+    for script in given.scripts:
         done = subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}"], stdout=subprocess.PIPE, text=True, check=True)
         parts.append(f"`python -m benchmarks.{script}`\n\n```\n{done.stdout.strip()}\n```\n")
         print(parts[-1], flush=True)
-    if record:
-        with open(record, "a") as file:
+    if given.record:
+        with open(given.record, "a") as file:
             file.write("\n" + "\n".join(parts))
 
 

@@ -1,4 +1,4 @@
-"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on the model itself, in `training/plan.py`."""
+"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on a layer of the model, in `training/plan.py`."""
 
 import os
 import resource

@@ -96,6 +96,12 @@ class Recipe(BaseModel):
     )
     """Computes activations twice in place of keeping them: less memory, a third more time. `automatic`: where memory does not do without."""
 
+    row_order: Literal["automatic", "shuffled", "by length"] = Field(
+        "automatic", title="Order of the rows", json_schema_extra=_shown("training")
+    )
+    """`by length`: at random, but so that rows of about the same length share a step, and less padding is computed. `automatic`: where that saves
+    a fifth of the tokens. DPO and KTO take any order."""
+
     max_length: int = Field(512, title="Length limit, tokens", ge=8, le=131072, json_schema_extra=_shown("training"))
     """Longer rows are cut off at the end; the data check says how many."""
 

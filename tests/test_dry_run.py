@@ -19,8 +19,9 @@ from peft_space.models.base import find_base
 from peft_space.models.spaces_hardware import HARDWARE
 from peft_space.recipe import Recipe
 from peft_space.training.dry_run import _scratch_run, dry_run
-from peft_space.training.estimates import flops_a_token, multiplied_parameters, padded_tokens
+from peft_space.training.estimates import flops_a_token, multiplied_parameters
 from peft_space.training.prepare import prepare
+from peft_space.training.row_order import padded_tokens
 from peft_space.ui.estimates import spaces_html, words_markdown
 
 SMALL = {"quantization": "none", "batch_size": 2, "max_steps": 20, "gradient_accumulation_steps": 4}

@@ -4,6 +4,7 @@ Exit status: 0 it ended as the run's last event says, 1 it did not; what went wr
 """
 
 import argparse
+import gc
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked too, and asks the training to leave
     threading.Thread(target=_end_with, args=(given.parent,), daemon=True).start()
     run = Run(given.directory)
+    gc.disable()  # imports make a million objects that live to the end; looking through them again and again is a seventh of the start
     num_processes = _num_processes(run)
     return _together(num_processes, arguments) if num_processes > 1 else _attempt(run, given)
 
@@ -61,6 +63,8 @@ def _together(num_processes: int, arguments: list[str]) -> int:
 def _attempt(run: Run, given: argparse.Namespace) -> int:
     from peft_space.training.train import attempt
 
+    gc.freeze()
+    gc.enable()
     try:
         outcome = attempt(run, anyway=given.anyway, report_to=given.report_to, ended_for_memory=given.ended_for_memory)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words

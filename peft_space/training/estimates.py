@@ -23,6 +23,7 @@ from peft_space.models.quantization import quantization_of
 from peft_space.models.spaces_hardware import HARDWARE
 from peft_space.recipe import Recipe, Task
 from peft_space.training.prepare import Prepared, prepare
+from peft_space.training.row_order import goes_by_length, padded_tokens
 from peft_space.training.tasks import Examples
 from peft_space.training.train import steps_per_epoch, total_steps
 from peft_space.words import duration, gigabytes
@@ -175,23 +176,16 @@ def flops_a_token(parameters: int, task: Task, checkpointing: bool) -> int:
     return 2 * passes * parameters
 
 
-def padded_tokens(lengths: np.ndarray, batch_size: int) -> float:
-    """Tokens that a row takes on average in shuffled batches, each padded to its longest row."""
-    if not len(lengths):
-        return 0.0
-    shuffled = np.random.default_rng(0).permutation(lengths)
-    batches = np.split(shuffled, range(batch_size, len(shuffled), batch_size))
-    return sum(int(batch.max()) * len(batch) for batch in batches) / len(shuffled)
-
-
 def num_evaluations(recipe: Recipe, num_rows: int) -> int:
     """How often held-out rows are scored in a whole training on `num_rows` rows."""
     return total_steps(recipe, num_rows) // (recipe.eval_steps or steps_per_epoch(recipe, num_rows))
 
 
 def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray, parameters: int, config: Any, checkpointing: bool) -> Time:
-    rows = min(len(lengths), recipe.batch_size * recipe.gradient_accumulation_steps)
-    a_row, steps = padded_tokens(lengths, recipe.batch_size), total_steps(recipe, len(lengths))
+    a_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    rows = min(len(lengths), a_step)
+    a_row = padded_tokens(lengths, recipe.batch_size, a_step if goes_by_length(lengths, recipe, task) else None)
+    steps = total_steps(recipe, len(lengths))
     flops = flops_a_token(parameters, task, checkpointing) * a_row * rows * (2 if task == "dpo" else 1)
     width = config.get_text_config().hidden_size
     rate = hardware.flops_a_second(round(a_row * min(len(lengths), recipe.batch_size)), width, inference_dtype())

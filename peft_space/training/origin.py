@@ -19,7 +19,7 @@ _WITHOUT_EFFECT = {"justification", "held_out_share", "save_steps"}
 """Fields of a recipe that shape nothing any more once the run is made; `base_model` and `revision` are told by the base."""
 _IN_THE_CHECKPOINT = {
     "task", "method", "lora_rank", "target_modules", "layers_to_transform", "lora_bias", "modules_to_save", "learning_rate", "weight_decay",
-    "base", "compute_dtype", "device",
+    "base", "compute_dtype", "device", "row_order",
 }  # fmt: skip
 """What the weights, the optimizer and the plan hold already, so that another value would have no effect or not fit."""
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -21,11 +22,12 @@ from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-_WORTH_IT = 1.15
-"""bfloat16 on a CPU has to be faster by this much: float32 is more exact."""
-_MEASURED_TOKENS = 128
-_PATIENCE_SECONDS = 10.0
-"""Measuring ends after the round in which this much time has gone by."""
+_WORTH_IT = 1.5
+"""A layer in bfloat16 on a CPU has to be faster by this much: float32 is more exact, and a layer's products are about half of a step."""
+_HOPELESS = 5
+"""Where bfloat16 takes so many times as long on few rows it is not measured further: without instructions for it it takes up to 60 times as long."""
+_FEW, _ENOUGH = 2e7, 4e8
+"""Multiplications of a layer in that first look and in the measurement, which together take 0.1 to 0.3 seconds."""
 
 
 class Plan(BaseModel):
@@ -45,6 +47,8 @@ class Plan(BaseModel):
     gradient_accumulation_steps: int
     max_length: int
     gradient_checkpointing: bool
+    by_length: bool = False
+    """Whether rows of about the same length share a step."""
     base_name: str
     base_revision: str | None
     base_on_hub: bool = False
@@ -79,18 +83,16 @@ def as_asked(recipe: Recipe) -> dict[str, Any]:
     return asked | {"num_processes": 1, "gradient_checkpointing": recipe.gradient_checkpointing == "on"}
 
 
-def make_plan(
-    recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any], longest: int, free: int, num_processes: int = 1
-) -> Plan:
+def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int, longest: int, free: int, num_processes: int = 1) -> Plan:
     """Choose for this machine, with the model that is going to be trained.
 
     Args:
-        batch: a typical row as the model takes it.
+        row_length: tokens of a typical row.
         longest: tokens of the longest row.
         free: bytes of memory that could be taken before the model was loaded.
     """
     trainable, total = parameter_counts(model)
-    dtype, threads, why = choice(recipe, base, goal, model, batch)
+    dtype, threads, why = choice(recipe, base, goal, model, row_length)
     batch_size, accumulated = share(recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes)
     rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task)
     config = model.peft_config["default"]
@@ -183,7 +185,7 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
             module.compute_dtype = getattr(torch, dtype)
 
 
-def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
+def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int) -> tuple[str, int, str]:
     """(compute dtype, threads, why) for training `model` here; measured once for a kind of model, so that the same run is the same again."""
     import torch
 
@@ -193,50 +195,70 @@ def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, batch: dict[str, 
         dtype = inference_dtype()
         return dtype, torch.get_num_threads(), f"The GPU computes in {dtype} natively."
     shaping = recipe.model_dump(include={"quantization", "double_quantization", "method", "lora_rank", "lora_dropout", "target_modules"})
-    decides = [shaping, goal.task, base.config.to_dict(), hardware.device_name(), torch.get_num_threads(), _versions()]
+    num_tokens = recipe.batch_size * row_length
+    decides = [shaping, num_tokens, goal.task, base.config.to_dict(), hardware.device_name(), torch.get_num_threads(), _versions()]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
-    folder = kept("speed", digest, lambda folder: (folder / "choice.json").write_text(json.dumps(_measured(model, batch))))
+    folder = kept("speed", digest, lambda folder: (folder / "choice.json").write_text(json.dumps(_measured(model, num_tokens))))
     dtype, threads, why = json.loads((folder / "choice.json").read_text())
     return dtype, threads, why
 
 
-def _measured(model: Any, batch: dict[str, Any]) -> tuple[str, int, str]:
-    """The same, measured.
+def _measured(model: Any, num_tokens: int) -> tuple[str, int, str]:
+    """The same on batches of `num_tokens` tokens, measured.
 
-    The candidates take steps on the model itself, interleaved, and medians are compared: other work hits them all alike.
+    It is the model's largest layer that is measured: a step of the whole model takes longer than anybody wants to wait for the first one.
     """
     import torch
 
     before = torch.get_num_threads()
-    candidates = [(dtype, threads) for threads in sorted({1, before}) for dtype in ("float32", "bfloat16")]
-    seconds = _measure(model, batch, candidates)
+    layer = _largest_layer(model).train()
+    dtype, why = _choose_dtype(layer, num_tokens)
+    seconds = _measure(layer, num_tokens, [(dtype, threads) for threads in sorted({1, before})], time.perf_counter) if before > 1 else {}
+    layer.zero_grad(set_to_none=True)
     torch.set_num_threads(before)
-    median = {candidate: statistics.median(times) for candidate, times in seconds.items()}
-    fastest = {dtype: min((c for c in candidates if c[0] == dtype), key=median.__getitem__) for dtype in ("float32", "bfloat16")}
-    ratio = median[fastest["float32"]] / median[fastest["bfloat16"]]
-    dtype, threads = fastest["bfloat16"] if ratio >= _WORTH_IT else fastest["float32"]
-    why = f"Measured on this model here: a step in bfloat16 runs at {ratio:.2f} times the speed of float32 ({_WORTH_IT} makes it worth it)"
-    return dtype, threads, f"{why}" + (f", and {threads} of {before} threads were fastest." if before > 1 else ".")
+    if not seconds:
+        return dtype, before, f"{why}."
+    _, threads = min(seconds, key=seconds.__getitem__)
+    return dtype, threads, f"{why}, and {threads} of {before} threads were fastest."
 
 
-def _measure(model: Any, batch: dict[str, Any], candidates: list[tuple[str, int]]) -> dict[tuple[str, int], list[float]]:
+def _largest_layer(model: Any) -> Any:
+    """The largest linear layer with an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return max(layers, key=lambda layer: layer.in_features * layer.out_features)
+
+
+def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
+    """(compute dtype, why). By the CPU time of one thread, which other work on the machine hardly changes, so that the choice is the same again."""
+    candidates = [("float32", 1), ("bfloat16", 1)]
+    for most in (_FEW, _ENOUGH):
+        exact, short = _measure(layer, num_tokens, candidates, time.process_time, most).values()
+        if short > _HOPELESS * exact:
+            return "float32", "This CPU is slow in bfloat16"
+    why = f"Measured on this model's largest layer: bfloat16 runs at {exact / short:.2f} times the speed of float32 ({_WORTH_IT} makes it worth it)"
+    return "bfloat16" if exact / short >= _WORTH_IT else "float32", why
+
+
+def _measure(
+    layer: Any, num_tokens: int, candidates: list[tuple[str, int]], clock: Callable[[], float], most: float = _ENOUGH
+) -> dict[tuple[str, int], float]:
+    """Seconds in which a layer goes forward and backward by (dtype, threads): over so many tokens, or those that `most` multiplications take.
+
+    The candidates take turns and the median of three counts, after a first one that warms up.
+    """
     import torch
 
-    model.train()
-    whole = batch["labels"].dim() == 1  # the label is read off a certain token
-    first = batch if whole else {name: value[:, :_MEASURED_TOKENS] for name, value in batch.items()}
+    rows = max(1, min(num_tokens, int(most / layer.in_features / layer.out_features)))
     seconds: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in candidates}
-    start = time.perf_counter()
-    for round_number in range(6):
+    for _ in range(4):
         for dtype, threads in candidates:
             torch.set_num_threads(threads)
-            with computing_in(model, dtype):
-                began = time.perf_counter()
-                loss = model(**first).loss
-            loss.backward()
-            if round_number:  # the first round warms up
-                seconds[dtype, threads].append(time.perf_counter() - began)
-        if round_number and time.perf_counter() - start > _PATIENCE_SECONDS:
-            break
-    model.zero_grad(set_to_none=True)
-    return seconds
+            inputs = torch.randn(1, rows, layer.in_features, requires_grad=True)
+            with computing_in(layer, dtype):
+                began = clock()
+                outputs = layer(inputs)
+            outputs.sum().backward()
+            seconds[dtype, threads].append(clock() - began)
+    return {candidate: statistics.median(times[1:]) for candidate, times in seconds.items()}

@@ -31,6 +31,10 @@ class Examples(torch.utils.data.Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.tokens[index]
 
+    def lengths(self, max_length: int) -> np.ndarray:
+        """Tokens of each row, cut off at the limit."""
+        return np.minimum(self.tokens.column("length"), max_length)
+
     def of_median_length(self) -> Example:
         """A row that is neither short nor long."""
         lengths = self.tokens.column("length")
@@ -141,17 +145,20 @@ def make_trainer(
     train: Examples,
     held_out: Examples | None,
     callbacks: list[TrainerCallback],
+    order: torch.utils.data.Sampler[int] | None = None,
 ) -> Trainer:
     """The library's trainer for a goal, fed with the examples as they were previewed.
 
     Args:
         arguments: what `TrainingArguments` takes.
+        order: of the rows, where it is not the trainer's own.
     """
     collator = collator_of(goal, tokenizer.pad_token_id)
     if goal.task in ("dpo", "kto"):
         return _preference_trainer(goal, recipe, model, tokenizer, arguments, train, held_out, callbacks, collator)
     measured = {"compute_metrics": _accuracy, "preprocess_logits_for_metrics": _likeliest} if goal.labels else {}
-    return Trainer(
+    return _Ordered(
+        order,
         model=model,
         args=TrainingArguments(**arguments, prediction_loss_only=not goal.labels),
         train_dataset=train,
@@ -160,6 +167,17 @@ def make_trainer(
         callbacks=callbacks,
         **measured,
     )
+
+
+class _Ordered(Trainer):
+    """A Trainer that takes rows in an order that it is given."""
+
+    def __init__(self, order: torch.utils.data.Sampler[int] | None, **kwargs: Any):
+        self._order = order
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._order or super()._get_train_sampler(train_dataset)
 
 
 def _likeliest(logits: Any, labels: Any) -> torch.Tensor:

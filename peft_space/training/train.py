@@ -32,7 +32,8 @@ from peft_space.training.origin import origin_of, refuse_another
 from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, shared_by, write_plan
 from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
-from peft_space.training.tasks import Examples, example_batch, make_trainer
+from peft_space.training.row_order import ByLength, goes_by_length, saved_by_length
+from peft_space.training.tasks import Examples, make_trainer
 from peft_space.words import gigabytes
 
 _ADAPTER_ASIDE = ".adapter.new"
@@ -133,7 +134,10 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
     callback = RunCallback(run, number, deadline, origin_of(run, plan, ready.base, rows.tokens, held_out.tokens))
     arguments = _arguments(run, recipe, plan, len(rows), bool(held_out)) | ({} if shuffled else {"train_sampling_strategy": "sequential"})
     arguments |= reporting.arguments(report_to, run)
-    trainer = make_trainer(goal, recipe, model, ready.tokenizer, arguments, rows, held_out if len(held_out) else None, [callback])
+    order = None
+    if plan.by_length and shuffled:
+        order = ByLength(rows.lengths(plan.max_length), recipe.batch_size * recipe.gradient_accumulation_steps, recipe.seed)
+    trainer = make_trainer(goal, recipe, model, ready.tokenizer, arguments, rows, held_out if len(held_out) else None, [callback], order)
     trainer.remove_callback(PrinterCallback)  # events tell the same
     checkpoint = ready.checkpoint
     from_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -172,7 +176,7 @@ def _make_ready(run: Run, shuffled: bool, anyway: bool) -> _Ready:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for
-        plan = _first_plan(run, recipe, base, goal, model, rows, tokenizer, free)
+        plan = _first_plan(run, recipe, base, goal, model, rows, free)
     elif plan.num_processes != processes.num_processes():
         plan = shared_by(plan, processes.num_processes())
         write_plan(run, plan)
@@ -224,13 +228,18 @@ def steps_between_saves(recipe: Recipe, num_rows: int) -> int:
     return recipe.save_steps or min(steps_per_epoch(recipe, num_rows), _LONGEST_BETWEEN_SAVES)
 
 
-def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, tokenizer: Any, free: int) -> Plan:
+def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, rows: Examples, free: int) -> Plan:
     """Make the plan of a run that is trained for the first time, and keep it."""
     run.append(events.Working(what="Measuring what is fastest on this machine"))
-    typical = example_batch(goal, rows.of_median_length(), tokenizer.pad_token_id)
-    longest = min(int(rows.tokens.column("length").max()), recipe.max_length)
-    plan = make_plan(recipe, base, goal, model, typical, longest, free, processes.num_processes())
+    lengths = rows.lengths(recipe.max_length)
+    longest = int(lengths.max())
+    num_tokens = len(rows.of_median_length().input_ids)
+    plan = make_plan(recipe, base, goal, model, num_tokens, longest, free, processes.num_processes())
+    plan = plan.model_copy(update={"by_length": goes_by_length(lengths, recipe, goal.task)})
     write_plan(run, plan)
+    if plan.by_length and recipe.row_order == "automatic":
+        why = f"{saved_by_length(lengths, recipe, goal.task):.0%} less is computed than with rows in any order, where short ones are padded more."
+        tell_once(run, events.Adjusted(what="Rows of about the same length share a step.", why=why), ever=True)
     if plan.gradient_checkpointing and recipe.gradient_checkpointing == "automatic":
         why = f"With a longest row of {longest:,} tokens it would not fit into {gigabytes(free)} of free memory otherwise."
         what = "Activations are computed again in place of being kept (gradient checkpointing)."

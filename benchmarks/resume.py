@@ -1,0 +1,97 @@
+"""What a checkpoint costs, and what a resume costs over never having stopped. `python -m benchmarks.resume [REPETITIONS]`
+
+33 million parameters, LoRA of rank 16. One run is trained to its end; the other is asked to pause half-way and goes on in a new process. The
+adapters have to be the same byte for byte. `to_first_step_seconds`: of the resuming process, from its start until it trains on.
+"""
+
+import hashlib
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.trainings import Json, make_model, make_rows, make_run, run_timed, tell, working_folder
+
+REPETITIONS = 3
+STEPS = 12
+
+
+def train(directory: str) -> Json:
+    """Train a run in a process of its own, from where it is."""
+    return run_timed([sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory])
+
+
+def pause_after(directory: str, step: int) -> Json:
+    """Train a run until it has taken this step, and have it pause."""
+    from peft_space.run import Run, steps_of
+
+    run = Run(directory)
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory], stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and len(steps_of(run.history())) < step:
+            time.sleep(0.05)
+        run.ask_to_leave("pause")
+    return {"seconds": time.perf_counter() - began}
+
+
+def first_step_after(directory: str, moment: float) -> float:
+    """Seconds from `moment` until the next step begins."""
+    from peft_space.run import Run, steps_of
+
+    return next(event.at - event.seconds for event in steps_of(Run(directory).history()) if event.at - event.seconds > moment) - moment
+
+
+def checkpoint_cost(directory: str) -> Json:
+    """Seconds from the end of the step before until a checkpoint is on the disk, and its bytes."""
+    from peft_space import events
+    from peft_space.run import Run
+
+    run, seconds, before = Run(directory), [], 0.0
+    for event in run.history():
+        if isinstance(event, events.Checkpointed):
+            seconds.append(event.at - before)
+        before = event.at
+    folder = next(run.path("checkpoints").glob("checkpoint-*"))
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return {"seconds": round(statistics.median(seconds), 3), "bytes": sum(sizes.values()), "largest": max(sizes, key=sizes.__getitem__)}
+
+
+def digest(directory: str) -> str:
+    return hashlib.sha256((Path(directory) / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else REPETITIONS
+    with working_folder() as folder:
+        settings = {
+            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 16, "rate": 1e-3,
+            "batch_size": 4, "length": 128, "steps": STEPS,
+        }  # fmt: skip
+        lines = []
+        for number in range(repetitions):
+            whole, halved = (make_run(folder / f"{name}-{number}", settings) for name in ("whole", "halved"))
+            uninterrupted = train(whole)
+            (Path(halved) / "plan.json").write_bytes((Path(whole) / "plan.json").read_bytes())  # so that both compute the same numbers
+            first = pause_after(halved, STEPS // 2)
+            resumed_at = time.time()
+            second = train(halved)
+            lines.append(
+                {
+                    "to_first_step_seconds": round(first_step_after(halved, resumed_at), 2),
+                    "whole_seconds": round(uninterrupted["seconds"], 2),
+                    "with_a_pause_seconds": round(first["seconds"] + second["seconds"], 2),
+                    "same_adapter": digest(whole) == digest(halved),
+                }
+                | {f"checkpoint_{name}": value for name, value in checkpoint_cost(whole).items()}
+            )
+            tell(lines[-1])
+            assert lines[-1]["same_adapter"]
+    names = ("checkpoint_seconds", "to_first_step_seconds", "whole_seconds", "with_a_pause_seconds")
+    tell({name: statistics.median(line[name] for line in lines) for name in names})
+
+
+if __name__ == "__main__":
+    main()
