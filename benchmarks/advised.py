@@ -29,7 +29,7 @@ def measure(path: str) -> dict:
     advised = verbs.advise(path)
     recipe = make_recipe(advised["recipe"])
     width = find_base(recipe.base_model).config.hidden_size
-    rate = recipe.learning_rate or advice.learning_rate(width, advised["task"]).value
+    rate = recipe.learning_rate or advice.learning_rate(width, advised["task"], MOST_STEPS).value
     losses = {}
     for rank in (recipe.lora_rank // 2, recipe.lora_rank, 2 * recipe.lora_rank):
         for factor in (0.5, 1, 2):

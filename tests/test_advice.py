@@ -208,6 +208,10 @@ def test_preferences_take_a_tenth_of_the_learning_rate_and_one_epoch():
 
 def test_the_learning_rate_reads_as_a_clause_and_as_a_sentence():
     assert learning_rate(2_048).value == 4.9e-4
+    assert learning_rate(2_048, num_steps=101).value == 4.9e-4
+    assert learning_rate(2_048, num_steps=100).value == 7.4e-4
+    assert "100 steps are few" in learning_rate(2_048, num_steps=100).why
+    assert learning_rate(2_048, "dpo", 100) == learning_rate(2_048, "dpo", 1_000)
     assert learning_rate(2_048).why.startswith("which suits LoRA on a model of width 2048")
     assert why("learning_rate", rows()).startswith("This suits LoRA on a model of width 2048")
 

@@ -105,7 +105,8 @@ def train_here(run: Run, own: int, anyway: bool = False, report_to: Sequence[str
 
 
 def _waiting(before: int) -> events.Waiting:
-    return events.Waiting(what=f"Waiting for its turn: {before} {'comes' if before == 1 else 'come'} before it", before=before)
+    others = "another training is" if before == 1 else f"{before} others are"
+    return events.Waiting(what=f"Waiting for its turn: {others} before it", before=before)
 
 
 def _attempt(run: Run, held: queue.Held, options: list[str]) -> int:

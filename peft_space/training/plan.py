@@ -83,18 +83,21 @@ def as_asked(recipe: Recipe) -> dict[str, Any]:
     return asked | {"num_processes": 1, "gradient_checkpointing": recipe.gradient_checkpointing == "on"}
 
 
-def make_plan(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int, longest: int, free: int, num_processes: int = 1) -> Plan:
+def make_plan(
+    recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int, longest: int, free: int, num_steps: int, num_processes: int = 1
+) -> Plan:
     """Choose for this machine, with the model that is going to be trained.
 
     Args:
         row_length: tokens of a typical row.
         longest: tokens of the longest row.
         free: bytes of memory that could be taken before the model was loaded.
+        num_steps: of the whole training.
     """
     trainable, total = parameter_counts(model)
     dtype, threads, why = choice(recipe, base, goal, model, row_length)
     batch_size, accumulated = share(recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes)
-    rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task)
+    rate = advice.learning_rate(base.config.get_text_config().hidden_size, goal.task, num_steps)
     config = model.peft_config["default"]
     return Plan(
         device=hardware.device(),

@@ -234,7 +234,7 @@ def _first_plan(run: Run, recipe: Recipe, base: Any, goal: Goal, model: Any, row
     lengths = rows.lengths(recipe.max_length)
     longest = int(lengths.max())
     num_tokens = len(rows.of_median_length().input_ids)
-    plan = make_plan(recipe, base, goal, model, num_tokens, longest, free, processes.num_processes())
+    plan = make_plan(recipe, base, goal, model, num_tokens, longest, free, total_steps(recipe, len(rows)), processes.num_processes())
     plan = plan.model_copy(update={"by_length": goes_by_length(lengths, recipe, goal.task)})
     write_plan(run, plan)
     if plan.by_length and recipe.row_order == "automatic":
