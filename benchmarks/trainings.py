@@ -140,7 +140,7 @@ def _attempt(directory: str, *options: str) -> None:
     prepare_libraries()
     gc.disable()  # as `attempt` does where it is the first to import them
     told = _watched()
-    status = attempt.main(directory, *options)
+    status = attempt.main([directory, *options])
     (Path(directory) / "told.json").write_text(json.dumps(told))
     sys.exit(status)
 
