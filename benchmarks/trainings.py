@@ -223,7 +223,7 @@ def _trl_defaults(settings: Json) -> Json:
 
     arguments = SFTConfig(
         settings["out"], max_steps=settings["steps"], per_device_train_batch_size=settings["batch_size"], max_length=settings["length"],
-        logging_steps=1, report_to="none",
+        logging_steps=1, report_to="none", use_cpu=True,
     )  # fmt: skip
     trainer = SFTTrainer(
         settings["model"], arguments, train_dataset=Dataset.from_dict({"text": _texts(settings)}), peft_config=_lora(settings)

@@ -188,6 +188,22 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
             module.compute_dtype = getattr(torch, dtype)
 
 
+def hold_in_compute_dtype(model: Any, dtype: str) -> None:
+    """Hold the frozen weights of adapted linear layers in the dtype that they are computed in, where a CPU holds them in float32.
+
+    Autocast would cast them in every step, to the same numbers. DoRA also takes the norm of its weights, which is not cast.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if model.peft_config["default"].use_dora:
+        return
+    for module in model.modules():
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else None
+        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
+            layer.weight.data = layer.weight.data.to(getattr(torch, dtype))
+
+
 def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int) -> tuple[str, int, str]:
     """(compute dtype, threads, why) for training `model` here; measured once for a kind of model, so that the same run is the same again."""
     import torch

@@ -29,7 +29,7 @@ from peft_space.run import Run, steps_of, tell_once
 from peft_space.training import checkpoints, processes, reporting, stopping
 from peft_space.training.callbacks import RunCallback
 from peft_space.training.origin import origin_of, refuse_another
-from peft_space.training.plan import Plan, make_plan, read_plan, set_compute_dtype, shared_by, write_plan
+from peft_space.training.plan import Plan, hold_in_compute_dtype, make_plan, read_plan, set_compute_dtype, shared_by, write_plan
 from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.row_order import ByLength, goes_by_length, saved_by_length
@@ -128,6 +128,8 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
     recipe, goal, rows, held_out, model, plan = run.recipe, ready.goal, ready.rows, ready.held_out, ready.model, ready.plan
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
+    if plan.device == "cpu":
+        hold_in_compute_dtype(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
 
     number = 1 + sum(isinstance(event, events.Started) for event in run.history())
