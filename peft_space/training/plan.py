@@ -26,6 +26,8 @@ _WORTH_IT = 1.5
 """A layer in bfloat16 on a CPU has to be faster by this much: float32 is more exact, and a layer's products are about half of a step."""
 _HOPELESS = 5
 """Where bfloat16 takes so many times as long on few rows it is not measured further: without instructions for it it takes up to 60 times as long."""
+_PATIENCE_SECONDS = 0.3
+"""Where other work makes it slow, measuring ends after the round in which this much time has gone by."""
 _FEW, _ENOUGH = 2e7, 4e8
 """Multiplications of a layer in that first look and in the measurement, which together take 0.1 to 0.3 seconds."""
 
@@ -237,7 +239,7 @@ def _measured(model: Any, num_tokens: int) -> tuple[str, int, str]:
     torch.set_num_threads(before)
     if not seconds:
         return dtype, before, f"{why}."
-    _, threads = min(seconds, key=seconds.__getitem__)
+    _, threads = min(seconds, key=lambda one: min(seconds[one]))  # the least, not the median: other work comes and goes, the choice is kept
     return dtype, threads, f"{why}, and {threads} of {before} threads were fastest."
 
 
@@ -253,7 +255,7 @@ def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
     """(compute dtype, why). By the CPU time of one thread, which other work on the machine hardly changes, so that the choice is the same again."""
     candidates = [("float32", 1), ("bfloat16", 1)]
     for most in (_FEW, _ENOUGH):
-        exact, short = _measure(layer, num_tokens, candidates, time.process_time, most).values()
+        exact, short = map(statistics.median, _measure(layer, num_tokens, candidates, time.process_time, most).values())
         if short > _HOPELESS * exact:
             return "float32", "This CPU is slow in bfloat16"
     why = f"Measured on this model's largest layer: bfloat16 runs at {exact / short:.2f} times the speed of float32 ({_WORTH_IT} makes it worth it)"
@@ -262,16 +264,17 @@ def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
 
 def _measure(
     layer: Any, num_tokens: int, candidates: list[tuple[str, int]], clock: Callable[[], float], most: float = _ENOUGH
-) -> dict[tuple[str, int], float]:
+) -> dict[tuple[str, int], list[float]]:
     """Seconds in which a layer goes forward and backward by (dtype, threads): over so many tokens, or those that `most` multiplications take.
 
-    The candidates take turns and the median of three counts, after a first one that warms up.
+    The candidates take turns, at most four times after a first one that warms up.
     """
     import torch
 
     rows = max(1, min(num_tokens, int(most / layer.in_features / layer.out_features)))
     seconds: dict[tuple[str, int], list[float]] = {candidate: [] for candidate in candidates}
-    for _ in range(4):
+    start = time.perf_counter()
+    for number in range(5):
         for dtype, threads in candidates:
             torch.set_num_threads(threads)
             inputs = torch.randn(1, rows, layer.in_features, requires_grad=True)
@@ -280,4 +283,6 @@ def _measure(
                 outputs = layer(inputs)
             outputs.sum().backward()
             seconds[dtype, threads].append(clock() - began)
-    return {candidate: statistics.median(times[1:]) for candidate, times in seconds.items()}
+        if number and time.perf_counter() - start > _PATIENCE_SECONDS:
+            break
+    return {candidate: times[1:] for candidate, times in seconds.items()}
