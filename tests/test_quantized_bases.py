@@ -162,7 +162,7 @@ def test_it_answers_the_same_whether_there_is_room_to_unpack_it_or_not(nf4_run, 
 
     logits = []
     for room in (True, False):
-        monkeypatch.setattr(load, "_has_room_for", lambda num_bytes, room=room: room)
+        monkeypatch.setattr(load, "has_room_for", lambda num_bytes, room=room: room)
         model = load.load_adapted(nf4_run).model
         assert any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules()) is not room
         with torch.no_grad():

@@ -1,6 +1,7 @@
-"""Writes the README of an adapter: what it is, and figures of its run, none of which is typed or guessed."""
+"""Writes the README of an adapter, or of a model it is merged into: what it is, and figures of its run, none of which is typed or guessed."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import peft_space
@@ -13,12 +14,25 @@ from peft_space.scores import Evaluation, read_scores, shown
 from peft_space.training.plan import Plan
 
 
-def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan) -> None:
-    """Write `folder`/README.md with what is known of the run by now."""
+@dataclass(frozen=True)
+class Merged:
+    """How an adapter was merged into its base."""
+
+    dtype: str
+    into: str
+    """`full` or `dequantized`."""
+
+
+def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan, merged: Merged | None = None) -> None:
+    """Write `folder`/README.md with what is known of the run by now.
+
+    Args:
+        merged: where `folder` holds a whole model, how it was merged.
+    """
     parts = [
-        _front_matter(plan),
-        f"# {run.name}\n\nA LoRA adapter for {_base_in_words(plan)}, trained with peft_space {peft_space.__version__}.",
-        "## Use it\n\n" + _usage(run, plan),
+        _front_matter(plan, merged),
+        f"# {run.name}\n\n{_what(plan, merged)} trained with peft_space {peft_space.__version__}.",
+        "## Use it\n\n" + (_usage_merged(plan) if merged else _usage(run, plan)),
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
         "## Scores\n\n" + _scores(read_scores(run)),
@@ -35,13 +49,28 @@ _PIPELINES: dict[Task, str] = {
 }
 
 
-def _front_matter(plan: Plan) -> str:
+def _what(plan: Plan, merged: Merged | None) -> str:
+    if merged is None:
+        return f"A LoRA adapter for {_base_in_words(plan)},"
+    into = "" if plan.quantization == "none" else MERGED_INTO[merged.into]
+    return f"{_base_in_words(plan)}, with a LoRA adapter merged into it{into}, in {merged.dtype}. It needs no PEFT. The adapter was"
+
+
+MERGED_INTO = {
+    "full": " in full precision, while the adapter was trained on a quantized one",
+    "dequantized": " as its quantized weights stand, on which the adapter was trained",
+}
+
+
+def _front_matter(plan: Plan, merged: Merged | None) -> str:
     """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
     fields: dict[str, object] = {
-        "library_name": "peft",
+        "library_name": "transformers" if merged else "peft",
         "pipeline_tag": _PIPELINES.get(plan.task, "text-generation"),
         "tags": ["lora", "peft", "peft_space"],
     }
+    if merged:
+        fields["base_model_relation"] = "finetune"
     if plan.base_on_hub:
         fields["base_model"] = plan.base_name
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
@@ -51,6 +80,17 @@ def _base_in_words(plan: Plan) -> str:
     revision = f" (revision {plan.base_revision})" if plan.base_revision else ""
     where = "" if plan.base_on_hub else ", a model that is not on the Hub"
     return f"`{plan.base_name}`{revision}{where}"
+
+
+def _usage_merged(plan: Plan) -> str:
+    loader = AUTO_CLASSES[plan.task]
+    return f"""\
+```python
+from transformers import {loader}, AutoTokenizer
+
+model = {loader}.from_pretrained("path/or/id/of/this/model", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/model")
+```"""
 
 
 def _usage(run: Run, plan: Plan) -> str:

@@ -50,11 +50,12 @@ def goal_of(run: Run) -> Goal:
     return Goal(values["task"], tuple(values["labels"]))
 
 
-def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS) -> Any:
-    """The base model for a goal, quantized as the recipe says, on this machine's device. A new head is the same for the same seed.
+def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS, device: hardware.Device | None = None) -> Any:
+    """The base model for a goal, quantized as the recipe says. A new head is the same for the same seed.
 
     Args:
         dtype: "float32", "bfloat16" or "float16": of what is not quantized, and of what quantized layers compute in.
+        device: other than this machine's own.
 
     Raises UserError where the weights are missing or are not safetensors.
     """
@@ -71,7 +72,7 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
         names = dict(enumerate(goal.labels))
         kwargs |= {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
         kwargs["ignore_mismatched_sizes"] = True  # a head for other labels gives way to a new one
-    if hardware.device() == "cuda":
+    if (device or hardware.device()) == "cuda":
         kwargs["device_map"] = {"": torch.cuda.current_device()}
     set_seed(recipe.seed)
     try:
@@ -171,6 +172,15 @@ class Adapted:
     goal: Goal = ANSWERS
 
 
+def base_of(run: Run, adapter: Path | None = None) -> tuple[Base, Goal]:
+    """The base that a run was trained on, and what for. Raises UserError where its adapter, or another `adapter`, does not fit it."""
+    trained_on = revision_of(run.adapter, run.recipe.base_model)
+    base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
+    goal = goal_of(run)
+    check_fits(adapter or run.adapter, base, goal.task, goal.labels)
+    return base, goal
+
+
 def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
     """The base of `run` as it was trained on, with the run's adapter on it, or another `adapter` of that base, ready to answer.
 
@@ -178,19 +188,16 @@ def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
     """
     from peft import PeftModel
 
-    trained_on = revision_of(run.adapter, run.recipe.base_model)
-    base = pin(find_base(run.recipe.base_model, trained_on), trained_on)
-    goal = goal_of(run)
-    check_fits(adapter or run.adapter, base, goal.task, goal.labels)
+    base, goal = base_of(run, adapter)
     model = load_base_model(base, run.recipe, inference_dtype(), goal)
-    if getattr(model, "is_loaded_in_4bit", False) and _has_room_for(4 * model.num_parameters()):
+    if getattr(model, "is_loaded_in_4bit", False) and has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
     return Adapted(
         PeftModel.from_pretrained(model, adapter or run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal
     )
 
 
-def _has_room_for(num_bytes: int) -> bool:
+def has_room_for(num_bytes: int) -> bool:
     """Whether a CPU's memory takes this much more and keeps half of what is free."""
     if hardware.device() != "cpu":
         return False
