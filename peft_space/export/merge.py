@@ -39,7 +39,7 @@ _Place = Callable[[Any], Any]
 def merge_into(run: Run, wanted: MergeInto | None) -> MergeInto:
     """What the adapter is merged into. Raises UserError where that is not to be had.
 
-    Left open: the full precision, which every engine serves alike; of a base that comes quantized, what its weights stand for.
+    Left open: the numbers that the adapter was trained on.
     """
     base, _ = base_of(run)
     held = quantization_of(run.recipe, base.config)
@@ -51,7 +51,7 @@ def merge_into(run: Run, wanted: MergeInto | None) -> MergeInto:
         raise UserError("The base comes in 4 or 8 bits, so there is no full precision to merge into. Choose to merge into dequantized.")
     if held == "none" and wanted == "dequantized":
         raise UserError("The adapter was not trained on a quantized base, so there is nothing to dequantize. Choose to merge into full.")
-    return "dequantized" if held == "bitsandbytes" else wanted or "full"
+    return wanted or ("full" if held == "none" else "dequantized")
 
 
 def merge(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progress: OnProgress = quietly, on_disk: bool | None = None) -> None:
@@ -73,7 +73,7 @@ def merge(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progress: On
     check_room(folder, int((_BYTES[dtype] + on_disk * widest) * num_parameters * 1.05))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as scratch:
         place = _keeping(Path(scratch) if on_disk else None)
-        model = _dequantized(run, base, goal, place) if into == "dequantized" else _full(run, base, goal)
+        model = _dequantized(run, base, goal, place) if into == "dequantized" else published(run, base, goal)
         model = merged(model, run.adapter, getattr(torch, dtype), place, on_progress)
         on_progress(0.5, "Writing the merged model")
         _finish(run, base, goal, model, folder)
@@ -137,7 +137,7 @@ def _keeping(scratch: Path | None) -> _Place:
     return keep
 
 
-def _full(run: Run, base: Base, goal: Goal) -> Any:
+def published(run: Run, base: Base, goal: Goal) -> Any:
     """The base as it was published, in its own dtype: then its file is mapped and takes no memory."""
     import torch
 
