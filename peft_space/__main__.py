@@ -132,10 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, metavar="DIR")
     command.add_argument("--rank", type=int, help="without it, the rank that the adapter uses")
 
-    command = add("export", _export, "Write the adapter to a folder of its own.")
-    command.add_argument("run", metavar="RUN_DIR")
-    command.add_argument("--as", dest="target", choices=["adapter"], default="adapter")
-    command.add_argument("--out", required=True, metavar="DIR")
+    _add_export(add("export", _export, "Write the adapter, or the model it is merged into, to a folder of its own, and prove it."))
 
     command = add(
         "push", _push, "Push the adapter to the Hugging Face Hub, private unless --public. The token is HF_TOKEN, or this machine's."
@@ -144,6 +141,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--repo", required=True, metavar="OWNER/NAME")
     command.add_argument("--public", action="store_true")
     return parser
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--out", required=True, metavar="DIR")
+    command.add_argument(
+        "--target", "--as", choices=["adapter", "merged"], default="adapter",
+        help="the adapter alone, or merged into its base, for engines that take no adapter",
+    )  # fmt: skip
+    command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="of the merged model")
+    command.add_argument(
+        "--merge-into", choices=["full", "dequantized"],
+        help="where the base was quantized in training: its full precision, or the numbers that the adapter was trained on (default)",
+    )  # fmt: skip
+    command.add_argument("--insist", action="store_true", help="keep it also where it is proven not to answer as the adapter does")
 
 
 def _check(given: argparse.Namespace, show: Show) -> None:
@@ -294,8 +306,11 @@ def _evaluate(given: argparse.Namespace, show: Show) -> None:
 
 
 def _export(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.export(given.run, given.out, given.target)
-    show(found, f"The adapter is in {found['path']}. Next: python -m peft_space push {given.run} --repo OWNER/NAME")
+    found = verbs.export(given.run, given.out, given.target, given.dtype, given.merge_into, given.insist)
+    what = "adapter" if given.target == "adapter" else "merged model"
+    serve = [f"Serve it in {engine}: {command}" for engine, command in found["commands"].items()]
+    following = [f"Next: python -m peft_space push {given.run} --repo OWNER/NAME"] if given.target == "adapter" else []
+    show(found, "\n".join([f"The {what} is in {found['path']}.", found["words"], *serve, *following]))
 
 
 def _push(given: argparse.Namespace, show: Show) -> None:

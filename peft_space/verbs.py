@@ -158,9 +158,11 @@ def _progress(report: Report | None) -> OnProgress:
 
 def layers(recipe: Json) -> Json:
     """Which linear layers the recipe's base model has, which of them get an adapter, and how many parameters that trains."""
+    from peft_space.export.serving import traits_of_recipe, ways
     from peft_space.models.base import find_base
     from peft_space.models.families import linear_layers, modules_to_save, tasks_of, wrapped_layers
     from peft_space.models.load import expected_parameter_counts
+    from peft_space.models.quantization import quantization_of
     from peft_space.training.estimates import memory_here
 
     wanted = make_recipe(recipe)
@@ -172,6 +174,7 @@ def layers(recipe: Json) -> Json:
     found = linear_layers(config, task)
     wrapped = wrapped_layers(wanted, found)
     saved = modules_to_save(wanted, found)
+    served = ways(traits_of_recipe(wanted, found, quantization_of(wanted, config)))
     trainable, total = expected_parameter_counts(wanted, found, task)
     memory = memory_here(wanted, config, task, wanted.max_length)
     return {
@@ -185,6 +188,7 @@ def layers(recipe: Json) -> Json:
         "taken_for_experts": found.taken_for_experts,
         "trainable": trainable,
         "parameters": total,
+        "serving": [asdict(way) for way in served],
         "memory": asdict(memory) if memory else None,
     }
 
@@ -300,13 +304,50 @@ def evaluate(run: str, report: Report | None = None) -> Json:
     return asdict(evaluate_run(Run(run), _adapted(run), _progress(report)))
 
 
-def export(run: str, out: str, target: str = "adapter", as_zip: bool = False, report: Report | None = None) -> Json:
-    """The adapter in a folder of its own, or as a .zip in the folder `out`."""
-    from peft_space.export.adapter import export_adapter, zip_adapter
+def export(
+    run: str,
+    out: str,
+    target: str = "adapter",
+    dtype: str = "bfloat16",
+    merge_into: str | None = None,
+    insist: bool = False,
+    as_zip: bool = False,
+    report: Report | None = None,
+) -> Json:
+    """The adapter, or a model that it is merged into, in the new folder `out`, or as a .zip in the folder `out`; with its `proof`, in `words` too.
 
-    assert target == "adapter", "the command line and the page offer nothing else"
-    _progress(report)(0.0, "Packing the adapter")
-    return {"path": str(zip_adapter(Run(run), out) if as_zip else export_adapter(Run(run), out))}
+    `commands` serve it, by engine. Raises UserError where the proof does not pass, unless `insist`.
+    """
+    from peft_space.export.deliver import deliver, serving_commands
+    from peft_space.export.folder import zip_of
+
+    _one_of("target", target, ("adapter", "merged"))
+    _one_of("dtype", dtype, ("bfloat16", "float16", "float32"))
+    if merge_into is not None:
+        _one_of("merge_into", merge_into, ("full", "dequantized"))
+    _loaded.clear()  # two models are compared, one after the other, and a third would take room
+    folder = Path(out, target) if as_zip else Path(out)
+    opened = Run(run)
+    made = deliver(opened, folder, target, dtype, merge_into, insist, _progress(report))  # type: ignore[arg-type]
+    path = zip_of(made.path, opened, target) if as_zip else made.path
+    proof = asdict(made.proof) | {"passed": made.proof.passed}
+    at = Path("path/of/the/unpacked", target) if as_zip else made.path
+    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip)  # type: ignore[arg-type]
+    return {"path": str(path), "proof": proof, "words": made.proof.words(), "commands": serve}
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}.")
+
+
+def serving(run: str) -> Json:
+    """How PEFT, vLLM and TGI can serve the run's adapter: `ways`, each as an adapter, merged, or not; `quantization` of the base in training."""
+    from peft_space.export.deliver import traits_of
+    from peft_space.export.serving import ways
+
+    traits = traits_of(Run(run))
+    return {"ways": [asdict(way) for way in ways(traits)], "quantization": traits.quantization}
 
 
 def spectrum(run: str) -> Json:
@@ -398,6 +439,7 @@ VERBS: dict[str, Callable[..., Json]] = {
         evaluate,
         spectrum,
         compress,
+        serving,
         export,
         push,
     )

@@ -70,6 +70,8 @@ class Proof:
     """What is counted: tokens, labels or tags."""
     faults: list[str]
     """Why it did not pass."""
+    greedy: bool = True
+    """Whether the answers are the adapter's own, rather than those of the rows."""
 
     @property
     def passed(self) -> bool:
@@ -77,7 +79,8 @@ class Proof:
 
     def words(self) -> str:
         """All of it in sentences."""
-        same = f"{self.identical} of {self.num_answers} greedy answers are the same word for word, and " if self.what == "tokens" else ""
+        answers = "greedy answers are the same from first to last" if self.greedy else "answers have the same likeliest tokens throughout"
+        same = f"{self.identical} of {self.num_answers} {answers}, and " if self.what == "tokens" else ""
         kept = [
             f"{same}{self.agreement:.2%} of {self.num_tokens:,} {self.what} agree ({self.needed:.0%} are needed).",
             f"Logits differ by {self.max_logit_difference:.2g} at most, {self.mean_logit_difference:.2g} on average; "
@@ -155,7 +158,7 @@ def prove_adapter(run: Run, folder: Path, on_progress: OnProgress = quietly) -> 
     if not numbers["max_logit_difference"] <= IDENTICAL:
         faults.append(f"logits differ by {numbers['max_logit_difference']:.2g}, and the same adapter gives the same")
     compared = f"The exported adapter in plain PEFT, on {_held(quantization_of(run.recipe, base.config))}, against the adapter of the run"
-    return Proof(compared, rows, needed=1.0, faults=faults, **numbers)
+    return Proof(compared, rows, needed=1.0, faults=faults, greedy=False, **numbers)
 
 
 def refuse(proof: Proof, what_else: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gradio as gr
 from gradio.context import Context
@@ -234,17 +234,31 @@ class Api:
         """
         return self._workers.call("evaluate", run=_trained(run, owner))
 
-    def export(self, run: str, owner: str = "") -> gr.FileData:
-        """The adapter as a .zip file; the client downloads it and returns the path.
+    def export(
+        self,
+        run: str,
+        owner: str = "",
+        target: Literal["adapter", "merged"] = "adapter",
+        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        merge_into: Literal["", "full", "dequantized"] = "",
+        insist: bool = False,
+    ) -> gr.FileData:
+        """The adapter, or the model it is merged into, as a .zip file with its proof; the client downloads it and returns the path.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
+            target: "adapter", or "merged" for engines that take no adapter.
+            dtype: of the merged model.
+            merge_into: where the base was quantized in training: "full" precision, or "dequantized", the numbers that the adapter was trained on;
+                empty is the latter.
+            insist: keep it also where it is proven not to answer as the adapter does, which is refused otherwise.
         """
         trained = _trained(run, owner)
         os.makedirs(get_upload_folder(), exist_ok=True)
         folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
-        made = self._workers.call("export", run=trained, out=folder, as_zip=True)
+        wanted = {"target": target, "dtype": dtype, "merge_into": merge_into or None, "insist": insist}
+        made = self._workers.call("export", run=trained, out=folder, as_zip=True, **wanted)
         return gr.FileData(path=made["path"], orig_name=os.path.basename(made["path"]))
 
     def push(self, run: str, repo: str, token: str, public: bool = False, owner: str = "") -> Json:

@@ -1,6 +1,5 @@
-"""The Publish tab: the adapter as a download, or pushed to the Hub."""
+"""The Publish tab: the adapter or a merged model as a download, or pushed to the Hub."""
 
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,16 +8,13 @@ import gradio as gr
 from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.errors import UserError
 from peft_space.execution.local import WorkerFault
-from peft_space.ui import ranks, view
+from peft_space.ui import export_panel, ranks, view
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
 def build(page: Page) -> None:
     """Place and wire the tab."""
-    gr.Markdown("The adapter alone, apart from its base, which it names: it loads in PEFT anywhere.")
-    pack = gr.Button("Make a .zip of the adapter", variant="primary", interactive=False, elem_id="make-zip")
-    packing = gr.Markdown(elem_id="packing")
-    file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
+    export_panel.build(page)
     with gr.Accordion("Is it ready for production?", open=False):
         ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
     ranks.build_compress(page)
@@ -44,14 +40,6 @@ def build(page: Page) -> None:
 
     ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
-    def make_zip(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        folder = tempfile.mkdtemp(prefix="peft_space-")
-        for message in page.workers.stream("export", run=str(page.chosen_run(values).directory), out=folder, as_zip=True):
-            if "result" in message:
-                yield {packing: "", file: gr.update(value=message["result"]["path"], visible=True)}
-            else:
-                yield _telling(packing, message)
-
     def push_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
@@ -69,14 +57,13 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    pack.click(tells_errors(make_zip, where=packing), chosen, [packing, file], **hidden)
     pushing = push.click(tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public}, [pushed, token, push, cancel], **hidden)
     stopped = {
         pushed: "Cancelled. If the upload had begun, the Hub may have made an empty repository.",
         **ready,
     }
     cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
-    page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 2, page.state, [pack, push], **hidden)
+    page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, push, **hidden)
 
     @tells_errors
     def look(values: dict[Any, Any]) -> str:
@@ -84,7 +71,7 @@ def build(page: Page) -> None:
         return checklist_markdown(checks) or "Train an adapter first."
 
     gr.on([page.state.change, page.run.change], look, chosen, ready_list, **hidden)
-    page.run.change(lambda: [gr.update(value=None, visible=False), "", ""], None, [file, packing, pushed], **PRIVATE)
+    page.run.change(lambda: "", None, pushed, **PRIVATE)
 
 
 def _telling(where: gr.Markdown, message: dict[str, Any]) -> dict[Any, Any]:

@@ -86,7 +86,7 @@ def commands(data: Any, held_out: str, reading: dict[str, Any], recipe: Recipe) 
         line,
         *(
             f"python -m peft_space {verb} my-run"
-            for verb in ("evaluate", "compare --prompt 'Hello.'", "export --as adapter --out my-adapter", "push --repo OWNER/NAME")
+            for verb in ("evaluate", "compare --prompt 'Hello.'", "export --out my-adapter", "push --repo OWNER/NAME")
         ),
     ]
     python = f"""\

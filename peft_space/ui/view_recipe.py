@@ -31,7 +31,13 @@ def layers_markdown(found: dict[str, Any]) -> str:
     )
     if found["memory"]:
         lines.append(_memory_in_words(found["memory"]))
+    lines.append(serving_markdown(found["serving"]))
     return "\n\n".join(lines)
+
+
+def serving_markdown(ways: list[dict[str, Any]]) -> str:
+    """How engines can serve the adapter."""
+    return "**Where it can be deployed.** " + " ".join(f"**{way['engine']}:** {escape(way['why'])}" for way in ways)
 
 
 def _memory_in_words(memory: dict[str, Any]) -> str:

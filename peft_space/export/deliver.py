@@ -1,0 +1,98 @@
+"""An export from end to end: written aside, proven, and only then under its name. The run stays as it is."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from peft_space import durable
+from peft_space.events import OnProgress, quietly
+from peft_space.export.adapter import copy_adapter
+from peft_space.export.folder import new_folder
+from peft_space.export.merge import Dtype, MergeInto, merge, merge_into
+from peft_space.export.proof import Proof, prove_adapter, prove_merged, refuse, write_proof
+from peft_space.export.serving import Engine, Traits, commands, traits_of_adapter
+from peft_space.models.load import base_of
+from peft_space.models.quantization import quantization_of
+from peft_space.run import Run
+
+Target = Literal["adapter", "merged"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and its proof."""
+
+    path: Path
+    proof: Proof
+
+
+def deliver(
+    run: Run,
+    out: str | Path,
+    target: Target = "adapter",
+    dtype: Dtype = "bfloat16",
+    into: MergeInto | None = None,
+    insist: bool = False,
+    on_progress: OnProgress = quietly,
+) -> Exported:
+    """Write the adapter, or the adapter merged into its base, into the new folder `out`, and prove it.
+
+    Args:
+        dtype: of a merged model.
+        into: what to merge into, where the base was quantized in training; left open, what it was trained on.
+        insist: keep it also where the proof does not pass. It then says so in its README.
+
+    Raises UserError where there is no adapter, the disk has no room, or the proof does not pass.
+    """
+    with new_folder(out) as folder:
+        if target == "adapter":
+            on_progress(0.0, "Copying the adapter")
+            copy_adapter(run, folder)
+            proof = prove_adapter(run, folder, on_progress)
+            remedy = "Its files are damaged, or the base was changed: score the run again, or train anew."
+        else:
+            chosen = merge_into(run, into)
+            merge(run, folder, dtype, chosen, on_progress)
+            proof = prove_merged(run, folder, dtype, chosen, on_progress)
+            remedy = _remedy(run, dtype, chosen)
+        if not insist:
+            refuse(proof, remedy)
+        on_progress(0.95, "Writing the proof")
+        write_proof(folder, proof)
+        _append_commands(folder, serving_commands(run, target, Path("path/of/this/folder"), dtype, elsewhere=True))
+    return Exported(Path(out).expanduser().absolute(), proof)
+
+
+def _remedy(run: Run, dtype: Dtype, into: MergeInto) -> str:
+    if into == "full" and traits_of(run).quantization != "none":
+        return "Merge into dequantized, the numbers that it was trained on, or serve base and adapter apart."
+    if dtype == "float32":
+        return "Serve base and adapter apart, and please report it."
+    return "Choose float32, or serve base and adapter apart."
+
+
+def traits_of(run: Run) -> Traits:
+    """What of the run's adapter decides who can serve it."""
+    base, goal = base_of(run)
+    return traits_of_adapter(run.adapter, goal.task, base.config.model_type, quantization_of(run.recipe, base.config))
+
+
+def serving_commands(run: Run, target: Target, folder: Path, dtype: Dtype, elsewhere: bool = False) -> dict[Engine, str]:
+    """Command lines that serve what lies in `folder`, by engine.
+
+    Args:
+        elsewhere: on another machine, where the base is known by its name alone.
+    """
+    base, _ = base_of(run)
+    name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60] or "adapter"
+    where, revision = base.name if elsewhere else base.location, base.revision if base.on_hub else None
+    return commands(target, name, folder, traits_of(run), where, revision, dtype)
+
+
+def _append_commands(folder: Path, found: dict[Engine, str]) -> None:
+    if not found:
+        return
+    card = folder / "README.md"
+    lines = "\n\n".join(f"{engine}:\n\n```\n{command}\n```" for engine, command in found.items())
+    durable.write_text(card, card.read_text(encoding="utf-8") + f"\n## Serve it\n\n{lines}\n")

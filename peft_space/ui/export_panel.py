@@ -1,0 +1,91 @@
+"""The export on the Publish tab: where it will be deployed, the adapter or a merged model, its proof in words, and the download."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from peft_space.errors import UserError
+from peft_space.execution.local import WorkerFault
+from peft_space.ui import view_export
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.view import escape
+
+_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+
+
+def build(page: Page) -> None:
+    """Place and wire it."""
+    gr.Markdown(
+        "The adapter is all that was trained: it names its base, and loads in PEFT anywhere. Merging it into the base is for deployment "
+        "alone, where an engine takes no adapter; the adapter always stays in the run."
+    )
+    where = gr.Radio(view_export.PLACES, value="PEFT", label="Where will it be deployed?", elem_id="deploy-where")
+    advised = gr.Markdown(elem_id="deploy-advice")
+    target = gr.Radio(view_export.TARGETS, value="adapter", label="Export", elem_id="export-target")
+    with gr.Row(visible=False) as merging:
+        dtype = gr.Dropdown(view_export.DTYPES, value="bfloat16", label="Format of the merged weights", elem_id="export-dtype")
+        into = gr.Radio(
+            view_export.INTO, value="dequantized", label="Merge into", info=view_export.ABOUT_INTO, visible=False, elem_id="merge-into"
+        )
+    insist = gr.Checkbox(False, label="Keep it although it does not answer as the adapter does", visible=False, elem_id="insist")
+    with gr.Row():
+        make = gr.Button("Export as a .zip, with its proof", variant="primary", interactive=False, elem_id="make-zip")
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-export")
+    told = gr.Markdown(elem_id="packing")
+    file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
+    ready = {make: gr.update(interactive=True), cancel: gr.update(visible=False)}
+
+    def export(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        run, merged = page.chosen_run(values), values[target] == "merged"
+        wanted = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
+        yield {told: "Starting…", make: gr.update(interactive=False), cancel: gr.update(visible=True), file: gr.update(visible=False)}
+        try:
+            quantized = merged and page.workers.call("serving", run=str(run.directory))["quantization"] != "none"
+            wanted["merge_into"] = values[into] if quantized else None
+            yield from _made(page, str(run.directory), wanted)
+        except (UserError, WorkerFault):
+            yield {**ready, insist: gr.update(visible=merged)}
+            raise
+
+    def _made(page: Page, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
+        os.makedirs(get_upload_folder(), exist_ok=True)
+        folder, kept = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder()), False  # Gradio copies it there from anywhere else
+        try:
+            with contextlib.closing(page.workers.stream("export", run=run, out=folder, as_zip=True, **wanted)) as messages:
+                for message in messages:
+                    if report := message.get("report"):
+                        yield {told: f"{escape(report['what'])}…"}
+                    elif "result" in message:
+                        kept, found = True, message["result"]
+                        shown = {insist: gr.update(value=False, visible=False), **ready}
+                        yield {told: view_export.exported_markdown(found), file: gr.update(value=found["path"], visible=True), **shown}
+                    else:
+                        yield {told: gr.skip()}
+        finally:
+            if not kept:  # cancelled or refused
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @tells_errors
+    def advise(values: dict[Any, Any]) -> dict[Any, Any]:
+        place = values[where]
+        if not values[page.run] or not (values[page.state] or [None, False])[1]:
+            return {advised: "", target: gr.skip(), into: gr.skip()}
+        found = page.workers.call("serving", run=str(page.chosen_run(values).directory))
+        how, words = view_export.advice(place, found)
+        return {advised: escape(words), target: how, into: gr.update(visible=found["quantization"] != "none")}
+
+    chosen = {page.visitor, page.run}
+    outputs = [told, file, insist, make, cancel]
+    working = make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, insist}, outputs, **_HIDDEN)
+    cancel.click(lambda: {told: "Cancelled. Nothing was kept.", **ready}, None, [told, make, cancel], cancels=working, **_HIDDEN)
+    where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
+    target.change(lambda chosen: gr.update(visible=chosen == "merged"), target, merging, **_HIDDEN)
+    page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
+    cleared = [gr.update(value=None, visible=False), "", "", gr.update(value=False, visible=False), "PEFT", "adapter"]
+    page.run.change(lambda: cleared, None, [file, told, advised, insist, where, target], **PRIVATE)
