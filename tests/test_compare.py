@@ -10,7 +10,7 @@ from peft_space.data.check import data_of
 from peft_space.data.render import prompt_ids, stop_token_ids
 from peft_space.demo import MODEL_DIR
 from peft_space.evaluate import evaluate, mean_loss
-from peft_space.export.adapter import export_adapter
+from peft_space.export.deliver import deliver
 from peft_space.models.load import load_adapted
 from peft_space.scores import read_scores
 from peft_space.training.tasks import collate
@@ -44,7 +44,7 @@ def test_the_base_column_is_the_untouched_base(adapted, short_run, prompts):
 
 
 def test_the_exported_folder_in_plain_peft_gives_the_logits_of_the_app(adapted, short_run, prompts, tmp_path):
-    folder = export_adapter(short_run, tmp_path / "adapter")
+    folder = deliver(short_run, tmp_path / "adapter").path
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
     )

@@ -7,8 +7,9 @@ import zipfile
 import pytest
 import yaml
 
+from peft_space import verbs
 from peft_space.errors import UserError
-from peft_space.export.adapter import export_adapter, zip_adapter
+from peft_space.export.deliver import deliver
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of
 from peft_space.scores import Evaluation, Scores
@@ -20,35 +21,45 @@ def digests(folder):
 
 def test_an_export_is_a_copy_and_the_run_stays_as_it_was(short_run, tmp_path):
     before = digests(short_run.directory)
-    folder = export_adapter(short_run, tmp_path / "out")
+    folder = deliver(short_run, tmp_path / "out").path
     assert digests(short_run.directory) == before
     weights = "adapter_model.safetensors"
     assert (folder / weights).read_bytes() == (short_run.adapter / weights).read_bytes()
 
 
-def test_the_zip_holds_the_same_files(short_run, tmp_path):
-    folder = export_adapter(short_run, tmp_path / "out")
-    with zipfile.ZipFile(zip_adapter(short_run, tmp_path)) as archive:
+def test_the_zip_holds_the_same_files_and_bears_the_name_of_its_run(own_run, tmp_path):
+    own_run.rename("Tickets, 2nd try / äöü")
+    folder = deliver(own_run, tmp_path / "out").path
+    found = verbs.export(str(own_run.directory), str(tmp_path / "zipped"), as_zip=True)
+    assert found["path"].endswith("/Tickets-2nd-try-äöü-adapter.zip")
+    with zipfile.ZipFile(found["path"]) as archive:
         archive.extractall(tmp_path / "unpacked")
     assert digests(tmp_path / "unpacked" / "adapter") == digests(folder)
+    assert [path.name for path in (tmp_path / "zipped").iterdir()] == ["Tickets-2nd-try-äöü-adapter.zip"]
 
 
-def test_the_zip_bears_the_name_of_its_run(own_run, tmp_path):
-    own_run.rename("Tickets, 2nd try / äöü")
-    assert zip_adapter(own_run, tmp_path).name == "Tickets-2nd-try-äöü-adapter.zip"
+def test_an_export_that_is_broken_off_leaves_nothing(short_run, tmp_path, monkeypatch):
+    def interrupted(run, folder, *more):
+        assert (folder / "adapter_model.safetensors").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_space.export.deliver.prove_adapter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deliver(short_run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_holds_something_is_not_exported_into(short_run, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        export_adapter(short_run, tmp_path)
+        deliver(short_run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
 def test_a_run_without_an_adapter_says_how_far_it_is(tmp_path):
     run = Run.create(tmp_path / "run", Recipe(), {}, name="mine")
     with pytest.raises(UserError, match="The run 'mine' has no adapter yet: it is new"):
-        export_adapter(run, tmp_path / "out")
+        deliver(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -56,14 +67,14 @@ def test_an_adapter_that_names_no_base_is_not_exported(own_run, tmp_path):
     path = own_run.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match="does not name its base model"):
-        export_adapter(own_run, tmp_path / "out")
+        deliver(own_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_card_tells_figures_of_the_run(own_run, tmp_path):
     scores = Evaluation(60, Scores(1.5, 4.5, exact_match=0.0), Scores(0.05, 1.05, exact_match=0.875))
     own_run.path("scores.json").write_text(json.dumps({"num_rows": 60, "base": scores.base.__dict__, "adapter": scores.adapter.__dict__}))
-    text = (export_adapter(own_run, tmp_path / "out") / "README.md").read_text()
+    text = (deliver(own_run, tmp_path / "out").path / "README.md").read_text()
     steps = steps_of(own_run.history())
     for figure in (
         "87.5%",

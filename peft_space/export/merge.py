@@ -4,6 +4,8 @@ Loading maps the base's file instead of copying it, and where memory would not d
 however large the model is, only a layer and a shard of it are held. PEFT merges each layer; transformers writes, under the base's own keys.
 """
 
+import contextlib
+import ctypes
 import secrets
 import tempfile
 import warnings
@@ -96,6 +98,7 @@ def merged(model: Any, adapter: Path, dtype: Any, place: _Place, on_progress: On
         _replace(base_layer, lambda weight: weight.float())  # a weight of its own, where it was shared with another layer
         layer.merge(safe_merge=True)
         _replace(base_layer, lambda weight: place(_cast(weight, dtype)))
+        _give_back()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the layers are merged already, and that what was tied no longer is
         whole = adapted.merge_and_unload()
@@ -103,6 +106,12 @@ def merged(model: Any, adapter: Path, dtype: Any, place: _Place, on_progress: On
         if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = place(_cast(parameter.data, dtype))
     return whole
+
+
+def _give_back() -> None:
+    """Return to the system what was freed. Left to itself glibc keeps the place of most layers, in the end as much as the whole model takes."""
+    with contextlib.suppress(AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _replace(module: Any, change: _Place) -> None:
