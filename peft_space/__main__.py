@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from peft_space import events, settings, verbs
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--repo", required=True, metavar="OWNER/NAME")
     command.add_argument("--public", action="store_true")
+    command.add_argument("--card", metavar="FILE", help="a README in place of the one that is written from the run")
     return parser
 
 
@@ -313,8 +315,15 @@ def _export(given: argparse.Namespace, show: Show) -> None:
     show(found, "\n".join([f"The {what} is in {found['path']}.", found["words"], *serve, *following]))
 
 
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The card {path} cannot be read ({error}). Give the path of a text file.") from None
+
+
 def _push(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.push(given.run, given.repo, None, given.public)
+    found = verbs.push(given.run, given.repo, None, given.public, _text_of(given.card) if given.card else None)
     show(found, f"Pushed to {found['url']}.")
 
 

@@ -11,16 +11,18 @@ from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
+from peft_space.export.card import put_card
 from peft_space.run import Run
 
 
-def push(run: Run, repo: str, token: str | None, public: bool = False, on_progress: OnProgress = quietly) -> str:
+def push(run: Run, repo: str, token: str | None, public: bool = False, on_progress: OnProgress = quietly, card: str | None = None) -> str:
     """Push the run's adapter to `repo` and return the address of what was made.
 
     A new repository is made, private unless `public`; to one that exists a pull request is opened, so nothing in it is overwritten.
 
     Args:
         token: a Hub token with write access; None takes the one this machine is signed in with.
+        card: the README in place of the one that is written from the run.
 
     Raises UserError where the name, the token or the Hub refuses.
     """
@@ -32,6 +34,8 @@ def push(run: Run, repo: str, token: str | None, public: bool = False, on_progre
         raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(run, Path(scratch))
+        if card:
+            put_card(Path(scratch), card)
         try:
             return _upload(HfApi(token=token or None), repo, Path(scratch), public, on_progress)
         except errors.LocalTokenNotFoundError:

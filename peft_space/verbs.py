@@ -390,11 +390,24 @@ def study(
     return asdict(study_ranks(data, make_recipe(recipe or {}), tuple(ranks or RANKS), held_out, reading, _progress(report)))
 
 
-def push(run: str, repo: str, token: str | None = None, public: bool = False, report: Report | None = None) -> Json:
-    """Push the adapter to the Hub: `url`."""
+def card(run: str) -> Json:
+    """The model card as it would be pushed now: `card`."""
+    import tempfile
+
+    from peft_space.export.adapter import copy_adapter
+
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_adapter(Run(run), Path(scratch))
+        return {"card": Path(scratch, "README.md").read_text(encoding="utf-8")}
+
+
+def push(
+    run: str, repo: str, token: str | None = None, public: bool = False, card: str | None = None, report: Report | None = None
+) -> Json:
+    """Push the adapter to the Hub: `url`. A `card` takes the place of the one that `card` shows."""
     from peft_space.hub import push as push_run
 
-    return {"url": push_run(Run(run), repo, token, public, _progress(report))}
+    return {"url": push_run(Run(run), repo, token, public, _progress(report), card)}
 
 
 def warm() -> Json:
@@ -441,6 +454,7 @@ VERBS: dict[str, Callable[..., Json]] = {
         compress,
         serving,
         export,
+        card,
         push,
     )
 }

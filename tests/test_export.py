@@ -1,18 +1,25 @@
 """The adapter leaves its run alone, whole or not at all, with a card of measured figures."""
 
+import dataclasses
 import hashlib
 import json
 import zipfile
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from peft_space import verbs
+from peft_space.data.check import data_of
 from peft_space.errors import UserError
+from peft_space.export.card import card_text
+from peft_space.export.curve import loss_picture
 from peft_space.export.deliver import deliver
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of
 from peft_space.scores import Evaluation, Scores
+from peft_space.training.plan import read_plan
 
 
 def digests(folder):
@@ -91,3 +98,25 @@ def test_the_cards_front_matter_is_yaml_and_names_no_base_that_the_hub_does_not_
     front_matter = yaml.safe_load((short_run.adapter / "README.md").read_text().split("---")[1])
     assert front_matter["library_name"] == "peft"
     assert "base_model" not in front_matter
+
+
+def test_the_card_states_the_licence_of_the_base_and_the_dataset(short_run, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    plan = read_plan(short_run).model_copy(update={"base_name": str(tmp_path / "base")})
+    data = dataclasses.replace(data_of(short_run), source="hf://datasets/maria/colours@main?split=train")
+    stated = ModelCard(card_text(short_run, data, plan)).data
+    assert (stated.license, stated.datasets) == ("apache-2.0", ["maria/colours"])
+
+
+def test_a_base_without_a_readme_has_no_licence_stated(short_run, tmp_path):
+    (tmp_path / "base").mkdir()
+    plan = read_plan(short_run).model_copy(update={"base_name": str(tmp_path / "base")})
+    assert ModelCard(card_text(short_run, data_of(short_run), plan)).data.license is None
+
+
+def test_the_picture_holds_both_curves_and_nothing_without_steps(short_run):
+    picture = loss_picture(short_run.history())
+    assert picture.count("<polyline") == 2
+    ElementTree.fromstring(picture)
+    assert loss_picture([]) is None

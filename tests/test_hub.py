@@ -237,3 +237,23 @@ def test_on_a_space_its_own_token_is_never_used_for_a_visitor(run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", WRITER)
     with pytest.raises(UserError, match="There is no Hub token"):
         hub.push(run, "maria/new", None)
+
+
+def test_an_edited_card_takes_the_place_of_the_written_one_and_has_to_be_readable(the_hub, ask, run):
+    card = ask("card", run=str(run.directory))["card"]
+    wanted = {"run": str(run.directory), "repo": "maria/adapter", "token": WRITER}
+    ask("push", **wanted, card=card.replace("# colours", "# Colours of things"))
+    pushed = the_hub.repositories["maria/adapter"].files
+    assert b"# Colours of things" in pushed["README.md"]
+    assert b"![Loss of each step" in pushed["README.md"]
+    assert pushed["loss.svg"].startswith(b"<svg ")
+    with pytest.raises(UserError, match="front matter, between the two lines"):
+        ask("push", **wanted, card="---\na: [\n---\n# x")
+
+
+def test_an_edited_card_goes_on_naming_its_base(the_hub, ask, run, tmp_path):
+    of_hub = Run(shutil.copytree(run.directory, tmp_path / "run"))
+    write_plan(of_hub, PLAN.model_copy(update={"base_name": "ana/base", "base_on_hub": True}))
+    with pytest.raises(UserError, match="put back base_model: ana/base"):
+        ask("push", run=str(of_hub.directory), repo="maria/adapter", token=WRITER, card="# Mine")
+    assert "maria/adapter" not in the_hub.repositories

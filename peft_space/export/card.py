@@ -4,14 +4,23 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+from huggingface_hub import ModelCard
+
 import peft_space
 from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.data.check import TrainingData
+from peft_space.data.hub_data import is_address, parse_address
+from peft_space.errors import UserError
+from peft_space.export.curve import loss_picture
+from peft_space.models.base import licence_of
 from peft_space.models.families import AUTO_CLASSES
 from peft_space.recipe import Task
 from peft_space.run import Run, evaluations_of, kept_of, steps_of
 from peft_space.scores import Evaluation, read_scores, shown
 from peft_space.training.plan import Plan
+
+LOSS = "loss.svg"
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,30 @@ def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan, merged: M
     Args:
         merged: where `folder` holds a whole model, how it was merged.
     """
+    text = card_text(run, data, plan, merged)
+    if picture := loss_picture(run.history()):
+        (folder / LOSS).write_text(picture, encoding="utf-8")
+        text = text.replace("## Training\n\n", f"## Training\n\n![Loss of each step, and of the held-out rows]({LOSS})\n\n", 1)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def put_card(folder: Path, text: str) -> None:
+    """Put an edited card in the place of the one in `folder`. Raises UserError where its front matter is none, or no longer names the base."""
+    path = folder / "README.md"
+    before = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    try:
+        after = ModelCard(text).data.to_dict()
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"The card's front matter, between the two lines of three hyphens, cannot be read ({error}). Mend it.") from None
+    if before.get("base_model") != after.get("base_model"):
+        raise UserError(f"The card has to name its base: put back base_model: {before.get('base_model')} into the front matter.")
+    path.write_text(text, encoding="utf-8")
+
+
+def card_text(run: Run, data: TrainingData, plan: Plan, merged: Merged | None = None) -> str:
+    """The same as text, without the picture."""
     parts = [
-        _front_matter(plan, merged),
+        _front_matter(plan, merged, data),
         f"# {run.name}\n\n{_what(plan, merged)} trained with peft_space {peft_space.__version__}.",
         "## Use it\n\n" + (_usage_merged(plan) if merged else _usage(run, plan)),
         "## Data\n\n" + _data(data),
@@ -39,7 +70,7 @@ def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan, merged: M
         "## Ready for production?\n\n" + (checklist_markdown(read_checklist(run)) or "Not looked at yet."),
         "## Recipe\n\n```json\n" + run.recipe.model_dump_json(indent=2) + "\n```",
     ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
 
 
 _PIPELINES: dict[Task, str] = {
@@ -62,7 +93,7 @@ MERGED_INTO = {
 }
 
 
-def _front_matter(plan: Plan, merged: Merged | None) -> str:
+def _front_matter(plan: Plan, merged: Merged | None, data: TrainingData) -> str:
     """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
     fields: dict[str, object] = {
         "library_name": "transformers" if merged else "peft",
@@ -73,6 +104,10 @@ def _front_matter(plan: Plan, merged: Merged | None) -> str:
         fields["base_model_relation"] = "finetune"
     if plan.base_on_hub:
         fields["base_model"] = plan.base_name
+    if is_address(data.source):
+        fields["datasets"] = [parse_address(data.source).name]
+    if licence := licence_of(plan.base_name, plan.base_revision):
+        fields["license"] = licence
     return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
 
 

@@ -5,6 +5,7 @@ Never runs code that comes with a model, and reads no pickles.
 
 import dataclasses
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, mendable
 from peft_space.models.files import OUT_OF_REACH, has_vocabulary, without_config
 from peft_space.recipe import Task
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 """The name of the built-in model in a recipe."""
@@ -65,6 +68,21 @@ def _commit(name: str, revision: str | None) -> str | None:
 
     kept = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(kept).parent.name if isinstance(kept, str) else revision
+
+
+def licence_of(name: str, revision: str | None) -> str | None:
+    """The licence that the README of the base with this name states; None where it states none, or there is no README within reach."""
+    import httpx2
+    import yaml
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    folder = MODEL_DIR if name == _DEMO_NAME else _folder(name)
+    try:
+        stated = metadata_load(Path(folder, "README.md") if folder else hf_hub_download(name, "README.md", revision=revision)) or {}
+    except (OSError, httpx2.HTTPError, yaml.YAMLError, ValueError) as error:
+        logger.info("no licence of %s is known: %s", name, error)
+        return None
+    return stated["license"] if isinstance(stated.get("license"), str) else None
 
 
 def name_of(base_model: str) -> str:

@@ -63,6 +63,7 @@ def build(page: Page) -> None:
         api.compare,
         api.evaluate,
         api.export,
+        api.card,
         api.push,
         api.runs,
     )
@@ -261,7 +262,16 @@ class Api:
         made = self._workers.call("export", run=trained, out=folder, as_zip=True, **wanted)
         return gr.FileData(path=made["path"], orig_name=os.path.basename(made["path"]))
 
-    def push(self, run: str, repo: str, token: str, public: bool = False, owner: str = "") -> Json:
+    def card(self, run: str, owner: str = "") -> Json:
+        """The model card as /push would push it now, to read and to edit.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        return self._workers.call("card", run=_trained(run, owner))
+
+    def push(self, run: str, repo: str, token: str, public: bool = False, owner: str = "", card: str = "") -> Json:
         """Push the adapter to the Hugging Face Hub and return its address.
 
         Args:
@@ -270,8 +280,10 @@ class Api:
             token: a Hub token with write access, used for this push and forgotten.
             public: everybody can see it; otherwise only you can.
             owner: the secret that /start returned.
+            card: an edited card, in place of the one that /card shows.
         """
-        return self._workers.call("push", run=_trained(run, owner), repo=repo.strip(), token=token.strip() or None, public=public)
+        wanted = {"repo": repo.strip(), "token": token.strip() or None, "public": public, "card": card or None}
+        return self._workers.call("push", run=_trained(run, owner), **wanted)
 
     def runs(self, owner: str = "") -> list[Json]:
         """Your runs, newest first.

@@ -33,6 +33,9 @@ def build(page: Page) -> None:
             elem_id="token",
         )
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
+    with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
+        card = gr.Code(language="markdown", label="README.md", interactive=True, elem_id="card")
+        card_shown = gr.Markdown(elem_id="card-shown", container=True)
     with gr.Row():
         push = gr.Button("Push", interactive=False, elem_id="push")
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
@@ -43,6 +46,7 @@ def build(page: Page) -> None:
     def push_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
+        wanted["card"] = values[card] or None
         yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
         try:
             for message in page.workers.stream("push", run=str(run.directory), **wanted):
@@ -57,13 +61,24 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    pushing = push.click(tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public}, [pushed, token, push, cancel], **hidden)
+    pushing = push.click(
+        tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public, card}, [pushed, token, push, cancel], **hidden
+    )
     stopped = {
         pushed: "Cancelled. If the upload had begun, the Hub may have made an empty repository.",
         **ready,
     }
     cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, push, **hidden)
+
+    @tells_errors
+    def write_card(values: dict[Any, Any]) -> str:
+        run = page.chosen_run(values)
+        return page.workers.call("card", run=str(run.directory))["card"]
+
+    card_open.expand(write_card, chosen, card, **PRIVATE)
+    card.change(lambda text: view.without_front_matter(text or ""), card, card_shown, **hidden)
+    gr.on([page.run.change, page.state.change], lambda: "", None, card, **hidden)  # it is another's, or of what was known before
 
     @tells_errors
     def look(values: dict[Any, Any]) -> str:

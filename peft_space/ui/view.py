@@ -34,6 +34,12 @@ def escape(text: str) -> str:
     return "".join(f"\\{character}" if character in _MARKDOWN else character for character in html.escape(text, quote=False))
 
 
+def without_front_matter(card: str) -> str:
+    """A model card as the Hub shows it: what stands between the first two lines of three hyphens is not shown, nor is HTML taken as such."""
+    text = card.split("\n---\n", 1)[1] if card.startswith("---\n") and "\n---\n" in card else card
+    return html.escape(text, quote=False)
+
+
 def plain(value: Any) -> str:
     """A value of a recipe, in words."""
     return "automatic" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
