@@ -20,6 +20,7 @@ _VLLM_WITHOUT_LORA = (
     "bert bloom cohere2_moe dbrx falcon falcon_mamba gemma3n gpt2 gptj mamba mamba2 modernbert orion phi3_v stablelm step1 zamba2"
 ).split()
 """Kinds of models that it serves without adapters."""
+_VLLM_TAGGERS = ("bert", "modernbert", "roberta", "xlm-roberta")
 _TGI_LAYERS = frozenset(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"))
 
 Engine = Literal["PEFT", "vLLM", "TGI"]
@@ -100,11 +101,12 @@ def ways(traits: Traits) -> list[Way]:
 
 
 def _vllm(traits: Traits) -> Way:
-    if traits.task in ("seq2seq-lm", "token-classification"):
-        kind = (
-            "encoder-decoders that write texts" if traits.task == "seq2seq-lm" else "adapters or merged models of this kind that tag tokens"
-        )
-        return Way("vLLM", "neither", f"vLLM serves no {kind}. Use it with transformers.")
+    if traits.task == "seq2seq-lm":
+        return Way("vLLM", "neither", "vLLM serves no encoder-decoders that write texts. Use it with transformers.")
+    if traits.task == "token-classification":
+        if traits.model_type not in _VLLM_TAGGERS:
+            return Way("vLLM", "neither", f"vLLM serves no {traits.model_type} models that tag tokens. Use it with transformers.")
+        return Way("vLLM", "merged", "Merge first: it serves models that tag tokens without adapters.")
     reasons = []
     if traits.dora:
         reasons.append("it does not support DoRA")
