@@ -7,12 +7,14 @@ from pathlib import Path
 from peft_space.data.check import data_of
 from peft_space.errors import UserError
 from peft_space.export.card import write_card
+from peft_space.models.base import load_tokenizer
+from peft_space.models.load import base_of
 from peft_space.run import Run
 from peft_space.training.plan import read_plan
 
 
 def copy_adapter(run: Run, folder: Path) -> None:
-    """Copy the adapter's files into the existing `folder`, with a README of the run's latest figures.
+    """Copy the adapter's files into the existing `folder`, with a README of the run's latest figures; one made elsewhere gets the base's tokenizer.
 
     Raises UserError where there is no adapter, or it names no base model.
     """
@@ -22,4 +24,7 @@ def copy_adapter(run: Run, folder: Path) -> None:
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     plan = read_plan(run)
     assert plan is not None, "an adapter is only saved by a training, which writes its plan first"
+    if not (folder / "tokenizer_config.json").is_file():
+        base, goal = base_of(run)
+        load_tokenizer(base, run.recipe.chat_template, goal.task).save_pretrained(folder)
     write_card(run, folder, data_of(run), plan)
