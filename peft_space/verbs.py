@@ -312,27 +312,35 @@ def export(
     merge_into: str | None = None,
     insist: bool = False,
     as_zip: bool = False,
+    gguf: Json | None = None,
     report: Report | None = None,
 ) -> Json:
-    """The adapter, or a model that it is merged into, in the new folder `out`, or as a .zip in the folder `out`; with its `proof`, in `words` too.
+    """The adapter, or a model that it is merged into, or either as GGUF files (`gguf`, `ollama`), in the new folder `out`, or as a .zip in the folder `out`; with its `proof`, in `words` too.
 
     `commands` serve it, by engine. Raises UserError where the proof does not pass, unless `insist`.
+
+    Args:
+        gguf: `numbers` (f32, f16, q8_0), whether base and adapter are `apart`, and for Ollama a `system` message.
     """
     from peft_space.export.deliver import deliver, serving_commands
     from peft_space.export.folder import zip_of
+    from peft_space.export.llama_cpp import Gguf
 
-    _one_of("target", target, ("adapter", "merged"))
+    _one_of("target", target, ("adapter", "merged", "gguf", "ollama"))
+    files = Gguf(**(gguf or {}), ollama=target == "ollama") if target in ("gguf", "ollama") else None
+    if files:
+        _one_of("numbers", files.numbers, ("f32", "f16", "q8_0"))
     _one_of("dtype", dtype, ("bfloat16", "float16", "float32"))
     if merge_into is not None:
         _one_of("merge_into", merge_into, ("full", "dequantized"))
     _loaded.clear()  # two models are compared, one after the other, and a third would take room
     folder = Path(out, target) if as_zip else Path(out)
     opened = Run(run)
-    made = deliver(opened, folder, target, dtype, merge_into, insist, _progress(report))  # type: ignore[arg-type]
+    made = deliver(opened, folder, target, dtype, merge_into, insist, files, _progress(report))  # type: ignore[arg-type]
     path = zip_of(made.path, opened, target) if as_zip else made.path
     proof = asdict(made.proof) | {"passed": made.proof.passed}
     at = Path("path/of/the/unpacked", target) if as_zip else made.path
-    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip)  # type: ignore[arg-type]
+    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip, gguf=files)  # type: ignore[arg-type]
     return {"path": str(path), "proof": proof, "words": made.proof.words(), "commands": serve}
 
 

@@ -30,6 +30,10 @@ class Merged:
     dtype: str
     into: str
     """`full` or `dequantized`."""
+    usage: str = ""
+    """How it is used, in Markdown, where it is not by transformers but by what reads GGUF."""
+    apart: bool = False
+    """Whether it is not merged after all, but base and adapter lie beside each other."""
 
 
 def write_card(run: Run, folder: Path, data: TrainingData, plan: Plan, merged: Merged | None = None) -> None:
@@ -63,7 +67,7 @@ def card_text(run: Run, data: TrainingData, plan: Plan, merged: Merged | None = 
     parts = [
         _front_matter(plan, merged, data),
         f"# {run.name}\n\n{_what(plan, merged)} trained with peft_space {peft_space.__version__}.",
-        "## Use it\n\n" + (_usage_merged(plan) if merged else _usage(run, plan)),
+        "## Use it\n\n" + (merged.usage or _usage_merged(plan) if merged else _usage(run, plan)),
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
         "## Scores\n\n" + _scores(read_scores(run)),
@@ -83,6 +87,8 @@ _PIPELINES: dict[Task, str] = {
 def _what(plan: Plan, merged: Merged | None) -> str:
     if merged is None:
         return f"A LoRA adapter for {_base_in_words(plan)},"
+    if merged.apart:
+        return f"{_base_in_words(plan)}, and beside it a LoRA adapter, in {merged.dtype}. The adapter was"
     into = "" if plan.quantization == "none" else MERGED_INTO[merged.into]
     return f"{_base_in_words(plan)}, with a LoRA adapter merged into it{into}, in {merged.dtype}. It needs no PEFT. The adapter was"
 
@@ -96,7 +102,7 @@ MERGED_INTO = {
 def _front_matter(plan: Plan, merged: Merged | None, data: TrainingData) -> str:
     """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
     fields: dict[str, object] = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": ("gguf" if merged.usage else "transformers") if merged else "peft",
         "pipeline_tag": _PIPELINES.get(plan.task, "text-generation"),
         "tags": ["lora", "peft", "peft_space"],
     }

@@ -9,14 +9,16 @@ from peft_space import durable
 from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
 from peft_space.export.folder import new_folder
+from peft_space.export.llama_cpp import Gguf, export_gguf
+from peft_space.export.llama_cpp import commands as commands_of_gguf
 from peft_space.export.merge import Dtype, MergeInto, merge, merge_into
 from peft_space.export.proof import Proof, prove_adapter, prove_merged, refuse, write_proof
-from peft_space.export.serving import Engine, Traits, commands, traits_of_adapter
+from peft_space.export.serving import Traits, commands, traits_of_adapter
 from peft_space.models.load import base_of
 from peft_space.models.quantization import quantization_of
 from peft_space.run import Run
 
-Target = Literal["adapter", "merged"]
+Target = Literal["adapter", "merged", "gguf", "ollama"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ def deliver(
     dtype: Dtype = "bfloat16",
     into: MergeInto | None = None,
     insist: bool = False,
+    gguf: Gguf | None = None,
     on_progress: OnProgress = quietly,
 ) -> Exported:
-    """Write the adapter, or the adapter merged into its base, into the new folder `out`, and prove it.
+    """Write the adapter, or the adapter merged into its base, as transformers or as llama.cpp reads it, into the new folder `out`, and prove it.
 
     Args:
         dtype: of a merged model.
         into: what to merge into, where the base was quantized in training; left open, what it was trained on.
+        gguf: how GGUF files are written, where these are the target.
         insist: keep it also where the proof does not pass. It then says so in its README.
 
     Raises UserError where there is no adapter, the disk has no room, or the proof does not pass.
@@ -51,6 +55,9 @@ def deliver(
             copy_adapter(run, folder)
             proof = prove_adapter(run, folder, on_progress)
             remedy = "Its files are damaged, or the base was changed: score the run again, or train anew."
+        elif gguf is not None:
+            proof = export_gguf(run, folder, gguf, into, on_progress)
+            remedy = _remedy(run, "float32" if gguf.numbers == "f32" else "float16", "full" if gguf.apart else merge_into(run, into))
         else:
             chosen = merge_into(run, into)
             merge(run, folder, dtype, chosen, on_progress)
@@ -60,7 +67,8 @@ def deliver(
             refuse(proof, remedy)
         on_progress(0.95, "Writing the proof")
         write_proof(folder, proof)
-        _append_commands(folder, serving_commands(run, target, Path("path/of/this/folder"), dtype, elsewhere=True))
+        if gguf is None:  # the card of GGUF files has them
+            _append_commands(folder, serving_commands(run, target, Path("path/of/this/folder"), dtype, elsewhere=True))
     return Exported(Path(out).expanduser().absolute(), proof)
 
 
@@ -78,19 +86,23 @@ def traits_of(run: Run) -> Traits:
     return traits_of_adapter(run.adapter, goal.task, base.config.model_type, quantization_of(run.recipe, base.config))
 
 
-def serving_commands(run: Run, target: Target, folder: Path, dtype: Dtype, elsewhere: bool = False) -> dict[Engine, str]:
+def serving_commands(
+    run: Run, target: Target, folder: Path, dtype: Dtype, elsewhere: bool = False, gguf: Gguf | None = None
+) -> dict[str, str]:
     """Command lines that serve what lies in `folder`, by engine.
 
     Args:
         elsewhere: on another machine, where the base is known by its name alone.
     """
+    if gguf is not None:
+        return commands_of_gguf(gguf, folder)
     base, _ = base_of(run)
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60] or "adapter"
     where, revision = base.name if elsewhere else base.location, base.revision if base.on_hub else None
-    return commands(target, name, folder, traits_of(run), where, revision, dtype)
+    return dict(commands(target, name, folder, traits_of(run), where, revision, dtype))  # type: ignore[arg-type]
 
 
-def _append_commands(folder: Path, found: dict[Engine, str]) -> None:
+def _append_commands(folder: Path, found: dict[str, str]) -> None:
     if not found:
         return
     card = folder / "README.md"

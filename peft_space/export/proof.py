@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ from peft_space.models.load import Adapted, Goal, base_of, inference_dtype, load
 from peft_space.models.quantization import quantization_of
 from peft_space.run import Run
 
-NEEDED = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95}
-"""Share of greedy tokens, or labels, that must agree. Rounding to 16 bits turns a few that were nearly even; float32 hardly any."""
-MOST_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3}
-"""Nats a token that may lie between merged and adapter where both have the same base. On the built-in model the dtype alone leaves 2e-12, 2e-4 and
-2e-6 (docs/export.md)."""
+NEEDED = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95}
+"""Share of greedy tokens, or labels, that must agree. Rounding to 16 or 8 bits turns a few that were nearly even; float32 hardly any."""
+MOST_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3}
+"""Nats a token that may lie between merged and adapter where both have the same base. On the built-in model the dtype alone leaves 2e-12, 2e-4,
+2e-6 and 4e-6 (docs/export.md)."""
 IDENTICAL = 1e-4
 """Logits of the adapter loaded twice: the same numbers, but for the order in which a GPU or 4-bit layers add them up."""
 
@@ -111,8 +111,14 @@ class _Seen:
     base_kl: torch.Tensor
 
 
-def prove_merged(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progress: OnProgress = quietly) -> Proof:
-    """Compare the merged model in `folder`, loaded as anybody loads it, with the run's adapter on the base that it was trained on."""
+def prove_merged(
+    run: Run, folder: Path, dtype: Dtype | Literal["q8_0"], into: MergeInto, on_progress: OnProgress = quietly, of_gguf: bool = False
+) -> Proof:
+    """Compare the merged model in `folder`, loaded as anybody loads it, with the run's adapter on the base that it was trained on.
+
+    Args:
+        of_gguf: whether `folder` has what the numbers of a GGUF file, which were rounded to `dtype`, stand for.
+    """
     base, goal = base_of(run)
     held = quantization_of(run.recipe, base.config)
     on_progress(0.5, "Loading the adapter, to compare")
@@ -121,7 +127,7 @@ def prove_merged(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progr
     questions = _questions(adapted, examples, on_progress)
     seen = _ask(adapted, questions)
     added = added_by(adapted.model, None if into == "dequantized" or held == "none" else published(run, base, goal))
-    faults = [*_wrong_tokens(run, folder, goal, examples), *_wrong_dtype(folder, dtype)]
+    faults = [*_wrong_tokens(run, folder, goal, examples), *([] if of_gguf else _wrong_dtype(folder, dtype))]
     del adapted
     gc.collect()
     on_progress(0.8, "Asking the merged model the same")
@@ -135,7 +141,8 @@ def prove_merged(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progr
     if same_base and not numbers["mean_kl"] <= MOST_KL[exactly]:
         faults.append(f"the KL divergence is {numbers['mean_kl']:.2g} nats, and {dtype} alone leaves less than {MOST_KL[exactly]:g}")
     what_into = {"full": "the base in full precision", "dequantized": "the dequantized base"}[into] if held != "none" else "the base"
-    compared = f"The model merged into {what_into}, in {dtype}, against the adapter on {_held(held)}"
+    written = f"written as GGUF in {dtype}" if of_gguf else f"in {dtype}"
+    compared = f"The model merged into {what_into}, {written}, against the adapter on {_held(held)}"
     return Proof(compared, rows, needed=NEEDED[exactly], faults=faults, **numbers)
 
 
@@ -320,7 +327,7 @@ def _load(folder: Path, goal: Goal) -> tuple[Any, list[str]]:
     return model.eval(), [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []
 
 
-def _wrong_dtype(folder: Path, dtype: Dtype) -> list[str]:
+def _wrong_dtype(folder: Path, dtype: str) -> list[str]:
     wanted = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     others = {kind for header in headers if header for kind in header.dtypes.values() if "F" in kind} - {wanted}

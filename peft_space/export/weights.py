@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _TOLERANCE = 0.02
-_ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
-"""Root mean square of the relative rounding error, at most."""
+_ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12, "q8_0": 2.0**-7}
+"""Root mean square of the relative rounding error, at most; of q8_0 relative to a weight's own root mean square."""
 
 
 @dataclass(frozen=True)

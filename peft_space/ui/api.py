@@ -239,26 +239,33 @@ class Api:
         self,
         run: str,
         owner: str = "",
-        target: Literal["adapter", "merged"] = "adapter",
+        target: Literal["adapter", "merged", "gguf", "ollama"] = "adapter",
         dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
         merge_into: Literal["", "full", "dequantized"] = "",
         insist: bool = False,
+        numbers: Literal["f32", "f16", "q8_0"] = "f16",
+        apart: bool = False,
+        system: str = "",
     ) -> gr.FileData:
         """The adapter, or the model it is merged into, as a .zip file with its proof; the client downloads it and returns the path.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
-            target: "adapter", or "merged" for engines that take no adapter.
+            target: "adapter", "merged" for engines that take no adapter, "gguf" for llama.cpp, or "ollama", which is that with a Modelfile.
             dtype: of the merged model.
             merge_into: where the base was quantized in training: "full" precision, or "dequantized", the numbers that the adapter was trained on;
                 empty is the latter.
             insist: keep it also where it is proven not to answer as the adapter does, which is refused otherwise.
+            numbers: how weights are written in GGUF: in 32, 16 or 8 bits.
+            apart: base and adapter as GGUF files of their own, instead of one of the merged model.
+            system: a system message that Ollama gives conversations without one.
         """
         trained = _trained(run, owner)
         os.makedirs(get_upload_folder(), exist_ok=True)
         folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
         wanted = {"target": target, "dtype": dtype, "merge_into": merge_into or None, "insist": insist}
+        wanted["gguf"] = {"numbers": numbers, "apart": apart, "system": system}
         made = self._workers.call("export", run=trained, out=folder, as_zip=True, **wanted)
         return gr.FileData(path=made["path"], orig_name=os.path.basename(made["path"]))
 

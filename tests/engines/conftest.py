@@ -1,0 +1,33 @@
+"""What the engines showed is told at the end, and written where PEFT_SPACE_RECORD_ENGINES says."""
+
+import os
+import platform
+import subprocess
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+_MARK = "<!-- recorded by make verify -->\n"
+
+
+@pytest.fixture(scope="session")
+def record():
+    """Takes (engine, what was compared, what came of it)."""
+    found = defaultdict(list)
+    yield lambda engine, what, result: found[engine].append((what, result))
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    lines = [f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit}.", ""]
+    for engine, rows in found.items():
+        lines += [f"### {engine}", "", "| compared | result |", "|---|---|", *(f"| {what} | {result} |" for what, result in rows), ""]
+    text = "\n".join(lines).rstrip() + "\n"
+    print(f"\n{text}")
+    if found and (path := os.environ.get("PEFT_SPACE_RECORD_ENGINES")):
+        kept = Path(path).read_text(encoding="utf-8").partition(_MARK)[0]
+        Path(path).write_text(f"{kept}{_MARK}\n{text}", encoding="utf-8")
+
+
+def _processor():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
