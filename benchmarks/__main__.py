@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "million_rows", "memory", "ranks", "kills", "overhead", "defaults", "resume")
+SCRIPTS = ("page_start", "waiting_threads", "demo", "compare", "million_rows", "memory", "ranks", "kills", "overhead", "defaults", "resume")
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "gradio")
 
 

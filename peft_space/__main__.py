@@ -19,9 +19,11 @@ from peft_space import events, settings, verbs
 from peft_space.errors import UserError, explain, mendable
 from peft_space.execution.local import WorkerFault
 from peft_space.execution.trainings import cut_rows_of, train_here
+from peft_space.prompts import read_prompts
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.run import Run
-from peft_space.scores import Scores, shown
+from peft_space.scores import differences, evaluation_of, majority_words, shown_with_intervals
+from peft_space.votes import as_csv
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("compare", _compare, "Let base and adapter answer the same prompt.")
     command.add_argument("run", metavar="RUN_DIR")
-    command.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    command.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    command.add_argument("--prompts", action="append", default=[], metavar="FILE", help="a file of prompts; may be given several times")
     command.add_argument("--system", default="", metavar="TEXT", help="a system message before each prompt")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token always")
@@ -127,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("evaluate", _evaluate, "Score base and adapter on the held-out rows.")
     command.add_argument("run", metavar="RUN_DIR")
+
+    command = add("votes", _votes, "Say how the blind vote of the page, or of the API, stands.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--csv", metavar="FILE", help="also write the votes as a table")
 
     command = add("compress", _compress, "Write a smaller adapter, of the rank that is used or another, and say what it loses.")
     command.add_argument("run", metavar="RUN_DIR")
@@ -297,19 +304,34 @@ def _adopt(given: argparse.Namespace, show: Show) -> None:
 
 def _compare(given: argparse.Namespace, show: Show) -> None:
     sampling = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
-    found = verbs.compare(given.run, given.prompt, given.system, sampling)
+    prompts = [*given.prompt, *(prompt for file in given.prompts for prompt in read_prompts(file))]
+    if not prompts:
+        raise UserError("There is no prompt. Give one with --prompt TEXT, or a file of them with --prompts FILE.")
+    found = verbs.compare(given.run, prompts, given.system, sampling)
     texts = [f"Prompt: {answer['prompt']}\n\nBase:\n{answer['base']}\n\nAdapter:\n{answer['adapter']}" for answer in found["answers"]]
-    show(found, "\n\n---\n\n".join([*texts, f"Next: python -m peft_space export {given.run} --out DIR"]))
+    show(found, "\n\n---\n\n".join([*texts, f"{found['fairness']['words']}\nNext: python -m peft_space evaluate {given.run}"]))
 
 
 def _evaluate(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.evaluate(given.run)
-    lines = [
-        f"{name:8} " + ", ".join(f"{title} {figure}" for title, figure in shown(Scores(**found[name])).items())
-        for name in ("base", "adapter")
-    ]
+    found = verbs.evaluate(given.run, _told)
+    scores = evaluation_of(found)
+    base, adapter, change = shown_with_intervals(scores, "base"), shown_with_intervals(scores, "adapter"), differences(scores)
+    lines = [f"{title}: base {base[title]}, adapter {adapter[title]}, difference {change[title]}" for title in adapter]
+    lines += [words for words in (majority_words(scores), scores.general and scores.general.in_words(), scores.fairness) if words]
     following = f"Next: python -m peft_space compare {given.run} --prompt TEXT"
-    show(found, "\n".join([f"On {found['num_rows']} held-out rows:", *lines, following]))
+    show(found, "\n".join([f"On {found['num_rows']} held-out rows, with 95 % intervals:", *lines, following]))
+
+
+def _votes(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.votes(given.run)
+    if given.csv:
+        Path(given.csv).write_text(as_csv(found["votes"]), encoding="utf-8", newline="")
+    show(found, found["words"])
+
+
+def _told(report: dict[str, Any]) -> None:
+    """What a verb is doing, on standard error."""
+    print(f"{report['share']:4.0%} {report['what']}", file=sys.stderr)
 
 
 def _export(given: argparse.Namespace, show: Show) -> None:

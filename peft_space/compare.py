@@ -1,9 +1,9 @@
-"""Base and adapter answer the same prompts: one base in memory, the adapter off and on, same rendered prompt, sampling and seed."""
+"""Base and adapter answer the same prompts: one base in memory, the adapter off and on, same token ids, sampling and seed."""
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
@@ -13,10 +13,10 @@ from peft_space.data.render import prompt_ids, render, render_prompt, stop_token
 from peft_space.data.render_plain import source_text
 from peft_space.data.rows import Conversation, Labelled, Message, Tagged
 from peft_space.errors import UserError
+from peft_space.fairness import COLUMNS, Column, Seen, only, watching
 from peft_space.models.families import CLASSIFYING
 from peft_space.models.load import Adapted
 
-Column = Literal["base", "adapter"]
 OnText = Callable[[Column, int, str], None]
 """Called with (column, number of the prompt, answer so far) while an answer grows."""
 
@@ -49,18 +49,33 @@ class Comparison:
     rendered: str
     base: str
     adapter: str
+    chances: dict[Column, dict[str, float]] | None = None
+    """Of labels the probability of each in each column, 0 to 1, in the order of the head."""
+    tags: dict[Column, list[tuple[str, str]]] | None = None
+    """Of tags each word with its own in each column."""
 
 
 def compare(
-    adapted: Adapted, conversations: Sequence[list[Message]], sampling: Sampling, on_text: OnText | None = None
+    adapted: Adapted,
+    conversations: Sequence[list[Message]],
+    sampling: Sampling,
+    on_text: OnText | None = None,
+    seen: Seen | None = None,
+    adapters: Sequence[list[Message]] | None = None,
 ) -> list[Comparison]:
-    """Both columns' answers to each conversation, which ends with the user's message."""
-    columns: dict[Column, list[str]] = {}
-    for column in ("base", "adapter"):
-        if adapted.goal.task in CLASSIFYING:
-            columns[column] = [classify(adapted, column, messages[-1]["content"]) for messages in conversations]  # type: ignore[index]
-        else:
-            columns[column] = answer(adapted, column, conversations, sampling, on_text)  # type: ignore[index]
+    """Both columns' answers to each conversation, which ends with the user's message.
+
+    Args:
+        seen: gets the token ids that each column was given.
+        adapters: the adapter's conversations, where earlier turns have made them others than the base's.
+    """
+    if adapted.goal.task in CLASSIFYING:
+        return [classify(adapted, messages[-1]["content"], seen) for messages in conversations]
+    asked: dict[Column, Sequence[list[Message]]] = {"base": conversations, "adapter": adapters or conversations}
+    if answers_together(adapted, sampling):
+        columns = _answer_together(adapted, asked, sampling, on_text, seen)
+    else:
+        columns = {column: answer(adapted, column, asked[column], sampling, on_text, seen=seen) for column in COLUMNS}
     return [
         Comparison(messages[-1]["content"], _rendered(adapted, messages), base, tuned)
         for messages, base, tuned in zip(conversations, columns["base"], columns["adapter"], strict=True)
@@ -68,16 +83,14 @@ def compare(
 
 
 def _rendered(adapted: Adapted, messages: list[Message]) -> str:
-    if adapted.goal.task == "seq2seq-lm":
-        return source_text(messages)
-    return messages[-1]["content"] if adapted.goal.task in CLASSIFYING else render_prompt(adapted.tokenizer, messages)
+    return source_text(messages) if adapted.goal.task == "seq2seq-lm" else render_prompt(adapted.tokenizer, messages)
 
 
 _LABELS_SHOWN = 5
 
 
-def classify(adapted: Adapted, column: Column, text: str) -> str:
-    """The likeliest labels of a text with their probabilities, a line each; of tags the words, each with its tag.
+def classify(adapted: Adapted, text: str, seen: Seen | None = None) -> Comparison:
+    """What both columns make of a text: the likeliest labels with their probabilities, a line each; of tags the words, each with its tag.
 
     The base's head is the one that training began with, drawn from the recipe's seed.
     """
@@ -86,13 +99,63 @@ def classify(adapted: Adapted, column: Column, text: str) -> str:
     row = Tagged(0, words, [labels[0]] * len(words)) if tags else Labelled(0, text, labels[0])
     [example] = render(adapted.tokenizer, [row], _LONGEST, task=adapted.goal.task)
     ids = torch.tensor([example.input_ids], device=adapted.model.device)
-    with torch.inference_mode(), only(adapted, column):
-        chances = adapted.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().softmax(-1)
+    chances: dict[Column, dict[str, float]] = {}
+    tagged: dict[Column, list[tuple[str, str]]] = {}
+    for column in COLUMNS:
+        with torch.inference_mode(), only(adapted, column), watching(adapted, [column], [ids.shape[1]], seen):
+            shares = adapted.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().softmax(-1)
+        if tags:
+            found = [labels[int(place)] for place, tag in zip(shares.argmax(-1), example.tags, strict=True) if tag]
+            tagged[column] = list(zip(words, found, strict=False))
+        else:
+            chances[column] = dict(zip(labels, shares.tolist(), strict=True))
     if tags:
-        found = [labels[int(place)] for place, tag in zip(chances.argmax(-1), example.tags, strict=True) if tag]
-        return " ".join(f"{word}/{tag}" for word, tag in zip(words, found, strict=False))
-    shares, places = chances.topk(min(_LABELS_SHOWN, len(labels)))
-    return "\n".join(f"{labels[place]}: {share:.1%}" for share, place in zip(shares.tolist(), places.tolist(), strict=True))
+        lines = [" ".join(f"{word}/{tag}" for word, tag in tagged[column]) for column in COLUMNS]
+        return Comparison(text, text, *lines, tags=tagged)
+    lines = ["\n".join(f"{label}: {share:.1%}" for label, share in likeliest(chances[column], _LABELS_SHOWN)) for column in COLUMNS]
+    return Comparison(text, text, *lines, chances=chances)
+
+
+def likeliest(chances: dict[str, float], most: int) -> list[tuple[str, float]]:
+    """The likeliest labels with their probabilities, likeliest first."""
+    return sorted(chances.items(), key=lambda one: -one[1])[:most]
+
+
+def answers_together(adapted: Adapted, sampling: Sampling) -> bool:
+    """Whether both columns answer in one batch, in which each row has its own adapter or none.
+
+    On a GPU a step takes the same time for twice the rows; on a CPU it was slower (docs/benchmarks.md). Only where PEFT does it, and
+    where no token is drawn: rows of one batch draw different numbers, so that columns would differ by chance.
+    """
+    return adapted.model.device.type == "cuda" and sampling.temperature == 0 and can_answer_together(adapted)
+
+
+_MIXED_BY_PEFT = {"Linear", "Embedding", "Linear8bitLt", "Linear4bit"}
+"""PEFT's layers that look at each row's adapter. Others refuse, or give all rows the adapter without a word (GPTQ, AWQ)."""
+
+
+def can_answer_together(adapted: Adapted) -> bool:
+    """Whether PEFT can switch this adapter on and off by row."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in adapted.model.modules() if isinstance(module, LoraLayer)]
+    plain = all(type(layer).__name__ in _MIXED_BY_PEFT and not any(layer.use_dora.values()) for layer in layers)
+    return plain and not adapted.biases and not adapted.model.peft_config["default"].modules_to_save and adapted.goal.task != "seq2seq-lm"
+
+
+def _answer_together(
+    adapted: Adapted, asked: dict[Column, Sequence[list[Message]]], sampling: Sampling, on_text: OnText | None, seen: Seen | None
+) -> dict[Column, list[str]]:
+    prompts = {column: [_prompt_ids(adapted, messages, None) for messages in asked[column]] for column in COLUMNS}
+    answers: dict[Column, list[str]] = {column: [] for column in COLUMNS}
+    half = _BATCH // 2
+    for start in range(0, len(prompts["base"]), half):
+        some = {column: prompts[column][start : start + half] for column in COLUMNS}
+        columns = [column for column in COLUMNS for _ in some[column]]
+        texts = _generate(adapted, columns, [*some["base"], *some["adapter"]], start, sampling, on_text, seen=seen)
+        for column, text in zip(columns, texts, strict=True):
+            answers[column].append(text)
+    return answers
 
 
 def answer(
@@ -101,21 +164,24 @@ def answer(
     conversations: Sequence[list[Message]],
     sampling: Sampling,
     on_text: OnText | None = None,
-    expected: Sequence[str] | None = None,
     tools: Sequence[list[dict[str, Any]] | None] | None = None,
+    limits: Sequence[int] | None = None,
+    seen: Seen | None = None,
 ) -> list[str]:
     """One column's answers, generated in batches of prompts.
 
     Args:
         tools: for each conversation those that it may call.
-        expected: texts to be answered word for word; an answer ends as soon as it has become another.
+        limits: for each conversation how many tokens its answer may have.
+        seen: gets the token ids that the model was given.
     """
     offered = tools or [None] * len(conversations)
     prompts = [_prompt_ids(adapted, messages, some) for messages, some in zip(conversations, offered, strict=True)]
     answers: list[str] = []
     for start in range(0, len(prompts), _BATCH):
-        wanted = expected[start : start + _BATCH] if expected is not None else None
-        answers += _generate(adapted, column, prompts[start : start + _BATCH], start, sampling, on_text, wanted)
+        batch = prompts[start : start + _BATCH]
+        most = limits[start : start + _BATCH] if limits is not None else None
+        answers += _generate(adapted, [column] * len(batch), batch, start, sampling, on_text, most, seen)
     return answers
 
 
@@ -126,20 +192,17 @@ def _prompt_ids(adapted: Adapted, messages: list[Message], tools: list[dict[str,
     return render(adapted.tokenizer, [row], _LONGEST, task="seq2seq-lm")[0].input_ids
 
 
-def only(adapted: Adapted, column: Column) -> Any:
-    """Within this context the model is the base alone, or the base with its adapter."""
-    return adapted.model.disable_adapter() if column == "base" else contextlib.nullcontext()
-
-
 def _generate(
     adapted: Adapted,
-    column: Column,
+    columns: Sequence[Column],
     prompts: list[list[int]],
     start: int,
     sampling: Sampling,
     on_text: OnText | None,
-    expected: Sequence[str] | None,
+    limits: Sequence[int] | None = None,
+    seen: Seen | None = None,
 ) -> list[str]:
+    """The answers to one batch of prompts, row by row those of `columns`; the prompts of each column are numbered from `start`."""
     tokenizer, model = adapted.tokenizer, adapted.model
     longest = max(map(len, prompts))
     answers_apart = (
@@ -151,12 +214,17 @@ def _generate(
     drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    mixed = len(set(columns)) > 1
+    if mixed:
+        drawn["adapter_names"] = ["__base__" if column == "base" else "default" for column in columns]
     stops = [tokenizer.eos_token_id] if answers_apart else stop_token_ids(tokenizer)
     begins = 1 if answers_apart else longest
-    streamer = _Streamer(tokenizer, stops, lambda row, text: on_text(column, start + row, text)) if on_text else None
-    ended = StoppingCriteriaList([_NoLongerExpected(tokenizer, stops, begins, expected)]) if expected is not None else None
+    places = [start + columns[:row].count(column) for row, column in enumerate(columns)]
+    streamer = _Streamer(tokenizer, stops, lambda row, text: on_text(columns[row], places[row], text)) if on_text else None
+    ended = StoppingCriteriaList([_LongEnough(begins, limits)]) if limits is not None else None
     set_seed(sampling.seed)
-    with torch.inference_mode(), only(adapted, column):
+    switched = contextlib.nullcontext() if mixed else only(adapted, columns[0])
+    with torch.inference_mode(), switched, watching(adapted, columns, list(map(len, prompts)), seen):
         output = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens,
             eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, streamer=streamer, stopping_criteria=ended, **drawn,
@@ -175,21 +243,14 @@ def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
     return tokenizer.decode(ids[:end], skip_special_tokens=False).strip()
 
 
-class _NoLongerExpected(StoppingCriteria):
-    """Ends a row once its text can no longer become the expected one, or is twice as long in tokens: what comes after decides nothing."""
+class _LongEnough(StoppingCriteria):
+    """Ends each row after so many tokens of its own."""
 
-    def __init__(self, tokenizer: Any, stops: list[int], prompt_length: int, expected: Sequence[str]):
-        self.tokenizer, self.stops, self.prompt_length, self.expected = tokenizer, stops, prompt_length, expected
-        self.limits = [2 * len(ids) + 8 for ids in tokenizer(list(expected), add_special_tokens=False)["input_ids"]]
+    def __init__(self, prompt_length: int, limits: Sequence[int]):
+        self.prompt_length, self.limits = prompt_length, limits
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        texts = [_text(self.tokenizer, row[self.prompt_length :].tolist(), self.stops).rstrip("\ufffd") for row in input_ids]
-        length = input_ids.shape[1] - self.prompt_length
-        over = [
-            length > limit or not wanted.strip().startswith(text)
-            for text, wanted, limit in zip(texts, self.expected, self.limits, strict=True)
-        ]
-        return torch.tensor(over, device=input_ids.device)
+        return input_ids.shape[1] - self.prompt_length >= torch.tensor(self.limits, device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):

@@ -1,48 +1,82 @@
-"""Scores both columns on the rows that were held out from training: whether answers, labels or preferences are right, and the loss."""
+"""Scores both columns on the rows that were held out from training: whether answers, labels or preferences are right, how sure that is, and the loss."""
 
+import functools
+import hashlib
 import math
-import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from peft_space.compare import Column, Sampling, answer, only
+from peft_space import measures
+from peft_space.compare import Sampling, answer
 from peft_space.data.check import data_of
 from peft_space.data.example import MASKED, Example
-from peft_space.data.render import render
+from peft_space.data.render import prompt_ids, render
 from peft_space.data.rows import Conversation, Labelled
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
+from peft_space.fairness import COLUMNS, Column, check, only
+from peft_space.general_prompts import GENERAL_PROMPTS
+from peft_space.measures import Statistic
+from peft_space.models.families import CLASSIFYING
 from peft_space.models.load import Adapted
 from peft_space.run import Run
-from peft_space.scores import Evaluation, Scores, macro_f1, write_scores
+from peft_space.scores import Evaluation, General, Interval, Scores, write_scores
+from peft_space.scoring import Scoring
 from peft_space.training.tasks import collate, collate_pairs, collator_of
 
 _BATCH = 8
+_ANSWERED_AT_ONCE = 16
 _MOST_ROWS = 500
 """Held-out rows that are scored, evenly drawn where there are more."""
+_MOST_COUNTED = 10_000
+"""Trained rows that the commonest label is counted in, evenly drawn where there are more."""
+_GENERAL_TOKENS = 32
+_SAMPLES = 5
+_MOST_CONFUSED = 60
+"""Labels of a confusion matrix that is kept."""
+_METHOD = 1
+"""Raised when something is measured differently than before, so that what was kept is measured anew."""
+
+Batch = Callable[[str, int, Callable[[], Any]], Any]
+"""Called with a part of the scoring, the number of a batch in it and what measures it: the batch's results, one for each of its rows."""
+Measured = dict[str, list[Any]]
+"""What one column gave for each row, by kind."""
 
 
 def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> Evaluation:
-    """Score both columns and keep the result in the run. Raises UserError where no row was held out."""
+    """Score both columns and keep the result in the run; go on where it was interrupted. Raises UserError where no row was held out."""
     held_out, examples = _held_out(run, adapted)
-    columns: list[Scores] = []
-    for number, column in enumerate(("base", "adapter")):
-        on_progress(number / 2, f"Scoring the {column} on {len(held_out)} rows")
-        columns.append(_scores(adapted, column, held_out, examples, run.recipe.preference_beta))  # type: ignore[arg-type]
-    result = Evaluation(len(held_out), *columns)
+    checked = check(adapted)
+    batches = _num_batches(adapted, held_out, examples)
+    done = iter(range(batches))
+    scoring = Scoring(run, _key(run, adapted, held_out, examples), lambda part: on_progress(next(done) / batches, f"Scoring {part}"))
+    measured = {column: _measured(adapted, column, held_out, examples, scoring.batch) for column in COLUMNS}
+    scores = {column: _statistics(adapted, held_out, examples, measured[column], measured["base"], run.recipe) for column in COLUMNS}
+    result = Evaluation(
+        num_rows=len(held_out),
+        base=_points(scores["base"]),
+        adapter=_points(scores["adapter"]),
+        intervals=_intervals(scores),
+        confusion=_confusion(adapted, examples, measured),
+        majority=_majority(run, adapted, examples),
+        general=_general(adapted, scoring.batch),
+        samples=_samples(held_out, measured),
+        fairness=checked.in_words(),
+    )
     write_scores(run, result)
+    scoring.done()
     return result
 
 
 def held_out_loss(run: Run, adapted: Adapted) -> float:
     """The adapter's loss alone, as `evaluate` measures it, and nothing is kept. Raises UserError where no row was held out."""
     _, examples = _held_out(run, adapted)
-    if adapted.goal.task in ("causal-lm", "seq2seq-lm"):
-        return mean_loss(adapted, "adapter", examples)
-    return _scores(adapted, "adapter", [], examples, run.recipe.preference_beta).loss
+    found = _measured(adapted, "adapter", [], examples, lambda part, number, measure: measure())
+    return measures.point(*_statistics(adapted, [], examples, found, found, run.recipe)["loss"])
 
 
 def _held_out(run: Run, adapted: Adapted) -> tuple[list[Any], list[Example]]:
@@ -60,21 +94,111 @@ def _held_out(run: Run, adapted: Adapted) -> tuple[list[Any], list[Example]]:
 
 def _known(held_out: Any, adapted: Adapted) -> list[Any]:
     """At most so many rows, evenly drawn; not those of a label that was never trained."""
-    rows = [held_out[int(at)] for at in np.linspace(0, len(held_out) - 1, min(len(held_out), _MOST_ROWS))]
+    rows = [held_out[at] for at in _evenly(len(held_out), _MOST_ROWS)]
     return [row for row in rows if not isinstance(row, Labelled) or row.label in adapted.goal.labels]
 
 
-def _scores(adapted: Adapted, column: Column, rows: Sequence[Any], examples: Sequence[Example], beta: float) -> Scores:
+def _evenly(count: int, most: int) -> list[int]:
+    return [int(at) for at in np.linspace(0, count - 1, min(count, most))]
+
+
+def _key(run: Run, adapted: Adapted, rows: Sequence[Any], examples: Sequence[Example]) -> str:
+    """Names all that decides what is measured."""
+    digest = hashlib.sha256(
+        repr([_METHOD, rows, examples, run.recipe, adapted.goal, str(adapted.model.device), adapted.model.dtype]).encode()
+    )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        with open(run.adapter / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _num_batches(adapted: Adapted, rows: Sequence[Any], examples: Sequence[Example]) -> int:
+    answered = math.ceil(len(_answered(adapted, rows)) / _ANSWERED_AT_ONCE)
+    rejected = math.ceil(sum(example.rejected is not None for example in examples) / _BATCH)
+    general = 2 + len(GENERAL_PROMPTS) if _answers_generally(adapted) else 0
+    return 2 * (math.ceil(len(examples) / _BATCH) + rejected + answered) + general
+
+
+def _in_batches(batch: Batch, part: str, items: Sequence[Any], size: int, measure: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+    starts = range(0, len(items), size)
+    return [found for start in starts for found in batch(part, start // size, functools.partial(measure, items[start : start + size]))]
+
+
+def _measured(adapted: Adapted, column: Column, rows: Sequence[Any], examples: Sequence[Example], batch: Batch) -> Measured:
+    """What one column makes of the rows."""
+    if adapted.goal.task in CLASSIFYING:
+        return {"labels": _in_batches(batch, f"the {column}", examples, _BATCH, lambda some: _guesses(adapted, column, some))}
+
+    def likelihoods(some: Sequence[Example]) -> list[float]:
+        return log_likelihoods(adapted, column, some).tolist()
+
+    found: Measured = {"likelihoods": _in_batches(batch, f"the {column}", examples, _BATCH, likelihoods)}
+    if adapted.goal.task == "dpo":
+        rejected = [example.rejected for example in examples if example.rejected]
+        found["rejected"] = _in_batches(batch, f"the {column} on the worse answers", rejected, _BATCH, likelihoods)
+    if answered := _answered(adapted, rows):
+        # those of like length together, so that few wait for one that is long
+        limits = _limits(adapted, answered)
+        order = sorted(range(len(answered)), key=limits.__getitem__)
+
+        def answers(places: Sequence[int]) -> list[str]:
+            some, most = [answered[at] for at in places], [limits[at] for at in places]
+            turns, tools = [row.messages[:-1] for row in some], [row.tools for row in some]
+            return answer(adapted, column, turns, Sampling(max_new_tokens=max(most)), tools=tools, limits=most)
+
+        given = _in_batches(batch, f"the {column}'s answers", order, _ANSWERED_AT_ONCE, answers)
+        found["answers"] = [text for _, text in sorted(zip(order, given, strict=True))]
+    return found
+
+
+def _answered(adapted: Adapted, rows: Sequence[Any]) -> list[Conversation]:
+    """The rows that are answered for their score."""
+    return [row for row in rows if isinstance(row, Conversation)] if adapted.goal.task in ("causal-lm", "seq2seq-lm") else []
+
+
+def _limits(adapted: Adapted, rows: Sequence[Conversation]) -> list[int]:
+    """How many tokens each answer may have: twice as many as the row's own. What comes after makes a wrong answer no less wrong."""
+    wanted = [row.messages[-1]["content"].strip() for row in rows]
+    return [min(4096, 2 * len(ids) + 8) for ids in adapted.tokenizer(wanted, add_special_tokens=False)["input_ids"]]
+
+
+def _statistics(
+    adapted: Adapted, rows: Sequence[Any], examples: Sequence[Example], found: Measured, base: Measured, recipe: Any
+) -> dict[str, tuple[Statistic, int]]:
+    """Each score of the task as something to be asked of any sample of its rows, and how many there are."""
     match adapted.goal.task:
         case "sequence-classification" | "token-classification":
-            return _of_labels(adapted, column, examples)
+            scores = _of_labels(adapted, examples, found)
         case "dpo":
-            return _of_preferences(adapted, column, examples, beta)
+            scores = _of_preferences(examples, found, base, recipe.preference_beta)
         case "kto":
-            return _of_ratings(adapted, column, examples, beta)
-    answered = [row for row in rows if isinstance(row, Conversation)]
-    loss = mean_loss(adapted, column, examples)
-    return Scores(loss, math.exp(min(loss, 700)), _exact_match(adapted, column, answered) if answered else None)
+            scores = _of_ratings(examples, found, base, recipe.preference_beta)
+        case _:
+            loss = measures.ratio(-np.array(found["likelihoods"]), np.array([example.num_trained for example in examples]))
+            scores = {"loss": loss, "perplexity": lambda counts: np.exp(np.minimum(loss(counts), 700))}
+    counted = {name: (score, len(examples)) for name, score in scores.items()}
+    if "answers" in found:
+        wanted = [row.messages[-1]["content"].strip() for row in _answered(adapted, rows)]
+        pairs = list(zip(found["answers"], wanted, strict=True))
+        for name, score in (("exact_match", str.__eq__), ("chrf", measures.chrf), ("rouge_l", measures.rouge_l)):
+            counted[name] = (measures.mean([float(score(*pair)) for pair in pairs]), len(pairs))
+    return counted
+
+
+def _points(scores: dict[str, tuple[Statistic, int]]) -> Scores:
+    found = {name: measures.point(*score) for name, score in scores.items()}
+    return Scores(**{name: value for name, value in found.items() if not math.isnan(value)})
+
+
+def _intervals(scores: dict[Column, dict[str, tuple[Statistic, int]]]) -> dict[str, dict[str, Interval]]:
+    found: dict[str, dict[str, Interval]] = {"base": {}, "adapter": {}, "difference": {}}
+    for name, (base, num_rows) in scores["base"].items():
+        adapter = scores["adapter"][name][0]
+        asked = {"base": base, "adapter": adapter, "difference": lambda counts, one=base, other=adapter: other(counts) - one(counts)}
+        for kind, interval in measures.intervals(asked, num_rows).items():
+            found[kind][name] = interval
+    return found
 
 
 def mean_loss(adapted: Adapted, column: Column, examples: Sequence[Example]) -> float:
@@ -104,47 +228,142 @@ def _logits(adapted: Adapted, column: Column, examples: Sequence[Example], toget
             yield batch, adapted.model(**given).logits
 
 
-def _exact_match(adapted: Adapted, column: Column, rows: Sequence[Conversation]) -> float:
-    wanted = [row.messages[-1]["content"].strip() for row in rows]
-    longest = max(len(ids) for ids in adapted.tokenizer(wanted)["input_ids"])
-    sampling = Sampling(max_new_tokens=min(4096, longest + 8))
-    given = answer(adapted, column, [row.messages[:-1] for row in rows], sampling, expected=wanted, tools=[row.tools for row in rows])
-    return sum(map(operator.eq, given, wanted)) / len(rows)
-
-
-def _of_labels(adapted: Adapted, column: Column, examples: Sequence[Example]) -> Scores:
-    guesses, wanted, losses = [], [], []
+def _guesses(adapted: Adapted, column: Column, examples: Sequence[Example]) -> list[tuple[list[int], list[int], float]]:
+    """Of each example its likeliest labels, as places, those that are right, and the sum of their losses in nats."""
+    found = []
     for batch, logits in _logits(adapted, column, examples, collator_of(adapted.goal, adapted.tokenizer.pad_token_id)):
-        counted = batch["labels"] != MASKED
-        labels, chosen = batch["labels"][counted], logits[counted].float()
-        losses += torch.nn.functional.cross_entropy(chosen, labels, reduction="none").tolist()
-        guesses += chosen.argmax(-1).tolist()
-        wanted += labels.tolist()
-    guessed, right = np.array(guesses), np.array(wanted)
-    return Scores(float(np.mean(losses)), accuracy=float((guessed == right).mean()), macro_f1=macro_f1(guessed, right))
+        for labels, chances in zip(batch["labels"], logits.float(), strict=True):
+            counted = labels.reshape(-1) != MASKED
+            right, chosen = labels.reshape(-1)[counted], chances.reshape(len(counted), -1)[counted]
+            loss = torch.nn.functional.cross_entropy(chosen, right, reduction="sum")
+            found.append((chosen.argmax(-1).tolist(), right.tolist(), loss.item()))
+    return found
 
 
-def _of_preferences(adapted: Adapted, column: Column, examples: Sequence[Example], beta: float) -> Scores:
-    rejected = [example.rejected for example in examples if example.rejected]
-    better, worse = (log_likelihoods(adapted, column, some) for some in (examples, rejected))
-    base_better, base_worse = (log_likelihoods(adapted, "base", some) for some in (examples, rejected))
-    lengths, worse_lengths = (np.array([_num_tokens(example) for example in some]) for some in (examples, rejected))
-    return Scores(
-        loss=float(-better.sum() / lengths.sum()),
-        preferred=float((better / lengths > worse / worse_lengths).mean()),
-        margin=float(beta * ((better - base_better) - (worse - base_worse)).mean()),
-    )
+def _of_labels(adapted: Adapted, examples: Sequence[Example], found: Measured) -> dict[str, Statistic]:
+    guesses, wanted, losses = zip(*found["labels"], strict=True)
+    sizes = np.array([len(right) for right in wanted])
+    every_guess, every_label = (np.concatenate([np.array(one, dtype=int) for one in some]) for some in (guesses, wanted))
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    right = np.bincount(row, every_guess == every_label, len(sizes))
+    labels = adapted.goal.labels
+    scores = {
+        "loss": measures.ratio(np.array(losses), sizes),
+        "accuracy": measures.ratio(right, sizes),
+        "macro_f1": measures.macro_f1_of_rows(row, every_guess, every_label, len(labels)),
+    }
+    if adapted.goal.task == "token-classification" and measures.are_entities(labels):
+        pairs = [[measures.entities([labels[at] for at in one]) for one in pair] for pair in zip(guesses, wanted, strict=True)]
+        counts = np.array([(len(given & right), len(given), len(right)) for given, right in pairs])
+        scores["entity_f1"] = measures.f1(*counts.T)
+    return scores
 
 
-def _of_ratings(adapted: Adapted, column: Column, examples: Sequence[Example], beta: float) -> Scores:
-    sums, base_sums = (log_likelihoods(adapted, one, examples) for one in (column, "base"))  # type: ignore[arg-type]
-    good = np.array([bool(example.good) for example in examples])
-    rewards = beta * (sums - base_sums)
+def _of_preferences(examples: Sequence[Example], found: Measured, base: Measured, beta: float) -> dict[str, Statistic]:
+    better, worse, base_better, base_worse = (
+        np.array(some[kind]) for some in (found, base) for kind in ("likelihoods", "rejected")
+    )  # fmt: skip
     lengths = np.array([_num_tokens(example) for example in examples])
-    margin = float(rewards[good].mean() - rewards[~good].mean()) if good.any() and not good.all() else None
-    liked = good if good.any() else ~good
-    return Scores(loss=float(-sums[liked].sum() / lengths[liked].sum()), margin=margin)
+    worse_lengths = np.array([_num_tokens(example.rejected) for example in examples if example.rejected])
+    return {
+        "loss": measures.ratio(-better, lengths),
+        "preferred": measures.mean(better / lengths > worse / worse_lengths),
+        "margin": measures.mean(beta * ((better - base_better) - (worse - base_worse))),
+    }
+
+
+def _of_ratings(examples: Sequence[Example], found: Measured, base: Measured, beta: float) -> dict[str, Statistic]:
+    sums = np.array(found["likelihoods"])
+    good = np.array([float(bool(example.good)) for example in examples])
+    rewards = beta * (sums - np.array(base["likelihoods"]))
+    lengths = np.array([_num_tokens(example) for example in examples])
+    liked = good if good.any() else 1 - good
+    of_good, of_others = measures.ratio(rewards * good, good), measures.ratio(rewards * (1 - good), 1 - good)
+    return {
+        "loss": measures.ratio(-sums * liked, lengths * liked),
+        "margin": lambda counts: of_good(counts) - of_others(counts),
+    }
 
 
 def _num_tokens(example: Example) -> int:
     return sum(end - start for start, end in example.trained)
+
+
+def _confusion(adapted: Adapted, examples: Sequence[Example], measured: dict[Column, Measured]) -> dict[str, Any] | None:
+    labels = adapted.goal.labels
+    if not 0 < len(labels) <= _MOST_CONFUSED:
+        return None
+    tables: dict[str, Any] = {"labels": list(labels)}
+    for column, found in measured.items():
+        guesses, wanted = (np.array([at for row in found["labels"] for at in row[side]], dtype=int) for side in (0, 1))
+        tables[column] = measures.confusion(guesses, wanted, len(labels)).tolist()
+    return tables
+
+
+def commonest_label(run: Run) -> str:
+    """The commonest label, or tag, of the trained rows."""
+    trained = data_of(run).train
+    rows = (trained[at] for at in _evenly(len(trained), _MOST_COUNTED))
+    counted = Counter(label for row in rows for label in ([row.label] if isinstance(row, Labelled) else row.tags))  # type: ignore[union-attr]
+    return counted.most_common(1)[0][0]
+
+
+def _majority(run: Run, adapted: Adapted, examples: Sequence[Example]) -> dict[str, Any] | None:
+    """The commonest label, or tag, and how much of what is scored it is."""
+    if adapted.goal.task not in CLASSIFYING:
+        return None
+    label = commonest_label(run)
+    scored = [one for example in examples for one in ([example.label] if example.label is not None else filter(None, example.tags))]
+    return {"label": label, "share": scored.count(label) / len(scored)}
+
+
+def _samples(rows: Sequence[Any], measured: dict[Column, Measured]) -> list[dict[str, str]]:
+    if "answers" not in measured["base"]:
+        return []
+    answered = [row for row in rows if isinstance(row, Conversation)][:_SAMPLES]
+    return [
+        {"prompt": row.messages[-2]["content"] if len(row.messages) > 1 else "", "expected": row.messages[-1]["content"]}
+        | {column: found["answers"][at] for column, found in measured.items()}
+        for at, row in enumerate(answered)
+    ]
+
+
+def _answers_generally(adapted: Adapted) -> bool:
+    return adapted.goal.task in ("causal-lm", "dpo", "kto")
+
+
+def _general(adapted: Adapted, batch: Batch) -> General | None:
+    """How far the adapter is from the base on questions that have nothing to do with the training; of models that answer questions."""
+    if not _answers_generally(adapted):
+        return None
+    turns = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS]
+    sampling = Sampling(max_new_tokens=_GENERAL_TOKENS)
+    answers = {
+        column: batch(f"the {column} on general questions", 0, functools.partial(answer, adapted, column, turns, sampling))
+        for column in COLUMNS
+    }
+    pairs = list(zip(turns, answers["base"], strict=True))
+    apart = _in_batches(batch, "how far they are apart there", pairs, 1, lambda some: [_apart(adapted, *some[0])])
+    divergence, agreeing, places = np.array(apart, dtype=float).T
+    scores = {"agreement": measures.ratio(agreeing, places), "divergence": measures.ratio(divergence, places)}
+    ends = measures.intervals(scores, len(apart))
+    return General(
+        len(apart), int(places.sum()), measures.point(scores["agreement"], len(apart)), ends["agreement"],
+        measures.point(scores["divergence"], len(apart)), ends["divergence"],
+        [{"prompt": prompt} | {column: answers[column][at] for column in COLUMNS} for at, prompt in enumerate(GENERAL_PROMPTS)],
+    )  # fmt: skip
+
+
+def _apart(adapted: Adapted, turns: list[dict[str, Any]], said: str) -> tuple[float, int, int]:
+    """Over the places of an answer: the sum of the divergences of adapter from base in nats, where the likeliest token is the same, and how many."""
+    asked = prompt_ids(adapted.tokenizer, turns)
+    told = adapted.tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
+    ids = torch.tensor([asked + told], device=adapted.model.device)
+    chances = {}
+    for column in COLUMNS:
+        with torch.inference_mode(), only(adapted, column):
+            logits = adapted.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(asked) - 1 :]
+        chances[column] = logits.float().log_softmax(-1)
+    base, tuned = chances["base"], chances["adapter"]
+    divergence = (base.exp() * (base - tuned)).sum()
+    return float(divergence), int((base.argmax(-1) == tuned.argmax(-1)).sum()), len(base)

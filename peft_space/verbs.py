@@ -279,12 +279,24 @@ def train(run: str) -> Json:
         return train_run(opened, report_to=settings.report_to()).model_dump()
 
 
-def compare(run: str, prompts: list[str], system: str = "", sampling: Json | None = None, report: Report | None = None) -> Json:
-    """Both columns' answers to each prompt; while they grow, `report` gets {column, prompt, text}."""
-    from peft_space import compare as comparing
+def compare(
+    run: str,
+    prompts: list[str],
+    system: str = "",
+    sampling: Json | None = None,
+    history: list[Json] | None = None,
+    report: Report | None = None,
+) -> Json:
+    """Both columns' answers to each prompt, and whether the comparison was fair; while they grow, `report` gets {column, prompt, text}.
 
-    turns = [[{"role": "system", "content": system}] if system.strip() else [] for _ in prompts]
-    conversations = [[*turn, {"role": "user", "content": prompt}] for turn, prompt in zip(turns, prompts, strict=True)]
+    Args:
+        history: the turns before, as earlier `answers` give them: {prompt, base, adapter} each. Each column goes on with its own.
+    """
+    from peft_space import compare as comparing
+    from peft_space import fairness
+    from peft_space.evaluate import commonest_label
+
+    conversations = {column: [_turns(system, history or [], column, prompt) for prompt in prompts] for column in fairness.COLUMNS}
 
     def on_text(column: str, prompt: int, text: str) -> None:
         if report:
@@ -292,16 +304,87 @@ def compare(run: str, prompts: list[str], system: str = "", sampling: Json | Non
 
     _progress(report)(0.0, "Loading the base and the adapter")
     wanted = comparing.Sampling(**(sampling or {}))
-    answers = comparing.compare(_adapted(run), conversations, wanted, on_text if report else None)
-    return {"sampling": asdict(wanted), "answers": [asdict(given) for given in answers]}
+    adapted = _adapted(run)
+    if history and adapted.goal.task in ("seq2seq-lm", *comparing.CLASSIFYING):
+        raise UserError("This model answers one text at a time, without a conversation. Ask without a history.")
+    seen: fairness.Seen = {"base": [], "adapter": []}
+    answers = comparing.compare(adapted, conversations["base"], wanted, on_text if report else None, seen, conversations["adapter"])
+    checked = fairness.check(adapted, seen, comparing.answers_together(adapted, wanted), own_histories=bool(history))
+    return {
+        "task": adapted.goal.task,
+        "commonest": commonest_label(Run(run)) if adapted.goal.labels else None,
+        "sampling": asdict(wanted),
+        "answers": [asdict(given) for given in answers],
+        "fairness": asdict(checked) | {"fair": checked.fair, "words": checked.in_words()},
+    }
+
+
+def _turns(system: str, history: list[Json], column: str, prompt: str) -> list[Json]:
+    turns = [[{"role": "user", "content": turn["prompt"]}, {"role": "assistant", "content": turn[column]}] for turn in history]
+    opened = [{"role": "system", "content": system}] if system.strip() else []
+    return [*opened, *(message for turn in turns for message in turn), {"role": "user", "content": prompt}]
 
 
 def evaluate(run: str, report: Report | None = None) -> Json:
-    """Scores of `base` and `adapter` on the held-out rows."""
+    """Scores of `base` and `adapter` on the held-out rows, with `intervals`, and how much general answers changed (`general`).
+
+    A scoring that was interrupted goes on where it was.
+    """
     from peft_space.evaluate import evaluate as evaluate_run
 
     _progress(report)(0.0, "Loading the base and the adapter")
     return asdict(evaluate_run(Run(run), _adapted(run), _progress(report)))
+
+
+_ANSWERED_AT_ONCE = 8
+
+
+def pairs(
+    run: str,
+    prompts: list[str] | None = None,
+    count: int = 10,
+    system: str = "",
+    sampling: Json | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Json:
+    """A new blind vote: `pairs` of answers without their columns, in random order and on random sides. Votes before are forgotten.
+
+    Args:
+        prompts: what to ask; without them, `count` of the held-out rows.
+    """
+    from peft_space import votes
+    from peft_space.prompts import held_out_prompts
+
+    opened = Run(run)
+    asked = [{"prompt": prompt, "system": system} for prompt in prompts] if prompts else held_out_prompts(opened, count)
+    answers: list[Json] = []
+    for start in range(0, len(asked), _ANSWERED_AT_ONCE):
+        _progress(report)(start / len(asked), "Both answer, unseen")
+        some = asked[start : start + _ANSWERED_AT_ONCE]
+        for said in dict.fromkeys(one["system"] for one in some):  # the rows of one system message together
+            given = compare(run, [one["prompt"] for one in some if one["system"] == said], said, sampling)
+            if given["task"].endswith("classification"):
+                raise UserError("A label is right or wrong, so there is nothing to vote on. Score both columns instead.")
+            if not given["fairness"]["fair"]:
+                raise UserError(given["fairness"]["words"])
+            answers += given["answers"]
+    return {"pairs": votes.put_up(opened, answers, seed)}
+
+
+def vote(run: str, pair: str, choice: str) -> Json:
+    """Keep a vote on a pair: `left`, `right`, or `same`. Returns how many pairs are left, `left_to_vote`."""
+    from peft_space import votes
+
+    votes.vote(Run(run), pair, choice)  # type: ignore[arg-type]
+    return {"left_to_vote": len(votes.open_pairs(Run(run)))}
+
+
+def votes(run: str) -> Json:
+    """How the blind vote stands: `win_rate` of the adapter, its `interval`, the same in `words`, and the `votes` one by one."""
+    from peft_space import votes as voting
+
+    return voting.result(Run(run))
 
 
 def export(
@@ -458,6 +541,9 @@ VERBS: dict[str, Callable[..., Json]] = {
         adopt,
         compare,
         evaluate,
+        pairs,
+        vote,
+        votes,
         spectrum,
         compress,
         serving,
@@ -467,7 +553,21 @@ VERBS: dict[str, Callable[..., Json]] = {
     )
 }
 """What a worker process can be asked for; training has a process of its own."""
-REPORTING = {"check", "advise", "estimate", "dry_run", "study", "make", "adopt", "compress", "compare", "evaluate", "export", "push"}
+REPORTING = {
+    "check",
+    "advise",
+    "estimate",
+    "dry_run",
+    "study",
+    "make",
+    "adopt",
+    "compress",
+    "compare",
+    "evaluate",
+    "pairs",
+    "export",
+    "push",
+}
 """Verbs that tell what they are doing."""
 TAKING_TURNS = {"study", "dry_run"}
 """Verbs that train, and so wait until no other training has the machine. They report."""

@@ -9,6 +9,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -47,13 +49,22 @@ def t5(folder, words):
 
 def llama(folder):
     """A decoder with the built-in model's tokenizer and chat template."""
+    return _decoder(folder, LlamaConfig, LlamaForCausalLM)
+
+
+def qwen2(folder):
+    """The same with biases in its attention."""
+    return _decoder(folder, Qwen2Config, Qwen2ForCausalLM)
+
+
+def _decoder(folder, config_class, model_class):
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    config = config_class(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
-    return _saved(folder, LlamaForCausalLM(config), tokenizer)
+    return _saved(folder, model_class(config), tokenizer)
 
 
 def _tokenizer(words, single, pair, around):

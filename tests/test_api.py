@@ -29,6 +29,9 @@ ENDPOINTS = {
     "resume",
     "compare",
     "evaluate",
+    "pairs",
+    "vote",
+    "votes",
     "export",
     "push",
     "runs",
@@ -237,7 +240,17 @@ def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
     assert client.predict(run, owner, api_name="/status")["run"] == run
     assert [line["run"] for line in client.predict(owner, api_name="/runs")] == [run]
     assert client.predict(stranger, api_name="/runs") == []
-    of_a_run = {"status": {}, "stop": {}, "resume": {}, "compare": {"prompts": ["Hi"]}, "evaluate": {}, "export": {}}
+    of_a_run = {
+        "status": {},
+        "stop": {},
+        "resume": {},
+        "compare": {"prompts": ["Hi"]},
+        "evaluate": {},
+        "pairs": {},
+        "vote": {"pair": "1", "choice": "left"},
+        "votes": {},
+        "export": {},
+    }
     for endpoint, more in (of_a_run | {"push": {"repo": "a/b", "token": "hf_x"}}).items():
         assert refusal(client, endpoint, run=run, owner=stranger, **more).startswith(f"You have no run {run!r}.")
         assert "whose runs these are" in refusal(client, endpoint, run=run, **more)

@@ -94,6 +94,13 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
     assert scores["base"]["accuracy"] < 0.6
     assert scores["adapter"]["accuracy"] > 0.9
     assert evaluations_of(run.history())[-1].metrics["accuracy"] == pytest.approx(scores["adapter"]["accuracy"])
+    assert scores["majority"]["label"] in COLOURS
+    assert scores["majority"]["share"] < scores["adapter"]["accuracy"]
+    table = scores["confusion"]["adapter"]
+    assert sum(map(sum, table)) == scores["num_rows"]
+    assert sum(table[at][at] for at in range(4)) / scores["num_rows"] == pytest.approx(scores["adapter"]["accuracy"])
+    assert scores["intervals"]["difference"]["accuracy"][0] > 0
+    assert scores["general"] is None, "it answers no questions"
     weights = load_file(run.adapter / "adapter_model.safetensors")
     assert "base_model.model.classifier.weight" in weights
     assert json.loads((run.adapter / "adapter_config.json").read_text())["modules_to_save"] == ["bert.pooler.dense", "classifier"], (
@@ -101,6 +108,8 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
     )
     [answer] = verbs.compare(str(run.directory), ["I bought the green mug in Rome"])["answers"]
     assert answer["adapter"].startswith("green: ")
+    assert list(answer["chances"]["base"]) == sorted(COLOURS)
+    assert sum(answer["chances"]["adapter"].values()) == pytest.approx(1)
     assert plain_peft_gives_the_same_logits(run, bert, torch.tensor([[2, 10, 11, 12, 3]]))
     card = (run.adapter / "README.md").read_text()
     assert "base = AutoModelForSequenceClassification.from_pretrained(" in card
@@ -137,6 +146,9 @@ def test_tags_are_learnt_by_an_encoder(bert, tmp_path, write):
     assert scores["adapter"]["macro_f1"] > 0.95 > scores["base"]["macro_f1"] + 0.3
     [answer] = verbs.compare(str(run.directory), ["a blue clock in Oslo"])["answers"]
     assert answer["adapter"] == "a/O blue/B-COLOUR clock/O in/O Oslo/B-PLACE"
+    assert answer["tags"]["adapter"] == [("a", "O"), ("blue", "B-COLOUR"), ("clock", "O"), ("in", "O"), ("Oslo", "B-PLACE")]
+    assert scores["adapter"]["entity_f1"] > 0.9 > scores["base"]["entity_f1"] + 0.3
+    assert scores["majority"]["label"] == "O"
 
 
 def test_labels_are_learnt_by_a_decoder_in_4_bit(tmp_path, write):
@@ -150,6 +162,7 @@ def test_one_text_is_written_from_another(t5, tmp_path, write):
     recipe = OFTEN.model_copy(update={"base_model": t5, "num_epochs": 60, "lora_rank": 32, "learning_rate": 1e-2, "held_out_share": 0.1})
     run, scores = trained(translated(), recipe, tmp_path, write)
     assert scores["base"]["exact_match"] == 0
+    assert scores["adapter"]["chrf"] > scores["base"]["chrf"]
     assert scores["adapter"]["loss"] < 0.2 * scores["base"]["loss"]
     answer = verbs.compare(str(run.directory), ["the lamp is red"])["answers"][0]
     assert answer["adapter"].endswith("ist rot"), "the colour is translated; which thing it is, so small a model mixes up on some machines"
@@ -168,6 +181,8 @@ def test_what_is_better_is_learnt_with_the_base_as_reference(rows, task, tmp_pat
     assert sum(margins[-3:]) / 3 > 0.3
     assert scores["base"]["margin"] == 0
     assert scores["adapter"]["margin"] > 0.3
+    assert scores["intervals"]["adapter"]["margin"][0] > 0
+    assert scores["general"]["agreement"] < 1
     assert sorted(path.name for path in run.adapter.iterdir() if path.is_dir()) == [], "no copy of the adapter is kept"
     if task == "dpo":
         assert scores["adapter"]["preferred"] >= scores["base"]["preferred"]

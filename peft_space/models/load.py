@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from peft_space.models.families import (
 from peft_space.models.files import check_weights
 from peft_space.models.fit import check_fits, revision_of
 from peft_space.models.quantization import keep_exact, quantization_config, quantization_of
+from peft_space.models.witness import Witness
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
 
@@ -125,6 +126,7 @@ def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS, pu
     config = adapter_config(recipe, layers, goal.task, model.untrained_modules)
     saved = list(config.modules_to_save or []) or None  # PEFT adds to its own
     adapted = put(model) if put else get_peft_model(model, config)
+    _refuse_zero_rows(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:  # small steps are lost in 16 bits; PEFT sees to its own matrices, not to a head
             parameter.data = parameter.data.float()
@@ -133,6 +135,17 @@ def new_adapter(model: Any, recipe: Recipe, base: Base, goal: Goal = ANSWERS, pu
     adapted.peft_config["default"].revision = base.revision
     adapted.peft_config["default"].modules_to_save = saved
     return adapted
+
+
+def _refuse_zero_rows(adapted: Any) -> None:
+    """DoRA divides by the length of each row, so that PEFT answers with no number at all where one is of zeros."""
+    for name, magnitude in adapted.named_parameters():
+        if "lora_magnitude_vector" in name and bool((magnitude == 0).any()):
+            layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
+            raise UserError(
+                f"DoRA divides each row of a layer by its length, and {layer} has {int((magnitude == 0).sum())} rows of zeros. "
+                "Choose lora as the method, or leave such layers out of the target modules."
+            )
 
 
 _PEFT_TASKS: dict[Task, str] = {"seq2seq-lm": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
@@ -170,6 +183,10 @@ class Adapted:
     model: Any
     tokenizer: Any
     goal: Goal = ANSWERS
+    witness: Witness | None = None
+    """What the base answered before the adapter was put on it."""
+    biases: list[tuple[Any, Any, Any]] = field(default_factory=list)
+    """(parameter, the base's values, the adapter's) where the adapter trained biases: PEFT writes them over the base's, and leaves them there."""
 
 
 def base_of(run: Run, adapter: Path | None = None) -> tuple[Base, Goal]:
@@ -189,12 +206,16 @@ def load_adapted(run: Run, adapter: Path | None = None) -> Adapted:
     from peft import PeftModel
 
     base, goal = base_of(run, adapter)
-    model = load_base_model(base, run.recipe, inference_dtype(), goal)
+    folder = adapter or run.adapter
+    tokenizer = load_tokenizer(base, run.recipe.chat_template, goal.task)
+    model = load_base_model(base, run.recipe, inference_dtype(), goal).eval()
     if getattr(model, "is_loaded_in_4bit", False) and has_room_for(4 * model.num_parameters()):
         model = model.dequantize()  # the same numbers to the bit, without unpacking them again for every token
-    return Adapted(
-        PeftModel.from_pretrained(model, adapter or run.adapter).eval(), load_tokenizer(base, run.recipe.chat_template, goal.task), goal
-    )
+    witness = Witness.of(model, tokenizer)
+    with_biases = json.loads((folder / "adapter_config.json").read_text()).get("bias", "none") != "none"
+    own = [(value, value.detach().clone()) for name, value in model.named_parameters() if with_biases and name.endswith("bias")]
+    adapted = PeftModel.from_pretrained(model, folder).eval()
+    return Adapted(adapted, tokenizer, goal, witness, [(value, before, value.detach().clone()) for value, before in own])
 
 
 def has_room_for(num_bytes: int) -> bool:

@@ -317,7 +317,8 @@ def _save_adapter(run: Run, model: Any, tokenizer: Any, prepared: Prepared, base
     aside, folder, old = run.path(_ADAPTER_ASIDE), run.path("adapter"), run.path(".adapter.old")
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
-    run.path("scores.json").unlink(missing_ok=True)  # they are of the adapter that was there before
+    for measured in ("scores.json", "votes.json"):  # they are of the adapter that was there before
+        run.path(measured).unlink(missing_ok=True)
     # no look at the Hub for the vocabulary's size: embeddings are not trained
     model.save_pretrained(aside, save_embedding_layers=False, selected_adapters=["default"])
     _order_sets(aside / "adapter_config.json")

@@ -1,4 +1,4 @@
-"""The product for programs: thirteen endpoints of stable names and plain types beside the page, told to users in docs/api.md.
+"""The product for programs: sixteen endpoints of stable names and plain types beside the page, told to users in docs/api.md.
 
 A run opens only for who has its owner's secret, and no file is read but one that Gradio itself received.
 """
@@ -18,7 +18,7 @@ from gradio.utils import get_upload_folder
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
-from peft_space import events, settings
+from peft_space import events, settings, verbs
 from peft_space.curves import overfits_from
 from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
@@ -45,6 +45,15 @@ class Sampling(TypedDict, total=False):
     seed: Annotated[int, Field(ge=0)]
 
 
+@with_config(ConfigDict(extra="ignore"))
+class Turn(TypedDict):
+    """A turn of a conversation, as an answer of /compare has it."""
+
+    prompt: str
+    base: str
+    adapter: str
+
+
 def build(page: Page) -> None:
     """Offer the endpoints. To be called inside `gr.Blocks`."""
     blocks = Context.root_block
@@ -62,6 +71,9 @@ def build(page: Page) -> None:
         api.resume,
         api.compare,
         api.evaluate,
+        api.pairs,
+        api.vote,
+        api.votes,
         api.export,
         api.card,
         api.push,
@@ -214,8 +226,9 @@ class Api:
         owner: str = "",
         system: str = "",
         sampling: Sampling = _AS_IT_IS,  # type: ignore[assignment]
+        history: Annotated[list[Turn], Field(max_length=100)] = [],  # noqa: B006 - it is read only
     ) -> Json:
-        """Let base and adapter answer the same prompts.
+        """Let base and adapter answer the same prompts, and say whether the comparison was fair.
 
         Args:
             run: the id that /start returned.
@@ -223,8 +236,10 @@ class Api:
             owner: the secret that /start returned.
             system: a system message before each prompt.
             sampling: any of max_new_tokens, temperature, top_p and seed; without it the likeliest token is taken always.
+            history: the turns before, {"prompt", "base", "adapter"} each, as earlier calls returned them; each column goes on with its own.
         """
-        return self._workers.call("compare", run=_trained(run, owner), prompts=prompts, system=system, sampling=sampling)
+        given = {"prompts": prompts, "system": system, "sampling": sampling, "history": [dict(turn) for turn in history]}
+        return self._workers.call("compare", run=_trained(run, owner), **given)
 
     def evaluate(self, run: str, owner: str = "") -> Json:
         """Score base and adapter on the held-out rows.
@@ -234,6 +249,50 @@ class Api:
             owner: the secret that /start returned.
         """
         return self._workers.call("evaluate", run=_trained(run, owner))
+
+    def pairs(
+        self,
+        run: str,
+        owner: str = "",
+        prompts: Annotated[list[str], Field(max_length=100)] = [],  # noqa: B006 - it is read only
+        count: Annotated[int, Field(ge=1, le=200)] = 10,
+        system: str = "",
+        sampling: Sampling = _AS_IT_IS,  # type: ignore[assignment]
+        seed: int = 0,
+    ) -> Json:
+        """Begin a blind vote: pairs of answers without their columns, in random order and on random sides. Votes before are forgotten.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+            prompts: what to ask; without them, held-out rows.
+            count: how many held-out rows.
+            system: a system message before each of the prompts.
+            sampling: as /compare takes it.
+            seed: of the order and the sides.
+        """
+        given = {"prompts": prompts or None, "count": count, "system": system, "sampling": sampling, "seed": seed}
+        return self._workers.call("pairs", run=_trained(run, owner), **given)
+
+    def vote(self, run: str, pair: str, choice: str, owner: str = "") -> Json:
+        """Keep a vote on a pair, and say how many are left.
+
+        Args:
+            run: the id that /start returned.
+            pair: which one, as /pairs numbered it.
+            choice: "left", "right", or "same".
+            owner: the secret that /start returned.
+        """
+        return verbs.vote(_trained(run, owner), pair, choice)
+
+    def votes(self, run: str, owner: str = "") -> Json:
+        """Say how the blind vote stands, and list the votes.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        return verbs.votes(_trained(run, owner))
 
     def export(
         self,

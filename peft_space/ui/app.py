@@ -122,14 +122,12 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
     starting.success(wait, chosen, tabs, concurrency_limit=None, **hidden).success(
         tells_errors(comparing.take_rows),
         {*chosen, comparing.taken, comparing.how_many},
-        [comparing.prompts, comparing.system, comparing.expected, comparing.taken],
+        comparing.taken_outputs,
         **hidden,
-    ).success(
-        tells_errors(comparing.answer, where=comparing.progress), comparing.asked, [comparing.progress, comparing.answers], **hidden
-    ).success(
+    ).success(tells_errors(comparing.answer, where=comparing.progress), comparing.asked, comparing.answered_outputs, **hidden).success(
         tells_errors(comparing.evaluate, where=comparing.scoring),
         chosen,
-        [comparing.scoring, comparing.scored, comparing.scores, comparing.bars],
+        comparing.scored_outputs,
         **hidden,
     )
 

@@ -1,0 +1,174 @@
+"""Both columns against one: time, memory, and whether the base column is the base. `python -m benchmarks.compare [PROMPTS]`
+
+Times are taken in turn in one process and told as medians. Memory is the most resident memory of a process that holds one base and its adapter,
+or a base and a second base with the adapter, both in float32, above that of one which has only imported the libraries.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from peft_space.settings import prepare_libraries
+
+NUM_PROMPTS, ROUNDS, TIMED_PROMPTS = 1000, 9, 16
+WIDTH, DEPTH = 1024, 16
+"""Of the model that memory is measured with: large enough that weights are most of what a process holds."""
+
+
+def make_trained_run(folder: Path, **choices: Any) -> Any:
+    """A run of the built-in model, trained for 40 steps."""
+    from peft_space.recipe import Recipe
+    from peft_space.run import Run
+    from peft_space.training.prepare import make_run
+    from peft_space.training.train import train
+
+    run = make_run(folder, "demo", Recipe(max_steps=40, **choices))
+    with run.lock():
+        train(run)
+    return Run(folder)
+
+
+def times(run: Any) -> dict[str, Any]:
+    """Seconds of one column and of both, in turn; also of one batch in which each row has its own adapter or none."""
+    from peft_space import compare, fairness
+    from peft_space.models.load import load_adapted
+    from peft_space.prompts import held_out_prompts
+
+    adapted = load_adapted(run)
+    turns = [[{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)]
+    # so many tokens in both columns, whatever they say
+    sampling = compare.Sampling(max_new_tokens=24)
+    asked = dict.fromkeys(fairness.COLUMNS, turns)
+
+    def both() -> None:
+        seen: fairness.Seen = {"base": [], "adapter": []}
+        compare.compare(adapted, turns, sampling, seen=seen)
+        assert fairness.check(adapted, seen).fair
+
+    ways = {
+        "base": lambda: compare.answer(adapted, "base", turns, sampling),
+        "adapter": lambda: compare.answer(adapted, "adapter", turns, sampling),
+        "both": both,
+        "one_batch": lambda: compare._answer_together(adapted, asked, sampling, None, None),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if number:  # the first round warms up
+                taken[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(some) for name, some in taken.items()}
+    return {f"{name}_seconds": round(value, 3) for name, value in medians.items()} | {
+        "both_over_one": round(medians["both"] / max(medians["base"], medians["adapter"]), 3),
+        "both_over_mean_column": round(2 * medians["both"] / (medians["base"] + medians["adapter"]), 3),
+        "one_batch_over_both": round(medians["one_batch"] / medians["both"], 3),
+    }
+
+
+def mismatches(run: Any, count: int) -> dict[str, Any]:
+    """How many of so many prompts the base column answers differently than transformers with the base alone, in batches of the same prompts."""
+    import torch
+
+    from peft_space import compare
+    from peft_space.data.check import data_of
+    from peft_space.data.render import prompt_ids, stop_token_ids
+    from peft_space.models.base import find_base
+    from peft_space.models.load import load_adapted, load_base_model
+
+    adapted = load_adapted(run)
+    alone = load_base_model(find_base("demo"), run.recipe, "float32").eval()
+    data = data_of(run)
+    rows = [row.messages[:-1] for some in (data.held_out, data.train) for row in some]
+    # prompts that differ: rows come round again with another question before them
+    turns = [
+        [*row[:-1], {"role": "user", "content": f"{row[-1]['content']}{' Please.' * (at // len(rows))}"}]
+        for at, row in ((at, rows[at % len(rows)]) for at in range(count))
+    ]
+    tokenizer, wrong, different = adapted.tokenizer, 0, 0
+    for start in range(0, count, 16):
+        some = turns[start : start + 16]
+        given = compare.compare(adapted, some, compare.Sampling(max_new_tokens=24))
+        prompts = [prompt_ids(tokenizer, messages) for messages in some]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        stops = stop_token_ids(tokenizer)
+        with torch.inference_mode():
+            out = alone.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        wanted = [compare._text(tokenizer, row[longest:].tolist(), stops) for row in out]
+        wrong += sum(answer.base != text for answer, text in zip(given, wanted, strict=True))
+        different += sum(answer.base != answer.adapter for answer in given)
+    return {"prompts": count, "base_column_mismatches": wrong, "adapter_answers_differently": different}
+
+
+def memory_of(what: str) -> int:
+    """Most resident memory in KiB of a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.compare", what], stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout)
+
+
+def hold(what: str) -> None:
+    """Load, answer once, and print the most resident memory."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=4000,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+    )
+    ids = torch.arange(16)[None]
+    held = [LlamaForCausalLM(config).eval() for _ in range({"nothing": 0, "one": 1, "two": 2}[what])]
+    if held:
+        held[-1] = get_peft_model(held[-1], LoraConfig(r=16, target_modules="all-linear")).eval()
+        with torch.inference_mode():
+            for model in held:
+                model(input_ids=ids)
+            if what == "one":
+                with held[0].disable_adapter():
+                    held[0](input_ids=ids)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main() -> None:
+    prepare_libraries()
+    given = sys.argv[1] if len(sys.argv) > 1 else str(NUM_PROMPTS)
+    if not given.isdigit():
+        hold(given)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_trained_run(Path(folder) / "run")
+        print(json.dumps(times(run)), flush=True)
+        print(json.dumps(mismatches(run, int(given))), flush=True)
+    nothing, one, two = (memory_of(what) for what in ("nothing", "one", "two"))
+    print(
+        json.dumps(
+            {
+                "one_base_mib": (one - nothing) // 1024,
+                "two_bases_mib": (two - nothing) // 1024,
+                "ratio": round((one - nothing) / (two - nothing), 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A scoring as it goes on, kept in the run batch by batch, so that one that was interrupted goes on where it was, to the same numbers.
+
+Knows nothing of models: what a batch gives is JSON.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft_space.run import Run
+
+
+class Scoring:
+    """What was measured so far of one scoring, in the run's `scoring.jsonl`; a line is a batch and its results."""
+
+    def __init__(self, run: Run, key: str, on_batch: Callable[[str], None]):
+        """Take up what was kept under the same `key`; under another it is forgotten.
+
+        Args:
+            key: names the adapter, the rows and all else that decides what is measured.
+            on_batch: called with the part before each of its batches, kept or not.
+        """
+        self._path, self._on_batch = run.path("scoring.jsonl"), on_batch
+        self._known = _read(self._path, key)
+        if not self._known:
+            self._path.write_text(json.dumps(key) + "\n")
+
+    def batch(self, part: str, number: int, measure: Callable[[], Any]) -> Any:
+        """The results of a batch of this part: as they were kept, or measured now and kept."""
+        self._on_batch(part)
+        place = (part, number)
+        if place not in self._known:
+            result = measure()
+            with open(self._path, "a") as file:
+                file.write(json.dumps([part, number, result]) + "\n")
+            self._known[place] = json.loads(json.dumps(result))  # the same, whether it was kept or not
+        return self._known[place]
+
+    def done(self) -> None:
+        """Nothing is left to be gone on with."""
+        self._path.unlink()
+
+
+def _read(path: Path, key: str) -> dict[tuple[str, int], Any]:
+    """What was kept under this key. A last line without its end was torn by a kill: it is cut off."""
+    if not path.is_file():
+        return {}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    first, *lines = whole.splitlines() or [""]
+    if first != json.dumps(key):
+        return {}
+    if whole != text:
+        path.write_text(whole)
+    return {(part, number): result for part, number, result in map(json.loads, lines)}

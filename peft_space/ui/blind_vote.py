@@ -1,0 +1,93 @@
+"""The blind vote on the Compare tab: which of two answers is better, without knowing whose they are."""
+
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from peft_space import votes
+from peft_space.prompts import split_prompts
+from peft_space.ui import view, view_compare
+from peft_space.ui.page import PRIVATE, Page, tells_errors
+
+_BUTTONS = (("left", "Left is better"), ("same", "They are as good"), ("right", "Right is better"))
+
+
+def build(page: Page, settings: dict[str, gr.components.Component], system: gr.Textbox, prompts: gr.Textbox) -> None:
+    """Place and wire it; sampling and prompts are those of the tab."""
+    with gr.Accordion("Blind vote", open=False):
+        gr.Markdown("You see two answers and choose the better one, without knowing which is the adapter's. Order and sides are random.")
+        with gr.Row():
+            source = gr.Radio(["held-out rows", "the prompts above"], value="held-out rows", label="Vote on", elem_id="vote-source")
+            count = gr.Number(10, precision=0, minimum=1, maximum=200, label="How many rows", elem_id="vote-count")
+        with gr.Row():
+            begin = gr.Button("Begin a vote", interactive=False, elem_id="vote-begin")
+            tell = gr.Button("How does it stand?", interactive=False, elem_id="vote-result")
+            export = gr.Button("Download the votes", interactive=False, elem_id="vote-export")
+            stop = gr.Button("Stop", elem_id="vote-stop")
+        progress = gr.Markdown(elem_id="vote-progress")
+        with gr.Column(visible=False) as booth:
+            pair = gr.HTML(elem_id="vote-pair")
+            with gr.Row():
+                buttons = {choice: gr.Button(title, elem_id=f"vote-{choice}") for choice, title in _BUTTONS}
+        files = gr.File(label="Votes", visible=False, interactive=False, file_count="multiple", elem_id="vote-files")
+    number = gr.State("")
+
+    def shown(run: Any) -> dict[Any, Any]:
+        """The next pair, or where all are voted on how it came out."""
+        left = votes.open_pairs(run)
+        if not left:
+            return {progress: view.escape(votes.result(run)["words"]), booth: gr.update(visible=False), number: ""}
+        return {
+            progress: f"{len(left)} to go.",
+            pair: view_compare.pair_html(left[0]),
+            booth: gr.update(visible=True),
+            number: left[0]["pair"],
+        }
+
+    def put_up(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        run = page.chosen_run(values)
+        _ = run.adapter
+        own = split_prompts(values[prompts] or "") if values[source] == "the prompts above" else None
+        sampling = {name: values[field] for name, field in settings.items()}
+        asked = {"prompts": own, "count": int(values[count]), "system": values[system] or "", "sampling": sampling}
+        yield {progress: "Starting…", booth: gr.update(visible=False)}
+        for message in page.workers.stream("pairs", run=str(run.directory), seed=secrets.randbelow(2**31), **asked):
+            if "result" in message:
+                yield shown(run)
+            else:
+                yield {progress: f"{view.escape(message['report']['what'])}…" if message["report"] else gr.skip()}
+
+    def cast(choice: Any) -> Any:
+        def vote(values: dict[Any, Any]) -> dict[Any, Any]:
+            run = page.chosen_run(values)
+            votes.vote(run, values[number], choice)
+            return shown(run)
+
+        return vote
+
+    def write(values: dict[Any, Any]) -> Any:
+        found = votes.result(page.chosen_run(values))
+        folder = Path(tempfile.mkdtemp(prefix="peft_space-"))
+        (folder / "votes.csv").write_text(votes.as_csv(found["votes"]), encoding="utf-8", newline="")
+        (folder / "votes.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return gr.update(value=[str(folder / "votes.csv"), str(folder / "votes.json")], visible=True)
+
+    chosen = {page.visitor, page.run}
+    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+    given = [progress, pair, booth, number]
+    asked = {*chosen, source, count, prompts, system, *settings.values()}
+    beginning = begin.click(tells_errors(put_up, where=progress), asked, given, **hidden)
+    stop.click(lambda: "Stopped.", None, progress, cancels=beginning, **hidden)
+    for choice, button in buttons.items():
+        button.click(tells_errors(cast(choice)), {*chosen, number}, given, **hidden)
+    tell.click(tells_errors(lambda values: view.escape(votes.result(page.chosen_run(values))["words"])), chosen, progress, **hidden)
+    export.click(tells_errors(write), chosen, files, **hidden)
+    page.run.change(
+        lambda: ["", gr.update(visible=False), "", gr.update(value=None, visible=False)], None, [progress, booth, number, files], **hidden
+    )
+    page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 3, page.state, [begin, tell, export], **hidden)
