@@ -124,7 +124,7 @@ def likeliest(chances: dict[str, float], most: int) -> list[tuple[str, float]]:
 def answers_together(adapted: Adapted, sampling: Sampling) -> bool:
     """Whether both columns answer in one batch, in which each row has its own adapter or none.
 
-    On a GPU a step takes the same time for twice the rows; on a CPU it was slower (docs/benchmarks.md). Only where PEFT does it, and
+    On a CPU it was slower (docs/benchmarks.md); a GPU, where a step costs about the same for twice the rows, was not measured. Only where PEFT does it, and
     where no token is drawn: rows of one batch draw different numbers, so that columns would differ by chance.
     """
     return adapted.model.device.type == "cuda" and sampling.temperature == 0 and can_answer_together(adapted)

@@ -36,6 +36,34 @@ def test_text_of_users_and_models_is_shown_as_it_is(run):
     assert view.escape("[a](b) <c>") == r"\[a\]\(b\) &lt;c&gt;"
 
 
+def test_words_that_differ_are_marked_and_are_no_markup():
+    base, adapter = view_compare.marked_words("The <b>old</b> lamp is late.", "The new lamp\nis late.")
+    assert base == "The <del>&lt;b&gt;old&lt;/b&gt;</del> lamp is late."
+    assert adapter == "The <ins>new</ins> lamp\nis late."
+    assert view_compare.marked_words("one two", "three") == ("one two", "three"), "where nothing is common nothing is marked"
+
+
+def test_labels_have_their_probabilities_tags_their_marks_and_the_base_an_untrained_head():
+    chances = {"base": {"<a>": 0.25, "b": 0.75}, "adapter": {"<a>": 0.9, "b": 0.1}}
+    row = {"prompt": "x", "base": "", "adapter": "", "chances": chances}
+    shown = view_compare.answers_html([row])
+    assert "Base, with an untrained head" in shown
+    assert shown.index("b: 75.0%") < shown.index("&lt;a&gt;: 25.0%") < shown.index("&lt;a&gt;: 90.0%")
+    tagged = {"base": [("Oslo", "O")], "adapter": [("<Oslo>", "B-PLACE")]}
+    shown = view_compare.answers_html([row | {"chances": None, "tags": tagged}])
+    assert "<p>Oslo</p>" in shown
+    assert "<mark>&lt;Oslo&gt;<sub>B-PLACE</sub></mark>" in shown
+
+
+def test_a_comparison_that_is_not_fair_is_shown_as_such():
+    found = {"sampling": {"temperature": 0, "top_p": 1, "seed": 3, "max_new_tokens": 8}, "fairness": {"words": "NOT FAIR: <x>"}}
+    rows = [{"base": "a", "adapter": "a", "expected": "a"}, {"base": "b", "adapter": "c", "expected": "c"}]
+    shown = view_compare.summary_html(found, rows)
+    assert '<p class="unfair">NOT FAIR: &lt;x&gt;</p>' in shown
+    assert "1 of 2 answers are the same. The row&#x27;s own answer, word for word: base 1 of 2, adapter 2 of 2." in shown
+    assert "the likeliest token always, seed 3, 8 tokens at most" in shown
+
+
 def test_tokens_are_trained_masked_ended_or_cut(run):
     shown = view_data.example_html({"row": 3, "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]], "cut": 0})
     assert 'class="masked" title="token 1: masked">Hi<' in shown
