@@ -30,6 +30,12 @@ MODELS = {
     "Gemma 3": ("gemma3_text", "Gemma 3", {**_GEMMA, "num_hidden_layers": 7}),
     "Phi 2": ("phi", "ChatML", {"num_key_value_heads": 4, "rope_parameters": {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}}),
     "Phi 3": ("phi3", "Phi 3", {"rope_parameters": _LONG, "max_position_embeddings": 512, "original_max_position_embeddings": 256}),
+    "Phi 4": ("phi3", "ChatML", {"rope_parameters": {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}}),
+    "Qwen 3, YaRN": ("qwen3", "Qwen 3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}}),
+    "Gemma 3, linear": ("gemma3_text", "Gemma 3", {**_GEMMA, "num_hidden_layers": 7, "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }}),
 }  # fmt: skip
 """Name -> kind, tokenizer, and what else is in its config."""
 

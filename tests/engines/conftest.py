@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
@@ -17,8 +16,7 @@ def record():
     """Takes (engine, what was compared, what came of it)."""
     found = defaultdict(list)
     yield lambda engine, what, result: found[engine].append((what, result))
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    lines = [f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit}.", ""]
+    lines = [f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.", ""]
     for engine, rows in found.items():
         lines += [f"### {engine}", "", "| compared | result |", "|---|---|", *(f"| {what} | {result} |" for what, result in rows), ""]
     text = "\n".join(lines).rstrip() + "\n"
