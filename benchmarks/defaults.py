@@ -12,7 +12,7 @@ from benchmarks.trainings import Json, loss_difference, make_model, make_rows, r
 from peft_space import hardware
 
 REPETITIONS = 5
-SLOW_REPETITIONS = 3
+SLOW_REPETITIONS = 2
 WITHOUT_BF16 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """Environment in which a CPU that computes in bfloat16 natively does so no longer."""
 
@@ -67,7 +67,7 @@ def main() -> None:
         best = best_by_hand(settings, folder)
         results = in_turn({"ours": {}, "by_hand": best}, settings, folder, repetitions or REPETITIONS)
         tell(told(results, "by_hand", f"the best loop by hand ({best['dtype']}, {best['threads']} threads)"))
-        few = settings | {"steps": 3}
+        few = settings | {"steps": 2}
         for name, environment in (("", {}), (", no native bfloat16", WITHOUT_BF16)):
             results = in_turn({"ours": {}, "trl_defaults": {}}, few, folder, repetitions or SLOW_REPETITIONS, environment)
             tell(told(results, "trl_defaults", f"TRL's defaults{name}"))

@@ -5,6 +5,7 @@ adapters have to be the same byte for byte. `to_first_step_seconds`: of the resu
 """
 
 import hashlib
+import os
 import statistics
 import subprocess
 import sys
@@ -27,14 +28,18 @@ def pause_after(directory: str, step: int) -> Json:
     from peft_space.run import Run, steps_of
 
     run = Run(directory)
-    began = time.perf_counter()
+    before, began = os.times(), time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory], stderr=subprocess.DEVNULL
+        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         while process.poll() is None and len(steps_of(run.history())) < step:
             time.sleep(0.05)
         run.ask_to_leave("pause")
-    return {"seconds": time.perf_counter() - began}
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": time.perf_counter() - began, "cpu": cpu}
 
 
 def first_step_after(directory: str, moment: float) -> float:
@@ -83,13 +88,15 @@ def main() -> None:
                     "to_first_step_seconds": round(first_step_after(halved, resumed_at), 2),
                     "whole_seconds": round(uninterrupted["seconds"], 2),
                     "with_a_pause_seconds": round(first["seconds"] + second["seconds"], 2),
+                    "whole_cpu": round(uninterrupted["cpu"], 2),
+                    "with_a_pause_cpu": round(first["cpu"] + second["cpu"], 2),
                     "same_adapter": digest(whole) == digest(halved),
                 }
                 | {f"checkpoint_{name}": value for name, value in checkpoint_cost(whole).items()}
             )
             tell(lines[-1])
             assert lines[-1]["same_adapter"]
-    names = ("checkpoint_seconds", "to_first_step_seconds", "whole_seconds", "with_a_pause_seconds")
+    names = ("checkpoint_seconds", "to_first_step_seconds", "whole_seconds", "with_a_pause_seconds", "whole_cpu", "with_a_pause_cpu")
     tell({name: statistics.median(line[name] for line in lines) for name in names})
 
 
