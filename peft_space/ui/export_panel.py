@@ -40,6 +40,8 @@ def build(page: Page) -> None:
     told = gr.Markdown(elem_id="packing")
     file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
     ready = {make: gr.update(interactive=True), cancel: gr.update(visible=False)}
+    stopping: set[str] = set()
+    """Runs whose export is to end. Gradio's own `cancels` swallows a click on Export that follows at once."""
 
     def export(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run, merged = page.chosen_run(values), values[target] == "merged"
@@ -58,7 +60,9 @@ def build(page: Page) -> None:
         folder, kept = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder()), False  # Gradio copies it there from anywhere else
         try:
             with contextlib.closing(page.workers.stream("export", run=run, out=folder, as_zip=True, **wanted)) as messages:
-                for message in messages:
+                for message in messages:  # every second at least
+                    if run in stopping:
+                        break
                     if report := message.get("report"):
                         yield {told: f"{escape(report['what'])}…"}
                     elif "result" in message:
@@ -68,8 +72,16 @@ def build(page: Page) -> None:
                     else:
                         yield {told: gr.skip()}
         finally:
+            stopping.discard(run)
             if not kept:  # cancelled or refused
                 shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            yield {told: "Cancelled. Nothing was kept.", **ready}
+
+    @tells_errors
+    def stop(values: dict[Any, Any]) -> str:
+        stopping.add(str(page.chosen_run(values).directory))
+        return "Cancelling…"
 
     @tells_errors
     def advise(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -82,8 +94,8 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     outputs = [told, file, insist, make, cancel]
-    working = make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, insist}, outputs, **_HIDDEN)
-    cancel.click(lambda: {told: "Cancelled. Nothing was kept.", **ready}, None, [told, make, cancel], cancels=working, **_HIDDEN)
+    make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, insist}, outputs, **_HIDDEN)
+    cancel.click(stop, chosen, told, **_HIDDEN)
     where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
     target.change(lambda chosen: gr.update(visible=chosen == "merged"), target, merging, **_HIDDEN)
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
