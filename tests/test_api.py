@@ -33,6 +33,7 @@ ENDPOINTS = {
     "vote",
     "votes",
     "export",
+    "card",
     "push",
     "runs",
 }
@@ -114,6 +115,7 @@ def test_the_examples_in_the_docs_run_as_one_story(app, tmp_path, monkeypatch, c
     assert "Did you mean lora_rank?" in printed
 
 
+@pytest.mark.slow
 def test_two_clients_go_their_ways_at_the_same_time_and_each_gets_its_own(app, connect, write):
     def journey(client, word, steps):
         path = write(f"{word}.jsonl", [{"prompt": f"What is {word} {i}?", "completion": f"{word} number {i}"} for i in range(20)])

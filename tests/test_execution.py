@@ -75,6 +75,7 @@ def test_a_request_that_a_killed_worker_left_does_not_stop_the_next_one(own_run)
     assert own_run.status() == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_its_turn_says_so_and_can_be_stopped(own_run):
     own_run.append(events.Stopped(step=12))
     settings.home().mkdir(parents=True)

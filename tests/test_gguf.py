@@ -103,7 +103,7 @@ def few_rows(monkeypatch):
 def test_a_run_is_exported_with_its_proof(target, short_run, tmp_path):
     found = verbs.export(str(short_run.directory), str(tmp_path / "out"), target, gguf={"numbers": "q8_0", "apart": target == "ollama"})
     files = {"gguf": {"model-q8_0.gguf"}, "ollama": {"base-q8_0.gguf", "adapter-q8_0.gguf", "Modelfile"}}[target]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"README.md", "proof.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"README.md", "loss.svg", "proof.json"}
     assert found["proof"]["passed"]
     assert "written as GGUF in q8_0" in json.loads((tmp_path / "out" / "proof.json").read_text())["words"]
     assert list(found["commands"]) == ["llama.cpp"] + ["Ollama"] * (target == "ollama")

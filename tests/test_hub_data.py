@@ -112,6 +112,7 @@ def test_nothing_of_a_dataset_that_is_too_large_is_downloaded(ask, the_hub):
     assert not [request for request in the_hub.requests if request.path.endswith("rows.jsonl")]
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_on_a_dataset_and_keeps_which(hub_environment, the_hub, dataset, tmp_path):
     arguments = ["train", "hf://datasets/maria/rows?config=small", "--recipe", '{"max_steps": 1}', "--out", str(tmp_path / "run")]
     done = subprocess.run(

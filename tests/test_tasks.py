@@ -151,6 +151,7 @@ def test_tags_are_learnt_by_an_encoder(bert, tmp_path, write):
     assert scores["majority"]["label"] == "O"
 
 
+@pytest.mark.slow
 def test_labels_are_learnt_by_a_decoder_in_4_bit(tmp_path, write):
     recipe = Recipe(lora_rank=8, num_epochs=6, held_out_share=0.2, batch_size=4)
     run, scores = trained(labelled(), recipe, tmp_path, write)

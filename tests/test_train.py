@@ -270,6 +270,7 @@ def test_a_failure_is_told_in_the_run_and_raised(tmp_path, monkeypatch):
     assert "fault of the app" in run.history()[-1].message
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(tmp_path):
     run = make(tmp_path, Recipe(num_epochs=1, batch_size=50, gradient_accumulation_steps=3))
     go(run)
