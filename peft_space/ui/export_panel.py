@@ -33,6 +33,9 @@ def build(page: Page) -> None:
         into = gr.Radio(
             view_export.INTO, value="dequantized", label="Merge into", info=view_export.ABOUT_INTO, visible=False, elem_id="merge-into"
         )
+    with gr.Row(visible=False) as writing:
+        numbers = gr.Dropdown(view_export.NUMBERS, value="f16", label="Numbers in the file", elem_id="export-numbers")
+        apart = gr.Checkbox(False, label="Base and adapter as files of their own", elem_id="export-apart")
     insist = gr.Checkbox(False, label="Keep it although it does not answer as the adapter does", visible=False, elem_id="insist")
     with gr.Row():
         make = gr.Button("Export as a .zip, with its proof", variant="primary", interactive=False, elem_id="make-zip")
@@ -44,12 +47,13 @@ def build(page: Page) -> None:
     """Runs whose export is to end. Gradio's own `cancels` swallows a click on Export that follows at once."""
 
     def export(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        run, merged = page.chosen_run(values), values[target] == "merged"
+        run, merged = page.chosen_run(values), values[target] != "adapter"
         wanted = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
         yield {told: "Starting…", make: gr.update(interactive=False), cancel: gr.update(visible=True), file: gr.update(visible=False)}
         try:
             quantized = merged and page.workers.call("serving", run=str(run.directory))["quantization"] != "none"
             wanted["merge_into"] = values[into] if quantized else None
+            wanted["gguf"] = {"numbers": values[numbers], "apart": values[apart]} if values[target] in ("gguf", "ollama") else None
             yield from _made(page, str(run.directory), wanted)
         except (UserError, WorkerFault):
             yield {**ready, insist: gr.update(visible=merged)}
@@ -94,10 +98,15 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     outputs = [told, file, insist, make, cancel]
-    make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, insist}, outputs, **_HIDDEN)
+    make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, numbers, apart, insist}, outputs, **_HIDDEN)
     cancel.click(stop, chosen, told, **_HIDDEN)
     where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
-    target.change(lambda chosen: gr.update(visible=chosen == "merged"), target, merging, **_HIDDEN)
+    target.change(
+        lambda chosen: [gr.update(visible=chosen == "merged"), gr.update(visible=chosen in ("gguf", "ollama"))],
+        target,
+        [merging, writing],
+        **_HIDDEN,
+    )
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
     cleared = [gr.update(value=None, visible=False), "", "", gr.update(value=False, visible=False), "PEFT", "adapter"]
     page.run.change(lambda: cleared, None, [file, told, advised, insist, where, target], **PRIVATE)

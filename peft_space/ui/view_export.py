@@ -8,9 +8,18 @@ PLACES = [
     ("In PEFT, or that is not decided yet", "PEFT"),
     ("vLLM", "vLLM"),
     ("TGI", "TGI"),
+    ("llama.cpp", "llama.cpp"),
+    ("Ollama", "Ollama"),
     ("Somewhere that takes whole models alone", "whole"),
 ]
-TARGETS = [("The adapter alone", "adapter"), ("A model it is merged into", "merged")]
+TARGETS = [
+    ("The adapter alone", "adapter"),
+    ("A model it is merged into", "merged"),
+    ("GGUF, for llama.cpp", "gguf"),
+    ("GGUF with a Modelfile, for Ollama", "ollama"),
+]
+_GGUF = {"llama.cpp": "gguf", "Ollama": "ollama"}
+NUMBERS = [("16 bits", "f16"), ("8 bits, half as large", "q8_0"), ("32 bits, exact", "f32")]
 DTYPES = [("bfloat16, as most models are published", "bfloat16"), ("float16", "float16"), ("float32, exact and twice as large", "float32")]
 INTO = [("the numbers that the adapter was trained on", "dequantized"), ("the base in full precision", "full")]
 ABOUT_INTO = (
@@ -23,6 +32,8 @@ def advice(place: str, found: dict[str, Any]) -> tuple[str, str]:
     """(target, words) for where it is to be deployed, from what the verb `serving` says."""
     if place == "whole":
         return "merged", "Merge it, and look at the proof before you deploy it."
+    if place in _GGUF:
+        return _GGUF[place], f"{place} reads GGUF files. The proof reads the numbers back from the file and lets them answer."
     way = next(way for way in found["ways"] if way["engine"] == place)
     return ("merged" if way["how"] == "merged" else "adapter"), way["why"]
 

@@ -1,4 +1,4 @@
-"""A merged model leaves the page with its proof; one that does not answer as the adapter does only when insisted on."""
+"""A merged model, and what Ollama takes of it, leave the page with their proofs."""
 
 import json
 import zipfile
@@ -27,12 +27,7 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
 
     page.locator("#export-dtype input").click()
     page.get_by_role("option", name="float32, exact and twice as large").click()
-    page.get_by_label("the base in full precision").click()
-    page.locator("#make-zip").click()
-    expect(page.locator("#packing")).to_contain_text("must. Merge into dequantized", timeout=SLOW)
-    expect(page.locator("#insist")).to_be_visible()
-    shoot(page, "refused")
-
+    expect(page.locator("#cancel-export")).to_be_hidden(timeout=SLOW)
     page.get_by_label("the numbers that the adapter was trained on").click()
     page.locator("#make-zip").click()
     expect(page.locator("#packing")).to_contain_text("60 of 60 greedy answers are the same", timeout=SLOW)
@@ -44,3 +39,10 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
     with zipfile.ZipFile(download.value.path()) as archive:
         assert json.loads(archive.read("merged/proof.json"))["passed"]
         assert "merged/model.safetensors" in archive.namelist()
+
+    page.get_by_label("Ollama", exact=True).click()
+    expect(page.locator("#deploy-advice")).to_contain_text("Ollama reads GGUF files", timeout=SLOW)
+    page.locator("#make-zip").click()
+    expect(page.locator("#packing")).to_contain_text("ollama create", timeout=SLOW)
+    expect(page.locator("#zip")).to_contain_text("demo-on-demo-ollama", timeout=SLOW)
+    shoot(page, "ollama")
