@@ -40,9 +40,17 @@ def test_first_activations_are_given_up_then_the_batch_is_halved_and_the_rows_of
     seen = []
     while use_less_memory(run, "The GPU"):
         seen.append(used(run))
+        run.append(events.Started(attempt=2, from_step=0, total_steps=3))
     assert seen == [(True, 6, 2, 300), (True, 3, 4, 300), (True, 1, 12, 300)]
     assert all("The GPU had not enough memory" in event.why for event in run.history() if isinstance(event, events.OutOfMemory))
     assert run.recipe.batch_size == 6
+
+
+def test_of_several_processes_that_run_out_only_the_first_changes_the_plan(tmp_path):
+    run = begun(tmp_path, batch_size=8)
+    first = use_less_memory(run, "The GPU")
+    assert use_less_memory(run, "The GPU") == first
+    assert used(run)[:2] == (True, 8)
 
 
 def test_checkpointing_that_the_recipe_forbids_is_left_out(tmp_path):
