@@ -10,7 +10,7 @@ from peft_space.run import list_runs
 from peft_space.votes import result
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page, shoot, tmp_path):
