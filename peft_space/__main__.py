@@ -72,33 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", help="a base model: also render the rows for it and count tokens")
 
     command = add("advise", _advise, "Say which recipe suits the data, the base model and this machine, and why.")
-    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
-    command.add_argument("--reading", default="{}", help=_READING)
-    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
-    command.add_argument("--recipe", default="{}", help="what is chosen already: a JSON file, or JSON itself")
+    _add_data(command, recipe="what is chosen already: a JSON file, or JSON itself")
 
     for name, about in (
         ("estimate", "Say roughly what memory and time a training will take, and on which hardware of a Space it would fit."),
         ("dry-run", "Train four steps for real, and say what memory and time the whole training will take. Nothing of it is kept."),
     ):
         command = add(name, _estimate if name == "estimate" else _dry_run, about)
-        command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
-        command.add_argument("--reading", default="{}", help=_READING)
-        command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
-        command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+        _add_data(command)
 
     command = add("study", _study, "Train a recipe briefly at several ranks, and say which is enough.")
-    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
-    command.add_argument("--reading", default="{}", help=_READING)
-    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
-    command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+    _add_data(command)
     command.add_argument("--ranks", default="2,4,8,16,32,64", help="with commas between them")
 
     command = add("train", _train, "Train an adapter, or go on with a run.")
-    command.add_argument("data", metavar="DATA", nargs="*", help=_DATA)
-    command.add_argument("--reading", default="{}", help=_READING)
-    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
-    command.add_argument("--recipe", default="{}", help="a JSON file, or JSON itself; {} is all defaults")
+    _add_data(command, several="*")
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
     command.add_argument("--shorter", action="store_true", help="with --resume, where memory did not do: cut rows off at half their length")
@@ -112,21 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "adopt", _adopt, "Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."
     )
     command.add_argument("adapter", metavar="ADAPTER", help="a folder, a .zip of one, or a Hub id")
-    command.add_argument("data", metavar="DATA", nargs="+", help=_DATA)
-    command.add_argument("--reading", default="{}", help=_READING)
-    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
-    command.add_argument("--recipe", default="{}", help="choices for training it further; {} is all defaults")
+    _add_data(command, recipe="choices for training it further; {} is all defaults")
     command.add_argument("--out", required=True, metavar="RUN_DIR", help="the new run's folder")
 
-    command = add("compare", _compare, "Let base and adapter answer the same prompt.")
-    command.add_argument("run", metavar="RUN_DIR")
-    command.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    command.add_argument("--prompts", action="append", default=[], metavar="FILE", help="a file of prompts; may be given several times")
-    command.add_argument("--system", default="", metavar="TEXT", help="a system message before each prompt")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token always")
-    command.add_argument("--top-p", type=float, default=1.0)
-    command.add_argument("--seed", type=int, default=0)
+    _add_compare(add("compare", _compare, "Let base and adapter answer the same prompt."))
 
     command = add("evaluate", _evaluate, "Score base and adapter on the held-out rows.")
     command.add_argument("run", metavar="RUN_DIR")
@@ -150,6 +127,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--public", action="store_true")
     command.add_argument("--card", metavar="FILE", help="a README in place of the one that is written from the run")
     return parser
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    command.add_argument("--prompts", action="append", default=[], metavar="FILE", help="a file of prompts; may be given several times")
+    command.add_argument("--system", default="", metavar="TEXT", help="a system message before each prompt")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token always")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _add_data(
+    command: argparse.ArgumentParser, several: str = "+", recipe: str = "a JSON file, or JSON itself; {} is all defaults"
+) -> None:
+    """What is said of data and recipe wherever something is made of both."""
+    command.add_argument("data", metavar="DATA", nargs=several, help=_DATA)
+    command.add_argument("--reading", default="{}", help=_READING)
+    command.add_argument("--held-out", metavar="DATA", help="rows to score on; without it a share of DATA is kept from training")
+    command.add_argument("--recipe", default="{}", help=recipe)
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:

@@ -28,14 +28,7 @@ def build(page: Page) -> None:
     where = gr.Radio(view_export.PLACES, value="PEFT", label="Where will it be deployed?", elem_id="deploy-where")
     advised = gr.Markdown(elem_id="deploy-advice")
     target = gr.Radio(view_export.TARGETS, value="adapter", label="Export", elem_id="export-target")
-    with gr.Row(visible=False) as merging:
-        dtype = gr.Dropdown(view_export.DTYPES, value="bfloat16", label="Format of the merged weights", elem_id="export-dtype")
-        into = gr.Radio(
-            view_export.INTO, value="dequantized", label="Merge into", info=view_export.ABOUT_INTO, visible=False, elem_id="merge-into"
-        )
-    with gr.Row(visible=False) as writing:
-        numbers = gr.Dropdown(view_export.NUMBERS, value="f16", label="Numbers in the file", elem_id="export-numbers")
-        apart = gr.Checkbox(False, label="Base and adapter as files of their own", elem_id="export-apart")
+    merging, dtype, into, writing, numbers, apart = _formats()
     insist = gr.Checkbox(False, label="Keep it although it does not answer as the adapter does", visible=False, elem_id="insist")
     with gr.Row():
         make = gr.Button("Export as a .zip, with its proof", variant="primary", interactive=False, elem_id="make-zip")
@@ -101,12 +94,24 @@ def build(page: Page) -> None:
     make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, numbers, apart, insist}, outputs, **_HIDDEN)
     cancel.click(stop, chosen, told, **_HIDDEN)
     where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
-    target.change(
-        lambda chosen: [gr.update(visible=chosen == "merged"), gr.update(visible=chosen in ("gguf", "ollama"))],
-        target,
-        [merging, writing],
-        **_HIDDEN,
-    )
+    target.change(_shown_formats, target, [merging, writing], **_HIDDEN)
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
     cleared = [gr.update(value=None, visible=False), "", "", gr.update(value=False, visible=False), "PEFT", "adapter"]
     page.run.change(lambda: cleared, None, [file, told, advised, insist, where, target], **PRIVATE)
+
+
+def _formats() -> tuple[gr.Row, gr.Dropdown, gr.Radio, gr.Row, gr.Dropdown, gr.Checkbox]:
+    """How weights are written: a row of choices for a merged model, and one for GGUF files."""
+    with gr.Row(visible=False) as merging:
+        dtype = gr.Dropdown(view_export.DTYPES, value="bfloat16", label="Format of the merged weights", elem_id="export-dtype")
+        into = gr.Radio(
+            view_export.INTO, value="dequantized", label="Merge into", info=view_export.ABOUT_INTO, visible=False, elem_id="merge-into"
+        )
+    with gr.Row(visible=False) as writing:
+        numbers = gr.Dropdown(view_export.NUMBERS, value="f16", label="Numbers in the file", elem_id="export-numbers")
+        apart = gr.Checkbox(False, label="Base and adapter as files of their own", elem_id="export-apart")
+    return merging, dtype, into, writing, numbers, apart
+
+
+def _shown_formats(target: str) -> list[Any]:
+    return [gr.update(visible=target == "merged"), gr.update(visible=target in ("gguf", "ollama"))]
