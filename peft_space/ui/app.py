@@ -13,7 +13,7 @@ from peft_space.data.check import DEMO, source_of
 from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
-from peft_space.ui.page import PRIVATE, Page, new_visitor, tells_errors
+from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_errors
 
 STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
 
@@ -118,6 +118,7 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
     # a step of its own: what a generator shows is lost where its next yield comes at once
     shown = button.click(lambda: (DEMO, {}, gr.update(selected="Train")), None, [page.data, page.reading, tabs], **hidden)
     starting = shown.success(begin, chosen, [*training.begins, *training.outputs], **hidden)
+    put_back(starting, training.ready())
     training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
     starting.success(wait, chosen, tabs, concurrency_limit=None, **hidden).success(
         tells_errors(comparing.take_rows),

@@ -56,11 +56,8 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
         sampling = {name: values[field] for name, field in settings.items()}
         asked = {"prompts": own, "count": int(values[count]), "system": values[system] or "", "sampling": sampling}
         yield {progress: "Starting…", booth: gr.update(visible=False)}
-        for message in page.workers.stream("pairs", run=str(run.directory), seed=secrets.randbelow(2**31), **asked):
-            if "result" in message:
-                yield shown(run)
-            else:
-                yield {progress: f"{view.escape(message['report']['what'])}…" if message["report"] else gr.skip()}
+        seed = secrets.randbelow(2**31)
+        yield from page.working(progress, lambda _: shown(run), "pairs", run=str(run.directory), seed=seed, **asked)
 
     def cast(choice: Any) -> Any:
         def vote(values: dict[Any, Any]) -> dict[Any, Any]:

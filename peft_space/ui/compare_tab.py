@@ -119,13 +119,7 @@ class CompareTab:
         run = self.page.chosen_run(values)
         _ = run.adapter
         yield {self.scoring: "Starting…"}
-        for message in self.page.workers.stream("evaluate", run=str(run.directory)):
-            if "result" in message:
-                yield self.show_scores(evaluation_of(message["result"]))
-            elif report := message["report"]:
-                yield {self.scoring: f"{report['what']}… ({report['share']:.0%})"}
-            else:
-                yield {self.scoring: gr.skip()}
+        yield from self.page.working(self.scoring, lambda found: self.show_scores(evaluation_of(found)), "evaluate", run=str(run.directory))
 
     def show_scores(self, scores: Evaluation) -> dict[Any, Any]:
         """The table, the bars and what stands beside them."""

@@ -10,10 +10,8 @@ from peft_space.data.check import DEMO
 from peft_space.data.hub_data import HubDataset, parse_address
 from peft_space.data.read import SUFFIXES
 from peft_space.data.shapes import FIXES, SHAPES, roles
-from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.ui import look, view, view_data
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 NOTHING = "No data yet: bring a file, or use the sample data."
 FIRST_ROWS = "The first rows"
@@ -166,18 +164,14 @@ class DataTab:
         if not values[page.data]:
             return
         yield {self.cancel: gr.update(visible=True)}
-        try:
-            for message in page.workers.stream("check", **page.data_arguments(values), recipe=page.form.recipe(values).model_dump()):
-                report = message.get("report") or {}
-                if "result" in message:
-                    yield self.show(message["result"])
-                elif "preview" in report:
-                    yield self.rows(report["preview"])
-                else:
-                    yield {self.summary: f"{report['what']}…" if report else gr.skip()}
-        except (UserError, WorkerFault):
-            yield self.empty
-            raise
+        for message in page.workers.stream("check", **page.data_arguments(values), recipe=page.form.recipe(values).model_dump()):
+            report = message.get("report") or {}
+            if "result" in message:
+                yield self.show(message["result"])
+            elif "preview" in report:
+                yield self.rows(report["preview"])
+            else:
+                yield {self.summary: f"{report['what']}…" if report else gr.skip()}
 
     def take_from_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Let the visitor's data be a dataset on the Hub."""
@@ -211,6 +205,8 @@ def build(page: Page) -> None:
     again += [page.form.widgets[name].input for name in ("loss_on", "chat_template")]
     brought = [page.data.change, page.held_out.change, page.reading.change]
     checks = [gr.on(brought, check, **checked), gr.on(again, check, **checked)]
+    for one in checks:
+        put_back(one, tab.empty)
     cancelled = {tab.summary: NOTHING, page.data: "", **tab.empty}
     tab.cancel.click(lambda: cancelled, None, [*tab.outputs, page.data], cancels=checks, **PRIVATE)
     _wire_reading(page, tab, hidden)

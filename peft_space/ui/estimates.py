@@ -7,9 +7,8 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.ui import view
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 _SOURCES = (
@@ -40,20 +39,12 @@ def build(page: Page) -> None:
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         yield {told: "Starting…", **busy}
-        try:
-            for message in page.workers.stream(verb, recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values)):
-                if report := message.get("report"):
-                    yield {told: f"{report['what']}…"}
-                elif "result" in message:
-                    found = message["result"]
-                    lines = found.get("estimates", found)["spaces"]
-                    shown = {spaces: spaces_html(lines), on_spaces: gr.update(visible=bool(lines))}
-                    yield {told: words_markdown(found["words"]), **shown, **ready}
-                else:
-                    yield {told: gr.skip()}
-        except (UserError, WorkerFault):
-            yield ready
-            raise
+        yield from page.working(told, show, verb, recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values))
+
+    def show(found: dict[str, Any]) -> dict[Any, Any]:
+        lines = found.get("estimates", found)["spaces"]
+        shown = {spaces: spaces_html(lines), on_spaces: gr.update(visible=bool(lines))}
+        return {told: words_markdown(found["words"]), **shown, **ready}
 
     def work_out(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         yield from find_out("estimate", values)
@@ -67,6 +58,8 @@ def build(page: Page) -> None:
         button.click(tells_errors(handler, where=told), taken, outputs, **_HIDDEN)
         for button, handler in ((estimate, work_out), (measure, train_a_little))
     ]
+    for one in working:
+        put_back(one, ready)
     cancel.click(lambda: {told: "Cancelled.", **ready}, None, [told, *buttons, cancel], cancels=working, **_HIDDEN)
     page.data.change(lambda: {told: "", on_spaces: gr.update(visible=False)}, None, [told, on_spaces], **_HIDDEN)
 

@@ -10,10 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.ui import view_export
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 from peft_space.ui.view import escape
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -43,14 +41,10 @@ def build(page: Page) -> None:
         run, merged = page.chosen_run(values), values[target] != "adapter"
         wanted = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
         yield {told: "Starting…", make: gr.update(interactive=False), cancel: gr.update(visible=True), file: gr.update(visible=False)}
-        try:
-            quantized = merged and page.workers.call("serving", run=str(run.directory))["quantization"] != "none"
-            wanted["merge_into"] = values[into] if quantized else None
-            wanted["gguf"] = {"numbers": values[numbers], "apart": values[apart]} if values[target] in ("gguf", "ollama") else None
-            yield from _made(page, str(run.directory), wanted)
-        except (UserError, WorkerFault):
-            yield {**ready, insist: gr.update(visible=merged)}
-            raise
+        quantized = merged and page.workers.call("serving", run=str(run.directory))["quantization"] != "none"
+        wanted["merge_into"] = values[into] if quantized else None
+        wanted["gguf"] = {"numbers": values[numbers], "apart": values[apart]} if values[target] in ("gguf", "ollama") else None
+        yield from _made(page, str(run.directory), wanted)
 
     def _made(page: Page, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
         os.makedirs(get_upload_folder(), exist_ok=True)
@@ -91,7 +85,9 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     outputs = [told, file, insist, make, cancel]
-    make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, numbers, apart, insist}, outputs, **_HIDDEN)
+    making = make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, numbers, apart, insist}, outputs, **_HIDDEN)
+    put_back(making, ready)
+    making.failure(lambda how: gr.update(visible=how != "adapter"), target, insist, **_HIDDEN)
     cancel.click(stop, chosen, told, **_HIDDEN)
     where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
     target.change(_shown_formats, target, [merging, writing], **_HIDDEN)

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -63,6 +63,19 @@ class Page:
         """What a verb has to be told of the data."""
         return {"data": values[self.data], "held_out": values[self.held_out] or None, "reading": values[self.reading] or None}
 
+    def working(
+        self, where: gr.components.Component, show: Callable[[dict[str, Any]], dict[Any, Any]], verb: str, **arguments: Any
+    ) -> Iterator[dict[Any, Any]]:
+        """Do a verb in a worker; say `where` what is being done, and in the end what `show` makes of its result."""
+        for message in self.workers.stream(verb, **arguments):
+            if report := message.get("report"):
+                share = f" ({report['share']:.0%})" if report.get("share") else ""
+                yield {where: f"{view.escape(report['what'])}…{share}"}
+            elif "result" in message:
+                yield show(message["result"])
+            else:
+                yield {where: gr.skip()}
+
     def chosen_run(self, values: dict[Any, Any]) -> Run:
         """The visitor's run that is chosen in the list. Raises UserError where none is."""
         if not values[self.run]:
@@ -94,6 +107,11 @@ def owner_of(secret: str) -> str:
 def new_visitor(secret: str) -> str:
     """The visitor's secret; made on the first visit."""
     return secret or secrets.token_hex(24)
+
+
+def put_back(event: Any, as_before: dict[Any, Any]) -> None:
+    """Where an event fails, its buttons are as before. A step of its own: what a generator shows just before it raises can be lost."""
+    event.failure(lambda: as_before, None, list(as_before), show_progress="hidden", **PRIVATE)
 
 
 def tells_errors(handler: Callable[..., Any], where: gr.components.Component | None = None) -> Callable[..., Any]:

@@ -6,10 +6,8 @@ from typing import Any
 import gradio as gr
 
 from peft_space.checklist import checklist_markdown, read_checklist
-from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.ui import export_panel, ranks, view
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 
 def build(page: Page) -> None:
@@ -48,22 +46,17 @@ def build(page: Page) -> None:
         wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
         wanted["card"] = values[card] or None
         yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
-        try:
-            for message in page.workers.stream("push", run=str(run.directory), **wanted):
-                if "result" in message:
-                    url = message["result"]["url"]
-                    yield {pushed: f"Pushed to [{view.escape(url)}]({url}).", token: "", **ready}
-                else:
-                    yield _telling(pushed, message)
-        except (UserError, WorkerFault):
-            yield ready
-            raise
+        yield from page.working(pushed, show, "push", run=str(run.directory), **wanted)
+
+    def show(found: dict[str, Any]) -> dict[Any, Any]:
+        return {pushed: f"Pushed to [{view.escape(found['url'])}]({found['url']}).", token: "", **ready}
 
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     pushing = push.click(
         tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public, card}, [pushed, token, push, cancel], **hidden
     )
+    put_back(pushing, ready)
     stopped = {
         pushed: "Cancelled. If the upload had begun, the Hub may have made an empty repository.",
         **ready,
@@ -87,8 +80,3 @@ def build(page: Page) -> None:
 
     gr.on([page.state.change, page.run.change], look, chosen, ready_list, **hidden)
     page.run.change(lambda: "", None, pushed, **PRIVATE)
-
-
-def _telling(where: gr.Markdown, message: dict[str, Any]) -> dict[Any, Any]:
-    report = message["report"]
-    return {where: f"{view.escape(report['what'])}…" if report else gr.skip()}

@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.ui import view_ranks
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 
@@ -33,25 +32,15 @@ def build_study(page: Page) -> None:
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         yield {told: "Starting…", begin: gr.update(interactive=False), cancel: gr.update(visible=True)}
-        try:
-            for message in page.workers.stream("study", recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values)):
-                if report := message.get("report"):
-                    yield {told: f"{report['what']}… ({report['share']:.0%})"}
-                elif "result" in message:
-                    found = message["result"]
-                    yield {
-                        told: view_ranks.study_markdown(found),
-                        plot: gr.update(value=view_ranks.study_table(found), visible=True),
-                        **ready,
-                    }
-                else:
-                    yield {told: gr.skip()}
-        except (UserError, WorkerFault):
-            yield ready
-            raise
+        yield from page.working(told, show, "study", recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values))
+
+    def show(found: dict[str, Any]) -> dict[Any, Any]:
+        table = gr.update(value=view_ranks.study_table(found), visible=True)
+        return {told: view_ranks.study_markdown(found), plot: table, **ready}
 
     taken = {page.data, page.held_out, page.reading, *page.form.inputs}
     working = begin.click(tells_errors(study, where=told), taken, [told, plot, begin, cancel], **_HIDDEN)
+    put_back(working, ready)
     cancel.click(lambda: {told: "Cancelled.", **ready}, None, [told, begin, cancel], cancels=working, **_HIDDEN)
 
 
@@ -81,15 +70,13 @@ def build_compress(page: Page) -> None:
         if wanted and not wanted.isdigit():
             raise UserError(f"{wanted!r} is no rank. Write a whole number, or leave it empty.")
         run, folder = page.chosen_run(values), Path(tempfile.mkdtemp(prefix="peft_space-"))
-        out = folder / "adapter"
-        for message in page.workers.stream("compress", run=str(run.directory), out=str(out), rank=int(wanted) if wanted else None):
-            if report := message.get("report"):
-                yield {told: f"{report['what']}…"}
-            elif "result" in message:
-                packed = shutil.make_archive(str(folder / f"adapter-rank-{message['result']['rank']}"), "zip", folder, "adapter")
-                yield {told: view_ranks.compressed_markdown(message["result"]), file: gr.update(value=packed, visible=True)}
-            else:
-                yield {told: gr.skip()}
+
+        def show(found: dict[str, Any]) -> dict[Any, Any]:
+            packed = shutil.make_archive(str(folder / f"adapter-rank-{found['rank']}"), "zip", folder, "adapter")
+            return {told: view_ranks.compressed_markdown(found), file: gr.update(value=packed, visible=True)}
+
+        out, new_rank = str(folder / "adapter"), int(wanted) if wanted else None
+        yield from page.working(told, show, "compress", run=str(run.directory), out=out, rank=new_rank)
 
     chosen = {page.visitor, page.run}
     look.click(show, chosen, [told, plot], **PRIVATE)

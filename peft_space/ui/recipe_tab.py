@@ -6,11 +6,10 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.ui import estimates, ranks, view_recipe
 from peft_space.ui.form import GROUPS
-from peft_space.ui.page import PRIVATE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 
 def build(page: Page) -> None:
@@ -66,17 +65,8 @@ def _build_advice(page: Page) -> None:
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         yield {advising: "Looking at data and model…", recommend: gr.update(interactive=False), cancel: gr.update(visible=True)}
-        try:
-            for message in page.workers.stream("advise", recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values)):
-                if report := message.get("report"):
-                    yield {advising: f"{report['what']}…"}
-                elif "result" in message:
-                    yield show(message["result"]) | ready
-                else:
-                    yield {advising: gr.skip()}
-        except (UserError, WorkerFault):
-            yield ready
-            raise
+        recipe = page.form.recipe(values).model_dump()
+        yield from page.working(advising, lambda found: show(found) | ready, "advise", recipe=recipe, **page.data_arguments(values))
 
     def show(found: dict[str, Any]) -> dict[Any, Any]:
         changes = sum(one["changes"] for one in found["advice"])
@@ -98,6 +88,7 @@ def _build_advice(page: Page) -> None:
     working = recommend.click(
         tells_errors(advise, where=advising), {page.data, page.held_out, page.reading, *page.form.inputs}, told, **hidden
     )
+    put_back(working, ready)
     cancel.click(lambda: {advising: "", **ready}, None, [advising, recommend, cancel], cancels=working, **hidden)
     take.click(use, advised, [*page.form.widgets.values(), advising, take], **hidden)
     page.data.change(

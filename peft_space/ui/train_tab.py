@@ -6,11 +6,10 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
 from peft_space.execution.trainings import start_training
 from peft_space.run import Run, new_run_folder, unused_name
 from peft_space.ui import look, view_train
-from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, tells_errors
+from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, put_back, tells_errors
 
 _UNFINISHED = ("paused", "interrupted", "failed")
 _RESUMABLE = ("new", "paused", "stopped", "interrupted", "failed")
@@ -87,23 +86,19 @@ class TrainTab:
         page = self.page
         folder = new_run_folder(page.owner(values))
         yield {self.preparing: "Preparing…", self.start: gr.update(interactive=False), self.cancel: gr.update(visible=True)}
-        try:
-            for message in page.workers.stream("make", directory=str(folder), recipe=recipe, **data):
-                if report := message.get("report"):
-                    yield {self.preparing: f"{report['what']}…"}
-                elif "result" not in message:
-                    yield {self.preparing: gr.skip()}
-        except (UserError, WorkerFault):
-            yield self.ready()
-            raise
+        for message in page.workers.stream("make", directory=str(folder), recipe=recipe, **data):
+            if report := message.get("report"):
+                yield {self.preparing: f"{report['what']}…"}
+            elif "result" not in message:
+                yield {self.preparing: gr.skip()}
         run = Run(folder)
         run.rename(unused_name(page.owner(values), name or run.name, but=run))
         start_training(run)
-        yield {page.run: page.runs(values, folder.name), page.trained: data["data"], **self.ready(), **self.show(run)}
+        yield {page.run: page.runs(values, folder.name), page.trained: data["data"], self.preparing: "", **self.ready(), **self.show(run)}
 
     def ready(self) -> dict[Any, Any]:
         """What the buttons are when nothing is being prepared."""
-        return {self.preparing: "", self.start: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
+        return {self.start: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
 
     def announce(self, values: dict[Any, Any]) -> str:
         """What *Start training* would train, read from the same widgets at the same time."""
@@ -144,7 +139,8 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
 
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     starting = tab.start.click(tells_errors(tab.begin, where=tab.preparing), page.for_training, [*tab.begins, *tab.outputs], **hidden)
-    tab.cancel.click(lambda: tab.ready(), None, tab.begins, cancels=starting, **hidden)
+    put_back(starting, tab.ready())
+    tab.cancel.click(lambda: {tab.preparing: "", **tab.ready()}, None, tab.begins, cancels=starting, **hidden)
     asked = {page.num_rows, *page.for_training}
     gr.on([opened.select, page.data.change, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
     gr.on([page.timer.tick, page.run.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
