@@ -12,7 +12,7 @@ run: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/ -n 2 --dist loadfile -m "not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/ -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 verify: install
 	HF_HUB_OFFLINE=1 PEFT_SPACE_RECORD_ENGINES=docs/engines.md $(BIN)/pytest tests/ -m slow -s

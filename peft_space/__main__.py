@@ -133,6 +133,9 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     command.add_argument("--prompts", action="append", default=[], metavar="FILE", help="a file of prompts; may be given several times")
+    command.add_argument(
+        "--also", action="append", default=[], metavar="WHAT", help="checkpoint-N, or another RUN_DIR on the same base, that answers too"
+    )
     command.add_argument("--system", default="", metavar="TEXT", help="a system message before each prompt")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token always")
@@ -305,8 +308,11 @@ def _compare(given: argparse.Namespace, show: Show) -> None:
     prompts = [*given.prompt, *(prompt for file in given.prompts for prompt in read_prompts(file))]
     if not prompts:
         raise UserError("There is no prompt. Give one with --prompt TEXT, or a file of them with --prompts FILE.")
-    found = verbs.compare(given.run, prompts, given.system, sampling)
-    texts = [f"Prompt: {answer['prompt']}\n\nBase:\n{answer['base']}\n\nAdapter:\n{answer['adapter']}" for answer in found["answers"]]
+    found = verbs.compare(given.run, prompts, given.system, sampling, also=given.also)
+    texts = []
+    for answer in found["answers"]:
+        columns = {"Prompt": answer["prompt"], "Base": answer["base"], "Adapter": answer["adapter"], **answer["others"]}
+        texts.append("\n\n".join(f"{title}:\n{text}" for title, text in columns.items()))
     show(found, "\n\n---\n\n".join([*texts, f"{found['fairness']['words']}\nNext: python -m peft_space evaluate {given.run}"]))
 
 

@@ -285,15 +285,17 @@ def compare(
     system: str = "",
     sampling: Json | None = None,
     history: list[Json] | None = None,
+    also: list[str] | None = None,
     report: Report | None = None,
 ) -> Json:
     """Both columns' answers to each prompt, and whether the comparison was fair; while they grow, `report` gets {column, prompt, text}.
 
     Args:
         history: the turns before, as earlier `answers` give them: {prompt, base, adapter} each. Each column goes on with its own.
+        also: checkpoints of the run (`checkpoint-40`), or directories of other runs on the same base, that answer too: `others` of each answer.
     """
+    from peft_space import beside, fairness
     from peft_space import compare as comparing
-    from peft_space import fairness
     from peft_space.evaluate import commonest_label
 
     conversations = {column: [_turns(system, history or [], column, prompt) for prompt in prompts] for column in fairness.COLUMNS}
@@ -307,14 +309,18 @@ def compare(
     adapted = _adapted(run)
     if history and adapted.goal.task in ("seq2seq-lm", *comparing.CLASSIFYING):
         raise UserError("This model answers one text at a time, without a conversation. Ask without a history.")
+    if history and also:
+        raise UserError("Others can answer beside the adapter only where a conversation begins. Ask without a history.")
     seen: fairness.Seen = {"base": [], "adapter": []}
     answers = comparing.compare(adapted, conversations["base"], wanted, on_text if report else None, seen, conversations["adapter"])
+    _progress(report)(0.5, "The others answer") if also else None
+    others = beside.answers(adapted, Run(run), also or [], conversations["adapter"], wanted)
     checked = fairness.check(adapted, seen, comparing.answers_together(adapted, wanted), own_histories=bool(history))
     return {
         "task": adapted.goal.task,
         "commonest": commonest_label(Run(run)) if adapted.goal.labels else None,
         "sampling": asdict(wanted),
-        "answers": [asdict(given) for given in answers],
+        "answers": [asdict(given) | {"others": more} for given, more in zip(answers, others, strict=True)],
         "fairness": asdict(checked) | {"fair": checked.fair, "words": checked.in_words()},
     }
 

@@ -30,11 +30,13 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     assert "step 2: loss" in err
     assert run_command("train", "--resume", run_dir)[0] == 0
     status, out, _ = run_command("compare", run_dir, "--prompt", "Hi.", "--max-new-tokens", "5", "--json")
-    assert set(json.loads(out)["answers"][0]) == {"prompt", "rendered", "base", "adapter", "chances", "tags"}
+    assert set(json.loads(out)["answers"][0]) == {"prompt", "rendered", "base", "adapter", "chances", "tags", "others"}
     assert json.loads(out)["fairness"]["fair"]
     (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
-    status, out, _ = run_command("compare", run_dir, "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", "2")
-    assert (status, out.count("Adapter:"), "Checked: with the adapter off" in out) == (0, 2, True)
+    status, out, _ = run_command(
+        "compare", run_dir, "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", "2", "--also", "checkpoint-2"
+    )
+    assert (status, out.count("Adapter:"), out.count("Step 2:"), "Checked: with the adapter off" in out) == (0, 2, 2, True)
     assert run_command("compare", run_dir)[0] == 2
     status, out, err = run_command("evaluate", run_dir, "--json")
     assert "Scoring the adapter's answers" in err

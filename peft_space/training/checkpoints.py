@@ -76,9 +76,9 @@ def remove_all_but_newest(run: Run, best_at: Callable[[int], int | None]) -> Non
 
     Each of the newest stays together with that of the step `best_at` its own: whichever is resumed from, its best adapter is there.
     """
-    newest = _sealed(run)[-KEPT:]
+    newest = complete(run)[-KEPT:]
     best = {best_at(step_of(folder)) for folder in newest}
-    for folder in _sealed(run):
+    for folder in complete(run):
         if folder not in newest and step_of(folder) not in best:
             _remove(folder)
 
@@ -94,7 +94,7 @@ def refuse_without_room(run: Run, trainable_parameters: int, tokenizer_bytes: in
     """Raise UserError where the disk has no room for the checkpoints and the adapter that training is going to write."""
     checkpoint = (_ADAPTER_BYTES + _OPTIMIZER_BYTES) * trainable_parameters + tokenizer_bytes
     adapter = _ADAPTER_BYTES * trainable_parameters + tokenizer_bytes
-    to_come = max(1, KEPT + 2 - len(_sealed(run)))  # the best is kept besides, and the oldest removed when the next is complete
+    to_come = max(1, KEPT + 2 - len(complete(run)))  # the best is kept besides, and the oldest removed when the next is complete
     needed, free = to_come * checkpoint + adapter, shutil.disk_usage(run.directory).free
     if free < needed:
         raise UserError(
@@ -108,7 +108,8 @@ def in_order(run: Run) -> list[Path]:
     return sorted(run.path("checkpoints").glob("checkpoint-*"), key=step_of)
 
 
-def _sealed(run: Run) -> list[Path]:
+def complete(run: Run) -> list[Path]:
+    """Those whose manifest was written, the newest last; whether their files still match it is not looked at."""
     return [folder for folder in in_order(run) if (folder / MANIFEST).is_file()]
 
 

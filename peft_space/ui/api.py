@@ -227,6 +227,7 @@ class Api:
         system: str = "",
         sampling: Sampling = _AS_IT_IS,  # type: ignore[assignment]
         history: Annotated[list[Turn], Field(max_length=100)] = [],  # noqa: B006 - it is read only
+        also: Annotated[list[str], Field(max_length=8)] = [],  # noqa: B006 - it is read only
     ) -> Json:
         """Let base and adapter answer the same prompts, and say whether the comparison was fair.
 
@@ -237,8 +238,10 @@ class Api:
             system: a system message before each prompt.
             sampling: any of max_new_tokens, temperature, top_p and seed; without it the likeliest token is taken always.
             history: the turns before, {"prompt", "base", "adapter"} each, as earlier calls returned them; each column goes on with its own.
+            also: what else answers: checkpoints of the run ("checkpoint-40"), or ids of other runs of the same owner on the same base.
         """
-        given = {"prompts": prompts, "system": system, "sampling": sampling, "history": [dict(turn) for turn in history]}
+        more = [one if one.startswith("checkpoint-") else _trained(one, owner) for one in also]
+        given = {"prompts": prompts, "system": system, "sampling": sampling, "history": [dict(turn) for turn in history], "also": more}
         return self._workers.call("compare", run=_trained(run, owner), **given)
 
     def evaluate(self, run: str, owner: str = "") -> Json:

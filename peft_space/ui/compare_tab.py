@@ -6,14 +6,18 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space import beside
 from peft_space.errors import UserError
 from peft_space.prompts import BETWEEN, held_out_prompts, read_prompts, split_prompts
+from peft_space.run import Run, list_runs, open_run
 from peft_space.scores import Evaluation, evaluation_of, read_scores
-from peft_space.ui import blind_vote, chat, view_compare
+from peft_space.ui import blind_vote, chat, view, view_compare
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 _MOST_GROWING = 20
 """Prompts whose answers are shown while they grow; of more only how many there are."""
+_MOST_BESIDE = 4
+"""Columns beside the two; more would not be read."""
 _SECONDS_BETWEEN = 0.2
 """Between two looks at growing answers."""
 
@@ -33,6 +37,10 @@ class CompareTab:
             self.how_many = gr.Number(3, precision=0, minimum=1, maximum=1000, label="How many rows", elem_id="how-many")
             self.file = gr.UploadButton("Prompts from a file", elem_id="prompts-file")
             self.stop = gr.Button("Stop", elem_id="stop-answers")
+        self.also = gr.Dropdown(
+            [], multiselect=True, max_choices=_MOST_BESIDE, label="Who else answers", visible=False, elem_id="also",
+            info="Checkpoints of this run, and adapters of your other runs on the same base. They answer when both have.",
+        )  # fmt: skip
         with gr.Accordion("Sampling", open=False), gr.Row():
             self.system = gr.Textbox(label="System prompt", info="Said before each prompt. Empty: none.")
             self.max_new_tokens = gr.Number(128, precision=0, minimum=1, maximum=4096, label="Tokens at most")
@@ -54,6 +62,7 @@ class CompareTab:
         self.taken = gr.State(0)
         self.asked = {
             page.visitor, page.run, self.prompts, self.system, self.max_new_tokens, self.temperature, self.top_p, self.seed, self.expected,
+            self.also,
         }  # fmt: skip
 
     # each handler is given no more outputs than it fills: Gradio loses what a generator has shown where a later yield leaves it out
@@ -95,7 +104,12 @@ class CompareTab:
         growing, looked = len(rows) <= _MOST_GROWING, 0.0
         yield {self.progress: "Starting…", self.answers: view_compare.answers_html(rows) if growing else ""}
         for message in self.page.workers.stream(
-            "compare", run=str(run.directory), prompts=prompts, system=values[self.system] or "", sampling=sampling
+            "compare",
+            run=str(run.directory),
+            prompts=prompts,
+            system=values[self.system] or "",
+            sampling=sampling,
+            also=self.beside(values),
         ):
             report = message.get("report")
             if report == {}:
@@ -113,6 +127,22 @@ class CompareTab:
                 rows = [row | given for row, given in zip(rows, found["answers"], strict=True)]
                 shown = view_compare.answers_html(rows, marked=True) + view_compare.summary_html(found, rows)
                 yield {self.progress: "", self.answers: shown}
+
+    def beside(self, values: dict[Any, Any]) -> list[str]:
+        """What is to answer beside the two: checkpoints by name, the visitor's other runs by directory."""
+        owner = self.page.owner(values)
+        return [name if name.startswith("checkpoint-") else str(open_run(owner, name).directory) for name in values[self.also] or []]
+
+    def offer(self, values: dict[Any, Any]) -> Any:
+        """What can answer beside the chosen run's adapter."""
+        if not values[self.page.run] or not (values[self.page.state] or [None, False])[1]:
+            return gr.update(choices=[], value=[], visible=False)
+        run = self.page.chosen_run(values)
+        found = beside.offered(run, list_runs(self.page.owner(values)))
+        choices = [(name.replace("checkpoint-", "Step "), name) for name in found if isinstance(name, str)]
+        choices += view.run_choices([other for other in found if isinstance(other, Run)])
+        kept = [name for name in values[self.also] or [] if name in [value for _, value in choices]]
+        return gr.update(choices=choices, value=kept, visible=bool(choices))
 
     def evaluate(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Both columns' scores, with progress."""
@@ -159,6 +189,8 @@ def build(page: Page) -> CompareTab:
     stopped = {tab.progress: "Stopped. A scoring goes on where it was when it is asked for again.", tab.scoring: ""}
     tab.stop.click(lambda: stopped, None, [tab.progress, tab.scoring], cancels=[answering, scoring], **hidden)
     page.run.change(tells_errors(tab.forget), chosen, [*tab.answered_outputs, tab.expected, *tab.scored_outputs], **hidden)
+    offering = {*chosen, page.state, tab.also}
+    gr.on([page.run.change, page.state.change], tells_errors(tab.offer), offering, tab.also, **hidden)
     buttons = [tab.ask, tab.score, tab.take, tab.stop]
     page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 4, page.state, buttons, **hidden)
     return tab

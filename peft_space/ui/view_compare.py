@@ -15,19 +15,21 @@ _LABELS_SHOWN = 8
 
 
 def answers_html(rows: Sequence[dict[str, Any]], marked: bool = False) -> str:
-    """Prompts with both columns' answers side by side; each row has prompt, base, adapter, and may have rendered, expected, chances and tags.
+    """Prompts with both columns' answers side by side; each row has prompt, base, adapter, and may have rendered, expected, chances, tags and others.
 
     Args:
         marked: the words in which the columns differ are marked.
     """
     if not rows:
         return ""
+    others = list(rows[0].get("others") or {})
     with_own = any(row.get("expected") for row in rows)
     head_is_new = any(row.get("chances") or row.get("tags") for row in rows)
     titles = [
         "Prompt",
         "Base, with an untrained head" if head_is_new else "Base",
         "Adapter",
+        *map(html.escape, others),
         *(["The row's own answer"] if with_own else []),
     ]
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
@@ -39,13 +41,10 @@ def answers_html(rows: Sequence[dict[str, Any]], marked: bool = False) -> str:
             else ""
         )
         cells = [f"<pre>{html.escape(row['prompt'])}</pre>{rendered}", *_columns(row, marked)]
+        cells += [f"<pre>{html.escape(row['others'][name])}</pre>" for name in others]
         if with_own:
             cells.append(f"<pre>{html.escape(row.get('expected') or '')}</pre>")
-        lines.append(
-            "<tr>"
-            + "".join(f'<td data-title="{html.escape(title)}">{cell}</td>' for title, cell in zip(titles, cells, strict=True))
-            + "</tr>"
-        )
+        lines.append("<tr>" + "".join(f'<td data-title="{title}">{cell}</td>' for title, cell in zip(titles, cells, strict=True)) + "</tr>")
     return f'<table class="answers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
@@ -102,9 +101,13 @@ def summary_html(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         said.append(f"{same} of {len(rows)} answers are the same.")
     owned = [row for row in rows if row.get("expected")]
     if owned and not any(row.get("chances") for row in rows):
-        right = {column: sum(row[column].strip() == row["expected"].strip() for row in owned) for column in ("base", "adapter")}
+        columns = [{"base": row["base"], "adapter": row["adapter"], **(row.get("others") or {})} for row in owned]
+        right = {
+            name: sum(given[name].strip() == row["expected"].strip() for given, row in zip(columns, owned, strict=True))
+            for name in columns[0]
+        }
         said.append(
-            f"The row's own answer, word for word: base {right['base']} of {len(owned)}, adapter {right['adapter']} of {len(owned)}."
+            "The row's own answer, word for word: " + ", ".join(f"{name} {count} of {len(owned)}" for name, count in right.items()) + "."
         )
     if found.get("commonest"):
         said.append(f"The commonest in training is {found['commonest']!r}: a column that says this always has learnt nothing else.")

@@ -35,6 +35,17 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
     expect(page.locator("#answers")).to_contain_text("of 24 answers are the same")
     shoot(page, "1-many")
 
+    page.locator("#also input").click()
+    page.get_by_role("option", name="Step 30").click()
+    page.keyboard.press("Escape")
+    page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
+    page.locator("#ask").click()
+    expect(page.locator("#answers th")).to_have_text(["Prompt", "Base", "Adapter", "Step 30"], timeout=SLOW)
+    expect(page.locator("#answers .fair")).to_contain_text("to the bit those of the base alone", timeout=SLOW)
+    cells = page.locator("#answers td pre")
+    assert cells.nth(-1).text_content() == cells.nth(-2).text_content()  # of 30 steps the last is that of the adapter
+    shoot(page, "2-beside")
+
     page.get_by_role("button", name="Chat of several turns").click()
     for number, text in enumerate(("Hello. My lamp is broken.", "Thank you."), 1):
         page.locator("#chat-message textarea").fill(text)
@@ -43,7 +54,7 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
     expect(page.locator("#chat-said .fair")).to_contain_text("each column goes on with its own answers")
     page.locator("#chat-said summary").last.click()
     expect(page.locator("#chat-said details pre").last).to_contain_text("Hello. My lamp is broken.")
-    shoot(page, "2-chat")
+    shoot(page, "3-chat")
 
     page.get_by_role("button", name="Blind vote").click()
     page.locator("#vote-count input").fill("3")
@@ -52,7 +63,7 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
         expect(page.locator("#vote-progress")).to_contain_text(f"{left} to go", timeout=SLOW)
         expect(page.locator("#vote-pair")).not_to_contain_text("dapter")
         if left == 2:
-            shoot(page, "3-vote")
+            shoot(page, "4-vote")
         page.locator("#vote-left" if left > 1 else "#vote-same").click()
     expect(page.locator("#vote-progress")).to_contain_text("decided pairs", timeout=SLOW)
     [run] = list_runs("local")
@@ -70,4 +81,4 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
     expect(page.locator("#scores")).to_contain_text("ROUGE-L")
     expect(page.locator("#more-scores")).to_contain_text("general questions")
     expect(page.locator("#more-scores .fair")).to_contain_text("Checked")
-    shoot(page, "4-scores")
+    shoot(page, "5-scores")
