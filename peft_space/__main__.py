@@ -117,15 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, metavar="DIR")
     command.add_argument("--rank", type=int, help="without it, the rank that the adapter uses")
 
-    _add_export(add("export", _export, "Write the adapter, or the model it is merged into, to a folder of its own, and prove it."))
+    command = add("export", _export, "Write the adapter, or the model it is merged into, to a folder of its own, and prove it.")
+    command.add_argument("--out", required=True, metavar="DIR")
+    _add_what(command)
 
     command = add(
         "push", _push, "Push the adapter to the Hugging Face Hub, private unless --public. The token is HF_TOKEN, or this machine's."
     )
-    command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--repo", required=True, metavar="OWNER/NAME")
     command.add_argument("--public", action="store_true")
     command.add_argument("--card", metavar="FILE", help="a README in place of the one that is written from the run")
+    _add_what(command)
     return parser
 
 
@@ -153,9 +155,9 @@ def _add_data(
     command.add_argument("--recipe", default="{}", help=recipe)
 
 
-def _add_export(command: argparse.ArgumentParser) -> None:
+def _add_what(command: argparse.ArgumentParser) -> None:
+    """What is exported or pushed."""
     command.add_argument("run", metavar="RUN_DIR")
-    command.add_argument("--out", required=True, metavar="DIR")
     command.add_argument(
         "--target", "--as", choices=["adapter", "merged", "gguf", "ollama"], default="adapter",
         help="the adapter alone, or merged into its base, for engines that take no adapter; gguf: for llama.cpp; ollama: with a Modelfile",
@@ -342,7 +344,7 @@ def _export(given: argparse.Namespace, show: Show) -> None:
     found = verbs.export(given.run, given.out, given.target, given.dtype, given.merge_into, given.insist, gguf=_gguf(given))
     what = "adapter" if given.target == "adapter" else "merged model" if given.target == "merged" else "GGUF"
     serve = [f"Serve it in {engine}: {command}" for engine, command in found["commands"].items()]
-    following = [f"Next: python -m peft_space push {given.run} --repo OWNER/NAME"] if given.target == "adapter" else []
+    following = [f"Next: python -m peft_space push {given.run} --repo OWNER/NAME --target {given.target}"]
     show(found, "\n".join([f"The {what} is in {found['path']}.", found["words"], *serve, *following]))
 
 
@@ -358,7 +360,8 @@ def _gguf(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _push(given: argparse.Namespace, show: Show) -> None:
-    found = verbs.push(given.run, given.repo, None, given.public, _text_of(given.card) if given.card else None)
+    wanted = {"target": given.target, "dtype": given.dtype, "merge_into": given.merge_into, "insist": given.insist, "gguf": _gguf(given)}
+    found = verbs.push(given.run, given.repo, None, given.public, _text_of(given.card) if given.card else None, wanted)
     show(found, f"Pushed to {found['url']}.")
 
 

@@ -1,7 +1,10 @@
 """Pushes an adapter to the Hugging Face Hub: private unless asked otherwise, never over somebody's files. Tokens are used and forgotten."""
 
+import contextlib
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, errors
@@ -15,14 +18,25 @@ from peft_space.export.card import put_card
 from peft_space.run import Run
 
 
-def push(run: Run, repo: str, token: str | None, public: bool = False, on_progress: OnProgress = quietly, card: str | None = None) -> str:
-    """Push the run's adapter to `repo` and return the address of what was made.
+def push(
+    run: Run,
+    repo: str,
+    token: str | None,
+    public: bool = False,
+    on_progress: OnProgress = quietly,
+    card: str | None = None,
+    what: str = "adapter",
+    write: Callable[[Run, Path], Any] = copy_adapter,
+) -> str:
+    """Push the run's adapter, or what else is made of it, to `repo` and return the address of what was made.
 
     A new repository is made, private unless `public`; to one that exists a pull request is opened, so nothing in it is overwritten.
 
     Args:
         token: a Hub token with write access; None takes the one this machine is signed in with.
         card: the README in place of the one that is written from the run.
+        what: is pushed, in words.
+        write: writes it into a folder that is not there yet, once the Hub knows the token.
 
     Raises UserError where the name, the token or the Hub refuses.
     """
@@ -33,17 +47,28 @@ def push(run: Run, repo: str, token: str | None, public: bool = False, on_progre
     if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
         raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
     with tempfile.TemporaryDirectory() as scratch:
-        copy_adapter(run, Path(scratch))
+        folder, api = Path(scratch, "files"), HfApi(token=token or None)
+        with _in_words(repo, what):
+            on_progress(0.0, "Asking the Hub whose token this is")
+            api.whoami()  # a wrong token is told before anything is made
+        write(run, folder)
         if card:
-            put_card(Path(scratch), card)
-        try:
-            return _upload(HfApi(token=token or None), repo, Path(scratch), public, on_progress)
-        except errors.LocalTokenNotFoundError:
-            raise UserError("There is no Hub token. Paste one with write access, or sign in with `hf auth login`.") from None
-        except errors.OfflineModeIsEnabled:
-            raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and push again.") from None
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
-            raise UserError(_in_words(repo, error)) from None
+            put_card(folder, card)
+        with _in_words(repo, what):
+            return _upload(api, repo, folder, public, what, on_progress)
+
+
+@contextlib.contextmanager
+def _in_words(repo: str, what: str) -> Iterator[None]:
+    """What goes wrong with the Hub becomes a UserError."""
+    try:
+        yield
+    except errors.LocalTokenNotFoundError:
+        raise UserError("There is no Hub token. Paste one with write access, or sign in with `hf auth login`.") from None
+    except errors.OfflineModeIsEnabled:
+        raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and push again.") from None
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:
+        raise UserError(_why(repo, what, error)) from None
 
 
 def _is_repository_name(repo: str) -> bool:
@@ -54,9 +79,7 @@ def _is_repository_name(repo: str) -> bool:
     return "/" in repo
 
 
-def _upload(api: HfApi, repo: str, folder: Path, public: bool, on_progress: OnProgress) -> str:
-    on_progress(0.0, "Asking the Hub whose token this is")
-    api.whoami()  # a wrong token is told before anything is made
+def _upload(api: HfApi, repo: str, folder: Path, public: bool, what: str, on_progress: OnProgress) -> str:
     try:
         url = str(api.create_repo(repo, private=not public, repo_type="model"))
         existed = False
@@ -65,14 +88,14 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool, on_progress: OnPr
             raise
         existed, url = True, f"{api.endpoint}/{repo}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    on_progress(0.1, f"Uploading {sum(path.stat().st_size for path in files) / 1e6:.1f} MB to {repo}")
+    on_progress(0.9, f"Uploading {sum(path.stat().st_size for path in files) / 1e6:.1f} MB to {repo}")
     # not upload_folder: with Xet it opens a draft before it commits, and leaves it empty where that fails
     added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-    commit = api.create_commit(repo, added, commit_message="Add the LoRA adapter", create_pr=existed)
+    commit = api.create_commit(repo, added, commit_message=f"Add the {what}", create_pr=existed)
     return commit.pr_url or url
 
 
-def _in_words(repo: str, error: Exception) -> str:
+def _why(repo: str, what: str, error: Exception) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what befalls the upload of a large file comes wrapped
     if not isinstance(error, errors.HfHubHTTPError):
@@ -88,4 +111,4 @@ def _in_words(repo: str, error: Exception) -> str:
         reason = f"the Hub answered with an error of its own ({status}). Push again in a few minutes"
     else:
         reason = reasons.get(status, f"the Hub refuses it ({status}: {error.server_message or 'it does not say why'})")
-    return f"The adapter was not pushed: {reason}. It is kept in the run."
+    return f"The {what} was not pushed: {reason}. The adapter is kept in the run."

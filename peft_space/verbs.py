@@ -411,31 +411,18 @@ def export(
     Args:
         gguf: `numbers` (f32, f16, q8_0), whether base and adapter are `apart`, and for Ollama a `system` message.
     """
-    from peft_space.export.deliver import deliver, serving_commands
+    from peft_space.export.deliver import serving_commands, wanted
     from peft_space.export.folder import zip_of
-    from peft_space.export.llama_cpp import Gguf
 
-    _one_of("target", target, ("adapter", "merged", "gguf", "ollama"))
-    files = Gguf(**(gguf or {}), ollama=target == "ollama") if target in ("gguf", "ollama") else None
-    if files:
-        _one_of("numbers", files.numbers, ("f32", "f16", "q8_0"))
-    _one_of("dtype", dtype, ("bfloat16", "float16", "float32"))
-    if merge_into is not None:
-        _one_of("merge_into", merge_into, ("full", "dequantized"))
+    folder, opened = Path(out, target) if as_zip else Path(out), Run(run)
+    asked = wanted(target, dtype, merge_into, insist, gguf)
     _loaded.clear()  # two models are compared, one after the other, and a third would take room
-    folder = Path(out, target) if as_zip else Path(out)
-    opened = Run(run)
-    made = deliver(opened, folder, target, dtype, merge_into, insist, files, _progress(report))  # type: ignore[arg-type]
+    made = asked.deliver(opened, folder, _progress(report))
     path = zip_of(made.path, opened, target) if as_zip else made.path
     proof = asdict(made.proof) | {"passed": made.proof.passed}
     at = Path("path/of/the/unpacked", target) if as_zip else made.path
-    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip, gguf=files)  # type: ignore[arg-type]
+    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip, gguf=asked.gguf)  # type: ignore[arg-type]
     return {"path": str(path), "proof": proof, "words": made.proof.words(), "commands": serve}
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}.")
 
 
 def serving(run: str) -> Json:
@@ -499,12 +486,31 @@ def card(run: str) -> Json:
 
 
 def push(
-    run: str, repo: str, token: str | None = None, public: bool = False, card: str | None = None, report: Report | None = None
+    run: str,
+    repo: str,
+    token: str | None = None,
+    public: bool = False,
+    card: str | None = None,
+    export: Json | None = None,
+    report: Report | None = None,
 ) -> Json:
-    """Push the adapter to the Hub: `url`. A `card` takes the place of the one that `card` shows."""
-    from peft_space.hub import push as push_run
+    """Push the adapter to the Hub: `url`. A `card` takes the place of the one that `card` shows.
 
-    return {"url": push_run(Run(run), repo, token, public, _progress(report), card)}
+    Args:
+        export: what to push in place of the adapter as it is: `target`, `dtype`, `merge_into`, `insist` and `gguf` as `export` takes them. It is proven first.
+    """
+    from peft_space import hub
+    from peft_space.export.deliver import wanted
+
+    if not export or export.get("target", "adapter") == "adapter":
+        return {"url": hub.push(Run(run), repo, token, public, _progress(report), card)}
+    asked = wanted(**export)
+    _loaded.clear()
+
+    def write(opened: Run, folder: Path) -> None:
+        asked.deliver(opened, folder, _progress(report))
+
+    return {"url": hub.push(Run(run), repo, token, public, _progress(report), card, asked.in_words(), write)}
 
 
 def warm() -> Json:

@@ -257,3 +257,31 @@ def test_an_edited_card_goes_on_naming_its_base(the_hub, ask, run, tmp_path):
     with pytest.raises(UserError, match="put back base_model: ana/base"):
         ask("push", run=str(of_hub.directory), repo="maria/adapter", token=WRITER, card="# Mine")
     assert "maria/adapter" not in the_hub.repositories
+
+
+def test_a_merged_model_is_pushed_with_its_proof_and_loads(the_hub, ask, run, tmp_path):
+    wanted = {"target": "merged", "dtype": "float32"}
+    ask("push", run=str(run.directory), repo="maria/merged", token=WRITER, export=wanted)
+    pushed = the_hub.repositories["maria/merged"]
+    assert (pushed.private, pushed.commits[-1].title) == (True, "Add the merged model in float32")
+    assert json.loads(pushed.files["proof.json"])["passed"]
+    assert b"## Proof" in pushed.files["README.md"]
+    for name, content in pushed.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == AutoModelForCausalLM.from_pretrained(MODEL_DIR).num_parameters()
+    )
+
+
+def test_what_cannot_be_made_is_told_before_the_hub_has_a_repository(the_hub, ask, run):
+    with pytest.raises(UserError, match="dtype cannot be 'int4'"):
+        ask("push", run=str(run.directory), repo="maria/merged", token=WRITER, export={"target": "merged", "dtype": "int4"})
+    assert "maria/merged" not in the_hub.repositories
+
+
+@pytest.mark.slow
+def test_gguf_files_are_pushed_with_their_proof(the_hub, ask, run):
+    ask("push", run=str(run.directory), repo="maria/gguf", token=WRITER, export={"target": "gguf", "gguf": {"numbers": "f32"}})
+    pushed = the_hub.repositories["maria/gguf"].files
+    assert json.loads(pushed["proof.json"])["passed"]
+    assert [name for name in pushed if name.endswith(".gguf")]

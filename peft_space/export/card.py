@@ -1,6 +1,7 @@
 """Writes the README of an adapter, or of a model it is merged into: what it is, and figures of its run, none of which is typed or guessed."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from peft_space.models.base import licence_of
 from peft_space.models.families import AUTO_CLASSES
 from peft_space.recipe import Task
 from peft_space.run import Run, evaluations_of, kept_of, steps_of
-from peft_space.scores import Evaluation, read_scores, shown
+from peft_space.scores import Evaluation, differences, majority_words, read_scores, shown_with_intervals
 from peft_space.training.plan import Plan
 
 LOSS = "loss.svg"
@@ -70,7 +71,8 @@ def card_text(run: Run, data: TrainingData, plan: Plan, merged: Merged | None = 
         "## Use it\n\n" + (merged.usage or _usage_merged(plan) if merged else _usage(run, plan)),
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
-        "## Scores\n\n" + _scores(read_scores(run)),
+        "## Scores\n\n" + _scores(scores := read_scores(run)),
+        *(["## Side by side\n\n" + samples] if (samples := _samples(scores)) else []),
         "## Ready for production?\n\n" + (checklist_markdown(read_checklist(run)) or "Not looked at yet."),
         "## Recipe\n\n```json\n" + run.recipe.model_dump_json(indent=2) + "\n```",
     ]
@@ -192,8 +194,34 @@ def _training(run: Run, plan: Plan) -> str:
 def _scores(scores: Evaluation | None) -> str:
     if scores is None:
         return "Not measured yet."
-    figures = {name: shown(column) for name, column in (("base", scores.base), ("adapter", scores.adapter))}
-    titles = list(figures["adapter"])
-    rows = [f"| {name} | {' | '.join(line.values())} |" for name, line in figures.items()]
-    head = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    return "\n".join([f"On {scores.num_rows} held-out rows:\n", *head, *rows])
+    base, adapter, change = shown_with_intervals(scores, "base"), shown_with_intervals(scores, "adapter"), differences(scores)
+    rows = [f"| {title} | {base.get(title, '–')} | {figure} | {change.get(title, '–')} |" for title, figure in adapter.items()]
+    sure = ", with the intervals that 95 % of samples of them give" if scores.intervals else ""
+    table = [f"On {scores.num_rows} held-out rows{sure}:\n", "| | base | adapter | difference |", "|---|---|---|---|", *rows]
+    said = [words for words in (majority_words(scores), scores.general and scores.general.in_words(), scores.fairness) if words]
+    return "\n\n".join(["\n".join(table), *said])
+
+
+_SAMPLES = 5
+_LONGEST_SAMPLE = 600
+"""Characters; of longer texts the beginning."""
+
+
+def _samples(scores: Evaluation | None) -> str:
+    """Held-out rows with what both columns answered, in fences that no text can close."""
+    shown = []
+    for sample in scores.samples[:_SAMPLES] if scores else ():
+        parts = {
+            "Prompt": sample["prompt"],
+            "Base": sample["base"],
+            "Adapter": sample["adapter"],
+            "The row's own answer": sample["expected"],
+        }
+        shown.append("\n\n".join(f"{title}:\n\n{_fenced(text)}" for title, text in parts.items()))
+    return "\n\n---\n\n".join(shown)
+
+
+def _fenced(text: str) -> str:
+    cut = text if len(text) <= _LONGEST_SAMPLE else text[:_LONGEST_SAMPLE] + " …"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", cut)), default=0))
+    return f"{fence}text\n{cut}\n{fence}"

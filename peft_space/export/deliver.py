@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from peft_space import durable
+from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
 from peft_space.export.folder import new_folder
@@ -27,6 +28,46 @@ class Exported:
 
     path: Path
     proof: Proof
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written, as `deliver` takes it."""
+
+    target: Target
+    dtype: Dtype
+    into: MergeInto | None
+    insist: bool
+    gguf: Gguf | None
+
+    def deliver(self, run: Run, out: Path, on_progress: OnProgress) -> "Exported":
+        return deliver(run, out, self.target, self.dtype, self.into, self.insist, self.gguf, on_progress)
+
+    def in_words(self) -> str:
+        return {"adapter": "adapter", "merged": f"merged model in {self.dtype}"}.get(self.target, "GGUF export")
+
+
+def wanted(
+    target: str = "adapter",
+    dtype: str = "bfloat16",
+    merge_into: str | None = None,
+    insist: bool = False,
+    gguf: dict[str, Any] | None = None,
+) -> Wanted:
+    """What a user asks for. Raises UserError where it is nothing that can be written."""
+
+    def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            raise UserError(f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}.")
+
+    one_of("target", target, get_args(Target))
+    files = Gguf(**(gguf or {}), ollama=target == "ollama") if target in ("gguf", "ollama") else None
+    if files:
+        one_of("numbers", files.numbers, ("f32", "f16", "q8_0"))
+    one_of("dtype", dtype, get_args(Dtype))
+    if merge_into is not None:
+        one_of("merge_into", merge_into, get_args(MergeInto))
+    return Wanted(target, dtype, merge_into, insist, files)  # type: ignore[arg-type]
 
 
 def deliver(

@@ -340,8 +340,22 @@ class Api:
         """
         return self._workers.call("card", run=_trained(run, owner))
 
-    def push(self, run: str, repo: str, token: str, public: bool = False, owner: str = "", card: str = "") -> Json:
-        """Push the adapter to the Hugging Face Hub and return its address.
+    def push(
+        self,
+        run: str,
+        repo: str,
+        token: str,
+        public: bool = False,
+        owner: str = "",
+        card: str = "",
+        target: Literal["adapter", "merged", "gguf", "ollama"] = "adapter",
+        dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        merge_into: Literal["", "full", "dequantized"] = "",
+        insist: bool = False,
+        numbers: Literal["f32", "f16", "q8_0"] = "f16",
+        apart: bool = False,
+    ) -> Json:
+        """Push the adapter, or what /export makes of it, with its proof, to the Hugging Face Hub and return its address.
 
         Args:
             run: the id that /start returned.
@@ -350,8 +364,11 @@ class Api:
             public: everybody can see it; otherwise only you can.
             owner: the secret that /start returned.
             card: an edited card, in place of the one that /card shows.
+            target: as /export takes it, and so dtype, merge_into, insist, numbers and apart.
         """
         wanted = {"repo": repo.strip(), "token": token.strip() or None, "public": public, "card": card or None}
+        wanted["export"] = {"target": target, "dtype": dtype, "merge_into": merge_into or None, "insist": insist}
+        wanted["export"]["gguf"] = {"numbers": numbers, "apart": apart}
         return self._workers.call("push", run=_trained(run, owner), **wanted)
 
     def runs(self, owner: str = "") -> list[Json]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -17,8 +17,12 @@ from peft_space.ui.view import escape
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 
 
-def build(page: Page) -> None:
-    """Place and wire it."""
+Choice = tuple[set[gr.components.Component], Callable[[dict[Any, Any]], dict[str, Any]]]
+"""Widgets, and what to export as their values say, in the words of the verb."""
+
+
+def build(page: Page) -> Choice:
+    """Place and wire it; what is chosen can be pushed too."""
     gr.Markdown(
         "The adapter is all that was trained: it names its base, and loads in PEFT anywhere. Merging it into the base is for deployment "
         "alone, where an engine takes no adapter; the adapter always stays in the run."
@@ -38,13 +42,17 @@ def build(page: Page) -> None:
     """Runs whose export is to end. Gradio's own `cancels` swallows a click on Export that follows at once."""
 
     def export(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        run, merged = page.chosen_run(values), values[target] != "adapter"
-        wanted = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
+        run = page.chosen_run(values)
         yield {told: "Starting…", make: gr.update(interactive=False), cancel: gr.update(visible=True), file: gr.update(visible=False)}
-        quantized = merged and page.workers.call("serving", run=str(run.directory))["quantization"] != "none"
-        wanted["merge_into"] = values[into] if quantized else None
-        wanted["gguf"] = {"numbers": values[numbers], "apart": values[apart]} if values[target] in ("gguf", "ollama") else None
-        yield from _made(page, str(run.directory), wanted)
+        yield from _made(page, str(run.directory), wanted(values))
+
+    def wanted(values: dict[Any, Any]) -> dict[str, Any]:
+        of = str(page.chosen_run(values).directory)
+        quantized = values[target] != "adapter" and page.workers.call("serving", run=of)["quantization"] != "none"
+        asked = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
+        asked["merge_into"] = values[into] if quantized else None
+        asked["gguf"] = {"numbers": values[numbers], "apart": values[apart]} if values[target] in ("gguf", "ollama") else None
+        return asked
 
     def _made(page: Page, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
         os.makedirs(get_upload_folder(), exist_ok=True)
@@ -85,7 +93,8 @@ def build(page: Page) -> None:
 
     chosen = {page.visitor, page.run}
     outputs = [told, file, insist, make, cancel]
-    making = make.click(tells_errors(export, where=told), {*chosen, target, dtype, into, numbers, apart, insist}, outputs, **_HIDDEN)
+    choice = {target, dtype, into, numbers, apart, insist}
+    making = make.click(tells_errors(export, where=told), {*chosen, *choice}, outputs, **_HIDDEN)
     put_back(making, ready)
     making.failure(lambda how: gr.update(visible=how != "adapter"), target, insist, **_HIDDEN)
     cancel.click(stop, chosen, told, **_HIDDEN)
@@ -94,6 +103,7 @@ def build(page: Page) -> None:
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
     cleared = [gr.update(value=None, visible=False), "", "", gr.update(value=False, visible=False), "PEFT", "adapter"]
     page.run.change(lambda: cleared, None, [file, told, advised, insist, where, target], **PRIVATE)
+    return choice, wanted
 
 
 def _formats() -> tuple[gr.Row, gr.Dropdown, gr.Radio, gr.Row, gr.Dropdown, gr.Checkbox]:

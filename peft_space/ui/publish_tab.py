@@ -12,7 +12,7 @@ from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
 
 def build(page: Page) -> None:
     """Place and wire the tab."""
-    export_panel.build(page)
+    choice, wanted_export = export_panel.build(page)
     with gr.Accordion("Is it ready for production?", open=False):
         ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
     ranks.build_compress(page)
@@ -30,6 +30,10 @@ def build(page: Page) -> None:
             info="Used for this push and forgotten. On your own machine it may stay empty, if that is signed in.",
             elem_id="token",
         )
+    what = gr.Radio(
+        [("The adapter", "adapter"), ("What is chosen for the export above, with its proof", "export")], value="adapter", label="What to push",
+        elem_id="what-to-push",
+    )  # fmt: skip
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
     with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
         card = gr.Code(language="markdown", label="README.md", interactive=True, elem_id="card")
@@ -44,8 +48,9 @@ def build(page: Page) -> None:
     def push_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
-        wanted["card"] = values[card] or None
+        wanted["card"] = values[card] or None if values[what] == "adapter" else None
         yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
+        wanted["export"] = wanted_export(values) if values[what] == "export" else None
         yield from page.working(pushed, show, "push", run=str(run.directory), **wanted)
 
     def show(found: dict[str, Any]) -> dict[Any, Any]:
@@ -54,7 +59,10 @@ def build(page: Page) -> None:
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     pushing = push.click(
-        tells_errors(push_adapter, where=pushed), {*chosen, repo, token, public, card}, [pushed, token, push, cancel], **hidden
+        tells_errors(push_adapter, where=pushed),
+        {*chosen, repo, token, public, card, what, *choice},
+        [pushed, token, push, cancel],
+        **hidden,
     )
     put_back(pushing, ready)
     stopped = {
@@ -69,6 +77,7 @@ def build(page: Page) -> None:
         run = page.chosen_run(values)
         return page.workers.call("card", run=str(run.directory))["card"]
 
+    what.change(lambda what: gr.update(visible=what == "adapter"), what, card_open, **hidden)  # an export writes its own
     card_open.expand(write_card, chosen, card, **PRIVATE)
     card.change(lambda text: view.without_front_matter(text or ""), card, card_shown, **hidden)
     gr.on([page.run.change, page.state.change], lambda: "", None, card, **hidden)  # it is another's, or of what was known before

@@ -6,7 +6,9 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
+from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.conftest import WRITER
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -46,3 +48,42 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
     expect(page.locator("#packing")).to_contain_text("ollama create", timeout=SLOW)
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-ollama", timeout=SLOW)
     shoot(page, "ollama")
+
+
+def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_server):
+    hub_server.forget()
+    start_with_sample_data(page, app, 2)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    online = App(app.home, HF_ENDPOINT=hub_server.url, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1,localhost")
+    online.start()
+    try:
+        page.goto(online.url)
+        open_tab(page, "Publish")
+        page.get_by_role("button", name="The model card, to read and to edit before").click()
+        expect(page.locator("#card-shown")).to_contain_text("Ready for production?", timeout=SLOW)
+        editor = page.locator("#card .cm-content")
+        editor.click()
+        page.keyboard.press("Control+End")
+        page.keyboard.type("Seen by a person.")
+        expect(page.locator("#card-shown")).to_contain_text("Seen by a person.", timeout=SLOW)
+        shoot(page, "card")
+        page.locator("#repo textarea, #repo input").first.fill("maria/adapter")
+        page.locator("#token input").fill(WRITER)
+        page.locator("#push").click()
+        expect(page.locator("#pushed")).to_contain_text("Pushed to", timeout=SLOW)
+        expect(page.locator("#token input")).to_have_value("")
+        pushed = hub_server.repositories["maria/adapter"]
+        assert pushed.private
+        assert pushed.files["README.md"].decode().rstrip().endswith("Seen by a person.")
+
+        page.get_by_label("What is chosen for the export above, with its proof").click()
+        page.get_by_label("Somewhere that takes whole models alone").click()
+        expect(page.locator("#merge-into")).to_be_visible(timeout=SLOW)
+        page.locator("#repo textarea, #repo input").first.fill("maria/merged")
+        page.locator("#token input").fill(WRITER)
+        page.locator("#push").click()
+        expect(page.locator("#pushed")).to_contain_text("maria/merged", timeout=SLOW)
+        assert json.loads(hub_server.repositories["maria/merged"].files["proof.json"])["passed"]
+        shoot(page, "pushed")
+    finally:
+        online.kill()
