@@ -82,7 +82,7 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
         page.locator("#repo textarea, #repo input").first.fill("maria/merged")
         page.locator("#token input").fill(WRITER)
         page.locator("#push").click()
-        expect(page.locator("#pushed")).to_contain_text("maria/merged", timeout=SLOW)
+        expect(page.locator("#pushed a")).to_have_attribute("href", f"{hub_server.url}/maria/merged", timeout=SLOW)
         assert json.loads(hub_server.repositories["maria/merged"].files["proof.json"])["passed"]
         shoot(page, "pushed")
     finally:
