@@ -16,6 +16,26 @@ def max_file_megabytes() -> float:
     return float(os.environ.get("PEFT_SPACE_MAX_FILE_MB", "200"))
 
 
+def most_open_runs() -> int | None:
+    """How many trainings a visitor may have queued or running (`PEFT_SPACE_MAX_OPEN_RUNS`): 3 on a Space, elsewhere as many as they like."""
+    return int(_limit("PEFT_SPACE_MAX_OPEN_RUNS", "3")) or None
+
+
+def most_stored_bytes() -> int | None:
+    """How much the runs of a visitor may take on the disk (`PEFT_SPACE_MAX_STORED_MB`, of 10^6 bytes): 5,000 MB on a Space."""
+    return int(float(_limit("PEFT_SPACE_MAX_STORED_MB", "5000")) * 1e6) or None
+
+
+def keep_days() -> float | None:
+    """After how many days without a change a run is removed (`PEFT_SPACE_KEEP_DAYS`): 14 on a Space, elsewhere never."""
+    return float(_limit("PEFT_SPACE_KEEP_DAYS", "14")) or None
+
+
+def _limit(name: str, on_a_space: str) -> str:
+    """A limit; 0 is none."""
+    return os.environ.get(name) or (on_a_space if on_space() else "0")
+
+
 def report_to() -> list[str]:
     """What trainings are also reported to, with commas between (`PEFT_SPACE_REPORT_TO`): tensorboard, trackio or wandb. Mostly nothing."""
     return [name.strip() for name in os.environ.get("PEFT_SPACE_REPORT_TO", "").split(",") if name.strip()]

@@ -18,14 +18,14 @@ from gradio.utils import get_upload_folder
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
-from peft_space import events, settings, verbs
+from peft_space import events, settings, verbs, visitors
 from peft_space.curves import overfits_from
 from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
-from peft_space.run import Run, evaluations_of, kept_of, list_runs, new_run_folder, open_run, steps_of, warnings_of
+from peft_space.run import Run, evaluations_of, kept_of, list_runs, open_run, steps_of, warnings_of
 from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
 from peft_space.verbs import Json
 
@@ -159,7 +159,7 @@ class Api:
             reading: how to read the columns and what to mend, as /check_data takes it.
         """
         secret = new_visitor(owner) if settings.on_space() else owner
-        folder = new_run_folder(owner_of(secret))
+        folder = visitors.new_run(owner_of(secret))
         values = make_recipe(recipe).model_dump(exclude_defaults=True)
         given = {"data": self._paths(data), "held_out": self._held_out(held_out), "reading": reading or None}
         self._workers.call("make", directory=str(folder), recipe=values, **given)
@@ -216,6 +216,7 @@ class Api:
         opened = open_run(owner_of(owner), run)
         if (status := opened.status()) in ("queued", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
+        visitors.refuse_more_open(owner_of(owner))
         start_training(opened, shorter, anyway)
         return {"run": run, "status": opened.status()}
 

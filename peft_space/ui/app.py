@@ -14,6 +14,7 @@ from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
 from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_errors
+from peft_space.visitors import keep_clean
 
 STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
 
@@ -151,6 +152,7 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
 def launch(**options: Any) -> Any:
     """Serve the page: on a Space as the Space wants it, elsewhere on 127.0.0.1. Trainings that the machine took down with it go on."""
     take_up_again()
+    keep_clean()
     return build().launch(
         server_port=None if settings.on_space() else int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
         max_file_size=int(settings.max_file_megabytes() * 2e6),  # so that our own sentence about the limit is the one that is read

@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space import settings
+from peft_space import settings, visitors
 from peft_space.errors import UserError
-from peft_space.run import list_runs, new_run_folder, open_run
+from peft_space.run import list_runs, open_run
 from peft_space.scores import read_scores
 from peft_space.ui import view, view_runs
 from peft_space.ui.page import PRIVATE, Page, tells_errors
@@ -113,7 +113,7 @@ def _build_adopt(page: Page) -> None:
         wanted = named_adapter(values[packed], values[elsewhere])
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
-        folder = new_run_folder(page.owner(values))
+        folder = visitors.new_run(page.owner(values))
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
         yield {adopting: "Looking at the adapter…"}
         stream = page.workers.stream("adopt", directory=str(folder), adapter=wanted, recipe=recipe, **page.data_arguments(values))

@@ -5,9 +5,10 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space import visitors
 from peft_space.errors import UserError
 from peft_space.execution.trainings import start_training
-from peft_space.run import Run, new_run_folder, unused_name
+from peft_space.run import Run, unused_name
 from peft_space.ui import look, view_train
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, put_back, tells_errors
 
@@ -84,7 +85,7 @@ class TrainTab:
     def make(self, values: dict[Any, Any], data: dict[str, Any], recipe: dict[str, Any], name: str = "") -> Iterator[dict[Any, Any]]:
         """A new run of what is given, checked and started. What fails or is cancelled leaves nothing behind."""
         page = self.page
-        folder = new_run_folder(page.owner(values))
+        folder = visitors.new_run(page.owner(values))
         yield {self.preparing: "Preparing…", self.start: gr.update(interactive=False), self.cancel: gr.update(visible=True)}
         for message in page.workers.stream("make", directory=str(folder), recipe=recipe, **data):
             if report := message.get("report"):
@@ -134,6 +135,7 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     @tells_errors
     def go_on(values: dict[Any, Any], shorter: bool = False, anyway: bool = False) -> dict[Any, Any]:
         run = page.chosen_run(values)
+        visitors.refuse_more_open(page.owner(values))
         start_training(run, shorter, anyway)
         return {tab.preparing: "", **tab.show(run)}
 
