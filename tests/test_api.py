@@ -19,6 +19,7 @@ from peft_space.ui import api
 from tests.app_process import ROOT, App
 
 ENDPOINTS = {
+    "bring_text",
     "check_data",
     "advise",
     "estimate",

@@ -1,4 +1,4 @@
-"""The product for programs: sixteen endpoints of stable names and plain types beside the page, told to users in docs/api.md.
+"""The product for programs and agents: endpoints of stable names and plain types beside the page, told to users in docs/api.md.
 
 A run opens only for who has its owner's secret, and no file is read but one that Gradio itself received.
 """
@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -61,6 +62,7 @@ def build(page: Page) -> None:
     _say_why_files_are_refused(blocks)
     api = Api(page, blocks.upload_file_set)
     endpoints = (
+        api.bring_text,
         api.check_data,
         api.advise,
         api.estimate,
@@ -90,6 +92,26 @@ class Api:
     def __init__(self, page: Page, uploads: set[str]):
         """`uploads`: the paths of the files that Gradio received; it grows."""
         self._workers, self._uploads = page.workers, uploads
+
+    def bring_text(self, text: str, name: str = "rows.jsonl") -> Json:
+        """Bring data as text, where no file can be uploaded: `data` of the answer is what the other endpoints take as `data` or `held_out`.
+
+        Args:
+            text: what would be in the file.
+            name: what the file would be called; its ending says how it is read (.jsonl, .json, .csv, .tsv, .txt, .conll).
+        """
+        if not re.fullmatch(r"[\w -]{1,80}\.(jsonl|json|csv|tsv|txt|conll)", name):
+            raise UserError(
+                f"{name!r} is no name for text. End it in .jsonl, .json, .csv, .tsv, .txt or .conll, and use letters and digits before."
+            )
+        if len(text.encode()) > settings.max_file_megabytes() * 1e6:
+            raise UserError(f"The text is larger than {settings.max_file_megabytes():g} MB. Bring less of it.")
+        os.makedirs(get_upload_folder(), exist_ok=True)
+        path = os.path.join(tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder()), name)  # which nobody can guess
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        self._uploads.add(path)
+        return {"data": path}
 
     def check_data(self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, reading: Json = _AS_IT_IS) -> Json:
         """Say what is in a data file, what is wrong with which row, and how the recipe's base model will read it.
@@ -391,9 +413,10 @@ class Api:
         """What the caller's data is to a worker. A path that the caller wrote opens nothing, whatever it comes in."""
         if data == DEMO or is_address(data):
             return str(data)
-        if isinstance(data, str) or data.path not in self._uploads:
+        path = data if isinstance(data, str) else data.path
+        if path not in self._uploads:
             raise UserError(_NOT_UPLOADED)
-        return data.path
+        return path
 
     def _held_out(self, held_out: gr.FileData | str | None) -> str | None:
         return self._path(held_out) if held_out else None

@@ -159,6 +159,7 @@ def launch(**options: Any) -> Any:
         theme=look.theme(),
         css_paths=[look.CSS],
         run_history=False,
+        mcp_server=True,  # the endpoints of api.py as an agent's tools
         ssr_mode=False,
         footer_links=[],
         **options,
