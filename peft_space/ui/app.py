@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from peft_space import settings
 from peft_space.data.check import DEMO, source_of
 from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
+from peft_space.ui.doors import Doors
 from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_errors
 from peft_space.visitors import keep_clean
 
@@ -159,6 +161,7 @@ def launch(**options: Any) -> Any:
         theme=look.theme(),
         css_paths=[look.CSS],
         run_history=False,
+        app_kwargs={"middleware": [Middleware(Doors)]},
         mcp_server=True,  # the endpoints of api.py as an agent's tools
         ssr_mode=False,
         footer_links=[],

@@ -32,7 +32,8 @@ class Page:
     def __init__(self) -> None:
         self.workers = Workers()
         self.form = Form()
-        self.visitor = gr.BrowserState("", storage_key="peft_space_visitor")
+        # the secret is no secret, any page can read it; one of each start would make the visitor another after a restart
+        self.visitor = gr.BrowserState("", storage_key="peft_space_visitor", secret="peft_space")
         self.data = gr.State("")
         """A path, a list of paths, or `demo`."""
         self.held_out = gr.State("")
