@@ -1,0 +1,47 @@
+"""Two visitors of a Space: each sees their own runs alone, and is the same visitor after a reload and after the app was started again."""
+
+import pytest
+from playwright.sync_api import expect
+
+from peft_space.run import list_runs
+from tests.app_process import App
+from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(browser, page, shoot, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SPACE_HOME", str(tmp_path / "home"))
+    space = App(tmp_path / "home", SYSTEM="spaces")
+    space.start()
+    stranger = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    try:
+        start_with_sample_data(page, space, 2)
+        expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+        [owner] = [folder.name for folder in (tmp_path / "home" / "runs").iterdir()]
+        [run] = list_runs(owner)
+
+        stranger.goto(space.url)
+        open_tab(stranger, "Runs")
+        expect(stranger.locator("#next-step")).to_be_visible(timeout=SLOW)
+        expect(stranger.locator("#run")).to_be_hidden()
+        assert run.name not in stranger.content()
+        kept = stranger.evaluate("() => Object.keys(localStorage)")
+        assert "peft_space_visitor" in kept
+        for guess in ('""', f'"{owner}"', f'"{run.directory.name}"', '"local"', "not even JSON"):
+            stranger.evaluate("guess => localStorage.setItem('peft_space_visitor', guess)", guess)
+            stranger.reload()
+            expect(stranger.locator("#next-step")).to_contain_text("data", timeout=SLOW, ignore_case=True)
+            assert run.name not in stranger.content(), guess
+        shoot(stranger, "stranger")
+
+        space.kill()
+        space.start()
+        secret = page.evaluate("() => localStorage.getItem('peft_space_visitor')")
+        page.goto(space.url)  # another port is another site to the browser, which knows nothing of it yet
+        page.evaluate("secret => localStorage.setItem('peft_space_visitor', secret)", secret)
+        page.reload()
+        expect(page.locator("#run")).to_be_visible(timeout=SLOW)
+    finally:
+        stranger.context.close()
+        space.kill()
