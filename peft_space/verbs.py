@@ -43,7 +43,7 @@ def check(
     values = dict(recipe or {}) | ({"base_model": model} if model else {})
     wanted = make_recipe(values)
     if not (reading or {}).get("shape"):
-        if values and report:
+        if values and report and not _is_small(data):
             _report_first_rows(data, wanted, rows_shown, report)
         table, plausible = readings_of(data, _progress(report))
         if len(plausible) > 1:
@@ -81,6 +81,13 @@ def check(
 
 
 _PEEKED = 200
+_SMALL_BYTES = 100_000
+
+
+def _is_small(data: Data) -> bool:
+    """Whether data are read and rendered about as soon as their first rows are."""
+    paths = [Path(one) for one in ([data] if isinstance(data, str | Path) else data)]
+    return all(path.is_file() for path in paths) and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
 
 
 def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Report) -> None:

@@ -1,0 +1,140 @@
+"""Fifty visitors of a Space upload, preview and poll at once while one of them trains. `python -m benchmarks.load [--seconds 600]`
+
+Each waits 3 to 5 s between actions. Every value that a visitor brings carries a tag of theirs; every answer is searched for tags, and another's is a
+fault. Told: actions, faults, tagged values, the median and 95th percentile of a poll, and the memory of the app with its workers, a minute in and at
+the end. The visitors share the machine's cores with the app.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import secrets
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+VISITORS, ROWS = 50, 60
+TAG = re.compile(r"tag([0-9a-f]{8})x")
+
+
+class Load:
+    """What all visitors together did and saw."""
+
+    def __init__(self, url: str, ends: float):
+        self.url, self.ends = url, ends
+        self.seconds: dict[str, list[float]] = {"upload": [], "check": [], "poll": []}
+        self.faults: list[str] = []
+        self.tagged = 0
+
+    async def call(self, client: httpx.AsyncClient, endpoint: str, **given: Any) -> Any:
+        joined = await client.post(f"{self.url}/gradio_api/call/v2/{endpoint}", json=given)
+        joined.raise_for_status()
+        told = await client.get(f"{self.url}/gradio_api/call/{endpoint}/{joined.json()['event_id']}")
+        kind, data = re.findall(r"event: (\w+)\ndata: (.*)\n", told.text)[-1]
+        if kind != "complete":
+            raise RuntimeError(f"{endpoint}: {data[:300]}")
+        return json.loads(data)[0]
+
+    def look_through(self, answer: Any, own: str) -> None:
+        rows = answer.get("examples", []) if isinstance(answer, dict) else []
+        found = TAG.findall(json.dumps(answer) + "\n".join("".join(text for text, _ in row["tokens"]) for row in rows))
+        self.tagged += len(found)
+        if others := [tag for tag in found if tag != own]:
+            self.faults.append(f"an answer to {own} has {len(others)} values of {others[0]}")
+
+    async def timed(self, what: str, action: Any) -> Any:
+        began = time.perf_counter()
+        answer = await action
+        self.seconds[what].append(time.perf_counter() - began)
+        return answer
+
+    async def visitor(self, number: int, trains: bool) -> None:
+        """One visitor, from when they arrive to the end."""
+        own, draw = f"{number:02d}{secrets.token_hex(3)}", random.Random(number)
+        run: dict[str, Any] = {}
+        await asyncio.sleep(draw.uniform(0, 5))
+        async with httpx.AsyncClient(timeout=120) as client:
+            data: Any = None
+            actions = 0
+            while time.time() < self.ends:
+                try:
+                    if data is None or actions % 4 == 0:  # another file
+                        rows = "".join(
+                            json.dumps({"prompt": f"tag{own}x What is {actions} {n}?", "completion": f"tag{own}x It is {n}."}) + "\n"
+                            for n in range(ROWS)
+                        )
+                        files = {"files": (f"tag{own}x.jsonl", rows.encode())}
+                        sent = await self.timed("upload", client.post(f"{self.url}/gradio_api/upload", files=files))
+                        data = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
+                    elif actions % 4 == 1:
+                        self.look_through(await self.timed("check", self.call(client, "check_data", data=data)), own)
+                    else:
+                        if trains and (not run or (await self.call(client, "status", **run))["status"] not in ("queued", "running")):
+                            started = await self.call(client, "start", data=data, recipe={"max_steps": 2000}, owner=own * 4)
+                            run = {"run": started["run"], "owner": started["owner"]}
+                        answer = await self.timed(
+                            "poll", self.call(client, "status", **run) if run else self.call(client, "runs", owner=own * 4)
+                        )
+                        self.look_through(answer, own)
+                except (httpx.HTTPError, RuntimeError, ValueError, IndexError) as error:
+                    self.faults.append(f"{type(error).__name__}: {str(error)[:200]}")
+                actions += 1
+                await asyncio.sleep(draw.uniform(3, 5))
+            if run:
+                await self.call(client, "stop", **run)
+
+    async def all(self) -> None:
+        await asyncio.gather(*(self.visitor(number, trains=number == 0) for number in range(VISITORS)))
+
+
+def memory_mb(process: psutil.Process) -> float:
+    """Resident memory of the app and the workers that it keeps; a training is no child of it."""
+    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 1e6
+
+
+async def measured(load: Load, app: psutil.Process, seconds: float) -> list[float]:
+    """Memory in MB: a minute after the start, or halfway if that is sooner, and at the end."""
+    working = asyncio.create_task(load.all())
+    await asyncio.sleep(min(60, seconds / 2))
+    warm = memory_mb(app)
+    await asyncio.sleep(max(0, load.ends - time.time() - 1))
+    end = memory_mb(app)
+    await working
+    return [warm, end]
+
+
+def main() -> None:
+    from tests.app_process import App
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        app = App(Path(home, "home"), SYSTEM="spaces", HF_HUB_OFFLINE="1")
+        app.start()
+        try:
+            load = Load(app.url, time.time() + given.seconds)
+            assert app.process
+            warm, end = asyncio.run(measured(load, psutil.Process(app.process.pid), given.seconds))
+        finally:
+            app.kill()
+    told: dict[str, Any] = {"visitors": VISITORS, "seconds": given.seconds, "faults": len(load.faults), "tagged_values": load.tagged}
+    for what, seconds in load.seconds.items():
+        told[what] = {
+            "count": len(seconds),
+            "median": round(statistics.median(seconds), 3),
+            "p95": round(statistics.quantiles(seconds, n=20)[-1], 3),
+        }
+    told |= {"memory_mb_warm": round(warm), "memory_mb_end": round(end)}
+    print(json.dumps(told | {"first_faults": load.faults[:5]}))
+
+
+if __name__ == "__main__":
+    main()
