@@ -4,11 +4,13 @@ Knows no torch: it takes little memory, and the system, where it ends something 
 """
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from peft_space import events, hardware
+from peft_space import events, hardware, settings
 from peft_space.errors import UserError
 from peft_space.execution import queue
 from peft_space.execution.local import WorkerFault
@@ -110,8 +112,29 @@ def _waiting(before: int) -> events.Waiting:
 
 
 def _attempt(run: Run, held: queue.Held, options: list[str]) -> int:
+    """The exit status of a child that trains. It has the libraries already where its parent does, which needed them to check the data."""
+    if "torch" in sys.modules and hardware.device() == "cpu" and settings.num_processes() is None:
+        return _forked([str(run.directory), "--parent", str(os.getpid()), *options])
     command = [sys.executable, "-m", "peft_space.execution.attempt", str(run.directory)]
     return subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, pass_fds=held).wait()
+
+
+def _forked(arguments: list[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        from peft_space.execution import attempt
+
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        status = attempt.main(arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # what the parent would do when it ends is not the child's
 
 
 def _leave_before_training(run: Run) -> events.Outcome:
