@@ -128,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--public", action="store_true")
     command.add_argument("--card", metavar="FILE", help="a README in place of the one that is written from the run")
     _add_what(command)
+
+    command = add("deploy", _deploy, "Make a Space of this clone, or update one. The token is HF_TOKEN, or this machine's.")
+    command.add_argument("space", metavar="OWNER/SPACE")
+    command.add_argument("--hardware", metavar="H", help="zero-a10g, t4-small, … as the Hub names it; without it, what the Space has")
+    command.add_argument("--public", action="store_true", help="everybody can see a new Space; otherwise only you can")
     return parser
 
 
@@ -363,6 +368,11 @@ def _push(given: argparse.Namespace, show: Show) -> None:
     wanted = {"target": given.target, "dtype": given.dtype, "merge_into": given.merge_into, "insist": given.insist, "gguf": _gguf(given)}
     found = verbs.push(given.run, given.repo, None, given.public, _text_of(given.card) if given.card else None, wanted)
     show(found, f"Pushed to {found['url']}.")
+
+
+def _deploy(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.deploy(given.space, hardware=given.hardware, public=given.public, report=_told)
+    show(found, f"The Space is at {found['url']}; the Hub builds it now. When it runs: python -m peft_space smoke {given.space}")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from peft_space.export.adapter import copy_adapter
 from peft_space.export.card import put_card
 from peft_space.run import Run
 
+_KEPT = "The adapter is kept in the run."
+
 
 def push(
     run: Run,
@@ -40,35 +42,41 @@ def push(
 
     Raises UserError where the name, the token or the Hub refuses.
     """
-    if not _is_repository_name(repo):
-        raise UserError(f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.")
-    if settings.on_space() and not token:
-        raise UserError("There is no Hub token. Paste one with write access.")  # the Space's own token is not a visitor's
-    if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
-        raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
+    api = client(repo, token)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, api = Path(scratch, "files"), HfApi(token=token or None)
-        with _in_words(repo, what):
+        folder, failed = Path(scratch, "files"), f"The {what} was not pushed"
+        with in_words(repo, failed, _KEPT):
             on_progress(0.0, "Asking the Hub whose token this is")
             api.whoami()  # a wrong token is told before anything is made
         write(run, folder)
         if card:
             put_card(folder, card)
-        with _in_words(repo, what):
+        with in_words(repo, failed, _KEPT):
             return _upload(api, repo, folder, public, what, on_progress)
 
 
+def client(repo: str, token: str | None) -> HfApi:
+    """A client of the Hub for `token`, or on one's own machine for the token it is signed in with. Raises UserError for a wrong name or token."""
+    if not _is_repository_name(repo):
+        raise UserError(f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.")
+    if settings.on_space() and not token:  # the Space's own token is not a visitor's
+        raise UserError("There is no Hub token. Sign in at the top of the page, or paste one with write access.")
+    if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
+        raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
+    return HfApi(token=token or None)
+
+
 @contextlib.contextmanager
-def _in_words(repo: str, what: str) -> Iterator[None]:
-    """What goes wrong with the Hub becomes a UserError."""
+def in_words(repo: str, failed: str, kept: str) -> Iterator[None]:
+    """Raise what the Hub or the network refuses as a UserError: what `failed`, why, and what is `kept`."""
     try:
         yield
     except errors.LocalTokenNotFoundError:
         raise UserError("There is no Hub token. Paste one with write access, or sign in with `hf auth login`.") from None
     except errors.OfflineModeIsEnabled:
-        raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and push again.") from None
+        raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and try again.") from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
-        raise UserError(_why(repo, what, error)) from None
+        raise UserError(_why(repo, error, failed, kept)) from None
 
 
 def _is_repository_name(repo: str) -> bool:
@@ -95,20 +103,21 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool, what: str, on_pro
     return commit.pr_url or url
 
 
-def _why(repo: str, what: str, error: Exception) -> str:
+def _why(repo: str, error: Exception, failed: str, kept: str) -> str:
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what befalls the upload of a large file comes wrapped
     if not isinstance(error, errors.HfHubHTTPError):
-        return f"The Hub cannot be reached ({type(error).__name__}). Check the network and push again; the adapter is kept."
+        return f"The Hub cannot be reached ({type(error).__name__}). Check the network and try again. {kept}".strip()
     status = error.response.status_code
     reasons = {
         401: "the Hub does not accept the token. Make a new one with write access on the Hub's settings page and try again",
+        402: f"the Hub asks for payment ({error.server_message or 'it does not say for what'}). See the Hub's settings for billing",
         403: f"the token may not write to {repo!r}. Use a token with write access to that owner, or another owner",
         404: f"the Hub does not find {repo!r}, or the token may not see it. Check the name and the token",
-        429: "the Hub asks to slow down. Wait a few minutes and push again",
+        429: "the Hub asks to slow down. Wait a few minutes and try again",
     }
     if status >= 500:
-        reason = f"the Hub answered with an error of its own ({status}). Push again in a few minutes"
+        reason = f"the Hub answered with an error of its own ({status}). Try again in a few minutes"
     else:
         reason = reasons.get(status, f"the Hub refuses it ({status}: {error.server_message or 'it does not say why'})")
-    return f"The {what} was not pushed: {reason}. The adapter is kept in the run."
+    return f"{failed}: {reason}. {kept}".strip()

@@ -520,6 +520,13 @@ def push(
     return {"url": hub.push(Run(run), repo, token, public, _progress(report), card, asked.in_words(), write)}
 
 
+def deploy(space: str, token: str | None = None, hardware: str | None = None, public: bool = False, report: Report | None = None) -> Json:
+    """Make a Space of this clone, or bring one up to date: `url`. Not for the page."""
+    from peft_space.deploy import deploy as deploy_space
+
+    return {"url": deploy_space(space, token, hardware, public, _progress(report))}
+
+
 def warm() -> Json:
     """Import what a check of data needs; it takes seconds."""
     import peft_space.training.prepare

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models and datasets.
+"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models, datasets and Spaces.
 
 Point a client at it with HF_ENDPOINT and HF_HUB_DISABLE_XET=1. Repositories are kept in memory, where tests look into them and
 put faults in the way. Large files are stored under another origin (`localhost`), as the real Hub does.
@@ -18,6 +18,9 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 import yaml
+from huggingface_hub import SpaceHardware
+
+from tests import space_card
 
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 """The one file that a new repository holds."""
@@ -45,9 +48,11 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A repository of a model, or, named `datasets/OWNER/NAME`, of a dataset."""
+    """A repository of a model, or, named `datasets/OWNER/NAME` or `spaces/OWNER/NAME`, of a dataset or a Space."""
 
     private: bool
+    hardware: str | None = None
+    """Of a Space, what was asked for."""
     commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": GITATTRIBUTES})])
     """Of the branch main, oldest first."""
     pull_requests: list[Commit] = field(default_factory=list)
@@ -225,18 +230,33 @@ class HubServer:
         wanted = request.json()
         owner = wanted.get("organization") or self._writer(request).name
         self._own(request, owner)
-        repo = f"{owner}/{wanted['name']}"
+        kind = wanted.get("type") or "model"
+        repo = {"model": "", "dataset": "datasets/", "space": "spaces/"}[kind] + f"{owner}/{wanted['name']}"
         if repo in self.repositories:
-            raise _Refusal(409, "You already created this model repo", url=f"{self.url}/{repo}")
-        self.repositories[repo] = Repository(private=wanted.get("visibility", "public") == "private")
+            raise _Refusal(409, f"You already created this {kind} repo", url=f"{self.url}/{repo}")
+        if kind == "space" and wanted.get("sdk") != "gradio":
+            raise _Refusal(400, "A Space needs an sdk that is known here")
+        hardware = self._known_hardware(wanted.get("hardware"))
+        self.repositories[repo] = Repository(private=wanted.get("visibility", "public") == "private", hardware=hardware)
         return _json({"url": f"{self.url}/{repo}", "name": repo})
+
+    def _known_hardware(self, flavor: str | None) -> str | None:
+        if flavor is not None and flavor not in {known.value for known in SpaceHardware}:
+            raise _Refusal(400, f"Invalid hardware flavor: {flavor}")
+        return flavor
+
+    def _hardware(self, request: Request, repo: str) -> Answer:
+        self._own(request, repo.split("/")[-2])
+        found = self._readable(request, repo)
+        found.hardware = self._known_hardware(request.json()["flavor"])
+        return _json({"stage": "RUNNING_BUILDING", "hardware": {"current": None, "requested": found.hardware}})
 
     def _info(self, request: Request, repo: str, revision: str | None) -> Answer:
         commit = self._commit_at(request, repo, revision)
         files = [{"rfilename": path} for path in sorted(commit.files)]
         return _json(
             {
-                "id": repo.removeprefix("datasets/"),
+                "id": "/".join(repo.split("/")[-2:]),
                 "sha": commit.oid,
                 "private": self.repositories[repo].private,
                 "tags": [],
@@ -264,7 +284,8 @@ class HubServer:
     # Upload
 
     def _validate_yaml(self, request: Request) -> Answer:
-        faults = list(_card_faults(request.json()["content"]))
+        sent = request.json()
+        faults = list(_card_faults(sent["content"], sent["repoType"]))
         return _json({"errors": [{"message": fault} for fault in faults], "warnings": []}, 400 if faults else 200)
 
     def _preupload(self, request: Request, repo: str, revision: str) -> Answer:
@@ -314,7 +335,7 @@ class HubServer:
             found.pull_requests.append(made)
             url = {"pullRequestUrl": f"{self.url}/{repo}/discussions/{len(found.pull_requests)}"}
         else:
-            self._own(request, repo.split("/")[0])
+            self._own(request, repo.split("/")[-2])
             found.commits.append(made)
             url = {}
         return _json({"success": True, "commitOid": made.oid, "commitUrl": f"{self.url}/{repo}/commit/{made.oid}"} | url)
@@ -367,11 +388,12 @@ class HubServer:
             raise _Refusal(400, "Only one auth mechanism allowed")
 
 
-_REPO = r"((?:datasets/)?[^/]+/[^/]+)"
+_REPO = r"((?:(?:datasets|spaces)/)?[^/]+/[^/]+)"
 _ROUTES = (
     ("GET", "/api/whoami-v2", "_whoami"),
     ("POST", "/api/repos/create", "_create"),
     ("POST", "/api/validate-yaml", "_validate_yaml"),
+    ("POST", r"/api/(spaces/[^/]+/[^/]+)/hardware", "_hardware"),
     ("GET", rf"/api/(?:models/)?{_REPO}(?:/revision/([^/]+))?", "_info"),
     ("GET", rf"/api/(?:models/)?{_REPO}/tree/([^/]+)(?:/(.+))?", "_tree"),
     ("POST", rf"/api/(?:models/)?{_REPO}/paths-info/([^/]+)", "_paths_info"),
@@ -411,7 +433,7 @@ def _folders(files: Iterable[str]) -> list[dict[str, Any]]:
     return [{"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0} for path in sorted(folders)]
 
 
-def _card_faults(content: str) -> Iterator[str]:
+def _card_faults(content: str, kind: str) -> Iterator[str]:
     """What the real Hub refuses in a README's front matter, of what can go wrong here."""
     front_matter = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
@@ -419,6 +441,8 @@ def _card_faults(content: str) -> Iterator[str]:
     except yaml.YAMLError as error:
         yield f"the metadata is not YAML: {error}"
         return
+    if kind == "space":
+        yield from space_card.faults(fields)
     base = fields.get("base_model")
     if base is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
         yield f'"base_model" with value "{base}" is not valid. Use a model id from https://hf.co/models.'

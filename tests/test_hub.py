@@ -197,7 +197,7 @@ def test_a_refusal_is_told_in_a_sentence_and_leaves_the_run_as_it_was(the_hub, p
 
 def test_after_a_push_that_broke_off_it_can_be_pushed_again(the_hub, push, run):
     the_hub.fail_next("commit", 500)
-    with pytest.raises(UserError, match="Push again"):
+    with pytest.raises(UserError, match="Try again"):
         push()
     assert push() == f"{the_hub.url}/maria/adapter/discussions/1"
     [pull_request] = the_hub.repositories["maria/adapter"].pull_requests

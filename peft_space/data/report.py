@@ -88,6 +88,11 @@ _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u0
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
 
 
+def holds_secret(text: str) -> bool:
+    """Whether there is something in a text that looks like a key or a token."""
+    return any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text) is not None
+
+
 def texts_of(row: Row) -> Iterable[str]:
     """All texts in a row."""
     match row:
@@ -110,7 +115,7 @@ def inspect(row: Row) -> list[str]:
     found = ["padded"] if any(one and (one[0].isspace() or one[-1].isspace()) for one in texts) else []
     if ("{{" in text or "<" in text or "[" in text) and _PLACEHOLDER.search(text):
         found.append("placeholders")
-    if any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text):
+    if holds_secret(text):
         found.append("secrets")
     if "@" in text and _EMAIL.search(text):
         found.append("emails")
