@@ -133,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("space", metavar="OWNER/SPACE")
     command.add_argument("--hardware", metavar="H", help="zero-a10g, t4-small, … as the Hub names it; without it, what the Space has")
     command.add_argument("--public", action="store_true", help="everybody can see a new Space; otherwise only you can")
+
+    command = add("smoke", _smoke, "Check a running Space or page from outside: it trains the demo for a few steps and compares.")
+    command.add_argument(
+        "url", metavar="URL", help="of the page, or OWNER/SPACE; for a private one the token is HF_TOKEN, or this machine's"
+    )
     return parser
 
 
@@ -373,6 +378,11 @@ def _push(given: argparse.Namespace, show: Show) -> None:
 def _deploy(given: argparse.Namespace, show: Show) -> None:
     found = verbs.deploy(given.space, hardware=given.hardware, public=given.public, report=_told)
     show(found, f"The Space is at {found['url']}; the Hub builds it now. When it runs: python -m peft_space smoke {given.space}")
+
+
+def _smoke(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.smoke(given.url, report=_told)
+    show(found, "\n".join(f"✓ {check['what']}: {check['found']} ({check['seconds']} s)" for check in found["checks"]))
 
 
 @contextlib.contextmanager

@@ -527,6 +527,13 @@ def deploy(space: str, token: str | None = None, hardware: str | None = None, pu
     return {"url": deploy_space(space, token, hardware, public, _progress(report))}
 
 
+def smoke(url: str, token: str | None = None, report: Report | None = None) -> Json:
+    """What a running page did well, seen from outside: `checks`. Not for the page."""
+    from peft_space.smoke import smoke as try_page
+
+    return {"checks": try_page(url, token, _progress(report))}
+
+
 def warm() -> Json:
     """Import what a check of data needs; it takes seconds."""
     import peft_space.training.prepare

@@ -1,4 +1,4 @@
-"""`deploy`: the real client makes and updates a Space on a Hub of our own; what arrives is what belongs there, and nothing else."""
+"""`deploy` and `smoke`: the real client makes a Space on a Hub of our own, of what belongs there alone; a running page is checked from outside."""
 
 import json
 import subprocess
@@ -140,3 +140,18 @@ def test_a_link_out_of_the_clone_is_refused(clone, tmp_path_factory):
 def test_a_folder_that_is_no_clone_is_told(tmp_path):
     with pytest.raises(UserError, match="is not a git clone"):
         files_to_upload(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_page_that_runs_is_checked_from_outside(app, run_command):
+    status, out, err = run_command("smoke", app.url, "--json")
+    assert status == 0, err
+    checks = json.loads(out)["checks"]
+    assert len(checks) == 4
+    assert checks[2]["found"].startswith("4 steps")
+
+
+def test_a_page_that_is_not_there_is_told_in_one_sentence(run_command):
+    status, out, err = run_command("smoke", "http://127.0.0.1:9")
+    assert (status, out) == (2, "")
+    assert "Opening the page did not go well" in err.splitlines()[-1]
