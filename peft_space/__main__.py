@@ -129,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--card", metavar="FILE", help="a README in place of the one that is written from the run")
     _add_what(command)
 
+    command = add("save", _save, "Save a run to a private dataset repository on the Hub, to go on elsewhere. The token is as for push.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME")
+
+    command = add("take-up", _take_up, "Make a run of one that was saved on the Hub. The token is as for push.")
+    command.add_argument("repo", metavar="OWNER/NAME")
+    command.add_argument("--out", required=True, metavar="RUN_DIR", help="the new run's folder")
+
     command = add("deploy", _deploy, "Make a Space of this clone, or update one. The token is HF_TOKEN, or this machine's.")
     command.add_argument("space", metavar="OWNER/SPACE")
     command.add_argument("--hardware", metavar="H", help="zero-a10g, t4-small, … as the Hub names it; without it, what the Space has")
@@ -373,6 +381,16 @@ def _push(given: argparse.Namespace, show: Show) -> None:
     wanted = {"target": given.target, "dtype": given.dtype, "merge_into": given.merge_into, "insist": given.insist, "gguf": _gguf(given)}
     found = verbs.push(given.run, given.repo, None, given.public, _text_of(given.card) if given.card else None, wanted)
     show(found, f"Pushed to {found['url']}.")
+
+
+def _save(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.save(given.run, given.repo, report=_told)
+    show(found, f"Saved to {found['url']}. To go on elsewhere: python -m peft_space take-up {given.repo} --out RUN_DIR")
+
+
+def _take_up(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.take_up(given.out, given.repo, report=_told)
+    show(found, f"The run is in {found['run']}. Next: python -m peft_space train --resume {found['run']}")
 
 
 def _deploy(given: argparse.Namespace, show: Show) -> None:

@@ -104,8 +104,8 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool, what: str, on_pro
 
 
 def _why(repo: str, error: Exception, failed: str, kept: str) -> str:
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what befalls the upload of a large file comes wrapped
+    while not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what befalls a large file, or a download, comes wrapped
     if not isinstance(error, errors.HfHubHTTPError):
         return f"The Hub cannot be reached ({type(error).__name__}). Check the network and try again. {kept}".strip()
     status = error.response.status_code

@@ -520,6 +520,20 @@ def push(
     return {"url": hub.push(Run(run), repo, token, public, _progress(report), card, asked.in_words(), write)}
 
 
+def save(run: str, repo: str, token: str | None = None, report: Report | None = None) -> Json:
+    """Save the run to a private dataset repository on the Hub, with all that it takes to go on elsewhere: `url`."""
+    from peft_space.saved import save as save_run
+
+    return {"url": save_run(Run(run), repo, token, _progress(report))}
+
+
+def take_up(directory: str, repo: str, token: str | None = None, report: Report | None = None) -> Json:
+    """A run that was saved, as a new run here, ready to go on."""
+    from peft_space.saved import take_up as take_up_run
+
+    return {"run": str(take_up_run(repo, directory, token, _progress(report)).directory)}
+
+
 def deploy(space: str, token: str | None = None, hardware: str | None = None, public: bool = False, report: Report | None = None) -> Json:
     """Make a Space of this clone, or bring one up to date: `url`. Not for the page."""
     from peft_space.deploy import deploy as deploy_space
@@ -583,6 +597,8 @@ VERBS: dict[str, Callable[..., Json]] = {
         export,
         card,
         push,
+        save,
+        take_up,
     )
 }
 """What a worker process can be asked for; training has a process of its own."""
@@ -600,6 +616,8 @@ REPORTING = {
     "pairs",
     "export",
     "push",
+    "save",
+    "take_up",
 }
 """Verbs that tell what they are doing."""
 TAKING_TURNS = {"study", "dry_run"}

@@ -22,7 +22,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """
     target = Path(out).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{out} already exists and is not empty. Choose another folder to export to.")
+        raise UserError(f"{out} already exists and is not empty. Choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
