@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -253,17 +253,19 @@ def new_run_folder(owner: str) -> Path:
     return owners_folder(owner) / secrets.token_hex(12)
 
 
-def open_run(owner: str, run_id: str) -> Run:
-    """The run of `owner` with this id. Raises UserError where there is none, or it is another's."""
-    if not re.fullmatch(r"[0-9a-f]{24}", run_id) or not (owners_folder(owner) / run_id / "run.json").is_file():
-        raise UserError(f"You have no run {run_id!r}. Choose one from the list of your runs.")
-    return Run(owners_folder(owner) / run_id)
+def open_run(owner: str | Sequence[str], run_id: str) -> Run:
+    """The run of `owner`, or of one of several, with this id. Raises UserError where there is none, or it is another's."""
+    owners = [owner] if isinstance(owner, str) else owner
+    for folder in [owners_folder(one) / run_id for one in owners] if re.fullmatch(r"[0-9a-f]{24}", run_id) else []:
+        if (folder / "run.json").is_file():
+            return Run(folder)
+    raise UserError(f"You have no run {run_id!r}. Choose one from the list of your runs.")
 
 
-def list_runs(owner: str) -> list[Run]:
-    """The runs of `owner`, newest first. One that another version wrote and this one cannot read is left out, and logged."""
+def list_runs(*owners: str) -> list[Run]:
+    """The runs of `owners`, newest first. One that another version wrote and this one cannot read is left out, and logged."""
     runs = []
-    for path in owners_folder(owner).glob("[!.]*/run.json"):
+    for path in (path for owner in owners for path in owners_folder(owner).glob("[!.]*/run.json")):
         try:
             runs.append(Run(path.parent))
         except (ValidationError, ValueError, OSError):

@@ -51,6 +51,20 @@ def on_space() -> bool:
     return os.environ.get("SYSTEM") == "spaces"
 
 
+def signs_in() -> bool:
+    """Whether visitors can sign in with their Hub account: on a Space whose README says `hf_oauth: true`."""
+    return on_space() and bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))
+
+
+def disk_is_kept(mounts: str | Path = "/proc/self/mounts") -> bool:
+    """Whether the runs are there after a restart. On a Space they are only where `home` lies on a volume that was mounted, such as a bucket."""
+    if not on_space():
+        return True
+    kinds = {Path(fields[1]): fields[2] for line in Path(mounts).read_text().splitlines() if len(fields := line.split()) > 2}
+    place = next((parent for parent in (home(), *home().parents) if parent in kinds), Path("/"))
+    return place != Path("/") and kinds[place] not in ("tmpfs", "ramfs", "overlay")
+
+
 def prepare_libraries() -> None:
     """Switch off what libraries report about their use, and what they print between our own words. Every entry point calls it first.
 

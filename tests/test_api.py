@@ -36,6 +36,8 @@ ENDPOINTS = {
     "export",
     "card",
     "push",
+    "save",
+    "take_up",
     "runs",
 }
 NOT_UPLOADED = "This is no uploaded file."

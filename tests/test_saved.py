@@ -164,7 +164,10 @@ TORN = {
 }
 
 
-@pytest.mark.parametrize("how", TORN)
+_IN_EVERY_RUN = ("a file is missing", "a large file has changed", "a path out of the folder", "a program")
+
+
+@pytest.mark.parametrize("how", [how if how in _IN_EVERY_RUN else pytest.param(how, marks=pytest.mark.slow) for how in TORN])
 def test_what_is_torn_or_does_not_belong_is_refused_and_nothing_is_left(the_hub, save, take_up, tmp_path, how):
     save()
     repository = the_hub.repositories[REPO]

@@ -45,11 +45,23 @@ def check_room(folder: Path, num_bytes: int) -> None:
 
 
 def zip_of(folder: Path, run: Run, target: str) -> Path:
-    """The folder as one .zip beside it, named after the run; the folder itself is removed. Nothing is compressed: weights hardly can be."""
+    """The folder as one .zip beside it, named after the run; the folder itself is removed."""
+    path = _zip(folder, run, target, folder.parent)
+    shutil.rmtree(folder)
+    return path
+
+
+def zip_adapter(run: Run, into: Path) -> Path:
+    """The run's adapter as it lies there, as one .zip in the folder `into`."""
+    return _zip(run.adapter, run, "adapter", into)
+
+
+def _zip(folder: Path, run: Run, target: str, into: Path) -> Path:
+    """Nothing is compressed: weights hardly can be. It has its name once it is whole."""
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60] or run.directory.name
-    path = folder.parent / f"{name}-{target}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    path = into / f"{name}-{target}.zip"
+    with zipfile.ZipFile(path.with_suffix(".part"), "w", zipfile.ZIP_STORED) as archive:
         for file in sorted(folder.rglob("*")):
             archive.write(file, Path(target, file.relative_to(folder)))
-    shutil.rmtree(folder)
+    path.with_suffix(".part").rename(path)
     return path

@@ -27,7 +27,7 @@ from peft_space.errors import UserError
 from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
 from peft_space.run import Run, evaluations_of, kept_of, list_runs, open_run, steps_of, warnings_of
-from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors
+from peft_space.ui.page import Page, new_visitor, owner_of, tells_errors, token_of
 from peft_space.verbs import Json
 
 Upload = gr.FileData | str
@@ -79,6 +79,8 @@ def build(page: Page) -> None:
         api.export,
         api.card,
         api.push,
+        api.save,
+        api.take_up,
         api.runs,
     )
     for endpoint in endpoints:
@@ -367,7 +369,7 @@ class Api:
         self,
         run: str,
         repo: str,
-        token: str,
+        token: str = "",
         public: bool = False,
         owner: str = "",
         card: str = "",
@@ -377,22 +379,48 @@ class Api:
         insist: bool = False,
         numbers: Literal["f32", "f16", "q8_0"] = "f16",
         apart: bool = False,
+        signed_in: gr.OAuthToken | None = None,
     ) -> Json:
         """Push the adapter, or what /export makes of it, with its proof, to the Hugging Face Hub and return its address.
 
         Args:
             run: the id that /start returned.
             repo: OWNER/NAME. A new one is made; to one that exists a pull request is opened.
-            token: a Hub token with write access, used for this push and forgotten.
+            token: a Hub token with write access, used for this push and forgotten; without it, the client's `oauth_token`.
             public: everybody can see it; otherwise only you can.
             owner: the secret that /start returned.
             card: an edited card, in place of the one that /card shows.
             target: as /export takes it, and so dtype, merge_into, insist, numbers and apart.
         """
-        wanted = {"repo": repo.strip(), "token": token.strip() or None, "public": public, "card": card or None}
+        wanted = {"repo": repo.strip(), "token": token_of(token, signed_in), "public": public, "card": card or None}
         wanted["export"] = {"target": target, "dtype": dtype, "merge_into": merge_into or None, "insist": insist}
         wanted["export"]["gguf"] = {"numbers": numbers, "apart": apart}
         return self._workers.call("push", run=_trained(run, owner), **wanted)
+
+    def save(self, run: str, repo: str, token: str = "", owner: str = "", signed_in: gr.OAuthToken | None = None) -> Json:
+        """Save a run that is not being trained to a private dataset repository, with its data and all that it takes to go on; return its address.
+
+        Args:
+            run: the id that /start returned.
+            repo: OWNER/NAME. A new one is made; one that a run was saved to before gets this one instead.
+            token: a Hub token with write access, used for this and forgotten; without it, the client's `oauth_token`.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        return self._workers.call("save", run=str(opened.directory), repo=repo.strip(), token=token_of(token, signed_in))
+
+    def take_up(self, repo: str, token: str = "", owner: str = "", signed_in: gr.OAuthToken | None = None) -> Json:
+        """Make a run of one that was saved, here or elsewhere; /resume goes on with it. Returns what /start returns.
+
+        Args:
+            repo: OWNER/NAME.
+            token: a Hub token that may read it, used for this and forgotten; without it, the client's `oauth_token`.
+            owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
+        """
+        secret = new_visitor(owner) if settings.on_space() else owner
+        folder = visitors.new_run(owner_of(secret))
+        self._workers.call("take_up", directory=str(folder), repo=repo.strip(), token=token_of(token, signed_in))
+        return {"run": folder.name, "owner": secret, "status": Run(folder).status()}
 
     def runs(self, owner: str = "") -> list[Json]:
         """Your runs, newest first.
@@ -456,7 +484,9 @@ def _failure(run: Run, happened: list[events.Event]) -> str | None:
 
 def _checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """The endpoint, which tells in words when an argument is not of the type that it declares."""
-    kinds = {name: TypeAdapter(parameter.annotation) for name, parameter in inspect.signature(endpoint).parameters.items()}
+    declared = {name: parameter.annotation for name, parameter in inspect.signature(endpoint).parameters.items()}
+    # what Gradio gives, not the caller, is as it is
+    kinds = {name: TypeAdapter(Any if kind == gr.OAuthToken | None else kind) for name, kind in declared.items()}
 
     @functools.wraps(endpoint)
     def checked(*given: Any) -> Any:

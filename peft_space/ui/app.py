@@ -13,7 +13,7 @@ from peft_space import settings
 from peft_space.data.check import DEMO, source_of
 from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
-from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, train_tab, view
+from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, saving, train_tab, view
 from peft_space.ui.doors import Doors
 from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_errors
 from peft_space.visitors import keep_clean
@@ -32,7 +32,11 @@ def build() -> gr.Blocks:
             with gr.Column(min_width=320):
                 demo = gr.Button("Try the demo: train and compare, in one click", elem_id="try-demo")
                 gr.Markdown("A small model learns to turn support messages into tickets. It takes one to three minutes on a laptop.")
+                if settings.signs_in():
+                    gr.LoginButton(elem_id="sign-in")
         page.run.render()
+        if not settings.disk_is_kept():
+            saving.build_notice(page)
         next_step = gr.Markdown(elem_id="next-step")
         labels: list[gr.Tab] = []
         go_on: list[gr.Button] = []
@@ -62,6 +66,9 @@ def build() -> gr.Blocks:
         _guide(page, labels, go_on, next_step)
         _demo(page, demo, tabs, training, comparing)
         _arrive(page, blocks)
+    for handler in blocks.fns.values():
+        if handler.api_name == "_check_login_status":  # Gradio's own, of the button to sign in
+            handler.api_visibility = "private"
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
 
@@ -143,7 +150,7 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
     def arrive(values: dict[Any, Any]) -> dict[Any, Any]:
         threading.Thread(target=page.workers.warm, daemon=True).start()
         known = values | {page.visitor: new_visitor(values[page.visitor])}
-        newest = next(iter(list_runs(page.owner(known))), None)
+        newest = next(iter(list_runs(*page.owners(known))), None)
         shown = page.form.values(newest.recipe) if newest and newest.status() in view.UNFINISHED else {}
         return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False], **shown}
 

@@ -5,10 +5,12 @@ import hashlib
 import inspect
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from peft_space import settings
 from peft_space.errors import UserError, explain, mendable
@@ -51,9 +53,13 @@ class Page:
             [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
         )
 
+    def owners(self, values: dict[Any, Any]) -> list[str]:
+        """Whose runs a visitor sees: those of the Hub account they are signed in with, and of the secret in their browser. New ones are the first's."""
+        return [*([f"hub-{_digest(account)}"] if (account := signed_in_as()) else []), owner_of(values[self.visitor])]
+
     def owner(self, values: dict[Any, Any]) -> str:
-        """Whose runs a visitor sees: those of the secret in their browser."""
-        return owner_of(values[self.visitor])
+        """Whose a visitor's new runs are."""
+        return self.owners(values)[0]
 
     @property
     def for_training(self) -> set[gr.components.Component]:
@@ -81,11 +87,11 @@ class Page:
         """The visitor's run that is chosen in the list. Raises UserError where none is."""
         if not values[self.run]:
             raise UserError("There is no run yet. Start a training on the Train tab.")
-        return open_run(self.owner(values), values[self.run])
+        return open_run(self.owners(values), values[self.run])
 
     def runs(self, values: dict[Any, Any], choose: str | None = None) -> Any:
         """The list of the visitor's runs, freshly read. `choose` is the id to select; else what was chosen stays, or the newest."""
-        choices = view.run_choices(list_runs(self.owner(values)))
+        choices = view.run_choices(list_runs(*self.owners(values)))
         ids = [run_id for _, run_id in choices]
         chosen = choose or (values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None))
         return gr.update(choices=choices, value=chosen, visible=bool(choices))
@@ -102,7 +108,24 @@ def owner_of(secret: str) -> str:
         return "local"
     if len(secret) < _SHORTEST_SECRET:  # a shorter one could be guessed, and the empty one would be everybody's
         raise UserError("It is not said whose runs these are. Give the `owner` that /start returned; on the page, reload it.")
+    return _digest(secret)
+
+
+def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:32]
+
+
+def signed_in_as() -> str | None:
+    """The Hub account that the visitor whose event is being handled is signed in with: its id, which stays when its name is changed."""
+    request = LocalContext.request.get(None)
+    scope = request.request.scope if isinstance(request, gr.Request) and settings.signs_in() else {}
+    signed_in = scope.get("session", {}).get("oauth_info") or {}
+    return signed_in["userinfo"]["sub"] if signed_in.get("expires_at", 0) > time.time() else None
+
+
+def token_of(typed: str | None, signed_in: gr.OAuthToken | None) -> str | None:
+    """The Hub token for what a visitor asks for: the one they typed, or that of their signing in."""
+    return (typed or "").strip() or (signed_in.token if signed_in else None)
 
 
 def new_visitor(secret: str) -> str:

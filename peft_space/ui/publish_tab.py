@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_space.checklist import checklist_markdown, read_checklist
 from peft_space.ui import export_panel, ranks, view
-from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors, token_of
 
 
 def build(page: Page) -> None:
@@ -27,7 +27,7 @@ def build(page: Page) -> None:
         token = gr.Textbox(
             label="Token with write access",
             type="password",
-            info="Used for this push and forgotten. On your own machine it may stay empty, if that is signed in.",
+            info="Used for this push and forgotten. It may stay empty where you are signed in, here or on your own machine.",
             elem_id="token",
         )
     what = gr.Radio(
@@ -45,9 +45,9 @@ def build(page: Page) -> None:
 
     ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
-    def push_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    def push_adapter(values: dict[Any, Any], signed_in: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
-        wanted = {"repo": (values[repo] or "").strip(), "token": (values[token] or "").strip() or None, "public": values[public]}
+        wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in), "public": values[public]}
         wanted["card"] = values[card] or None if values[what] == "adapter" else None
         yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
         wanted["export"] = wanted_export(values) if values[what] == "export" else None

@@ -9,7 +9,7 @@ from peft_space import settings, visitors
 from peft_space.errors import UserError
 from peft_space.run import list_runs, open_run
 from peft_space.scores import read_scores
-from peft_space.ui import view, view_runs
+from peft_space.ui import saving, view, view_runs
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 
@@ -28,13 +28,14 @@ def build(page: Page, tab: gr.Tab) -> None:
         yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
         no = gr.Button("No, keep it", elem_id="delete-no")
     _build_adopt(page)
+    saving.build(page)
     other = gr.Dropdown([], label="Compare the chosen run's recipe with that of", elem_id="other-run")
     differences = gr.Dataframe(interactive=False, visible=False, label="Where the two recipes differ", elem_id="recipe-differences")
     said = gr.Markdown(elem_id="runs-said")
 
     @tells_errors
     def refresh(values: dict[Any, Any]) -> dict[Any, Any]:
-        runs = list_runs(page.owner(values))
+        runs = list_runs(*page.owners(values))
         return {
             table: view_runs.runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
             ids: [run.directory.name for run in runs],
@@ -70,7 +71,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     def differ(values: dict[Any, Any]) -> Any:
         if not values[other]:
             return gr.update(visible=False)
-        two = open_run(page.owner(values), values[other])
+        two = open_run(page.owners(values), values[other])
         return gr.update(value=view_runs.recipe_differences(page.chosen_run(values), two), visible=True)
 
     def choose(known: list[str], event: gr.SelectData) -> str:
