@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.app_process import App
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import SLOW, start_with_sample_data
 from tests.conftest import WRITER
 from tests.openid import OpenIdProvider
 
@@ -26,9 +26,13 @@ def press_sign_in(page, shows):
 
 
 def listed(page, count):
-    """The page lists so many runs of the visitor."""
-    open_tab(page, "Runs")
-    expect(page.locator("#runs tbody tr").filter(has_text="demo")).to_have_count(count, timeout=SLOW)
+    """The page offers so many runs to the visitor."""
+    if not count:
+        return expect(page.locator("#run")).to_have_count(0)
+    expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
+    page.locator("#run input").click()
+    expect(page.locator("#run [role=option]")).to_have_count(count, timeout=10_000)
+    page.keyboard.press("Escape")
 
 
 def test_signing_in_adds_the_runs_of_the_account_and_loses_none(space, page, browser, shoot):
