@@ -130,15 +130,15 @@ class CompareTab:
 
     def beside(self, values: dict[Any, Any]) -> list[str]:
         """What is to answer beside the two: checkpoints by name, the visitor's other runs by directory."""
-        owner = self.page.owner(values)
-        return [name if name.startswith("checkpoint-") else str(open_run(owner, name).directory) for name in values[self.also] or []]
+        owners = self.page.owners(values)
+        return [name if name.startswith("checkpoint-") else str(open_run(owners, name).directory) for name in values[self.also] or []]
 
     def offer(self, values: dict[Any, Any]) -> Any:
         """What can answer beside the chosen run's adapter."""
         if not values[self.page.run] or not (values[self.page.state] or [None, False])[1]:
             return gr.update(choices=[], value=[], visible=False)
         run = self.page.chosen_run(values)
-        found = beside.offered(run, list_runs(self.page.owner(values)))
+        found = beside.offered(run, list_runs(*self.page.owners(values)))
         choices = [(name.replace("checkpoint-", "Step "), name) for name in found if isinstance(name, str)]
         choices += view.run_choices([other for other in found if isinstance(other, Run)])
         kept = [name for name in values[self.also] or [] if name in [value for _, value in choices]]

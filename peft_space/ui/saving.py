@@ -8,12 +8,11 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from peft_space.errors import UserError
-from peft_space.execution.local import WorkerFault
+from peft_space import visitors
 from peft_space.export.folder import zip_adapter
-from peft_space.run import Run, new_run_folder, unused_name
+from peft_space.run import Run, unused_name
 from peft_space.ui import view
-from peft_space.ui.page import PRIVATE, Page, tells_errors, token_of
+from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors, token_of
 
 _NOT_KEPT = (
     "⚠ The disk of this Space is not kept: when it sleeps or restarts, your runs are gone. "
@@ -43,18 +42,11 @@ def build(page: Page) -> None:
     def work(verb: str, told: str, **arguments: Any) -> Iterator[dict[Any, Any]]:
         """Run a verb, telling how far it is; the buttons rest meanwhile."""
         yield {said: told, save: gr.update(interactive=False), take_up: gr.update(interactive=False)}
-        try:
-            for message in page.workers.stream(verb, **arguments):
-                if report := message.get("report"):
-                    yield {said: f"{view.escape(report['what'])}…"}
-                elif "result" not in message:
-                    yield {said: gr.skip()}
-                elif "url" in message["result"]:
-                    url = message["result"]["url"]
-                    yield {said: f"Saved to [{view.escape(url)}]({url}).", token: "", **buttons}
-        except (UserError, WorkerFault):
-            yield buttons
-            raise
+        yield from page.working(said, show, verb, **arguments)
+
+    def show(found: dict[str, Any]) -> dict[Any, Any]:
+        url = found.get("url")
+        return {said: f"Saved to [{view.escape(url)}]({url}).", token: "", **buttons} if url else {said: gr.skip()}
 
     def save_run(values: dict[Any, Any], signed_in: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
@@ -62,7 +54,7 @@ def build(page: Page) -> None:
         yield from work("save", "Saving…", run=str(run.directory), **wanted)
 
     def take_up_run(values: dict[Any, Any], signed_in: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
-        folder = new_run_folder(page.owner(values))
+        folder = visitors.new_run(page.owner(values))
         wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in)}
         yield from work("take_up", "Taking it up…", directory=str(folder), **wanted)
         run = Run(folder)
@@ -76,8 +68,8 @@ def build(page: Page) -> None:
 
     wanted = {page.visitor, page.run, repo, token}
     shown: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    save.click(tells_errors(save_run, where=said), wanted, [said, token, save, take_up], **shown)
-    take_up.click(tells_errors(take_up_run, where=said), wanted, [said, token, save, take_up, page.run], **shown)
+    put_back(save.click(tells_errors(save_run, where=said), wanted, [said, token, save, take_up], **shown), buttons)
+    put_back(take_up.click(tells_errors(take_up_run, where=said), wanted, [said, token, save, take_up, page.run], **shown), buttons)
 
 
 def build_notice(page: Page) -> None:
