@@ -1,6 +1,6 @@
 """A model's chat template: how it writes a conversation, how it opens and ends an answer, and which characters it says are the model's own.
 
-Templates are programs of the models' authors: transformers runs them in Jinja's sandbox, and what they take is limited in `tokens.py`.
+Templates are programs of the models' authors: transformers runs them in Jinja's sandbox, and here their time and memory are limited.
 """
 
 import functools
@@ -12,8 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from peft_space.data.encode import Span, controls_of
+from peft_space.data.pool import bounded
 from peft_space.data.rows import Message
 from peft_space.errors import UserError
+
+SECONDS, MOST_BYTES = 2.0, 256 << 20
+"""What a template may take for one conversation."""
+_MOST_CHARACTERS = 16_000_000
+
+
+class Endless(UserError):
+    """A template took more than it may."""
+
+
+def endless(where: str, seconds: float = SECONDS) -> Endless:
+    """What to tell of a template that did not come to an end."""
+    return Endless(
+        f"The model's chat template did not finish {where} within {seconds:g} seconds, or took too much memory. "
+        "Choose another base model, or another chat template in the recipe."
+    )
 
 
 def _rendered(
@@ -27,9 +44,15 @@ def _rendered(
     """The text, and with `mask` where the template's own generation blocks stand."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [text], spans = render_jinja_template(
-        [messages], tools, chat_template=template, add_generation_prompt=prompt, return_assistant_tokens_mask=mask, **specials
-    )
+    try:
+        with bounded(SECONDS, MOST_BYTES):
+            [text], spans = render_jinja_template(
+                [messages], tools, chat_template=template, add_generation_prompt=prompt, return_assistant_tokens_mask=mask, **specials
+            )
+    except (TimeoutError, MemoryError):
+        raise endless("a conversation") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise endless("a conversation")
     return text, [tuple(span) for span in spans[0]] if mask else []
 
 

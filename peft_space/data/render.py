@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft_space.data.chat_template import ChatTemplate, template_of
+from peft_space.data.chat_template import ChatTemplate, Endless, endless, template_of
 from peft_space.data.encode import Encoded, Marked, Span, encode, hide_controls
 from peft_space.data.example import MASKED, Example
 from peft_space.data.pool import RowLimit
@@ -114,6 +114,8 @@ def _conversation(tokenizer: Any, row: Conversation, loss_on: LossOn) -> Marked:
     try:
         template = template_of(tokenizer, row.tools)
         return _marked(template, Conversation(row.row, messages, row.tools), loss_on, typed)
+    except Endless:
+        raise endless(f"row {row.row}") from None
     except (UserError, RowLimit, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - a template is a program of the model's author and raises what it likes

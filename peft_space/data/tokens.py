@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from peft_space.data import store
 from peft_space.data.cache import kept
+from peft_space.data.chat_template import SECONDS, Endless, endless
 from peft_space.data.example import MASKED, Example
 from peft_space.data.pool import RowLimit, RowWatch, TookTooLong, in_children
 from peft_space.data.render import render
@@ -26,7 +27,7 @@ from peft_space.events import OnProgress, quietly
 from peft_space.recipe import LossOn, Task
 
 _BATCH = 500
-_ROW_SECONDS, _BATCH_SECONDS = 2.0, 9.0
+_BATCH_SECONDS = 9.0
 _RENDERER = "2"
 """Raised when rows are rendered differently than before, so that what was kept is rendered anew."""
 
@@ -64,16 +65,9 @@ def _write(tokenizer: Any, rows: Rows, max_length: int, loss_on: LossOn, task: T
                 done += batch.num_rows
                 on_progress(done / len(rows), f"Tokenized {done:,} of {len(rows):,} rows")
         except RowLimit as limit:
-            raise _endless(f"row {limit.args[0]}", _ROW_SECONDS) from None
+            raise endless(f"row {limit.args[0]}") from None
         except TookTooLong:
-            raise _endless(f"rows {done + 1:,} to {min(done + _BATCH, len(rows)):,}", _BATCH_SECONDS) from None
-
-
-def _endless(where: str, seconds: float) -> UserError:
-    return UserError(
-        f"The model's chat template did not finish {where} within {seconds:g} seconds, or took too much memory. "
-        "Choose another base model, or another chat template in the recipe."
-    )
+            raise endless(f"rows {done + 1:,} to {min(done + _BATCH, len(rows)):,}", _BATCH_SECONDS) from None
 
 
 def preview(
@@ -91,9 +85,9 @@ def preview(
         try:
             return next(results)
         except RowLimit as limit:
-            raise _endless(f"row {limit.args[0]}", _ROW_SECONDS) from None
+            raise endless(f"row {limit.args[0]}") from None
         except TookTooLong:
-            raise _endless(f"row {rows[0].row}", _BATCH_SECONDS) from None
+            raise endless(f"row {rows[0].row}", _BATCH_SECONDS) from None
 
 
 class _Renderer:
@@ -114,6 +108,8 @@ class _Renderer:
     def _drawn(self, row: Row) -> dict[str, Any]:
         try:
             example = self._shown(row)
+        except Endless:
+            raise
         except UserError as error:
             return {"row": row.row, "tokens": [], "cut": 0, "problem": str(error)}
         told: dict[str, Any] = {"row": row.row, "tokens": _with_fate(example), "cut": example.cut}
@@ -128,14 +124,16 @@ class _Renderer:
         return told
 
     def _shown(self, row: Row) -> Example:
-        with RowWatch(_ROW_SECONDS) as watch:
+        with RowWatch(SECONDS) as watch:
             return render(self.tokenizer, [row], self.max_length, self.loss_on, self.task, watch=watch)[0]
 
     def _render(self, rows: Sequence[Row]) -> list[Example | tuple[int, str]]:
         """Rendered together; where the template refuses one, each alone."""
         try:
-            with RowWatch(_ROW_SECONDS) as watch:
+            with RowWatch(SECONDS) as watch:
                 return list(render(self.tokenizer, rows, self.max_length, self.loss_on, self.task, with_texts=False, watch=watch))
+        except Endless:
+            raise
         except UserError as error:
             if len(rows) == 1:
                 return [(rows[0].row, str(error))]
