@@ -73,6 +73,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ["USE_HUB_KERNELS"] = "NO"  # they are code from the Hub, which a model's config could ask for
     if on_space():  # its own token is not its visitors': they shall not read private models with it
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

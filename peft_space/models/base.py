@@ -16,6 +16,7 @@ from peft_space.data.templates import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, mendable
 from peft_space.models.files import OUT_OF_REACH, has_vocabulary, without_config
+from peft_space.models.trust import check_config, check_tokenizer
 from peft_space.recipe import Task
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,21 @@ def find_base(base_model: str, revision: str | None = None) -> Base:
         if reason := without_config(str(folder), None):
             raise UserError(f"The folder {base_model} is no base model: {reason}.")
         return Base(str(folder), str(folder), None, _config(str(folder), None))
-    if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
+    if not _is_hub_id(base_model):
         raise UserError(f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.")
     config = _config(base_model, revision)
     return Base(base_model, base_model, _commit(base_model, revision), config)
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -137,13 +149,14 @@ def _tokenizer(base: Base, more: dict[str, Any]) -> Any:
 
     known = (base.location, _hub_revision(base))
     try:
+        check_tokenizer(*known)
         # code of its own is forbidden in so many words, or transformers asks whoever sits at the terminal
         tokenizer = AutoTokenizer.from_pretrained(base.location, revision=_hub_revision(base), trust_remote_code=False, **more)
     except Exception as error:
         if mendable(error):
             raise
         if has_vocabulary(*known, ()):
-            reason = why_not(error, base.revision) or f"{_first_line(error)} Choose another base model"
+            reason = why_not(error, base.revision) or f"{first_line(error)} Choose another base model"
             raise UserError(f"The tokenizer of the base model {base.name} cannot be loaded: {reason}.") from error
         tokenizer = None
     # without a vocabulary many kinds of tokenizers come up empty, and take every word for an unknown one
@@ -156,15 +169,17 @@ def _tokenizer(base: Base, more: dict[str, Any]) -> Any:
 
 
 def _config(location: str, revision: str | None) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
+    from transformers.utils.hub import resolve_revision
 
+    commit = resolve_revision(location, revision)  # so that what is looked at is what is loaded
     try:
-        return AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
+        check_config(location, commit)
+        return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
+    except Exception as error:
         if mendable(error):
             raise
-        reason = why_not(error, revision) or without_config(location, revision) or f"{_first_line(error)} Choose another base model"
+        reason = why_not(error, revision) or without_config(location, revision) or f"{first_line(error)} Choose another base model"
         raise UserError(f"The base model {location!r} cannot be loaded: {reason}.") from error
 
 
@@ -194,9 +209,13 @@ def _chain(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def _first_line(error: Exception) -> str:
+_LONGEST_REASON = 300
+
+
+def first_line(error: Exception) -> str:
     """What the library says first, as a sentence."""
     first = str(error).strip().split("\n", 1)[0].rstrip(" :")
+    first = first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} …"
     return first if first.endswith(".") else f"{first}."
 
 

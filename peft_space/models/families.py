@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_space.data.shapes import Shape, tasks_of_shape
-from peft_space.errors import UserError
+from peft_space.errors import UserError, mendable
 from peft_space.recipe import Recipe, Task
 
 AUTO_CLASSES: dict[Task, str] = {
@@ -111,8 +111,7 @@ def linear_layers(config: Any, task: Task = "causal-lm") -> LinearLayers:
 
     if task not in (can := tasks_of(config)):
         raise UserError(_cannot(config, can, task))
-    with torch.device("meta"):
-        model = auto_class(task).from_config(config, trust_remote_code=False)
+    model = _on_meta(auto_class(task), config)
     new = _new_modules(model) if task in CLASSIFYING else []
     output = None if task in CLASSIFYING else model.get_output_embeddings()
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
@@ -131,6 +130,36 @@ def linear_layers(config: Any, task: Task = "causal-lm") -> LinearLayers:
         task=task,
         model=model,
     )
+
+
+_MOST_MODULES = 200_000
+"""The largest models have a few ten thousand."""
+
+
+def _on_meta(of_task: Any, config: Any) -> Any:
+    """The model without weights. Raises UserError where its config is of none, or of one without end."""
+    import torch
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    made = 0
+
+    def count(parent: Any, name: str, module: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_MODULES:
+            raise UserError(f"The base model's config asks for more than {_MOST_MODULES:,} modules. Choose another base model.")
+
+    counting = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return of_task.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        if mendable(error):
+            raise
+        first = str(error).strip().split("\n", 1)[0].rstrip(".")
+        raise UserError(f"No model can be made from the base model's config: {first[:300]}. Choose another base model.") from error
+    finally:
+        counting.remove()
 
 
 def _new_modules(model: Any) -> list[str]:

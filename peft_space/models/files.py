@@ -27,6 +27,7 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _VOCABULARIES = re.compile(r"tokenizer\.json|vocab\.(json|txt)|.*\.(model|tiktoken)|tekken\.json")
 _SMALL = 1024
 """Bytes: a pointer has fewer, and weights that are to be trained have more."""
+_MOST_PARAMETERS_A_BYTE = 8
 _LONGEST_HEADER = 100_000_000
 """Bytes, as the format has it."""
 
@@ -143,14 +144,42 @@ def check_weights(base: "Base") -> None:
 
     The Hub is asked only for weights that are not on this machine; where it does not tell, loading will.
     """
-    local = downloaded(base.location, base.revision)
-    files = local if local and not _missing(local) else files_of(base.location, base.revision)
     try:
-        reason = _fault(files, base.config) if files else None
+        files = _with_weights(base)
+        reason = (_fault(files, base.config) or _adapter_beside(base)) if files else None
     except OSError as error:
-        reason = f"{error.strerror or error}. {_AGAIN}" if files and files.folder else OUT_OF_REACH
+        reason = f"{error.strerror or error}. {_AGAIN}" if Path(base.location).is_dir() else OUT_OF_REACH
     if reason:
         raise UserError(f"The weights of {base.name} cannot be loaded: {reason}.")
+
+
+def check_claim(base: "Base", num_parameters: int) -> None:
+    """Raise UserError where the config claims a model so large that the weights cannot be all of it: memory would be taken before that is told."""
+    files = _with_weights(base)
+    parts = _parts(files) if files else []
+    held = sum(files.sizes.get(name, 0) for name in parts) if files and not isinstance(parts, str) else 0
+    if held and num_parameters > _MOST_PARAMETERS_A_BYTE * held:
+        raise UserError(
+            f"The weights of {base.name} cannot be loaded: its config claims {num_parameters:,} parameters, and its files have {held:,} bytes. "
+            f"{_AGAIN}."
+        )
+
+
+def _with_weights(base: "Base") -> Files | None:
+    """Those on this machine where they are all there, else what the Hub tells."""
+    local = downloaded(base.location, base.revision)
+    return local if local and not _missing(local) else files_of(base.location, base.revision)
+
+
+def _adapter_beside(base: "Base") -> str | None:
+    """An adapter_config.json beside a model makes transformers load another base that it names, or the adapter with it."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    there = find_adapter_config_file(base.location, revision=base.revision if base.on_hub else None)
+    return (
+        there
+        and "an adapter lies beside them, which names another base. Give the base that it was trained on, or take adapter_config.json away"
+    )
 
 
 def _missing(files: Files) -> str | None:
@@ -181,7 +210,7 @@ def _parts(files: Files) -> list[str] | str:
             path = files.path(INDEX)
             assert path is not None
             return sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return f"{INDEX} is damaged. {_AGAIN}"
     if pickle := next(filter(_PICKLE.fullmatch, files.sizes), None):
         return f"they are kept in {pickle}, a pickle, which can run code and is never opened. {_AS_SAFETENSORS}"
@@ -232,7 +261,7 @@ def read_header(path: Path) -> Header | None:
             {name: tuple(tensor["shape"]) for name, tensor in tensors.items()},
             8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
 

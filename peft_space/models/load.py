@@ -1,6 +1,7 @@
 """Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from peft_space import hardware
 from peft_space.errors import UserError, mendable
-from peft_space.models.base import Base, find_base, load_tokenizer, pin, why_not
+from peft_space.models.base import Base, find_base, first_line, load_tokenizer, pin, why_not
 from peft_space.models.families import (
     CLASSIFYING,
     LinearLayers,
@@ -19,12 +20,15 @@ from peft_space.models.families import (
     target_modules,
     trained_in_full,
 )
-from peft_space.models.files import check_weights
+from peft_space.models.files import check_claim, check_weights
 from peft_space.models.fit import check_fits, revision_of
 from peft_space.models.quantization import keep_exact, quantization_config, quantization_of
+from peft_space.models.trust import tame_generation
 from peft_space.models.witness import Witness
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
     Raises UserError where the weights are missing or are not safetensors.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import set_seed
 
     check_weights(base)
     layers = linear_layers(base.config, goal.task)
+    check_claim(base, layers.model.num_parameters())
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if (quantized := quantization_config(recipe, base, dtype, layers)) is not None:  # None given would take the place of the model's own
         kwargs["quantization_config"] = quantized
@@ -85,12 +89,15 @@ def load_base_model(base: Base, recipe: Recipe, dtype: str, goal: Goal = ANSWERS
             output_loading_info=True,
             **kwargs,
         )
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         if mendable(error):
             raise
-        first = str(error).strip().split("\n", 1)[0].rstrip(".")
-        reason = why_not(error, base.revision) or f"{first}. Download the model again, or choose one that is stored as safetensors"
+        logger.info("the weights of %s cannot be loaded", base.name, exc_info=error)
+        reason = (
+            why_not(error, base.revision) or f"{first_line(error)} Download the model again, or choose one that is stored as safetensors"
+        )
         raise UserError(f"The weights of {base.name} cannot be loaded: {reason}.") from error
+    tame_generation(model)
     keep_exact(model, getattr(torch, dtype))
     model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
     return model

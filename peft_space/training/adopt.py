@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +25,16 @@ from peft_space.training.prepare import prepare
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TASKS = {"SEQ_2_SEQ_LM": "seq2seq-lm", "SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification"}
 _LARGEST_BYTES = 20e9
+_LARGEST_CONFIG = 4_000_000
+_KNOWN = {
+    "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_dora", "use_rslora",
+    "fan_in_fan_out", "inference_mode", "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
+    "target_parameters",
+}  # fmt: skip
+"""What of an adapter's config is kept."""
+_UNUSED = {"auto_mapping", "peft_version", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+"""What only matters to whoever makes an adapter anew; it is dropped."""
+_MODULE = re.compile(r"[\w.-]{1,200}")
 
 
 def adopt(
@@ -51,7 +62,13 @@ def adopt(
         wanted = make_recipe({**(recipe or {}), **_recipe_of(config)})
         base = pin(find_base(wanted.base_model, wanted.revision))
         prepared = prepare(data, wanted, held_out, reading, on_progress)
-        check_fits(folder, base, prepared.goal.task, prepared.goal.labels)
+        (known := Path(scratch, "known")).mkdir()  # PEFT is shown nothing else of the adapter
+        (known / _FILES[0]).write_text(json.dumps(config), encoding="utf-8")
+        (known / _FILES[1]).symlink_to((folder / _FILES[1]).absolute())
+        try:
+            check_fits(known, base, prepared.goal.task, prepared.goal.labels)
+        except UserError as error:
+            raise UserError(str(error).replace(str(known), adapter)) from None
         files: dict[str, str | Path] = prepared.data.files() | {"data/goal.json": prepared.goal.as_json()}
         config |= {"base_model_name_or_path": base.name, "revision": base.revision}
         for place in ("adapter", "start/adapter"):
@@ -103,23 +120,45 @@ def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
             f"{Path(adapter).name} is no adapter that can be opened: it has no {missing[0]}. Give what PEFT's save_pretrained wrote."
         )
     try:
+        if (folder / _FILES[0]).stat().st_size > _LARGEST_CONFIG:
+            raise ValueError("no adapter has so much to say")
         config: dict[str, Any] = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
         kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{Path(adapter).name}: its adapter_config.json is damaged. Save the adapter again.") from None
     if kind != "LORA":
         raise UserError(f"{Path(adapter).name} is an adapter of the kind {kind}. Only LoRA adapters can be opened.")
+    _refuse_unknown(config, Path(adapter).name)
     if config.get("rank_pattern") or config.get("target_parameters"):
         raise UserError(
             f"{Path(adapter).name} has other ranks in some layers, or adapts single weights, which cannot be gone on with here."
         )
-    return config
+    return {name: value for name, value in config.items() if name in _KNOWN}
+
+
+def _refuse_unknown(config: Mapping[str, Any], name: str) -> None:
+    """Raise UserError for what PEFT would take a module, a path or a pattern from, or what is not known to be harmless."""
+    from peft import LoraConfig
+
+    usual = LoraConfig().to_dict()
+    for field, value in config.items():
+        if field not in _KNOWN and field not in _UNUSED and value and value != usual.get(field):
+            raise UserError(
+                f"{name}: its adapter_config.json sets {field[:60]!r}, which is not opened here. Merge that adapter, or take it away."
+            )
+    if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
+        raise UserError(f"{name}: its adapter_config.json does not say r and lora_alpha as numbers. Save the adapter again.")
+    for field in ("target_modules", "modules_to_save"):
+        value = config.get(field)
+        names = value if isinstance(value, list) else []
+        if not all(isinstance(one, str) and _MODULE.fullmatch(one) for one in names) or (value and not names and value != "all-linear"):
+            raise UserError(f"{name}: its {field} are no list of names of modules. Only such adapters can be opened.")
 
 
 def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What an adapter's config says of the recipe it was made with."""
     base = config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise UserError("The adapter does not name its base model. Add base_model_name_or_path to its adapter_config.json.")
     targets, task = config.get("target_modules"), _TASKS.get(config.get("task_type") or "", "automatic")
     return {

@@ -19,7 +19,7 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import Base, find_base, load_tokenizer
 from peft_space.models.families import CLASSIFYING, MOST_LABELS, LinearLayers, choose_task, linear_layers, modules_to_save, wrapped_layers
-from peft_space.models.files import check_weights
+from peft_space.models.files import check_claim, check_weights
 from peft_space.models.load import Goal
 from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe
@@ -59,6 +59,7 @@ def prepare(
     task = choose_task(recipe, base.config, understood.reading.shape)
     goal = Goal(task, _labels(understood) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
+    check_claim(base, layers.model.num_parameters())
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
     quantization_of(recipe, base.config)
