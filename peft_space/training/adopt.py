@@ -2,17 +2,19 @@
 
 import importlib.metadata
 import json
+import lzma
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft_space import settings
 from peft_space.data.read import Data
-from peft_space.errors import UserError
+from peft_space.errors import UserError, mendable
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import DEMO, find_base, name_of, pin
 from peft_space.models.families import CLASSIFYING, linear_layers, wrapped_layers
@@ -24,7 +26,7 @@ from peft_space.training.prepare import prepare
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TASKS = {"SEQ_2_SEQ_LM": "seq2seq-lm", "SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification"}
-_LARGEST_BYTES = 20e9
+_MOST_ENTRIES, _MOST_TIMES = 10_000, 10
 _LARGEST_CONFIG = 4_000_000
 _KNOWN = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_dora", "use_rslora",
@@ -104,14 +106,36 @@ def _unpacked(path: Path, scratch: Path) -> Path:
     """The two files out of a .zip, wherever in it they lie, by their names alone: no other path in it is used."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if len(archive.infolist()) > _MOST_ENTRIES:
+                raise UserError(f"{path.name} has more than {_MOST_ENTRIES:,} files. Pack the adapter's folder alone.")
             for name in _FILES:
-                inside = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size < _LARGEST_BYTES]
-                if len(inside) == 1:
-                    with archive.open(inside[0]) as source, open(scratch / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
-    except zipfile.BadZipFile:
-        raise UserError(f"{path.name} is no .zip file, or a damaged one. Pack the adapter's folder again.") from None
+                inside = [entry for entry in archive.infolist() if Path(entry.filename).name == name]
+                if len(inside) > 1:
+                    raise UserError(f"{path.name} has {len(inside)} files named {name}. Pack the folder of one adapter.")
+                for entry in inside:
+                    _unpack(archive, entry, scratch / name, path)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: a password
+        if mendable(error):
+            raise
+        raise UserError(f"{path.name} is no .zip file that can be opened, or a damaged one. Pack the adapter's folder again.") from None
     return scratch
+
+
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path: Path) -> None:
+    """One file of it. Weights hardly can be packed, so what unpacks to many times its size is no adapter."""
+    most = _LARGEST_CONFIG if target.name == _FILES[0] else _MOST_TIMES * path.stat().st_size
+    if entry.file_size > most:
+        raise UserError(f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, which no adapter does. Pack it again.")
+    with archive.open(entry) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)  # of a file that is longer than it says no more is read
 
 
 def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
