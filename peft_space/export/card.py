@@ -1,7 +1,5 @@
 """Writes the README of an adapter, or of a model it is merged into: what it is, and figures of its run, none of which is typed or guessed."""
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from peft_space.recipe import Task
 from peft_space.run import Run, evaluations_of, kept_of, steps_of
 from peft_space.scores import Evaluation, differences, majority_words, read_scores, shown_with_intervals
 from peft_space.training.plan import Plan
+from peft_space.words import code, code_block, escape, on_a_line
 
 LOSS = "loss.svg"
 
@@ -67,7 +66,7 @@ def card_text(run: Run, data: TrainingData, plan: Plan, merged: Merged | None = 
     """The same as text, without the picture."""
     parts = [
         _front_matter(plan, merged, data),
-        f"# {run.name}\n\n{_what(plan, merged)} trained with peft_space {peft_space.__version__}.",
+        f"# {escape(on_a_line(run.name))}\n\n{_what(plan, merged)} trained with peft_space {peft_space.__version__}.",
         "## Use it\n\n" + (merged.usage or _usage_merged(plan) if merged else _usage(run, plan)),
         "## Data\n\n" + _data(data),
         "## Training\n\n" + _training(run, plan),
@@ -102,7 +101,7 @@ MERGED_INTO = {
 
 
 def _front_matter(plan: Plan, merged: Merged | None, data: TrainingData) -> str:
-    """YAML in its JSON form, so that no name can break out of it. A base that is not on the Hub cannot be named here."""
+    """YAML, whose writer lets no name break out of it. A base that is not on the Hub cannot be named here."""
     fields: dict[str, object] = {
         "library_name": ("gguf" if merged.usage else "transformers") if merged else "peft",
         "pipeline_tag": _PIPELINES.get(plan.task, "text-generation"),
@@ -116,13 +115,13 @@ def _front_matter(plan: Plan, merged: Merged | None, data: TrainingData) -> str:
         fields["datasets"] = [parse_address(data.source).name]
     if licence := licence_of(plan.base_name, plan.base_revision):
         fields["license"] = licence
-    return "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items()) + "---"
+    return "---\n" + yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=float("inf")) + "---"
 
 
 def _base_in_words(plan: Plan) -> str:
     revision = f" (revision {plan.base_revision})" if plan.base_revision else ""
     where = "" if plan.base_on_hub else ", a model that is not on the Hub"
-    return f"`{plan.base_name}`{revision}{where}"
+    return f"{code(plan.base_name)}{revision}{where}"
 
 
 def _usage_merged(plan: Plan) -> str:
@@ -160,7 +159,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/id/of/this/adapter")
 
 def _data(data: TrainingData) -> str:
     return (
-        f"`{data.source}` (SHA-256 {data.sha256}), {data.num_rows} rows read as {data.reading.shape}: "
+        f"{code(data.source)} (SHA-256 {data.sha256}), {data.num_rows} rows read as {data.reading.shape}: "
         f"{len(data.train)} to train, {len(data.held_out)} held out, {data.num_problems} left out because of problems, "
         f"{data.num_repeated} because they say the same as another. Mended: {', '.join(data.reading.fixes) or 'nothing'}."
     )
@@ -177,12 +176,12 @@ def _training(run: Run, plan: Plan) -> str:
         f"- {len(steps)} steps, {steps[-1].tokens:,} tokens, {sum(step.seconds for step in steps):.0f} s on {plan.device_name}, in {plan.compute_dtype}",
         f"- loss of the first step {steps[0].loss:.4f}, of the last {steps[-1].loss:.4f}",
         f"- {plan.trainable_parameters:,} trainable of {plan.all_parameters:,} parameters ({share:.2f} %), in {plan.num_wrapped} layers: "
-        + ", ".join(f"`{name}`" for name in plan.target_modules),
+        + ", ".join(map(code, plan.target_modules)),
         f"- learning rate {plan.learning_rate:g} ({plan.learning_rate_why})",
         "- versions: " + ", ".join(f"{library} {version}" for library, version in plan.versions.items()),
     ]
     if reason:
-        lines.append(f"- rank {run.recipe.lora_rank}, because: {reason}")
+        lines.append(f"- rank {run.recipe.lora_rank}, because: {escape(on_a_line(reason))}")
     evaluations = evaluations_of(happened)
     if evaluations:
         lines.insert(2, f"- loss on held-out rows {evaluations[-1].loss:.4f} after step {evaluations[-1].step}")
@@ -199,12 +198,16 @@ def _scores(scores: Evaluation | None) -> str:
     sure = ", with the intervals that 95 % of samples of them give" if scores.intervals else ""
     table = [f"On {scores.num_rows} held-out rows{sure}:\n", "| | base | adapter | difference |", "|---|---|---|---|", *rows]
     said = [words for words in (majority_words(scores), scores.general and scores.general.in_words(), scores.fairness) if words]
-    return "\n\n".join(["\n".join(table), *said])
+    return "\n\n".join(["\n".join(table), *(escape(on_a_line(words)) for words in said)])
 
 
 _SAMPLES = 5
 _LONGEST_SAMPLE = 600
 """Characters; of longer texts the beginning."""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SAMPLE else text[:_LONGEST_SAMPLE] + " …"
 
 
 def _samples(scores: Evaluation | None) -> str:
@@ -217,11 +220,5 @@ def _samples(scores: Evaluation | None) -> str:
             "Adapter": sample["adapter"],
             "The row's own answer": sample["expected"],
         }
-        shown.append("\n\n".join(f"{title}:\n\n{_fenced(text)}" for title, text in parts.items()))
+        shown.append("\n\n".join(f"{title}:\n\n{code_block(_cut(text), 'text')}" for title, text in parts.items()))
     return "\n\n---\n\n".join(shown)
-
-
-def _fenced(text: str) -> str:
-    cut = text if len(text) <= _LONGEST_SAMPLE else text[:_LONGEST_SAMPLE] + " …"
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", cut)), default=0))
-    return f"{fence}text\n{cut}\n{fence}"

@@ -18,6 +18,7 @@ from peft_space.export.serving import Traits, commands, traits_of_adapter
 from peft_space.models.load import base_of
 from peft_space.models.quantization import quantization_of
 from peft_space.run import Run
+from peft_space.words import code_block
 
 Target = Literal["adapter", "merged", "gguf", "ollama"]
 
@@ -147,5 +148,5 @@ def _append_commands(folder: Path, found: dict[str, str]) -> None:
     if not found:
         return
     card = folder / "README.md"
-    lines = "\n\n".join(f"{engine}:\n\n```\n{command}\n```" for engine, command in found.items())
+    lines = "\n\n".join(f"{engine}:\n\n{code_block(command)}" for engine, command in found.items())
     durable.write_text(card, card.read_text(encoding="utf-8") + f"\n## Serve it\n\n{lines}\n")

@@ -56,7 +56,7 @@ def _quotable(tokenizer: Any, system: str) -> str:
         raise UserError("This model's chat template takes no system message. Leave it out, and write it into the first question.")
     if '"""' in system:
         raise UserError('A Modelfile cannot have three quotation marks (""") within a system message. Write them otherwise.')
-    return system
+    return f"{system} " if system.endswith('"') else system  # a fourth quotation mark would be read as one of the three
 
 
 def _drawing(generation: Any) -> dict[str, float]:

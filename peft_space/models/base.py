@@ -6,6 +6,7 @@ Never runs code that comes with a model, and reads no pickles.
 import dataclasses
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,8 @@ def name_of(base_model: str) -> str:
 
 def _folder(base_model: str) -> Path | None:
     """The folder that `base_model` names; on a Space it names none."""
-    folder = Path(base_model).expanduser()
-    return folder.absolute() if not settings.on_space() and folder.is_dir() else None
+    folder = os.path.abspath(os.path.expanduser(base_model))  # unlike those of Path these take any text
+    return Path(folder) if not settings.on_space() and os.path.isdir(folder) else None
 
 
 def pin(base: Base, expected: str | None = None) -> Base:

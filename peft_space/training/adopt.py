@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import lzma
+import os
 import re
 import shutil
 import tempfile
@@ -84,10 +85,10 @@ def adopt(
 
 def _found(adapter: str, scratch: Path) -> Path:
     """The folder with the adapter's two files; nothing else of it is read."""
-    path = Path(adapter).expanduser()
-    if path.suffix == ".zip" and path.is_file():
+    path = Path(os.path.expanduser(adapter))
+    if path.suffix == ".zip" and os.path.isfile(path):
         return _unpacked(path, scratch)
-    if not settings.on_space() and path.is_dir():
+    if not settings.on_space() and os.path.isdir(path):
         return path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError

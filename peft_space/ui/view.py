@@ -13,6 +13,7 @@ from typing import Any
 from peft_space.data.hub_data import is_address
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status
+from peft_space.words import escape as escape
 
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready to train",
@@ -26,12 +27,6 @@ STATUS_WORDS: dict[Status, str] = {
 }
 UNFINISHED: tuple[Status, ...] = ("new", "queued", "running", "paused", "interrupted", "failed")
 """Of these runs the recipe is still what the visitor is busy with."""
-_MARKDOWN = set("\\`*_{}[]()#+-.!|~$")
-
-
-def escape(text: str) -> str:
-    """Text of a user or a model, so that Markdown shows it as it is."""
-    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in html.escape(text, quote=False))
 
 
 def without_front_matter(card: str) -> str:

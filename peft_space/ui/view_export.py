@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peft_space.ui.view import escape
+from peft_space.words import code_block, escape
 
 PLACES = [
     ("In PEFT, or that is not decided yet", "PEFT"),
@@ -40,5 +40,5 @@ def advice(place: str, found: dict[str, Any]) -> tuple[str, str]:
 
 def exported_markdown(found: dict[str, Any]) -> str:
     """The proof of an export in words, and the commands that serve it."""
-    serve = [f"{engine}:\n```\n{command}\n```" for engine, command in found["commands"].items()]
+    serve = [f"{engine}:\n{code_block(command)}" for engine, command in found["commands"].items()]
     return "\n\n".join([f"**Proof.** {escape(found['words'])}", *serve])
