@@ -43,6 +43,7 @@ def push(
     Raises UserError where the name, the token or the Hub refuses.
     """
     api = client(repo, token)
+    _ = run.adapter  # where there is none, that is told before the Hub is asked
     with tempfile.TemporaryDirectory() as scratch:
         folder, failed = Path(scratch, "files"), f"The {what} was not pushed"
         with in_words(repo, failed, _KEPT):
