@@ -4,14 +4,18 @@ The datasets library says which files those are; they are downloaded as they are
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import yaml
+
 from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.events import OnProgress
+from peft_space.masking import has_secret
 
 SCHEME = "hf://datasets/"
 _ADDRESS = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?(?:\?(.*))?")
@@ -43,7 +47,7 @@ def parse_address(address: str) -> HubDataset:
     """The dataset that an address names. Raises UserError where it is none."""
     match = _ADDRESS.fullmatch(address.removeprefix(SCHEME)) if address.startswith(SCHEME) else None
     chosen = dict(parse_qsl(match[3] or "")) if match else {}
-    if match is None or ".." in match[0] or set(chosen) - {"config", "split"}:
+    if match is None or ".." in match[0] or has_secret(address) or set(chosen) - {"config", "split"}:
         raise UserError(f"{address!r} is no address of a dataset on the Hub. {_EXAMPLE}")
     return HubDataset(match[1], match[2], chosen.get("config"), chosen.get("split"))
 
@@ -71,9 +75,11 @@ def _download(wanted: HubDataset, suffixes: tuple[str, ...], on_progress: OnProg
     from huggingface_hub import HfApi, hf_hub_download
 
     on_progress(0.0, f"Asking the Hub for {wanted.name}")
-    configs = get_dataset_config_names(wanted.name, revision=wanted.revision)
+    pinned = HfApi().dataset_info(wanted.name, revision=wanted.revision).sha  # so that what is looked at is what is loaded
+    _refuse_files_elsewhere(wanted.name, pinned)
+    configs = get_dataset_config_names(wanted.name, revision=pinned)
     config = _one_of(configs, wanted.config, "default", wanted, "configuration")
-    found = load_dataset_builder(wanted.name, config, revision=wanted.revision).config.data_files or {}
+    found = load_dataset_builder(wanted.name, config, revision=pinned).config.data_files or {}
     split = _one_of(sorted(map(str, found)), wanted.split, "train", wanted, "split")
     places = [re.fullmatch(rf"{re.escape(SCHEME + wanted.name)}@([0-9a-f]+)/(.+)", place) for place in found[split]]
     if not all(places):  # such as a folder on this machine that happens to have the dataset's name
@@ -95,6 +101,33 @@ def _download(wanted: HubDataset, suffixes: tuple[str, ...], on_progress: OnProg
     return f"{wanted.name}@{commit[:7]} ({split if config == 'default' else f'{config}, {split}'})", files
 
 
+def _refuse_files_elsewhere(name: str, commit: str | None) -> None:
+    """Raise UserError where a dataset says that its files are elsewhere: the datasets library would ask whatever address stands there."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    for file in HfApi().get_paths_info(name, [_CARD, _CONFIG], revision=commit, repo_type="dataset"):
+        text = Path(hf_hub_download(name, file.path, revision=commit, repo_type="dataset")).read_text(encoding="utf-8", errors="replace")
+        header = re.match(r"\s*---\r?\n(.*?)\n---", text, re.DOTALL) if file.path == _CARD else re.match(r"(.*)", text, re.DOTALL)
+        try:
+            told = yaml.safe_load(header[1]) if header else None
+        except (yaml.YAMLError, RecursionError):
+            continue  # the library says so
+        if any(_ELSEWHERE.search(path) for path in _texts(told.get("configs") if isinstance(told, dict) else None)):
+            raise UserError(f"The dataset {name} keeps its rows elsewhere than in its own files. Download them and bring the files.")
+
+
+_CARD, _CONFIG = "README.md", ".huggingface.yaml"
+_ELSEWHERE = re.compile(r"://|::|^[/\\~]|(^|/)\.\.(/|$)")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def _one_of(there_are: list[str], wanted: str | None, usual: str, dataset: HubDataset, what: str) -> str:
     """The configuration or split that is wanted; else the only one, or the usual one."""
     if wanted in there_are:
@@ -114,11 +147,12 @@ def _reason(wanted: HubDataset, error: BaseException) -> str:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    if any(isinstance(cause, errors.GatedRepoError) for cause in causes) or "gated" in str(error):
+    hidden = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError)
+    if any(isinstance(cause, errors.GatedRepoError) for cause in causes) or ("gated" in str(error) and not hidden):
         return "its authors ask for an agreement first. Accept it on the dataset's page on the Hub and sign in, then try again"
-    if str(error).startswith("Revision"):
+    if isinstance(error, errors.RevisionNotFoundError) or str(error).startswith("Revision"):
         return f"it has no revision {wanted.revision!r}. Check the branch, tag or commit"
-    if isinstance(error, DatasetNotFoundError):
+    if hidden or isinstance(error, DatasetNotFoundError):
         return "the Hub knows no dataset of this name, or it is private. Check the spelling, or sign in"
     if isinstance(error, FileNotFoundError):
         return "there are no data files in it that could be told. Download what you need and bring the files"
