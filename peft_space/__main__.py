@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from peft_space import events, settings, verbs
 from peft_space.errors import UserError, explain, mendable
 from peft_space.execution.local import WorkerFault
 from peft_space.execution.trainings import cut_rows_of, train_here
+from peft_space.masking import print_traceback
 from peft_space.prompts import read_prompts
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.run import Run
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the one place where errors of the command line are put into words
         users = mendable(error) is not None
         if not users:
-            traceback.print_exc()
+            print_traceback()
         print(explain(error), file=sys.stderr)
         return 2 if users else 1
 

@@ -5,6 +5,8 @@ Knows nothing about where it will be shown: the page, the API and the command li
 
 import errno
 
+from peft_space.masking import masked
+
 
 class UserError(Exception):
     """Something the user can mend. Its text says what was found, where, and what to do, and is shown as it is.
@@ -50,5 +52,5 @@ def what_ran_out(error: BaseException) -> str | None:
 def explain(error: BaseException) -> str:
     """What to tell the user of any exception: what they can mend, in its own words, or that it is our fault and where the details are."""
     if found := mendable(error):
-        return str(found)
-    return f"This is a fault of the app, not yours ({type(error).__name__}: {error}). The log has the details; please report it."
+        return masked(str(found))
+    return masked(f"This is a fault of the app, not yours ({type(error).__name__}: {error}). The log has the details; please report it.")

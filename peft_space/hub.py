@@ -15,6 +15,7 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
 from peft_space.export.card import put_card
+from peft_space.masking import has_secret
 from peft_space.run import Run
 
 _KEPT = "The adapter is kept in the run."
@@ -85,7 +86,7 @@ def _is_repository_name(repo: str) -> bool:
         validate_repo_id(repo)
     except errors.HFValidationError:
         return False
-    return "/" in repo
+    return "/" in repo and not has_secret(repo)
 
 
 def _upload(api: HfApi, repo: str, folder: Path, public: bool, what: str, on_progress: OnProgress) -> str:

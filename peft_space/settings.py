@@ -5,6 +5,8 @@ import os
 import warnings
 from pathlib import Path
 
+from peft_space.masking import mask_logs
+
 
 def home() -> Path:
     """Folder under which the runs that the page starts are kept (`PEFT_SPACE_HOME`)."""
@@ -74,8 +76,11 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ["USE_HUB_KERNELS"] = "NO"  # they are code from the Hub, which a model's config could ask for
+    mask_logs()
     if on_space():  # its own token is not its visitors': they shall not read private models with it
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            os.environ.pop(name, None)  # nor is it in any child's environment
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that wait by spinning cost most when another process wants their core: 335 instead of 8 ms a token (docs/architecture.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -21,6 +21,8 @@ class App:
         """Where Gradio keeps what it receives and sends; its own in each test, for in it Gradio refuses nothing."""
         self.environment = {"PEFT_SPACE_HOME": str(home), "GRADIO_TEMP_DIR": str(self.cache)} | environment
         self.process: subprocess.Popen | None = None
+        self.log: Path | None = None
+        """Where what it prints is written to, if not to the terminal."""
         self.url = ""
 
     def start(self) -> None:
@@ -29,7 +31,10 @@ class App:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {"GRADIO_SERVER_PORT": str(port)} | self.environment
-        self.process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True)
+        out = open(self.log, "wb") if self.log else None  # noqa: SIM115 - it is the app that needs it
+        self.process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True, stdout=out, stderr=out
+        )
         deadline = time.time() + 120
         while time.time() < deadline:
             assert self.process.poll() is None, "the app ended"

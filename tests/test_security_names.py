@@ -1,7 +1,9 @@
 """Names that try to be a shell's, YAML's, Markdown's, HTML's, SQL's or a Modelfile's own words stay names, wherever they are written."""
 
+import csv
 import dataclasses
 import html
+import io
 import re
 import shlex
 import zipfile
@@ -23,6 +25,7 @@ from peft_space.export.serving import Traits, commands
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 from peft_space.ui import view, view_compare, view_data
+from peft_space.votes import _FIELDS, as_csv
 from peft_space.words import code, code_block
 from tests.test_hub import PLAN
 
@@ -175,6 +178,15 @@ def test_a_repository_of_such_a_name_is_refused_before_anything_is_sent(tmp_path
         for repo in (name, f"maria/{name}", f"{name}/adapter"):
             with pytest.raises(UserError, match=r"is no repository name|has no adapter yet"):
                 hub.push(run, repo, "hf_x")
+
+
+def test_a_table_of_votes_has_no_formulas():
+    rows = [dict.fromkeys(_FIELDS, name) for name in NAMES]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert len(read) == len(NAMES)
+    for name, row in zip(NAMES, read, strict=True):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row.values())
+        assert {cell.removeprefix("'") for cell in row.values()} == {name.removeprefix("'")}
 
 
 def test_there_are_eighty():

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 
 import psutil
 
 from peft_space import events, settings
 from peft_space.errors import mendable
+from peft_space.masking import print_traceback
 from peft_space.run import Run
 
 
@@ -69,7 +69,7 @@ def _attempt(run: Run, given: argparse.Namespace) -> int:
         outcome = attempt(run, anyway=given.anyway, report_to=given.report_to, ended_for_memory=given.ended_for_memory)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
         if mendable(error) is None:
-            traceback.print_exc()
+            print_traceback()
         return 1
     return int(isinstance(outcome, events.OutOfMemory))  # so that what is trained together ends together
 

@@ -8,12 +8,12 @@ import json
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
 from peft_space.errors import explain, mendable
 from peft_space.execution import queue
+from peft_space.masking import print_traceback
 from peft_space.settings import prepare_libraries
 from peft_space.verbs import REPORTING, TAKING_TURNS, VERBS
 
@@ -57,7 +57,7 @@ def _last_message(request: dict[str, Any], write: Callable[[dict[str, Any]], Non
             return {"result": VERBS[verb](**arguments)}
     except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
         if mendable(error) is None:
-            traceback.print_exc()
+            print_traceback()
         return {"error": explain(error), "users": mendable(error) is not None}
 
 

@@ -16,6 +16,7 @@ from peft_space import settings
 from peft_space.data.templates import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, mendable
+from peft_space.masking import has_secret
 from peft_space.models.files import OUT_OF_REACH, has_vocabulary, without_config
 from peft_space.models.trust import check_config, check_tokenizer
 from peft_space.recipe import Task
@@ -72,7 +73,7 @@ def _is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return _HUB_ID.fullmatch(name) is not None
+    return _HUB_ID.fullmatch(name) is not None and not has_secret(name)  # or it would name a folder of the cache
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -17,6 +17,7 @@ from peft_space import settings
 from peft_space.data.read import Data
 from peft_space.errors import UserError, mendable
 from peft_space.events import OnProgress, quietly
+from peft_space.masking import has_secret
 from peft_space.models.base import DEMO, find_base, name_of, pin
 from peft_space.models.families import CLASSIFYING, linear_layers, wrapped_layers
 from peft_space.models.fit import check_fits
@@ -94,6 +95,8 @@ def _found(adapter: str, scratch: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     try:
+        if has_secret(adapter):
+            raise HFValidationError("this is a token")
         return Path([hf_hub_download(adapter, name) for name in reversed(_FILES)][-1]).parent
     except RemoteEntryNotFoundError as error:
         raise UserError(f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}.") from error

@@ -1,0 +1,50 @@
+"""docs/security.md tells the truth: its tests exist, its floors are held, and what it says is off is off."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from peft_space.ui import app
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "security.md").read_text()
+NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXT)
+FLOORS = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", TEXT, re.M)
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_every_promise_is_held_by_a_test_that_exists(file, name):
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.M)
+
+
+def test_every_security_test_is_in_the_table():
+    files = {path.name for path in (ROOT / "tests").glob("test_security_*.py")}
+    assert files <= {file for file, _ in NAMED}
+    rows = [line for line in TEXT.split("## Dependencies")[0].splitlines() if line.startswith("| ") and "What is promised" not in line]
+    assert all("`test_" in row for row in rows)
+
+
+@pytest.mark.parametrize(("package", "floor"), FLOORS)
+def test_every_floor_is_held_by_requirements_pins_and_what_is_installed(package, floor):
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    [asked] = [made for line in lines if line and (made := Requirement(line)).name.lower() == package]
+    lowest = max(Version(one.version) for one in asked.specifier if one.operator == ">=")
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text().lower(), re.M))
+    assert lowest >= Version(floor)
+    assert Version(pins[package]) >= lowest
+    assert Version(importlib.metadata.version(package)) >= lowest
+
+
+def test_gradio_keeps_no_history_of_runs(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: asked.update(options))
+    monkeypatch.setattr(app, "take_up_again", lambda: None)
+    app.launch()
+    assert asked["run_history"] is False
+    assert "share" not in asked
+    assert "allowed_paths" not in asked
