@@ -88,6 +88,18 @@ def test_a_run_that_had_its_turns_and_never_took_a_step_is_not_started_a_third_t
     assert queue.num_before(run) is None
 
 
+def test_after_a_restart_a_run_whose_process_starts_slowly_is_not_overtaken(monkeypatch):
+    runs = runs_of("anna", "ben")
+    for run in runs:
+        run.append(events.Queued())
+        queue.ask_for_turn(run)
+    for ticket in queue._tickets():
+        os.utime(ticket, (time.time() - 61,) * 2)
+    monkeypatch.setattr("peft_space.execution.trainings._start_process", lambda run: None)
+    take_up_again()
+    assert [queue.num_before(run) for run in runs] == [0, 1]
+
+
 @pytest.mark.slow
 def test_five_runs_of_three_visitors_survive_the_end_of_all_processes_and_each_finishes_once_and_in_order():
     runs = [make_run(new_run_folder(owner), "demo", TINY) for owner in ("anna", "ben", "anna", "carla", "ben")]

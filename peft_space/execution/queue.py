@@ -33,6 +33,12 @@ def give_up_turn(run: Run) -> None:
         ticket.unlink(missing_ok=True)
 
 
+def keep_place(run: Run) -> None:
+    """Let the ticket of a run count while a new process starts for it, so that none of a later one overtakes it."""
+    for ticket in _queue().glob(f"*-{_name(run)}"):
+        ticket.touch()
+
+
 def num_before(run: Run) -> int | None:
     """How many turns come before that of a run; None where it does not wait."""
     waiting = [path for path in _tickets() if _counts(path)]

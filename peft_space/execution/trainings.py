@@ -45,6 +45,7 @@ def take_up_again() -> None:
         if run.status() in ("queued", "interrupted") and not _keeps_failing(run):
             run.drop_torn_event()
             run.append(events.Queued())
+            queue.keep_place(run)
             _start_process(run)
         else:
             queue.give_up_turn(run)
