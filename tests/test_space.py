@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
 
+from peft_space import settings
 from tests import space_card
 
 ROOT = Path(__file__).parent.parent
@@ -72,3 +73,31 @@ def test_the_address_to_listen_on_is_left_to_gradio_which_knows_of_spaces():
 
 def test_spaces_is_not_pinned_because_a_space_brings_its_own():
     assert str(requirements()["spaces"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("home", "kept"),
+    [
+        ("/data/peft_space", True),
+        ("/data", True),
+        ("/home/user/.local/share/peft_space", False),
+        ("/tmp/runs", False),
+        ("/database", False),
+    ],
+)
+def test_on_a_space_the_disk_is_kept_only_where_a_volume_is_mounted(home, kept, tmp_path, monkeypatch):
+    (tmp_path / "mounts").write_text("overlay / overlay rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nbucket /data fuse.hf rw 0 0\n")
+    monkeypatch.setenv("SYSTEM", "spaces")
+    monkeypatch.setenv("PEFT_SPACE_HOME", home)
+    assert settings.disk_is_kept(tmp_path / "mounts") == kept
+
+
+def test_on_ones_own_machine_the_disk_is_kept():
+    assert settings.disk_is_kept()
+
+
+@pytest.mark.parametrize(("missing", "offered"), [(None, True), ("SYSTEM", False), ("SPACE_ID", False), ("OAUTH_CLIENT_ID", False)])
+def test_signing_in_is_offered_where_the_hub_has_set_it_up(missing, offered, monkeypatch):
+    for name, value in {"SYSTEM": "spaces", "SPACE_ID": "maria/lora", "OAUTH_CLIENT_ID": "x"}.items():
+        monkeypatch.delenv(name, raising=False) if name == missing else monkeypatch.setenv(name, value)
+    assert settings.signs_in() == offered
