@@ -17,7 +17,7 @@ from tests.test_queue import end_everything
 
 pytestmark = pytest.mark.slow
 RECIPE = {"max_steps": 60, "num_epochs": 8, "save_steps": 5, "compute_dtype": "float32"}
-LIMIT = 4 * 2**30
+LIMIT = 2 * 2**30
 """Bytes that the app, its workers and a training may take together."""
 
 
