@@ -41,6 +41,13 @@ class Waiting(Working):
     before: int
 
 
+class Sliced(_Event):
+    """A slice of borrowed GPU time began: at most so many `seconds`, of which those up to its last event were used."""
+
+    event: Literal["Sliced"] = "Sliced"
+    seconds: int
+
+
 class Started(_Event):
     """A worker began an attempt, from step `from_step` of `total_steps`."""
 
@@ -123,6 +130,10 @@ class Paused(_Event):
 
     event: Literal["Paused"] = "Paused"
     step: int
+    asked: bool = False
+    """Whether somebody asked for it; else its time was up."""
+    why: str = ""
+    """What came in between, in words for the user; nothing where all is as it should be."""
 
 
 class Stopped(_Event):
@@ -156,6 +167,7 @@ Event = Annotated[
     Queued
     | Working
     | Waiting
+    | Sliced
     | Started
     | Step
     | Evaluated

@@ -166,7 +166,12 @@ class Run:
                             f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first."
                         ) from None
                     time.sleep(0.05)
-            yield file.fileno()
+            try:
+                yield file.fileno()
+            finally:
+                fcntl.flock(
+                    file, fcntl.LOCK_UN
+                )  # a process forked meanwhile has the descriptor too, and would hold the lock as long as it lives
 
     def is_locked(self) -> bool:
         """Whether a living process works on this run."""
@@ -175,6 +180,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            fcntl.flock(file, fcntl.LOCK_UN)  # as in `lock`
             return False
 
     def ask_to_leave(self, how: Leave) -> None:
@@ -271,6 +277,11 @@ def list_runs(*owners: str) -> list[Run]:
         except (ValidationError, ValueError, OSError):
             logger.exception("the run %s cannot be read", path.parent)
     return sorted(runs, key=lambda run: run.about["created"], reverse=True)
+
+
+def list_runs_beside(run: Run) -> list[Run]:
+    """The runs of the same owner."""
+    return list_runs(run.directory.parent.name)
 
 
 def unused_name(owner: str, name: str, but: Run) -> str:

@@ -67,6 +67,16 @@ def disk_is_kept(mounts: str | Path = "/proc/self/mounts") -> bool:
     return place != Path("/") and kinds[place] not in ("tmpfs", "ramfs", "overlay")
 
 
+def on_zerogpu() -> bool:
+    """Whether GPUs are lent for moments, to functions that ask for one (ZeroGPU), so that trainings go in slices."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def slice_seconds() -> int:
+    """Longest slice of a training on ZeroGPU (`PEFT_SPACE_SLICE_SECONDS`)."""
+    return int(os.environ.get("PEFT_SPACE_SLICE_SECONDS", "60"))
+
+
 def prepare_libraries() -> None:
     """Switch off what libraries report about their use, and what they print between our own words. Every entry point calls it first.
 

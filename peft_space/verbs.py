@@ -277,6 +277,13 @@ def adopt(
     return {"run": str(adopt_adapter(directory, adapter, data, recipe, held_out, reading, _progress(report)).directory)}
 
 
+def fetch(run: str) -> Json:
+    """Have on this machine what training a run needs and a slice of GPU time should not go on: rendered rows, and the base model's files."""
+    from peft_space.training.prepare import fetch as fetch_for
+
+    return {"rows": fetch_for(Run(run))}
+
+
 def train(run: str) -> Json:
     """Train a run to its end, or until it is asked to leave."""
     from peft_space.training.train import train as train_run
@@ -585,6 +592,7 @@ VERBS: dict[str, Callable[..., Json]] = {
         dry_run,
         study,
         make,
+        fetch,
         adopt,
         compare,
         evaluate,

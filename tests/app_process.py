@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 class App:
     """`python app.py` on a free port, with a home of its own; can be killed and started again on the same home."""
 
+    command: tuple[str, ...] = ("app.py",)
+
     def __init__(self, home: Path, **environment: str):
         self.home = home
         self.cache = home.with_name(f"{home.name}-cache")
@@ -32,9 +34,8 @@ class App:
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {"GRADIO_SERVER_PORT": str(port)} | self.environment
         out = open(self.log, "wb") if self.log else None  # noqa: SIM115 - it is the app that needs it
-        self.process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True, stdout=out, stderr=out
-        )
+        command = [sys.executable, *self.command]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=out, stderr=out)
         deadline = time.time() + 120
         while time.time() < deadline:
             assert self.process.poll() is None, "the app ended"

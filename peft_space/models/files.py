@@ -182,6 +182,17 @@ def _adapter_beside(base: "Base") -> str | None:
     )
 
 
+def download_weights(base: "Base") -> None:
+    """Have the weights of a base from the Hub on this machine; where the Hub does not tell which they are, loading will."""
+    from huggingface_hub import hf_hub_download
+
+    local = downloaded(base.location, base.revision)
+    files = None if not base.on_hub or (local and not _missing(local)) else files_of(base.location, base.revision)
+    parts = _parts(files) if files else []
+    for name in [] if isinstance(parts, str) else parts:
+        hf_hub_download(base.location, name, revision=base.revision)
+
+
 def _missing(files: Files) -> str | None:
     """Why weights, or a part of them, are not among the files."""
     parts = _parts(files)

@@ -5,6 +5,7 @@ One step warms up, two of typical rows are timed, and one of the longest rows sh
 
 import dataclasses
 import math
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def dry_run(
     refuse_what_does_not_fit(estimated.memory)
     with tempfile.TemporaryDirectory(prefix="peft_space-dry-run-") as scratch:
         run = _scratch_run(Path(scratch, "run"), prepared, recipe)
-        memory = _train_in_a_child(run, on_progress)
+        memory = (_train_here if multiprocessing.current_process().daemon else _train_in_a_child)(run, on_progress)
         step, seconds = _times(run, recipe, prepared)
     told = estimated.memory, estimated.time
     return DryRun(
@@ -158,6 +159,14 @@ def _train_in_a_child(run: Run, on_progress: OnProgress) -> int:
     if child.returncode:
         raise _what_went_wrong(run, child.returncode)
     return int(printed.split()[-1])
+
+
+def _train_here(run: Run, on_progress: OnProgress) -> int:
+    """The same in this process, which may have no child: a slice of GPU time is one."""
+    from peft_space.training.dry_run_process import measure
+
+    on_progress(0.0, "Training a few steps")
+    return measure(str(run.directory))
 
 
 def _how_far(happened: list[events.Event]) -> tuple[float, str]:

@@ -18,7 +18,7 @@ def main(directory: str) -> None:
     threading.Thread(target=_end_with_parent, args=(Path(directory).parent,), daemon=True).start()
     prepare_libraries()
     try:
-        most = _train(directory)
+        most = measure(directory)
     except Exception as error:
         if mendable(error) is None:
             raise
@@ -26,16 +26,19 @@ def main(directory: str) -> None:
     print(most)
 
 
-def _train(directory: str) -> int:
+def measure(directory: str) -> int:
     """Bytes of the GPU's tensors at most; on a CPU those that this process grows by, without the libraries that are imported before."""
     import bitsandbytes  # noqa: F401 - or its code would count as memory that training takes
     import peft  # noqa: F401
+    import torch
 
     from peft_space import hardware
     from peft_space.models.load import goal_of
     from peft_space.run import Run
     from peft_space.training.train import train
 
+    if hardware.device() == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # a slice of GPU time may have computed something else before
     run = Run(directory)
     if goal_of(run).task in ("dpo", "kto"):
         import trl  # noqa: F401

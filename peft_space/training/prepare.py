@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from peft_space import advice
-from peft_space.data.check import MOST_PROBLEMS, TrainingData, numbers_where, training_data
+from peft_space.data.check import MOST_PROBLEMS, TrainingData, data_of, numbers_where, training_data
 from peft_space.data.read import Data, short_name
 from peft_space.data.report import Finding, Findings
 from peft_space.data.rows import Problem
@@ -19,11 +19,12 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import Base, find_base, load_tokenizer
 from peft_space.models.families import CLASSIFYING, MOST_LABELS, LinearLayers, choose_task, linear_layers, modules_to_save, wrapped_layers
-from peft_space.models.files import check_claim, check_weights
-from peft_space.models.load import Goal
+from peft_space.models.files import check_claim, check_weights, download_weights
+from peft_space.models.load import Goal, goal_of
 from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe
 from peft_space.run import Run
+from peft_space.training.plan import read_plan
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,14 @@ def make_run(
     prepared = prepare(data, recipe, held_out, reading, on_progress)
     files = prepared.data.files() | {"data/goal.json": prepared.goal.as_json()}
     return Run.create(directory, recipe, files, name=f"{short_name(data)} on {Path(recipe.base_model).name}")
+
+
+def fetch(run: Run) -> int:
+    """Have what training `run` needs besides a GPU on this machine: its rows rendered, whose number this returns, and the base's weights."""
+    recipe, plan, data, goal = run.recipe, read_plan(run), data_of(run), goal_of(run)
+    base = find_base(recipe.base_model, plan.base_revision if plan and plan.base_on_hub else recipe.revision)
+    download_weights(base)
+    tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
+    for rows in (data.train, data.held_out):
+        tokenize(tokenizer, rows, plan.max_length if plan else recipe.max_length, recipe.loss_on, task=goal.task)
+    return len(data.train) + len(data.held_out)

@@ -34,6 +34,7 @@ from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.row_order import ByLength, goes_by_length, saved_by_length
 from peft_space.training.tasks import Examples, make_trainer
+from peft_space.training.warm import Warm
 from peft_space.words import gigabytes
 
 _ADAPTER_ASIDE = ".adapter.new"
@@ -42,7 +43,12 @@ _LONGEST_BETWEEN_SAVES = 100
 
 
 def train(
-    run: Run, deadline: float | None = None, shuffled: bool = True, anyway: bool = False, report_to: Sequence[str] = ()
+    run: Run,
+    deadline: float | None = None,
+    shuffled: bool = True,
+    anyway: bool = False,
+    report_to: Sequence[str] = (),
+    warm: Warm | None = None,
 ) -> events.Outcome:
     """Train `run` from its newest complete checkpoint, or from the start, and return how it ended.
 
@@ -51,11 +57,12 @@ def train(
         shuffled: whether rows come in a random order, as they should; a dry run wants its longest rows in a certain step.
         anyway: whether to go on from a checkpoint of other rows, another recipe or other libraries, which is refused otherwise.
         report_to: of `reporting.TOOLS`, those that the losses are also told to.
+        warm: where the model stays in memory when training leaves at its deadline, for the next call in this process.
 
     The caller holds the run's lock. Where memory runs out, training goes on with less of it (see `room.py`). Any other exception is written as
     a Failed event and raised again.
     """
-    while isinstance(outcome := attempt(run, deadline, shuffled, anyway, report_to), events.OutOfMemory):
+    while isinstance(outcome := attempt(run, deadline, shuffled, anyway, report_to, warm=warm), events.OutOfMemory):
         gc.collect()  # model and trainer hold each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -69,6 +76,7 @@ def attempt(
     anyway: bool = False,
     report_to: Sequence[str] = (),
     ended_for_memory: bool = False,
+    warm: Warm | None = None,
 ) -> events.Outcome | events.OutOfMemory:
     """The same once. Where memory ran out, the plan is changed and the event that says so is returned: another attempt takes less.
 
@@ -81,7 +89,7 @@ def attempt(
         raise _no_memory(run, "This machine")
     try:
         reporting.check(report_to)
-        outcome = _train(run, deadline, shuffled, anyway, report_to)
+        outcome = _train(run, deadline, shuffled, anyway, report_to, warm or Warm())
     except Exception as error:
         if processes.is_main():  # on a full disk this makes room to tell
             checkpoints.remove_unfinished(run)
@@ -94,6 +102,8 @@ def attempt(
         if changed is None:
             raise _no_memory(run, where) from error
         return changed
+    if isinstance(outcome, events.Paused) and run.asked_to_leave():
+        outcome = outcome.model_copy(update={"asked": True})
     run.append(outcome)
     if isinstance(outcome, events.Finished):
         shutil.rmtree(run.path("start"), ignore_errors=True)  # nothing is resumed any more
@@ -122,9 +132,9 @@ class _Ready:
     checkpoint: Path | None
 
 
-def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, report_to: Sequence[str]) -> events.Outcome:
+def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, report_to: Sequence[str], warm: Warm) -> events.Outcome:
     with processes.main_first():
-        ready = _make_ready(run, shuffled, anyway)
+        ready = _make_ready(run, shuffled, anyway, warm)
     recipe, goal, rows, held_out, model, plan = run.recipe, ready.goal, ready.rows, ready.held_out, ready.model, ready.plan
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
@@ -151,6 +161,7 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if callback.left == "pause":
+        warm.keep(run, plan, trainer)
         return events.Paused(step=step)
     stopping.keep_best(run, trainer)
     if processes.is_main():
@@ -161,7 +172,7 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
     return events.Finished(step=step, seconds=sum(event.seconds for event in steps_of(run.history())))
 
 
-def _make_ready(run: Run, shuffled: bool, anyway: bool) -> _Ready:
+def _make_ready(run: Run, shuffled: bool, anyway: bool, warm: Warm) -> _Ready:
     """Render the rows, load the model with its adapter, and have a plan."""
     recipe, plan, data, goal = run.recipe, read_plan(run), data_of(run), goal_of(run)
     base = pin(find_base(recipe.base_model, plan.base_revision if plan else recipe.revision), plan.base_revision if plan else None)
@@ -174,7 +185,7 @@ def _make_ready(run: Run, shuffled: bool, anyway: bool) -> _Ready:
     run.append(events.Working(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's first weights are random
     free = hardware.free_memory()
-    model = _adapted(run, recipe, base, goal)
+    model = warm.take(run, plan, checkpoint) or _adapted(run, recipe, base, goal)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier looks for the last token before the padding
     if plan is None or not plan.device:  # an adapter from elsewhere has a plan that nothing was measured for

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import gradio as gr
@@ -24,6 +25,7 @@ from peft_space.curves import overfits_from
 from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
+from peft_space.execution import slices, zerogpu
 from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
 from peft_space.run import Run, evaluations_of, kept_of, list_runs, open_run, steps_of, warnings_of
@@ -174,6 +176,8 @@ class Api:
     ) -> Json:
         """Begin a training and return at once: `run` is its id, `owner` the secret that all further calls need on a Space.
 
+        On ZeroGPU it is made ready alone; each call of /resume trains it for a slice.
+
         Args:
             data: an uploaded file, a list of files that are joined, a dataset on the Hub as "hf://datasets/OWNER/NAME?split=train",
                 or the word "demo" for the sample data.
@@ -188,7 +192,8 @@ class Api:
         given = {"data": self._paths(data), "held_out": self._held_out(held_out), "reading": reading or None}
         self._workers.call("make", directory=str(folder), recipe=values, **given)
         run = Run(folder)
-        start_training(run)
+        if not settings.on_zerogpu():
+            start_training(run)
         return {"run": folder.name, "owner": secret, "status": run.status()}
 
     def status(self, run: str, owner: str = "", since_step: int = 0) -> Json:
@@ -213,7 +218,7 @@ class Api:
             "adjustments": [_told(event, "what", "why") for event in happened if isinstance(event, events.Adjusted)],
             "warnings": [_told(event, "step", "what", "advice") for event in warnings_of(happened)],
             "kept": _told(kept, "step", "why") if (kept := kept_of(happened)) else None,
-            "message": _failure(opened, happened),
+            **_slices(opened),
         }
 
     def stop(self, run: str, owner: str = "") -> Json:
@@ -228,21 +233,28 @@ class Api:
             opened.ask_to_leave("stop")
         return {"run": run, "status": opened.status()}
 
-    def resume(self, run: str, owner: str = "", shorter: bool = False, anyway: bool = False) -> Json:
-        """Go on with a training that was stopped or interrupted.
+    def resume(
+        self, run: str, owner: str = "", shorter: bool = False, anyway: bool = False, slice_seconds: Annotated[int, Field(ge=0)] = 0
+    ) -> Json:
+        """Go on with a training that was stopped or interrupted. `more` says whether to call again: on ZeroGPU a call trains for one slice.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
             shorter: cut rows off at half their length, where the message of the run says that memory did not do.
             anyway: go on also where rows, recipe or libraries have changed since, which is refused otherwise.
+            slice_seconds: on ZeroGPU the longest that the slice may be; 0 leaves it to the app, mostly 60.
         """
         opened = open_run(owner_of(owner), run)
         if (status := opened.status()) in ("queued", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
         visitors.refuse_more_open(owner_of(owner))
+        if settings.on_zerogpu():
+            zerogpu.start(opened, shorter)
+            more = zerogpu.go_on(opened, self._workers, slice_seconds or settings.slice_seconds(), anyway)
+            return {"run": run, "status": opened.status(), "more": more, **_slices(opened)}
         start_training(opened, shorter, anyway)
-        return {"run": run, "status": opened.status()}
+        return {"run": run, "status": opened.status(), "more": False}
 
     def compare(
         self,
@@ -455,6 +467,15 @@ def _trained(run: str, owner: str) -> str:
     opened = open_run(owner_of(owner), run)
     _ = opened.adapter
     return str(opened.directory)
+
+
+def _slices(run: Run) -> Json:
+    """What of the GPU quota is used and left, and why training paused, if something came in between."""
+    happened = run.history()
+    paused = [event.why for event in happened if isinstance(event, events.Paused)][-1:] if run.status(happened) == "paused" else []
+    failed = _failure(run, happened)
+    used = asdict(slices.account(happened, settings.slice_seconds())) if settings.on_zerogpu() else None
+    return {"message": failed or (paused and paused[0]) or None, "slices": used}
 
 
 _LOSS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds")

@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 
 from peft_space import settings
 from peft_space.data.check import DEMO, source_of
+from peft_space.execution import slices, zerogpu
 from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
 from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, saving, train_tab, view
@@ -114,7 +115,7 @@ def _demo(page: Page, button: gr.Button, tabs: gr.Tabs, training: train_tab.Trai
     @tells_errors
     def wait(values: dict[Any, Any]) -> Iterator[Any]:
         run = page.chosen_run(values)
-        while (status := run.status()) in ("queued", "running"):
+        while (status := run.status()) in ("queued", "running") or (status == "paused" and slices.between(run.history())):
             yield gr.skip()
             time.sleep(0.5)
         if status != "finished":  # whoever paused or stopped it wants to stay where they are
@@ -160,6 +161,8 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
 
 def launch(**options: Any) -> Any:
     """Serve the page: on a Space as the Space wants it, elsewhere on 127.0.0.1. Trainings that the machine took down with it go on."""
+    if settings.on_zerogpu():
+        zerogpu.import_libraries()
     take_up_again()
     keep_clean()
     return build().launch(

@@ -1,5 +1,6 @@
 """Memory and time before a training, on the Recipe tab: estimated at once, or measured in a few steps, and which hardware of a Space would do."""
 
+import functools
 import html
 from collections.abc import Iterator
 from typing import Any
@@ -39,12 +40,14 @@ def build(page: Page) -> None:
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         yield {told: "Starting…", **busy}
+        show = functools.partial(tell, verb)
         yield from page.working(told, show, verb, recipe=page.form.recipe(values).model_dump(), **page.data_arguments(values))
 
-    def show(found: dict[str, Any]) -> dict[Any, Any]:
+    def tell(verb: str, found: dict[str, Any]) -> dict[Any, Any]:
         lines = found.get("estimates", found)["spaces"]
         shown = {spaces: spaces_html(lines), on_spaces: gr.update(visible=bool(lines))}
-        return {told: words_markdown(found["words"]), **shown, **ready}
+        measured = {page.measured: found["seconds"] if verb == "dry_run" else None}
+        return {told: words_markdown(found["words"]), **measured, **shown, **ready}
 
     def work_out(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         yield from find_out("estimate", values)
@@ -53,7 +56,7 @@ def build(page: Page) -> None:
         yield from find_out("dry_run", values)
 
     taken = {page.data, page.held_out, page.reading, *page.form.inputs}
-    outputs = [told, spaces, on_spaces, estimate, measure, cancel]
+    outputs = [told, page.measured, spaces, on_spaces, estimate, measure, cancel]
     working = [
         button.click(tells_errors(handler, where=told), taken, outputs, **_HIDDEN)
         for button, handler in ((estimate, work_out), (measure, train_a_little))
@@ -61,7 +64,8 @@ def build(page: Page) -> None:
     for one in working:
         put_back(one, ready)
     cancel.click(lambda: {told: "Cancelled.", **ready}, None, [told, *buttons, cancel], cancels=working, **_HIDDEN)
-    page.data.change(lambda: {told: "", on_spaces: gr.update(visible=False)}, None, [told, on_spaces], **_HIDDEN)
+    forgotten = {told: "", page.measured: None, on_spaces: gr.update(visible=False)}
+    page.data.change(lambda: forgotten, None, [told, page.measured, on_spaces], **_HIDDEN)
 
 
 def words_markdown(words: list[str]) -> str:

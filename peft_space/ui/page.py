@@ -15,6 +15,7 @@ from gradio.context import LocalContext
 from peft_space import settings
 from peft_space.errors import UserError, explain, mendable
 from peft_space.execution.local import WorkerFault, Workers
+from peft_space.execution.zerogpu import SlicedWorkers
 from peft_space.run import Run, list_runs, open_run
 from peft_space.ui import view
 from peft_space.ui.form import Form
@@ -32,7 +33,7 @@ class Page:
     """Made inside `gr.Blocks`, before the tabs; every tab gets it."""
 
     def __init__(self) -> None:
-        self.workers = Workers()
+        self.workers = SlicedWorkers() if settings.on_zerogpu() else Workers()
         self.form = Form()
         # the secret is no secret, any page can read it; one of each start would make the visitor another after a restart
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor", secret="peft_space")
@@ -42,6 +43,8 @@ class Page:
         self.reading = gr.State({})
         """How the visitor wants the data to be read; empty leaves that to be recognised."""
         self.num_rows = gr.State(0)
+        self.measured = gr.State(None)
+        """Seconds that the whole training takes, as a dry run has measured; None before one."""
         self.task = gr.State("automatic")
         """What the data show, once they are read."""
         self.state = gr.State(None)

@@ -1,14 +1,16 @@
 """The Train tab: start, watch, pause, stop and resume. The training runs elsewhere; this reads its events, so a reload loses nothing."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space import visitors
+from peft_space import settings, visitors
 from peft_space.errors import UserError
+from peft_space.execution import zerogpu
 from peft_space.execution.trainings import start_training
-from peft_space.run import Run, unused_name
+from peft_space.run import Run, open_run, unused_name
 from peft_space.ui import look, view_train
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, put_back, tells_errors
 
@@ -30,6 +32,13 @@ class TrainTab:
             self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
             self.shorten = gr.Button("Resume with shorter rows", visible=False, elem_id="resume-shorter")
             self.anyway = gr.Button("Resume anyway", visible=False, elem_id="resume-anyway")
+        with gr.Row(visible=settings.on_zerogpu()):
+            self.slice_seconds = gr.Number(
+                settings.slice_seconds(), precision=0, minimum=5, maximum=3600, elem_id="slice-seconds",
+                label="Longest slice, in seconds of your GPU quota", info="Each slice is begun by this page, so keep it open.",
+            )  # fmt: skip
+        self.slice = gr.State([])
+        """On ZeroGPU [run, number, whether to go on anyway] of the slice that is to be trained next; another value begins it."""
         self.preparing = gr.Markdown(elem_id="preparing")
         self.status = gr.Markdown(elem_id="status")
         self.bar = gr.HTML(elem_id="progress")
@@ -46,7 +55,7 @@ class TrainTab:
         with gr.Accordion("What was chosen for this machine, and why", open=False):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         self.seen = gr.State(None)
-        self.begins = [page.run, page.trained, self.preparing, self.start, self.cancel]
+        self.begins = [page.run, page.trained, self.preparing, self.start, self.cancel, self.slice]
         self.outputs = [
             self.status, self.bar, self.plot, *self.details, self.adjustments, self.pause, self.stop, self.resume,
             self.shorten, self.anyway, self.seen, page.timer, page.state,
@@ -94,8 +103,27 @@ class TrainTab:
                 yield {self.preparing: gr.skip()}
         run = Run(folder)
         run.rename(unused_name(page.owner(values), name or run.name, but=run))
-        start_training(run)
-        yield {page.run: page.runs(values, folder.name), page.trained: data["data"], self.preparing: "", **self.ready(), **self.show(run)}
+        began = self.train(run)
+        ready = {self.preparing: "", **self.ready()}
+        yield {page.run: page.runs(values, folder.name), page.trained: data["data"], **ready, **began, **self.show(run)}
+
+    def train(self, run: Run, shorter: bool = False, anyway: bool = False) -> dict[Any, Any]:
+        """Begin or go on with a training, here or in slices."""
+        if not settings.on_zerogpu():
+            start_training(run, shorter, anyway)
+            return {}
+        zerogpu.start(run, shorter)
+        return {self.slice: [run.directory.name, time.time(), anyway]}
+
+    def train_slice(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """One slice, in an event of its own, so that it comes with the visitor's own and fresh claim to a GPU; and which is the next."""
+        if not values[self.slice]:
+            return {self.slice: []}
+        run_id, _, anyway = values[self.slice]
+        run = open_run(self.page.owners(values), run_id)
+        limit = int(values[self.slice_seconds] or settings.slice_seconds())
+        more = zerogpu.go_on(run, self.page.workers, limit, anyway)
+        return {self.slice: [run_id, time.time(), anyway] if more else []}
 
     def ready(self) -> dict[Any, Any]:
         """What the buttons are when nothing is being prepared."""
@@ -108,7 +136,10 @@ class TrainTab:
             return "Bring data on the first tab, then press *Start training*."
         if not values[page.num_rows]:
             return "⚠ Your data are not ready yet: the Data tab says what they need."
-        return view_train.about_to_train(view_train.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
+        words = view_train.about_to_train(view_train.names_of(values[page.data]), values[page.num_rows], page.form.recipe(values))
+        if not settings.on_zerogpu():
+            return words
+        return f"{words}\n\n{view_train.before_slices(values[self.slice_seconds], values[page.measured])}"
 
     def follow(self, values: dict[Any, Any]) -> Any:
         """What has changed since the page last looked."""
@@ -136,22 +167,26 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     def go_on(values: dict[Any, Any], shorter: bool = False, anyway: bool = False) -> dict[Any, Any]:
         run = page.chosen_run(values)
         visitors.refuse_more_open(page.owner(values))
-        start_training(run, shorter, anyway)
-        return {tab.preparing: "", **tab.show(run)}
+        return {tab.preparing: "", **tab.train(run, shorter, anyway), **tab.show(run)}
 
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     starting = tab.start.click(tells_errors(tab.begin, where=tab.preparing), page.for_training, [*tab.begins, *tab.outputs], **hidden)
     put_back(starting, tab.ready())
+    tab.slice.change(
+        tells_errors(tab.train_slice), {page.visitor, tab.slice, tab.slice_seconds}, tab.slice, concurrency_limit=None, **hidden
+    )
     tab.cancel.click(lambda: {tab.preparing: "", **tab.ready()}, None, tab.begins, cancels=starting, **hidden)
-    asked = {page.num_rows, *page.for_training}
-    gr.on([opened.select, page.data.change, page.num_rows.change], tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
+    asked = {page.num_rows, page.measured, tab.slice_seconds, *page.for_training}
+    told_anew = [opened.select, page.data.change, page.num_rows.change, page.measured.change, tab.slice_seconds.change]
+    gr.on(told_anew, tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
     gr.on([page.timer.tick, page.run.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
     page.run.input(lambda: "", None, tab.preparing, **hidden)  # what was said of another start is no longer so
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)
-    tab.resume.click(lambda values: go_on(values), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
-    tab.shorten.click(lambda values: go_on(values, True), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
-    tab.anyway.click(lambda values: go_on(values, False, True), chosen, [tab.preparing, *tab.outputs], **PRIVATE)
+    going = [tab.preparing, tab.slice, *tab.outputs]
+    tab.resume.click(lambda values: go_on(values), chosen, going, **PRIVATE)
+    tab.shorten.click(lambda values: go_on(values, True), chosen, going, **PRIVATE)
+    tab.anyway.click(lambda values: go_on(values, False, True), chosen, going, **PRIVATE)
     return tab
 
 

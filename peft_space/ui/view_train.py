@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from peft_space import events
+from peft_space import events, settings
 from peft_space.curves import overfits_from
 from peft_space.data.read import short_name
+from peft_space.execution import slices
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status, evaluations_of, kept_of, steps_of, warnings_of
 from peft_space.ui.view import STATUS_WORDS, escape, plain
@@ -37,6 +38,8 @@ def status_markdown(run: Run, happened: list[events.Event]) -> str:
     lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
     if steps:
         lines.append(_figures(happened, steps, status))
+    if any(isinstance(event, events.Sliced) for event in happened):
+        lines.append(slices_in_words(slices.account(happened, settings.slice_seconds())))
     lines += [f"⚠ {escape(event.why)} {escape(event.what)}" for event in happened if isinstance(event, events.OutOfMemory)]
     lines += [f"⚠ Step {warned.step}: {escape(warned.what)} {escape(warned.advice)}" for warned in warnings_of(happened)]
     if overfitting := overfitting_in_words(happened):
@@ -79,16 +82,44 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
     working = next(
         (event for event in reversed(happened) if isinstance(event, events.Working | events.Step | events.Queued | events.Started)), None
     )
+    if status == "paused" and (why := _last_pause(happened).why):
+        return f"⚠ {escape(why)}"
+    if status == "paused" and slices.between(happened):
+        return "A slice is over; this page begins the next one. If it was closed, *Resume* goes on exactly from here."
     if status in ("queued", "running") and not isinstance(working, events.Step):
         return f"{escape(working.what)}…" if isinstance(working, events.Working) else "Starting…"
+    sliced = any(isinstance(event, events.Sliced) for event in happened)
     return {
         "new": "Press *Start training*.",
-        "running": "You can close this page; the training goes on, and the run is here when you come back.",
+        "running": "Keep this page open: it begins each slice. If it is closed, the training pauses after this one."
+        if sliced
+        else "You can close this page; the training goes on, and the run is here when you come back.",
         "paused": "*Resume* goes on exactly from here.",
         "stopped": f"{kept_in_words(happened)} Compare it, or *Resume* to go on.".strip(),
         "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
         "finished": f"{kept_in_words(happened)} Next: *Compare*.".strip(),
     }.get(status, "")
+
+
+def _last_pause(happened: list[events.Event]) -> events.Paused:
+    return next(event for event in reversed(happened) if isinstance(event, events.Paused))
+
+
+def slices_in_words(account: slices.Account) -> str:
+    """What of the GPU quota a training in slices has taken, and what it will take."""
+    used = f"{account.slices} slice{'s' * (account.slices != 1)} and {account.seconds:.0f} s of GPU quota used"
+    if account.slices_left is None or account.seconds_left is None:
+        return f"{used}; what is left is known after the first steps."
+    left = account.slices_left
+    return f"{used}; about {left} more slice{'s' * (left != 1)} and {account.seconds_left:.0f} s to go." if left else f"{used}."
+
+
+def before_slices(limit: float, measured: float | None) -> str:
+    """What is known of a training's slices before it begins."""
+    if measured is None:
+        return f"It goes in slices of at most {limit:.0f} s of your GPU quota. *Measure a few steps* on the Recipe tab tells how many, or the first slice."
+    count = slices.count_for(measured, limit)
+    return f"It will take about {count} slice{'s' * (count != 1)} of at most {limit:.0f} s, {measured:.0f} s of your GPU quota in all, as measured."
 
 
 def kept_in_words(happened: list[events.Event]) -> str:

@@ -1,0 +1,229 @@
+"""Trainings on ZeroGPU: `train(run, deadline)` in slices, each in a function that a GPU is lent to for so many seconds.
+
+Such a function runs in a forked process, in another thread than the main one; it takes paths, leaves its results on the disk, and says what
+went wrong as a value, because of an exception only its class would come back. What needs no GPU is done before, by the workers of `local.py`.
+"""
+
+import gc
+import logging
+import queue
+import re
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import spaces
+
+from peft_space import events, settings, verbs
+from peft_space.errors import UserError, explain, mendable
+from peft_space.execution import slices
+from peft_space.execution.local import WorkerFault, Workers
+from peft_space.execution.trainings import cut_rows_of
+from peft_space.run import Run, list_runs_beside, steps_of
+
+logger = logging.getLogger(__name__)
+
+_IN_SLICES = {"compare", "evaluate", "pairs", "dry_run"}
+"""Verbs that compute on a GPU."""
+
+
+def import_libraries() -> None:
+    """Import what slices need in the process that they are forked from, so that none of their time goes on it."""
+    import peft_space.compare
+    import peft_space.evaluate
+    import peft_space.training.dry_run
+    import peft_space.training.train  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a forked process need not look through it again
+
+
+# A training
+
+
+def start(run: Run, shorter: bool = False) -> None:
+    """Let a run be trained in slices from now on. Raises UserError where it or another one of the same owner is being trained.
+
+    Args:
+        shorter: as of `trainings.start_training`.
+    """
+    for other in list_runs_beside(run):
+        if other.status() in ("queued", "running"):
+            raise UserError(f"The run {other.name!r} is being trained. A page trains one at a time: wait for it, or pause it first.")
+    with run.lock():
+        if run.status() == "finished":
+            raise UserError(f"The run {run.name!r} is finished already. Start another one.")
+        run.drop_torn_event()
+        if shorter:
+            cut_rows_of(run)
+        run.forget_request()
+        run.append(events.Queued())
+
+
+def go_on(run: Run, workers: Workers, limit: int, anyway: bool = False) -> bool:
+    """Train for one slice of at most `limit` seconds; whether another one is needed. To be called in the event of a visitor, whose quota it takes.
+
+    What comes in between leaves the run paused, and says why in its Paused event.
+    """
+    if run.asked_to_leave() == "pause":
+        _pause(run, "", asked=True)
+        return False
+    try:
+        seconds = slices.seconds_of_next(run.history(), limit)
+        workers.call("fetch", run=str(run.directory))
+        with run.lock():
+            run.append(events.Queued())
+        answer = _train(str(run.directory), seconds, anyway)
+    except Exception as error:  # noqa: BLE001 - the package raises its own, and what is not known is logged
+        _pause(run, in_words(error, limit))
+        return False
+    if "error" in answer:
+        if run.status() != "failed":
+            _pause(run, answer["error"])
+        return False
+    return answer["event"] == "Paused" and not answer["asked"]
+
+
+def _pause(run: Run, why: str, asked: bool = False) -> None:
+    with run.lock():
+        run.drop_torn_event()
+        steps = steps_of(run.history())
+        run.append(events.Paused(step=steps[-1].step if steps else 0, asked=asked, why=why))
+        run.forget_request()
+
+
+def _duration(what: str, seconds: int, *others: Any, **named: Any) -> int:
+    return seconds
+
+
+_served = False
+"""In the process of slices: whether it has had one already."""
+_warm: Any = None
+
+
+@spaces.GPU(duration=_duration)
+def _train(directory: str, seconds: int, anyway: bool = False) -> dict[str, Any]:
+    """One slice: how `train` ended, or what went wrong."""
+    global _warm
+    from peft_space.training.train import train
+    from peft_space.training.warm import Warm
+
+    began = _began()
+    _warm = _warm or Warm()
+    run = Run(directory)
+
+    def slice_of_it() -> dict[str, Any]:
+        with run.lock():
+            run.drop_torn_event()
+            deadline = began + seconds - slices.margin_of(run.history(), seconds)
+            run.append(events.Sliced(at=began, seconds=seconds))
+            return train(run, deadline, anyway=anyway, report_to=settings.report_to(), warm=_warm).model_dump()
+
+    return _or_error(slice_of_it)
+
+
+def _began() -> float:
+    """When this slice began: a fresh process is forked after the GPU was given."""
+    global _served
+    fresh, _served = not _served, True
+    return min(time.time(), psutil.Process().create_time()) if fresh and settings.on_zerogpu() else time.time()
+
+
+def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returns, or {"error", "users"} as a worker says it."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - see the module's docstring
+        if mendable(error) is None:
+            traceback.print_exc()
+        return {"error": explain(error), "users": mendable(error) is not None}
+
+
+# All else that wants a GPU
+
+
+class SlicedWorkers(Workers):
+    """Workers whose verbs that want a GPU take a slice each; all others run in worker processes as ever."""
+
+    def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        if verb not in _IN_SLICES:
+            yield from super().stream(verb, **arguments)
+            return
+        if verb == "dry_run":  # the rows are rendered, and the estimate refused where it must be, before a GPU is asked for
+            yield from (message for message in super().stream("estimate", **arguments) if "report" in message)
+        limit = settings.slice_seconds()
+        try:
+            for message in _do(verb, limit, arguments):
+                if "error" in message:
+                    raise UserError(message["error"]) if message["users"] else WorkerFault(message["error"])
+                yield message
+        except (UserError, WorkerFault):
+            raise
+        except Exception as error:
+            raise UserError(in_words(error, limit)) from error
+
+
+class _Left(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@spaces.GPU(duration=_duration)
+def _do(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The messages of a verb, as a worker process writes them."""
+    messages: queue.Queue[dict[str, Any]] = queue.Queue()
+    left, deadline = threading.Event(), _began() + seconds - 1
+
+    def report(told: dict[str, Any]) -> None:
+        if left.is_set():
+            raise _Left
+        if time.time() > deadline:
+            raise UserError(f"This took longer than the {seconds} s for which it had a GPU. Ask for less; a scoring goes on where it was.")
+        messages.put({"report": told})
+
+    def work() -> None:
+        messages.put(_or_error(lambda: {"result": verbs.VERBS[verb](**arguments, report=report)}))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            try:
+                message = messages.get(timeout=1.0)
+            except queue.Empty:
+                message = {"report": {}}
+            yield message
+            if "report" not in message:
+                return
+    finally:
+        left.set()
+
+
+# What the platform refuses, in words
+
+_LEFT = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)")
+
+
+def in_words(error: Exception, limit: int) -> str:
+    """Why there was no GPU, or no longer one, in one sentence, and what to do."""
+    title, said = getattr(error, "title", ""), str(getattr(error, "message", error))
+    if title == "ZeroGPU illegal duration":
+        return f"ZeroGPU does not lend you a GPU for as long as {limit} s at once: choose shorter slices, then Resume."
+    if title == "ZeroGPU quota exceeded" and (left := _LEFT.search(said)):
+        return f"Your GPU quota is used up: {left[1]} s were asked for and {left[2]} s are left, so Resume when you have more."
+    if title in ("ZeroGPU quota exceeded", "ZeroGPU pending credits exceeded"):
+        return "Your GPU quota is used up, or you are not signed in: sign in, or wait until you have more, then Resume."
+    if title == "ZeroGPU queue timeout" or "No GPU was available" in said:
+        return "No GPU was free within a minute: Resume in a while."
+    if "Expired ZeroGPU proxy token" in said:
+        return "Your sign-in with this page has expired: reload the page, then Resume."
+    if title == "ZeroGPU worker error":
+        return (
+            "The GPU was taken away before the slice was over, and nothing before the last checkpoint is lost: Resume goes on from there."
+        )
+    if "Connection closed by visitor" in said:
+        return "The page was closed while it waited for a GPU: Resume goes on from here."
+    if mendable(error) is None:
+        logger.exception("a slice failed", exc_info=error)
+    return explain(error)

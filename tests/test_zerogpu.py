@@ -1,0 +1,228 @@
+"""On ZeroGPU, with the real `spaces` package and a stand-in for the service that lends GPUs: trainings in slices, killed, refused and left."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from gradio_client import Client
+
+from peft_space import events
+from peft_space.errors import UserError
+from peft_space.execution import slices
+from peft_space.recipe import Recipe
+from peft_space.run import Run, steps_of
+from peft_space.training.prepare import make_run
+from tests import zerogpu
+from tests.app_process import App
+from tests.zerogpu import Lender
+
+PLAIN = Recipe(quantization="none", batch_size=4, lora_dropout=0.1, held_out_share=0.1, eval_steps=100)
+
+
+@pytest.fixture
+def lender():
+    with Lender() as lending:
+        yield lending
+
+
+def digests(run):
+    """Of the adapter's files that are trained."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in run.adapter.glob("adapter_*")}
+
+
+def paused_why(run):
+    """Why the run is paused."""
+    assert run.status() == "paused"
+    last = run.history()[-1]
+    assert isinstance(last, events.Paused)
+    return last.why
+
+
+def train(lender, run, seconds, timeout=300):
+    """Slices until the run ends or is refused."""
+    with zerogpu.ended(lender.train(run.directory, seconds)) as process:
+        assert process.wait(timeout=timeout) == 0
+
+
+def trained_alone(path, recipe):
+    """The same training in a process of its own without slices or interruption."""
+    run = make_run(path, "demo", recipe)
+    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    subprocess.run(command, cwd=zerogpu.ROOT, env=dict(os.environ), check=True, capture_output=True)
+    return run
+
+
+def test_slices_are_as_long_as_is_needed_and_leave_in_time():
+    happened: list[events.Event] = []
+    assert slices.seconds_of_next(happened, 60) == 60
+    assert slices.margin_of(happened, 60) == 10.5
+    happened += [events.Sliced(at=0, seconds=60), events.Started(at=4, attempt=1, from_step=0, total_steps=200)]
+    happened += [
+        events.Step(at=4 + number, attempt=1, step=number, loss=1, learning_rate=1, grad_norm=1, tokens=1, seconds=1)
+        for number in range(1, 46)
+    ]
+    happened += [events.Checkpointed(at=51, step=45), events.Paused(at=51, step=45)]
+    assert slices.margin_of(happened, 60) == 1 + 1.5 * 2 + 0.5
+    left = slices.account(happened, 60)
+    assert (left.slices, left.seconds, left.slices_left) == (1, 51, 4)  # 155 steps of 1 s, in slices of 60 - 4 - 4.5 s
+    assert slices.seconds_of_next(happened, 60) == 60
+    nearly = [*happened, events.Checkpointed(at=52, step=190)]
+    assert slices.seconds_of_next(nearly, 60) == 23  # a fifth more than 4 + 10 + 4.5
+    in_vain = [*happened, *[events.Sliced(at=60, seconds=60)] * 3]
+    with pytest.raises(UserError, match="too short for this training"):
+        slices.seconds_of_next(in_vain, 60)
+
+
+def test_two_slices_train_as_one_training_does(tmp_path, lender):
+    run = make_run(tmp_path / "sliced", "demo", PLAIN.model_copy(update={"max_steps": 70}))
+    train(lender, run, 6)
+    assert run.status() == "finished"
+    assert len(lender.asked) == len([event for event in run.history() if isinstance(event, events.Sliced)]) >= 2
+    assert len(set(lender.pids)) == 1  # the process, and the base in it, are used again
+    assert slices.account(run.history(), 6).slices == len(lender.asked)
+
+
+@pytest.mark.slow
+def test_six_slices_with_three_killed_workers_end_as_one_training(tmp_path, lender):
+    recipe = PLAIN.model_copy(update={"max_steps": 400, "save_steps": 15, "quantization": "nf4"})
+    alone = trained_alone(tmp_path / "alone", recipe)
+    run, rng, kills = make_run(tmp_path / "sliced", "demo", recipe), random.Random(0), 0
+    for _ in range(30):
+        with zerogpu.ended(lender.train(run.directory, 15)) as process:
+            before = len(lender.pids)
+            while process.poll() is None and (kills >= 3 or len(lender.pids) == before):
+                time.sleep(0.05)
+            if kills < 3 and process.poll() is None:
+                time.sleep(rng.uniform(3, 12))
+                zerogpu.kill(lender.pids[-1])
+                kills += 1
+            assert process.wait(timeout=300) == 0
+        if run.status() == "finished":
+            break
+        assert "Resume goes on from there" in paused_why(run)
+    assert run.status() == "finished"
+    assert kills == 3
+    assert len([event for event in run.history() if isinstance(event, events.Sliced)]) >= 6
+    assert digests(run) == digests(alone)
+    losses = [(step.step, step.loss) for step in steps_of(run.history())]
+    assert losses == [(step.step, step.loss) for step in steps_of(alone.history())]
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_told_in_a_sentence_and_leaves_a_run_that_goes_on(tmp_path, lender):
+    run = make_run(tmp_path / "run", "demo", PLAIN.model_copy(update={"max_steps": 30}))
+    refusals = [("longest", 3.0, float("inf"), "choose shorter slices"), ("quota", 2.0, float("inf"), "quota is used up")]
+    refusals += [("expired", True, False, "reload the page"), ("no_gpu", True, False, "No GPU was free")]
+    for name, refusing, lending, sentence in refusals:
+        setattr(lender, name, refusing)
+        train(lender, run, 20)
+        assert sentence in paused_why(run)
+        assert paused_why(run).endswith((".",)) and "Resume" in paused_why(run)
+        setattr(lender, name, lending)
+    lender.overrun = 1.0
+    train(lender, run, 20)
+    assert "taken away" in paused_why(run)
+    lender.overrun = None
+    train(lender, run, 20)
+    assert run.status() == "finished"
+
+
+class ZeroGPU(App):
+    """The page as ZeroGPU runs it."""
+
+    command = ("-m", "tests.zerogpu", "page")
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    """The page on ZeroGPU, and who lends it GPUs."""
+    with Lender() as lending:
+        running = ZeroGPU(tmp_path_factory.mktemp("zerogpu"), PEFT_SPACE_SLICE_SECONDS="15", **lending.environment)
+        running.start()
+        yield running, lending
+        running.kill()
+
+
+@pytest.mark.slow
+def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
+    running, lending = space
+    client = Client(running.url, verbose=False)
+    recipe = PLAIN.model_dump(exclude_defaults=True) | {"max_steps": 150}
+    started = client.predict(data="demo", recipe=recipe, api_name="/start")
+    assert started["status"] == "new"
+    calls = 0
+    while True:
+        told = client.predict(run=started["run"], api_name="/resume")
+        calls += 1
+        if not told["more"]:
+            break
+        assert told["status"] == "paused"
+        assert told["slices"]["slices"] == calls
+    assert told["status"] == "finished"
+    assert calls >= 2
+    before = len(lending.asked)
+    answered = client.predict(run=started["run"], prompts=["Hello"], sampling={"max_new_tokens": 4}, api_name="/compare")
+    assert answered["fairness"]["fair"]
+    assert client.predict(run=started["run"], api_name="/evaluate")["num_rows"]
+    measured = client.predict(data="demo", recipe=recipe, api_name="/dry_run")
+    assert measured["memory"] > 0
+    assert len(lending.asked) == before + 3
+    lending.quota = 1
+    with pytest.raises(Exception, match="quota is used up"):
+        client.predict(run=started["run"], prompts=["Hello"], api_name="/compare")
+    lending.quota = float("inf")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
+    running, lending = space
+    known = {run.directory for run in list_runs_of(running)}
+    page = browser.new_page()
+    page.goto(running.url)
+    page.get_by_text("Try the demo", exact=False).first.wait_for()
+    page.get_by_role("tab", name="1 · Data").click()
+    page.get_by_role("button", name="Use the sample data").click()
+    page.get_by_role("tab", name="3 · Train").click()
+    page.get_by_text("It goes in slices of at most 15 s").wait_for(timeout=60_000)
+    page.get_by_role("button", name="Start training").click()
+    run = wait_for(lambda: next((run for run in list_runs_of(running) if run.directory not in known), None))
+    wait_for(lambda: number_of_slices(run) >= 3)
+    page.get_by_text("of GPU quota used").wait_for(timeout=30_000)
+    page.close()
+    wait_for(lambda: run.status() == "paused")
+    had = number_of_slices(run)
+    time.sleep(8)
+    assert (run.status(), number_of_slices(run)) == ("paused", had)
+    again = browser.new_page()
+    again.goto(running.url)
+    again.get_by_role("tab", name="3 · Train").click()
+    lending.quota = 1
+    again.locator("#resume").click()
+    again.get_by_text("Your GPU quota is used up").first.wait_for(timeout=60_000)
+    lending.quota = float("inf")
+    again.locator("#resume").click()
+    wait_for(lambda: number_of_slices(run) > had)
+    again.locator("#pause").click()
+    wait_for(lambda: isinstance(run.history()[-1], events.Paused) and run.history()[-1].asked)
+
+
+def list_runs_of(running):
+    return [Run(path.parent) for path in (running.home / "runs" / "local").glob("[!.]*/run.json")]
+
+
+def number_of_slices(run):
+    return len([event for event in run.history() if isinstance(event, events.Sliced)])
+
+
+def wait_for(found, seconds=120):
+    """What `found` returns once it is something."""
+    deadline = time.time() + seconds
+    while not (value := found()):
+        assert time.time() < deadline, "it did not come"
+        time.sleep(0.2)
+    return value

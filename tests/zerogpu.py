@@ -1,0 +1,164 @@
+"""ZeroGPU without its GPUs: a stand-in for the service that lends them, and what lets the real `spaces` package run with a CPU's torch.
+
+`python -m tests.zerogpu page` serves the page, `python -m tests.zerogpu train RUN SECONDS` trains a run in slices until it ends or is refused,
+both as on ZeroGPU, in a process of their own.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+ROOT = Path(__file__).parent.parent
+
+
+class Lender:
+    """Lends GPUs as the platform does: refuses, counts what was asked for, and ends who keeps one for too long. Used with `with`."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        """Seconds of each slice that was asked for."""
+        self.pids: list[int] = []
+        """The process of each fresh worker, in order."""
+        self.quota = float("inf")
+        self.longest = float("inf")
+        self.expired = False
+        self.no_gpu = False
+        self.overrun: float | None = None
+        """Seconds after which any worker is ended."""
+        self._known: set[str] = set()
+
+    def __enter__(self) -> "Lender":
+        lender = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                url = urlsplit(self.path)
+                status, told = lender.answer(url.path, {key: values[0] for key, values in parse_qs(url.query).items()})
+                body = json.dumps(told).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        if path == "/allow":
+            self.pids.append(int(query["pid"]))
+            self._known.add(query["allowToken"])
+            if self.overrun:
+                threading.Timer(self.overrun, kill, [self.pids[-1]]).start()
+        if path != "/schedule":
+            return 200, {}
+        seconds = float(query["durationSeconds"])
+        if self.expired:
+            return 401, {}
+        if self.no_gpu:
+            return 503, {}
+        if seconds > self.longest:
+            return 429, {"left": int(self.longest), "wait": -1}
+        if seconds > self.quota:
+            return 429, {"left": int(self.quota), "wait": 3600}
+        self.quota -= seconds
+        self.asked.append(seconds)
+        token = f"task-{query['taskId']}"
+        return 200, {"idle": token in self._known, "nvidiaIndex": 0, "nvidiaUUID": "none", "allowToken": token}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that takes itself for a ZeroGPU Space. Signed in nowhere: the quota is that of the Space."""
+        return {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{self._server.server_port}"}
+
+    def train(self, directory: Path, seconds: int) -> subprocess.Popen:
+        """Begin or go on with a run in slices, in a process of its own."""
+        command = [sys.executable, "-m", "tests.zerogpu", "train", str(directory), str(seconds)]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | self.environment, start_new_session=True)
+
+
+def kill(pid: int) -> None:
+    """End a worker as the platform does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Nothing of a process is left afterwards, its forks included."""
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _no() -> bool:
+    return False  # a function that has a name, for the package asks it in another process
+
+
+def import_spaces_without_a_gpu() -> None:
+    """Import the real package; what it would do with CUDA is left out, all else is its own: forks, pickling, warm workers, refusals."""
+    import bitsandbytes  # noqa: F401 - before, so that it finds its kernels for the CPU
+    import torch
+
+    torch.version.cuda = torch.version.cuda or "13.0"
+    torch.cuda._is_in_bad_fork = _no
+    for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_emptyCache", "_cuda_getCurrentRawStream"):
+        if not hasattr(torch._C, name):
+            setattr(torch._C, name, lambda *args: 0)
+    import spaces.zero.torch
+
+    spaces.zero.torch.init = lambda nvidia_uuid: None
+    spaces.zero.torch.move = lambda callback=None: None
+    spaces.zero.torch.size = lambda: 0
+
+
+def train(directory: str, seconds: int) -> None:
+    """Slices until the run ends, or one is refused."""
+    from peft_space.execution import zerogpu
+    from peft_space.run import Run
+
+    zerogpu.import_libraries()
+    run, workers = Run(directory), zerogpu.SlicedWorkers()
+    zerogpu.start(run)
+    while zerogpu.go_on(run, workers, seconds):
+        time.sleep(0)
+    workers.close()
+
+
+def main() -> None:
+    from peft_space.settings import prepare_libraries
+
+    prepare_libraries()
+    import_spaces_without_a_gpu()
+    if sys.argv[1] == "train":
+        train(sys.argv[2], int(sys.argv[3]))
+        os._exit(0)  # warm workers end with it
+    else:
+        from peft_space.ui.app import launch
+
+        launch()
+
+
+if __name__ == "__main__":
+    main()
