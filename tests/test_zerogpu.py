@@ -14,10 +14,9 @@ from peft_space import events
 from peft_space.errors import UserError
 from peft_space.execution import slices
 from peft_space.recipe import Recipe
-from peft_space.run import Run, steps_of
+from peft_space.run import steps_of
 from peft_space.training.prepare import make_run
 from tests import zerogpu
-from tests.app_process import App
 from tests.zerogpu import Lender
 
 PLAIN = Recipe(quantization="none", batch_size=4, lora_dropout=0.1, held_out_share=0.1, eval_steps=100)
@@ -78,12 +77,12 @@ def test_slices_are_as_long_as_is_needed_and_leave_in_time():
 
 
 def test_two_slices_train_as_one_training_does(tmp_path, lender):
-    run = make_run(tmp_path / "sliced", "demo", PLAIN.model_copy(update={"max_steps": 70}))
-    train(lender, run, 6)
+    run = make_run(tmp_path / "sliced", "demo", PLAIN.model_copy(update={"max_steps": 40}))
+    train(lender, run, 5)
     assert run.status() == "finished"
     assert len(lender.asked) == len([event for event in run.history() if isinstance(event, events.Sliced)]) >= 2
     assert len(set(lender.pids)) == 1  # the process, and the base in it, are used again
-    assert slices.account(run.history(), 6).slices == len(lender.asked)
+    assert slices.account(run.history(), 5).slices == len(lender.asked)
 
 
 @pytest.mark.slow
@@ -131,17 +130,11 @@ def test_what_is_refused_is_told_in_a_sentence_and_leaves_a_run_that_goes_on(tmp
     assert run.status() == "finished"
 
 
-class ZeroGPU(App):
-    """The page as ZeroGPU runs it."""
-
-    command = ("-m", "tests.zerogpu", "page")
-
-
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     """The page on ZeroGPU, and who lends it GPUs."""
     with Lender() as lending:
-        running = ZeroGPU(tmp_path_factory.mktemp("zerogpu"), PEFT_SPACE_SLICE_SECONDS="15", **lending.environment)
+        running = zerogpu.Page(tmp_path_factory.mktemp("zerogpu"), PEFT_SPACE_SLICE_SECONDS="15", **lending.environment)
         running.start()
         yield running, lending
         running.kill()
@@ -175,54 +168,3 @@ def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
     with pytest.raises(Exception, match="quota is used up"):
         client.predict(run=started["run"], prompts=["Hello"], api_name="/compare")
     lending.quota = float("inf")
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
-    running, lending = space
-    known = {run.directory for run in list_runs_of(running)}
-    page = browser.new_page()
-    page.goto(running.url)
-    page.get_by_text("Try the demo", exact=False).first.wait_for()
-    page.get_by_role("tab", name="1 · Data").click()
-    page.get_by_role("button", name="Use the sample data").click()
-    page.get_by_role("tab", name="3 · Train").click()
-    page.get_by_text("It goes in slices of at most 15 s").wait_for(timeout=60_000)
-    page.get_by_role("button", name="Start training").click()
-    run = wait_for(lambda: next((run for run in list_runs_of(running) if run.directory not in known), None))
-    wait_for(lambda: number_of_slices(run) >= 3)
-    page.get_by_text("of GPU quota used").wait_for(timeout=30_000)
-    page.close()
-    wait_for(lambda: run.status() == "paused")
-    had = number_of_slices(run)
-    time.sleep(8)
-    assert (run.status(), number_of_slices(run)) == ("paused", had)
-    again = browser.new_page()
-    again.goto(running.url)
-    again.get_by_role("tab", name="3 · Train").click()
-    lending.quota = 1
-    again.locator("#resume").click()
-    again.get_by_text("Your GPU quota is used up").first.wait_for(timeout=60_000)
-    lending.quota = float("inf")
-    again.locator("#resume").click()
-    wait_for(lambda: number_of_slices(run) > had)
-    again.locator("#pause").click()
-    wait_for(lambda: isinstance(run.history()[-1], events.Paused) and run.history()[-1].asked)
-
-
-def list_runs_of(running):
-    return [Run(path.parent) for path in (running.home / "runs" / "local").glob("[!.]*/run.json")]
-
-
-def number_of_slices(run):
-    return len([event for event in run.history() if isinstance(event, events.Sliced)])
-
-
-def wait_for(found, seconds=120):
-    """What `found` returns once it is something."""
-    deadline = time.time() + seconds
-    while not (value := found()):
-        assert time.time() < deadline, "it did not come"
-        time.sleep(0.2)
-    return value

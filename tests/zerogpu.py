@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-ROOT = Path(__file__).parent.parent
+from tests.app_process import ROOT, App
 
 
 class Lender:
@@ -93,6 +93,12 @@ class Lender:
         """Begin or go on with a run in slices, in a process of its own."""
         command = [sys.executable, "-m", "tests.zerogpu", "train", str(directory), str(seconds)]
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | self.environment, start_new_session=True)
+
+
+class Page(App):
+    """The page as ZeroGPU runs it."""
+
+    command = ("-m", "tests.zerogpu", "page")
 
 
 def kill(pid: int) -> None:
