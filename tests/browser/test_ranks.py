@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from peft_space.run import list_runs
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -15,7 +15,7 @@ def test_ranks_are_studied_and_the_study_can_be_cancelled(app, page, shoot):
     page.goto(app.url)
     page.locator("#use-sample").click()
     expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
-    open_tab(page, "Recipe")
+    set_steps(page, 6)
     page.get_by_role("button", name="Which rank is enough? Measure it").click()
     page.locator("#study").click()
     expect(page.locator("#study")).to_be_disabled()
