@@ -1,7 +1,6 @@
 """ZeroGPU without its GPUs: a stand-in for the service that lends them, and what lets the real `spaces` package run with a CPU's torch.
 
-`python -m tests.zerogpu page` serves the page, `python -m tests.zerogpu train RUN SECONDS` trains a run in slices until it ends or is refused,
-both as on ZeroGPU, in a process of their own.
+`python -m tests.zerogpu page` serves the page as on ZeroGPU, `python -m tests.zerogpu train` trains runs in slices without one.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -89,10 +87,45 @@ class Lender:
         """Of a process that takes itself for a ZeroGPU Space. Signed in nowhere: the quota is that of the Space."""
         return {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{self._server.server_port}"}
 
-    def train(self, directory: Path, seconds: int) -> subprocess.Popen:
-        """Begin or go on with a run in slices, in a process of its own."""
-        command = [sys.executable, "-m", "tests.zerogpu", "train", str(directory), str(seconds)]
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | self.environment, start_new_session=True)
+    @contextlib.contextmanager
+    def trainer(self) -> "Iterator[Trainer]":
+        """Whoever asks for slices, in a process of its own, whose forks end with it."""
+        environment = os.environ | self.environment
+        command = [sys.executable, "-m", "tests.zerogpu", "train"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+        try:
+            yield Trainer(process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class Trainer:
+    """Trains runs in slices, in another process."""
+
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+
+    def begin(self, directory: Path, seconds: int) -> None:
+        """Slices of at most so many seconds, until the run ends or is refused."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{seconds} {directory}\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> None:
+        """Until that is so."""
+        assert self._process.stdout
+        while (line := self._process.stdout.readline()) != _ENDED:
+            assert line, "it did not end as it should"
+
+    def train(self, directory: Path, seconds: int) -> None:
+        self.begin(directory, seconds)
+        self.wait()
+
+
+_ENDED = "no more slices\n"
 
 
 class Page(App):
@@ -105,17 +138,6 @@ def kill(pid: int) -> None:
     """End a worker as the platform does."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
-    """Nothing of a process is left afterwards, its forks included."""
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _no() -> bool:
@@ -139,17 +161,20 @@ def import_spaces_without_a_gpu() -> None:
     spaces.zero.torch.size = lambda: 0
 
 
-def train(directory: str, seconds: int) -> None:
-    """Slices until the run ends, or one is refused."""
+def train() -> None:
+    """For each line with seconds and a run: slices until it ends, or one is refused."""
     from peft_space.execution import zerogpu
     from peft_space.run import Run
 
     zerogpu.import_libraries()
-    run, workers = Run(directory), zerogpu.SlicedWorkers()
-    zerogpu.start(run)
-    while zerogpu.go_on(run, workers, seconds):
-        time.sleep(0)
-    workers.close()
+    workers = zerogpu.SlicedWorkers()
+    for line in sys.stdin:
+        seconds, directory = line.rstrip("\n").split(" ", 1)
+        run = Run(directory)
+        zerogpu.start(run)
+        while zerogpu.go_on(run, workers, int(seconds)):
+            pass
+        print(_ENDED, end="", flush=True)
 
 
 def main() -> None:
@@ -158,8 +183,7 @@ def main() -> None:
     prepare_libraries()
     import_spaces_without_a_gpu()
     if sys.argv[1] == "train":
-        train(sys.argv[2], int(sys.argv[3]))
-        os._exit(0)  # warm workers end with it
+        train()
     else:
         from peft_space.ui.app import launch
 
