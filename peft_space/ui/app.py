@@ -163,7 +163,8 @@ def launch(**options: Any) -> Any:
     """Serve the page: on a Space as the Space wants it, elsewhere on 127.0.0.1. Trainings that the machine took down with it go on."""
     if settings.on_zerogpu():
         zerogpu.import_libraries()
-    take_up_again()
+    else:
+        take_up_again()
     keep_clean()
     return build().launch(
         server_port=None if settings.on_space() else int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
