@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -266,3 +267,10 @@ def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
     assert len(kept) >= 3
     for path in kept:
         assert httpx.get(f"{space.url}/gradio_api/file={path}").status_code == 403, path
+
+
+def test_the_page_reports_nothing_and_keeps_no_history_of_what_was_run(app):
+    with urllib.request.urlopen(f"{app.url}/config") as answer:
+        config = json.load(answer)
+    assert config["run_history"] is False
+    assert config["analytics_enabled"] is False

@@ -110,22 +110,18 @@ def on_the_hub(case, bait, tmp_path):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "auto_map to another repository",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "auto_map beside a known kind",
-                "_attn_implementation_internal",
-                "an adapter beside the model",
-                "an index with ..",
-                "a tokenizer with code",
-                "custom_generate",
-                "generating by another model",
-            )
-        ),
+        "auto_map beside a known kind",
+        "_attn_implementation_internal",
+        "an adapter beside the model",
+        "an index with ..",
+        "a tokenizer with code",
+        "custom_generate",
+        "generating by another model",
     ],
 )
 def test_a_malicious_model_on_the_hub_leads_to_no_other_repository(name, bait, the_hub, ask, hub_environment, tmp_path, write):

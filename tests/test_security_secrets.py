@@ -15,11 +15,21 @@ from pathlib import Path
 import psutil
 import pytest
 from gradio_client import Client, handle_file
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
+from peft_space import events
+from peft_space.data.check import training_data
+from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, explain
+from peft_space.export.card import write_card
 from peft_space.masking import has_secret, mask_logs, masked
+from peft_space.recipe import Recipe
+from peft_space.run import Run
+from peft_space.training.plan import write_plan
 from tests.app_process import App
 from tests.hub_server import User
+from tests.test_hub import PLAN
 
 ROWS = [{"prompt": "a", "completion": "b"}] * 4
 WRITES = ("whoami", "create", "preupload", "commit", "lfs", "storage")
@@ -104,6 +114,23 @@ class Doors:
 
 
 @pytest.fixture
+def run(tmp_path, tokenizer):
+    """A run as training leaves it, untrained."""
+    data = training_data("demo", 0.1, 0)
+    made = Run.create(tmp_path / "trained", Recipe(), data.files(), name="colours")
+    write_plan(made, PLAN)
+    made.append(events.Finished(step=2, seconds=0.2))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(MODEL_DIR), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    model.peft_config["default"].base_model_name_or_path = PLAN.base_name
+    model.save_pretrained(made.path("adapter"), save_embedding_layers=False)
+    tokenizer.save_pretrained(made.path("adapter"))
+    write_card(made, made.path("adapter"), data, PLAN)
+    return made
+
+
+@pytest.fixture
 def doors(hub_environment, tmp_path):
     (tmp_path / "own").mkdir()
     opened = Doors(hub_environment, tmp_path / "own")
@@ -154,23 +181,23 @@ def flows(doors, the_hub, run, write, most):
         the_hub._faults.clear()
 
 
-def test_tokens_of_thirty_flows_are_found_nowhere(doors, the_hub, own_run, write):
-    flows(doors, the_hub, str(own_run.directory), write, 30)
+def test_tokens_of_thirty_flows_are_found_nowhere(doors, the_hub, run, write):
+    flows(doors, the_hub, str(run.directory), write, 30)
     assert len(doors.said) >= 30
     doors.nothing_is_left()
-    assert found_in_files([own_run.directory], doors.tokens) == []
+    assert found_in_files([run.directory], doors.tokens) == []
 
 
 @pytest.mark.slow
-def test_tokens_of_three_hundred_flows_are_found_nowhere(doors, the_hub, own_run, write):
-    flows(doors, the_hub, str(own_run.directory), write, 300)
+def test_tokens_of_three_hundred_flows_are_found_nowhere(doors, the_hub, run, write):
+    flows(doors, the_hub, str(run.directory), write, 300)
     assert len(doors.tokens) >= 300
     doors.nothing_is_left()
-    assert found_in_files([own_run.directory], doors.tokens) == []
+    assert found_in_files([run.directory], doors.tokens) == []
 
 
 @pytest.mark.slow
-def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(hub_environment, the_hub, own_run, tmp_path, write):
+def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(hub_environment, the_hub, run, tmp_path, write):
     token = new_token()
     the_hub.tokens[token] = User("maria")
     own = {"HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf"), "PEFT_SPACE_HOME": str(tmp_path / "home")}
@@ -178,7 +205,7 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(hub_en
     for status, verb in ((401, "push"), (500, "push"), (None, "push"), (404, "check")):
         if status:
             the_hub.fail_next("/api", status, times=9)
-        more = [own_run.directory, "--repo", "maria/a"] if verb == "push" else [write("rows.json", ROWS), "--model", f"maria/{token}"]
+        more = [run.directory, "--repo", "maria/a"] if verb == "push" else [write("rows.json", ROWS), "--model", f"maria/{token}"]
         done = subprocess.run([sys.executable, "-m", "peft_space", verb, *map(str, more)], env=hub_environment | own, capture_output=True)
         printed.append(done.stdout + done.stderr)
         the_hub._faults.clear()

@@ -15,7 +15,7 @@ from peft_space.errors import UserError
 from tests.hostile_templates import CODE, EVERY, SAY
 
 ROW = Conversation(1, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
-QUICK = ("code: globals of a function", "time: lists in lists compared", "memory: a text doubled")
+QUICK = ("code: globals of a function", "memory: a text doubled")
 GRACE = 8.0
 """Seconds beyond the limit, for a machine that is busy with other things."""
 
