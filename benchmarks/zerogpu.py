@@ -11,7 +11,7 @@ from pathlib import Path
 from peft_space import events, settings
 
 SECONDS = int(os.environ.get("SLICE_SECONDS", "60"))
-STEPS = int(os.environ.get("STEPS", "500"))
+STEPS = int(os.environ.get("STEPS", "1250"))
 BAR = 0.85
 
 
@@ -25,7 +25,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as home:
         os.environ["PEFT_SPACE_HOME"] = home
-        run = make_run(Path(home, "run"), "demo", Recipe(max_steps=STEPS))
+        run = make_run(Path(home, "run"), "demo", Recipe(max_steps=STEPS, num_epochs=20))
         with Lender() as lender, lender.trainer() as trainer:
             trainer.train(run.directory, SECONDS)
         happened, status = run.history(), run.status()
