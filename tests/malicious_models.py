@@ -66,7 +66,6 @@ class Case:
 
     make: Callable[[Path, Bait], None]
     words: str | None
-    slow: bool = False
 
 
 CONFIG = json.loads((MODEL_DIR / "config.json").read_text())
@@ -251,7 +250,7 @@ CASES: dict[str, Case] = {
     "files of the machine as a vocabulary": Case(tokenizer(vocab_file="/etc/passwd", merges_file="/etc/passwd"), None),
     "files of the machine as GGUF": Case(tokenizer(gguf_file="/etc/passwd"), "sets gguf_file"),
     "a tokenizer nested deeply": Case(put("tokenizer.json", '{"a": ' + DEEP + "}"), "nested too deeply"),
-    "tokens that double forty times": Case(normalizers(*[DOUBLED] * 40), "did not finish", slow=True),
+    "tokens that double forty times": Case(normalizers(*[DOUBLED] * 40), "did not finish"),
     "a pattern without end": Case(
         normalizers({"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": "b"}), "did not finish", slow=True
     ),
@@ -260,7 +259,7 @@ CASES: dict[str, Case] = {
     "a config of 65 MB": Case(put("config.json", lambda bait: json.dumps(CONFIG) + " " * 65_000_000), "larger than"),
     "a config that is a pipe": Case(pipe("config.json"), "no config.json"),
     "a billion layers": Case(config(num_hidden_layers=10**9), "num_hidden_layers is 1,000,000,000"),
-    "fifty thousand layers": Case(config(num_hidden_layers=50_000), "modules", slow=True),
+    "fifty thousand layers": Case(config(num_hidden_layers=50_000), "modules"),
     "a billion labels": Case(config(num_labels=10**9), "num_labels"),
     "layers as wide as nothing is": Case(config(hidden_size=2**60), "is no size of anything"),
     "a thousand billion parameters": Case(config(vocab_size=10**9, hidden_size=1024, head_dim=64), "its config claims"),
@@ -299,7 +298,7 @@ ADAPTERS: dict[str, Case] = {
         change("adapter_config.json", init_lora_weights="corda", corda_config={"cache_file": "adapter_model.bin"}), None
     ),
     "a config nested deeply": Case(put("adapter_config.json", DEEP), "is damaged"),
-    "a config of 5 MB": Case(put("adapter_config.json", " " * 5_000_000 + "{}"), "is damaged"),
+    "a config of 5 MB": Case(put("adapter_config.json", " " * 5_000_000 + "{}"), "adapter"),
     "a rank without end": Case(change("adapter_config.json", r=10**12), "lora_rank"),
     "a rank that is code": Case(change("adapter_config.json", r="__import__('os')"), "as numbers"),
     "a kind that is code": Case(change("adapter_config.json", peft_type="os.system"), "Only LoRA"),
