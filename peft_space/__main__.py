@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peft_space import events, settings, verbs
+from peft_space import events, jobs, settings, verbs
 from peft_space.errors import UserError, explain, mendable
+from peft_space.execution.following import SECONDS_BETWEEN, follow
 from peft_space.execution.local import WorkerFault
 from peft_space.execution.trainings import cut_rows_of, train_here
 from peft_space.masking import print_traceback
 from peft_space.prompts import read_prompts
 from peft_space.recipe import make_recipe, read_recipe
-from peft_space.run import Run
+from peft_space.run import Run, handed_over, refuse_handed_over, steps_of
 from peft_space.scores import differences, evaluation_of, majority_words, shown_with_intervals
 from peft_space.votes import as_csv
 
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(command, several="*")
     command.add_argument("--out", metavar="RUN_DIR", help="the new run's folder")
     command.add_argument("--resume", metavar="RUN_DIR", help="go on with this run")
+    command.add_argument("--later", action="store_true", help="only make the run: `script`, `job` and `train --resume` take it")
     command.add_argument("--shorter", action="store_true", help="with --resume, where memory did not do: cut rows off at half their length")
     command.add_argument("--anyway", action="store_true", help="with --resume: also where rows, recipe or libraries have changed since")
     command.add_argument(
@@ -120,6 +122,21 @@ def _parser() -> argparse.ArgumentParser:
     command = add("export", _export, "Write the adapter, or the model it is merged into, to a folder of its own, and prove it.")
     command.add_argument("--out", required=True, metavar="DIR")
     _add_what(command)
+
+    command = add("script", _script, "Write a run as one script that trains it on any machine or cluster: `uv run train.py`.")
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--out", default="train.py", metavar="FILE.py")
+
+    command = add(
+        "job",
+        _job,
+        "Train a run on Hugging Face Jobs: without more it says what hardware there is, or how the job goes. The token is HF_TOKEN.",
+    )
+    command.add_argument("run", metavar="RUN_DIR")
+    command.add_argument("--flavor", metavar="F", help="hand the run over to a job with this hardware")
+    command.add_argument("--timeout", default="", metavar="2h", help="after which the job is ended; without it, the estimate with a margin")
+    command.add_argument("--follow", action="store_true", help="go on telling how it goes until it is over")
+    command.add_argument("--cancel", action="store_true", help="end the job; training can go on from its last checkpoint")
 
     command = add(
         "push", _push, "Push the adapter to the Hugging Face Hub, private unless --public. The token is HF_TOKEN, or this machine's."
@@ -291,7 +308,7 @@ def _compress(given: argparse.Namespace, show: Show) -> None:
 
 def _train(given: argparse.Namespace, show: Show) -> None:
     extras = given.out or given.held_out or given.reading != "{}" or given.recipe != "{}"
-    mixed = (given.resume and extras) or ((given.anyway or given.shorter) and not given.resume)
+    mixed = (given.resume and (extras or given.later)) or ((given.anyway or given.shorter) and not given.resume)
     if bool(given.resume) == bool(given.data) or (given.data and not given.out) or mixed:
         raise UserError("Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`.")
     if given.data:
@@ -299,6 +316,10 @@ def _train(given: argparse.Namespace, show: Show) -> None:
         run = Run(verbs.make(given.out, _data(given), recipe, given.held_out, _reading(given))["run"])
     else:
         run = Run(given.resume)
+    if given.later:
+        show({"run": str(run.directory), "outcome": None}, f"The run is in {run.directory}. Next: python -m peft_space job {run.directory}")
+        return
+    refuse_handed_over(run)
     with run.lock() as own:
         if run.status() == "finished":
             show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
@@ -364,6 +385,46 @@ def _export(given: argparse.Namespace, show: Show) -> None:
     serve = [f"Serve it in {engine}: {command}" for engine, command in found["commands"].items()]
     following = [f"Next: python -m peft_space push {given.run} --repo OWNER/NAME --target {given.target}"]
     show(found, "\n".join([f"The {what} is in {found['path']}.", found["words"], *serve, *following]))
+
+
+def _script(given: argparse.Namespace, show: Show) -> None:
+    found = verbs.script(given.run, given.out)
+    show(found, f"{found['path']} trains the run on any machine: uv run {found['path']}")
+
+
+def _job(given: argparse.Namespace, show: Show) -> None:
+    run = Run(given.run)
+    if given.cancel:
+        verbs.cancel_job(given.run)
+        if run.is_locked():  # who follows it brings the rest back
+            show({"run": str(run.directory), "status": run.status(), "message": ""}, "The job is cancelled.")
+            return
+    elif given.flavor:
+        handed = verbs.hand_over(given.run, given.flavor, given.timeout or _timeout(given), report=_told)
+        show(handed, f"The job is {handed['address']}. Next: python -m peft_space job {given.run} --follow") if not given.follow else None
+    elif handed_over(run.history()) is None:
+        found = verbs.job_hardware(given.run)
+        show(found, "\n".join(choice["words"] for choice in found["hardware"]))
+        return
+    if given.flavor and not given.follow:
+        return
+    if given.follow or given.cancel:
+        with run.lock(), _telling(run):
+            follow(run, None, 2.0 if given.cancel else SECONDS_BETWEEN, lambda words: print(words, file=sys.stderr))
+    elif not run.is_locked():
+        with run.lock():
+            jobs.look(run, None)
+    happened = run.history()
+    failed = happened[-1].message if isinstance(happened[-1], events.Failed) else ""
+    step = max((event.step for event in steps_of(happened)), default=0)
+    words = f"The run is {run.status()}, at step {step}. {failed}".strip()
+    show({"run": str(run.directory), "status": run.status(), "step": step, "message": failed}, words)
+
+
+def _timeout(given: argparse.Namespace) -> str:
+    """What the estimate asks for on that hardware, with its margin."""
+    choices = {choice["name"]: choice for choice in verbs.job_hardware(given.run)["hardware"]}
+    return str(choices[given.flavor]["timeout"]) if given.flavor in choices else "6h"
 
 
 def _text_of(path: str) -> str:

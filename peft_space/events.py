@@ -48,6 +48,25 @@ class Sliced(_Event):
     seconds: int
 
 
+class HandedOver(_Event):
+    """The run is trained elsewhere, as a job on Hugging Face; nobody here may train it until its outcome has come back."""
+
+    event: Literal["HandedOver"] = "HandedOver"
+    job: str
+    owner: str
+    """Whose job it is on the Hub."""
+    repo: str
+    """The private dataset that the run went to and comes back by."""
+    address: str
+    """Of the job's page."""
+    flavor: str
+    """The hardware."""
+    timeout: float
+    """Seconds after which the job is ended."""
+    num_events: int
+    """How many of the run's events went along; the job's own come after them."""
+
+
 class Started(_Event):
     """A worker began an attempt, from step `from_step` of `total_steps`."""
 
@@ -168,6 +187,7 @@ Event = Annotated[
     | Working
     | Waiting
     | Sliced
+    | HandedOver
     | Started
     | Step
     | Evaluated

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, errors
 from huggingface_hub.utils import validate_repo_id
 
 from peft_space import settings
-from peft_space.errors import UserError
+from peft_space.errors import UserError, mendable
 from peft_space.events import OnProgress, quietly
 from peft_space.export.adapter import copy_adapter
 from peft_space.export.card import put_card
 from peft_space.masking import has_secret
 from peft_space.run import Run
 
+_NONE: Mapping[int, str] = {}
 _KEPT = "The adapter is kept in the run."
 
 
@@ -61,16 +62,25 @@ def client(repo: str, token: str | None) -> HfApi:
     """A client of the Hub for `token`, or on one's own machine for the token it is signed in with. Raises UserError for a wrong name or token."""
     if not _is_repository_name(repo):
         raise UserError(f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.")
+    refuse_token(token)
+    return HfApi(token=token or None)
+
+
+def refuse_token(token: str | None) -> None:
+    """Raise UserError where it can be seen that the Hub will not take a visitor's token."""
     if settings.on_space() and not token:  # the Space's own token is not a visitor's
         raise UserError("There is no Hub token. Sign in at the top of the page, or paste one with write access.")
     if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
         raise UserError("The token has characters that no Hub token has. Copy it whole from the Hub's settings page.")
-    return HfApi(token=token or None)
 
 
 @contextlib.contextmanager
-def in_words(repo: str, failed: str, kept: str) -> Iterator[None]:
-    """Raise what the Hub or the network refuses as a UserError: what `failed`, why, and what is `kept`."""
+def in_words(repo: str, failed: str, kept: str, reasons: Mapping[int, str] = _NONE) -> Iterator[None]:
+    """Raise what the Hub or the network refuses as a UserError: what `failed`, why, and what is `kept`.
+
+    Args:
+        reasons: by HTTP status, where they are others than of a repository.
+    """
     try:
         yield
     except errors.LocalTokenNotFoundError:
@@ -78,7 +88,7 @@ def in_words(repo: str, failed: str, kept: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled:
         raise UserError("The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and try again.") from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
-        raise UserError(_why(repo, error, failed, kept)) from None
+        raise (mendable(error) or UserError(_why(repo, error, failed, kept, reasons))) from None
 
 
 def _is_repository_name(repo: str) -> bool:
@@ -105,7 +115,7 @@ def _upload(api: HfApi, repo: str, folder: Path, public: bool, what: str, on_pro
     return commit.pr_url or url
 
 
-def _why(repo: str, error: Exception, failed: str, kept: str) -> str:
+def _why(repo: str, error: Exception, failed: str, kept: str, others: Mapping[int, str]) -> str:
     while not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what befalls a large file, or a download, comes wrapped
     if not isinstance(error, errors.HfHubHTTPError):
@@ -117,6 +127,7 @@ def _why(repo: str, error: Exception, failed: str, kept: str) -> str:
         403: f"the token may not write to {repo!r}. Use a token with write access to that owner, or another owner",
         404: f"the Hub does not find {repo!r}, or the token may not see it. Check the name and the token",
         429: "the Hub asks to slow down. Wait a few minutes and try again",
+        **others,
     }
     if status >= 500:
         reason = f"the Hub answered with an error of its own ({status}). Try again in a few minutes"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -27,7 +27,7 @@ from peft_space.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["new", "queued", "running", "paused", "stopped", "interrupted", "finished", "failed"]
+Status = Literal["new", "queued", "handed over", "running", "paused", "stopped", "interrupted", "finished", "failed"]
 
 Leave = Literal["stop", "pause"]
 
@@ -90,7 +90,8 @@ class Run:
         durable.write_text(self.path("run.json"), json.dumps(self.about) + "\n")
 
     def delete(self) -> None:
-        """Remove the run and all that is in it. Raises UserError while it is being trained."""
+        """Remove the run and all that is in it. Raises UserError while it is being trained, here or elsewhere."""
+        refuse_handed_over(self)
         with self.lock():
             gone = self.directory.with_name(f".{self.directory.name}-deleted")
             self.directory.rename(gone)  # at once out of every list
@@ -202,7 +203,10 @@ class Run:
     def status(self, happened: list[events.Event] | None = None) -> Status:
         """What state the run is in, from its events (read anew unless given) and its lock."""
         kinds = (events.Queued, events.Started, events.Paused, events.Stopped, events.Finished, events.Failed)
-        decisive = [event for event in (self.history() if happened is None else happened) if isinstance(event, kinds)]
+        happened = self.history() if happened is None else happened
+        if handed_over(happened):
+            return "handed over"
+        decisive = [event for event in happened if isinstance(event, kinds)]
         if not decisive:
             return "new"
         last = decisive[-1]
@@ -212,6 +216,21 @@ class Run:
             waiting = self.is_locked() or time.time() - last.at < _START_SECONDS
             return "queued" if waiting else "interrupted"
         return last.event.lower()  # type: ignore[return-value]
+
+
+def handed_over(happened: list[events.Event]) -> events.HandedOver | None:
+    """The job that a run was handed over to, while its outcome has not come back."""
+    ends = (events.HandedOver, events.Queued, *get_args(events.Outcome))
+    last = next((event for event in reversed(happened) if isinstance(event, ends)), None)
+    return last if isinstance(last, events.HandedOver) else None
+
+
+def refuse_handed_over(run: Run) -> None:
+    """Raise UserError where a job trains the run."""
+    if handed := handed_over(run.history()):
+        raise UserError(
+            f"The run {run.name!r} is trained on Hugging Face Jobs ({handed.address}). Wait for it, or cancel the job first; then it goes on here."
+        )
 
 
 def tell_once(run: Run, event: events.Adjusted, ever: bool = False) -> None:

@@ -96,6 +96,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_EXPERIMENTAL_WARNING", "1")  # run_uv_job
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # transformers says so whenever a GPTQ or AWQ base is told to compute with a kernel that can be trained
     warnings.filterwarnings("ignore", message="You passed `quantization_config`", module="transformers")

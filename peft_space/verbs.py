@@ -488,6 +488,13 @@ def study(
     return asdict(study_ranks(data, make_recipe(recipe or {}), tuple(ranks or RANKS), held_out, reading, _progress(report)))
 
 
+def script(run: str, out: str) -> Json:
+    """The run as one script that trains it anywhere: its `path`."""
+    from peft_space.script import write_script
+
+    return {"path": str(write_script(Run(run), out))}
+
+
 def card(run: str) -> Json:
     """The model card as it would be pushed now: `card`."""
     import tempfile
@@ -555,6 +562,29 @@ def smoke(url: str, token: str | None = None, report: Report | None = None) -> J
     return {"checks": try_page(url, token, _progress(report))}
 
 
+def job_hardware(run: str, token: str | None = None) -> Json:
+    """The `hardware` that a job of the run could have now, each with what it would take: memory, time, cost, and a timeout with margin."""
+    from peft_space.training.job_estimates import choices
+
+    return {"hardware": [asdict(choice) for choice in choices(Run(run), token)]}
+
+
+def hand_over(run: str, flavor: str, timeout: str, token: str | None = None, report: Report | None = None) -> Json:
+    """Let a job on Hugging Face train the run: its `job`, its `address`, and the private dataset that it went to, `repo`."""
+    from peft_space import jobs
+
+    handed = jobs.hand_over(Run(run), flavor, jobs.seconds_of(timeout), token, _progress(report))
+    return handed.model_dump(exclude={"event", "at", "num_events"})
+
+
+def cancel_job(run: str, token: str | None = None) -> Json:
+    """End the run's job; what it has sent comes back to who follows it."""
+    from peft_space import jobs
+
+    jobs.cancel(Run(run), token)
+    return {"status": Run(run).status()}
+
+
 def warm() -> Json:
     """Import what a check of data needs; it takes seconds."""
     import peft_space.training.prepare
@@ -603,10 +633,14 @@ VERBS: dict[str, Callable[..., Json]] = {
         compress,
         serving,
         export,
+        script,
         card,
         push,
         save,
         take_up,
+        job_hardware,
+        hand_over,
+        cancel_job,
     )
 }
 """What a worker process can be asked for; training has a process of its own."""
@@ -626,6 +660,7 @@ REPORTING = {
     "push",
     "save",
     "take_up",
+    "hand_over",
 }
 """Verbs that tell what they are doing."""
 TAKING_TURNS = {"study", "dry_run"}

@@ -1,15 +1,22 @@
-"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models, datasets and Spaces.
+"""A Hugging Face Hub in this process: as much of its HTTP protocol as the real huggingface_hub client needs for models, datasets, Spaces and jobs.
 
 Point a client at it with HF_ENDPOINT and HF_HUB_DISABLE_XET=1. Repositories are kept in memory, where tests look into them and
 put faults in the way. Large files are stored under another origin (`localhost`), as the real Hub does.
 """
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -97,6 +104,61 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+JOBS_HARDWARE: list[dict[str, Any]] = [
+    {"name": name, "prettyName": name, "cpu": "2 vCPU", "ram": "16 GB", "accelerator": gpu}
+    | {"unitCostMicroUSD": cost, "unitCostUSD": cost / 1e6, "unitLabel": "minute"}
+    for name, cost, gpu in (
+        ("cpu-basic", 167, None),
+        ("t4-small", 6_667, {"type": "gpu", "model": "T4", "quantity": "1", "vram": "16 GB", "manufacturer": "Nvidia"}),
+        ("l4x4", 63_333, {"type": "gpu", "model": "L4", "quantity": "4", "vram": "96 GB", "manufacturer": "Nvidia"}),
+    )
+]
+"""In the form in which the Hub lists it."""
+
+
+class Job:
+    """A job, which really runs here: what it would have `uv` run, with the interpreter of the tests, in an empty folder.
+
+    Without an environment it does nothing but wait, and a test plays its part.
+    """
+
+    def __init__(self, number: str, owner: str, spec: dict[str, Any], environment: dict[str, str] | None):
+        self.id, self.owner, self.spec = number, owner, spec
+        self._ended: tuple[str, str] | None = None
+        self._began = time.monotonic()
+        self._folder = tempfile.TemporaryDirectory()
+        command = [sys.executable, *spec["command"][spec["command"].index("python") + 1 :]] if environment else ["sleep", "600"]
+        with open(f"{self._folder.name}/log", "wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._folder.name, stdout=log, stderr=log, start_new_session=True, stdin=subprocess.DEVNULL,
+                env=(environment or {}) | {"TMPDIR": self._folder.name} | spec.get("environment", {}) | spec.get("secrets", {}),
+            )  # fmt: skip
+
+    def stage(self) -> tuple[str, str | None]:
+        """(stage, message), as the Hub would say."""
+        if self._ended is None and (status := self._process.poll()) is not None:
+            self._ended = ("ERROR", f"Job failed with exit code: {status}") if status else ("COMPLETED", "")
+        if self._ended is None and time.monotonic() - self._began > self.spec.get("timeoutSeconds", 1_800):
+            self.end("ERROR", "Job timeout")
+        return self._ended or ("RUNNING", None)
+
+    def end(self, stage: str, message: str) -> None:
+        """End it by force."""
+        self._ended = self._ended or (stage, message)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def log(self) -> list[str]:
+        return open(f"{self._folder.name}/log", errors="replace").read().splitlines()
+
+    def as_json(self) -> dict[str, Any]:
+        stage, message = self.stage()
+        told = {name: self.spec.get(name) for name in ("dockerImage", "command", "arguments", "environment", "flavor", "labels")}
+        who = {"id": self.owner, "name": self.owner, "type": "user"}
+        return told | {"id": self.id, "status": {"stage": stage, "message": message}, "owner": who}
+
+
 class _Refusal(Exception):
     """Ends the handling of a request with an error."""
 
@@ -121,6 +183,9 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         """All that came, oldest first, those that were made to fail too."""
+        self.jobs: dict[str, Job] = {}
+        self.job_environment: dict[str, str] | None = None
+        """What jobs inherit, besides the address of this server; None where they are not to run."""
         self._stored: dict[str, bytes] = {}  # large files by their SHA-256
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
@@ -132,6 +197,7 @@ class HubServer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.end_jobs()
         self._server.shutdown()
         self._server.server_close()
 
@@ -159,10 +225,15 @@ class HubServer:
         """Drop the connection in the middle of the answer to the next requests whose path contains `path_part`; they change nothing."""
         self._faults.append(_Fault(path_part, times, None))
 
+    def end_jobs(self) -> None:
+        for job in self.jobs.values():
+            job.end("CANCELED", "the tests are over")
+
     def forget(self) -> None:
-        """Be as new: no repositories, requests or faults. Tokens stay."""
+        """Be as new: no repositories, jobs, requests or faults. Tokens stay."""
+        self.end_jobs()
         with self._lock:
-            for kept in (self.repositories, self.requests, self._stored, self._faults):
+            for kept in (self.repositories, self.jobs, self.requests, self._stored, self._faults):
                 kept.clear()
 
     def answer(self, request: Request) -> Answer | None:
@@ -245,7 +316,7 @@ class HubServer:
             raise _Refusal(400, f"Invalid hardware flavor: {flavor}")
         return flavor
 
-    def _hardware(self, request: Request, repo: str) -> Answer:
+    def _space_hardware(self, request: Request, repo: str) -> Answer:
         self._own(request, repo.split("/")[-2])
         found = self._readable(request, repo)
         found.hardware = self._known_hardware(request.json()["flavor"])
@@ -263,6 +334,40 @@ class HubServer:
                 "siblings": files,
             }
         )
+
+    # Jobs
+
+    def _hardware(self, request: Request) -> Answer:
+        return _json(JOBS_HARDWARE)
+
+    def _start_job(self, request: Request, owner: str) -> Answer:
+        self._own(request, owner)
+        job = Job(f"job{len(self.jobs)}", owner, request.json(), self.job_environment and self.job_environment | {"HF_ENDPOINT": self.url})
+        self.jobs[job.id] = job
+        return _json(job.as_json())
+
+    def _list_jobs(self, request: Request, owner: str) -> Answer:
+        self._own(request, owner)
+        key, _, value = request.query.get("label", "").partition("=")
+        wanted = [job for job in self.jobs.values() if job.owner == owner and (not key or job.spec.get("labels", {}).get(key) == value)]
+        return _json([job.as_json() for job in wanted])
+
+    def _job(self, request: Request, owner: str, number: str) -> Answer:
+        self._own(request, owner)
+        if number not in self.jobs:
+            raise _Refusal(404, "Job not found")
+        return _json(self.jobs[number].as_json())
+
+    def _cancel_job(self, request: Request, owner: str, number: str) -> Answer:
+        self._job(request, owner, number)
+        self.jobs[number].end("CANCELED", "Job was canceled")
+        return _json({})
+
+    def _job_logs(self, request: Request, owner: str, number: str) -> Answer:
+        self._job(request, owner, number)
+        lines = [{"data": line, "timestamp": "2026-01-01T00:00:00.000Z"} for line in ["===== Job started", *self.jobs[number].log()]]
+        sent = "".join(f"data: {json.dumps(line)}\n\n" for line in lines)
+        return Answer(200, sent.encode(), {"Content-Type": "text/event-stream"})
 
     def _tree(self, request: Request, repo: str, revision: str, folder: str | None) -> Answer:
         files = self._commit_at(request, repo, revision).files
@@ -393,7 +498,13 @@ _ROUTES = (
     ("GET", "/api/whoami-v2", "_whoami"),
     ("POST", "/api/repos/create", "_create"),
     ("POST", "/api/validate-yaml", "_validate_yaml"),
-    ("POST", r"/api/(spaces/[^/]+/[^/]+)/hardware", "_hardware"),
+    ("POST", r"/api/(spaces/[^/]+/[^/]+)/hardware", "_space_hardware"),
+    ("GET", "/api/jobs/hardware", "_hardware"),
+    ("POST", "/api/jobs/([^/]+)", "_start_job"),
+    ("GET", "/api/jobs/([^/]+)", "_list_jobs"),
+    ("GET", "/api/jobs/([^/]+)/([^/]+)", "_job"),
+    ("POST", "/api/jobs/([^/]+)/([^/]+)/cancel", "_cancel_job"),
+    ("GET", "/api/jobs/([^/]+)/([^/]+)/logs", "_job_logs"),
     ("GET", rf"/api/(?:models/)?{_REPO}(?:/revision/([^/]+))?", "_info"),
     ("GET", rf"/api/(?:models/)?{_REPO}/tree/([^/]+)(?:/(.+))?", "_tree"),
     ("POST", rf"/api/(?:models/)?{_REPO}/paths-info/([^/]+)", "_paths_info"),

@@ -39,6 +39,11 @@ ENDPOINTS = {
     "push",
     "save",
     "take_up",
+    "script",
+    "job_hardware",
+    "hand_over",
+    "follow_job",
+    "cancel_job",
     "runs",
 }
 NOT_UPLOADED = "This is no uploaded file."
@@ -224,7 +229,7 @@ def test_only_an_uploaded_file_is_read_whatever_path_is_made_up(app, write):
             assert refused(post(app.url, "check_data", data, {}, None, {})), data
             assert refused(post(app.url, "check_data", uploaded, {}, data, {})), data
             assert refused(post(app.url, "check_data", [uploaded, data], {}, None, {})), data
-            assert refused(post(app.url, "start", data, {}, None, "", {})), data
+            assert refused(post(app.url, "start", data, {}, None, "", {}, False)), data
 
 
 def refused(answer):

@@ -14,7 +14,7 @@ from peft_space import events, hardware, settings
 from peft_space.errors import UserError
 from peft_space.execution import queue
 from peft_space.execution.local import WorkerFault
-from peft_space.run import Run, steps_of
+from peft_space.run import Run, refuse_handed_over, steps_of
 
 _MOST_RESTARTS = 2
 """How often a run is started again by itself without having come a step further."""
@@ -27,6 +27,7 @@ def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> Non
         shorter: whether the rows of a training for which memory did not do are cut off at half their length.
         anyway: whether to go on also where rows, recipe or libraries have changed since the last checkpoint.
     """
+    refuse_handed_over(run)
     with run.lock():  # two clicks do not start two workers
         if run.status() in ("queued", "finished"):
             raise UserError(f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.")

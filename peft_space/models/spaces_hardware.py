@@ -29,6 +29,9 @@ class SpaceHardware:
         return round(USABLE * self.gigabytes * 1e9)
 
 
+TERAFLOPS = {"T4": 65, "L4": 121, "L40S": 362, "A100": 312, "H200": 989}
+"""10^12 operations a second in 16 bits without sparsity of one GPU, by its name in the list of jobs' hardware, by NVIDIA's data sheets."""
+
 HARDWARE = (
     SpaceHardware("cpu-basic", "CPU basic, 2 cores", "cpu", 16),
     SpaceHardware("cpu-upgrade", "CPU upgrade, 8 cores", "cpu", 32),

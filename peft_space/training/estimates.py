@@ -3,6 +3,7 @@
 Time is rough: arithmetic on tokens and parameters, and one small measurement of this machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -20,7 +21,7 @@ from peft_space.models.families import linear_layers
 from peft_space.models.load import inference_dtype
 from peft_space.models.memory import estimate, estimate_within, to_fit
 from peft_space.models.quantization import quantization_of
-from peft_space.models.spaces_hardware import HARDWARE
+from peft_space.models.spaces_hardware import HARDWARE, SpaceHardware
 from peft_space.recipe import Recipe, Task
 from peft_space.training.prepare import Prepared, prepare
 from peft_space.training.row_order import goes_by_length, padded_tokens
@@ -99,8 +100,8 @@ def estimates(
     return estimates_of(prepared, recipe)
 
 
-def estimates_of(prepared: Prepared, recipe: Recipe) -> Estimates:
-    """The same for data that are rendered already."""
+def estimates_of(prepared: Prepared, recipe: Recipe, kinds: Sequence[SpaceHardware] = HARDWARE) -> Estimates:
+    """The same for data that are rendered already, and for other `kinds` of hardware than those of Spaces."""
     base, task = find_base(recipe.base_model, recipe.revision), prepared.goal.task
     lengths = row_lengths(Examples(prepared.train).tokens, recipe)
     longest = int(lengths.max())
@@ -108,7 +109,7 @@ def estimates_of(prepared: Prepared, recipe: Recipe) -> Estimates:
     memory = memory_here(recipe, base.config, task, longest, len(lengths))
     checkpointing = memory.gradient_checkpointing if memory else recipe.gradient_checkpointing == "on"
     time = _time(recipe, task, lengths, row_lengths(prepared.held_out, recipe), parameters, base.config, checkpointing)
-    spaces = _on_spaces(recipe, base.config, task, longest, len(lengths), time) if memory else []
+    spaces = _on_spaces(recipe, base.config, task, longest, len(lengths), time, kinds) if memory else []
     return Estimates(memory, time, spaces)
 
 
@@ -199,7 +200,9 @@ def _time(recipe: Recipe, task: Task, lengths: np.ndarray, held_out: np.ndarray,
 # Spaces
 
 
-def _on_spaces(recipe: Recipe, config: Any, task: Task, length: int, num_rows: int, time: Time) -> list[OnSpace]:
+def _on_spaces(
+    recipe: Recipe, config: Any, task: Task, length: int, num_rows: int, time: Time, kinds: Sequence[SpaceHardware]
+) -> list[OnSpace]:
     layers, rows = linear_layers(config, task), _rows_at_once(recipe, task, num_rows)
     least = (
         time.steps * time.flops * flops_a_token(1, task, recipe.gradient_checkpointing == "on") / flops_a_token(1, task, time.checkpointing)
@@ -211,7 +214,7 @@ def _on_spaces(recipe: Recipe, config: Any, task: Task, length: int, num_rows: i
         return estimate(layers, changed, rows, length, device, "float32" if device == "cpu" else "bfloat16").total
 
     found = []
-    for kind in HARDWARE:
+    for kind in kinds:
         needed = need(kind.device, recipe.gradient_checkpointing)
         if recipe.gradient_checkpointing == "automatic" and needed > kind.usable:
             needed = need(kind.device, "on")

@@ -26,6 +26,7 @@ from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.execution import slices, zerogpu
+from peft_space.execution.following import start_following
 from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
 from peft_space.run import Run, evaluations_of, kept_of, list_runs, open_run, steps_of, warnings_of
@@ -83,6 +84,11 @@ def build(page: Page) -> None:
         api.push,
         api.save,
         api.take_up,
+        api.script,
+        api.job_hardware,
+        api.hand_over,
+        api.follow_job,
+        api.cancel_job,
         api.runs,
     )
     for endpoint in endpoints:
@@ -172,7 +178,13 @@ class Api:
         return self._before_training("dry_run", data, recipe, held_out, reading)
 
     def start(
-        self, data: Uploads, recipe: Json = _AS_IT_IS, held_out: Upload | None = None, owner: str = "", reading: Json = _AS_IT_IS
+        self,
+        data: Uploads,
+        recipe: Json = _AS_IT_IS,
+        held_out: Upload | None = None,
+        owner: str = "",
+        reading: Json = _AS_IT_IS,
+        later: bool = False,
     ) -> Json:
         """Begin a training and return at once: `run` is its id, `owner` the secret that all further calls need on a Space.
 
@@ -185,6 +197,7 @@ class Api:
             held_out: an uploaded file, or a dataset, of rows to score on; without one, some rows of the data are kept from training.
             owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
             reading: how to read the columns and what to mend, as /check_data takes it.
+            later: only make the run, to be trained elsewhere: /hand_over and /script take it, and so does /resume.
         """
         secret = new_visitor(owner) if settings.on_space() else owner
         folder = visitors.new_run(owner_of(secret))
@@ -192,7 +205,7 @@ class Api:
         given = {"data": self._paths(data), "held_out": self._held_out(held_out), "reading": reading or None}
         self._workers.call("make", directory=str(folder), recipe=values, **given)
         run = Run(folder)
-        if not settings.on_zerogpu():
+        if not later and not settings.on_zerogpu():
             start_training(run)
         return {"run": folder.name, "owner": secret, "status": run.status()}
 
@@ -246,7 +259,7 @@ class Api:
             slice_seconds: on ZeroGPU the longest that the slice may be; 0 leaves it to the app, mostly 60.
         """
         opened = open_run(owner_of(owner), run)
-        if (status := opened.status()) in ("queued", "running", "finished"):
+        if (status := opened.status()) in ("queued", "handed over", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
         visitors.refuse_more_open(owner_of(owner))
         if settings.on_zerogpu():
@@ -433,6 +446,71 @@ class Api:
         folder = visitors.new_run(owner_of(secret))
         self._workers.call("take_up", directory=str(folder), repo=repo.strip(), token=token_of(token, signed_in))
         return {"run": folder.name, "owner": secret, "status": Run(folder).status()}
+
+    def script(self, run: str, owner: str = "") -> gr.FileData:
+        """The run as one script that trains it on any machine or cluster, `uv run train.py`; the client downloads it and returns the path.
+
+        Args:
+            run: the id that /start returned.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        os.makedirs(get_upload_folder(), exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())
+        made = self._workers.call("script", run=str(opened.directory), out=os.path.join(folder, "train.py"))
+        return gr.FileData(path=made["path"], orig_name="train.py")
+
+    def job_hardware(self, run: str, token: str = "", owner: str = "") -> Json:
+        """The `hardware` that Hugging Face Jobs have now, each with memory, time and cost of this run, and a timeout with margin.
+
+        Args:
+            run: the id that /start returned.
+            token: a Hub token; empty is the one that this machine is signed in with.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        return self._workers.call("job_hardware", run=str(opened.directory), token=token_of(token, None))
+
+    def hand_over(self, run: str, flavor: str, timeout: str, token: str = "", owner: str = "") -> Json:
+        """Let a job on Hugging Face train the run. /status tells how it goes, and in the end the adapter is here.
+
+        Args:
+            run: the id that /start returned.
+            flavor: the name of the hardware, as /job_hardware lists it.
+            timeout: after which the job is ended, such as "90m" or "2h".
+            token: a Hub token that may write and run jobs; the job gets it as a secret, to send the run back.
+            owner: the secret that /start returned.
+        """
+        opened, used = open_run(owner_of(owner), run), token_of(token, None)
+        handed = self._workers.call("hand_over", run=str(opened.directory), flavor=flavor, timeout=timeout, token=used)
+        start_following(opened, used)
+        return {"run": run, "status": opened.status(), **{name: handed[name] for name in ("job", "address", "repo")}}
+
+    def follow_job(self, run: str, token: str = "", owner: str = "") -> Json:
+        """Bring back what the run's job does, where nobody does so any more, as when this machine was started again.
+
+        Args:
+            run: the id that /start returned.
+            token: a Hub token that may read the run's dataset.
+            owner: the secret that /start returned.
+        """
+        opened = open_run(owner_of(owner), run)
+        if opened.status() == "handed over":
+            start_following(opened, token_of(token, None))
+        return {"run": run, "status": opened.status()}
+
+    def cancel_job(self, run: str, token: str = "", owner: str = "") -> Json:
+        """End the run's job. What it has sent comes back, and /resume or /hand_over goes on from its last checkpoint.
+
+        Args:
+            run: the id that /start returned.
+            token: a Hub token that may run jobs.
+            owner: the secret that /start returned.
+        """
+        opened, used = open_run(owner_of(owner), run), token_of(token, None)
+        self._workers.call("cancel_job", run=str(opened.directory), token=used)
+        start_following(opened, used)
+        return {"run": run, "status": opened.status()}
 
     def runs(self, owner: str = "") -> list[Json]:
         """Your runs, newest first.

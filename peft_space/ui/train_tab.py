@@ -11,7 +11,7 @@ from peft_space.errors import UserError
 from peft_space.execution import zerogpu
 from peft_space.execution.trainings import start_training
 from peft_space.run import Run, open_run, unused_name
-from peft_space.ui import look, view_train
+from peft_space.ui import jobs_panel, look, view_train
 from peft_space.ui.page import PRIVATE, SECONDS_IDLE, SECONDS_LIVE, Page, put_back, tells_errors
 
 _UNFINISHED = ("paused", "interrupted", "failed")
@@ -79,20 +79,22 @@ class TrainTab:
             self.shorten: gr.update(visible=state == "failed" and view_train.wants_shorter_rows(happened)),
             self.anyway: gr.update(visible=view_train.can_go_on_anyway(happened)),
             self.seen: _mark(run, len(happened), state),
-            self.page.timer: gr.Timer(SECONDS_LIVE if state in ("queued", "running") else SECONDS_IDLE),
+            self.page.timer: gr.Timer(SECONDS_LIVE if state in ("queued", "handed over", "running") else SECONDS_IDLE),
             self.page.state: [state, run.path("adapter", "adapter_config.json").is_file()],
         }
 
-    def begin(self, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        """Make a run of the page's data and recipe, telling what is being done, and start it."""
+    def begin(self, values: dict[Any, Any], start: bool = True) -> Iterator[dict[Any, Any]]:
+        """Make a run of the page's data and recipe, telling what is being done, and start it, unless it is for elsewhere."""
         page = self.page
         if not values[page.data]:
             raise UserError("There is no data yet. Bring a file, or use the sample data, on the Data tab.")
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
-        yield from self.make(values, page.data_arguments(values), recipe)
+        yield from self.make(values, page.data_arguments(values), recipe, start=start)
 
-    def make(self, values: dict[Any, Any], data: dict[str, Any], recipe: dict[str, Any], name: str = "") -> Iterator[dict[Any, Any]]:
-        """A new run of what is given, checked and started. What fails or is cancelled leaves nothing behind."""
+    def make(
+        self, values: dict[Any, Any], data: dict[str, Any], recipe: dict[str, Any], name: str = "", start: bool = True
+    ) -> Iterator[dict[Any, Any]]:
+        """A new run of what is given, checked, and started unless it is for elsewhere. What fails or is cancelled leaves nothing behind."""
         page = self.page
         folder = visitors.new_run(page.owner(values))
         yield {self.preparing: "Preparing…", self.start: gr.update(interactive=False), self.cancel: gr.update(visible=True)}
@@ -103,7 +105,7 @@ class TrainTab:
                 yield {self.preparing: gr.skip()}
         run = Run(folder)
         run.rename(unused_name(page.owner(values), name or run.name, but=run))
-        began = self.train(run)
+        began = self.train(run) if start else {}
         ready = {self.preparing: "", **self.ready()}
         yield {page.run: page.runs(values, folder.name), page.trained: data["data"], **ready, **began, **self.show(run)}
 
@@ -175,7 +177,13 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     tab.slice.change(
         tells_errors(tab.train_slice), {page.visitor, tab.slice, tab.slice_seconds}, tab.slice, concurrency_limit=None, **hidden
     )
-    tab.cancel.click(lambda: {tab.preparing: "", **tab.ready()}, None, tab.begins, cancels=starting, **hidden)
+
+    def make_only(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+        yield from tab.begin(values, start=False)
+
+    making = jobs_panel.build(page, (tells_errors(make_only, where=tab.preparing), page.for_training, [*tab.begins, *tab.outputs]))
+    put_back(making, tab.ready())
+    tab.cancel.click(lambda: {tab.preparing: "", **tab.ready()}, None, tab.begins, cancels=[starting, making], **hidden)
     asked = {page.num_rows, page.measured, tab.slice_seconds, *page.for_training}
     told_anew = [opened.select, page.data.change, page.num_rows.change, page.measured.change, tab.slice_seconds.change]
     gr.on(told_anew, tells_errors(tab.announce), asked, tab.about_to_train, **hidden)

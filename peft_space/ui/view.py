@@ -13,11 +13,13 @@ from typing import Any
 from peft_space.data.hub_data import is_address
 from peft_space.recipe import Recipe
 from peft_space.run import Run, Status
+from peft_space.words import duration
 from peft_space.words import escape as escape
 
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready to train",
     "queued": "waiting for its turn",
+    "handed over": "training on Hugging Face Jobs",
     "running": "training",
     "paused": "paused",
     "stopped": "stopped early",
@@ -25,7 +27,7 @@ STATUS_WORDS: dict[Status, str] = {
     "finished": "finished",
     "failed": "failed",
 }
-UNFINISHED: tuple[Status, ...] = ("new", "queued", "running", "paused", "interrupted", "failed")
+UNFINISHED: tuple[Status, ...] = ("new", "queued", "handed over", "running", "paused", "interrupted", "failed")
 """Of these runs the recipe is still what the visitor is busy with."""
 
 
@@ -38,6 +40,11 @@ def without_front_matter(card: str) -> str:
 def plain(value: Any) -> str:
     """A value of a recipe, in words."""
     return "automatic" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def about(seconds: float | None) -> str:
+    """A rough estimate in words."""
+    return "not known" if seconds is None else "under a minute" if seconds < 60 else f"about {duration(seconds)}"
 
 
 def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
@@ -59,7 +66,7 @@ def guide(fresh: bool, num_rows: int, status: Status | None, has_adapter: bool) 
         status: of the chosen run, None where there is none.
     """
     after = "→" if has_adapter else "○"
-    if status in ("queued", "running"):
+    if status in ("queued", "handed over", "running"):
         return ["✓", "✓", "●", "○", "○"], "The training runs. Watch it on **Train**; **Compare** opens when it is finished."
     if fresh and num_rows:
         words = "Data and recipe are ready: press *Start training* on **Train**."

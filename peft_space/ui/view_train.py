@@ -1,6 +1,7 @@
 """What the Train tab shows, from results alone: without gradio."""
 
 import math
+import time
 from typing import Any
 
 import pandas as pd
@@ -10,9 +11,12 @@ from peft_space.curves import overfits_from
 from peft_space.data.read import short_name
 from peft_space.execution import slices
 from peft_space.recipe import Recipe
-from peft_space.run import Run, Status, evaluations_of, kept_of, steps_of, warnings_of
+from peft_space.run import Run, Status, evaluations_of, handed_over, kept_of, steps_of, warnings_of
 from peft_space.ui.view import STATUS_WORDS, escape, plain
 from peft_space.words import RESUME_ANYWAY, duration, gigabytes
+
+_SECONDS_TO_BEGIN = 60.0
+"""For who follows a job to begin with it."""
 
 
 def names_of(data: Any) -> str:
@@ -82,6 +86,11 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
     working = next(
         (event for event in reversed(happened) if isinstance(event, events.Working | events.Step | events.Queued | events.Started)), None
     )
+    if handed := handed_over(happened):
+        doing = escape(working.what) if isinstance(working, events.Working) else "It is trained there"
+        return (
+            f"{doing}, on {escape(handed.flavor)}: [the job's page]({handed.address}). You can close this page. {_unfollowed(run, handed)}"
+        )
     if status == "paused" and (why := _last_pause(happened).why):
         return f"⚠ {escape(why)}"
     if status == "paused" and slices.between(happened):
@@ -90,7 +99,7 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
         return f"{escape(working.what)}…" if isinstance(working, events.Working) else "Starting…"
     sliced = any(isinstance(event, events.Sliced) for event in happened)
     return {
-        "new": "Press *Start training*.",
+        "new": "*Resume* trains it here; *Train it elsewhere* hands it over to a job, or writes it as a script.",
         "running": "Keep this page open: it begins each slice. If it is closed, the training pauses after this one."
         if sliced
         else "You can close this page; the training goes on, and the run is here when you come back.",
@@ -99,6 +108,15 @@ def _now(run: Run, happened: list[events.Event], status: Status) -> str:
         "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
         "finished": f"{kept_in_words(happened)} Next: *Compare*.".strip(),
     }.get(status, "")
+
+
+def _unfollowed(run: Run, handed: events.HandedOver) -> str:
+    """What to do where nobody brings back what the job does, as when this machine was started again."""
+    return (
+        ""
+        if run.is_locked() or time.time() - handed.at < _SECONDS_TO_BEGIN
+        else "⚠ Nobody here follows it: press *Follow it again* under *Train it elsewhere*."
+    )
 
 
 def _last_pause(happened: list[events.Event]) -> events.Paused:
@@ -152,7 +170,9 @@ def _figures(happened: list[events.Event], steps: list[events.Step], status: Sta
         f"{tokens / seconds:,.0f} tokens a second",
         f"{gigabytes(last.memory)} at most" if last.memory else "",
         f"{duration(sum(step.seconds for step in steps))} so far",
-        f"about {duration((total - last.step) * seconds / len(recent))} left" if last.step < total and status == "running" else "",
+        f"about {duration((total - last.step) * seconds / len(recent))} left"
+        if last.step < total and status in ("running", "handed over")
+        else "",
     ]
     return " · ".join(word for word in words if word)
 

@@ -1,0 +1,106 @@
+"""What of a run's directory a training needs to go on elsewhere, and how it is taken from there: whole, each file by its SHA-256, nothing outside."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from peft_space import durable
+from peft_space.errors import UserError
+from peft_space.run import Run
+
+MANIFEST = "packed.json"
+"""The file beside packed ones that holds the SHA-256 of each."""
+_FILES = {"recipe.json", "run.json", "plan.json", "events.jsonl", "ready.json"}
+_FOLDERS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
+
+
+def pack(run: Run) -> dict[str, bytes | Path]:
+    """What belongs to a resumable run, by its path in it: a file, or of the events, which grow, their whole lines so far."""
+    found = [path for path in run.directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.relative_to(run.directory).as_posix(): path for path in found}
+    packed: dict[str, bytes | Path] = {name: names[name] for name in sorted(names) if _belongs(name) and _is_complete(name, names)}
+    if "events.jsonl" in packed:
+        happened = names["events.jsonl"].read_bytes()
+        packed["events.jsonl"] = happened[: happened.rfind(b"\n") + 1]
+    return packed
+
+
+def digests_of(packed: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """The SHA-256 of each."""
+    return {name: _sha256(content) for name, content in packed.items()}
+
+
+def read_manifest(text: str) -> dict[str, str]:
+    """The digests that a manifest holds. Raises UserError where it names what belongs to no run."""
+    try:
+        digests = json.loads(text)
+        foreign = [name for name, digest in digests.items() if not _belongs(name) or not re.fullmatch("[0-9a-f]{64}", digest)]
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"What was packed cannot be read: its {MANIFEST} is damaged. Pack the run anew.") from None
+    if foreign:
+        raise UserError(f"What was packed names {foreign[0]!r}, which belongs to no run. Nothing was taken of it.")
+    return digests
+
+
+def take(run_directory: Path, digests: Mapping[str, str], names: Iterable[str], fetch: Callable[[str], Path]) -> None:
+    """Bring `names` into a run's directory, a folder of them as a whole, from where `fetch` puts each. Raises UserError for what is not as packed."""
+    wanted = sorted(names)
+    folders = sorted({folder for name in wanted if (folder := _folder(name))})
+    for folder in folders:
+        target = run_directory / folder
+        aside = target.with_name(f".{target.name}.taken")
+        shutil.rmtree(aside, ignore_errors=True)
+        for name in digests:
+            if _folder(name) == folder:
+                _copy(verified(fetch(name), digests[name], name), aside / name.removeprefix(f"{folder}/"))
+        shutil.rmtree(target, ignore_errors=True)
+        durable.rename(aside, target)
+    for name in wanted:
+        if not _folder(name):
+            target = run_directory / name
+            aside = target.with_name(f".{target.name}.taken")
+            _copy(verified(fetch(name), digests[name], name), aside)
+            durable.sync(aside)
+            os.replace(aside, target)
+
+
+def _belongs(name: str) -> bool:
+    plain = all(part not in ("", ".", "..") for part in name.split("/")) and not re.search(r"[\\\0\n]", name)
+    return plain and (name in _FILES or _FOLDERS.fullmatch(name) is not None)
+
+
+def _is_complete(name: str, names: Mapping[str, Path]) -> bool:
+    """Not of a checkpoint that is being written or removed, which has no manifest."""
+    folder = _folder(name) or ""
+    return not folder.startswith("checkpoints/") or f"{folder}/manifest.json" in names
+
+
+def _folder(name: str) -> str | None:
+    """What is replaced as a whole."""
+    match = _FOLDERS.fullmatch(name)
+    return match[1] if match else None
+
+
+def verified(path: Path, digest: str, name: str) -> Path:
+    """The file, where it is what was packed. Raises UserError where it is another, or a link."""
+    if path.is_symlink():
+        raise UserError(f"What was packed has a link in place of {name}. Nothing was taken of it.")
+    if not path.is_file() or _sha256(path) != digest:
+        raise UserError(f"{name} is not as it was packed: its SHA-256 is another. Try again, or pack the run anew.")
+    return path
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _sha256(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
