@@ -14,15 +14,20 @@ from peft_space.run import Run
 
 MANIFEST = "packed.json"
 """The file beside packed ones that holds the SHA-256 of each."""
-_FILES = {"recipe.json", "run.json", "plan.json", "events.jsonl", "ready.json"}
 _FOLDERS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
+_NAME = r"/\w[\w.-]*"
+_BELONGS = re.compile(
+    rf"(recipe|run|plan|ready|scores|votes)\.json|(events|scoring)\.jsonl|data({_NAME})+\.(json|arrow)"
+    rf"|(adapter|start|checkpoints/checkpoint-\d+)({_NAME})+\.(json|safetensors|md|svg|jinja|txt|model|pt|pth)"
+    r"|checkpoints/checkpoint-\d+/training_args\.bin"
+)
 
 
 def pack(run: Run) -> dict[str, bytes | Path]:
     """What belongs to a resumable run, by its path in it: a file, or of the events, which grow, their whole lines so far."""
     found = [path for path in run.directory.rglob("*") if path.is_file() and not path.is_symlink()]
     names = {path.relative_to(run.directory).as_posix(): path for path in found}
-    packed: dict[str, bytes | Path] = {name: names[name] for name in sorted(names) if _belongs(name) and _is_complete(name, names)}
+    packed: dict[str, bytes | Path] = {name: names[name] for name in sorted(names) if belongs(name) and _is_complete(name, names)}
     if "events.jsonl" in packed:
         happened = names["events.jsonl"].read_bytes()
         packed["events.jsonl"] = happened[: happened.rfind(b"\n") + 1]
@@ -31,14 +36,14 @@ def pack(run: Run) -> dict[str, bytes | Path]:
 
 def digests_of(packed: Mapping[str, bytes | Path]) -> dict[str, str]:
     """The SHA-256 of each."""
-    return {name: _sha256(content) for name, content in packed.items()}
+    return {name: sha256(content) for name, content in packed.items()}
 
 
 def read_manifest(text: str) -> dict[str, str]:
     """The digests that a manifest holds. Raises UserError where it names what belongs to no run."""
     try:
         digests = json.loads(text)
-        foreign = [name for name, digest in digests.items() if not _belongs(name) or not re.fullmatch("[0-9a-f]{64}", digest)]
+        foreign = [name for name, digest in digests.items() if not belongs(name) or not re.fullmatch("[0-9a-f]{64}", digest)]
     except (ValueError, AttributeError, TypeError):
         raise UserError(f"What was packed cannot be read: its {MANIFEST} is damaged. Pack the run anew.") from None
     if foreign:
@@ -68,9 +73,9 @@ def take(run_directory: Path, digests: Mapping[str, str], names: Iterable[str], 
             os.replace(aside, target)
 
 
-def _belongs(name: str) -> bool:
-    plain = all(part not in ("", ".", "..") for part in name.split("/")) and not re.search(r"[\\\0\n]", name)
-    return plain and (name in _FILES or _FOLDERS.fullmatch(name) is not None)
+def belongs(name: str) -> bool:
+    """Whether a path is of what goes with a run: no log, lock or request, nothing that could lead out of its folder, or that is a program."""
+    return _BELONGS.fullmatch(name) is not None
 
 
 def _is_complete(name: str, names: Mapping[str, Path]) -> bool:
@@ -89,7 +94,7 @@ def verified(path: Path, digest: str, name: str) -> Path:
     """The file, where it is what was packed. Raises UserError where it is another, or a link."""
     if path.is_symlink():
         raise UserError(f"What was packed has a link in place of {name}. Nothing was taken of it.")
-    if not path.is_file() or _sha256(path) != digest:
+    if not path.is_file() or sha256(path) != digest:
         raise UserError(f"{name} is not as it was packed: its SHA-256 is another. Try again, or pack the run anew.")
     return path
 
@@ -99,7 +104,7 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _sha256(content: bytes | Path) -> str:
+def sha256(content: bytes | Path) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with open(content, "rb") as file:

@@ -3,9 +3,7 @@
 `saved.json` lists each file with its SHA-256; only what matches it is taken up.
 """
 
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +16,7 @@ from peft_space import hub
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.export.folder import new_folder
+from peft_space.packing import belongs, sha256
 from peft_space.run import Run
 from peft_space.training import checkpoints, stopping
 from peft_space.words import gigabytes
@@ -31,13 +30,6 @@ tags:
 
 A fine-tuning of peft_space, with its data. To go on with it elsewhere: `python -m peft_space take-up {repo} --out RUN_DIR`
 """
-_NAME = r"/\w[\w.-]*"
-_BELONGS = re.compile(
-    rf"(recipe|run|plan|ready|scores|votes)\.json|(events|scoring)\.jsonl|data({_NAME})+\.(json|arrow)"
-    rf"|(adapter|start|checkpoints/checkpoint-\d+)({_NAME})+\.(json|safetensors|md|svg|jinja|txt|model|pt|pth)"
-    r"|checkpoints/checkpoint-\d+/training_args\.bin"
-)
-"""What of a run is saved and taken up. No logs, locks or requests; nothing that could lead out of its folder, or that is a program."""
 _LARGEST_BYTES = 20e9
 
 
@@ -66,7 +58,7 @@ def save(run: Run, repo: str, token: str | None, on_progress: OnProgress = quiet
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.path(name), folder / name)
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        manifest = Manifest(name=run.name, files={name: _sha256(folder / name) for name in names})
+        manifest = Manifest(name=run.name, files={name: sha256(folder / name) for name in names})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         (folder / "README.md").write_text(_CARD.format(repo=repo), encoding="utf-8")
         with hub.in_words(repo, "The run was not saved", "It is here as it was."):
@@ -102,7 +94,7 @@ def take_up(repo: str, directory: str | Path, token: str | None, on_progress: On
                 if name not in sizes:
                     raise _torn(repo, f"{name} is missing")
                 file = Path(api.hf_hub_download(repo, name, **where))
-                if file.is_symlink() or _sha256(file) != digest:
+                if file.is_symlink() or sha256(file) != digest:
                     raise _torn(repo, f"{name} is not what was saved")
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(file, aside / name)
@@ -117,7 +109,7 @@ def _files_of(run: Run) -> list[str]:
     """What is saved of a run: of its checkpoints those that it goes on from, and none where it is finished."""
     kept = set() if run.status() == "finished" else _checkpoints_of(run)
     names = [path.relative_to(run.directory) for path in sorted(run.directory.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return [str(name) for name in names if _BELONGS.fullmatch(str(name)) and (name.parts[0] != "checkpoints" or name.parts[1] in kept)]
+    return [str(name) for name in names if belongs(str(name)) and (name.parts[0] != "checkpoints" or name.parts[1] in kept)]
 
 
 def _checkpoints_of(run: Run) -> set[str]:
@@ -154,7 +146,7 @@ def _read(path: Path, repo: str) -> Manifest:
     except ValidationError:
         raise UserError(f"{repo} on the Hub is no run that this version can take up: its {MANIFEST} cannot be read.") from None
     for name in manifest.files:
-        if not _BELONGS.fullmatch(name):
+        if not belongs(name):
             raise UserError(f"{repo} on the Hub was not taken up: {json.dumps(name)} does not belong in a run.")
     if not {"run.json", "recipe.json"} <= manifest.files.keys():
         raise UserError(f"{repo} on the Hub is no saved run: it has no run.json or no recipe.json.")
@@ -169,8 +161,3 @@ def _refuse_without_room(repo: str, sizes: list[int], folder: Path) -> None:
 
 def _torn(repo: str, why: str) -> UserError:
     return UserError(f"The run that is saved in {repo} is not whole: {why}. Nothing was taken up. Save it again from where it was trained.")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
