@@ -328,7 +328,7 @@ def compare(
     seen: fairness.Seen = {"base": [], "adapter": []}
     answers = comparing.compare(adapted, conversations["base"], wanted, on_text if report else None, seen, conversations["adapter"])
     _progress(report)(0.5, "The others answer") if also else None
-    others = beside.answers(adapted, Run(run), also or [], conversations["adapter"], wanted)
+    others = beside.answers(adapted, Run(run), also, conversations["adapter"], wanted) if also else [{} for _ in prompts]
     checked = fairness.check(adapted, seen, comparing.answers_together(adapted, wanted), own_histories=bool(history))
     return {
         "task": adapted.goal.task,

@@ -5,6 +5,7 @@ import asyncio
 import io
 import urllib.request
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ def with_tools(url: str, use) -> Any:
             await session.initialize()
             return await use(session)
 
-    return asyncio.run(talk())
+    with ThreadPoolExecutor(1) as apart:  # a browser test before it may have left its own loop in this thread
+        return apart.submit(asyncio.run, talk()).result()
 
 
 async def told(session: ClientSession, tool: str, **arguments: Any) -> Any:

@@ -23,6 +23,7 @@ from peft_space.training import train as training
 from peft_space.training.plan import read_plan
 from peft_space.training.prepare import make_run, prepare
 from peft_space.training.tasks import collate
+from peft_space.training.warm import Warm
 
 TINY = Recipe(max_steps=6, save_steps=2, batch_size=4)
 
@@ -294,3 +295,19 @@ def test_the_adapter_folder_holds_what_peft_the_tokenizer_and_a_reader_need(shor
     assert all("lora_" in name for name in weights)
     assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_a_model_that_stayed_in_memory_goes_on_as_one_that_is_loaded_again(tmp_path, compute_dtype):
+    recipe = Recipe(max_steps=4, compute_dtype=compute_dtype, quantization="none", batch_size=2, save_steps=2)
+    losses = []
+    for name, warm in (("warm", Warm()), ("cold", None)):
+        run = make_run(tmp_path / name, "demo", recipe)
+        for leaves in (True, False):
+            if leaves:
+                run.ask_to_leave("pause")
+            with run.lock():
+                training.train(run, warm=warm)
+        assert run.status() == "finished"
+        losses.append([step.loss for step in steps_of(run.history())])
+    assert losses[0] == losses[1]

@@ -22,4 +22,5 @@ class Warm:
         """Keep the model that a trainer has trained, without what the trainer put around it."""
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model.zero_grad(set_to_none=True)
+        model.__dict__.pop("_is_accelerate_prepared", None)  # or the next trainer would leave it without its autocast
         self._kept = run.directory, plan, model
