@@ -70,6 +70,7 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_mended(app, home, page, 
     assert len(kept.train) == 27
 
 
+@pytest.mark.slow
 def test_labels_are_recommended_a_recipe_for_trained_and_compared(app, home, page, shoot, tmp_path):
     lines = [f"I want {i} {'lamps' if i % 3 else 'stories'},{'order' if i % 3 else 'other'}" for i in range(30)]
     (tmp_path / "intents.csv").write_text("\n".join(["text,category", *lines]) + "\n")

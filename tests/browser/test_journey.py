@@ -162,6 +162,7 @@ def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, pag
     shoot(page, "finished")
 
 
+@pytest.mark.slow
 def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
     start_with_sample_data(page, app, 2)
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
