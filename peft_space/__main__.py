@@ -122,7 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     command = add("export", _export, "Write the adapter, or the model it is merged into, to a folder of its own, and prove it.")
     command.add_argument("--out", required=True, metavar="DIR")
     _add_what(command)
+    _add_elsewhere(add)
+    return parser
 
+
+def _add_elsewhere(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What goes to other machines and to the Hub."""
     command = add("script", _script, "Write a run as one script that trains it on any machine or cluster: `uv run train.py`.")
     command.add_argument("run", metavar="RUN_DIR")
     command.add_argument("--out", default="train.py", metavar="FILE.py")
@@ -163,7 +168,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "url", metavar="URL", help="of the page, or OWNER/SPACE; for a private one the token is HF_TOKEN, or this machine's"
     )
-    return parser
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:

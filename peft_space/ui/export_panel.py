@@ -82,6 +82,24 @@ def build(page: Page) -> Choice:
         stopping.add(str(page.chosen_run(values).directory))
         return "Cancelling…"
 
+    chosen = {page.visitor, page.run}
+    outputs = [told, file, insist, make, cancel]
+    choice = {target, dtype, into, numbers, apart, insist}
+    making = make.click(tells_errors(export, where=told), {*chosen, *choice}, outputs, **_HIDDEN)
+    put_back(making, ready)
+    making.failure(lambda how: gr.update(visible=how != "adapter"), target, insist, **_HIDDEN)
+    cancel.click(stop, chosen, told, **_HIDDEN)
+    _advise(page, where, advised, target, into)
+    target.change(_shown_formats, target, [merging, writing], **_HIDDEN)
+    page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
+    cleared = {file: gr.update(value=None, visible=False), told: "", advised: "", insist: gr.update(value=False, visible=False)}
+    page.run.change(lambda: cleared | {where: "PEFT", target: "adapter"}, None, [*cleared, where, target], **PRIVATE)
+    return choice, wanted
+
+
+def _advise(page: Page, where: gr.Radio, advised: gr.Markdown, target: gr.Radio, into: gr.Radio) -> None:
+    """Wire what is advised for where it will be deployed."""
+
     @tells_errors
     def advise(values: dict[Any, Any]) -> dict[Any, Any]:
         place = values[where]
@@ -91,19 +109,7 @@ def build(page: Page) -> Choice:
         how, words = view_export.advice(place, found)
         return {advised: escape(words), target: how, into: gr.update(visible=found["quantization"] != "none")}
 
-    chosen = {page.visitor, page.run}
-    outputs = [told, file, insist, make, cancel]
-    choice = {target, dtype, into, numbers, apart, insist}
-    making = make.click(tells_errors(export, where=told), {*chosen, *choice}, outputs, **_HIDDEN)
-    put_back(making, ready)
-    making.failure(lambda how: gr.update(visible=how != "adapter"), target, insist, **_HIDDEN)
-    cancel.click(stop, chosen, told, **_HIDDEN)
-    where.change(advise, {*chosen, page.state, where}, [advised, target, into], **_HIDDEN)
-    target.change(_shown_formats, target, [merging, writing], **_HIDDEN)
-    page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
-    cleared = [gr.update(value=None, visible=False), "", "", gr.update(value=False, visible=False), "PEFT", "adapter"]
-    page.run.change(lambda: cleared, None, [file, told, advised, insist, where, target], **PRIVATE)
-    return choice, wanted
+    where.change(advise, {page.visitor, page.run, page.state, where}, [advised, target, into], **_HIDDEN)
 
 
 def _formats() -> tuple[gr.Row, gr.Dropdown, gr.Radio, gr.Row, gr.Dropdown, gr.Checkbox]:

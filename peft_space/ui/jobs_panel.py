@@ -43,11 +43,7 @@ def build(page: Page, make_only: Any) -> Any:
             cancel = gr.Button("Cancel the job", variant="stop", elem_id="cancel-job")
             follow = gr.Button("Follow it again", elem_id="follow-job")
         told = gr.Markdown(elem_id="job-told")
-        gr.Markdown(
-            "On any other machine or cluster, with one or several GPUs: one file that holds recipe and rows. `uv run train.py` trains it."
-        )
-        write = gr.Button("Write the chosen run as one script", elem_id="make-script")
-        script = gr.File(label="Script", visible=False, interactive=False, elem_id="script")
+        _build_script(page)
     choices = gr.State({})
     ready = {look: gr.update(interactive=True), hand_over: gr.update(interactive=True)}
     busy = {look: gr.update(interactive=False), hand_over: gr.update(interactive=False)}
@@ -82,25 +78,16 @@ def build(page: Page, make_only: Any) -> Any:
 
     @tells_errors
     def end(values: dict[Any, Any]) -> str:
-        asked = given(values)
-        page.workers.call("cancel_job", **asked)
+        page.workers.call("cancel_job", **(asked := given(values)))
         start_following(page.chosen_run(values), asked["token"])
         return "Cancelled. What it has sent is being brought back."
 
     @tells_errors
     def again(values: dict[Any, Any]) -> str:
-        run = page.chosen_run(values)
-        if run.status() != "handed over":
+        if (run := page.chosen_run(values)).status() != "handed over":
             return f"There is nothing to follow: the run is {view.STATUS_WORDS[run.status()]}."
         start_following(run, given(values)["token"])
         return "Following."
-
-    @tells_errors
-    def write_script(values: dict[Any, Any]) -> Any:
-        os.makedirs(get_upload_folder(), exist_ok=True)
-        folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
-        made = page.workers.call("script", run=given(values)["run"], out=os.path.join(folder, "train.py"))
-        return gr.update(value=made["path"], visible=True)
 
     chosen = {page.visitor, page.run, token}
     making = make.click(*make_only, **_HIDDEN)
@@ -111,9 +98,27 @@ def build(page: Page, make_only: Any) -> Any:
     flavor.change(lambda name, known: f"{math.ceil(known[name] / 60)}m" if name in known else "", [flavor, choices], timeout, **_HIDDEN)
     cancel.click(end, chosen, told, **_HIDDEN)
     follow.click(again, chosen, told, **_HIDDEN)
-    write.click(write_script, chosen, script, **_HIDDEN)
-    page.run.change(lambda: ["", "", gr.update(value=None, visible=False)], None, [told, table, script], **_HIDDEN)
+    page.run.change(lambda: ["", ""], None, [told, table], **_HIDDEN)
     return making
+
+
+def _build_script(page: Page) -> None:
+    gr.Markdown(
+        "On any other machine or cluster, with one or several GPUs: one file that holds recipe and rows. `uv run train.py` trains it."
+    )
+    write = gr.Button("Write the chosen run as one script", elem_id="make-script")
+    script = gr.File(label="Script", visible=False, interactive=False, elem_id="script")
+
+    @tells_errors
+    def write_script(values: dict[Any, Any]) -> Any:
+        os.makedirs(get_upload_folder(), exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
+        run = str(page.chosen_run(values).directory)
+        made = page.workers.call("script", run=run, out=os.path.join(folder, "train.py"))
+        return gr.update(value=made["path"], visible=True)
+
+    write.click(write_script, {page.visitor, page.run}, script, **_HIDDEN)
+    page.run.change(lambda: gr.update(value=None, visible=False), None, script, **_HIDDEN)
 
 
 def hardware_html(found: list[dict[str, Any]]) -> str:
