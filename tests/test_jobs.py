@@ -224,7 +224,7 @@ def step(number):
 BEGUN = events.Started(attempt=1, from_step=0, total_steps=4)
 CHECKPOINT = {
     "plan.json": PLAN.model_dump_json().encode(),
-    "checkpoints/checkpoint-2/weights": b"w",
+    "checkpoints/checkpoint-2/weights.pt": b"w",
     "checkpoints/checkpoint-2/manifest.json": b"{}",
 }
 
@@ -240,7 +240,7 @@ def test_events_come_while_it_goes_on_and_the_outcome_when_all_else_has_come(her
     assert not any(isinstance(event, events.Working) for event in run.history())
     send(here, run, step(2), **CHECKPOINT)
     assert not look(run)
-    assert run.path("checkpoints", "checkpoint-2", "weights").read_bytes() == b"w"
+    assert run.path("checkpoints", "checkpoint-2", "weights.pt").read_bytes() == b"w"
     send(here, run, events.Finished(step=4, seconds=1), **{"adapter/adapter_config.json": b"{}"})
     assert not look(run)
     assert run.status() == "handed over"
