@@ -7,6 +7,7 @@ the end. The visitors share the machine's cores with the app.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -95,8 +96,12 @@ class Load:
 
 
 def memory_mb(process: psutil.Process) -> float:
-    """Resident memory of the app and the workers that it keeps; a training is no child of it."""
-    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 1e6
+    """Memory of the app and the workers that it keeps, what forks share counted once; a training is no child of it."""
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += one.memory_full_info().pss
+    return total / 1e6
 
 
 async def measured(load: Load, app: psutil.Process, seconds: float) -> list[float]:
