@@ -59,6 +59,7 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
     try:
         page.goto(online.url)
         open_tab(page, "Publish")
+        expect(page.locator("#push")).to_be_enabled(timeout=SLOW)  # until the page knows the run, the card is written anew
         page.get_by_role("button", name="The model card, to read and to edit before").click()
         expect(page.locator("#card-shown")).to_contain_text("Ready for production?", timeout=SLOW)
         editor = page.locator("#card .cm-content")
