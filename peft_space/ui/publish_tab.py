@@ -38,6 +38,8 @@ def build(page: Page) -> None:
     with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
         card = gr.Code(language="markdown", label="README.md", interactive=True, elem_id="card")
         card_shown = gr.Markdown(elem_id="card-shown", container=True)
+    written = gr.State(["", ""])
+    """[run, card as it was written from it], so that an edited card is known: that one is pushed and stays, another is written anew."""
     with gr.Row():
         push = gr.Button("Push", interactive=False, elem_id="push")
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
@@ -45,10 +47,14 @@ def build(page: Page) -> None:
 
     ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
+    def edited(values: dict[Any, Any]) -> bool:
+        of, text = values[written]
+        return of == values[page.run] and bool(values[card]) and values[card].strip() != text.strip()
+
     def push_adapter(values: dict[Any, Any], signed_in: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in), "public": values[public]}
-        wanted["card"] = values[card] or None if values[what] == "adapter" else None
+        wanted["card"] = values[card] if values[what] == "adapter" and edited(values) else None
         yield {pushed: "Starting…", push: gr.update(interactive=False), cancel: gr.update(visible=True)}
         wanted["export"] = wanted_export(values) if values[what] == "export" else None
         yield from page.working(pushed, show, "push", run=str(run.directory), **wanted)
@@ -60,7 +66,7 @@ def build(page: Page) -> None:
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     pushing = push.click(
         tells_errors(push_adapter, where=pushed),
-        {*chosen, repo, token, public, card, what, *choice},
+        {*chosen, repo, token, public, card, written, what, *choice},
         [pushed, token, push, cancel],
         **hidden,
     )
@@ -73,14 +79,18 @@ def build(page: Page) -> None:
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, push, **hidden)
 
     @tells_errors
-    def write_card(values: dict[Any, Any]) -> str:
+    def write_card(values: dict[Any, Any]) -> Any:
         run = page.chosen_run(values)
-        return page.workers.call("card", run=str(run.directory))["card"]
+        if edited(values):
+            return gr.skip(), gr.skip()
+        text = page.workers.call("card", run=str(run.directory))["card"]
+        return text, [values[page.run], text]
 
     what.change(lambda what: gr.update(visible=what == "adapter"), what, card_open, **hidden)  # an export writes its own
-    card_open.expand(write_card, chosen, card, **PRIVATE)
+    card_open.expand(write_card, {*chosen, card, written}, [card, written], **PRIVATE)
     card.change(lambda text: view.without_front_matter(text or ""), card, card_shown, **hidden)
-    gr.on([page.run.change, page.state.change], lambda: "", None, card, **hidden)  # it is another's, or of what was known before
+    # Gradio tells of a change late where the page has just been loaded: the card may be of this run already
+    page.run.change(lambda run, written: gr.skip() if written[0] == run else "", [page.run, written], card, **hidden)
 
     @tells_errors
     def look(values: dict[Any, Any]) -> str:
