@@ -18,6 +18,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     gr.Markdown("The run that is chosen at the top of the page is the one that the buttons here are about. Click a line to choose its run.")
     table = gr.Dataframe(interactive=False, label="Your runs", elem_id="runs")
     ids = gr.State([])
+    in_question = gr.State("")
     with gr.Row():
         name = gr.Textbox(label="New name", max_length=100, elem_id="new-name")
         rename = gr.Button("Rename the chosen run", elem_id="rename")
@@ -40,7 +41,6 @@ def build(page: Page, tab: gr.Tab) -> None:
             table: view_runs.runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
             ids: [run.directory.name for run in runs],
             other: gr.update(choices=view.run_choices([run for run in runs if run.directory.name != values[page.run]]), value=None),
-            question: gr.update(visible=False),
         }
 
     @tells_errors
@@ -58,12 +58,13 @@ def build(page: Page, tab: gr.Tab) -> None:
 
     @tells_errors
     def ask(values: dict[Any, Any]) -> dict[Any, Any]:
-        text = f"Delete **{view.escape(page.chosen_run(values).name)}** with its data, checkpoints and adapter? This cannot be undone."
-        return {question: gr.update(visible=True), asked: text}
+        run = page.chosen_run(values)
+        text = f"Delete **{view.escape(run.name)}** with its data, checkpoints and adapter? This cannot be undone."
+        return {question: gr.update(visible=True), asked: text, in_question: run.directory.name}
 
     @tells_errors
     def remove(values: dict[Any, Any]) -> dict[Any, Any]:
-        run = page.chosen_run(values)
+        run = open_run(page.owners(values), values[in_question])  # the one that the question named, whichever is chosen by now
         run.delete()
         return {page.run: page.runs(values), said: f"{view.escape(run.name)} is deleted.", question: gr.update(visible=False)}
 
@@ -78,15 +79,15 @@ def build(page: Page, tab: gr.Tab) -> None:
         return known[event.index[0]]
 
     chosen = {page.visitor, page.run}
-    refreshed = [table, ids, other, question]
+    refreshed = [table, ids, other]
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     gr.on([tab.select, page.run.change, page.state.change], refresh, chosen, refreshed, **hidden)
     table.select(choose, ids, page.run, **hidden)
     rename.click(give_name, {*chosen, name}, [page.run, name], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
     reuse.click(take_recipe, chosen, [*page.form.widgets.values(), said], **PRIVATE)
-    delete.click(ask, chosen, [question, asked], **PRIVATE)
+    delete.click(ask, chosen, [question, asked, in_question], **PRIVATE)
     no.click(lambda: gr.update(visible=False), None, question, **hidden)
-    yes.click(remove, chosen, [page.run, said, question], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
+    yes.click(remove, {*chosen, in_question}, [page.run, said, question], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
     other.change(differ, {*chosen, other}, differences, **hidden)
 
 
