@@ -16,7 +16,7 @@ from peft_space import events
 from peft_space.__main__ import main
 from peft_space.compare import Sampling
 from peft_space.run import list_runs, open_run
-from peft_space.ui import api
+from peft_space.ui.api import arguments
 from tests.app_process import ROOT, App
 
 ENDPOINTS = {
@@ -212,7 +212,7 @@ def test_exactly_the_endpoints_of_the_documentation_are_public_and_say_what_they
 
 
 def test_the_choices_of_sampling_are_those_that_comparing_has():
-    assert set(api.Sampling.__annotations__) == set(Sampling.__dataclass_fields__)
+    assert set(arguments.Sampling.__annotations__) == set(Sampling.__dataclass_fields__)
 
 
 def test_only_an_uploaded_file_is_read_whatever_path_is_made_up(app, write):

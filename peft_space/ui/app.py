@@ -173,7 +173,7 @@ def launch(**options: Any) -> Any:
         css_paths=[look.CSS],
         run_history=False,
         app_kwargs={"middleware": [Middleware(Doors)]},
-        mcp_server=True,  # the endpoints of api.py as an agent's tools
+        mcp_server=True,  # the endpoints of api/ as an agent's tools
         ssr_mode=False,
         footer_links=[],
         **options,

@@ -21,7 +21,7 @@ from peft_space.ui import view
 from peft_space.ui.form import Form
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-"""For every handler of a widget: the public API is `api.py`."""
+"""For every handler of a widget: the public API is in `api/`."""
 
 SECONDS_LIVE, SECONDS_IDLE = 1.0, 5.0
 """Between looks at the run. A look costs the visitor's browser about a tenth of a second, however little has changed."""
