@@ -94,9 +94,10 @@ def test_several_processes_share_the_rows_of_a_step():
 
 
 LIMITED = """
-import resource, sys
+import os, resource, sys
 from peft_space.settings import prepare_libraries
 prepare_libraries()
+from peft_space.events import OutOfMemory
 from peft_space.models.base import find_base
 from peft_space.models.families import linear_layers
 from peft_space.models.memory import estimate
@@ -105,19 +106,23 @@ from peft_space.training.train import attempt
 
 run = Run(sys.argv[1])
 need = estimate(linear_layers(find_base("demo").config, "causal-lm"), run.recipe, run.recipe.batch_size, 120)
-holds = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (holds + int(float(sys.argv[2]) * need.total),) * 2)
-with run.lock():
-    attempt(run)
+while True:
+    child = os.fork()  # each attempt a process of its own, and the libraries are imported once
+    if not child:
+        holds = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (holds + int(float(sys.argv[2]) * need.total),) * 2)
+        with run.lock():
+            attempt(run)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status or not isinstance(run.history()[-1], OutOfMemory):
+        sys.exit(status)
 """
 
 
 def train_limited(run: Run, share_of_need: float) -> int:
     """Attempts in fresh processes, as the supervisor of a training makes them; the status of the last."""
-    command = [sys.executable, "-c", LIMITED, str(run.directory), str(share_of_need)]
-    while (status := subprocess.run(command).returncode) == 0 and isinstance(run.history()[-1], events.OutOfMemory):
-        pass
-    return status
+    return subprocess.run([sys.executable, "-c", LIMITED, str(run.directory), str(share_of_need)]).returncode
 
 
 def test_a_training_that_does_not_fit_adapts_finishes_and_tells(tmp_path):
