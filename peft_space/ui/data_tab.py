@@ -24,6 +24,10 @@ _HUB_FIELDS = {
 }
 _ANSWERING = ("answer", "target", "rejected", "tags", "label")
 """Roles whose column is asked for after that of what they answer."""
+_MORE_FILES = """() => void setTimeout(() => document.querySelectorAll('#data-file .icon-button:has(button)').forEach(around => {
+    Object.entries({role: 'group', tabindex: -1, title: 'Add files', 'aria-label': 'Add files'}).forEach(each => around.setAttribute(...each))
+}), 100)"""
+"""Once there are files, Gradio has the button for more of them inside another button, which does nothing and has the name of no text."""
 _COLOURS = {"within the limit": look.TEAL, "cut off": look.RED}
 
 
@@ -197,6 +201,7 @@ def build(page: Page) -> None:
     checked: dict[str, Any] = {"inputs": taken, "outputs": tab.outputs, "trigger_mode": "always_last", **hidden}
     check = tells_errors(tab.check, where=tab.summary)
     tab.file.change(lambda paths: [paths or "", {}], tab.file, [page.data, page.reading], **PRIVATE)
+    tab.file.change(None, js=_MORE_FILES, **PRIVATE)
     tab.held_out.change(lambda path: path or "", tab.held_out, page.held_out, **PRIVATE)
     tab.sample.click(lambda: [DEMO, {}], None, [page.data, page.reading], **PRIVATE)
     tab.use_hub.click(tells_errors(tab.take_from_hub), set(tab.hub.values()), [page.data, page.held_out, page.reading], **PRIVATE)

@@ -115,18 +115,20 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app
     shoot(page, "after-restart")
 
 
-def test_a_training_is_paused_stopped_and_resumed_from_the_page(app, home, page, shoot):
+@pytest.mark.parametrize(
+    ("button", "state"), [("#pause", "paused"), pytest.param("#stop", "stopped early", marks=pytest.mark.slow)], ids=["pause", "stop"]
+)
+def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(app, home, page, shoot, button, state):
     start_with_sample_data(page, app, 50)
     run = list_runs("local")[0]
-    for button, state in (("#pause", "paused"), ("#stop", "stopped early")):
-        expect(page.locator(button)).to_be_enabled(timeout=SLOW)
-        page.locator(button).click()
-        expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
-        assert steps_of(run.history())[-1].step < 50
-        shoot(page, state.replace(" ", "-"))
-        if state == "paused":
-            shows_the_recipe_after_a_reload(page, run)
-        page.locator("#resume").click()
+    expect(page.locator(button)).to_be_enabled(timeout=SLOW)
+    page.locator(button).click()
+    expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
+    assert steps_of(run.history())[-1].step < 50
+    shoot(page, state.replace(" ", "-"))
+    if state == "paused":
+        shows_the_recipe_after_a_reload(page, run)
+    page.locator("#resume").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     happened = run.history()
     assert [event.step for event in steps_of(happened)] == list(range(1, 51))

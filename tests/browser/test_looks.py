@@ -1,11 +1,13 @@
 """Every step is readable and reachable: no serious fault for Axe, light and dark, narrow and wide, and by keyboard alone."""
 
+import json
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from peft_space.run import list_runs
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import SLOW, open_tab, set_steps
 
 pytestmark = pytest.mark.browser
 # What a finger needs; tables scroll in their own frame, and Gradio measures its tabs on a hidden copy
@@ -16,11 +18,18 @@ TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
 
 
 @pytest.fixture(scope="module", params=["light", pytest.param("dark", marks=pytest.mark.slow)])
-def seen(request, app, browser):
+def seen(request, app, browser, tmp_path_factory):
     """A page with data, a finished run, an answer and scores on it."""
+    data = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is thing {i}?", "answer": f"It is\nnumber {i}."}) + "\n" for i in range(20)))
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=request.param)
     page = context.new_page()
-    start_with_sample_data(page, app, 3)
+    page.goto(app.url)
+    page.locator("#data-file input[type=file]").set_input_files(data)
+    expect(page.locator("#data-summary")).to_contain_text("20 rows", timeout=SLOW)
+    set_steps(page, 3)
+    open_tab(page, "Train")
+    page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     open_tab(page, "Compare")
     page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
