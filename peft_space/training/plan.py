@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +23,8 @@ from peft_space.run import Run
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _WORTH_IT = 1.5
 """A layer in bfloat16 on a CPU has to be faster by this much: float32 is more exact, and a layer's products are about half of a step."""
+_WORTH_SHARING = 1.2
+"""So many times as fast all threads together have to be as one, by what they compute: they also wait for each other."""
 _HOPELESS = 5
 """Where bfloat16 takes so many times as long on few rows it is not measured further: without instructions for it it takes up to 60 times as long."""
 _PATIENCE_SECONDS = 0.3
@@ -217,7 +218,17 @@ def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int) 
         return dtype, torch.get_num_threads(), f"The GPU computes in {dtype} natively."
     shaping = recipe.model_dump(include={"quantization", "double_quantization", "method", "lora_rank", "lora_dropout", "target_modules"})
     num_tokens = recipe.batch_size * row_length
-    decides = [shaping, num_tokens, goal.task, base.config.to_dict(), hardware.device_name(), torch.get_num_threads(), _versions()]
+    decides = [
+        shaping,
+        num_tokens,
+        goal.task,
+        base.config.to_dict(),
+        hardware.device_name(),
+        torch.get_num_threads(),
+        _versions(),
+        _WORTH_IT,
+        _WORTH_SHARING,
+    ]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
     folder = kept("speed", digest, lambda folder: (folder / "choice.json").write_text(json.dumps(_measured(model, num_tokens))))
     dtype, threads, why = json.loads((folder / "choice.json").read_text())
@@ -234,13 +245,10 @@ def _measured(model: Any, num_tokens: int) -> tuple[str, int, str]:
     before = torch.get_num_threads()
     layer = _largest_layer(model).train()
     dtype, why = _choose_dtype(layer, num_tokens)
-    seconds = _measure(layer, num_tokens, [(dtype, threads) for threads in sorted({1, before})], time.perf_counter) if before > 1 else {}
+    threads, also = _choose_threads(layer, num_tokens, dtype, before) if before > 1 else (1, "")
     layer.zero_grad(set_to_none=True)
     torch.set_num_threads(before)
-    if not seconds:
-        return dtype, before, f"{why}."
-    _, threads = min(seconds, key=lambda one: min(seconds[one]))  # the least, not the median: other work comes and goes, the choice is kept
-    return dtype, threads, f"{why}, and {threads} of {before} threads were fastest."
+    return dtype, threads, f"{why}{also}."
 
 
 def _largest_layer(model: Any) -> Any:
@@ -255,17 +263,23 @@ def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
     """(compute dtype, why). By the CPU time of one thread, which other work on the machine hardly changes, so that the choice is the same again."""
     candidates = [("float32", 1), ("bfloat16", 1)]
     for most in (_FEW, _ENOUGH):
-        exact, short = map(statistics.median, _measure(layer, num_tokens, candidates, time.process_time, most).values())
+        exact, short = map(statistics.median, _measure(layer, num_tokens, candidates, most).values())
         if short > _HOPELESS * exact:
             return "float32", "This CPU is slow in bfloat16"
     why = f"Measured on this model's largest layer: bfloat16 runs at {exact / short:.2f} times the speed of float32 ({_WORTH_IT} makes it worth it)"
     return "bfloat16" if exact / short >= _WORTH_IT else "float32", why
 
 
-def _measure(
-    layer: Any, num_tokens: int, candidates: list[tuple[str, int]], clock: Callable[[], float], most: float = _ENOUGH
-) -> dict[tuple[str, int], list[float]]:
-    """Seconds in which a layer goes forward and backward by (dtype, threads): over so many tokens, or those that `most` multiplications take.
+def _choose_threads(layer: Any, num_tokens: int, dtype: str, available: int) -> tuple[int, str]:
+    """(threads, why). By CPU time as well: seconds on a clock, which other work on the machine lengthens for several threads most, chose one of two
+    beside it, and the choice is kept. Threads that wait sleep (`settings.prepare_libraries`), so that what they take is work."""
+    alone, together = map(statistics.median, _measure(layer, num_tokens, [(dtype, 1), (dtype, available)]).values())
+    times = available * alone / together
+    return available if times >= _WORTH_SHARING else 1, f"; {available} threads run at {times:.2f} times the speed of one"
+
+
+def _measure(layer: Any, num_tokens: int, candidates: list[tuple[str, int]], most: float = _ENOUGH) -> dict[tuple[str, int], list[float]]:
+    """Seconds of CPU time in which a layer goes forward and backward by (dtype, threads): over so many tokens, or those that `most` multiplications take.
 
     The candidates take turns, at most four times after a first one that warms up.
     """
@@ -279,10 +293,10 @@ def _measure(
             torch.set_num_threads(threads)
             inputs = torch.randn(1, rows, layer.in_features, requires_grad=True)
             with computing_in(layer, dtype):
-                began = clock()
+                began = time.process_time()
                 outputs = layer(inputs)
             outputs.sum().backward()
-            seconds[dtype, threads].append(clock() - began)
+            seconds[dtype, threads].append(time.process_time() - began)
         if number and time.perf_counter() - start > _PATIENCE_SECONDS:
             break
     return {candidate: times[1:] for candidate, times in seconds.items()}
