@@ -84,7 +84,7 @@ def test_a_card_says_the_same_whatever_its_run_base_and_data_are_called(data, tm
         plan = PLAN.model_copy(update={"base_name": name, "base_on_hub": True, "target_modules": [name]})
         card = card_text(run, dataclasses.replace(data, source=name), plan)
         assert ModelCard(card).data.to_dict()["base_model"] == name
-        page = Tags(html_of(view.without_front_matter(card)))
+        page = Tags(html_of(view.card_markdown(card, {})))
         headings = [tag for tag in page.found if tag[0].startswith("h")]
         usual = usual or headings
         assert headings == usual, name

@@ -38,8 +38,8 @@ def build(page: Page) -> None:
     with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
         card = gr.Code(language="markdown", label="README.md", interactive=True, elem_id="card")
         card_shown = gr.Markdown(elem_id="card-shown", container=True)
-    written = gr.State(["", ""])
-    """[run, card as it was written from it], so that an edited card is known: that one is pushed and stays, another is written anew."""
+    written = gr.State(["", "", {}])
+    """[run, card as it was written from it, its pictures], so that an edited card is known: that one is pushed and stays, another is written anew."""
     with gr.Row():
         push = gr.Button("Push", interactive=False, elem_id="push")
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
@@ -48,7 +48,7 @@ def build(page: Page) -> None:
     ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
     def edited(values: dict[Any, Any]) -> bool:
-        of, text = values[written]
+        of, text, _ = values[written]
         return of == values[page.run] and bool(values[card]) and values[card].strip() != text.strip()
 
     def push_adapter(values: dict[Any, Any], signed_in: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
@@ -83,12 +83,12 @@ def build(page: Page) -> None:
         run = page.chosen_run(values)
         if edited(values):
             return gr.skip(), gr.skip()
-        text = page.workers.call("card", run=str(run.directory))["card"]
-        return text, [values[page.run], text]
+        made = page.workers.call("card", run=str(run.directory))
+        return made["card"], [values[page.run], made["card"], made["pictures"]]
 
     what.change(lambda what: gr.update(visible=what == "adapter"), what, card_open, **hidden)  # an export writes its own
     card_open.expand(write_card, {*chosen, card, written}, [card, written], **PRIVATE)
-    card.change(lambda text: view.without_front_matter(text or ""), card, card_shown, **hidden)
+    card.change(lambda text, written: view.card_markdown(text or "", written[2]), [card, written], card_shown, **hidden)
     # Gradio tells of a change late where the page has just been loaded: the card may be of this run already
     page.run.change(lambda run, written: gr.skip() if written[0] == run else "", [page.run, written], card, **hidden)
 

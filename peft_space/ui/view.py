@@ -3,6 +3,7 @@
 What one tab shows is in the module of its name: view_data, view_recipe, view_ranks, view_train, view_compare, view_runs.
 """
 
+import base64
 import html
 import json
 import shlex
@@ -31,10 +32,16 @@ UNFINISHED: tuple[Status, ...] = ("new", "queued", "handed over", "running", "pa
 """Of these runs the recipe is still what the visitor is busy with."""
 
 
-def without_front_matter(card: str) -> str:
-    """A model card as the Hub shows it: what stands between the first two lines of three hyphens is not shown, nor is HTML taken as such."""
+def card_markdown(card: str, pictures: dict[str, str]) -> str:
+    """A model card as the Hub shows it: what stands between the first two lines of three hyphens is not shown, nor is HTML taken as such.
+
+    `pictures`: the SVG of each by its name in the card. They become part of the text, for they lie nowhere that the page could ask for them.
+    """
     text = card.split("\n---\n", 1)[1] if card.startswith("---\n") and "\n---\n" in card else card
-    return html.escape(text, quote=False)
+    shown = html.escape(text, quote=False)
+    for name, svg in pictures.items():
+        shown = shown.replace(f"]({name})", f"](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})")
+    return shown
 
 
 def plain(value: Any) -> str:

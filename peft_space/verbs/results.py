@@ -75,14 +75,15 @@ def compress(run: str, out: str, rank: int | None = None, report: Report | None 
 
 
 def card(run: str) -> Json:
-    """The model card as it would be pushed now: `card`."""
+    """The model card as it would be pushed now: `card`; and `pictures`, the SVG of each by the name that the card has for it."""
     import tempfile
 
     from peft_space.export.adapter import copy_adapter
 
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(Run(run), Path(scratch))
-        return {"card": Path(scratch, "README.md").read_text(encoding="utf-8")}
+        pictures = {path.name: path.read_text(encoding="utf-8") for path in Path(scratch).glob("*.svg")}
+        return {"card": Path(scratch, "README.md").read_text(encoding="utf-8"), "pictures": pictures}
 
 
 def push(

@@ -62,6 +62,7 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
         expect(page.locator("#push")).to_be_enabled(timeout=SLOW)  # until the page knows the run, the card is written anew
         page.get_by_role("button", name="The model card, to read and to edit before").click()
         expect(page.locator("#card-shown")).to_contain_text("Ready for production?", timeout=SLOW)
+        assert page.locator("#card-shown img").first.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 100
         editor = page.locator("#card .cm-content")
         editor.click()
         page.keyboard.press("Control+End")
