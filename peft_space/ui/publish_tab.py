@@ -36,7 +36,7 @@ def build(page: Page) -> None:
     )  # fmt: skip
     public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
     with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
-        card = gr.Code(language="markdown", label="README.md", interactive=True, elem_id="card")
+        card = gr.Code(language="markdown", label="README.md", interactive=True, wrap_lines=True, elem_id="card")
         card_shown = gr.Markdown(elem_id="card-shown", container=True)
     written = gr.State(["", "", {}])
     """[run, card as it was written from it, its pictures], so that an edited card is known: that one is pushed and stays, another is written anew."""
