@@ -125,12 +125,12 @@ def test_recipes_are_compared_line_by_line(tmp_path):
 def test_the_commands_shown_are_the_ones_that_the_command_line_takes():
     import shlex
 
-    from peft_space.__main__ import _parser
+    from peft_space.commands.arguments import parser
     from peft_space.recipe import read_recipe
 
     shell, python = view.commands("/tmp/x/my file's.jsonl", "/tmp/y/test.csv", {"fixes": ["deduplicate"]}, Recipe(lora_rank=8))
     for line in shell.splitlines():
-        given = _parser().parse_args(shlex.split(line)[3:])
+        given = parser().parse_args(shlex.split(line)[3:])
         if "recipe" in given:
             assert read_recipe(given.recipe) == Recipe(lora_rank=8)
             assert (given.data, given.held_out, given.out) == (["my file's.jsonl"], "test.csv", "my-run")

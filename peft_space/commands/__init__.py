@@ -1,0 +1,1 @@
+"""The command line: one function a command, in the rooms of `verbs/`."""
