@@ -1,17 +1,14 @@
 """The export on the Publish tab: where it will be deployed, the adapter or a merged model, its proof in words, and the download."""
 
 import contextlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from peft_space.ui import view_export
-from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, served_folder, tells_errors
 from peft_space.ui.view import escape
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -55,8 +52,7 @@ def build(page: Page) -> Choice:
         return asked
 
     def _made(page: Page, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
-        os.makedirs(get_upload_folder(), exist_ok=True)
-        folder, kept = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder()), False  # Gradio copies it there from anywhere else
+        folder, kept = served_folder(), False
         try:
             with contextlib.closing(page.workers.stream("export", run=run, out=folder, as_zip=True, **wanted)) as messages:
                 for message in messages:  # every second at least

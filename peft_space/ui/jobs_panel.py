@@ -6,16 +6,14 @@ What the job does, the tab shows as it shows any training.
 import html
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from peft_space.execution.following import start_following
 from peft_space.ui import view
-from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, served_folder, tells_errors
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 
@@ -111,8 +109,7 @@ def _build_script(page: Page) -> None:
 
     @tells_errors
     def write_script(values: dict[Any, Any]) -> Any:
-        os.makedirs(get_upload_folder(), exist_ok=True)
-        folder = tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())  # Gradio would copy it there from anywhere else
+        folder = served_folder()
         run = str(page.chosen_run(values).directory)
         made = page.workers.call("script", run=run, out=os.path.join(folder, "train.py"))
         return gr.update(value=made["path"], visible=True)

@@ -4,13 +4,16 @@ import functools
 import hashlib
 import inspect
 import logging
+import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
+from gradio.utils import get_upload_folder
 
 from peft_space import settings
 from peft_space.errors import UserError, explain, mendable
@@ -98,6 +101,12 @@ class Page:
         ids = [run_id for _, run_id in choices]
         chosen = choose or (values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None))
         return gr.update(choices=choices, value=chosen, visible=bool(choices))
+
+
+def served_folder() -> str:
+    """A new folder that nobody can guess, and whose files Gradio serves as they are: from anywhere else it would copy them there."""
+    os.makedirs(get_upload_folder(), exist_ok=True)
+    return tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())
 
 
 _SHORTEST_SECRET = 16

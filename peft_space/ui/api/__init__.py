@@ -18,8 +18,8 @@ def build(page: Page) -> None:
     blocks = Context.root_block
     assert blocks is not None, "endpoints belong to a page"
     say_why_files_are_refused(blocks)
-    given = page.workers, Files(blocks.upload_file_set)
-    training, results, elsewhere = Training(*given), Results(*given), Elsewhere(*given)
+    training = Training(page.workers, Files(blocks.upload_file_set))
+    results, elsewhere = Results(page.workers), Elsewhere(page.workers)
     endpoints = (
         *(training.bring_text, training.check_data, training.advise, training.estimate, training.dry_run),
         *(training.start, training.status, training.stop, training.resume),

@@ -3,13 +3,11 @@
 import functools
 import inspect
 import os
-import tempfile
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import gradio as gr
 from gradio.exceptions import InvalidPathError
-from gradio.utils import get_upload_folder
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
@@ -17,7 +15,7 @@ from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.run import open_run
-from peft_space.ui.page import owner_of
+from peft_space.ui.page import owner_of, served_folder
 from peft_space.verbs import Json
 
 Upload = gr.FileData | str
@@ -52,14 +50,9 @@ class Files:
         """`uploads`: Gradio's own set of them; it grows."""
         self._uploads = uploads
 
-    def new_folder(self) -> str:
-        """A folder that nobody can guess and that Gradio serves files from without a copy."""
-        os.makedirs(get_upload_folder(), exist_ok=True)
-        return tempfile.mkdtemp(prefix="peft_space-", dir=get_upload_folder())
-
     def keep(self, text: str, name: str) -> str:
         """The path of a new file with this text, which counts as one that was uploaded."""
-        path = os.path.join(self.new_folder(), name)
+        path = os.path.join(served_folder(), name)
         with open(path, "w", encoding="utf-8", newline="") as file:
             file.write(text)
         self._uploads.add(path)

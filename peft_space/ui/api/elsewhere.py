@@ -8,16 +8,15 @@ from peft_space import settings, visitors
 from peft_space.execution.following import start_following
 from peft_space.execution.local import Workers
 from peft_space.run import Run, open_run
-from peft_space.ui.api.arguments import Files
-from peft_space.ui.page import new_visitor, owner_of, token_of
+from peft_space.ui.page import new_visitor, owner_of, served_folder, token_of
 from peft_space.verbs import Json
 
 
 class Elsewhere:
     """A run on other machines."""
 
-    def __init__(self, workers: Workers, files: Files):
-        self._workers, self._files = workers, files
+    def __init__(self, workers: Workers):
+        self._workers = workers
 
     def save(self, run: str, repo: str, token: str = "", owner: str = "", signed_in: gr.OAuthToken | None = None) -> Json:
         """Save a run that is not being trained to a private dataset repository, with its data and all that it takes to go on; return its address.
@@ -52,7 +51,7 @@ class Elsewhere:
             owner: the secret that /start returned.
         """
         opened = open_run(owner_of(owner), run)
-        made = self._workers.call("script", run=str(opened.directory), out=os.path.join(self._files.new_folder(), "train.py"))
+        made = self._workers.call("script", run=str(opened.directory), out=os.path.join(served_folder(), "train.py"))
         return gr.FileData(path=made["path"], orig_name="train.py")
 
     def job_hardware(self, run: str, token: str = "", owner: str = "") -> Json:

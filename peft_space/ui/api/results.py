@@ -9,15 +9,15 @@ from pydantic import Field
 from peft_space import verbs
 from peft_space.execution.local import Workers
 from peft_space.ui.api.arguments import AS_IT_IS, Files, Sampling, Turn, trained
-from peft_space.ui.page import token_of
+from peft_space.ui.page import served_folder, token_of
 from peft_space.verbs import Json
 
 
 class Results:
     """What a trained run can do, and what becomes of it."""
 
-    def __init__(self, workers: Workers, files: Files):
-        self._workers, self._files = workers, files
+    def __init__(self, workers: Workers):
+        self._workers = workers
 
     def compare(
         self,
@@ -123,7 +123,7 @@ class Results:
             apart: base and adapter as GGUF files of their own, instead of one of the merged model.
             system: a system message that Ollama gives conversations without one.
         """
-        opened, folder = trained(run, owner), self._files.new_folder()
+        opened, folder = trained(run, owner), served_folder()
         wanted = {"target": target, "dtype": dtype, "merge_into": merge_into or None, "insist": insist}
         wanted["gguf"] = {"numbers": numbers, "apart": apart, "system": system}
         made = self._workers.call("export", run=opened, out=folder, as_zip=True, **wanted)
