@@ -8,7 +8,7 @@ from pydantic import Field
 
 from peft_space import verbs
 from peft_space.execution.local import Workers
-from peft_space.ui.api.arguments import AS_IT_IS, Files, Sampling, Turn, trained
+from peft_space.ui.api.arguments import AS_IT_IS, Sampling, Turn, trained
 from peft_space.ui.page import served_folder, token_of
 from peft_space.verbs import Json
 
