@@ -24,9 +24,9 @@ from peft_space.events import OnProgress, quietly
 from peft_space.export.merge import Dtype, MergeInto, published
 from peft_space.export.weights import added_by, not_added
 from peft_space.models.families import CLASSIFYING, auto_class
-from peft_space.models.files import read_header
 from peft_space.models.load import Adapted, Goal, base_of, inference_dtype, load_adapted, load_base_model
 from peft_space.models.quantization import quantization_of
+from peft_space.models.weights import read_header
 from peft_space.run import Run
 
 NEEDED = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95}

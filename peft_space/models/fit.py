@@ -12,7 +12,7 @@ from typing import Any
 from peft_space.errors import UserError
 from peft_space.models.base import Base, name_of
 from peft_space.models.families import linear_layers
-from peft_space.models.files import fault_of_file, read_header
+from peft_space.models.weights import fault_of_file, read_header
 from peft_space.recipe import Task
 
 _Shapes = Mapping[str, tuple[int, ...]]

@@ -20,10 +20,10 @@ from peft_space.models.families import (
     target_modules,
     trained_in_full,
 )
-from peft_space.models.files import check_claim, check_weights
 from peft_space.models.fit import check_fits, revision_of
 from peft_space.models.quantization import keep_exact, quantization_config, quantization_of
 from peft_space.models.trust import tame_generation
+from peft_space.models.weights import check_claim, check_weights
 from peft_space.models.witness import Witness
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run

@@ -19,9 +19,9 @@ from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.base import Base, find_base, load_tokenizer
 from peft_space.models.families import CLASSIFYING, MOST_LABELS, LinearLayers, choose_task, linear_layers, modules_to_save, wrapped_layers
-from peft_space.models.files import check_claim, check_weights, download_weights
 from peft_space.models.load import Goal, goal_of
 from peft_space.models.quantization import quantization_of
+from peft_space.models.weights import check_claim, check_weights, download_weights
 from peft_space.recipe import Recipe
 from peft_space.run import Run
 from peft_space.training.plan import read_plan
