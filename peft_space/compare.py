@@ -167,6 +167,7 @@ def answer(
     tools: Sequence[list[dict[str, Any]] | None] | None = None,
     limits: Sequence[int] | None = None,
     seen: Seen | None = None,
+    on_token: Callable[[], None] | None = None,
 ) -> list[str]:
     """One column's answers, generated in batches of prompts.
 
@@ -174,6 +175,7 @@ def answer(
         tools: for each conversation those that it may call.
         limits: for each conversation how many tokens its answer may have.
         seen: gets the token ids that the model was given.
+        on_token: called after each token of a batch.
     """
     offered = tools or [None] * len(conversations)
     prompts = [_prompt_ids(adapted, messages, some) for messages, some in zip(conversations, offered, strict=True)]
@@ -181,7 +183,7 @@ def answer(
     for start in range(0, len(prompts), _BATCH):
         batch = prompts[start : start + _BATCH]
         most = limits[start : start + _BATCH] if limits is not None else None
-        answers += _generate(adapted, [column] * len(batch), batch, start, sampling, on_text, most, seen)
+        answers += _generate(adapted, [column] * len(batch), batch, start, sampling, on_text, most, seen, on_token)
     return answers
 
 
@@ -201,6 +203,7 @@ def _generate(
     on_text: OnText | None,
     limits: Sequence[int] | None = None,
     seen: Seen | None = None,
+    on_token: Callable[[], None] | None = None,
 ) -> list[str]:
     """The answers to one batch of prompts, row by row those of `columns`; the prompts of each column are numbered from `start`."""
     tokenizer, model = adapted.tokenizer, adapted.model
@@ -220,8 +223,10 @@ def _generate(
     stops = [tokenizer.eos_token_id] if answers_apart else stop_token_ids(tokenizer)
     begins = 1 if answers_apart else longest
     places = [start + columns[:row].count(column) for row, column in enumerate(columns)]
-    streamer = _Streamer(tokenizer, stops, lambda row, text: on_text(columns[row], places[row], text)) if on_text else None
-    ended = StoppingCriteriaList([_LongEnough(begins, limits)]) if limits is not None else None
+    told = _Told(on_token)
+    tell = (lambda row, text: told.tell(on_text, columns[row], places[row], text)) if on_text else None
+    streamer = _Streamer(tokenizer, stops, tell) if tell else None
+    ended = StoppingCriteriaList([told, *([_LongEnough(begins, limits)] if limits is not None else [])])
     set_seed(sampling.seed)
     switched = contextlib.nullcontext() if mixed else only(adapted, columns[0])
     with torch.inference_mode(), switched, watching(adapted, columns, list(map(len, prompts)), seen):
@@ -229,6 +234,8 @@ def _generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens,
             eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, streamer=streamer, stopping_criteria=ended, **drawn,
         )  # fmt: skip
+    if told.raised:
+        raise told.raised
     return [_text(tokenizer, row[begins:].tolist(), stops) for row in output]
 
 
@@ -251,6 +258,26 @@ class _LongEnough(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return input_ids.shape[1] - self.prompt_length >= torch.tensor(self.limits, device=input_ids.device)
+
+
+class _Told(StoppingCriteria):
+    """Tells how generation goes on, and ends it where who is told raises: what went through PEFT as an exception would leave its hooks on the layers."""
+
+    def __init__(self, on_token: Callable[[], None] | None):
+        self.on_token = on_token
+        self.raised: Exception | None = None
+
+    def tell(self, listener: Callable[..., None], *told: Any) -> None:
+        if self.raised is None:
+            try:
+                listener(*told)
+            except Exception as error:  # noqa: BLE001 - it is raised when generation has ended
+                self.raised = error
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.on_token:
+            self.tell(self.on_token)
+        return torch.full((input_ids.shape[0],), self.raised is not None, device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):

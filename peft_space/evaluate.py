@@ -1,7 +1,6 @@
 """Scores both columns on the rows that were held out from training: whether answers, labels or preferences are right, how sure that is, and the loss."""
 
 import functools
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from peft_space.models.families import CLASSIFYING
 from peft_space.models.load import Adapted
 from peft_space.run import Run
 from peft_space.scores import Evaluation, General, Interval, Scores, write_scores
-from peft_space.scoring import Scoring
+from peft_space.scoring import Scoring, key_of
 from peft_space.training.tasks import collate, collate_pairs, collator_of
 
 _BATCH = 8
@@ -53,8 +52,18 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> E
     checked = check(adapted)
     batches = _num_batches(adapted, held_out, examples)
     done = iter(range(batches))
-    scoring = Scoring(run, _key(run, adapted, held_out, examples), lambda part: on_progress(next(done) / batches, f"Scoring {part}"))
-    measured = {column: _measured(adapted, column, held_out, examples, scoring.batch) for column in COLUMNS}
+    told = (0.0, "")
+
+    def on_batch(part: str) -> None:
+        nonlocal told
+        told = (next(done) / batches, f"Scoring {part}")
+        on_progress(*told)
+
+    def on_token() -> None:  # a batch of long answers can take minutes, in which who is told may want it to end
+        on_progress(*told)
+
+    scoring = Scoring(run, _key(run, adapted, held_out, examples), on_batch)
+    measured = {column: _measured(adapted, column, held_out, examples, scoring.batch, on_token) for column in COLUMNS}
     scores = {column: _statistics(adapted, held_out, examples, measured[column], measured["base"], run.recipe) for column in COLUMNS}
     result = Evaluation(
         num_rows=len(held_out),
@@ -63,7 +72,7 @@ def evaluate(run: Run, adapted: Adapted, on_progress: OnProgress = quietly) -> E
         intervals=_intervals(scores),
         confusion=_confusion(adapted, examples, measured),
         majority=_majority(run, adapted, examples),
-        general=_general(adapted, scoring.batch),
+        general=_general(adapted, scoring.batch, on_token),
         samples=_samples(held_out, measured),
         fairness=checked.in_words(),
     )
@@ -104,13 +113,7 @@ def _evenly(count: int, most: int) -> list[int]:
 
 def _key(run: Run, adapted: Adapted, rows: Sequence[Any], examples: Sequence[Example]) -> str:
     """Names all that decides what is measured."""
-    digest = hashlib.sha256(
-        repr([_METHOD, rows, examples, run.recipe, adapted.goal, str(adapted.model.device), adapted.model.dtype]).encode()
-    )
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        with open(run.adapter / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return key_of(run, _METHOD, rows, examples, run.recipe, adapted.goal, str(adapted.model.device), adapted.model.dtype)
 
 
 def _num_batches(adapted: Adapted, rows: Sequence[Any], examples: Sequence[Example]) -> int:
@@ -125,7 +128,14 @@ def _in_batches(batch: Batch, part: str, items: Sequence[Any], size: int, measur
     return [found for start in starts for found in batch(part, start // size, functools.partial(measure, items[start : start + size]))]
 
 
-def _measured(adapted: Adapted, column: Column, rows: Sequence[Any], examples: Sequence[Example], batch: Batch) -> Measured:
+def _measured(
+    adapted: Adapted,
+    column: Column,
+    rows: Sequence[Any],
+    examples: Sequence[Example],
+    batch: Batch,
+    on_token: Callable[[], None] | None = None,
+) -> Measured:
     """What one column makes of the rows."""
     if adapted.goal.task in CLASSIFYING:
         return {"labels": _in_batches(batch, f"the {column}", examples, _BATCH, lambda some: _guesses(adapted, column, some))}
@@ -145,7 +155,7 @@ def _measured(adapted: Adapted, column: Column, rows: Sequence[Any], examples: S
         def answers(places: Sequence[int]) -> list[str]:
             some, most = [answered[at] for at in places], [limits[at] for at in places]
             turns, tools = [row.messages[:-1] for row in some], [row.tools for row in some]
-            return answer(adapted, column, turns, Sampling(max_new_tokens=max(most)), tools=tools, limits=most)
+            return answer(adapted, column, turns, Sampling(max_new_tokens=max(most)), tools=tools, limits=most, on_token=on_token)
 
         given = _in_batches(batch, f"the {column}'s answers", order, _ANSWERED_AT_ONCE, answers)
         found["answers"] = [text for _, text in sorted(zip(order, given, strict=True))]
@@ -332,14 +342,16 @@ def _answers_generally(adapted: Adapted) -> bool:
     return adapted.goal.task in ("causal-lm", "dpo", "kto")
 
 
-def _general(adapted: Adapted, batch: Batch) -> General | None:
+def _general(adapted: Adapted, batch: Batch, on_token: Callable[[], None] | None = None) -> General | None:
     """How far the adapter is from the base on questions that have nothing to do with the training; of models that answer questions."""
     if not _answers_generally(adapted):
         return None
     turns = [[{"role": "user", "content": prompt}] for prompt in GENERAL_PROMPTS]
     sampling = Sampling(max_new_tokens=_GENERAL_TOKENS)
     answers = {
-        column: batch(f"the {column} on general questions", 0, functools.partial(answer, adapted, column, turns, sampling))
+        column: batch(
+            f"the {column} on general questions", 0, functools.partial(answer, adapted, column, turns, sampling, on_token=on_token)
+        )
         for column in COLUMNS
     }
     pairs = list(zip(turns, answers["base"], strict=True))

@@ -1,8 +1,9 @@
-"""A scoring as it goes on, kept in the run batch by batch, so that one that was interrupted goes on where it was, to the same numbers.
+"""A scoring, or the answers of a vote, kept in the run batch by batch, so that one that was interrupted goes on where it was, to the same numbers.
 
 Knows nothing of models: what a batch gives is JSON.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 from peft_space.run import Run
 
+SCORING, ANSWERING = "scoring.jsonl", "answering.jsonl"
+"""Files in a run; a line is a batch and its results."""
+
 
 class Scoring:
-    """What was measured so far of one scoring, in the run's `scoring.jsonl`; a line is a batch and its results."""
+    """What was measured so far of one scoring."""
 
-    def __init__(self, run: Run, key: str, on_batch: Callable[[str], None]):
+    def __init__(self, run: Run, key: str, on_batch: Callable[[str], None], file: str = SCORING):
         """Take up what was kept under the same `key`; under another it is forgotten.
 
         Args:
             key: names the adapter, the rows and all else that decides what is measured.
             on_batch: called with the part before each of its batches, kept or not.
         """
-        self._path, self._on_batch = run.path("scoring.jsonl"), on_batch
+        self._path, self._on_batch = run.path(file), on_batch
         self._known = _read(self._path, key)
         if not self._known:
             self._path.write_text(json.dumps(key) + "\n")
@@ -40,6 +44,21 @@ class Scoring:
     def done(self) -> None:
         """Nothing is left to be gone on with."""
         self._path.unlink()
+
+
+def key_of(run: Run, *decides: Any) -> str:
+    """Names the run's adapter and all that decides what is measured."""
+    digest = hashlib.sha256(repr(decides).encode())
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        with open(run.adapter / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def kept(run: Run) -> list[tuple[int, int]]:
+    """Changes whenever something more is kept."""
+    files = [run.path(name) for name in (SCORING, ANSWERING)]
+    return [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
 
 
 def _read(path: Path, key: str) -> dict[tuple[str, int], Any]:

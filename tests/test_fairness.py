@@ -134,6 +134,21 @@ def test_swapped_columns_are_caught(adapted, short_run, conversations, monkeypat
     assert found["words"].startswith("NOT FAIR: the base column is not the untouched base.")
 
 
+def test_an_answer_that_is_broken_off_leaves_the_model_as_it_was(adapted, conversations):
+    asked = dict.fromkeys(COLUMNS, conversations[:2])
+    before = {column: compare.answer(adapted, column, conversations[:2], GREEDY) for column in COLUMNS}
+
+    def leave(*_):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):  # PEFT would leave its hooks on the layers, and with them whose row is whose
+        compare._answer_together(adapted, asked, GREEDY, leave, None)
+    with pytest.raises(InterruptedError):
+        compare.answer(adapted, "base", conversations[:2], GREEDY, on_token=leave)
+    assert check(adapted).fair
+    assert {column: compare.answer(adapted, column, conversations[:2], GREEDY) for column in COLUMNS} == before
+
+
 def test_a_base_into_which_something_was_written_is_caught(short_run):
     adapted = load_adapted(short_run)
     weight = next(module for name, module in adapted.model.named_modules() if name.endswith("o_proj.base_layer")).weight

@@ -1,8 +1,10 @@
 """On ZeroGPU, with the real `spaces` package and a stand-in for the service that lends GPUs: trainings in slices, killed, refused and left."""
 
 import hashlib
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import time
 import pytest
 from gradio_client import Client
 
-from peft_space import events
+from peft_space import events, verbs
 from peft_space.errors import UserError
 from peft_space.execution import slices
 from peft_space.recipe import Recipe
@@ -20,6 +22,10 @@ from tests import zerogpu
 from tests.zerogpu import Lender
 
 PLAIN = Recipe(quantization="none", batch_size=4, lora_dropout=0.1, held_out_share=0.1, eval_steps=100)
+
+
+HASTY_SECONDS = 5
+"""Of slices that a scoring of the demo does not fit in."""
 
 
 @pytest.fixture
@@ -82,18 +88,18 @@ def test_two_slices_train_as_one_training_does(tmp_path, lender):
 
 @pytest.mark.slow
 def test_six_slices_with_three_killed_workers_end_as_one_training(tmp_path, lender):
-    recipe = PLAIN.model_copy(update={"max_steps": 250, "save_steps": 10, "quantization": "nf4"})
+    recipe = PLAIN.model_copy(update={"max_steps": 360, "save_steps": 10, "quantization": "nf4"})
     alone = trained_alone(tmp_path / "alone", recipe)
     run, rng = make_run(tmp_path / "sliced", "demo", recipe), random.Random(0)
     with lender.trainer() as trainer:
         for number in range(3):
-            trainer.begin(run.directory, 12)
-            wait_for(lambda number=number: len(lender.pids) > number)  # each kill makes the next worker a fresh one
-            time.sleep(rng.uniform(4, 20))
+            trainer.begin(run.directory, 8)
+            killed_at = 90 * number + rng.randint(15, 85)
+            wait_for(lambda killed_at=killed_at: is_at(run, killed_at))  # each kill makes the next worker a fresh one
             zerogpu.kill(lender.pids[-1])
             trainer.wait()
             assert "Resume goes on from there" in paused_why(run)
-        trainer.train(run.directory, 12)
+        trainer.train(run.directory, 8)
     assert run.status() == "finished"
     assert len(lender.pids) == 4
     assert len([event for event in run.history() if isinstance(event, events.Sliced)]) >= 6
@@ -160,6 +166,67 @@ def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
     with pytest.raises(Exception, match="quota is used up"):
         client.predict(run=started["run"], prompts=["Hello"], api_name="/compare")
     lending.quota = float("inf")
+
+
+@pytest.fixture
+def hasty(tmp_path, short_run):
+    """The page where slices are so short that a scoring needs several, with a trained run; and who lends it GPUs."""
+    with Lender() as lending:
+        running = zerogpu.Page(tmp_path / "hasty", PEFT_SPACE_SLICE_SECONDS=str(HASTY_SECONDS), **lending.environment)
+        shutil.copytree(short_run.directory, running.home / "runs" / "local" / "trained")
+        running.start()
+        yield running, lending
+        running.kill()
+
+
+def asked_until_done(client, **asked):
+    """The result of an endpoint that may take several slices, and what each of the calls before said."""
+    before = []
+    while (found := client.predict(run="trained", **asked))["more"]:
+        before.append(found)
+        assert len(before) < 30
+    return found, before
+
+
+@pytest.mark.slow
+def test_a_scoring_and_a_vote_that_outgrow_their_slices_go_on_in_the_next_to_the_same_end(hasty, own_run):
+    running, lending = hasty
+    client = Client(running.url, verbose=False)
+    found, before = asked_until_done(client, api_name="/evaluate")
+    assert len(before) >= 2
+    assert [0 <= one["share"] < 1 for one in before] == [True] * len(before)
+    assert sorted(one["share"] for one in before) == [one["share"] for one in before]
+    assert len(lending.asked) == len(before) + 1
+    assert {name: value for name, value in found.items() if name != "more"} == json.loads(
+        json.dumps(verbs.evaluate(str(own_run.directory)))
+    )
+    sampling = {"max_new_tokens": 100, "temperature": 0.7}
+    found, before = asked_until_done(client, count=40, sampling=sampling, seed=3, api_name="/pairs")
+    assert len(before) >= 1
+    assert found["pairs"] == verbs.pairs(str(own_run.directory), count=40, sampling=sampling, seed=3)["pairs"]
+    assert not list((running.home / "runs" / "local" / "trained").glob("*ing.jsonl"))
+
+
+@pytest.mark.slow
+def test_what_is_refused_or_too_long_for_a_slice_is_told_and_what_was_scored_is_kept(hasty):
+    running, lending = hasty
+    client = Client(running.url, verbose=False)
+    share = client.predict(run="trained", api_name="/evaluate")["share"]
+    lending.no_gpu = True
+    with pytest.raises(Exception, match="No GPU was free within a minute: ask again in a while"):
+        client.predict(run="trained", api_name="/evaluate")
+    lending.no_gpu = False
+    assert client.predict(run="trained", api_name="/evaluate")["share"] > share
+    endless = {"run": "trained", "count": 8, "sampling": {"max_new_tokens": 4096}, "api_name": "/pairs"}
+    with pytest.raises(Exception, match=f"Slices of {HASTY_SECONDS} s are too short for this"):
+        for _ in range(3):
+            assert client.predict(**endless)["more"]
+
+
+def is_at(run, step):
+    """Whether a training is in the middle of a slice, at that step or later."""
+    happened = run.history()
+    return isinstance(happened[-1], events.Step) and happened[-1].step >= step
 
 
 def wait_for(found, seconds=120):

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import spaces
 
-from peft_space import events, settings, verbs
+from peft_space import events, scoring, settings, verbs
 from peft_space.errors import UserError, explain, mendable
 from peft_space.execution import slices
 from peft_space.execution.local import WorkerFault, Workers
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 _IN_SLICES = {"compare", "evaluate", "pairs", "dry_run"}
 """Verbs that compute on a GPU."""
+_GOING_ON = {"evaluate", "pairs"}
+"""Those that keep what they have measured in the run, and go on from there in another slice."""
+_SPARE_SECONDS = 2.0
+"""Before the end of its slice a verb leaves."""
 
 
 def import_libraries() -> None:
@@ -146,7 +150,10 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 class SlicedWorkers(Workers):
-    """Workers whose verbs that want a GPU take a slice each; all others run in worker processes as ever."""
+    """Workers whose verbs that want a GPU take a slice each; all others run in worker processes as ever.
+
+    Where a slice was too short for a verb that goes on, its result is `more`, and the `share` that is done: ask again, in an event of its own.
+    """
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         if verb not in _IN_SLICES:
@@ -163,28 +170,52 @@ class SlicedWorkers(Workers):
         except (UserError, WorkerFault):
             raise
         except Exception as error:
-            raise UserError(in_words(error, limit)) from error
+            raise UserError(in_words(error, limit, "ask again")) from error
+
+
+class _Over(Exception):
+    """The slice is over."""
 
 
 class _Left(Exception):
     """Nobody waits for the answer any more."""
 
 
+_computing = threading.Lock()
+
+
 @spaces.GPU(duration=_duration)
 def _do(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The messages of a verb, as a worker process writes them."""
     messages: queue.Queue[dict[str, Any]] = queue.Queue()
-    left, deadline = threading.Event(), _began() + seconds - 1
+    left, deadline, share = threading.Event(), _began() + seconds - _SPARE_SECONDS, 0.0
 
     def report(told: dict[str, Any]) -> None:
+        nonlocal share
         if left.is_set():
             raise _Left
         if time.time() > deadline:
-            raise UserError(f"This took longer than the {seconds} s for which it had a GPU. Ask for less; a scoring goes on where it was.")
+            raise _Over
+        share = told.get("share", share)
         messages.put({"report": told})
 
+    def slice_of_it() -> dict[str, Any]:
+        before = scoring.kept(Run(arguments["run"])) if verb in _GOING_ON else None
+        try:
+            return {"result": verbs.VERBS[verb](**arguments, report=report)}
+        except _Over:
+            if verb not in _GOING_ON:
+                raise UserError(f"This took longer than the {seconds} s for which it had a GPU. Ask for less at once.") from None
+            if scoring.kept(Run(arguments["run"])) == before:
+                raise UserError(
+                    f"Slices of {seconds} s are too short for this: nothing more of it was done in one. "
+                    "Whoever runs this Space can set longer ones: PEFT_SPACE_SLICE_SECONDS."
+                ) from None
+            return {"result": {"more": True, "share": share}}
+
     def work() -> None:
-        messages.put(_or_error(lambda: {"result": verbs.VERBS[verb](**arguments, report=report)}))
+        with _computing:  # what nobody waits for any more ends at its next report, and switches the same adapter on and off until then
+            messages.put(_or_error(slice_of_it))
 
     threading.Thread(target=work, daemon=True).start()
     try:
@@ -205,25 +236,28 @@ def _do(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[dict[str
 _LEFT = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)")
 
 
-def in_words(error: Exception, limit: int) -> str:
-    """Why there was no GPU, or no longer one, in one sentence, and what to do."""
+def in_words(error: Exception, limit: int, again: str = "Resume") -> str:
+    """Why there was no GPU, or no longer one, in one sentence, and what to do.
+
+    Args:
+        again: how what was asked for is asked for again; what a training has kept goes on by Resume.
+    """
     title, said = getattr(error, "title", ""), str(getattr(error, "message", error))
     if title == "ZeroGPU illegal duration":
-        return f"ZeroGPU does not lend you a GPU for as long as {limit} s at once: choose shorter slices, then Resume."
+        return f"ZeroGPU does not lend you a GPU for as long as {limit} s at once: choose shorter slices, then {again}."
     if title == "ZeroGPU quota exceeded" and (left := _LEFT.search(said)):
-        return f"Your GPU quota is used up: {left[1]} s were asked for and {left[2]} s are left, so Resume when you have more."
+        return f"Your GPU quota is used up: {left[1]} s were asked for and {left[2]} s are left, so {again} when you have more."
     if title in ("ZeroGPU quota exceeded", "ZeroGPU pending credits exceeded"):
-        return "Your GPU quota is used up, or you are not signed in: sign in, or wait until you have more, then Resume."
+        return f"Your GPU quota is used up, or you are not signed in: sign in, or wait until you have more, then {again}."
     if title == "ZeroGPU queue timeout" or "No GPU was available" in said:
-        return "No GPU was free within a minute: Resume in a while."
+        return f"No GPU was free within a minute: {again} in a while."
     if "Expired ZeroGPU proxy token" in said:
-        return "Your sign-in with this page has expired: reload the page, then Resume."
+        return f"Your sign-in with this page has expired: reload the page, then {again}."
     if title == "ZeroGPU worker error":
-        return (
-            "The GPU was taken away before the slice was over, and nothing before the last checkpoint is lost: Resume goes on from there."
-        )
+        kept = "nothing before the last checkpoint is lost: Resume goes on from there" if again == "Resume" else f"{again} in a while"
+        return f"The GPU was taken away before the slice was over, and {kept}."
     if "Connection closed by visitor" in said:
-        return "The page was closed while it waited for a GPU: Resume goes on from here."
+        return f"The page was closed while it waited for a GPU: {again}, and it goes on from here."
     if mendable(error) is None:
         logger.exception("a slice failed", exc_info=error)
     return explain(error)

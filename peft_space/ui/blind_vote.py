@@ -12,6 +12,7 @@ import gradio as gr
 from peft_space import votes
 from peft_space.prompts import split_prompts
 from peft_space.ui import view, view_compare
+from peft_space.ui.going_on import GoingOn
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 _BUTTONS = (("left", "Left is better"), ("same", "They are as good"), ("right", "Right is better"))
@@ -49,6 +50,8 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
             number: left[0]["pair"],
         }
 
+    answering = GoingOn(page, "pairs", progress, lambda run, _: shown(run))
+
     def put_up(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         _ = run.adapter
@@ -56,8 +59,7 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
         sampling = {name: values[field] for name, field in settings.items()}
         asked = {"prompts": own, "count": int(values[count]), "system": values[system] or "", "sampling": sampling}
         yield {progress: "Starting…", booth: gr.update(visible=False)}
-        seed = secrets.randbelow(2**31)
-        yield from page.working(progress, lambda _: shown(run), "pairs", run=str(run.directory), seed=seed, **asked)
+        yield from answering.work(run, seed=secrets.randbelow(2**31), **asked)
 
     def cast(choice: Any) -> Any:
         def vote(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -77,14 +79,19 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
     chosen = {page.visitor, page.run}
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
     given = [progress, pair, booth, number]
+    begun = [*given, answering.next]
     asked = {*chosen, source, count, prompts, system, *settings.values()}
-    beginning = begin.click(tells_errors(put_up, where=progress), asked, given, **hidden)
-    stop.click(lambda: "Stopped.", None, progress, cancels=beginning, **hidden)
+    beginning = begin.click(tells_errors(put_up, where=progress), asked, begun, **hidden)
+    stopped = {progress: "Stopped. Begun again with the same choices, it goes on where it was.", answering.next: []}
+    stop.click(lambda: stopped, None, list(stopped), cancels=[beginning, answering.build(begun)], **hidden)
     for choice, button in buttons.items():
         button.click(tells_errors(cast(choice)), {*chosen, number}, given, **hidden)
     tell.click(tells_errors(lambda values: view.escape(votes.result(page.chosen_run(values))["words"])), chosen, progress, **hidden)
     export.click(tells_errors(write), chosen, files, **hidden)
     page.run.change(
-        lambda: ["", gr.update(visible=False), "", gr.update(value=None, visible=False)], None, [progress, booth, number, files], **hidden
+        lambda: ["", gr.update(visible=False), "", gr.update(value=None, visible=False), []],
+        None,
+        [progress, booth, number, files, answering.next],
+        **hidden,
     )
     page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 3, page.state, [begin, tell, export], **hidden)

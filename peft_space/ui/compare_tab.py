@@ -12,6 +12,7 @@ from peft_space.prompts import BETWEEN, held_out_prompts, read_prompts, split_pr
 from peft_space.run import Run, list_runs, open_run
 from peft_space.scores import Evaluation, evaluation_of, read_scores
 from peft_space.ui import blind_vote, chat, view, view_compare
+from peft_space.ui.going_on import GoingOn
 from peft_space.ui.page import PRIVATE, Page, tells_errors
 
 _MOST_GROWING = 20
@@ -58,6 +59,7 @@ class CompareTab:
             self.scores = gr.Dataframe(interactive=False, label="Scores on the held-out rows", scale=3, wrap=True, elem_id="scores")
             self.bars = gr.BarPlot(x="column", y="score", x_title=" ", y_title=" ", sort="-x", height=220, scale=1, elem_id="score-bars")
         self.more = gr.HTML(elem_id="more-scores")
+        self.scoring_on = GoingOn(page, "evaluate", self.scoring, lambda _, found: self.show_scores(evaluation_of(found)))
         self.expected = gr.State({})
         self.taken = gr.State(0)
         self.asked = {
@@ -79,7 +81,7 @@ class CompareTab:
     @property
     def scored_outputs(self) -> list[Any]:
         """What `evaluate` fills."""
-        return [self.scoring, self.scored, self.scores, self.bars, self.more]
+        return [self.scoring, self.scored, self.scores, self.bars, self.more, self.scoring_on.next]
 
     def take_rows(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The next held-out rows as prompts, and their own answers to compare with."""
@@ -149,7 +151,7 @@ class CompareTab:
         run = self.page.chosen_run(values)
         _ = run.adapter
         yield {self.scoring: "Starting…"}
-        yield from self.page.working(self.scoring, lambda found: self.show_scores(evaluation_of(found)), "evaluate", run=str(run.directory))
+        yield from self.scoring_on.work(run)
 
     def show_scores(self, scores: Evaluation) -> dict[Any, Any]:
         """The table, the bars and what stands beside them."""
@@ -171,6 +173,7 @@ class CompareTab:
             self.scoring: "",
             self.scored: gr.update(visible=False),
             self.more: "",
+            self.scoring_on.next: [],
             self.expected: {},
         }
         known = read_scores(self.page.chosen_run(values)) if values[self.page.run] else None
@@ -186,8 +189,13 @@ def build(page: Page) -> CompareTab:
     tab.file.upload(tells_errors(lambda path: [BETWEEN.join(read_prompts(path)), {}]), tab.file, [tab.prompts, tab.expected], **hidden)
     answering = tab.ask.click(tells_errors(tab.answer, where=tab.progress), tab.asked, tab.answered_outputs, **hidden)
     scoring = tab.score.click(tells_errors(tab.evaluate, where=tab.scoring), chosen, tab.scored_outputs, **hidden)
-    stopped = {tab.progress: "Stopped. A scoring goes on where it was when it is asked for again.", tab.scoring: ""}
-    tab.stop.click(lambda: stopped, None, [tab.progress, tab.scoring], cancels=[answering, scoring], **hidden)
+    going_on = tab.scoring_on.build(tab.scored_outputs)
+    stopped = {
+        tab.progress: "Stopped. A scoring goes on where it was when it is asked for again.",
+        tab.scoring: "",
+        tab.scoring_on.next: [],
+    }
+    tab.stop.click(lambda: stopped, None, list(stopped), cancels=[answering, scoring, going_on], **hidden)
     page.run.change(tells_errors(tab.forget), chosen, [*tab.answered_outputs, tab.expected, *tab.scored_outputs], **hidden)
     offering = {*chosen, page.state, tab.also}
     gr.on([page.run.change, page.state.change], tells_errors(tab.offer), offering, tab.also, **hidden)

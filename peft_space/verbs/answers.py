@@ -1,5 +1,6 @@
 """What base and adapter answer, side by side and unseen, and how they score."""
 
+import functools
 from dataclasses import asdict
 
 from peft_space.errors import UserError
@@ -84,25 +85,38 @@ def pairs(
 ) -> Json:
     """A new blind vote: `pairs` of answers without their columns, in random order and on random sides. Votes before are forgotten.
 
+    Answers that were interrupted go on where they were.
+
     Args:
         prompts: what to ask; without them, `count` of the held-out rows.
     """
     from peft_space import votes
     from peft_space.prompts import held_out_prompts
+    from peft_space.scoring import ANSWERING, Scoring, key_of
 
-    opened = Run(run)
+    opened, on_progress = Run(run), progress(report)
+
+    def both(prompts: list[str], system: str, start: int) -> list[Json]:
+        def still(_: Json) -> None:  # not what they say: it would be seen whose it is
+            on_progress(start / len(asked), "Both answer, unseen")
+
+        given = compare(run, prompts, system, sampling, report=still)
+        if given["task"].endswith("classification"):
+            raise UserError("A label is right or wrong, so there is nothing to vote on. Score both columns instead.")
+        if not given["fairness"]["fair"]:
+            raise UserError(given["fairness"]["words"])
+        return given["answers"]
+
     asked = [{"prompt": prompt, "system": system} for prompt in prompts] if prompts else held_out_prompts(opened, count)
     answers: list[Json] = []
+    answering = Scoring(opened, key_of(opened, asked, sampling), lambda _: None, ANSWERING)
     for start in range(0, len(asked), _ANSWERED_AT_ONCE):
-        progress(report)(start / len(asked), "Both answer, unseen")
+        on_progress(start / len(asked), "Both answer, unseen")
         some = asked[start : start + _ANSWERED_AT_ONCE]
         for said in dict.fromkeys(one["system"] for one in some):  # the rows of one system message together
-            given = compare(run, [one["prompt"] for one in some if one["system"] == said], said, sampling)
-            if given["task"].endswith("classification"):
-                raise UserError("A label is right or wrong, so there is nothing to vote on. Score both columns instead.")
-            if not given["fairness"]["fair"]:
-                raise UserError(given["fairness"]["words"])
-            answers += given["answers"]
+            together = [one["prompt"] for one in some if one["system"] == said]
+            answers += answering.batch(said, start, functools.partial(both, together, said, start))
+    answering.done()
     return {"pairs": votes.put_up(opened, answers, seed)}
 
 

@@ -45,13 +45,13 @@ class Results:
         return self._workers.call("compare", run=trained(run, owner), **given)
 
     def evaluate(self, run: str, owner: str = "") -> Json:
-        """Score base and adapter on the held-out rows.
+        """Score base and adapter on the held-out rows. `more` says whether to call again: on ZeroGPU a call scores for one slice.
 
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
         """
-        return self._workers.call("evaluate", run=trained(run, owner))
+        return {"more": False} | self._workers.call("evaluate", run=trained(run, owner))
 
     def pairs(
         self,
@@ -65,6 +65,8 @@ class Results:
     ) -> Json:
         """Begin a blind vote: pairs of answers without their columns, in random order and on random sides. Votes before are forgotten.
 
+        `more` says whether to call again with the same arguments: on ZeroGPU a call answers for one slice.
+
         Args:
             run: the id that /start returned.
             owner: the secret that /start returned.
@@ -75,7 +77,7 @@ class Results:
             seed: of the order and the sides.
         """
         given = {"prompts": prompts or None, "count": count, "system": system, "sampling": sampling, "seed": seed}
-        return self._workers.call("pairs", run=trained(run, owner), **given)
+        return {"more": False} | self._workers.call("pairs", run=trained(run, owner), **given)
 
     def vote(self, run: str, pair: str, choice: str, owner: str = "") -> Json:
         """Keep a vote on a pair, and say how many are left.
