@@ -79,7 +79,7 @@ def take_up(repo: str, directory: str | Path, token: str | None, on_progress: On
     """
     api = hub.client(repo, token)
     with new_folder(directory) as aside, tempfile.TemporaryDirectory() as scratch:
-        with hub.in_words(repo, "The run was not taken up", ""):
+        with hub.in_words(repo, "The run was not taken up", "", _not_read(repo)):
             on_progress(0.0, f"Looking at {repo}")
             revision = api.dataset_info(repo).sha
             tree = api.list_repo_tree(repo, recursive=True, revision=revision, repo_type="dataset")
@@ -103,6 +103,17 @@ def take_up(repo: str, directory: str | Path, token: str | None, on_progress: On
         except (UserError, ValidationError, ValueError, OSError):
             raise UserError(f"The run that is saved in {repo} was written by another version and cannot be read here.") from None
     return Run(directory)
+
+
+def _not_read(repo: str) -> dict[int, str]:
+    """Why the Hub does not let a saved run be read, by HTTP status."""
+    other = "Give a token that may read it, of its owner's account"
+    return {
+        401: f"the Hub does not let the dataset {repo!r} be read with this token, or without one. {other}",
+        403: f"the token may not read the dataset {repo!r}. {other}: signing in on a Space opens only what was saved from there",
+        404: f"the Hub does not find the dataset {repo!r}, or the token may not read it. Check the name. If it is right, "
+        f"{other[0].lower()}{other[1:]}: signing in on a Space opens only what was saved from there",
+    }
 
 
 def _files_of(run: Run) -> list[str]:

@@ -25,6 +25,7 @@ from tests.app_process import App  # noqa: E402
 from tests.hub_server import HubServer, User  # noqa: E402
 
 WRITER, READER = "hf_maria_may_write", "hf_maria_may_only_read"
+NARROW, OTHERS = "hf_maria_of_another_repository", "hf_otto_may_write"
 """Tokens that the Hub of the tests knows."""
 SHORT = Recipe(max_steps=12, save_steps=4, eval_steps=6)
 """A real training of the built-in model on the sample data in a few seconds."""
@@ -74,7 +75,8 @@ def app(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hub_server():
     """A Hub of our own, with two users."""
-    with HubServer({WRITER: User("maria"), READER: User("maria", may_write=False)}) as server:
+    tokens = {WRITER: User("maria"), READER: User("maria", may_write=False), OTHERS: User("otto")}
+    with HubServer(tokens | {NARROW: User("maria", may_write=False, may_read=False)}) as server:
         yield server
 
 

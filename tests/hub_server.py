@@ -35,10 +35,12 @@ GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass(frozen=True)
 class User:
-    """Whom a token belongs to. A token that may write may write to repositories of this name."""
+    """Whom a token belongs to. A token that may write may write to repositories of this name, and read the private ones."""
 
     name: str
     may_write: bool = True
+    may_read: bool = True
+    """Private repositories of this name; a fine-grained token names those that it may."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ class HubServer:
         if found is None or (found.private and (user is None or user.name != repo.split("/")[-2])):
             # it does not tell a private repository from one that does not exist
             raise _Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
+        if found.private and user and not user.may_read:
+            raise _Refusal(403, "This token does not have access to this repository")
         return found
 
     def _commit_at(self, request: Request, repo: str, revision: str | None) -> Commit:

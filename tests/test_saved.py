@@ -17,7 +17,7 @@ from peft_space.run import Run
 from peft_space.saved import MANIFEST
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
-from tests.conftest import READER, SHORT, WRITER
+from tests.conftest import NARROW, OTHERS, READER, SHORT, WRITER
 
 REPO, NAME = "datasets/maria/tickets", "maria/tickets"
 NOT_SAVED = ("lock", "worker.log", "request", "checkpoints/runs/events.out", ".adapter.old/x", "hf_token")
@@ -179,18 +179,33 @@ def test_what_is_torn_or_does_not_belong_is_refused_and_nothing_is_left(the_hub,
     assert files_in(tmp_path) == before
 
 
-@pytest.mark.parametrize(("token", "words"), [("hf_wrong", "does not accept the token"), (None, "does not find|does not accept")])
-def test_somebody_else_does_not_get_it(the_hub, save, take_up, tmp_path, token, words):
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (
+            "hf_wrong",
+            "the Hub does not let the dataset 'maria/tickets' be read with this token, or without one. Give a token that may read it",
+        ),
+        (None, "the Hub does not let the dataset 'maria/tickets' be read with this token, or without one. Give a token that may read it"),
+        (NARROW, "the token may not read the dataset 'maria/tickets'. Give a token that may read it, of its owner's account"),
+        (
+            OTHERS,
+            "the Hub does not find the dataset 'maria/tickets', or the token may not read it. Check the name. If it is right, give a token",
+        ),
+    ],
+)
+def test_who_may_not_read_it_does_not_get_it_and_is_told_what_to_do(the_hub, save, take_up, tmp_path, token, words):
     save()
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=f"The run was not taken up: {words}") as refusal:
         take_up(token=token)
+    assert "write" not in str(refusal.value), "to read it takes no such token"
     assert not list(tmp_path.glob("elsewhere/*"))
 
 
 def test_a_download_that_breaks_off_leaves_nothing_and_can_be_tried_again(the_hub, save, take_up, tmp_path):
     save()
     the_hub.fail_next("resolve/", 403, times=100)
-    with pytest.raises(UserError, match=r"The run was not taken up: the token may not"):
+    with pytest.raises(UserError, match=r"The run was not taken up: the token may not read the dataset 'maria/tickets'"):
         take_up()
     assert not list(tmp_path.glob("elsewhere/*"))
     the_hub._faults.clear()
