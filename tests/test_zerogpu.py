@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from gradio_client import Client
@@ -18,17 +19,10 @@ from peft_space.execution import slices
 from peft_space.recipe import Recipe
 from peft_space.run import steps_of
 from peft_space.training.prepare import make_run
-from peft_space.training.train import train
 from tests import zerogpu
-from tests.zerogpu import Lender
+from tests.zerogpu import HASTY_SECONDS, TRAINED, Lender
 
 PLAIN = Recipe(quantization="none", batch_size=4, lora_dropout=0.1, held_out_share=0.1, eval_steps=100)
-
-
-HASTY_SECONDS = 9
-"""Of slices that the scoring of 180 rows does not fit in."""
-TRAINED = "5" * 24
-"""The id of a run that has an adapter."""
 
 
 @pytest.fixture
@@ -173,19 +167,14 @@ def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
 
 @pytest.fixture(scope="module")
 def much_to_score(tmp_path_factory):
-    """A trained run of which most rows are held out."""
-    run = make_run(tmp_path_factory.mktemp("much") / "run", "demo", PLAIN.model_copy(update={"max_steps": 4, "held_out_share": 0.5}))
-    with run.lock():
-        train(run)
-    return run
+    return zerogpu.much_to_score(tmp_path_factory.mktemp("much") / "run")
 
 
 @pytest.fixture
 def hasty(tmp_path, much_to_score):
     """The page where slices are so short that a scoring needs several, with a trained run; and who lends it GPUs."""
     with Lender() as lending:
-        running = zerogpu.Page(tmp_path / "hasty", PEFT_SPACE_SLICE_SECONDS=str(HASTY_SECONDS), **lending.environment)
-        shutil.copytree(much_to_score.directory, running.home / "runs" / "local" / TRAINED)
+        running = zerogpu.hasty_page(tmp_path / "hasty", much_to_score, lending)
         running.start()
         yield running, lending
         running.kill()
@@ -246,3 +235,16 @@ def wait_for(found, seconds=120):
     while not found():
         assert time.time() < deadline, "it did not come"
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_proven_in_a_slice_and_a_merged_model_on_the_cpu(space, much_to_score, tmp_path):
+    running, lending = space
+    shutil.copytree(much_to_score.directory, running.home / "runs" / "local" / TRAINED)
+    client = Client(running.url, verbose=False, download_files=tmp_path)
+    for target, slices_taken in (("adapter", 1), ("merged", 0)):
+        before = len(lending.asked)
+        with zipfile.ZipFile(client.predict(run=TRAINED, target=target, dtype="float32", api_name="/export")) as made:
+            [proof] = [name for name in made.namelist() if name.endswith("proof.json")]
+            assert json.loads(made.read(proof))["passed"]
+        assert len(lending.asked) == before + slices_taken

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from peft_space.recipe import Recipe
+from peft_space.run import Run
 from tests.app_process import ROOT, App
 
 
@@ -134,6 +137,29 @@ class Page(App):
     command = ("-m", "tests.zerogpu", "page")
 
 
+HASTY_SECONDS = 9
+"""Of slices that the scoring of 180 rows does not fit in."""
+TRAINED = "5" * 24
+"""The id of the run that `hasty_page` has."""
+
+
+def much_to_score(directory: Path) -> Run:
+    """A trained run, its base in 4 bits, of which half the rows are held out."""
+    from peft_space.training.prepare import make_run
+    from peft_space.training.train import train
+
+    run = make_run(directory, "demo", Recipe(max_steps=4, held_out_share=0.5, eval_steps=4))
+    with run.lock():
+        train(run)
+    return run
+
+
+def hasty_page(home: Path, run: Run, lending: Lender) -> Page:
+    """The page with very short slices and a copy of that run."""
+    shutil.copytree(run.directory, home / "runs" / "local" / TRAINED)
+    return Page(home, PEFT_SPACE_SLICE_SECONDS=str(HASTY_SECONDS), **lending.environment)
+
+
 def kill(pid: int) -> None:
     """End a worker as the platform does."""
     with contextlib.suppress(ProcessLookupError):
@@ -164,7 +190,6 @@ def import_spaces_without_a_gpu() -> None:
 def train() -> None:
     """For each line with seconds and a run: slices until it ends, or one is refused."""
     from peft_space.execution import zerogpu
-    from peft_space.run import Run
 
     zerogpu.import_libraries()
     workers = zerogpu.SlicedWorkers()

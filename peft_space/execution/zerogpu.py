@@ -26,7 +26,7 @@ from peft_space.run import Run, list_runs_beside, steps_of
 
 logger = logging.getLogger(__name__)
 
-_IN_SLICES = {"compare", "evaluate", "pairs", "dry_run"}
+_IN_SLICES = {"compare", "evaluate", "pairs", "dry_run", "compress"}
 """Verbs that compute on a GPU."""
 _GOING_ON = {"evaluate", "pairs"}
 """Those that keep what they have measured in the run, and go on from there in another slice."""
@@ -156,7 +156,8 @@ class SlicedWorkers(Workers):
     """
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        if verb not in _IN_SLICES:
+        proves_adapter = verb == "export" and arguments.get("target", "adapter") == "adapter"  # merging is work for a CPU
+        if verb not in _IN_SLICES and not proves_adapter:
             yield from super().stream(verb, **arguments)
             return
         if verb == "dry_run":  # the rows are rendered, and the estimate refused where it must be, before a GPU is asked for

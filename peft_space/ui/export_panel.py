@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space.ui import view_export
-from peft_space.ui.page import PRIVATE, Page, put_back, served_folder, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, say_on_cpu, served_folder, tells_errors
 from peft_space.ui.view import escape
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
@@ -28,6 +28,10 @@ def build(page: Page) -> Choice:
     advised = gr.Markdown(elem_id="deploy-advice")
     target = gr.Radio(view_export.TARGETS, value="adapter", label="Export", elem_id="export-target")
     merging, dtype, into, writing, numbers, apart = _formats()
+    say_on_cpu(
+        "A merged model and GGUF files are made and proven",
+        "memory for the whole base at 4 bytes a parameter, and the time that a CPU needs to answer with it. An adapter is proven on a lent GPU",
+    )
     insist = gr.Checkbox(False, label="Keep it although it does not answer as the adapter does", visible=False, elem_id="insist")
     with gr.Row():
         make = gr.Button("Export as a .zip, with its proof", variant="primary", interactive=False, elem_id="make-zip")

@@ -145,6 +145,14 @@ def new_visitor(secret: str) -> str:
     return secret or secrets.token_hex(24)
 
 
+def say_on_cpu(what: str, takes: str) -> None:
+    """Where GPUs are lent, say of `what` is computed without one that it is, and what it `takes`. To be called inside `gr.Blocks`."""
+    if settings.on_zerogpu():
+        gr.Markdown(
+            f"{what} on this Space's own CPU, not on a lent GPU: nothing of your quota goes on it, but {takes}.", elem_classes="on-cpu"
+        )
+
+
 def put_back(event: Any, as_before: dict[Any, Any]) -> None:
     """Where an event fails, its buttons are as before. A step of its own: what a generator shows just before it raises can be lost."""
     event.failure(lambda: as_before, None, list(as_before), show_progress="hidden", **PRIVATE)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from peft_space.errors import UserError
 from peft_space.ui import view_ranks
-from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, say_on_cpu, tells_errors
 
 _HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 
@@ -21,6 +21,7 @@ def build_study(page: Page) -> None:
         gr.Markdown(
             "Trains your recipe for at most 60 steps at each of the ranks 2 to 64, and compares the loss on held-out rows. Nothing of it is kept."
         )
+        say_on_cpu("The study runs", "it trains as slowly as a CPU does, so it is for small base models")
         with gr.Row():
             begin = gr.Button("Study the ranks", elem_id="study")
             cancel = gr.Button("Cancel", visible=False, elem_id="cancel-study")

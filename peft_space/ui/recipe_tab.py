@@ -9,7 +9,7 @@ from peft_space.errors import UserError
 from peft_space.recipe import make_recipe, read_recipe
 from peft_space.ui import estimates, ranks, view_recipe
 from peft_space.ui.form import GROUPS
-from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors
+from peft_space.ui.page import PRIVATE, Page, put_back, say_on_cpu, tells_errors
 
 
 def build(page: Page) -> None:
@@ -56,6 +56,7 @@ def _build_advice(page: Page) -> None:
         recommend = gr.Button("Recommend a recipe for my data", variant="primary", elem_id="recommend")
         take = gr.Button("Use what is recommended", visible=False, elem_id="take-advice")
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel-advice")
+    say_on_cpu("A recommendation is worked out", "seconds: a base model is asked about your rows only up to 300 million parameters")
     advising = gr.Markdown(elem_id="advising")
     table = gr.HTML(visible=False, elem_id="advice")
     advised = gr.State({})
