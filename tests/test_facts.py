@@ -6,12 +6,13 @@ import pytest
 
 from peft_space import verbs
 from peft_space.__main__ import main
+from peft_space.advice import MachineFacts
 from peft_space.checklist import read_checklist
 from peft_space.models.base import find_base
 from peft_space.models.families import linear_layers
 from peft_space.models.load import expected_parameter_counts
 from peft_space.recipe import Recipe
-from peft_space.training.facts import data_facts, model_facts
+from peft_space.training.facts import data_facts, machine_facts, model_facts
 from peft_space.training.prepare import prepare
 
 
@@ -29,6 +30,18 @@ def test_facts_of_the_sample_data(base):
     assert facts.lengths[-1] == prepared.train.column("length").max()
     assert 2 < facts.bits_per_token < 12, "the base does not know tickets"
     assert 1 <= facts.tokens_per_word < 2.5
+
+
+def test_on_zerogpu_facts_and_estimates_are_of_the_gpu_that_is_lent(monkeypatch):
+    on_the_cpu = verbs.estimate("demo")["memory"]["total"]
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert machine_facts() == MachineFacts("cuda", 43_200_000_000)
+    found = verbs.estimate("demo")
+    assert found["memory"]["free"] == 43_200_000_000
+    assert found["memory"]["total"] < on_the_cpu, "libraries and mapped files count on a CPU alone"
+    memory, time = found["words"]
+    assert memory.endswith("40.2 GiB are free on the GPU that is lent.")
+    assert time.endswith("how long they take on the GPU that is lent shows when a few are measured.")
 
 
 @pytest.mark.parametrize("rank", [1, 16])

@@ -3,8 +3,10 @@
 Only what has one GPU at most, for a training computes on one. Knows nothing of prices, which change.
 """
 
+import multiprocessing
 from dataclasses import dataclass
 
+from peft_space import settings
 from peft_space.hardware import Device
 
 USABLE = 0.9
@@ -45,3 +47,10 @@ HARDWARE = (
     SpaceHardware("a100-large", "A100", "cuda", 80, 312),
     SpaceHardware("rtx-pro-6000", "RTX PRO 6000", "cuda", 96),
 )
+
+
+def lent() -> SpaceHardware | None:
+    """What a training will compute on where that is not what this process sees: on ZeroGPU outside of a slice, which is a daemon's."""
+    if not settings.on_zerogpu() or multiprocessing.current_process().daemon:
+        return None
+    return next(kind for kind in HARDWARE if kind.name == "zero-a10g")

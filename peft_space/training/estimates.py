@@ -21,7 +21,7 @@ from peft_space.models.families import linear_layers
 from peft_space.models.load import inference_dtype
 from peft_space.models.memory import estimate, estimate_within, to_fit
 from peft_space.models.quantization import quantization_of
-from peft_space.models.spaces_hardware import HARDWARE, SpaceHardware
+from peft_space.models.spaces_hardware import HARDWARE, SpaceHardware, lent
 from peft_space.recipe import Recipe, Task
 from peft_space.training.prepare import Prepared, prepare
 from peft_space.training.row_order import goes_by_length, padded_tokens
@@ -122,13 +122,15 @@ def row_lengths(rows: Tokens, recipe: Recipe) -> np.ndarray:
 
 
 def memory_here(recipe: Recipe, config: Any, task: Task, length: int, num_rows: int | None = None) -> Memory | None:
-    """What training needs on this machine, if the longest row has `length` tokens; None for a base that comes quantized."""
+    """What training needs on this machine, or the GPU that is lent to it, if the longest row has `length` tokens; None for a base that comes quantized."""
     if quantization_of(recipe, config) != recipe.quantization:
         return None
     layers = linear_layers(config, task)  # anew: counting wraps the model
     rows = _rows_at_once(recipe, task, num_rows)
     where: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype()}
     free = hardware.free_memory()
+    if kind := lent():
+        where, free = {"device": kind.device, "dtype": "bfloat16"}, kind.usable
     need, checkpointing = estimate_within(layers, recipe, rows, length, free, **where)
     trained = recipe.model_copy(update={"gradient_checkpointing": "on" if checkpointing else "off"})
     changes = [] if need.total <= free else to_fit(layers, trained, rows, length, free, **where)
@@ -233,6 +235,10 @@ def in_words(found: Estimates) -> list[str]:
         f"Time: about {duration(time.seconds)} for {time.steps:,} steps, {duration(time.step_seconds)} each. This is rough: "
         f"{time.flops / 1e9:,.3g} GFLOP a step, at {REACHED:.0%} of the {time.rate / 1e9:,.3g} GFLOP/s of matrix products here."
     )
+    here = "here"
+    if lent():
+        here = "on the GPU that is lent"
+        of_time = f"Time: {time.steps:,} steps of {time.flops / 1e9:,.3g} GFLOP; how long they take {here} shows when a few are measured."
     if found.memory is None:
         return ["Memory: not estimated, because the base model comes quantized. Measure it.", of_time]
     memory = found.memory
@@ -241,5 +247,5 @@ def in_words(found: Estimates) -> list[str]:
     how = ", with gradient checkpointing" if memory.gradient_checkpointing else ""
     need = f"Memory: about {gigabytes(memory.total)} at most{how}, for rows of {memory.length:,} tokens ({parts})"
     if memory.total <= memory.free:
-        return [f"{need}. {gigabytes(memory.free)} are free here.", of_time]
-    return [f"{need}, and {gigabytes(memory.free)} are free here: it does not fit. {_remedy(memory)}", of_time]
+        return [f"{need}. {gigabytes(memory.free)} are free {here}.", of_time]
+    return [f"{need}, and {gigabytes(memory.free)} are free {here}: it does not fit. {_remedy(memory)}", of_time]

@@ -13,6 +13,7 @@ from peft_space.models.base import Base, load_tokenizer
 from peft_space.models.families import linear_layers, wrapped_layers
 from peft_space.models.load import load_base_model
 from peft_space.models.quantization import quantization_of
+from peft_space.models.spaces_hardware import lent
 from peft_space.recipe import Recipe, Task
 from peft_space.training.prepare import Prepared
 from peft_space.training.tasks import Examples, example_batch
@@ -94,4 +95,5 @@ def _context_length(config: Any) -> int | None:
 
 def machine_facts() -> MachineFacts:
     """What is known of the machine that trains."""
-    return MachineFacts(hardware.device(), hardware.free_memory())
+    kind = lent()
+    return MachineFacts(kind.device, kind.usable) if kind else MachineFacts(hardware.device(), hardware.free_memory())
