@@ -43,7 +43,7 @@ class Scoring:
 
     def done(self) -> None:
         """Nothing is left to be gone on with."""
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)  # another scoring of the same may have ended first
 
 
 def key_of(run: Run, *decides: Any) -> str:
