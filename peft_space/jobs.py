@@ -3,6 +3,7 @@
 What happens inside the job is `execution/in_job.py`. Tokens are used and passed on to the job as a secret; none is written down.
 """
 
+import collections
 import functools
 import json
 import logging
@@ -20,7 +21,7 @@ from huggingface_hub._jobs_api import TERMINAL_JOB_STAGES, JobHardwareInfo
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from pydantic import ValidationError
 
-from peft_space import durable, events, hub, packing
+from peft_space import durable, events, hub, packing, settings
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.models.spaces_hardware import TERAFLOPS, SpaceHardware
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 PACKAGE = "package.zip"
 RUN = "run/"
 """Where the run's files lie in the dataset, beside this package and the manifest."""
+_MOST_LINES, _LONGEST_LINE = 10_000, 2_000
+"""Of a job's log."""
 _LABEL = "peft-space-run"
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _BEGIN = (
@@ -222,11 +225,15 @@ def _job(api: HfApi, handed: events.HandedOver) -> JobInfo | None:
 
 def _take_files(api: HfApi, run: Run, repo: str) -> list[bytes]:
     """Take what is new in the dataset, all of one commit; the lines of the job's events."""
-    commit = api.repo_info(repo, repo_type="dataset").sha
+    info = api.repo_info(repo, repo_type="dataset", files_metadata=True)
+    commit, sizes = info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []}
     known = json.loads(run.path("job.json").read_text()) if run.path("job.json").is_file() else {}
     with tempfile.TemporaryDirectory(dir=run.directory, prefix=".job-") as scratch:
+        packing.refuse_large({packing.MANIFEST: sizes.get(packing.MANIFEST, 0)}, settings.largest_run_bytes())
         fetch = functools.partial(api.hf_hub_download, repo, repo_type="dataset", revision=commit, local_dir=scratch)
         digests = packing.read_manifest(Path(fetch(packing.MANIFEST)).read_text(encoding="utf-8"))
+        coming = {name: sizes.get(f"{RUN}{name}", 0) for name in digests if _comes_back(name) or name == "events.jsonl"}
+        packing.refuse_large(coming, settings.largest_run_bytes())
         new = {name for name, digest in digests.items() if known.get(name) != digest and _comes_back(name)}
         packing.take(run.directory, digests, new, lambda name: Path(fetch(f"{RUN}{name}")))
         for folder in _checkpoints(run):
@@ -243,13 +250,14 @@ def _comes_back(name: str) -> bool:
 
 
 def _keep_log(api: HfApi, run: Run, handed: events.HandedOver) -> None:
-    """Keep what the job has printed as job.log."""
+    """Keep the end of what the job has printed as job.log."""
     try:
-        lines = list(api.fetch_job_logs(job_id=handed.job, namespace=handed.owner))
+        log = api.fetch_job_logs(job_id=handed.job, namespace=handed.owner)
+        lines = collections.deque((line.rstrip()[:_LONGEST_LINE] for line in log), maxlen=_MOST_LINES)
     except httpx2.HTTPError as error:  # the rest tells how it goes
         logger.warning("the log of the job %s cannot be read: %s", handed.job, error)
         return
-    durable.write_text(run.path("job.log"), "".join(f"{line.rstrip()}\n" for line in lines))
+    durable.write_text(run.path("job.log"), "".join(f"{line}\n" for line in lines))
 
 
 def _told_events(lines: list[bytes]) -> list[events.Event]:

@@ -11,9 +11,14 @@ from pathlib import Path
 from peft_space import durable
 from peft_space.errors import UserError
 from peft_space.run import Run
+from peft_space.words import gigabytes
 
 MANIFEST = "packed.json"
 """The file beside packed ones that holds the SHA-256 of each."""
+_MOST_FILES = 10_000
+_LARGEST_TEXT = 200e6
+"""Bytes of a file of text; what has more are numbers, or rows."""
+_OF_NUMBERS = (".safetensors", ".pt", ".pth", ".bin", ".arrow")
 _FOLDERS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
 _NAME = r"/\w[\w.-]*"
 _BELONGS = re.compile(
@@ -51,26 +56,48 @@ def read_manifest(text: str) -> dict[str, str]:
     return digests
 
 
+def refuse_large(sizes: Mapping[str, int], most: float) -> None:
+    """Raise UserError where files, which nobody has fetched yet, are more, or larger, than those of a run can be, or take more than `most` bytes."""
+    if len(sizes) > _MOST_FILES:
+        raise UserError(f"What was packed has {len(sizes):,} files, and a run has at most {_MOST_FILES:,}. Nothing was taken of it.")
+    for name, size in sizes.items():
+        if size > _LARGEST_TEXT and not name.endswith(_OF_NUMBERS):
+            raise UserError(
+                f"{name} has {gigabytes(size)}, and no such file of a run has more than {gigabytes(_LARGEST_TEXT)}. Nothing was taken."
+            )
+    if (needed := sum(sizes.values())) > most:
+        raise UserError(
+            f"What was packed takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken here (PEFT_SPACE_MAX_RUN_MB). Nothing was taken of it."
+        )
+
+
 def take(run_directory: Path, digests: Mapping[str, str], names: Iterable[str], fetch: Callable[[str], Path]) -> None:
-    """Bring `names` into a run's directory, a folder of them as a whole, from where `fetch` puts each. Raises UserError for what is not as packed."""
-    wanted = sorted(names)
-    folders = sorted({folder for name in wanted if (folder := _folder(name))})
-    for folder in folders:
-        target = run_directory / folder
-        aside = target.with_name(f".{target.name}.taken")
-        shutil.rmtree(aside, ignore_errors=True)
-        for name in digests:
-            if _folder(name) == folder:
-                _copy(verified(fetch(name), digests[name], name), aside / name.removeprefix(f"{folder}/"))
-        shutil.rmtree(target, ignore_errors=True)
-        durable.rename(aside, target)
-    for name in wanted:
-        if not _folder(name):
-            target = run_directory / name
-            aside = target.with_name(f".{target.name}.taken")
-            _copy(verified(fetch(name), digests[name], name), aside)
-            durable.sync(aside)
-            os.replace(aside, target)
+    """Bring `names` into a run's directory, a folder of them as a whole, from where `fetch` puts each; all of it or nothing.
+
+    Raises UserError for what is not as packed.
+    """
+    places = {_folder(name) or name for name in names}
+    asides = {place: (run_directory / place).with_name(f".{Path(place).name}.taken") for place in sorted(places)}
+    try:
+        for aside in asides.values():
+            _remove(aside)
+        for name, digest in digests.items():
+            if (place := _folder(name) or name) in asides:
+                _copy(verified(fetch(name), digest, name), asides[place] / name.removeprefix(place).removeprefix("/"))
+        for place, aside in asides.items():
+            if aside.is_dir():
+                shutil.rmtree(run_directory / place, ignore_errors=True)
+                durable.rename(aside, run_directory / place)
+            else:
+                durable.sync(aside)
+                os.replace(aside, run_directory / place)
+    finally:
+        for aside in asides.values():
+            _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def belongs(name: str) -> bool:

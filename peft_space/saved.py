@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, errors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from peft_space import hub
+from peft_space import hub, settings
 from peft_space.errors import UserError
 from peft_space.events import OnProgress, quietly
 from peft_space.export.folder import new_folder
@@ -30,7 +30,6 @@ tags:
 
 A fine-tuning of peft_space, with its data. To go on with it elsewhere: `python -m peft_space take-up {repo} --out RUN_DIR`
 """
-_LARGEST_BYTES = 20e9
 
 
 class Manifest(BaseModel):
@@ -165,8 +164,12 @@ def _read(path: Path, repo: str) -> Manifest:
 
 
 def _refuse_without_room(repo: str, sizes: list[int], folder: Path) -> None:
-    needed, free = sum(sizes), shutil.disk_usage(folder).free
-    if needed > min(free / 2, _LARGEST_BYTES):  # it lies on the disk twice for a moment
+    needed, free, most = sum(sizes), shutil.disk_usage(folder).free, settings.largest_run_bytes()
+    if needed > most:
+        raise UserError(
+            f"The run in {repo} takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken up here (PEFT_SPACE_MAX_RUN_MB)."
+        )
+    if needed > free / 2:  # it lies on the disk twice for a moment
         raise UserError(f"The run in {repo} takes {gigabytes(needed)}, and there is no room for it here ({gigabytes(free)} are free).")
 
 

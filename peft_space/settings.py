@@ -28,6 +28,11 @@ def most_stored_bytes() -> int | None:
     return int(float(_limit("PEFT_SPACE_MAX_STORED_MB", "5000")) * 1e6) or None
 
 
+def largest_run_bytes() -> float:
+    """How large a run may be that comes from a job or is taken up from the Hub (`PEFT_SPACE_MAX_RUN_MB`, of 10^6 bytes): on a Space 5,000 MB."""
+    return float(os.environ.get("PEFT_SPACE_MAX_RUN_MB") or (5_000 if on_space() else 20_000)) * 1e6
+
+
 def keep_days() -> float | None:
     """After how many days without a change a run is removed (`PEFT_SPACE_KEEP_DAYS`): 14 on a Space, elsewhere never."""
     return float(_limit("PEFT_SPACE_KEEP_DAYS", "14")) or None

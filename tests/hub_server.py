@@ -328,7 +328,8 @@ class HubServer:
 
     def _info(self, request: Request, repo: str, revision: str | None) -> Answer:
         commit = self._commit_at(request, repo, revision)
-        files = [{"rfilename": path} for path in sorted(commit.files)]
+        sizes = {path: {"size": len(content)} if request.query.get("blobs") else {} for path, content in commit.files.items()}
+        files = [{"rfilename": path} | sizes[path] for path in sorted(commit.files)]
         return _json(
             {
                 "id": "/".join(repo.split("/")[-2:]),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -360,6 +361,63 @@ def test_what_is_not_as_it_was_packed_does_not_come_back(here, run):
     with pytest.raises(UserError, match="not as it was packed"):
         look(run)
     assert not run.path("adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "sent", "words"),
+    [
+        ("1", {"adapter/adapter_model.safetensors": 2_000_000}, r"takes 0\.00 GiB, and at most 0\.00 GiB are taken here"),
+        ("1", {f"checkpoints/checkpoint-{step}/weights.pt": 300_000 for step in (1, 2, 3, 4)}, "PEFT_SPACE_MAX_RUN_MB"),
+        ("900", {f"adapter/part-{number}.txt": 1 for number in range(10_001)}, "and a run has at most 10,000"),
+        ("1", {"packed.json": 1_500_000}, "PEFT_SPACE_MAX_RUN_MB"),
+    ],
+)
+def test_more_than_a_run_can_have_does_not_come_back_and_is_not_even_fetched(here, run, monkeypatch, limit, sent, words):
+    monkeypatch.setenv("PEFT_SPACE_MAX_RUN_MB", limit)
+    hand_over(run)
+    if "packed.json" in sent:
+        [repository] = here.repositories.values()
+        repository.commits.append(Commit("sent", repository.files | {"packed.json": bytes(sent["packed.json"])}))
+    else:
+        send(here, run, BEGUN, step(1), **{name: bytes(size) for name, size in sent.items()}, **{"plan.json": b"{}"})
+    before = sorted(run.directory.rglob("*"))
+    here.requests.clear()
+    with pytest.raises(UserError, match=words):
+        look(run)
+    assert sorted(run.directory.rglob("*")) == before
+    assert not [request.path for request in here.requests if "/run/" in request.path]
+    here.jobs["job0"].end("COMPLETED", "")
+    assert look(run)
+    assert run.status() == "failed"
+    assert re.search(words, run.history()[-1].message)
+    assert not run.path("adapter").exists()
+
+
+def test_a_file_of_text_is_not_as_large_as_weights_may_be():
+    packing.refuse_large({"adapter/adapter_model.safetensors": 300_000_000, "adapter/tokenizer.json": 100_000_000}, 1e9)
+    with pytest.raises(UserError, match=r"adapter_config\.json has 0\.28 GiB, and no such file of a run has more than 0\.19 GiB"):
+        packing.refuse_large({"adapter/adapter_config.json": 300_000_000}, 1e9)
+
+
+def test_where_one_file_is_not_as_it_was_packed_nothing_of_the_others_comes_back(here, run):
+    hand_over(run)
+    files = {"adapter/adapter_config.json": b"{}", "checkpoints/checkpoint-2/manifest.json": b"{}", "plan.json": b"right"}
+    repository = send(here, run, BEGUN, **files)
+    repository.commits.append(Commit("bad", repository.files | {"run/plan.json": b"wrong"}))
+    before = sorted(filter(Path.is_file, run.directory.rglob("*")))
+    with pytest.raises(UserError, match=r"plan\.json is not as it was packed"):
+        look(run)
+    assert sorted(filter(Path.is_file, run.directory.rglob("*"))) == before
+
+
+def test_of_a_jobs_log_the_end_is_kept(here, run):
+    hand_over(run)
+    job = here.jobs["job0"]
+    with open(f"{job._folder.name}/log", "w") as log:
+        log.writelines(f"line {number}{'!' * 3_000}\n" for number in range(10_500))
+    look(run)
+    kept = run.path("job.log").read_text().splitlines()
+    assert (len(kept), kept[-1][:10], max(map(len, kept))) == (10_000, "line 10499", 2_000)
 
 
 def test_the_estimates_say_what_fits_how_long_and_what_it_costs(here, made):
