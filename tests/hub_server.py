@@ -41,6 +41,7 @@ class User:
     may_write: bool = True
     may_read: bool = True
     """Private repositories of this name; a fine-grained token names those that it may."""
+    id: str = "5f0c746619cb630495b814fd"
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,9 @@ class HubServer:
         user = self._user(request)
         if user is None:
             raise _Refusal(401, "Invalid username or password.")
-        return _json({"type": "user", "name": user.name, "auth": {"accessToken": {"role": "write" if user.may_write else "read"}}})
+        return _json(
+            {"type": "user", "id": user.id, "name": user.name, "auth": {"accessToken": {"role": "write" if user.may_write else "read"}}}
+        )
 
     def _create(self, request: Request) -> Answer:
         wanted = request.json()

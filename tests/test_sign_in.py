@@ -9,10 +9,12 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from peft_space.run import owners_folder
-from peft_space.ui.page import owner_of
+from peft_space.ui.page import _digest, owner_of
 from tests.app_process import App
-from tests.conftest import WRITER
+from tests.conftest import READER, WRITER
+from tests.hub_server import User
 from tests.openid import CLIENT, OpenIdProvider
+from tests.test_isolation import OF_A_RUN
 
 pytestmark = pytest.mark.slow
 SECRET = "a-secret-of-a-visitor-s-browser"
@@ -42,6 +44,13 @@ def run(space, own_run, monkeypatch):
     monkeypatch.setenv("SYSTEM", "spaces")
     shutil.copytree(own_run.directory, owners_folder(owner_of(SECRET)) / RUN, dirs_exist_ok=True)
     return RUN
+
+
+@pytest.fixture(scope="module")
+def maria_s(space):
+    """The id of a run of maria's account."""
+    program = client(space.url, oauth_token=WRITER)
+    return program.predict(data="demo", recipe={"max_steps": 1}, later=True, api_name="/start")["run"]
 
 
 def cookie_of(answer: httpx.Response) -> str:
@@ -90,6 +99,56 @@ def test_a_programs_oauth_token_counts_as_signing_in(space, the_hub, run):
     taken = caller.predict(repo="maria/saved", owner=SECRET, api_name="/take_up")
     assert (taken["owner"], taken["status"]) == (SECRET, "finished")
     assert {line["run"] for line in caller.predict(owner=SECRET, api_name="/runs")} >= {run, taken["run"]}
+
+
+def test_a_program_with_a_token_has_the_runs_of_its_account_as_the_page_has(space, the_hub, provider):
+    program = client(space.url, oauth_token=WRITER)
+    started = program.predict(data="demo", recipe={"max_steps": 1}, later=True, api_name="/start")
+    assert (started["owner"], started["status"]) == ("", "new")
+    assert [path.parent.parent.name for path in space.home.glob(f"runs/*/{started['run']}/run.json")] == [f"hub-{_digest(provider.sub)}"]
+    browser = client(space.url, headers={"Cookie": sign_in(space.url)})
+    for same in (program, browser, client(space.url, oauth_token=WRITER), client(space.url, oauth_token=READER)):  # both tokens are maria's
+        assert started["run"] in {line["run"] for line in same.predict(api_name="/runs")}
+        assert same.predict(run=started["run"], api_name="/status")["status"] == "new"
+    own = program.predict(data="demo", recipe={"max_steps": 1}, later=True, owner=SECRET, api_name="/start")
+    assert own["owner"] == SECRET
+    assert own["run"] in {line["run"] for line in client(space.url).predict(owner=SECRET, api_name="/runs")}
+    assert own["run"] not in {line["run"] for line in program.predict(api_name="/runs")}
+    assert {started["run"], own["run"]} <= {line["run"] for line in program.predict(owner=SECRET, api_name="/runs")}
+
+
+def test_the_hub_is_not_asked_at_every_call_whose_a_token_is(space, the_hub):
+    token = "hf_asked_once_and_then_known"
+    the_hub.tokens[token] = User("maria")
+    program = client(space.url, oauth_token=token)
+    for _ in range(3):
+        program.predict(api_name="/runs")
+    assert [request.path for request in the_hub.requests if request.token == token] == ["/api/whoami-v2"]
+
+
+@pytest.mark.parametrize("endpoint", OF_A_RUN)
+def test_neither_a_wrong_token_nor_anothers_opens_a_run_of_an_account(space, the_hub, maria_s, endpoint):
+    the_hub.tokens["hf_of_otto"] = User("otto", id="60" * 12)
+    for caller, words in (
+        (client(space.url), "whose runs these are"),
+        (client(space.url, oauth_token="hf_wrong"), "does not accept the `oauth_token`"),
+        (client(space.url, oauth_token="hf_of_otto"), "You have no run"),
+        (client(space.url, oauth_token=WRITER[:-1]), "does not accept the `oauth_token`"),
+        (client(space.url, headers={"Cookie": "session=forged", "x-hf-authorization": f"Bearer {WRITER}"}), "whose runs these are"),
+    ):
+        with pytest.raises(AppError, match=words):
+            caller.predict(run=maria_s, api_name=f"/{endpoint}", **OF_A_RUN[endpoint])
+
+
+def test_a_wrong_token_lists_no_runs_and_anothers_lists_none_of_mine(space, the_hub, maria_s):
+    the_hub.tokens["hf_of_otto"] = User("otto", id="60" * 12)
+    assert maria_s in {line["run"] for line in client(space.url, oauth_token=WRITER).predict(api_name="/runs")}
+    assert client(space.url, oauth_token="hf_of_otto").predict(api_name="/runs") == []
+    with pytest.raises(AppError, match="does not accept the `oauth_token`"):
+        client(space.url, oauth_token="hf_wrong").predict(api_name="/runs")
+    the_hub.fail_next("whoami", 500, times=9)
+    with pytest.raises(AppError, match=r"The runs of your account were not looked up: the Hub answered with an error of its own \(500\)"):
+        client(space.url, oauth_token="hf_never_asked_for").predict(api_name="/runs")
 
 
 def test_a_typed_token_counts_before_the_one_of_signing_in(space, the_hub, run):

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,7 @@ from peft_space.execution.local import WorkerFault, Workers
 from peft_space.execution.zerogpu import SlicedWorkers
 from peft_space.run import Run, list_runs, open_run
 from peft_space.ui import view
+from peft_space.ui.accounts import account_of
 from peft_space.ui.form import Form
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
@@ -123,16 +125,29 @@ def owner_of(secret: str) -> str:
     return _digest(secret)
 
 
+def owners_of(secret: str) -> list[str]:
+    """Whose runs a program sees: those of its secret, and of the account that its Hub token is of. New ones are the first's. UserError where it has neither."""
+    account = [f"hub-{_digest(account)}"] if (account := signed_in_as()) else []
+    return [owner_of(secret), *account] if secret or not account else account
+
+
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:32]
 
 
+BROUGHT: ContextVar[str | None] = ContextVar("brought", default=None)
+"""The `oauth_token` of the program whose call is being answered."""
+
+
 def signed_in_as() -> str | None:
-    """The Hub account that the visitor whose event is being handled is signed in with: its id, which stays when its name is changed."""
+    """The Hub account that the visitor whose event is being handled is signed in with, or whose token a program brings: its id, which stays when its name is changed."""
     request = LocalContext.request.get(None)
     scope = request.request.scope if isinstance(request, gr.Request) and settings.signs_in() else {}
     signed_in = scope.get("session", {}).get("oauth_info") or {}
-    return signed_in["userinfo"]["sub"] if signed_in.get("expires_at", 0) > time.time() else None
+    if signed_in.get("expires_at", 0) > time.time():
+        return signed_in["userinfo"]["sub"]
+    token = BROUGHT.get()
+    return account_of(token) if token and settings.signs_in() else None
 
 
 def token_of(typed: str | None, signed_in: gr.OAuthToken | None) -> str | None:
@@ -143,6 +158,11 @@ def token_of(typed: str | None, signed_in: gr.OAuthToken | None) -> str | None:
 def new_visitor(secret: str) -> str:
     """The visitor's secret; made on the first visit."""
     return secret or secrets.token_hex(24)
+
+
+def new_owner(secret: str) -> str:
+    """The secret of a program's new run; made on a Space, where there is none and no account either."""
+    return new_visitor(secret) if settings.on_space() and not signed_in_as() else secret
 
 
 def say_on_cpu(what: str, takes: str) -> None:

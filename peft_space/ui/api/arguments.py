@@ -15,7 +15,7 @@ from peft_space.data.check import DEMO
 from peft_space.data.hub_data import is_address
 from peft_space.errors import UserError
 from peft_space.run import open_run
-from peft_space.ui.page import owner_of, served_folder
+from peft_space.ui.page import BROUGHT, owners_of, served_folder, token_of
 from peft_space.verbs import Json
 
 Upload = gr.FileData | str
@@ -78,28 +78,40 @@ class Files:
 
 def trained(run: str, owner: str) -> str:
     """The folder of a run that has an adapter; where it has none this says so without starting a worker."""
-    opened = open_run(owner_of(owner), run)
+    opened = open_run(owners_of(owner), run)
     _ = opened.adapter
     return str(opened.directory)
 
 
 def checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """The endpoint, which tells in words when an argument is not of the type that it declares."""
-    declared = {name: parameter.annotation for name, parameter in inspect.signature(endpoint).parameters.items()}
-    # what Gradio gives, not the caller, is as it is
-    kinds = {name: TypeAdapter(Any if kind == gr.OAuthToken | None else kind) for name, kind in declared.items()}
+    """The endpoint, which tells in words when an argument is not of the type that it declares, and takes the `oauth_token` of gradio_client."""
+    signature = inspect.signature(endpoint)
+    declared = dict(signature.parameters)
+    told_token = _SIGNED_IN.name in declared
+    declared[_SIGNED_IN.name] = _SIGNED_IN  # Gradio gives it, not the caller, and to no endpoint that does not ask for it
+    kinds = {name: TypeAdapter(parameter.annotation) for name, parameter in declared.items() if name != _SIGNED_IN.name}
 
     @functools.wraps(endpoint)
     def checked(*given: Any) -> Any:
-        arguments = {}
-        for (name, kind), value in zip(kinds.items(), given, strict=True):
+        arguments = dict(zip(declared, given, strict=True))
+        for name, kind in kinds.items():
             try:
-                arguments[name] = kind.validate_python(value)
+                arguments[name] = kind.validate_python(arguments[name])
             except ValidationError as error:
                 raise UserError(_fault(name, error)) from None
-        return endpoint(**arguments)
+        signed_in = arguments[_SIGNED_IN.name] if told_token else arguments.pop(_SIGNED_IN.name)
+        before = BROUGHT.set(token_of(None, signed_in))
+        try:
+            return endpoint(**arguments)
+        finally:
+            BROUGHT.reset(before)
 
+    checked.__signature__ = signature.replace(parameters=list(declared.values()))  # type: ignore[attr-defined]
+    checked.__annotations__ = endpoint.__annotations__ | {_SIGNED_IN.name: _SIGNED_IN.annotation}
     return checked
+
+
+_SIGNED_IN = inspect.Parameter("signed_in", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=gr.OAuthToken | None)
 
 
 def _fault(name: str, error: ValidationError) -> str:

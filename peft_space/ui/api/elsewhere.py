@@ -4,11 +4,11 @@ import os
 
 import gradio as gr
 
-from peft_space import settings, visitors
+from peft_space import visitors
 from peft_space.execution.following import start_following
 from peft_space.execution.local import Workers
 from peft_space.run import Run, open_run
-from peft_space.ui.page import new_visitor, owner_of, served_folder, token_of
+from peft_space.ui.page import new_owner, owners_of, served_folder, token_of
 from peft_space.verbs import Json
 
 
@@ -27,7 +27,7 @@ class Elsewhere:
             token: a Hub token with write access, used for this and forgotten; without it, the client's `oauth_token`.
             owner: the secret that /start returned.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         return self._workers.call("save", run=str(opened.directory), repo=repo.strip(), token=token_of(token, signed_in))
 
     def take_up(self, repo: str, token: str = "", owner: str = "", signed_in: gr.OAuthToken | None = None) -> Json:
@@ -38,8 +38,8 @@ class Elsewhere:
             token: a Hub token that may read it, used for this and forgotten; without it, the client's `oauth_token`.
             owner: the secret of an earlier start, to have this run in the same list; without one a new secret is made.
         """
-        secret = new_visitor(owner) if settings.on_space() else owner
-        folder = visitors.new_run(owner_of(secret))
+        secret = new_owner(owner)
+        folder = visitors.new_run(owners_of(secret)[0])
         self._workers.call("take_up", directory=str(folder), repo=repo.strip(), token=token_of(token, signed_in))
         return {"run": folder.name, "owner": secret, "status": Run(folder).status()}
 
@@ -50,7 +50,7 @@ class Elsewhere:
             run: the id that /start returned.
             owner: the secret that /start returned.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         made = self._workers.call("script", run=str(opened.directory), out=os.path.join(served_folder(), "train.py"))
         return gr.FileData(path=made["path"], orig_name="train.py")
 
@@ -62,7 +62,7 @@ class Elsewhere:
             token: a Hub token; empty is the one that this machine is signed in with.
             owner: the secret that /start returned.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         return self._workers.call("job_hardware", run=str(opened.directory), token=token_of(token, None))
 
     def hand_over(self, run: str, flavor: str, timeout: str, token: str = "", owner: str = "") -> Json:
@@ -75,7 +75,7 @@ class Elsewhere:
             token: a Hub token that may write and run jobs; the job gets it as a secret, to send the run back.
             owner: the secret that /start returned.
         """
-        opened, used = open_run(owner_of(owner), run), token_of(token, None)
+        opened, used = open_run(owners_of(owner), run), token_of(token, None)
         handed = self._workers.call("hand_over", run=str(opened.directory), flavor=flavor, timeout=timeout, token=used)
         start_following(opened, used)
         return {"run": run, "status": opened.status(), **{name: handed[name] for name in ("job", "address", "repo")}}
@@ -88,7 +88,7 @@ class Elsewhere:
             token: a Hub token that may read the run's dataset.
             owner: the secret that /start returned.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         if opened.status() == "handed over":
             start_following(opened, token_of(token, None))
         return {"run": run, "status": opened.status()}
@@ -101,7 +101,7 @@ class Elsewhere:
             token: a Hub token that may run jobs.
             owner: the secret that /start returned.
         """
-        opened, used = open_run(owner_of(owner), run), token_of(token, None)
+        opened, used = open_run(owners_of(owner), run), token_of(token, None)
         self._workers.call("cancel_job", run=str(opened.directory), token=used)
         start_following(opened, used)
         return {"run": run, "status": opened.status()}

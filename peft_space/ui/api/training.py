@@ -16,7 +16,7 @@ from peft_space.execution.trainings import start_training
 from peft_space.recipe import make_recipe
 from peft_space.run import Run, evaluations_of, kept_of, list_runs, open_run, steps_of, warnings_of
 from peft_space.ui.api.arguments import AS_IT_IS, Files, Upload, Uploads
-from peft_space.ui.page import new_visitor, owner_of
+from peft_space.ui.page import new_owner, owners_of
 from peft_space.verbs import Json
 
 
@@ -117,8 +117,8 @@ class Training:
             reading: how to read the columns and what to mend, as /check_data takes it.
             later: only make the run, to be trained elsewhere: /hand_over and /script take it, and so does /resume.
         """
-        secret = new_visitor(owner) if settings.on_space() else owner
-        folder = visitors.new_run(owner_of(secret))
+        secret = new_owner(owner)
+        folder = visitors.new_run(owners_of(secret)[0])
         values = make_recipe(recipe).model_dump(exclude_defaults=True)
         given = {"data": self._files.paths(data), "held_out": self._files.one(held_out), "reading": reading or None}
         self._workers.call("make", directory=str(folder), recipe=values, **given)
@@ -135,7 +135,7 @@ class Training:
             owner: the secret that /start returned.
             since_step: losses up to this step are left out.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         happened = opened.history()
         started = [event for event in happened if isinstance(event, events.Started)]
         losses = [_told(event, *_LOSS) for event in steps_of(happened) if event.step > since_step]
@@ -159,7 +159,7 @@ class Training:
             run: the id that /start returned.
             owner: the secret that /start returned.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         if opened.status() in ("queued", "running"):
             opened.ask_to_leave("stop")
         return {"run": run, "status": opened.status()}
@@ -176,10 +176,10 @@ class Training:
             anyway: go on also where rows, recipe or libraries have changed since, which is refused otherwise.
             slice_seconds: on ZeroGPU the longest that the slice may be; 0 leaves it to the app, mostly 60.
         """
-        opened = open_run(owner_of(owner), run)
+        opened = open_run(owners_of(owner), run)
         if (status := opened.status()) in ("queued", "handed over", "running", "finished"):
             raise UserError(f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.")
-        visitors.refuse_more_open(owner_of(owner))
+        visitors.refuse_more_open(opened.directory.parent.name)
         if settings.on_zerogpu():
             zerogpu.start(opened, shorter)
             more = zerogpu.go_on(opened, self._workers, slice_seconds or settings.slice_seconds(), anyway)
@@ -193,7 +193,7 @@ class Training:
         Args:
             owner: the secret that /start returned.
         """
-        return [_line(run) | {"created": run.about["created"], "base_model": run.recipe.base_model} for run in list_runs(owner_of(owner))]
+        return [_line(run) | {"created": run.about["created"], "base_model": run.recipe.base_model} for run in list_runs(*owners_of(owner))]
 
     def _before_training(self, verb: str, data: Any, recipe: Json, held_out: Any, reading: Json) -> Json:
         values = make_recipe(recipe).model_dump()
