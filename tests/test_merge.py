@@ -1,5 +1,6 @@
 """A merged model is what plain PEFT makes of base and adapter in float32, to the byte, whether it is merged in memory or on the disk."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,27 @@ def test_a_wrong_scale_or_a_layer_left_out_is_seen_in_the_weights():
         "model.layers.0.self_attn.q_proj has 0% of what the adapter adds to it",
         "model.layers.1.self_attn.v_proj has 50% of what the adapter adds to it",
     ]
+
+
+def test_of_dora_the_same_is_seen():
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_dora=True)
+    adapted = get_peft_model(transformers.LlamaForCausalLM(LLAMA[1]), config)
+    assert len(added_by(adapted)) == 4
+    assert not_added(copy.deepcopy(adapted).merge_and_unload(), added_by(adapted), "float32") == []  # nothing is added yet
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.rand_like(parameter))
+    added, layers = added_by(adapted), adapted.base_model.model.model.layers
+    magnitude = layers[1].self_attn.v_proj.lora_magnitude_vector["default"].weight
+    magnitude.data = layers[1].self_attn.v_proj.get_base_layer().weight.norm(dim=1)
+    left_out = layers[0].self_attn.q_proj.get_base_layer().weight.clone()
+    model = adapted.merge_and_unload()
+    model.model.layers[0].self_attn.q_proj.weight.data = left_out
+    first, second = not_added(model.to(torch.bfloat16), added, "bfloat16")
+    assert first == "model.layers.0.self_attn.q_proj has 0% of what the adapter adds to it"
+    assert second.startswith("model.layers.1.self_attn.v_proj has"), second
 
 
 def test_the_merged_folder_has_all_that_a_model_needs_in_shards_and_the_run_stays_as_it_was(short_run, tmp_path, monkeypatch):
