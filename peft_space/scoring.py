@@ -55,10 +55,10 @@ def key_of(run: Run, *decides: Any) -> str:
     return digest.hexdigest()
 
 
-def kept(run: Run) -> list[tuple[int, int]]:
-    """Changes whenever something more is kept."""
+def kept(run: Run) -> list[int]:
+    """Bytes of what is kept; others whenever a batch more is."""
     files = [run.path(name) for name in (SCORING, ANSWERING)]
-    return [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
+    return [path.stat().st_size for path in files if path.is_file()]
 
 
 def _read(path: Path, key: str) -> dict[tuple[str, int], Any]:

@@ -85,13 +85,13 @@ def test_two_slices_train_as_one_training_does(tmp_path, lender):
 
 @pytest.mark.slow
 def test_six_slices_with_three_killed_workers_end_as_one_training(tmp_path, lender):
-    recipe = PLAIN.model_copy(update={"max_steps": 360, "save_steps": 10, "quantization": "nf4"})
+    recipe = PLAIN.model_copy(update={"max_steps": 300, "save_steps": 10, "quantization": "nf4"})
     alone = trained_alone(tmp_path / "alone", recipe)
     run, rng = make_run(tmp_path / "sliced", "demo", recipe), random.Random(0)
     with lender.trainer() as trainer:
         for number in range(3):
             trainer.begin(run.directory, 8)
-            killed_at = 90 * number + rng.randint(15, 85)
+            killed_at = 80 * number + rng.randint(15, 70)
             wait_for(lambda killed_at=killed_at: is_at(run, killed_at))  # each kill makes the next worker a fresh one
             zerogpu.kill(lender.pids[-1])
             trainer.wait()
@@ -201,10 +201,10 @@ def test_a_scoring_and_a_vote_that_outgrow_their_slices_go_on_in_the_next_to_the
     assert {name: value for name, value in found.items() if name != "more"} == json.loads(
         json.dumps(verbs.evaluate(str(much_to_score.directory)))
     )
-    sampling = {"max_new_tokens": 100, "temperature": 0.7}
-    found, before = asked_until_done(client, count=40, sampling=sampling, seed=3, api_name="/pairs")
+    sampling = {"max_new_tokens": 200, "temperature": 3}  # so that few answers end early
+    found, before = asked_until_done(client, count=80, sampling=sampling, seed=3, api_name="/pairs")
     assert before
-    assert found["pairs"] == verbs.pairs(str(much_to_score.directory), count=40, sampling=sampling, seed=3)["pairs"]
+    assert found["pairs"] == verbs.pairs(str(much_to_score.directory), count=80, sampling=sampling, seed=3)["pairs"]
     assert not list((running.home / "runs" / "local" / TRAINED).glob("*ing.jsonl"))
 
 
@@ -226,7 +226,7 @@ def test_what_is_refused_or_too_long_for_a_slice_is_told_and_what_was_scored_is_
 def is_at(run, step):
     """Whether a training is in the middle of a slice, at that step or later."""
     happened = run.history()
-    return isinstance(happened[-1], events.Step) and happened[-1].step >= step
+    return bool(happened) and isinstance(happened[-1], events.Step) and happened[-1].step >= step
 
 
 def wait_for(found, seconds=120):
