@@ -52,7 +52,7 @@ def test_a_worker_that_dies_at_work_is_told_and_the_next_call_works(workers, sho
 
 def test_resume_after_a_torn_event_keeps_the_run_readable_and_starts_one_worker(own_run, monkeypatch):
     started = []
-    monkeypatch.setattr(trainings.subprocess, "Popen", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr(trainings, "_start_process", lambda run, options: started.append(run))
     own_run.append(events.Stopped(step=12))
     with open(own_run.path("events.jsonl"), "a") as file:
         file.write('{"event": "St')

@@ -19,6 +19,9 @@ from peft_space.run import Run, refuse_handed_over, steps_of
 _MOST_RESTARTS = 2
 """How often a run is started again by itself without having come a step further."""
 
+_NICE = 10
+"""How far a training steps back for the page, the answers and whatever else this machine does; where there is nothing else, it loses nothing."""
+
 
 def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> None:
     """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn.
@@ -62,10 +65,11 @@ def _keeps_failing(run: Run) -> bool:
 
 def _start_process(run: Run, options: Sequence[str] = ()) -> None:
     with open(run.path("worker.log"), "a") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory), *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
 
 
 def cut_rows_of(run: Run) -> None:

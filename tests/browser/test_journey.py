@@ -6,6 +6,7 @@ import socket
 import time
 import zipfile
 
+import psutil
 import pytest
 from playwright.sync_api import expect
 
@@ -122,6 +123,8 @@ def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(app,
     start_with_sample_data(page, app, 50)
     run = list_runs("local")[0]
     expect(page.locator(button)).to_be_enabled(timeout=SLOW)
+    steps_back = {one.nice() for one in psutil.process_iter(["cmdline"]) if str(run.directory) in (one.info["cmdline"] or [])}
+    assert steps_back == {psutil.Process().nice() + 10}, "the page comes before the training"
     page.locator(button).click()
     expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
     assert steps_of(run.history())[-1].step < 50
