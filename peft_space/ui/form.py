@@ -58,7 +58,7 @@ def _widget(name: str) -> gr.components.Component:
     kind, optional = _kinds(name)
     about: dict[str, Any] = {
         "label": field.title,
-        "info": field.description,
+        "info": " ".join((field.description or "").split()),  # a line that ends in the source does not end on the page
         "render": False,
         "elem_id": f"recipe-{name}",
         "value": _shown(name, field.default),

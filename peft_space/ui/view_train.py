@@ -163,16 +163,15 @@ def _figures(happened: list[events.Event], steps: list[events.Step], status: Sta
     total = next(event.total_steps for event in reversed(happened) if isinstance(event, events.Started))
     last, recent = steps[-1], steps[-20:]
     seconds = sum(step.seconds for step in recent)
+    goes_on = status in ("running", "handed over")
     tokens = last.tokens - (steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0)
     words = [
         f"Step {last.step} of {total}",
         f"loss {last.loss:.3f}",
         f"{tokens / seconds:,.0f} tokens a second",
         f"{gigabytes(last.memory)} at most" if last.memory else "",
-        f"{duration(sum(step.seconds for step in steps))} so far",
-        f"about {duration((total - last.step) * seconds / len(recent))} left"
-        if last.step < total and status in ("running", "handed over")
-        else "",
+        duration(sum(step.seconds for step in steps)) + (" so far" if goes_on else ""),
+        f"about {duration((total - last.step) * seconds / len(recent))} left" if goes_on and last.step < total else "",
     ]
     return " · ".join(word for word in words if word)
 
