@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -138,26 +139,32 @@ class Page(App):
 
 
 HASTY_SECONDS = 9
-"""Of slices that the scoring of 180 rows does not fit in."""
+"""Of slices that a scoring of `SlowPage` does not fit in."""
 TRAINED = "5" * 24
 """The id of the run that `hasty_page` has."""
 
 
 def much_to_score(directory: Path) -> Run:
-    """A trained run, its base in 4 bits, of which half the rows are held out."""
+    """A trained run, its base in 4 bits, with many held-out rows."""
     from peft_space.training.prepare import make_run
     from peft_space.training.train import train
 
-    run = make_run(directory, "demo", Recipe(max_steps=4, held_out_share=0.5, eval_steps=4))
+    run = make_run(directory, "demo", Recipe(max_steps=4, held_out_share=0.3, eval_steps=4))
     with run.lock():
         train(run)
     return run
 
 
+class SlowPage(Page):
+    """The same where each batch of a scoring takes most of a second longer, so that on any machine it needs several slices."""
+
+    command = ("-m", "tests.zerogpu", "slow-page")
+
+
 def hasty_page(home: Path, run: Run, lending: Lender) -> Page:
-    """The page with very short slices and a copy of that run."""
+    """A slow page with very short slices and a copy of that run."""
     shutil.copytree(run.directory, home / "runs" / "local" / TRAINED)
-    return Page(home, PEFT_SPACE_SLICE_SECONDS=str(HASTY_SECONDS), **lending.environment)
+    return SlowPage(home, PEFT_SPACE_SLICE_SECONDS=str(HASTY_SECONDS), **lending.environment)
 
 
 def kill(pid: int) -> None:
@@ -202,11 +209,25 @@ def train() -> None:
         print(_ENDED, end="", flush=True)
 
 
+def slow_down_scoring(seconds: float) -> None:
+    """Let each batch that is measured take so much longer."""
+    from peft_space.scoring import Scoring
+
+    keep = Scoring.batch
+
+    def batch(scoring: Scoring, part: str, number: int, measure: Callable[[], Any]) -> Any:
+        return keep(scoring, part, number, lambda: (time.sleep(seconds), measure())[1])
+
+    Scoring.batch = batch  # type: ignore[method-assign]
+
+
 def main() -> None:
     from peft_space.settings import prepare_libraries
 
     prepare_libraries()
     import_spaces_without_a_gpu()
+    if sys.argv[1] == "slow-page":
+        slow_down_scoring(0.8)
     if sys.argv[1] == "train":
         train()
     else:
