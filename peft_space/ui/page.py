@@ -168,9 +168,7 @@ def new_owner(secret: str) -> str:
 def say_on_cpu(what: str, takes: str) -> None:
     """Where GPUs are lent, say of `what` is computed without one that it is, and what it `takes`. To be called inside `gr.Blocks`."""
     if settings.on_zerogpu():
-        gr.Markdown(
-            f"{what} on this Space's own CPU, not on a lent GPU: nothing of your quota goes on it, but {takes}.", elem_classes="on-cpu"
-        )
+        gr.Markdown(f"{what} on this Space's own CPU, not on a lent GPU: nothing of your quota goes on it, but {takes}.")
 
 
 def put_back(event: Any, as_before: dict[Any, Any]) -> None:

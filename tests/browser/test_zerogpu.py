@@ -105,7 +105,7 @@ def test_what_needs_no_gpu_is_done_on_the_cpu_and_the_page_says_so(space, much_t
     expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
     set_steps(page, 2)
     page.get_by_role("button", name="Which rank is enough? Measure it").click()
-    expect(page.locator(".on-cpu", has_text="The study runs on this Space's own CPU")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("The study runs on this Space's own CPU").first).to_be_visible(timeout=SLOW)
     page.locator("#study").click()
     expect(page.locator("#study-plot")).to_be_visible(timeout=4 * SLOW)
     page.locator("#recommend").click()
