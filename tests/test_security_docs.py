@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,24 @@ def test_every_floor_is_held_by_requirements_pins_and_what_is_installed(package,
     assert lowest >= Version(floor)
     assert Version(pins[package]) >= lowest
     assert Version(importlib.metadata.version(package)) >= lowest
+
+
+@pytest.mark.parametrize(
+    ("answers", "ended", "more", "status", "words"),
+    [
+        ("", 1, [], 2, "NOT AUDITED"),
+        ("", 0, [], 2, "NOT AUDITED"),  # as where all was passed over
+        ("", 1, ["UNASKED=true"], 0, "NOT AUDITED"),
+        ("no faults", 0, [], 0, "no faults"),
+        ("one fault", 1, ["UNASKED=true"], 2, "one fault"),
+    ],
+)
+def test_an_audit_that_cannot_be_made_says_so_and_does_not_pass(tmp_path, answers, ended, more, status, words):
+    (tmp_path / "bin").mkdir()
+    for name, script in {"pip": "", "pip-audit": f"printf '{answers}' > {tmp_path}/found.json\nexit {ended}\n"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = subprocess.run(["make", "-s", "audit", f"AUDIT={tmp_path}", "PYTHON=true", *more], cwd=ROOT, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == status, said
+    assert ("NOT AUDITED" in said, words in said) == (words == "NOT AUDITED", True), said
