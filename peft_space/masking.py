@@ -6,12 +6,15 @@ import sys
 import traceback
 from typing import Any
 
-_SECRET = re.compile(r"(hf_(?:oauth_)?)[A-Za-z0-9]{20,}|(sk-|ghp_|github_pat_)[A-Za-z0-9_-]{20,}|(?<=Bearer )[^\s'\",]{8,}")
+# a token of signing in has three parts with dots between, of which the first is everybody's
+_SECRET = re.compile(
+    r"(hf_(?:oauth|jwt)_)[A-Za-z0-9_.-]{20,}|(hf_)[A-Za-z0-9]{20,}|(sk-|ghp_|github_pat_)[A-Za-z0-9_-]{20,}|(?<=Bearer )[^\s'\",]{8,}"
+)
 
 
 def masked(text: str) -> str:
     """The text with no more than the beginning of each token in it."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}…", text)
+    return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3] or ''}…", text)
 
 
 def has_secret(text: str) -> bool:

@@ -268,8 +268,18 @@ def test_messages_logs_and_tracebacks_are_masked(capsys, caplog):
     assert token not in crashed.stderr
 
 
+def test_of_a_token_of_signing_in_no_part_is_left():
+    parts = [base64.urlsafe_b64encode(secrets.token_bytes(30)).decode() for _ in range(3)]
+    for token in ("hf_oauth_" + ".".join(parts), "hf_jwt_" + ".".join(parts)):
+        told = masked(f"the Hub refuses it (400: no {token} here), {token}.")
+        assert not [part for part in parts if part[:8] in told or part[-8:] in told], told
+        assert told.startswith("the Hub refuses it (400: no hf_")
+        assert " here)" in told
+        assert has_secret(f"maria/{token}")
+
+
 def test_what_is_no_token_stays():
-    for text in ("hf-internal-testing/tiny", "https://hf.co/a", "a hf_ b", "maria/hf_model", "sk-learn"):
+    for text in ("hf-internal-testing/tiny", "maria/hf_oauth_demo", "https://hf.co/a", "a hf_ b", "maria/hf_model", "sk-learn"):
         assert masked(text) == text
         assert not has_secret(text)
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
