@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -217,6 +218,9 @@ def test_what_is_refused_or_too_long_for_a_slice_is_told_and_what_was_scored_is_
     with pytest.raises(Exception, match="No GPU was free within a minute: ask again in a while"):
         client.predict(run=TRAINED, api_name="/evaluate")
     lending.no_gpu = False
+    threading.Timer(2, zerogpu.kill, [lending.pids[-1]]).start()
+    with pytest.raises(Exception, match="The GPU was taken away before the slice was over: ask again"):
+        client.predict(run=TRAINED, api_name="/evaluate")
     assert client.predict(run=TRAINED, api_name="/evaluate").get("share", 1.0) > share
     endless = {"count": 8, "sampling": {"max_new_tokens": 4096, "temperature": 5}, "api_name": "/pairs"}
     with pytest.raises(Exception, match=f"Slices of {HASTY_SECONDS} s are too short for this"):

@@ -255,8 +255,8 @@ def in_words(error: Exception, limit: int, again: str = "Resume") -> str:
     if "Expired ZeroGPU proxy token" in said:
         return f"Your sign-in with this page has expired: reload the page, then {again}."
     if title == "ZeroGPU worker error":
-        kept = "nothing before the last checkpoint is lost: Resume goes on from there" if again == "Resume" else f"{again} in a while"
-        return f"The GPU was taken away before the slice was over, and {kept}."
+        kept = ", and nothing before the last checkpoint is lost: Resume goes on from there" if again == "Resume" else f": {again}"
+        return f"The GPU was taken away before the slice was over{kept}."
     if "Connection closed by visitor" in said:
         return f"The page was closed while it waited for a GPU: {again}, and it goes on from here."
     if mendable(error) is None:
