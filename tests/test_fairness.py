@@ -128,7 +128,7 @@ def test_swapped_columns_are_caught(adapted, short_run, conversations, monkeypat
     assert mismatches(adapted, short_run.recipe, conversations) == ["answers"], (
         "the other half of the comparison is done with the real switch"
     )
-    monkeypatch.setattr(verbs, "_adapted", lambda run: adapted)
+    monkeypatch.setattr("peft_space.verbs.answers.loaded", lambda run: adapted)
     found = verbs.compare("a run", ["Hello."], sampling={"max_new_tokens": 2})["fairness"]
     assert not found["fair"]
     assert found["words"].startswith("NOT FAIR: the base column is not the untouched base.")
