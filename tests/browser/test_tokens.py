@@ -1,0 +1,271 @@
+"""Tokens that come in through the page itself are found nowhere afterwards: signing in, every field for one, and errors of the Hub at each step.
+
+The browser's own are told apart: what the visitor typed is the value of that field, and signing in lies in the cookie, which no script reads.
+"""
+
+import base64
+import json
+import re
+import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.app_process import App
+from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.test_sign_in import press_sign_in
+from tests.hub_server import User
+from tests.openid import OpenIdProvider
+from tests.test_security_secrets import found_in_files, found_in_processes, new_token
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+STATUSES = (401, 403, 500)
+FAULTS = [*(("whoami", status) for status in STATUSES), ("create", 403), ("create", 500), ("commit", 401), ("commit", 403)]
+
+
+class Wire:
+    """Stands between the browser and the app, and keeps all that the app sends: pages, answers, server-sent messages, headers."""
+
+    def __init__(self, url: str):
+        self._app = urlsplit(url)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self._sent: list[bytearray] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            browser, _ = self._server.accept()
+            app = socket.create_connection((self._app.hostname, self._app.port))
+            kept = bytearray()
+            self._sent.append(kept)
+            for come, go, keep in ((browser, app, None), (app, browser, kept)):
+                threading.Thread(target=self._pass_on, args=(come, go, keep), daemon=True).start()
+
+    def _pass_on(self, come: socket.socket, go: socket.socket, kept: bytearray | None) -> None:
+        with suppress(OSError):
+            while content := come.recv(1 << 16):
+                if kept is None:  # nothing shall be packed, so that it can be read; as long as before, so that all lengths hold
+                    content = re.sub(rb"(?i)\r\naccept-encoding:", b"\r\nNo-Accept-Coding:", content)
+                else:
+                    kept += content
+                go.sendall(content)
+        for end in (come, go):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def sent(self) -> bytes:
+        """All of it, without the marks between chunks."""
+        return re.sub(rb"\r\n[0-9a-f]{1,8}\r\n", b"", b"\n\n".join(self._sent))
+
+
+class Visit:
+    """A signed-in visitor on the page, who brings tokens. What the page shows and says is kept in files for the scan."""
+
+    def __init__(self, page, hub, folder):
+        self.page, self.hub, self.folder, self.flows = page, hub, folder, 0
+        self.tokens: list[str] = []
+        self.said: list[str] = []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", lambda request: self.said.append(request.url))
+
+    def token(self, known: bool = True) -> str:
+        """A new token, of maria where the Hub knows it."""
+        self.tokens.append(new_token())
+        if known:
+            self.hub.tokens[self.tokens[-1]] = User("maria")
+        return self.tokens[-1]
+
+    def typed(self, field: str, text: str) -> None:
+        self.page.locator(f"#{field} input, #{field} textarea").first.fill(text)
+
+    def refused(self, button: str, **fields: str) -> str:
+        """Fill in fields and press a button; the words of the refusal."""
+        self.page.evaluate("() => document.querySelectorAll('[data-testid=toast-close]').forEach(button => button.click())")
+        expect(self.page.get_by_test_id("toast-body")).to_have_count(0, timeout=SLOW)
+        for field, text in fields.items():
+            self.typed(field.replace("_", "-"), text)
+        expect(self.page.locator(f"#{button}")).to_be_enabled(timeout=SLOW)
+        self.page.locator(f"#{button}").click(timeout=SLOW)
+        words = self.page.wait_for_selector("[data-testid=toast-body]", timeout=SLOW).inner_text()
+        self.hub._faults.clear()
+        self.look()
+        return words
+
+    def look(self) -> None:
+        """Keep the page as it is, with what fields hold that are not the visitor's own, and what scripts of the page have stored."""
+        self.flows += 1
+        kept = self.page.evaluate("() => [document.documentElement.outerHTML, {...localStorage}, {...sessionStorage}]")
+        (self.folder / f"page-{self.flows}").write_text("\n".join(map(str, kept)) + self.page.title() + self.page.url)
+
+
+def parts_of(token: str) -> list[str]:
+    """Also a part of a token of signing in shall be nowhere."""
+    return [token, *token.removeprefix("hf_oauth_").split(".")]
+
+
+@pytest.fixture
+def oauth_token(the_hub):
+    """As the Hub gives them to who signs in: three parts with dots between."""
+    token = "hf_oauth_" + ".".join(secrets.token_urlsafe(30) for _ in range(3))
+    the_hub.tokens[token] = User("maria")
+    return token
+
+
+@pytest.fixture
+def space(oauth_token, hub_environment, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    hub = {name: hub_environment[name] for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "NO_PROXY")}
+    own = {"HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "user")}
+    with OpenIdProvider(oauth_token) as provider:
+        running = App(tmp_path / "home", SYSTEM="spaces", **hub, **own, **provider.environment)
+        running.log = tmp_path / "log"
+        running.start()
+        running.wire = Wire(running.url)
+        running.url = running.wire.url
+        yield running
+        running.kill()
+
+
+@pytest.fixture
+def page(browser):
+    """Without the other one's look at errors of JavaScript, which are what is looked through here."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def test_tokens_that_come_in_through_the_page_are_found_nowhere(space, page, the_hub, oauth_token, tmp_path):
+    the_hub.job_environment = None
+    visit = Visit(page, the_hub, tmp_path)
+    visit.tokens += parts_of(oauth_token)
+    page.goto(space.url)
+    press_sign_in(page, "Logout (maria)")
+    start_with_sample_data(page, space, 2)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    for part in (push, save_and_take_up, misplace, hand_over):
+        part(visit)
+        assert found_in_processes(visit.tokens, but=the_jobs(the_hub)) == []
+    assert token_fields(page) == {"token", "save-token", "job-token"}  # a new one belongs into this test
+    assert visit.flows >= 40
+    scan(space, visit, oauth_token)
+
+
+def scan(space, visit, oauth_token):
+    page = visit.page
+    [cookie] = [one for one in page.context.cookies() if one["name"] == "session"]
+    signed_in = base64.b64decode(cookie["value"].split(".")[0] + "==")
+    assert json.loads(signed_in)["oauth_info"]["access_token"] == oauth_token
+    assert cookie["httpOnly"]  # the browser keeps it, and no script on the page can read it
+    assert cookie["secure"]
+    sent = space.wire.sent()
+    assert b"text/event-stream" in sent
+    assert b"process_completed" in sent
+    assert sent.count(b"The adapter was not pushed") > 9
+    assert b"the Hub refuses it (400: no hf_oauth_" in sent
+    assert not re.search(rb"(?i)\r\ncontent-encoding:", sent)
+    (visit.folder / "sent").write_bytes(re.sub(rb"(?i)\r\nset-cookie: [^\r\n]*", b"", sent))
+    (visit.folder / "said").write_text("\n".join(visit.said))
+    space.kill()
+    assert found_in_files([visit.folder], visit.tokens) == []
+
+
+def push(visit):
+    open_tab(visit.page, "Publish")
+    for place, status in FAULTS:
+        token = visit.token()
+        visit.hub.fail_next(place, status, times=9, message=f"no {token} here")
+        assert "not pushed" in visit.refused("push", repo="maria/a", token=token)
+    assert "does not accept the token" in visit.refused("push", repo="maria/a", token=visit.token(known=False))
+    assert "characters that no Hub token has" in visit.refused("push", repo="maria/a", token=f"{visit.token()}…")
+    for status in (*STATUSES, 400):  # of who is signed in; with 400 the Hub's own words are told
+        visit.hub.fail_next("whoami", status, times=9, message=f"no {visit.tokens[0]} here")
+        assert "not pushed" in visit.refused("push", repo="maria/a", token="")
+    visit.page.get_by_role("button", name="The model card, to read and to edit before").click()
+    expect(visit.page.locator("#card-shown")).to_contain_text("demo", timeout=SLOW)
+    visit.typed("token", visit.token())
+    visit.page.locator("#push").click()
+    expect(visit.page.locator("#pushed")).to_contain_text("Pushed to", timeout=SLOW)
+    expect(visit.page.locator("#token input")).to_have_value("")  # it is forgotten
+    visit.look()
+
+
+def save_and_take_up(visit):
+    page = visit.page
+    open_tab(page, "Runs")
+    page.get_by_role("button", name="Save a run, and go on elsewhere").click()
+    for button, faults in (("save", FAULTS), ("take-up", [("/api/datasets", status) for status in STATUSES])):
+        for place, status in faults:
+            token = visit.token()
+            visit.hub.fail_next(place, status, times=9, message=f"no {token} here")
+            assert re.search("was not saved|was not taken up", visit.refused(button, save_repo="maria/kept", save_token=token))
+    for button, words in (("save", "Saved to"), ("take-up", "It is chosen as the run now")):
+        visit.typed("save-token", visit.token())
+        page.locator(f"#{button}").click()
+        expect(page.locator("#saving")).to_contain_text(words, timeout=SLOW)
+        expect(page.locator("#save-token input")).to_have_value("")
+        visit.look()
+
+
+def misplace(visit):
+    """A token in a field where none belongs."""
+    open_tab(visit.page, "Publish")
+    for repo in ("{}", "maria/{}"):
+        visit.refused("push", repo=repo.format(visit.token()), token=visit.token())
+    open_tab(visit.page, "Runs")
+    for button in ("save", "take-up"):
+        visit.refused(button, save_repo=visit.token(), save_token=visit.token())
+    visit.page.get_by_role("button", name="Open an adapter that was made elsewhere").click()
+    visit.refused("adopt", adopt_name=f"maria/{visit.token()}")
+    open_tab(visit.page, "Data")
+    visit.page.get_by_role("button", name="My data are on the Hugging Face Hub").click()
+    visit.refused("use-hub", hub_dataset=visit.token())
+
+
+def hand_over(visit):
+    page = visit.page
+    open_tab(page, "Train")
+    page.get_by_role("button", name="Train it elsewhere").click()
+    page.locator("#make-only").click()
+    expect(page.locator("#status")).to_contain_text("ready to train", timeout=SLOW)
+    for status in STATUSES:
+        token = visit.token()
+        visit.hub.fail_next("/api/jobs/hardware", status, times=9, message=f"no {token} here")
+        visit.refused("job-hardware", job_token=token)
+    visit.typed("job-token", visit.token())
+    page.locator("#job-hardware").click()
+    expect(page.locator("#job-choices")).to_contain_text("cpu-basic", timeout=SLOW)
+    expect(page.locator("#hand-over")).to_be_enabled(timeout=SLOW)
+    for place, status in (*FAULTS, ("/api/jobs/maria", 500)):
+        token = visit.token()
+        visit.hub.fail_next(place, status, times=9, message=f"no {token} here")
+        assert "not started" in visit.refused("hand-over", job_token=token)
+    visit.typed("job-token", visit.token())
+    page.locator("#hand-over").click()
+    expect(page.locator("#status")).to_contain_text("training on Hugging Face Jobs", timeout=SLOW)
+    time.sleep(6)  # it is followed meanwhile, by a process that knows the token
+    assert found_in_processes(visit.tokens, but=the_jobs(visit.hub)) == []
+    for status in STATUSES:
+        token = visit.token()
+        visit.hub.fail_next("/cancel", status, times=9, message=f"no {token} here")
+        visit.refused("cancel-job", job_token=token)
+    visit.typed("job-token", visit.token())
+    page.locator("#cancel-job").click()
+    expect(page.locator("#status")).to_contain_text("paused", timeout=SLOW)
+    visit.look()
+
+
+def the_jobs(hub):
+    """The machines of Hugging Face Jobs, which are to have the token: the Hub of the tests runs them here."""
+    return {job._process.pid for job in hub.jobs.values()}
+
+
+def token_fields(page) -> set[str]:
+    """The fields of the page whose text is hidden."""
+    return set(page.evaluate("() => window.gradio_config.components.filter(c => c.props.type == 'password').map(c => c.props.elem_id)"))
