@@ -155,6 +155,7 @@ def _arrive(page: Page, blocks: gr.Blocks) -> None:
         shown = page.form.values(newest.recipe) if newest and newest.status() in view.UNFINISHED else {}
         return {page.visitor: known[page.visitor], page.run: page.runs(known), page.state: ["", False], **shown}
 
+    page.run.change(lambda run: run or "", page.run, page.shown, show_progress="hidden", **PRIVATE)
     told = [page.visitor, page.run, page.state, *page.form.widgets.values()]
     blocks.load(arrive, {page.visitor, page.run}, told, show_progress="hidden", **PRIVATE)
 

@@ -88,7 +88,7 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
         button.click(tells_errors(cast(choice)), {*chosen, number}, given, **hidden)
     tell.click(tells_errors(lambda values: view.escape(votes.result(page.chosen_run(values))["words"])), chosen, progress, **hidden)
     export.click(tells_errors(write), chosen, files, **hidden)
-    page.run.change(
+    page.shown.change(
         lambda: ["", gr.update(visible=False), "", gr.update(value=None, visible=False), []],
         None,
         [progress, booth, number, files, answering.next],

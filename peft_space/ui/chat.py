@@ -51,5 +51,5 @@ def build(page: Page, settings: dict[str, gr.components.Component], system: gr.T
     # one handler, two ways to it
     going = gr.on([send.click, message.submit], tells_errors(go_on, where=progress), asked, given, **hidden)
     stop.click(lambda: "Stopped.", None, progress, cancels=going, **hidden)
-    gr.on([anew.click, page.run.change], lambda: ["", "", [], ""], None, given, cancels=going, **hidden)
+    gr.on([anew.click, page.shown.change], lambda: ["", "", [], ""], None, given, cancels=going, **hidden)
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, send, **hidden)

@@ -196,9 +196,9 @@ def build(page: Page) -> CompareTab:
         tab.scoring_on.next: [],
     }
     tab.stop.click(lambda: stopped, None, list(stopped), cancels=[answering, scoring, going_on], **hidden)
-    page.run.change(tells_errors(tab.forget), chosen, [*tab.answered_outputs, tab.expected, *tab.scored_outputs], **hidden)
+    page.shown.change(tells_errors(tab.forget), chosen, [*tab.answered_outputs, tab.expected, *tab.scored_outputs], **hidden)
     offering = {*chosen, page.state, tab.also}
-    gr.on([page.run.change, page.state.change], tells_errors(tab.offer), offering, tab.also, **hidden)
+    gr.on([page.shown.change, page.state.change], tells_errors(tab.offer), offering, tab.also, **hidden)
     buttons = [tab.ask, tab.score, tab.take, tab.stop]
     page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 4, page.state, buttons, **hidden)
     return tab

@@ -93,7 +93,7 @@ def build(page: Page) -> Choice:
     target.change(_shown_formats, target, [merging, writing], **_HIDDEN)
     page.state.change(lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN)
     cleared = {file: gr.update(value=None, visible=False), told: "", advised: "", insist: gr.update(value=False, visible=False)}
-    page.run.change(lambda: cleared | {where: "PEFT", target: "adapter"}, None, [*cleared, where, target], **PRIVATE)
+    page.shown.change(lambda: cleared | {where: "PEFT", target: "adapter"}, None, [*cleared, where, target], **PRIVATE)
     return choice, wanted
 
 

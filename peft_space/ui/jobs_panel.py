@@ -96,7 +96,7 @@ def build(page: Page, make_only: Any) -> Any:
     flavor.change(lambda name, known: f"{math.ceil(known[name] / 60)}m" if name in known else "", [flavor, choices], timeout, **_HIDDEN)
     cancel.click(end, chosen, told, **_HIDDEN)
     follow.click(again, chosen, told, **_HIDDEN)
-    page.run.change(lambda: ["", ""], None, [told, table], **_HIDDEN)
+    page.shown.change(lambda: ["", ""], None, [told, table], **_HIDDEN)
     return making
 
 
@@ -115,7 +115,7 @@ def _build_script(page: Page) -> None:
         return gr.update(value=made["path"], visible=True)
 
     write.click(write_script, {page.visitor, page.run}, script, **_HIDDEN)
-    page.run.change(lambda: gr.update(value=None, visible=False), None, script, **_HIDDEN)
+    page.shown.change(lambda: gr.update(value=None, visible=False), None, script, **_HIDDEN)
 
 
 def hardware_html(found: list[dict[str, Any]]) -> str:

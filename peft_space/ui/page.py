@@ -61,6 +61,10 @@ class Page:
             [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
         )
 
+        self.shown = gr.State("")
+        """The id of the run that the page is about. Gradio tells of a change of the list again and again, the same run being chosen: on a Space
+        without end, and each time all that is shown of the run was cleared. Of this it tells only when it is another."""
+
     def owners(self, values: dict[Any, Any]) -> list[str]:
         """Whose runs a visitor sees: those of the Hub account they are signed in with, and of the secret in their browser. New ones are the first's."""
         return [*([f"hub-{_digest(account)}"] if (account := signed_in_as()) else []), owner_of(values[self.visitor])]

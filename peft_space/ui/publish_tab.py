@@ -90,12 +90,12 @@ def build(page: Page) -> None:
     card_open.expand(write_card, {*chosen, card, written}, [card, written], **PRIVATE)
     card.change(lambda text, written: view.card_markdown(text or "", written[2]), [card, written], card_shown, **hidden)
     # Gradio tells of a change late where the page has just been loaded: the card may be of this run already
-    page.run.change(lambda run, written: gr.skip() if written[0] == run else "", [page.run, written], card, **hidden)
+    page.shown.change(lambda run, written: gr.skip() if written[0] == run else "", [page.run, written], card, **hidden)
 
     @tells_errors
     def look(values: dict[Any, Any]) -> str:
         checks = read_checklist(page.chosen_run(values)) if values[page.run] else []
         return checklist_markdown(checks) or "Train an adapter first."
 
-    gr.on([page.state.change, page.run.change], look, chosen, ready_list, **hidden)
-    page.run.change(lambda: "", None, pushed, **PRIVATE)
+    gr.on([page.state.change, page.shown.change], look, chosen, ready_list, **hidden)
+    page.shown.change(lambda: "", None, pushed, **PRIVATE)

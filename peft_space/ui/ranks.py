@@ -83,4 +83,4 @@ def build_compress(page: Page) -> None:
     look.click(show, chosen, [told, plot], **PRIVATE)
     make.click(tells_errors(compress, where=told), {*chosen, rank}, [told, file], **_HIDDEN)
     page.state.change(lambda state: [gr.update(interactive=bool(state and state[1]))] * 2, page.state, [look, make], **_HIDDEN)
-    page.run.change(lambda: ["", gr.update(visible=False), gr.update(value=None, visible=False)], None, [told, plot, file], **_HIDDEN)
+    page.shown.change(lambda: ["", gr.update(visible=False), gr.update(value=None, visible=False)], None, [told, plot, file], **_HIDDEN)

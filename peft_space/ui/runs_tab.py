@@ -81,7 +81,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     chosen = {page.visitor, page.run}
     refreshed = [table, ids, other]
     hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    gr.on([tab.select, page.run.change, page.state.change], refresh, chosen, refreshed, **hidden)
+    gr.on([tab.select, page.shown.change, page.state.change], refresh, chosen, refreshed, **hidden)
     table.select(choose, ids, page.run, **hidden)
     rename.click(give_name, {*chosen, name}, [page.run, name], **PRIVATE).then(refresh, chosen, refreshed, **hidden)
     reuse.click(take_recipe, chosen, [*page.form.widgets.values(), said], **PRIVATE)

@@ -85,7 +85,7 @@ def build_notice(page: Page) -> None:
             return gr.update(visible=False)
         return gr.update(value=_packed(run), visible=True)
 
-    gr.on([page.state.change, page.run.change], offer, {page.visitor, page.run}, download, show_progress="hidden", **PRIVATE)
+    gr.on([page.state.change, page.shown.change], offer, {page.visitor, page.run}, download, show_progress="hidden", **PRIVATE)
 
 
 def _packed(run: Run) -> str:

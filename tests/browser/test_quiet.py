@@ -11,10 +11,7 @@ from tests.browser.conftest import SLOW, start_with_sample_data
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-_LOOPS = pytest.mark.xfail(reason="on a Space, with the notice that its disk is not kept, Gradio tells of a change of the run without end")
-
-
-@pytest.fixture(scope="module", params=["own machine", pytest.param("Space", marks=_LOOPS)])
+@pytest.fixture(scope="module", params=["own machine", "Space"])
 def somewhere(request, tmp_path_factory):
     """The app."""
     running = App(tmp_path_factory.mktemp("home"), HF_HUB_OFFLINE="1", **({"SYSTEM": "spaces"} if request.param == "Space" else {}))
