@@ -28,7 +28,7 @@ from peft_space.ui.form import Form
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For every handler of a widget: the public API is in `api/`."""
 
-SECONDS_LIVE, SECONDS_IDLE = 1.0, 5.0
+SECONDS_LIVE, SECONDS_IDLE, SECONDS_LOST = 1.0, 5.0, 15.0
 """Between looks at the run. A look costs the visitor's browser about a tenth of a second, however little has changed."""
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Page:
         self.trained = gr.State("")
         """The data that a run was started with last; others are fresh."""
         self.timer = gr.Timer(SECONDS_IDLE)  # not on a tab: it would rest until that is opened
+        self.lookout = gr.Timer(SECONDS_LOST)
+        """Looks too. Gradio asks nothing more by the one timer while an answer to it is out, and where that got lost, the page stood still."""
         self.run = gr.Dropdown(
             [], label="Run", info="Train, Compare and Publish are about this run.", render=False, visible=False, elem_id="run"
         )

@@ -188,6 +188,7 @@ def build(page: Page, opened: gr.Tab) -> TrainTab:
     told_anew = [opened.select, page.data.change, page.num_rows.change, page.measured.change, tab.slice_seconds.change]
     gr.on(told_anew, tells_errors(tab.announce), asked, tab.about_to_train, **hidden)
     gr.on([page.timer.tick, page.shown.change], tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
+    page.lookout.tick(tells_errors(tab.follow), {*chosen, tab.seen}, tab.outputs, **hidden)
     page.run.input(lambda: "", None, tab.preparing, **hidden)  # what was said of another start is no longer so
     tab.pause.click(lambda values: leave_with(values, "pause"), chosen, tab.outputs, **PRIVATE)
     tab.stop.click(lambda values: leave_with(values, "stop"), chosen, tab.outputs, **PRIVATE)

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -18,6 +19,25 @@ def somewhere(request, tmp_path_factory):
     running.start()
     yield running
     running.kill()
+
+
+def test_a_look_at_the_run_that_gets_lost_is_not_the_last(somewhere, page):
+    start_with_sample_data(page, somewhere, 30)
+    lost = []
+
+    def lose(route):
+        asked = json.loads(route.request.post_data)
+        if not lost and asked["fn_index"] in looks:
+            lost.append(route)  # neither answered nor refused
+        else:
+            route.continue_()
+
+    dependencies = httpx.get(f"{somewhere.url}/config").json()["dependencies"]
+    looks = [one["id"] for one in dependencies if any(target[1] == "tick" for target in one["targets"])][:1]
+    page.route("**/queue/join*", lose)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    assert lost
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_a_page_that_is_loaded_again_with_a_finished_run_rests(somewhere, page):
