@@ -61,7 +61,8 @@ class Load:
         own, draw = f"{number:02d}{secrets.token_hex(3)}", random.Random(number)
         run: dict[str, Any] = {}
         await asyncio.sleep(draw.uniform(0, 5))
-        async with httpx.AsyncClient(timeout=120) as client:
+        # a connection that rested about as long as the server keeps one is closed under the next request, which browsers send once more
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(keepalive_expiry=2)) as client:
             data: Any = None
             actions = 0
             while time.time() < self.ends:

@@ -20,6 +20,9 @@ from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_error
 from peft_space.visitors import keep_clean
 
 STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
+_MOST_SESSIONS = 500
+"""Of which Gradio keeps what it knows, nearly a megabyte each: those that asked last, and an open page asks every few seconds. A call that comes
+without gradio_client is a session of its own, so that its own limit of 10,000 was gigabytes after an hour of polls."""
 
 
 def build() -> gr.Blocks:
@@ -173,6 +176,7 @@ def launch(**options: Any) -> Any:
         theme=look.theme(),
         css_paths=[look.CSS],
         run_history=False,
+        state_session_capacity=_MOST_SESSIONS,
         app_kwargs={"middleware": [Middleware(Doors)]},
         mcp_server=True,  # the endpoints of api/ as an agent's tools
         ssr_mode=False,
