@@ -2,7 +2,6 @@
 
 import copy
 import os
-import subprocess
 import time
 
 import psutil
@@ -111,19 +110,3 @@ def test_a_tokenizer_without_an_end_of_text_is_refused_with_a_remedy(tokenizer, 
     (tmp_path / "model" / "model.safetensors").write_bytes((MODEL_DIR / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"no end-of-text token, which is needed\. Choose another base model\."):
         load_tokenizer(find_base(str(tmp_path / "model")))
-
-
-def test_what_a_killed_process_left_half_made_is_removed_by_the_next(tmp_path):
-    from peft_space.data.cache import kept
-
-    def write(folder):
-        (folder / "whole").write_text("yes")
-
-    kept("things", "a1", write)
-    things = tmp_path / "home" / "cache" / "things"
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for pid in (ended.pid, os.getpid()):
-        (things / f".making-{pid}-x").mkdir()
-    assert (kept("things", "b2", write) / "whole").read_text() == "yes"
-    assert {path.name for path in things.iterdir()} == {"a1", "b2", f".making-{os.getpid()}-x"}

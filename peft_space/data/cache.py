@@ -1,8 +1,10 @@
 """Keeps what was worked out from data under the name of its content, so that the same is not worked out twice. Knows nothing of what it keeps."""
 
+import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from peft_space import durable, settings
 
 _MOST_KEPT = 12
 """Of each kind; the ones used longest ago are removed."""
+_SECONDS_TO_OPEN = 60
 
 
 def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
@@ -20,7 +23,7 @@ def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
         key: a digest of all that decides the content.
     """
     folder = settings.home() / "cache" / kind / key
-    if not folder.is_dir():
+    while not _used_now(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_what_the_dead_left(folder.parent)
         aside = Path(tempfile.mkdtemp(prefix=f".making-{os.getpid()}-", dir=folder.parent))
@@ -34,10 +37,28 @@ def kept(kind: str, key: str, write: Callable[[Path], None]) -> Path:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-    os.utime(folder)
-    for old in sorted(folder.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-_MOST_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_what_nobody_uses(folder.parent)
     return folder
+
+
+def _used_now(folder: Path) -> bool:
+    """Whether it is there; then it counts as used now."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_what_nobody_uses(parent: Path) -> None:
+    """All but the newest, and but what others may be about to open: they look for it right after it was made."""
+    used = {}
+    for folder in parent.glob("[0-9a-f]*"):
+        with contextlib.suppress(FileNotFoundError):  # another process is at it too
+            used[folder] = folder.stat().st_mtime
+    for old in sorted(used, key=used.__getitem__)[:-_MOST_KEPT]:
+        if used[old] < time.time() - _SECONDS_TO_OPEN:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_what_the_dead_left(parent: Path) -> None:
