@@ -13,8 +13,7 @@ from peft_space.ui.page import PRIVATE, Page, put_back, tells_errors, token_of
 def build(page: Page) -> None:
     """Place and wire the tab."""
     choice, wanted_export = export_panel.build(page)
-    with gr.Accordion("Is it ready for production?", open=False):
-        ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
+    _build_ready(page)
     ranks.build_compress(page)
     gr.Markdown("### Push to the Hugging Face Hub")
     with gr.Row():
@@ -91,11 +90,18 @@ def build(page: Page) -> None:
     card.change(lambda text, written: view.card_markdown(text or "", written[2]), [card, written], card_shown, **hidden)
     # Gradio tells of a change late where the page has just been loaded: the card may be of this run already
     page.shown.change(lambda run, written: gr.skip() if written[0] == run else "", [page.run, written], card, **hidden)
+    page.shown.change(lambda: "", None, pushed, **PRIVATE)
+
+
+def _build_ready(page: Page) -> None:
+    """Place and wire the list of what makes the chosen run's adapter ready for production."""
+    with gr.Accordion("Is it ready for production?", open=False):
+        ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
 
     @tells_errors
     def look(values: dict[Any, Any]) -> str:
         checks = read_checklist(page.chosen_run(values)) if values[page.run] else []
         return checklist_markdown(checks) or "Train an adapter first."
 
-    gr.on([page.state.change, page.shown.change], look, chosen, ready_list, **hidden)
-    page.shown.change(lambda: "", None, pushed, **PRIVATE)
+    changes = [page.state.change, page.shown.change]
+    gr.on(changes, look, {page.visitor, page.run}, ready_list, show_progress="hidden", **PRIVATE)
