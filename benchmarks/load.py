@@ -1,8 +1,8 @@
 """Fifty visitors of a Space upload, preview and poll at once while one of them trains. `python -m benchmarks.load [--seconds 600]`
 
 Each waits 3 to 5 s between actions. Every value that a visitor brings carries a tag of theirs; every answer is searched for tags, and another's is a
-fault. Told: actions, faults, tagged values, the median and 95th percentile of a poll, and the memory of the app with its workers, a minute in and at
-the end. The visitors share the machine's cores with the app.
+fault. Told: actions, faults, tagged values, the median and 95th percentile of each action, the share of the time in which a training was at its
+steps, and the memory of the app with its workers, a minute in and at the end. The visitors share the machine's cores with the app and the training.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import httpx
 import psutil
 
 VISITORS, ROWS = 50, 60
+HOURS = {"num_epochs": 1000, "eval_steps": 2000, "save_steps": 500}
+"""A recipe that is not done before the visitors are."""
 TAG = re.compile(r"tag([0-9a-f]{8})x")
 
 
@@ -33,6 +35,8 @@ class Load:
         self.seconds: dict[str, list[float]] = {"upload": [], "check": [], "poll": []}
         self.faults: list[str] = []
         self.tagged = 0
+        self.training: list[bool] = []
+        """Of each second, whether a training got on with its steps."""
 
     async def call(self, client: httpx.AsyncClient, endpoint: str, **given: Any) -> Any:
         joined = await client.post(f"{self.url}/gradio_api/call/v2/{endpoint}", json=given)
@@ -79,7 +83,7 @@ class Load:
                         self.look_through(await self.timed("check", self.call(client, "check_data", data=data)), own)
                     else:
                         if trains and (not run or (await self.call(client, "status", **run))["status"] not in ("queued", "running")):
-                            started = await self.call(client, "start", data=data, recipe={"max_steps": 2000}, owner=own * 4)
+                            started = await self.call(client, "start", data=data, recipe=HOURS, owner=own * 4)
                             run = {"run": started["run"], "owner": started["owner"]}
                         answer = await self.timed(
                             "poll", self.call(client, "status", **run) if run else self.call(client, "runs", owner=own * 4)
@@ -105,9 +109,19 @@ def memory_mb(process: psutil.Process) -> float:
     return total / 1e6
 
 
-async def measured(load: Load, app: psutil.Process, seconds: float) -> list[float]:
+async def watch(load: Load, home: Path) -> None:
+    """See each second how far the trainings are."""
+    seen = 0
+    while time.time() < load.ends:
+        steps = sum(told.read_text().count('"event":"Step"') for told in home.glob("runs/*/*/events.jsonl"))
+        load.training.append(steps > seen)
+        seen = steps
+        await asyncio.sleep(1)
+
+
+async def measured(load: Load, app: psutil.Process, home: Path, seconds: float) -> list[float]:
     """Memory in MB: a minute after the start, or halfway if that is sooner, and at the end."""
-    working = asyncio.create_task(load.all())
+    working = asyncio.gather(load.all(), watch(load, home))
     await asyncio.sleep(min(60, seconds / 2))
     warm = memory_mb(app)
     await asyncio.sleep(max(0, load.ends - time.time() - 1))
@@ -128,7 +142,7 @@ def main() -> None:
         try:
             load = Load(app.url, time.time() + given.seconds)
             assert app.process
-            warm, end = asyncio.run(measured(load, psutil.Process(app.process.pid), given.seconds))
+            warm, end = asyncio.run(measured(load, psutil.Process(app.process.pid), app.home, given.seconds))
         finally:
             app.kill()
     told: dict[str, Any] = {"visitors": VISITORS, "seconds": given.seconds, "faults": len(load.faults), "tagged_values": load.tagged}
@@ -138,6 +152,7 @@ def main() -> None:
             "median": round(statistics.median(seconds), 3),
             "p95": round(statistics.quantiles(seconds, n=20)[-1], 3),
         }
+    told["share_of_time_training"] = round(statistics.mean(load.training), 2)
     told |= {"memory_mb_warm": round(warm), "memory_mb_end": round(end)}
     print(json.dumps(told | {"first_faults": load.faults[:5]}))
 

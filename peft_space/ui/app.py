@@ -14,15 +14,12 @@ from peft_space.data.check import DEMO, source_of
 from peft_space.execution import slices, zerogpu
 from peft_space.execution.trainings import take_up_again
 from peft_space.run import list_runs
-from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, saving, train_tab, view
+from peft_space.ui import api, compare_tab, data_tab, look, publish_tab, recipe_tab, runs_tab, saving, sessions, train_tab, view
 from peft_space.ui.doors import Doors
 from peft_space.ui.page import PRIVATE, Page, new_visitor, put_back, tells_errors
 from peft_space.visitors import keep_clean
 
 STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
-_MOST_SESSIONS = 500
-"""Of which Gradio keeps what it knows, nearly a megabyte each: those that asked last, and an open page asks every few seconds. A call that comes
-without gradio_client is a session of its own, so that its own limit of 10,000 was gigabytes after an hour of polls."""
 
 
 def build() -> gr.Blocks:
@@ -176,8 +173,8 @@ def launch(**options: Any) -> Any:
         theme=look.theme(),
         css_paths=[look.CSS],
         run_history=False,
-        state_session_capacity=_MOST_SESSIONS,
-        app_kwargs={"middleware": [Middleware(Doors)]},
+        state_session_capacity=sessions.MOST,
+        app_kwargs={"middleware": [Middleware(Doors)], "lifespan": sessions.lean},
         mcp_server=True,  # the endpoints of api/ as an agent's tools
         ssr_mode=False,
         footer_links=[],
