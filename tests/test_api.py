@@ -278,4 +278,5 @@ def test_the_page_reports_nothing_and_keeps_no_history_of_what_was_run(app):
     with urllib.request.urlopen(f"{app.url}/config") as answer:
         config = json.load(answer)
     assert config["run_history"] is False
+    assert not config.get("ssr_mode")
     assert config["analytics_enabled"] is False

@@ -57,3 +57,25 @@ def test_an_audit_that_cannot_be_made_says_so_and_does_not_pass(tmp_path, answer
     said = done.stdout + done.stderr
     assert done.returncode == status, said
     assert ("NOT AUDITED" in said, words in said) == (words == "NOT AUDITED", True), said
+
+
+def test_what_the_audit_passes_over_is_explained_and_nothing_else():
+    asked = subprocess.run(["make", "-n", "audit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    passed_over = set(re.findall(r"--ignore-vuln (CVE-\d+-\d+)", asked))
+    explained = {f"CVE-2026-{number}" for row in re.findall(r"^\| (CVE-.*?) \|", TEXT, re.M) for number in re.findall(r"\b\d{5,6}\b", row)}
+    assert len(passed_over) > 10
+    assert passed_over <= explained
+    assert all("PCRE2" in row for row in re.findall(r"^\| CVE-.*$", TEXT, re.M) if not passed_over & set(re.findall(r"CVE-\d+-\d+", row)))
+
+
+@pytest.mark.parametrize("word", ["PIL", "torch.load", "torch.export", "torch._inductor", "pydantic.v1", "pickle"])
+def test_what_known_faults_of_the_pins_take_is_not_used(word):
+    code = [path.read_text() for path in [ROOT / "app.py", *(ROOT / "peft_space").rglob("*.py")]]
+    assert len(code) > 100
+    assert not [text for text in code if re.search(rf"^\s*(import|from) {re.escape(word)}\b|[^\"'`\w]{re.escape(word)}\(", text, re.M)]
+
+
+def test_no_model_of_ours_takes_fields_that_it_does_not_name():
+    code = "".join(path.read_text() for path in (ROOT / "peft_space").rglob("*.py"))
+    assert 'extra="forbid"' in code
+    assert not re.search(r"extra\s*=\s*[\"']allow", code)
