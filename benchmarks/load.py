@@ -2,13 +2,14 @@
 
 Each waits 3 to 5 s between actions. Every value that a visitor brings carries a tag of theirs; every answer is searched for tags, and another's is a
 fault. Told: actions, faults, tagged values, the median and 95th percentile of each action, the share of the time in which a training was at its
-steps, and the memory of the app with its workers, a minute in and at the end. The visitors share the machine's cores with the app and the training.
+steps, and the memory of the app with its workers after each minute. The visitors share the machine's cores with the app and the training.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import secrets
@@ -37,6 +38,8 @@ class Load:
         self.tagged = 0
         self.training: list[bool] = []
         """Of each second, whether a training got on with its steps."""
+        self.memory: list[int] = []
+        """MB after each minute."""
 
     async def call(self, client: httpx.AsyncClient, endpoint: str, **given: Any) -> Any:
         joined = await client.post(f"{self.url}/gradio_api/call/v2/{endpoint}", json=given)
@@ -100,34 +103,30 @@ class Load:
         await asyncio.gather(*(self.visitor(number, trains=number == 0) for number in range(VISITORS)))
 
 
-def memory_mb(process: psutil.Process) -> float:
-    """Memory of the app and the workers that it keeps, what forks share counted once; a training is no child of it."""
+def memory_mb(app: psutil.Process) -> float:
+    """Memory of the app and the workers that it keeps, what forks share counted once. Trainings are in sessions of their own, and not in it."""
     total = 0.0
-    for one in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += one.memory_full_info().pss
+    for one in [app, *app.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(one.pid) == os.getsid(app.pid):
+                total += one.memory_full_info().pss
     return total / 1e6
 
 
-async def watch(load: Load, home: Path) -> None:
-    """See each second how far the trainings are."""
-    seen = 0
+async def watch(load: Load, app: psutil.Process, home: Path) -> None:
+    """See each second how far the trainings are, and each minute how much memory is taken."""
+    seen, began = 0, time.time()
     while time.time() < load.ends:
         steps = sum(told.read_text().count('"event":"Step"') for told in home.glob("runs/*/*/events.jsonl"))
         load.training.append(steps > seen)
         seen = steps
+        if time.time() - began >= 60 * (1 + len(load.memory)):
+            load.memory.append(round(memory_mb(app)))
         await asyncio.sleep(1)
 
 
-async def measured(load: Load, app: psutil.Process, home: Path, seconds: float) -> list[float]:
-    """Memory in MB: a minute after the start, or halfway if that is sooner, and at the end."""
-    working = asyncio.gather(load.all(), watch(load, home))
-    await asyncio.sleep(min(60, seconds / 2))
-    warm = memory_mb(app)
-    await asyncio.sleep(max(0, load.ends - time.time() - 1))
-    end = memory_mb(app)
-    await working
-    return [warm, end]
+async def work(load: Load, app: psutil.Process, home: Path) -> None:
+    await asyncio.gather(load.all(), watch(load, app, home))
 
 
 def main() -> None:
@@ -142,7 +141,7 @@ def main() -> None:
         try:
             load = Load(app.url, time.time() + given.seconds)
             assert app.process
-            warm, end = asyncio.run(measured(load, psutil.Process(app.process.pid), app.home, given.seconds))
+            asyncio.run(work(load, psutil.Process(app.process.pid), app.home))
         finally:
             app.kill()
     told: dict[str, Any] = {"visitors": VISITORS, "seconds": given.seconds, "faults": len(load.faults), "tagged_values": load.tagged}
@@ -152,8 +151,7 @@ def main() -> None:
             "median": round(statistics.median(seconds), 3),
             "p95": round(statistics.quantiles(seconds, n=20)[-1], 3),
         }
-    told["share_of_time_training"] = round(statistics.mean(load.training), 2)
-    told |= {"memory_mb_warm": round(warm), "memory_mb_end": round(end)}
+    told |= {"share_of_time_training": round(statistics.mean(load.training), 2), "memory_mb_by_minute": load.memory}
     print(json.dumps(told | {"first_faults": load.faults[:5]}))
 
 

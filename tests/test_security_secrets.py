@@ -217,6 +217,36 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(hub_en
     assert token.encode() not in on_a_space.stdout
 
 
+REPO = {"repo": "maria/a"}
+FOR_THE_HUB = {
+    "save": {"run": True} | REPO,
+    "take_up": REPO,
+    "job_hardware": {"run": True},
+    "hand_over": {"run": True, "flavor": "cpu-basic", "timeout": "1h"},
+    "follow_job": {"run": True},
+    "cancel_job": {"run": True},
+}
+"""Endpoints that take a token besides /push, and what else they are given."""
+A_JOB = {"job": "1", "owner": "maria", "repo": "maria/a", "address": "", "flavor": "cpu-basic", "timeout": 60.0, "num_events": 1}
+
+
+def end_following(run, the_hub):
+    """Let the process that follows a run's job meet the Hub's refusal, look whether it shows a token, and end it."""
+    deadline = time.time() + 60
+    while not (following := [one for one in psutil.process_iter(["cmdline"]) if str(run) in (one.info["cmdline"] or ())]):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    met = len(the_hub.requests)
+    while len(the_hub.requests) < met + 1:
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert found_in_processes(list(the_hub.tokens)) == []
+    time.sleep(1)  # it writes what it met
+    for one in following:
+        one.kill()
+        one.wait()
+
+
 @pytest.mark.slow
 def test_tokens_sent_to_the_running_app_are_found_nowhere(hub_environment, the_hub, tmp_path, write):
     """The API's answers, its server-sent messages, the log, Gradio's cache, the run, and all processes."""
@@ -242,11 +272,39 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(hub_environment, the_h
                 except Exception as error:  # noqa: BLE001 - what the client shows is what is looked at
                     said.append(f"{error!r}")
                 the_hub._faults.clear()
+        mine = {"run": started["run"], "owner": started["owner"]}
+        [run] = app.home.glob(f"runs/*/{mine['run']}")
+        for endpoint, more in FOR_THE_HUB.items():
+            for status in (401, 403, 404, 500):
+                if endpoint == "follow_job":
+                    Run(run).append(events.HandedOver(**A_JOB))
+                token = new_token()
+                tokens.append(token)
+                the_hub.tokens[token] = User("maria")
+                the_hub.fail_next("/api", status, times=30, message=f"no {token} here")
+                given = mine if "run" in more else {"owner": mine["owner"]}
+                try:
+                    said.append(
+                        str(
+                            client.predict(
+                                **given,
+                                **{name: value for name, value in more.items() if name != "run"},
+                                token=token,
+                                api_name=f"/{endpoint}",
+                            )
+                        )
+                    )
+                except Exception as error:  # noqa: BLE001 - what the client shows is what is looked at
+                    said.append(f"{error!r}")
+                if endpoint == "follow_job":
+                    end_following(run, the_hub)
+                the_hub._faults.clear()
         assert found_in_processes(tokens) == []
     finally:
         app.kill()
     (tmp_path / "said").write_text("\n".join(said))
-    assert len(said) == 27
+    assert len(said) == 27 + 4 * len(FOR_THE_HUB)
+    assert "The Hub" in run.joinpath("worker.log").read_text(), "the process that follows a job told of none of the faults"
     assert found_in_files([tmp_path], tokens) == []
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-MOST = 2000
+MOST = 1000
 """Sessions that are remembered: those that asked last. An open page asks every few seconds."""
 
 
