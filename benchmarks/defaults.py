@@ -61,8 +61,8 @@ def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else None
     with working_folder() as folder:
         settings = {
-            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 8, "rate": 1e-3,
-            "batch_size": 8, "length": 128, "steps": 8,
+            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 400, 4), "rank": 8, "rate": 1e-3,
+            "batch_size": 8, "length": 128, "steps": 24,
         }  # fmt: skip
         best = best_by_hand(settings, folder)
         results = in_turn({"ours": {}, "by_hand": best}, settings, folder, repetitions or REPETITIONS)

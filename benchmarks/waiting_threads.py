@@ -1,6 +1,7 @@
-"""What it costs when OpenMP threads spin while they wait, beside one other busy process. `python -m benchmarks.waiting_threads`
+"""What OpenMP threads do while they wait for each other: spin, sleep, or sleep after a short spin, as the app has them. `python -m benchmarks.waiting_threads`
 
-Times a training step of the built-in model (4-bit, LoRA, 8 x 60 tokens, all cores) in fresh processes, spinning and sleeping in turn.
+Times a training step (4-bit, LoRA, 8 x 60 tokens) and a generated token of the built-in model on all cores in fresh processes, in turn; once with
+nothing beside it, once beside another busy process.
 """
 
 import json
@@ -10,44 +11,59 @@ import subprocess
 import sys
 
 ROUNDS = 3
+WAITING = {
+    "spins": {"OMP_WAIT_POLICY": "active"},
+    "as OpenMP comes": {},
+    "sleeps": {"OMP_WAIT_POLICY": "passive"},
+    "spins a little, then sleeps (the app)": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+}
 CHILD = """
-import time, torch
-from peft_space.settings import prepare_libraries; prepare_libraries()
+import statistics, time, torch
 from peft_space.models.base import find_base
 from peft_space.models.load import load_base_model, new_adapter
 from peft_space.recipe import Recipe
 base = find_base("demo")
 model = new_adapter(load_base_model(base, Recipe(), "float32"), Recipe(), base).train()
 ids = torch.randint(5, 1000, (8, 60))
-seconds = []
-for _ in range(5):
-    start = time.perf_counter()
-    model(input_ids=ids, labels=ids).loss.backward()
-    seconds.append(time.perf_counter() - start)
-print(sorted(seconds)[2])
+def seconds(of, times):
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        of()
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
+step = seconds(lambda: model(input_ids=ids, labels=ids).loss.backward(), 5)
+model.eval()
+told = dict(max_new_tokens=20, min_new_tokens=20, do_sample=False)
+print(step, seconds(lambda: model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), **told), 3) / 20)
 """
 
 
-def step_seconds(policy: str) -> float:
-    """The median step of a fresh process."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
-        "OMP_WAIT_POLICY": policy,
-        "HF_HUB_OFFLINE": "1",
-    }
+def timed(waiting: dict[str, str]) -> list[float]:
+    """Median seconds of a step and of a token, in a fresh process."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = inherited | waiting | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILD], env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return [float(word) for word in done.stdout.split()]
+
+
+def in_turn() -> dict[str, list[float]]:
+    """The medians of all rounds, by the way of waiting."""
+    took: dict[str, list[list[float]]] = {name: [] for name in WAITING}
+    for _ in range(ROUNDS):
+        for name, waiting in WAITING.items():
+            took[name].append(timed(waiting))
+    return {name: [round(statistics.median(times), 4) for times in zip(*rounds, strict=True)] for name, rounds in took.items()}
 
 
 def main() -> None:
+    print(json.dumps({"beside": "nothing", "seconds of a step and of a token": in_turn()}), flush=True)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        pairs = [(step_seconds("active"), step_seconds("passive")) for _ in range(ROUNDS)]
+        print(json.dumps({"beside": "a busy process", "seconds of a step and of a token": in_turn()}))
     finally:
         busy.kill()
         busy.wait()
-    spinning, sleeping = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(active / passive for active, passive in pairs)
-    print(json.dumps({"spinning_step_seconds": round(spinning, 3), "sleeping_step_seconds": round(sleeping, 3), "ratio": round(ratio, 1)}))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,8 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
 def hold_in_compute_dtype(model: Any, dtype: str) -> None:
     """Hold the frozen weights of adapted linear layers in the dtype that they are computed in, where a CPU holds them in float32.
 
-    Autocast would cast them in every step, to the same numbers. DoRA also takes the norm of its weights, which is not cast.
+    Autocast would cast them in every step, to the same numbers. DoRA also takes the norm of its weights, which is not cast. Nor are inputs cast
+    to the adapter's float32 any more, from which autocast casts them back.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -202,7 +203,10 @@ def hold_in_compute_dtype(model: Any, dtype: str) -> None:
     if model.peft_config["default"].use_dora:
         return
     for module in model.modules():
-        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else None
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        module.cast_input_dtype_enabled = dtype == "float32"
+        layer = module.get_base_layer()
         if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
             layer.weight.data = layer.weight.data.to(getattr(torch, dtype))
 
@@ -272,7 +276,7 @@ def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
 
 def _choose_threads(layer: Any, num_tokens: int, dtype: str, available: int) -> tuple[int, str]:
     """(threads, why). By CPU time as well: seconds on a clock, which other work on the machine lengthens for several threads most, chose one of two
-    beside it, and the choice is kept. Threads that wait sleep (`settings.prepare_libraries`), so that what they take is work."""
+    beside it, and the choice is kept. Threads that wait soon sleep (`settings.prepare_libraries`), so that nearly all that they take is work."""
     alone, together = map(statistics.median, _measure(layer, num_tokens, [(dtype, 1), (dtype, available)]).values())
     times = available * alone / together
     return available if times >= _WORTH_SHARING else 1, f"; {available} threads run at {times:.2f} times the speed of one"
