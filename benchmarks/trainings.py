@@ -112,40 +112,43 @@ def _watched() -> Json:
 
 
 def _ours(settings: Json) -> Json:
-    from peft_space.execution import trainings
+    from peft_space.execution import attempt, trainings
 
     before: list[float] = []
+    begin, main_of_attempt = trainings._attempt, attempt.main
 
-    def attempt(run: Any, held: Any, options: list[str]) -> int:
+    def begun(run: Any, held: Any, options: list[str]) -> int:
         before.append(time.process_time())
+        if "torch" in sys.modules:  # a fork of this process trains
+            return begin(run, held, options)
         command = [sys.executable, "-W", "ignore", __file__, "attempt", str(run.directory), *options]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=held).wait()
 
-    trainings._attempt = attempt  # the same process, which also tells its times
+    trainings._attempt = begun
+    attempt.main = lambda arguments: _attempt(main_of_attempt, arguments)
     from peft_space.__main__ import main
 
     directory = Path(settings["run"])
-    begun = ["--resume", str(directory)]
+    command = ["--resume", str(directory)]
     if not (directory / "run.json").is_file():
-        begun = [settings["rows"], "--out", str(directory), "--recipe", json.dumps(recipe_of(settings))]
+        command = [settings["rows"], "--out", str(directory), "--recipe", json.dumps(recipe_of(settings))]
     with contextlib.redirect_stdout(sys.stderr):
-        assert main(["train", *begun]) == 0
+        assert main(["train", *command]) == 0
     plan = json.loads((directory / "plan.json").read_text())
     told = json.loads((directory / "told.json").read_text()) | {"dtype": plan["compute_dtype"], "threads": plan["threads"]}
     return told | {"start_cpu": told["start_cpu"] + before[0]}
 
 
-def _attempt(directory: str, *options: str) -> None:
-    """The process that trains a run of ours."""
-    from peft_space.execution import attempt
+def _attempt(main: Any, arguments: list[str]) -> int:
+    """What the process does that trains a run of ours; it also tells its times."""
     from peft_space.settings import prepare_libraries
 
     prepare_libraries()
     gc.disable()  # as `attempt` does where it is the first to import them
     told = _watched()
-    status = attempt.main([directory, *options])
-    (Path(directory) / "told.json").write_text(json.dumps(told))
-    sys.exit(status)
+    status = main(arguments)
+    (Path(arguments[0]) / "told.json").write_text(json.dumps(told))
+    return status
 
 
 def _adapted(settings: Json) -> tuple[Any, Any]:
@@ -343,5 +346,9 @@ def tell(result: Json) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "attempt":
-        _attempt(*sys.argv[2:])
-    print(json.dumps(ARMS[sys.argv[1]](json.loads(sys.argv[2]))))
+        from peft_space.execution import attempt
+
+        sys.exit(_attempt(attempt.main, sys.argv[2:]))
+    print(json.dumps(ARMS[sys.argv[1]](json.loads(sys.argv[2]))), flush=True)
+    if sys.argv[1] == "ours":
+        gc.freeze()  # as `python -m peft_space` does at its end

@@ -4,6 +4,7 @@ Exit status: 0 done, 2 the user's mistake (one message on stderr), 1 ours (with 
 """
 
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -43,4 +44,6 @@ def _stdout_for_result_only() -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # at the end Python looks through all that the libraries made, which takes a second
+    sys.exit(status)
