@@ -122,7 +122,7 @@ def test_a_cancelled_job_leaves_a_run_that_goes_on_from_its_last_checkpoint(jobs
 
 @pytest.mark.slow
 def test_a_job_leaves_before_its_time_is_over_and_nothing_is_lost(jobs_hub, job, rows, tmp_path):
-    run = make_run(tmp_path / "run", rows, LONG.model_copy(update={"save_steps": 4_000}))
+    run = make_run(tmp_path / "run", rows, LONG.model_copy(update={"save_steps": 40_000, "max_steps": 40_000, "num_epochs": 1000}))
     status, out, err = done(job(run, "--flavor", "cpu-basic", "--timeout", "60", "--follow"))
     assert (status, "The run is paused, at step" in out) == (0, True), err
     last = run.history()[-1]
