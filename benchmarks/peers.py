@@ -43,7 +43,7 @@ def compare(name: str, settings: Json, more: Json, folder: Path, python: str, re
     ours, theirs = [], []
     for _ in range(repetitions):
         ours.append(time_training("ours", settings | {"run": str(Path(tempfile.mkdtemp(dir=folder)) / "run")}, folder))
-        config = write_config(folder, settings, more | ({"bf16": ours[-1]["dtype"] == "bfloat16"} if more else {}))
+        config = write_config(folder, settings, more | ({"bf16": ours[-1]["dtype"] != "float32"} if more else {}))
         environment = {"OMP_NUM_THREADS": str(ours[-1]["threads"])} if more else None
         theirs.append(time_training("llamafactory", settings | {"config": config}, folder, environment, python))
     tell({"rows": name, "ours": medians(ours, FIGURES), "dtype": ours[-1]["dtype"], "threads": [one["threads"] for one in ours]})

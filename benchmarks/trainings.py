@@ -135,7 +135,8 @@ def _ours(settings: Json) -> Json:
     with contextlib.redirect_stdout(sys.stderr):
         assert main(["train", *command]) == 0
     plan = json.loads((directory / "plan.json").read_text())
-    told = json.loads((directory / "told.json").read_text()) | {"dtype": plan["compute_dtype"], "threads": plan["threads"]}
+    dtype = f"{plan['frozen_dtype']} weights" if plan["frozen_dtype"] else plan["compute_dtype"]
+    told = json.loads((directory / "told.json").read_text()) | {"dtype": dtype, "threads": plan["threads"]}
     return told | {"start_cpu": told["start_cpu"] + before[0]}
 
 
@@ -160,9 +161,12 @@ def _adapted(settings: Json) -> tuple[Any, Any]:
     torch.set_num_threads(settings["threads"])
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     set_seed(0)
-    weights = torch.bfloat16 if settings["dtype"] == "bfloat16 weights" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=weights)
-    return get_peft_model(model, _lora(settings)), tokenizer
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32), _lora(settings))
+    if settings["dtype"] == "bfloat16 weights":  # not before the adapter is made, whose first numbers would be rounded
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    return model, tokenizer
 
 
 def _lora(settings: Json) -> Any:

@@ -6,6 +6,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -22,17 +24,27 @@ CONTROLS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "</s>"]
 
 def bert(folder, words):
     """An encoder whose tokenizer puts [CLS] and [SEP] around a text, and [SEP] between two."""
+    return _encoder(folder, words, BertConfig, BertForMaskedLM)
+
+
+def deberta(folder, words):
+    """The same, built as DeBERTa v3 is: its attention is masked with the least number of what its queries are held in."""
+    positions = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_buckets": 32}
+    return _encoder(folder, words, DebertaV2Config, DebertaV2ForMaskedLM, **positions)
+
+
+def _encoder(folder, words, config_class, model_class, **own):
     tokenizer = _tokenizer(words, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", around=("[CLS]", "[SEP]"))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     torch.manual_seed(0)
-    config = BertConfig(
+    config = config_class(
         vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
-        pad_token_id=fast.pad_token_id,
+        pad_token_id=fast.pad_token_id, **own,
     )  # fmt: skip
-    return _saved(folder, BertForMaskedLM(config), fast)
+    return _saved(folder, model_class(config), fast)
 
 
 def t5(folder, words):

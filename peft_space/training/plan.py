@@ -1,6 +1,5 @@
 """The Plan: what a run was really trained with on this machine. Measured once, written to plan.json, used again on every resume."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +18,7 @@ from peft_space.models.memory import estimate_within, surely_fits
 from peft_space.models.quantization import quantization_of
 from peft_space.recipe import Recipe, Task
 from peft_space.run import Run
+from peft_space.training.dtypes import computing_in, frozen_dtype
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _WORTH_IT = 1.5
@@ -41,6 +41,8 @@ class Plan(BaseModel):
     device: str
     device_name: str
     compute_dtype: str
+    frozen_dtype: str = ""
+    """What frozen weights are cast to once, on a CPU; empty where they stay as they were loaded."""
     threads: int
     why: str
     """How dtype and threads were chosen, for the user."""
@@ -106,6 +108,7 @@ def make_plan(
         device=hardware.device(),
         device_name=hardware.device_name(),
         compute_dtype=dtype,
+        frozen_dtype=frozen_dtype(model, dtype),
         threads=threads,
         why=why,
         num_processes=num_processes,
@@ -169,46 +172,6 @@ def _needs_checkpointing(recipe: Recipe, base: Base, goal: Goal, batch_size: int
     if surely_fits(layers, rows, longest, free):
         return False
     return estimate_within(layers, recipe, rows, longest, free, hardware.device(), inference_dtype())[1]
-
-
-@contextlib.contextmanager
-def computing_in(model: Any, dtype: str):
-    """Let a model that is held in float32 compute in `dtype` on a CPU: autocast, and what 4-bit layers dequantize to."""
-    import torch
-
-    set_compute_dtype(model, dtype)
-    with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext():
-        yield
-
-
-def set_compute_dtype(model: Any, dtype: str) -> None:
-    """Let the 4-bit layers of `model`, if it has any, compute in `dtype`."""
-    import bitsandbytes
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.compute_dtype = getattr(torch, dtype)
-
-
-def hold_in_compute_dtype(model: Any, dtype: str) -> None:
-    """Hold the frozen weights of adapted linear layers in the dtype that they are computed in, where a CPU holds them in float32.
-
-    Autocast would cast them in every step, to the same numbers. DoRA also takes the norm of its weights, which is not cast. Nor are inputs cast
-    to the adapter's float32 any more, from which autocast casts them back.
-    """
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if model.peft_config["default"].use_dora:
-        return
-    for module in model.modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        module.cast_input_dtype_enabled = dtype == "float32"
-        layer = module.get_base_layer()
-        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
-            layer.weight.data = layer.weight.data.to(getattr(torch, dtype))
 
 
 def choice(recipe: Recipe, base: Base, goal: Goal, model: Any, row_length: int) -> tuple[str, int, str]:

@@ -2,8 +2,10 @@
 
 import gc
 import json
+import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +23,16 @@ from peft_space.data.tokens import tokenize
 from peft_space.errors import UserError, explain, mendable, what_ran_out
 from peft_space.export.card import write_card
 from peft_space.export.ready import check_ready
-from peft_space.models.base import Base, find_base, load_tokenizer, pin
+from peft_space.models.base import Base, find_base, first_line, load_tokenizer, pin
 from peft_space.models.initial import FROM_BASE, base_at_start, first_adapter, make_start, to_plain_lora
 from peft_space.models.load import Goal, goal_of, inference_dtype, load_base_model, new_adapter
 from peft_space.recipe import Recipe
 from peft_space.run import Run, steps_of, tell_once
 from peft_space.training import checkpoints, processes, reporting, stopping
 from peft_space.training.callbacks import RunCallback
+from peft_space.training.dtypes import hold_frozen, set_compute_dtype, spare_casts
 from peft_space.training.origin import origin_of, refuse_another
-from peft_space.training.plan import Plan, hold_in_compute_dtype, make_plan, read_plan, set_compute_dtype, shared_by, write_plan
+from peft_space.training.plan import Plan, make_plan, read_plan, shared_by, write_plan
 from peft_space.training.prepare import Prepared
 from peft_space.training.room import nothing_left, use_less_memory
 from peft_space.training.row_order import ByLength, goes_by_length, saved_by_length
@@ -37,7 +40,11 @@ from peft_space.training.tasks import Examples, make_trainer
 from peft_space.training.warm import Warm
 from peft_space.words import gigabytes
 
+logger = logging.getLogger(__name__)
+
 _ADAPTER_ASIDE = ".adapter.new"
+_OF_DTYPES = re.compile("dtype|scalar type|BFloat16|Half")
+"""Words in which PyTorch says that it does not compute with a dtype, or with two together."""
 _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
 
@@ -89,7 +96,7 @@ def attempt(
         raise _no_memory(run, "This machine")
     try:
         reporting.check(report_to)
-        outcome = _train(run, deadline, shuffled, anyway, report_to, warm or Warm())
+        outcome = _train_in_any_dtype(run, deadline, shuffled, anyway, report_to, warm or Warm())
     except Exception as error:
         if processes.is_main():  # on a full disk this makes room to tell
             checkpoints.remove_unfinished(run)
@@ -132,14 +139,35 @@ class _Ready:
     checkpoint: Path | None
 
 
+def _train_in_any_dtype(run: Run, *options: Any) -> events.Outcome:
+    """Train, and begin again in float32 where the first step shows that the model does not compute in the dtype that was chosen for it."""
+    try:
+        return _train(run, *options)
+    except RuntimeError as error:
+        plan = read_plan(run)
+        if plan is None or run.recipe.compute_dtype == "float32" or steps_of(run.history()) or not _OF_DTYPES.search(str(error)):
+            raise
+        if processes.is_main():  # all come by here
+            if plan.compute_dtype == "float32":
+                raise
+            why = f"This model does not compute in {plan.compute_dtype}: {first_line(error)}"
+            if run.recipe.compute_dtype != "automatic":
+                raise UserError(f"{why} Leave it to the app what is computed in (compute_dtype automatic), or choose float32.") from error
+            logger.info("%s does not compute in %s", plan.base_name, plan.compute_dtype, exc_info=error)
+            write_plan(run, plan.model_copy(update={"compute_dtype": "float32", "frozen_dtype": "", "why": why}))
+    return _train(run, *options)
+
+
 def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, report_to: Sequence[str], warm: Warm) -> events.Outcome:
     with processes.main_first():
         ready = _make_ready(run, shuffled, anyway, warm)
     recipe, goal, rows, held_out, model, plan = run.recipe, ready.goal, ready.rows, ready.held_out, ready.model, ready.plan
     torch.set_num_threads(plan.threads)
     set_compute_dtype(model, plan.compute_dtype)
+    if plan.frozen_dtype:
+        hold_frozen(model, ready.base, goal.task, plan.frozen_dtype)
     if plan.device == "cpu":
-        hold_in_compute_dtype(model, plan.compute_dtype)
+        spare_casts(model, plan.compute_dtype)
     set_seed(recipe.seed)  # measuring drew from the dropout's random numbers
 
     number = 1 + sum(isinstance(event, events.Started) for event in run.history())
