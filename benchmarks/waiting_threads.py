@@ -1,4 +1,4 @@
-"""What OpenMP threads do while they wait for each other: spin, sleep, or sleep after a short spin, as the app has them. `python -m benchmarks.waiting_threads`
+"""What OpenMP threads do while they wait for each other: spin, sleep, or the one or the other as the app has them. `python -m benchmarks.waiting_threads`
 
 Times a training step (4-bit, LoRA, 8 x 60 tokens) and a generated token of the built-in model on all cores in fresh processes, in turn; once with
 nothing beside it, once beside another busy process.
@@ -15,10 +15,12 @@ WAITING = {
     "spins": {"OMP_WAIT_POLICY": "active"},
     "as OpenMP comes": {},
     "sleeps": {"OMP_WAIT_POLICY": "passive"},
-    "spins a little, then sleeps (the app)": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "spins a little, then sleeps": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "spins while alone (the app)": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"},
 }
 CHILD = """
-import statistics, time, torch
+import contextlib, os, statistics, time, torch
+from peft_space import spinning
 from peft_space.models.base import find_base
 from peft_space.models.load import load_base_model, new_adapter
 from peft_space.recipe import Recipe
@@ -32,10 +34,11 @@ def seconds(of, times):
         of()
         took.append(time.perf_counter() - start)
     return statistics.median(took)
-step = seconds(lambda: model(input_ids=ids, labels=ids).loss.backward(), 5)
-model.eval()
 told = dict(max_new_tokens=20, min_new_tokens=20, do_sample=False)
-print(step, seconds(lambda: model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), **told), 3) / 20)
+with spinning.while_alone() if os.environ.get("GOMP_SPINCOUNT") == "300000" else contextlib.nullcontext():
+    step = seconds(lambda: model(input_ids=ids, labels=ids).loss.backward(), 15)
+    model.eval()
+    print(step, seconds(lambda: model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), **told), 5) / 20)
 """
 
 

@@ -97,10 +97,8 @@ def prepare_libraries() -> None:
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             os.environ.pop(name, None)  # nor is it in any child's environment
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that wait spin for some microseconds and then sleep: spinning on, they would keep other processes from their core, and sleeping at once,
-    # they would wake too late for each other (benchmarks/waiting_threads.py)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep at once where spinning.py lets them, and otherwise
+    os.environ.setdefault("GOMP_SPINCOUNT", "300000")  # spin as long as without a policy, some milliseconds
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_EXPERIMENTAL_WARNING", "1")  # run_uv_job

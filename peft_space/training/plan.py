@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from peft_space import advice, durable, hardware
+from peft_space import advice, durable, hardware, spinning
 from peft_space.data.cache import kept
 from peft_space.models.base import Base
 from peft_space.models.families import linear_layers
@@ -23,8 +23,8 @@ from peft_space.training.dtypes import computing_in, frozen_dtype
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _WORTH_IT = 1.5
 """A layer in bfloat16 on a CPU has to be faster by this much: float32 is more exact, and a layer's products are about half of a step."""
-_WORTH_SHARING = 1.2
-"""So many times as fast all threads together have to be as one, by what they compute: they also wait for each other."""
+_WORTH_SHARING = 1.1
+"""So many times as fast all threads together have to be as one, by what they compute while they sleep in between, which costs them most."""
 _HOPELESS = 5
 """Where bfloat16 takes so many times as long on few rows it is not measured further: without instructions for it it takes up to 60 times as long."""
 _PATIENCE_SECONDS = 0.3
@@ -211,8 +211,9 @@ def _measured(model: Any, num_tokens: int) -> tuple[str, int, str]:
 
     before = torch.get_num_threads()
     layer = _largest_layer(model).train()
-    dtype, why = _choose_dtype(layer, num_tokens)
-    threads, also = _choose_threads(layer, num_tokens, dtype, before) if before > 1 else (1, "")
+    with spinning.asleep():  # so that nearly all the CPU time that threads take is work
+        dtype, why = _choose_dtype(layer, num_tokens)
+        threads, also = _choose_threads(layer, num_tokens, dtype, before) if before > 1 else (1, "")
     layer.zero_grad(set_to_none=True)
     torch.set_num_threads(before)
     return dtype, threads, f"{why}{also}."
@@ -239,8 +240,8 @@ def _choose_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
 
 def _choose_threads(layer: Any, num_tokens: int, dtype: str, available: int) -> tuple[int, str]:
     """(threads, why). By CPU time as well: seconds on a clock, which other work on the machine lengthens for several threads most, chose one of two
-    beside it, and the choice is kept. Threads that wait soon sleep (`settings.prepare_libraries`), so that nearly all that they take is work."""
-    alone, together = map(statistics.median, _measure(layer, num_tokens, [(dtype, 1), (dtype, available)]).values())
+    beside it, and the choice is kept."""
+    alone, together = map(min, _measure(layer, num_tokens, [(dtype, 1), (dtype, available)]).values())
     times = available * alone / together
     return available if times >= _WORTH_SHARING else 1, f"; {available} threads run at {times:.2f} times the speed of one"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, set_seed
 
-from peft_space import durable, events, hardware
+from peft_space import durable, events, hardware, spinning
 from peft_space.checklist import write_checklist
 from peft_space.data.check import TrainingData, data_of
 from peft_space.data.tokens import tokenize
@@ -186,7 +186,8 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
     if checkpoint and (from_step >= total or stopping.is_over(stopping.state_of(checkpoint), recipe)):
         stopping.finish_at(checkpoint, trainer)  # it was killed after its last step; the trainer would take another one
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with spinning.while_alone():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if callback.left == "pause":
         warm.keep(run, plan, trainer)

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import asdict
 
+from peft_space import spinning
 from peft_space.errors import UserError
 from peft_space.run import Run
 from peft_space.verbs.kept import loaded
@@ -11,6 +12,7 @@ from peft_space.verbs.telling import Json, Report, progress
 _ANSWERED_AT_ONCE = 8
 
 
+@spinning.while_alone()
 def compare(
     run: str,
     prompts: list[str],
@@ -63,6 +65,7 @@ def _turns(system: str, history: list[Json], column: str, prompt: str) -> list[J
     return [*opened, *(message for turn in turns for message in turn), {"role": "user", "content": prompt}]
 
 
+@spinning.while_alone()
 def evaluate(run: str, report: Report | None = None) -> Json:
     """Scores of `base` and `adapter` on the held-out rows, with `intervals`, and how much general answers changed (`general`).
 
