@@ -114,7 +114,7 @@ class Recipe(BaseModel):
     compute_dtype: Literal["automatic", "float32", "bfloat16"] = Field(
         "automatic", title="Computed in", json_schema_extra=_shown("training")
     )
-    """Format of the numbers in which a step is computed. `automatic`: what the GPU does natively; on a CPU what was measured to be faster."""
+    """Format of the numbers in which a step is computed. `automatic`: what the GPU does natively; on a CPU what was measured to be faster, frozen weights included."""
 
     chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = Field(
         "own", title="Chat template", json_schema_extra=_shown("model")
