@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from peft_space import events
 from peft_space.demo import MODEL_DIR
@@ -23,7 +23,7 @@ from peft_space.training.train import train
 from tests import small_models
 from tests.architectures import ARCHITECTURES
 from tests.test_architectures import LABELS, batch_of, config_of
-from tests.test_tasks import WORDS, labelled
+from tests.test_tasks import WORDS, labelled, preferred, rated
 
 EXACT = Recipe(quantization="none", lora_rank=2, lora_dropout=0.0)
 
@@ -46,10 +46,12 @@ def tokens():
     return {"input_ids": ids, "labels": ids}
 
 
-def test_that_inputs_are_not_cast_to_and_fro_changes_no_bit():
+def test_what_is_cast_once_in_place_of_in_every_step_changes_no_bit():
     model, *_ = adapted()
     loss, gradients = loss_and_gradients(model, tokens())
     spare_casts(model, "bfloat16")
+    assert model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.bfloat16
+    assert model.get_input_embeddings().weight.dtype == torch.float32
     assert not model.base_model.model.model.layers[0].mlp.up_proj.cast_input_dtype_enabled
     again, same = loss_and_gradients(model, tokens())
     assert again == loss
@@ -85,6 +87,33 @@ def test_an_architecture_computes_in_bfloat16_about_what_it_does_in_float32(arch
     assert off < 0.1 * length
 
 
+def test_what_transformers_keeps_in_float32_stays_so_though_it_is_a_buffer(tmp_path):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+    }
+    experts = {
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    }
+    ranks = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["deepseek_v3"](**sizes, **experts, **ranks)).save_pretrained(tmp_path)
+    model, base, goal = adapted(where=str(tmp_path))
+    hold_frozen(model, base, goal.task, "bfloat16")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    held = dict(model.get_base_model().named_buffers())
+    assert {name: buffer.dtype for name, buffer in loaded.named_buffers()} == {name: buffer.dtype for name, buffer in held.items()}
+    assert held["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
+
+
 def test_other_weights_stay_where_they_are_not_to_be_rounded():
     model, *_ = adapted()
     assert frozen_dtype(model, "float32") == ""
@@ -115,3 +144,16 @@ def test_a_model_that_cannot_be_computed_in_bfloat16_is_trained_in_float32_unles
     told = [event.why for event in run.history() if isinstance(event, events.Adjusted) and "Computing in float32" in event.what]
     assert told == [read_plan(run).why]
     assert "does not compute in bfloat16: value cannot be converted" in told[0]
+
+
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_preferences_are_learnt_in_bfloat16_from_where_they_begin_in_float32(task, tmp_path, write):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = EXACT.model_copy(update={"task": task, "max_steps": 2, "compute_dtype": dtype, "learning_rate": 1e-3})
+        run = make_run(tmp_path / dtype, str(write("rows.json", {"dpo": preferred, "kto": rated}[task]())), recipe)
+        with run.lock():
+            train(run)
+        assert read_plan(run).frozen_dtype == ("" if dtype == "float32" else dtype)
+        losses.append([step.loss for step in steps_of(run.history())])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-2)

@@ -13,7 +13,7 @@ from peft_space.recipe import Task
 
 @contextlib.contextmanager
 def computing_in(model: Any, dtype: str):
-    """Let a model that is held in float32 compute in `dtype` on a CPU: autocast, and what 4-bit layers dequantize to."""
+    """Let a model compute in `dtype` on a CPU: autocast, and what 4-bit layers dequantize to."""
     import torch
 
     set_compute_dtype(model, dtype)
@@ -65,15 +65,17 @@ def hold_frozen(model: Any, base: Base, task: Task, dtype: str) -> None:
     config.dtype = to  # a text model's; tables of sines are of it, frequencies of rotations are not
     there = dict(model.get_base_model().named_buffers())
     for name, buffer in linear_layers(config, task).model.named_buffers():
-        if buffer.dtype == to and name in there:
+        if buffer.dtype == to and name in there and not (exact and re.search(exact, name)):
             there[name].data = there[name].data.to(to)
 
 
 def spare_casts(model: Any, dtype: str) -> None:
-    """Under autocast, no longer let inputs be cast to the adapter's float32, from which they would be cast back: the numbers are the same.
+    """Cast once what autocast would cast to the same numbers in every step.
 
-    Those of DoRA would not be: it takes the norm of weights in its inputs' dtype.
+    The weights of adapted linear layers are held in the dtype that they are computed in, where they are not yet; and inputs are not cast to the
+    adapter's float32 any more, from which they would be cast back. DoRA takes the norm of weights in its inputs' dtype, which would be others.
     """
+    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if model.peft_config["default"].use_dora:
@@ -81,3 +83,6 @@ def spare_casts(model: Any, dtype: str) -> None:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.cast_input_dtype_enabled = dtype == "float32"
+            layer = module.get_base_layer()
+            if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
+                layer.weight.data = layer.weight.data.to(getattr(torch, dtype))

@@ -1,5 +1,6 @@
 """The one training function: it resumes a run or starts it, trains until it is finished, asked to stop, or at its deadline, and can be killed anywhere."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -43,8 +44,8 @@ from peft_space.words import gigabytes
 logger = logging.getLogger(__name__)
 
 _ADAPTER_ASIDE = ".adapter.new"
-_OF_DTYPES = re.compile("dtype|scalar type|BFloat16|Half")
-"""Words in which PyTorch says that it does not compute with a dtype, or with two together."""
+_OF_DTYPES = re.compile("BFloat16|bfloat16|mixed dtype")
+"""Words in which PyTorch says that it does not compute with bfloat16, or not with float32 together."""
 _LONGEST_BETWEEN_SAVES = 100
 """Steps; an epoch of many rows is not to be lost."""
 
@@ -140,21 +141,24 @@ class _Ready:
 
 
 def _train_in_any_dtype(run: Run, *options: Any) -> events.Outcome:
-    """Train, and begin again in float32 where the first step shows that the model does not compute in the dtype that was chosen for it."""
+    """Train, and begin again in float32 where the first step shows that the model does not compute in the dtype that was chosen for it.
+
+    On one CPU: a GPU holds the base in 16 bits whatever the plan says, and of several processes each would have to begin again.
+    """
     try:
         return _train(run, *options)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         plan = read_plan(run)
-        if plan is None or run.recipe.compute_dtype == "float32" or steps_of(run.history()) or not _OF_DTYPES.search(str(error)):
+        if plan is None or plan.compute_dtype == "float32" or plan.device != "cpu" or processes.num_processes() > 1:
             raise
-        if processes.is_main():  # all come by here
-            if plan.compute_dtype == "float32":
-                raise
-            why = f"This model does not compute in {plan.compute_dtype}: {first_line(error)}"
-            if run.recipe.compute_dtype != "automatic":
-                raise UserError(f"{why} Leave it to the app what is computed in (compute_dtype automatic), or choose float32.") from error
-            logger.info("%s does not compute in %s", plan.base_name, plan.compute_dtype, exc_info=error)
-            write_plan(run, plan.model_copy(update={"compute_dtype": "float32", "frozen_dtype": "", "why": why}))
+        if steps_of(run.history()) or not _OF_DTYPES.search(str(error)):
+            raise
+        why = f"This model does not compute in {plan.compute_dtype}: {first_line(error)}"
+        if run.recipe.compute_dtype != "automatic":
+            raise UserError(f"{why} Leave it to the app what is computed in (compute_dtype automatic), or choose float32.") from error
+        logger.info("%s does not compute in %s", plan.base_name, plan.compute_dtype, exc_info=error)
+        write_plan(run, plan.model_copy(update={"compute_dtype": "float32", "frozen_dtype": "", "why": why}))
+    gc.collect()  # model and trainer hold each other
     return _train(run, *options)
 
 
@@ -186,7 +190,7 @@ def _train(run: Run, deadline: float | None, shuffled: bool, anyway: bool, repor
     if checkpoint and (from_step >= total or stopping.is_over(stopping.state_of(checkpoint), recipe)):
         stopping.finish_at(checkpoint, trainer)  # it was killed after its last step; the trainer would take another one
     else:
-        with spinning.while_alone():
+        with spinning.while_alone() if plan.threads > 1 else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
     if callback.left == "pause":
@@ -250,7 +254,7 @@ def _adapted(run: Run, recipe: Recipe, base: Base, goal: Goal) -> Any:
 
 
 def _held_in(recipe: Recipe) -> str:
-    """The dtype of the base's weights: on a CPU float32, and autocast decides what is computed in 16 bits."""
+    """The dtype in which the base is loaded: on a CPU float32, until the plan says what is computed and held in 16 bits."""
     return inference_dtype() if recipe.compute_dtype == "automatic" or hardware.device() == "cpu" else recipe.compute_dtype
 
 

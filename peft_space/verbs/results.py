@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from peft_space import spinning
 from peft_space.run import Run
 from peft_space.verbs.kept import forget, loaded
 from peft_space.verbs.telling import Json, Report, progress
 
 
+@spinning.while_alone()
 def export(
     run: str,
     out: str,
@@ -49,6 +51,7 @@ def serving(run: str) -> Json:
     return {"ways": [asdict(way) for way in ways(traits)], "quantization": traits.quantization}
 
 
+@spinning.while_alone()
 def spectrum(run: str) -> Json:
     """How much of its rank the run's adapter uses: `rank`, `used`, `curve` (mean singular value as a share of the largest), `layers` (used by each)."""
     from peft_space.export.compress import KEPT_ENERGY, read_spectrum
@@ -58,6 +61,7 @@ def spectrum(run: str) -> Json:
     return {"rank": found.rank, "used": found.used_rank, "curve": found.mean_curve().tolist(), "layers": used}
 
 
+@spinning.while_alone()
 def compress(run: str, out: str, rank: int | None = None, report: Report | None = None) -> Json:
     """A smaller adapter in the folder `out`, of `rank` or the rank that is used, and the held-out loss before and after."""
     from peft_space.evaluate import held_out_loss
