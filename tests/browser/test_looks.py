@@ -69,6 +69,7 @@ def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
 
 def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoot):
     page.goto(app.url)
+    expect(page.locator("#use-sample")).to_be_visible(timeout=SLOW)  # before there is a page, Tab leads nowhere
     focus(page, "#use-sample")
     page.keyboard.press("Enter")
     expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
