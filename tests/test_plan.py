@@ -8,6 +8,7 @@ import torch
 from peft_space.models.base import find_base
 from peft_space.models.load import load_base_model, new_adapter
 from peft_space.recipe import Recipe
+from peft_space.training import plan as planning
 from peft_space.training.plan import _measured
 
 
@@ -25,3 +26,11 @@ def test_choosing_takes_no_time_that_anybody_waits_for_and_leaves_no_gradients(m
     assert 1 <= threads <= torch.get_num_threads()
     assert "bfloat16" in why
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_machine_that_halts_for_a_moment_does_not_choose_one_thread_for_good(monkeypatch):
+    looks = [{1: [1.0], 2: [2.5]}, {1: [1.1], 2: [1.2]}]
+    monkeypatch.setattr(planning, "_measure", lambda *_: looks.pop(0))
+    assert planning._choose_threads(None, 512, "float32", 2)[0] == 2
+    monkeypatch.setattr(planning, "_measure", lambda *_: {1: [1.0], 2: [2.0]})
+    assert planning._choose_threads(None, 512, "float32", 2)[0] == 1
