@@ -11,17 +11,34 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("page_start", "waiting_threads", "demo", "compare", "million_rows", "memory", "ranks", "kills", "overhead", "defaults", "resume")
+SCRIPTS = (
+    "page_start",
+    "demo",
+    "compare",
+    "million_rows",
+    "memory",
+    "ranks",
+    "kills",
+    "overhead",
+    "defaults",
+    "resume",
+)
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "gradio")
 
 
 def machine() -> str:
     """What the figures were measured on."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.machine(),
     )
-    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES)
+    versions = ", ".join(
+        f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES
+    )
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}; {versions}"
 
 
@@ -32,7 +49,12 @@ def main() -> None:
     given = parser.parse_args()
     parts = [f"## {time.strftime('%Y-%m-%d')}\n\n{machine()}\n"]
     for script in given.scripts:
-        done = subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}"], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         parts.append(f"`python -m benchmarks.{script}`\n\n```\n{done.stdout.strip()}\n```\n")
         print(parts[-1], flush=True)
     if given.record:

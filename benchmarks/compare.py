@@ -23,7 +23,7 @@ WIDTH, DEPTH = 1024, 16
 def make_trained_run(folder: Path, **choices: Any) -> Any:
     """A run of the built-in model, trained for 40 steps."""
     from peft_space.recipe import Recipe
-    from peft_space.run import Run
+    from peft_space.runs.run import Run
     from peft_space.training.prepare import make_run
     from peft_space.training.train import train
 
@@ -35,19 +35,21 @@ def make_trained_run(folder: Path, **choices: Any) -> Any:
 
 def times(run: Any) -> dict[str, Any]:
     """Seconds of one column and of both, in turn; also of one batch in which each row has its own adapter or none."""
-    from peft_space import compare, fairness
-    from peft_space.models.load import load_adapted
-    from peft_space.prompts import held_out_prompts
+    from peft_space.evaluation import base_check, compare
+    from peft_space.evaluation.prompts import held_out_prompts
+    from peft_space.models.loading import load_adapted
 
     adapted = load_adapted(run)
-    turns = [[{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)]
+    turns = [
+        [{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)
+    ]
     sampling = compare.Sampling(max_new_tokens=48)
-    asked = dict.fromkeys(fairness.COLUMNS, turns)
+    asked = dict.fromkeys(base_check.SIDES, turns)
 
     def both() -> None:
-        seen: fairness.Seen = {"base": [], "adapter": []}
+        seen: base_check.SeenTokens = {"base": [], "adapter": []}
         compare.compare(adapted, turns, sampling, seen=seen)
-        assert fairness.check(adapted, seen).fair
+        assert base_check.check(adapted, seen).fair
 
     ways = {
         "base": lambda: compare.answer(adapted, "base", turns, sampling),
@@ -64,7 +66,9 @@ def times(run: Any) -> dict[str, Any]:
                 taken[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(some) for name, some in taken.items()}
     return {f"{name}_seconds": round(value, 3) for name, value in medians.items()} | {
-        "both_over_the_slower": round(medians["both"] / max(medians["base"], medians["adapter"]), 3),
+        "both_over_the_slower": round(
+            medians["both"] / max(medians["base"], medians["adapter"]), 3
+        ),
         "both_over_their_sum": round(medians["both"] / (medians["base"] + medians["adapter"]), 3),
         "one_batch_over_both": round(medians["one_batch"] / medians["both"], 3),
     }
@@ -74,19 +78,22 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
     """How many of so many prompts the base column answers differently than transformers with the base alone, in batches of the same prompts."""
     import torch
 
-    from peft_space import compare
-    from peft_space.data.check import data_of
-    from peft_space.data.render import prompt_ids, stop_token_ids
-    from peft_space.models.base import find_base
-    from peft_space.models.load import load_adapted, load_base_model
+    from peft_space.data.dataset import load_run_data
+    from peft_space.data.tokenization.render import prompt_ids, stop_token_ids
+    from peft_space.evaluation import compare
+    from peft_space.models.loading import load_adapted, load_base_model
+    from peft_space.models.resolve import find_base
 
     adapted = load_adapted(run)
     alone = load_base_model(find_base("demo"), run.recipe, "float32").eval()
-    data = data_of(run)
+    data = load_run_data(run)
     rows = [row.messages[:-1] for some in (data.held_out, data.train) for row in some]
     # prompts that differ: rows come round again with another question before them
     turns = [
-        [*row[:-1], {"role": "user", "content": f"{row[-1]['content']}{' Please.' * (at // len(rows))}"}]
+        [
+            *row[:-1],
+            {"role": "user", "content": f"{row[-1]['content']}{' Please.' * (at // len(rows))}"},
+        ]
         for at, row in ((at, rows[at % len(rows)]) for at in range(count))
     ]
     tokenizer, wrong, different = adapted.tokenizer, 0, 0
@@ -95,8 +102,12 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
         given = compare.compare(adapted, some, compare.Sampling(max_new_tokens=24))
         prompts = [prompt_ids(tokenizer, messages) for messages in some]
         longest = max(map(len, prompts))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor(
+            [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+        )
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        )
         stops = stop_token_ids(tokenizer)
         with torch.inference_mode():
             out = alone.generate(
@@ -110,12 +121,21 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
         wanted = [compare._text(tokenizer, row[longest:].tolist(), stops) for row in out]
         wrong += sum(answer.base != text for answer, text in zip(given, wanted, strict=True))
         different += sum(answer.base != answer.adapter for answer in given)
-    return {"prompts": count, "base_column_mismatches": wrong, "adapter_answers_differently": different}
+    return {
+        "prompts": count,
+        "base_column_mismatches": wrong,
+        "adapter_answers_differently": different,
+    }
 
 
 def memory_of(what: str) -> int:
     """Most resident memory in KiB of a process of its own."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.compare", what], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.compare", what],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return int(done.stdout)
 
 
@@ -134,7 +154,9 @@ def hold(what: str) -> None:
         num_key_value_heads=16,
     )
     ids = torch.arange(16)[None]
-    held = [LlamaForCausalLM(config).eval() for _ in range({"nothing": 0, "one": 1, "two": 2}[what])]
+    held = [
+        LlamaForCausalLM(config).eval() for _ in range({"nothing": 0, "one": 1, "two": 2}[what])
+    ]
     if held:
         held[-1] = get_peft_model(held[-1], LoraConfig(r=16, target_modules="all-linear")).eval()
         with torch.inference_mode():

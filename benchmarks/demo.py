@@ -15,10 +15,10 @@ SEEDS = (0, 1, 2)
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
     """Train the default recipe with this seed in `folder` and score both columns on the 60 held-out rows."""
-    from peft_space.evaluate import evaluate
-    from peft_space.models.load import load_adapted
+    from peft_space.evaluation.evaluate import evaluate
+    from peft_space.models.loading import load_adapted
     from peft_space.recipe import Recipe
-    from peft_space.training.plan import read_plan
+    from peft_space.runs.plan import read_plan
     from peft_space.training.prepare import make_run
     from peft_space.training.train import train
 

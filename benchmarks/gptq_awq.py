@@ -46,8 +46,9 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     """A run on `base`, trained and scored as the command line does it; the model as it was prepared for training; and the figures."""
     import peft
 
-    from peft_space import verbs
-    from peft_space.run import Run, steps_of
+    from peft_space import operations
+    from peft_space.runs.run import Run
+    from peft_space.runs.status import steps_of
 
     prepared = []
 
@@ -56,12 +57,12 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
         return prepared[-1]
 
     really = peft.prepare_model_for_kbit_training
-    run = verbs.make(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})["run"]
+    run = operations.make(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})["run"]
     began = time.perf_counter()
     with mock.patch("peft.prepare_model_for_kbit_training", prepare):
-        verbs.train(run)
+        operations.train(run)
     training = time.perf_counter() - began
-    scores = verbs.evaluate(run)
+    scores = operations.evaluate(run)
     steps = steps_of(Run(run).history())
     figures = {
         "loss_first": round(steps[0].loss, 4),
@@ -88,8 +89,12 @@ def look_at(model: Any) -> dict[str, Any]:
     assert all(norm.dtype == torch.float32 for norm in norms), "layer norms are not float32"
     layers = [module for module in model.modules() if isinstance(module, BaseQuantLinear)]
     wrappers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    assert {id(wrapper.base_layer) for wrapper in wrappers} == {id(layer) for layer in layers}, "not every quantized layer has an adapter"
-    kinds = sorted({f"{type(wrapper).__name__} on {type(wrapper.base_layer).__name__}" for wrapper in wrappers})
+    assert {id(wrapper.base_layer) for wrapper in wrappers} == {id(layer) for layer in layers}, (
+        "not every quantized layer has an adapter"
+    )
+    kinds = sorted(
+        {f"{type(wrapper).__name__} on {type(wrapper.base_layer).__name__}" for wrapper in wrappers}
+    )
     return {"wrapped": len(wrappers), "layers": ", ".join(kinds)}
 
 
@@ -99,25 +104,33 @@ def difference_to_plain_peft(run: Any, base: Path) -> tuple[float, str]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from peft_space.models.load import load_adapted
+    from peft_space.models.loading import load_adapted
 
     ours = load_adapted(run)
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run.adapter).eval()
-    ids = ours.tokenizer("My order has not arrived yet. Where is it?", return_tensors="pt").input_ids
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run.adapter
+    ).eval()
+    ids = ours.tokenizer(
+        "My order has not arrived yet. Where is it?", return_tensors="pt"
+    ).input_ids
     with torch.no_grad():
         logits = [model(input_ids=ids).logits.float() for model in (ours.model, plain)]
         with plain.disable_adapter():
-            assert not torch.equal(plain(input_ids=ids).logits.float(), logits[1]), "the adapter changes nothing"
-    layer = next(module for name, module in plain.named_modules() if name.endswith("q_proj.base_layer"))
+            assert not torch.equal(plain(input_ids=ids).logits.float(), logits[1]), (
+                "the adapter changes nothing"
+            )
+    layer = next(
+        module for name, module in plain.named_modules() if name.endswith("q_proj.base_layer")
+    )
     return (logits[0] - logits[1]).abs().max().item(), type(layer).__name__
 
 
 def measure(method: str, folder: Path) -> dict[str, Any]:
     """All of it for one method."""
-    from peft_space.models.base import find_base
-    from peft_space.models.families import linear_layers
-    from peft_space.models.load import expected_parameter_counts
-    from peft_space.training.plan import read_plan
+    from peft_space.models.architecture import linear_layers
+    from peft_space.models.loading import expected_parameter_counts
+    from peft_space.models.resolve import find_base
+    from peft_space.runs.plan import read_plan
 
     base = folder / method
     began = time.perf_counter()
@@ -129,14 +142,27 @@ def measure(method: str, folder: Path) -> dict[str, Any]:
     assert plan is not None
     assert (plan.num_wrapped, plan.quantization) == (seen["wrapped"], method)
     full = expected_parameter_counts(run.recipe, linear_layers(find_base("demo").config))
-    assert (plan.trainable_parameters, plan.all_parameters) == full, "parameters are not counted as those of the base in full"
+    assert (plan.trainable_parameters, plan.all_parameters) == full, (
+        "parameters are not counted as those of the base in full"
+    )
     assert figures["loss_last"] < figures["loss_first"] / 2, f"the loss does not fall: {figures}"
     difference, plain_layer = difference_to_plain_peft(run, base)
     assert difference < LARGEST_DIFFERENCE, f"plain PEFT gives other logits, by {difference}"
-    counted = {"trainable_parameters": plan.trainable_parameters, "all_parameters": plan.all_parameters}
+    counted = {
+        "trainable_parameters": plan.trainable_parameters,
+        "all_parameters": plan.all_parameters,
+    }
     seconds = {"quantizing_seconds": round(quantizing, 1)}
     plain = {"max_logit_difference_to_plain_peft": difference, "layers_in_plain_peft": plain_layer}
-    return {"method": method, "steps": STEPS} | figures | seconds | seen | counted | {"compute_dtype": plan.compute_dtype} | plain
+    return (
+        {"method": method, "steps": STEPS}
+        | figures
+        | seconds
+        | seen
+        | counted
+        | {"compute_dtype": plan.compute_dtype}
+        | plain
+    )
 
 
 def main() -> None:
@@ -149,13 +175,22 @@ def main() -> None:
         sys.exit(f"gptqmodel is not installed here.\n\n{__doc__}")
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     result, failed = sys.stdout, False
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
-        for method in sys.argv[1:] or METHODS:  # gptqmodel writes logs into the working folder, and to stdout
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        for method in (
+            sys.argv[1:] or METHODS
+        ):  # gptqmodel writes logs into the working folder, and to stdout
             try:
                 figures = measure(method, Path(folder))
             except Exception as error:  # noqa: BLE001 - what is not possible here is a result too
                 traceback.print_exc()
-                figures, failed = {"method": method, "fails": f"{type(error).__name__}: {error}"}, True
+                figures, failed = (
+                    {"method": method, "fails": f"{type(error).__name__}: {error}"},
+                    True,
+                )
             print(json.dumps(figures | {"versions": versions}), file=result, flush=True)
     sys.exit(failed)
 

@@ -44,7 +44,9 @@ class Load:
     async def call(self, client: httpx.AsyncClient, endpoint: str, **given: Any) -> Any:
         joined = await client.post(f"{self.url}/gradio_api/call/v2/{endpoint}", json=given)
         joined.raise_for_status()
-        told = await client.get(f"{self.url}/gradio_api/call/{endpoint}/{joined.json()['event_id']}")
+        told = await client.get(
+            f"{self.url}/gradio_api/call/{endpoint}/{joined.json()['event_id']}"
+        )
         kind, data = re.findall(r"event: (\w+)\ndata: (.*)\n", told.text)[-1]
         if kind != "complete":
             raise RuntimeError(f"{endpoint}: {data[:300]}")
@@ -52,7 +54,10 @@ class Load:
 
     def look_through(self, answer: Any, own: str) -> None:
         rows = answer.get("examples", []) if isinstance(answer, dict) else []
-        found = TAG.findall(json.dumps(answer) + "\n".join("".join(text for text, _ in row["tokens"]) for row in rows))
+        found = TAG.findall(
+            json.dumps(answer)
+            + "\n".join("".join(text for text, _ in row["tokens"]) for row in rows)
+        )
         self.tagged += len(found)
         if others := [tag for tag in found if tag != own]:
             self.faults.append(f"an answer to {own} has {len(others)} values of {others[0]}")
@@ -69,27 +74,49 @@ class Load:
         run: dict[str, Any] = {}
         await asyncio.sleep(draw.uniform(0, 5))
         # a connection that rested about as long as the server keeps one is closed under the next request, which browsers send once more
-        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(keepalive_expiry=2)) as client:
+        async with httpx.AsyncClient(
+            timeout=120, limits=httpx.Limits(keepalive_expiry=2)
+        ) as client:
             data: Any = None
             actions = 0
             while time.time() < self.ends:
                 try:
                     if data is None or actions % 4 == 0:  # another file
                         rows = "".join(
-                            json.dumps({"prompt": f"tag{own}x What is {actions} {n}?", "completion": f"tag{own}x It is {n}."}) + "\n"
+                            json.dumps(
+                                {
+                                    "prompt": f"tag{own}x What is {actions} {n}?",
+                                    "completion": f"tag{own}x It is {n}.",
+                                }
+                            )
+                            + "\n"
                             for n in range(ROWS)
                         )
                         files = {"files": (f"tag{own}x.jsonl", rows.encode())}
-                        sent = await self.timed("upload", client.post(f"{self.url}/gradio_api/upload", files=files))
+                        sent = await self.timed(
+                            "upload", client.post(f"{self.url}/gradio_api/upload", files=files)
+                        )
                         data = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
                     elif actions % 4 == 1:
-                        self.look_through(await self.timed("check", self.call(client, "check_data", data=data)), own)
+                        self.look_through(
+                            await self.timed("check", self.call(client, "check_data", data=data)),
+                            own,
+                        )
                     else:
-                        if trains and (not run or (await self.call(client, "status", **run))["status"] not in ("queued", "running")):
-                            started = await self.call(client, "start", data=data, recipe=HOURS, owner=own * 4)
+                        if trains and (
+                            not run
+                            or (await self.call(client, "status", **run))["status"]
+                            not in ("queued", "running")
+                        ):
+                            started = await self.call(
+                                client, "start", data=data, recipe=HOURS, owner=own * 4
+                            )
                             run = {"run": started["run"], "owner": started["owner"]}
                         answer = await self.timed(
-                            "poll", self.call(client, "status", **run) if run else self.call(client, "runs", owner=own * 4)
+                            "poll",
+                            self.call(client, "status", **run)
+                            if run
+                            else self.call(client, "runs", owner=own * 4),
                         )
                         self.look_through(answer, own)
                 except (httpx.HTTPError, RuntimeError, ValueError, IndexError) as error:
@@ -100,7 +127,9 @@ class Load:
                 await self.call(client, "stop", **run)
 
     async def all(self) -> None:
-        await asyncio.gather(*(self.visitor(number, trains=number == 0) for number in range(VISITORS)))
+        await asyncio.gather(
+            *(self.visitor(number, trains=number == 0) for number in range(VISITORS))
+        )
 
 
 def memory_mb(app: psutil.Process) -> float:
@@ -117,7 +146,9 @@ async def watch(load: Load, app: psutil.Process, home: Path) -> None:
     """See each second how far the trainings are, and each minute how much memory is taken."""
     seen, began = 0, time.time()
     while time.time() < load.ends:
-        steps = sum(told.read_text().count('"event":"Step"') for told in home.glob("runs/*/*/events.jsonl"))
+        steps = sum(
+            told.read_text().count('"event":"Step"') for told in home.glob("runs/*/*/events.jsonl")
+        )
         load.training.append(steps > seen)
         seen = steps
         if time.time() - began >= 60 * (1 + len(load.memory)):
@@ -130,7 +161,7 @@ async def work(load: Load, app: psutil.Process, home: Path) -> None:
 
 
 def main() -> None:
-    from tests.app_process import App
+    from tests.fixtures.app_process import App
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
@@ -144,14 +175,22 @@ def main() -> None:
             asyncio.run(work(load, psutil.Process(app.process.pid), app.home))
         finally:
             app.kill()
-    told: dict[str, Any] = {"visitors": VISITORS, "seconds": given.seconds, "faults": len(load.faults), "tagged_values": load.tagged}
+    told: dict[str, Any] = {
+        "visitors": VISITORS,
+        "seconds": given.seconds,
+        "faults": len(load.faults),
+        "tagged_values": load.tagged,
+    }
     for what, seconds in load.seconds.items():
         told[what] = {
             "count": len(seconds),
             "median": round(statistics.median(seconds), 3),
             "p95": round(statistics.quantiles(seconds, n=20)[-1], 3),
         }
-    told |= {"share_of_time_training": round(statistics.mean(load.training), 2), "memory_mb_by_minute": load.memory}
+    told |= {
+        "share_of_time_training": round(statistics.mean(load.training), 2),
+        "memory_mb_by_minute": load.memory,
+    }
     print(json.dumps(told | {"first_faults": load.faults[:5]}))
 
 

@@ -17,34 +17,86 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-BLOCK = {"vocab_size": 16_000, "hidden_size": 512, "num_hidden_layers": 10, "num_attention_heads": 8}
+BLOCK = {
+    "vocab_size": 16_000,
+    "hidden_size": 512,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 8,
+}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "Llama": ("LlamaConfig", "CausalLM", BLOCK | {"intermediate_size": 1_408, "num_key_value_heads": 4, "tie_word_embeddings": True}),
-    "GPT-2": ("GPT2Config", "CausalLM", {"vocab_size": 32_000, "n_embd": 512, "n_layer": 8, "n_head": 8}),
+    "Llama": (
+        "LlamaConfig",
+        "CausalLM",
+        BLOCK | {"intermediate_size": 1_408, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    "GPT-2": (
+        "GPT2Config",
+        "CausalLM",
+        {"vocab_size": 32_000, "n_embd": 512, "n_layer": 8, "n_head": 8},
+    ),
     "Qwen 2": (
         "Qwen2Config",
         "CausalLM",
-        BLOCK | {"vocab_size": 48_000, "hidden_size": 448, "intermediate_size": 1_216, "num_key_value_heads": 1, "num_attention_heads": 7},
+        BLOCK
+        | {
+            "vocab_size": 48_000,
+            "hidden_size": 448,
+            "intermediate_size": 1_216,
+            "num_key_value_heads": 1,
+            "num_attention_heads": 7,
+        },
     ),
     "Mistral": (
         "MistralConfig",
         "CausalLM",
-        {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2_048, "num_hidden_layers": 6, "num_attention_heads": 12}
+        {
+            "vocab_size": 32_000,
+            "hidden_size": 768,
+            "intermediate_size": 2_048,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+        }
         | {"num_key_value_heads": 4, "sliding_window": None},
     ),
-    "GPT-NeoX": ("GPTNeoXConfig", "CausalLM", BLOCK | {"vocab_size": 24_000, "intermediate_size": 2_048}),
-    "OPT": ("OPTConfig", "CausalLM", BLOCK | {"vocab_size": 24_000, "ffn_dim": 2_048, "word_embed_proj_dim": 512}),
-    "BERT": ("BertConfig", "SequenceClassification", BLOCK | {"vocab_size": 30_522, "intermediate_size": 2_048}),
+    "GPT-NeoX": (
+        "GPTNeoXConfig",
+        "CausalLM",
+        BLOCK | {"vocab_size": 24_000, "intermediate_size": 2_048},
+    ),
+    "OPT": (
+        "OPTConfig",
+        "CausalLM",
+        BLOCK | {"vocab_size": 24_000, "ffn_dim": 2_048, "word_embed_proj_dim": 512},
+    ),
+    "BERT": (
+        "BertConfig",
+        "SequenceClassification",
+        BLOCK | {"vocab_size": 30_522, "intermediate_size": 2_048},
+    ),
     "Phi": ("PhiConfig", "CausalLM", BLOCK | {"vocab_size": 20_000, "intermediate_size": 2_048}),
     "Gemma": (
         "GemmaConfig",
         "CausalLM",
-        BLOCK | {"vocab_size": 40_000, "intermediate_size": 1_536, "num_key_value_heads": 1, "head_dim": 64},
+        BLOCK
+        | {
+            "vocab_size": 40_000,
+            "intermediate_size": 1_536,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+        },
     ),
     "T5": (
         "T5Config",
         "Seq2SeqLM",
-        {"vocab_size": 32_128, "d_model": 512, "d_ff": 2_048, "d_kv": 64, "num_layers": 6, "num_heads": 8, "decoder_start_token_id": 0},
+        {
+            "vocab_size": 32_128,
+            "d_model": 512,
+            "d_ff": 2_048,
+            "d_kv": 64,
+            "num_layers": 6,
+            "num_heads": 8,
+            "decoder_start_token_id": 0,
+        },
     ),
 }
 """Configuration, kind, sizes: 32 to 67 million parameters each, 128 MB and more."""
@@ -106,7 +158,9 @@ def config_of(case: Case) -> Any:
     import transformers
 
     name, _, sizes = MODELS[case.model]
-    return getattr(transformers, name)(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype=getattr(torch, case.stored))
+    return getattr(transformers, name)(
+        **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype=getattr(torch, case.stored)
+    )
 
 
 def auto_class(case: Case) -> Any:
@@ -123,17 +177,17 @@ def store(case: Case, folder: str) -> None:
 
 def goal_of(case: Case) -> Any:
     """What the model of `case` learns."""
-    from peft_space.models.load import Goal
+    from peft_space.recipe import TaskSpec
 
     tasks = {"Seq2SeqLM": "seq2seq-lm", "SequenceClassification": "sequence-classification"}
     task = tasks.get(MODELS[case.model][1], "causal-lm")
-    return Goal(task, ("no", "yes") if task == "sequence-classification" else ())
+    return TaskSpec(task, ("no", "yes") if task == "sequence-classification" else ())
 
 
 def estimated(case: Case) -> Any:
     """The MemoryEstimate of `case`."""
-    from peft_space.models.families import linear_layers
-    from peft_space.models.memory import estimate
+    from peft_space.estimation.memory import estimate
+    from peft_space.models.architecture import linear_layers
     from peft_space.recipe import make_recipe
 
     layers = linear_layers(config_of(case), goal_of(case).task)
@@ -143,14 +197,18 @@ def estimated(case: Case) -> Any:
 
 def memory(key: str) -> int:
     """Bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{key}:")
+    )
     return int(line.split()[1]) * 1024
 
 
 def adapted(case: Case, folder: str) -> Any:
     """The model of `case` as it is trained."""
-    from peft_space.models.base import find_base
-    from peft_space.models.load import load_base_model, new_adapter
+    from peft_space.models.loading import load_base_model, new_adapter
+    from peft_space.models.resolve import find_base
     from peft_space.recipe import make_recipe
 
     recipe, base, goal = make_recipe(case.recipe), find_base(folder), goal_of(case)
@@ -161,7 +219,7 @@ def batches(case: Case) -> tuple[list[Any], Any]:
     """(rows, collator) of two batches, the first row of each as long as the case says."""
     import torch
 
-    from peft_space.training.tasks import collate
+    from peft_space.data.batches import collate
 
     random = torch.Generator().manual_seed(0)
     rows = []
@@ -183,8 +241,8 @@ def measured_here(case: Case, folder: str) -> int:
     import peft  # noqa: F401
     import transformers
 
-    import peft_space.models.load
-    import peft_space.training.tasks  # noqa: F401
+    import peft_space.models.loading
+    import peft_space.training.trainers  # noqa: F401
 
     rows, collator = batches(case)
     before = memory("VmRSS")
@@ -202,7 +260,9 @@ def measured_here(case: Case, folder: str) -> int:
         report_to="none",
         gradient_checkpointing=case.checkpointing,
     )
-    trainer = transformers.Trainer(adapted(case, folder), arguments, train_dataset=rows, data_collator=collator)
+    trainer = transformers.Trainer(
+        adapted(case, folder), arguments, train_dataset=rows, data_collator=collator
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return memory("VmHWM") - before
@@ -217,7 +277,16 @@ def measured(number: int, case: Case) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         store(case, folder)
         for _ in range(3 if case.checkpointing else 1):
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--here", str(number), folder]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.memory",
+                "--here",
+                str(number),
+                folder,
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             grown.append(int(done.stdout.split()[-1]))
     return sorted(grown)
@@ -243,7 +312,7 @@ def fitted(truths: list[float]) -> dict[str, float]:
     """The estimate's constants that are nearest to what was measured on FITTED, by least squares of the relative error."""
     import numpy as np
 
-    from peft_space.models import memory as module
+    from peft_space.estimation import memory as module
 
     names = ("LIBRARIES", "HOLES_BETWEEN", "HOLES_ANEW")
 
@@ -253,9 +322,14 @@ def fitted(truths: list[float]) -> dict[str, float]:
         return np.array([estimated(case).total for case in FITTED])
 
     truth, without = np.array(truths), totals(0, 0, 0)  # the estimate is linear in each of them
-    columns = [(totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))]
+    columns = [
+        (totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
     found = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
-    return {f"fitted_{name}": round(float(value), 3) for name, value in zip(("LIBRARIES_mb", *names[1:]), found, strict=True)}
+    return {
+        f"fitted_{name}": round(float(value), 3)
+        for name, value in zip(("LIBRARIES_mb", *names[1:]), found, strict=True)
+    }
 
 
 def main() -> None:
@@ -271,11 +345,25 @@ def main() -> None:
         return
     lines = []
     for number, case in enumerate(cases):
-        lines.append({"set": "fitted" if number < len(FITTED) else "tested"} | compared(number, case))
+        lines.append(
+            {"set": "fitted" if number < len(FITTED) else "tested"} | compared(number, case)
+        )
         print(json.dumps(lines[-1]), flush=True)
     errors = [abs(line["error"]) for line in lines if line["set"] == "tested"]
-    print(json.dumps({"recipes": len(errors), "median_error": round(statistics.median(errors), 3), "worst_error": max(errors)}))
-    print(json.dumps(fitted([statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]])))
+    print(
+        json.dumps(
+            {
+                "recipes": len(errors),
+                "median_error": round(statistics.median(errors), 3),
+                "worst_error": max(errors),
+            }
+        )
+    )
+    print(
+        json.dumps(
+            fitted([statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]])
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ def write_rows(path: Path, count: int) -> None:
 
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(count):
-            turns = [{"role": role, "content": said()} for role in ("user", "assistant") * rng.randint(1, 3)]
+            turns = [
+                {"role": role, "content": said()}
+                for role in ("user", "assistant") * rng.randint(1, 3)
+            ]
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
 
 
@@ -56,7 +59,7 @@ class Memory(threading.Thread):
 
 def whole_check(path: Path) -> dict[str, Any]:
     """What a check of all rows took, as the page asks for it."""
-    from peft_space.execution.local import Workers
+    from peft_space.runtime.worker_pool import Workers
 
     workers = Workers()
     workers.warm()  # as when the page is opened
@@ -89,7 +92,7 @@ def whole_check(path: Path) -> dict[str, Any]:
 
 def ours(path: Path, rows: Any, tokenizer: Any) -> tuple[float, Any]:
     """(seconds, tokens) of tokenizing in a fresh cache."""
-    from peft_space.data.tokens import tokenize
+    from peft_space.data.tokenization.tokenize import tokenize
 
     with tempfile.TemporaryDirectory() as home:
         os.environ["PEFT_SPACE_HOME"] = home
@@ -99,7 +102,9 @@ def ours(path: Path, rows: Any, tokenizer: Any) -> tuple[float, Any]:
         return seconds, [(example.input_ids, example.labels) for example in tokens]
 
 
-def trls(conversations: list[Any], tokenizer: Any, model: Any, processes: int | None) -> tuple[float, Any]:
+def trls(
+    conversations: list[Any], tokenizer: Any, model: Any, processes: int | None
+) -> tuple[float, Any]:
     """(seconds, tokens) of TRL's preparation of the same rows, with the mask of the assistant's answers."""
     import datasets
     from trl import SFTConfig, SFTTrainer
@@ -117,7 +122,9 @@ def trls(conversations: list[Any], tokenizer: Any, model: Any, processes: int | 
             use_cpu=True,
             bf16=False,
         )
-        trainer = SFTTrainer(model, arguments, train_dataset=given.select([0]), processing_class=tokenizer)
+        trainer = SFTTrainer(
+            model, arguments, train_dataset=given.select([0]), processing_class=tokenizer
+        )
         began = time.perf_counter()
         prepared = trainer._prepare_dataset(given, tokenizer, arguments, False, None, "train")
         seconds = time.perf_counter() - began
@@ -128,12 +135,15 @@ def compared(path: Path) -> dict[str, Any]:
     """The same rows prepared by us and by TRL, in turn."""
     from transformers import AutoModelForCausalLM
 
-    from peft_space.data.check import training_data
+    from peft_space.data.dataset import load_dataset
     from peft_space.demo import MODEL_DIR
-    from peft_space.models.base import find_base, load_tokenizer
+    from peft_space.models.resolve import find_base, load_tokenizer
 
-    tokenizer, model = load_tokenizer(find_base("demo")), AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    rows = training_data(str(path), 0.0, 0).train
+    tokenizer, model = (
+        load_tokenizer(find_base("demo")),
+        AutoModelForCausalLM.from_pretrained(MODEL_DIR),
+    )
+    rows = load_dataset(str(path), 0.0, 0).train
     conversations = [row.messages for row in rows]
     seconds: dict[str, list[float]] = {"ours": [], "trl": [], "trl, two processes": []}
     for _ in range(ROUNDS):
@@ -142,7 +152,9 @@ def compared(path: Path) -> dict[str, Any]:
         for name, processes in (("trl", None), ("trl, two processes", 2)):
             taken, theirs = trls(conversations, tokenizer, model, processes)
             seconds[name].append(taken)
-            assert [(list(ids), list(labels)) for ids, labels in theirs] == tokens, f"{name} gives other tokens"
+            assert [(list(ids), list(labels)) for ids, labels in theirs] == tokens, (
+                f"{name} gives other tokens"
+            )
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {f"{name}_rows_a_second": len(rows) / taken for name, taken in median.items()} | {
         "times_trl": median["trl"] / median["ours"],

@@ -7,7 +7,16 @@ Losses have to be the same in every step. CPU time is user and system time: of `
 
 import sys
 
-from benchmarks.trainings import loss_difference, make_model, make_rows, medians, ratio, tell, time_training, working_folder
+from benchmarks.harness import (
+    loss_difference,
+    make_model,
+    make_rows,
+    medians,
+    ratio,
+    tell,
+    time_training,
+    working_folder,
+)
 
 REPETITIONS = 7
 STEPS = 8
@@ -29,13 +38,24 @@ def main() -> None:
             for arm in ("bare", "sft"):
                 results[arm].append(time_training(arm, settings | chosen, folder))
             differences = {arm: loss_difference(ours, results[arm][-1]) for arm in ("bare", "sft")}
-            tell(chosen | {f"loss_difference_{arm}": f"{value:.1e}" for arm, value in differences.items()})
+            tell(
+                chosen
+                | {f"loss_difference_{arm}": f"{value:.1e}" for arm, value in differences.items()}
+            )
             assert differences["bare"] <= 1e-5, "they do not do the same"
     for arm, lines in results.items():
         tell({"arm": arm, "repetitions": repetitions, "steps": STEPS} | medians(lines, FIGURES))
     for arm in ("bare", "sft"):
-        tell({f"ours_over_{arm}": {name: ratio(results["ours"], results[arm], name) for name in FIGURES}})
-    tell({"sft_over_bare": {name: ratio(results["sft"], results["bare"], name) for name in FIGURES}})
+        tell(
+            {
+                f"ours_over_{arm}": {
+                    name: ratio(results["ours"], results[arm], name) for name in FIGURES
+                }
+            }
+        )
+    tell(
+        {"sft_over_bare": {name: ratio(results["sft"], results["bare"], name) for name in FIGURES}}
+    )
 
 
 if __name__ == "__main__":

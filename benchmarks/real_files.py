@@ -16,31 +16,42 @@ from peft_space.settings import prepare_libraries
 
 def look(path: Path) -> dict[str, Any]:
     """What a check says of a file."""
-    from peft_space import verbs
+    from peft_space import operations
 
     began = time.perf_counter()
-    found = verbs.check(str(path), recipe={"base_model": "demo"}, rows_shown=3)
+    found = operations.check(str(path), recipe={"base_model": "demo"}, rows_shown=3)
     seconds = round(time.perf_counter() - began, 1)
     if "question" in found:
         return {"rows": found["rows"], "question": found["question"], "seconds": seconds}
-    told = {key: found[key] for key in ("rows", "shape", "to_train", "held_out", "num_problems", "notes")}
+    told = {
+        key: found[key]
+        for key in ("rows", "schema", "to_train", "held_out", "num_problems", "notes")
+    }
     findings = {finding["kind"]: finding["count"] for finding in found["findings"]}
-    return told | {"findings": findings, "previewed": len(found["examples"]), "seconds": seconds, "task": found["task"]}
+    return told | {
+        "findings": findings,
+        "previewed": len(found["examples"]),
+        "seconds": seconds,
+        "task": found["task"],
+    }
 
 
 def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
     """The losses of a few steps."""
-    from peft_space import verbs
-    from peft_space.run import Run, steps_of
+    from peft_space import operations
+    from peft_space.runs.run import Run
+    from peft_space.runs.status import steps_of
 
-    run = verbs.make(f"{folder}/{path.stem}", str(path), {"max_steps": steps, "batch_size": 2, "max_length": 256})["run"]
-    verbs.train(run)
+    run = operations.make(
+        f"{folder}/{path.stem}", str(path), {"max_steps": steps, "batch_size": 2, "max_length": 256}
+    )["run"]
+    operations.train(run)
     losses = [step.loss for step in steps_of(Run(run).history())]
     return [round(losses[0], 2), round(losses[-1], 2)]
 
 
 def main() -> None:
-    from peft_space.data.read import SUFFIXES
+    from peft_space.data.table import SUFFIXES
     from peft_space.errors import UserError
 
     parser = argparse.ArgumentParser()

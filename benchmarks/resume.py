@@ -12,7 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.trainings import Json, make_model, make_rows, make_run, run_timed, tell, working_folder
+from benchmarks.harness import (
+    Json,
+    make_model,
+    make_rows,
+    make_run,
+    run_timed,
+    tell,
+    working_folder,
+)
 
 REPETITIONS = 3
 STEPS = 12
@@ -20,12 +28,15 @@ STEPS = 12
 
 def train(directory: str) -> Json:
     """Train a run in a process of its own, from where it is."""
-    return run_timed([sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory])
+    return run_timed(
+        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory]
+    )
 
 
 def pause_after(directory: str, step: int) -> Json:
     """Train a run until it has taken this step, and have it pause."""
-    from peft_space.run import Run, steps_of
+    from peft_space.runs.run import Run
+    from peft_space.runs.status import steps_of
 
     run = Run(directory)
     before, began = os.times(), time.perf_counter()
@@ -36,23 +47,33 @@ def pause_after(directory: str, step: int) -> Json:
     ) as process:
         while process.poll() is None and len(steps_of(run.history())) < step:
             time.sleep(0.05)
-        run.ask_to_leave("pause")
+        run.request_stop("pause")
     after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return {"seconds": time.perf_counter() - began, "cpu": cpu}
 
 
 def first_step_after(directory: str, moment: float) -> float:
     """Seconds from `moment` until the next step begins."""
-    from peft_space.run import Run, steps_of
+    from peft_space.runs.run import Run
+    from peft_space.runs.status import steps_of
 
-    return next(event.at - event.seconds for event in steps_of(Run(directory).history()) if event.at - event.seconds > moment) - moment
+    return (
+        next(
+            event.at - event.seconds
+            for event in steps_of(Run(directory).history())
+            if event.at - event.seconds > moment
+        )
+        - moment
+    )
 
 
 def checkpoint_cost(directory: str) -> Json:
     """Seconds from the end of the step before until a checkpoint is on the disk, and its bytes."""
-    from peft_space import events
-    from peft_space.run import Run
+    from peft_space.runs import events
+    from peft_space.runs.run import Run
 
     run, seconds, before = Run(directory), [], 0.0
     for event in run.history():
@@ -61,11 +82,17 @@ def checkpoint_cost(directory: str) -> Json:
         before = event.at
     folder = next(run.path("checkpoints").glob("checkpoint-*"))
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return {"seconds": round(statistics.median(seconds), 3), "bytes": sum(sizes.values()), "largest": max(sizes, key=sizes.__getitem__)}
+    return {
+        "seconds": round(statistics.median(seconds), 3),
+        "bytes": sum(sizes.values()),
+        "largest": max(sizes, key=sizes.__getitem__),
+    }
 
 
 def digest(directory: str) -> str:
-    return hashlib.sha256((Path(directory) / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (Path(directory) / "adapter" / "adapter_model.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def main() -> None:
@@ -77,9 +104,13 @@ def main() -> None:
         }  # fmt: skip
         lines = []
         for number in range(repetitions):
-            whole, halved = (make_run(folder / f"{name}-{number}", settings) for name in ("whole", "halved"))
+            whole, halved = (
+                make_run(folder / f"{name}-{number}", settings) for name in ("whole", "halved")
+            )
             uninterrupted = train(whole)
-            (Path(halved) / "plan.json").write_bytes((Path(whole) / "plan.json").read_bytes())  # so that both compute the same numbers
+            (Path(halved) / "plan.json").write_bytes(
+                (Path(whole) / "plan.json").read_bytes()
+            )  # so that both compute the same numbers
             first = pause_after(halved, STEPS // 2)
             resumed_at = time.time()
             second = train(halved)
@@ -96,7 +127,14 @@ def main() -> None:
             )
             tell(lines[-1])
             assert lines[-1]["same_adapter"]
-    names = ("checkpoint_seconds", "to_first_step_seconds", "whole_seconds", "with_a_pause_seconds", "whole_cpu", "with_a_pause_cpu")
+    names = (
+        "checkpoint_seconds",
+        "to_first_step_seconds",
+        "whole_seconds",
+        "with_a_pause_seconds",
+        "whole_cpu",
+        "with_a_pause_cpu",
+    )
     tell({name: statistics.median(line[name] for line in lines) for name in names})
 
 

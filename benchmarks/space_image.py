@@ -17,17 +17,29 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from peft_space.deploy import ROOT, files_to_upload
-from peft_space.smoke import smoke
-from tests.openid import OpenIdProvider
+from peft_space.hub.smoke_test import smoke_test
+from peft_space.hub.space import ROOT, files_to_upload
+from tests.fixtures.fake_oidc import OpenIdProvider
 
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "gradio", "spaces", "huggingface_hub", "datasets")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "gradio",
+    "spaces",
+    "huggingface_hub",
+    "datasets",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default="python3.12")
-    parser.add_argument("--constraint", action="append", default=[], help="of pip, such as torch==2.13.0")
+    parser.add_argument(
+        "--constraint", action="append", default=[], help="of pip, such as torch==2.13.0"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, OpenIdProvider("hf_of_nobody") as provider:
         folder = Path(scratch)
@@ -44,24 +56,39 @@ def _environment(folder: Path, python: str, constraints: list[str]) -> Path:
     subprocess.run([python, "-m", "venv", folder / "environment"], check=True)
     made = folder / "environment" / "bin" / "python"
     requirements = ["-r", folder / "app" / "requirements.txt", "-c", folder / "constraints.txt"]
-    subprocess.run([made, "-m", "pip", "install", "--quiet", *requirements], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [made, "-m", "pip", "install", "--quiet", *requirements],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     print(f"- installed in {time.monotonic() - began:.0f} s: {_versions(made)}")
     return made
 
 
 def _versions(python: Path) -> str:
     code = "import sys, platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'· {n} {m.version(n)}' for n in sys.argv[1:]))"
-    return subprocess.run([python, "-c", code, *_PACKAGES], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [python, "-c", code, *_PACKAGES], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _serve(folder: Path, python: Path, provider: OpenIdProvider) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
-    own = {"SYSTEM": "spaces", "GRADIO_SERVER_PORT": str(port), "PEFT_SPACE_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")
+    }
+    own = {
+        "SYSTEM": "spaces",
+        "GRADIO_SERVER_PORT": str(port),
+        "PEFT_SPACE_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "1",
+    }
     began = time.monotonic()
-    with subprocess.Popen([python, "app.py"], cwd=folder / "app", env=inherited | own | provider.environment) as app:
+    with subprocess.Popen(
+        [python, "app.py"], cwd=folder / "app", env=inherited | own | provider.environment
+    ) as app:
         try:
             while True:
                 try:
@@ -73,7 +100,7 @@ def _serve(folder: Path, python: Path, provider: OpenIdProvider) -> None:
             print(f"- the page answers after {time.monotonic() - began:.1f} s")
             sign_in = urlsplit(httpx.get(f"{url}/login/huggingface").headers["location"])
             print(f"- signing in leads to {sign_in.path}")
-            for check in smoke(url):
+            for check in smoke_test(url):
                 print(f"- {check['what']}: {check['found']} ({check['seconds']} s)")
         finally:
             app.terminate()

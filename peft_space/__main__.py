@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft_space import settings
-from peft_space.commands.arguments import parser
-from peft_space.errors import explain, mendable
-from peft_space.execution.local import WorkerFault
-from peft_space.masking import print_traceback
+from peft_space.cli.parser import parser
+from peft_space.errors import as_user_error, user_message
+from peft_space.redaction import print_traceback
+from peft_space.runtime.worker_pool import WorkerFault
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,16 +23,19 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         with _stdout_for_result_only() as result:
-            given.command(given, lambda value, text: print(json.dumps(value) if given.json else text, file=result))
+            given.command(
+                given,
+                lambda value, text: print(json.dumps(value) if given.json else text, file=result),
+            )
         return 0
     except WorkerFault as error:  # the process in which it happened has printed its traceback
         print(error, file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 - the one place where errors of the command line are put into words
-        users = mendable(error) is not None
+        users = as_user_error(error) is not None
         if not users:
             print_traceback()
-        print(explain(error), file=sys.stderr)
+        print(user_message(error), file=sys.stderr)
         return 2 if users else 1
 
 

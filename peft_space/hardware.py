@@ -1,4 +1,4 @@
-"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on a layer of the model, in `training/plan.py`."""
+"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on a layer of the model, in `training/autotune.py`."""
 
 import os
 import resource
@@ -30,7 +30,9 @@ def device_name() -> str:
     """The device in words, for the plan and the model card."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {num_cores()} cores"
+    return (
+        torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {num_cores()} cores"
+    )
 
 
 def peak_memory() -> int:
@@ -45,7 +47,9 @@ def peak_memory() -> int:
 def resident_memory(at_most: bool = False) -> int:
     """Bytes of the machine's memory that this process holds, or held at most so far. A child does not inherit them, as it does `peak_memory`."""
     key = "VmHWM:" if at_most else "VmRSS:"
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -57,7 +61,10 @@ def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
     import torch
 
     where = device()
-    rows, weight = (torch.randn(size, width, dtype=getattr(torch, dtype), device=where) for size in (num_rows, width))
+    rows, weight = (
+        torch.randn(size, width, dtype=getattr(torch, dtype), device=where)
+        for size in (num_rows, width)
+    )
     seconds: list[float] = []
     with torch.inference_mode():
         torch.nn.functional.linear(rows, weight)  # warms up
@@ -80,10 +87,18 @@ def free_memory() -> int:
 def free_ram() -> int:
     """Bytes of the machine's memory that this process can still take: what is available, and what a container's limits leave."""
     left = [
-        limit - used + _counter(folder / "memory.stat", "total_inactive_file" if folder.is_relative_to(_CGROUPS_V1) else "inactive_file")
+        limit
+        - used
+        + _counter(
+            folder / "memory.stat",
+            "total_inactive_file" if folder.is_relative_to(_CGROUPS_V1) else "inactive_file",
+        )
         for folder in _cgroups()
         for limit, used in [
-            (_number(folder, "memory.max", "memory.limit_in_bytes"), _number(folder, "memory.current", "memory.usage_in_bytes"))
+            (
+                _number(folder, "memory.max", "memory.limit_in_bytes"),
+                _number(folder, "memory.current", "memory.usage_in_bytes"),
+            )
         ]
         if limit is not None and used is not None
     ]
@@ -93,7 +108,11 @@ def free_ram() -> int:
 def kills_for_memory() -> int:
     """How many processes the system ended so far for want of memory, on the machine or in this container; counted up, for differences."""
     machine = _counter(Path("/proc/vmstat"), "oom_kill")
-    groups = [_counter(folder / name, "oom_kill") for folder in _cgroups() for name in ("memory.events", "memory.oom_control")]
+    groups = [
+        _counter(folder / name, "oom_kill")
+        for folder in _cgroups()
+        for name in ("memory.events", "memory.oom_control")
+    ]
     return machine + sum(groups)
 
 
@@ -125,7 +144,9 @@ def _number(folder: Path, *names: str) -> int | None:
 
 def _counter(path: Path, name: str) -> int:
     """The number beside `name` in a file of such lines; 0 where there is none."""
-    return next((int(line.split()[1]) for line in _text(path).splitlines() if line.split()[:1] == [name]), 0)
+    return next(
+        (int(line.split()[1]) for line in _text(path).splitlines() if line.split()[:1] == [name]), 0
+    )
 
 
 def _text(path: Path) -> str:

@@ -5,12 +5,16 @@ import os
 import warnings
 from pathlib import Path
 
-from peft_space.masking import mask_logs
+from peft_space.redaction import redact_logs
 
 
 def home() -> Path:
     """Folder under which the runs that the page starts are kept (`PEFT_SPACE_HOME`)."""
-    return Path(os.environ.get("PEFT_SPACE_HOME") or Path.home() / ".local" / "share" / "peft_space").expanduser().absolute()
+    return (
+        Path(os.environ.get("PEFT_SPACE_HOME") or Path.home() / ".local" / "share" / "peft_space")
+        .expanduser()
+        .absolute()
+    )
 
 
 def max_file_megabytes() -> float:
@@ -45,7 +49,11 @@ def _limit(name: str, on_a_space: str) -> str:
 
 def report_to() -> list[str]:
     """What trainings are also reported to, with commas between (`PEFT_SPACE_REPORT_TO`): tensorboard, trackio or wandb. Mostly nothing."""
-    return [name.strip() for name in os.environ.get("PEFT_SPACE_REPORT_TO", "").split(",") if name.strip()]
+    return [
+        name.strip()
+        for name in os.environ.get("PEFT_SPACE_REPORT_TO", "").split(",")
+        if name.strip()
+    ]
 
 
 def num_processes() -> int | None:
@@ -67,7 +75,11 @@ def disk_is_kept(mounts: str | Path = "/proc/self/mounts") -> bool:
     """Whether the runs are there after a restart. On a Space they are only where `home` lies on a volume that was mounted, such as a bucket."""
     if not on_space():
         return True
-    kinds = {Path(fields[1]): fields[2] for line in Path(mounts).read_text().splitlines() if len(fields := line.split()) > 2}
+    kinds = {
+        Path(fields[1]): fields[2]
+        for line in Path(mounts).read_text().splitlines()
+        if len(fields := line.split()) > 2
+    }
     place = next((parent for parent in (home(), *home().parents) if parent in kinds), Path("/"))
     return place != Path("/") and kinds[place] not in ("tmpfs", "ramfs", "overlay")
 
@@ -90,20 +102,25 @@ def prepare_libraries() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ["USE_HUB_KERNELS"] = "NO"  # they are code from the Hub, which a model's config could ask for
-    mask_logs()
+    os.environ["USE_HUB_KERNELS"] = (
+        "NO"  # they are code from the Hub, which a model's config could ask for
+    )
+    redact_logs()
     if on_space():  # its own token is not its visitors': they shall not read private models with it
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             os.environ.pop(name, None)  # nor is it in any child's environment
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep at once where spinning.py lets them, and otherwise
-    os.environ.setdefault("GOMP_SPINCOUNT", "300000")  # spin as long as without a policy, some milliseconds
+    # OpenMP's threads spin for some microseconds and then sleep: threads that spin on keep other
+    # processes from their CPU, and threads that sleep at once wake too late for each other
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_EXPERIMENTAL_WARNING", "1")  # run_uv_job
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # transformers says so whenever a GPTQ or AWQ base is told to compute with a kernel that can be trained
-    warnings.filterwarnings("ignore", message="You passed `quantization_config`", module="transformers")
+    warnings.filterwarnings(
+        "ignore", message="You passed `quantization_config`", module="transformers"
+    )
     # it looks for a faster kernel, says that it found none, and goes on
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -20,9 +20,9 @@ import pytest  # noqa: E402
 from peft_space.__main__ import main  # noqa: E402
 from peft_space.errors import UserError  # noqa: E402
 from peft_space.recipe import Recipe  # noqa: E402
-from peft_space.run import Run  # noqa: E402
-from tests.app_process import App  # noqa: E402
-from tests.hub_server import HubServer, User  # noqa: E402
+from peft_space.runs.run import Run  # noqa: E402
+from tests.fixtures.app_process import App  # noqa: E402
+from tests.fixtures.fake_hub import HubServer, User  # noqa: E402
 
 WRITER, READER = "hf_maria_may_write", "hf_maria_may_only_read"
 NARROW, OTHERS = "hf_maria_of_another_repository", "hf_otto_may_write"
@@ -40,7 +40,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The built-in model's tokenizer."""
-    from peft_space.models.base import find_base, load_tokenizer
+    from peft_space.models.resolve import find_base, load_tokenizer
 
     return load_tokenizer(find_base("demo"))
 
@@ -90,8 +90,15 @@ def the_hub(hub_server):
 @pytest.fixture(scope="session")
 def hub_environment(hub_server, tmp_path_factory):
     """Of a process that sees our Hub and is signed in nowhere. (The address of the Hub is read at import, so this process cannot.)"""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"HF_TOKEN", "SYSTEM"}}
-    own = {"HF_ENDPOINT": hub_server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"HF_TOKEN", "SYSTEM"}
+    }
+    own = {
+        "HF_ENDPOINT": hub_server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path_factory.mktemp("hf")),
+    }
     own |= {"PEFT_SPACE_HOME": str(tmp_path_factory.mktemp("home")), "PEFT_SPACE_MAX_FILE_MB": "1"}
     return inherited | own | {"NO_PROXY": "127.0.0.1,localhost"}
 
@@ -102,7 +109,12 @@ def hub_worker(hub_environment, tmp_path_factory):
     printed = tmp_path_factory.mktemp("worker") / "stderr"
     with open(printed, "wb") as stderr:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
-        process = subprocess.Popen([sys.executable, "-m", "peft_space.execution.worker"], env=hub_environment, text=True, **pipes)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "peft_space.operations.worker"],
+            env=hub_environment,
+            text=True,
+            **pipes,
+        )
     with process:
         yield process, printed
         process.stdin.close()
@@ -116,7 +128,9 @@ def ask(hub_worker):
     def ask_for(verb: str, **arguments):
         process.stdin.write(json.dumps({"verb": verb, "arguments": arguments}) + "\n")
         process.stdin.flush()
-        answer = next(message for message in map(json.loads, process.stdout) if "report" not in message)
+        answer = next(
+            message for message in map(json.loads, process.stdout) if "report" not in message
+        )
         if "result" in answer:
             return answer["result"]
         assert answer["users"], f"told as a fault of the app: {answer['error']}"
@@ -145,7 +159,9 @@ def write(tmp_path):
         path = tmp_path / name
         if isinstance(content, list):
             lines = name.endswith(".jsonl")
-            content = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
+            content = (
+                "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
+            )
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 

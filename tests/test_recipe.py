@@ -8,7 +8,12 @@ from peft_space.recipe import Recipe, make_recipe, read_recipe
 
 def test_an_empty_recipe_is_valid_and_has_the_house_defaults():
     recipe = make_recipe({})
-    assert (recipe.lora_rank, recipe.alpha, recipe.lora_dropout, recipe.target_modules) == (16, 32, 0.05, "all-linear")
+    assert (recipe.lora_rank, recipe.alpha, recipe.lora_dropout, recipe.target_modules) == (
+        16,
+        32,
+        0.05,
+        "all-linear",
+    )
     assert (recipe.quantization, recipe.double_quantization) == ("nf4", True)
 
 

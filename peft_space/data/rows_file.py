@@ -8,7 +8,9 @@ import pyarrow as pa
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
 
 
-def texts_in(path: Path, batch: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[list[int], list[str]]]:
+def texts_in(
+    path: Path, batch: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[list[int], list[str]]]:
     """(numbers, rows) of the file in order, at most `batch` at once.
 
     They are read piece by piece: of a file that is mapped into memory every page that was looked at would stay there.
@@ -20,7 +22,9 @@ def texts_in(path: Path, batch: int, start: int = 0, stop: int | None = None) ->
             piece = reader.get_batch(index)
             end = begin + piece.num_rows
             for at in range(max(start, begin), end if stop is None else min(stop, end), batch):
-                part = piece.slice(at - begin, min(batch, (end if stop is None else min(stop, end)) - at))
+                part = piece.slice(
+                    at - begin, min(batch, (end if stop is None else min(stop, end)) - at)
+                )
                 yield part["number"].to_pylist(), part["row"].to_pylist()
             begin = end
             if stop is not None and begin >= stop:

@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-from peft_space.data.check import data_of
+from peft_space.data.dataset import load_run_data
 from peft_space.errors import UserError
-from peft_space.export.card import write_card
-from peft_space.models.base import load_tokenizer
-from peft_space.models.load import base_of
-from peft_space.run import Run
-from peft_space.training.plan import read_plan
+from peft_space.export.model_card import write_card
+from peft_space.models.loading import base_of
+from peft_space.models.resolve import load_tokenizer
+from peft_space.runs.plan import read_plan
+from peft_space.runs.run import Run
 
 
 def copy_adapter(run: Run, folder: Path) -> None:
@@ -20,11 +20,13 @@ def copy_adapter(run: Run, folder: Path) -> None:
     """
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     if not config.get("base_model_name_or_path"):
-        raise UserError("The adapter does not name its base model, so nobody could load it. Train it again.")
+        raise UserError(
+            "The adapter does not name its base model, so nobody could load it. Train it again."
+        )
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     plan = read_plan(run)
     assert plan is not None, "an adapter is only saved by a training, which writes its plan first"
     if not (folder / "tokenizer_config.json").is_file():
         base, goal = base_of(run)
         load_tokenizer(base, run.recipe.chat_template, goal.task).save_pretrained(folder)
-    write_card(run, folder, data_of(run), plan)
+    write_card(run, folder, load_run_data(run), plan)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft_space import durable
 from peft_space.errors import UserError
-from peft_space.run import Run
-from peft_space.words import gigabytes
+from peft_space.formatting import gigabytes
+from peft_space.runs.run import Run
+from peft_space.storage import atomic_io
 
 
 @contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
+def atomic_directory(out: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`, which takes its name at the end; after an error nothing of it is left.
 
     Raises UserError where `out` already holds something.
@@ -28,7 +28,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o755)  # mkdtemp makes it private
-        durable.rename(aside, target)
+        atomic_io.atomic_rename(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_space.data.chat_template import ChatTemplate, template_of
-from peft_space.data.rows import Message
+from peft_space.data.records import Message
+from peft_space.data.tokenization.chat_template import ChatTemplate, load_chat_template
 from peft_space.errors import UserError
-from peft_space.export.gguf_vocabulary import begins_with_bos
+from peft_space.export.gguf.tokenizer import begins_with_bos
 
-_SYSTEM, _USERS, _ANSWERS = "s0q7x", ("u1q7x", "u2q7x", "u3q7x", "u4q7x"), ("a1w5z", "a2w5z", "a3w5z")
+_SYSTEM, _USERS, _ANSWERS = (
+    "s0q7x",
+    ("u1q7x", "u2q7x", "u3q7x", "u4q7x"),
+    ("a1w5z", "a2w5z", "a3w5z"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,18 @@ class Around:
             before = self.later if place and answers else self.system[0]
             opening[place] = f"{before}{system}{self.system[1]}"
         turns = [f"{before}{question}" for before, question in zip(opening, questions, strict=True)]
-        return "".join(f"{turn}{self.asked}{answer}" for turn, answer in zip(turns, answers, strict=False)) + turns[-1] + self.asks
+        return (
+            "".join(
+                f"{turn}{self.asked}{answer}" for turn, answer in zip(turns, answers, strict=False)
+            )
+            + turns[-1]
+            + self.asks
+        )
 
 
 def around(tokenizer: Any) -> Around:
     """Derive it from the tokenizer's chat template. Raises UserError where the template is not of this form."""
-    template = template_of(tokenizer)
+    template = load_chat_template(tokenizer)
     start, asks = _parts(template, 1)
     start_2, asked, answered, asks_2 = _parts(template, 2)
     if (start, asks) != (start_2, asks_2):
@@ -64,12 +74,20 @@ def _parts(template: ChatTemplate, num_questions: int) -> list[str]:
 
 
 def _words(num_questions: int) -> list[str]:
-    return [word for pair in zip(_USERS, ("", *_ANSWERS), strict=True) for word in reversed(pair) if word][: 2 * num_questions - 1]
+    return [
+        word
+        for pair in zip(_USERS, ("", *_ANSWERS), strict=True)
+        for word in reversed(pair)
+        if word
+    ][: 2 * num_questions - 1]
 
 
 def _conversation(words: Sequence[str], system: str = "") -> list[Message]:
     first: list[Message] = [{"role": "system", "content": system}] if system else []
-    return first + [{"role": "assistant" if number % 2 else "user", "content": word} for number, word in enumerate(words)]
+    return first + [
+        {"role": "assistant" if number % 2 else "user", "content": word}
+        for number, word in enumerate(words)
+    ]
 
 
 def _cut(text: str, words: Sequence[str]) -> list[str]:
@@ -103,7 +121,9 @@ def _check(template: ChatTemplate, found: Around) -> None:
         for system in ("", _SYSTEM, odd)[: 3 if found.system else 1]:
             for change in (str, lambda word: f"{word} {odd}"):
                 words = [change(word) for word in _words(num_questions)]
-                if template.write(_conversation(words, system), None, prompt=True) != found.write(system, words[::2], words[1::2]):
+                if template.write(_conversation(words, system), None, prompt=True) != found.write(
+                    system, words[::2], words[1::2]
+                ):
                     raise _refused("what it writes of a message depends on more than its place")
 
 
@@ -127,12 +147,26 @@ def go_template(tokenizer: Any) -> str:
     elif found.later is None:
         told = _text(system[0].removeprefix(bos)) + "{{ $.System }}" + _text(system[1])
         opening = (
-            "{{- if $first }}{{ if $.System }}" + told + "{{ else }}" + first + "{{ end }}{{ else }}" + _text(found.answered) + "{{ end }}"
+            "{{- if $first }}{{ if $.System }}"
+            + told
+            + "{{ else }}"
+            + first
+            + "{{ end }}{{ else }}"
+            + _text(found.answered)
+            + "{{ end }}"
         )
     else:
-        place = "{{ if $first }}" + _text(system[0].removeprefix(bos)) + "{{ else }}" + _text(found.later) + "{{ end }}"
+        place = (
+            "{{ if $first }}"
+            + _text(system[0].removeprefix(bos))
+            + "{{ else }}"
+            + _text(found.later)
+            + "{{ end }}"
+        )
         opening = "{{- if and $last $.System }}" + place + "{{ $.System }}" + _text(system[1])
-        opening += "{{ else if $first }}" + first + "{{ else }}" + _text(found.answered) + "{{ end }}"
+        opening += (
+            "{{ else if $first }}" + first + "{{ else }}" + _text(found.answered) + "{{ end }}"
+        )
     after = "{{ if $last }}" + _text(found.asks) + "{{ else }}" + _text(found.asked) + "{{ end }}"
     if found.asks == found.asked:
         after = _text(found.asks)
@@ -153,5 +187,7 @@ def go_template(tokenizer: Any) -> str:
 def _text(text: str) -> str:
     """An action that writes this text. No three quotation marks can come of it, which would end the template in a Modelfile."""
     signs = {"\\": "\\\\", '"': "\\u0022", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    written = "".join(signs.get(sign) or (f"\\u{ord(sign):04x}" if ord(sign) < 32 else sign) for sign in text)
+    written = "".join(
+        signs.get(sign) or (f"\\u{ord(sign):04x}" if ord(sign) < 32 else sign) for sign in text
+    )
     return f'{{{{ "{written}" }}}}' if text else ""

@@ -13,18 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_space.data.check import data_of
-from peft_space.data.render import stop_token_ids
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
-from peft_space.events import OnProgress, quietly
-from peft_space.export.card import Merged, write_card
 from peft_space.export.folder import check_room
-from peft_space.models.base import Base, load_tokenizer
-from peft_space.models.families import CLASSIFYING, linear_layers
-from peft_space.models.load import Goal, base_of, has_room_for, inference_dtype, load_base_model
+from peft_space.export.model_card import Merged, write_card
+from peft_space.models.architecture import CLASSIFYING, linear_layers
+from peft_space.models.loading import base_of, fits_in_memory, inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
-from peft_space.run import Run
-from peft_space.training.plan import read_plan
+from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.recipe import TaskSpec
+from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.plan import read_plan
+from peft_space.runs.run import Run
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 MergeInto = Literal["full", "dequantized"]
@@ -50,13 +51,24 @@ def merge_into(run: Run, wanted: MergeInto | None) -> MergeInto:
             f"The base comes quantized as {held.upper()}, and an adapter cannot be merged into that. Export the adapter and serve both apart."
         )
     if held == "bitsandbytes" and wanted == "full":
-        raise UserError("The base comes in 4 or 8 bits, so there is no full precision to merge into. Choose to merge into dequantized.")
+        raise UserError(
+            "The base comes in 4 or 8 bits, so there is no full precision to merge into. Choose to merge into dequantized."
+        )
     if held == "none" and wanted == "dequantized":
-        raise UserError("The adapter was not trained on a quantized base, so there is nothing to dequantize. Choose to merge into full.")
+        raise UserError(
+            "The adapter was not trained on a quantized base, so there is nothing to dequantize. Choose to merge into full."
+        )
     return wanted or ("full" if held == "none" else "dequantized")
 
 
-def merge(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progress: OnProgress = quietly, on_disk: bool | None = None) -> None:
+def merge(
+    run: Run,
+    folder: Path,
+    dtype: Dtype,
+    into: MergeInto,
+    on_progress: OnProgress = no_progress,
+    on_disk: bool | None = None,
+) -> None:
     """Write the merged model into the empty `folder`: weights, config, tokenizer with chat template, generation config, README.
 
     Args:
@@ -71,36 +83,48 @@ def merge(run: Run, folder: Path, dtype: Dtype, into: MergeInto, on_progress: On
     num_parameters = linear_layers(base.config, goal.task).model.num_parameters()
     widest = 4 if into == "dequantized" else _BYTES[dtype]
     if on_disk is None:
-        on_disk = not has_room_for(widest * num_parameters)
+        on_disk = not fits_in_memory(widest * num_parameters)
     check_room(folder, int((_BYTES[dtype] + on_disk * widest) * num_parameters * 1.05))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as scratch:
-        place = _keeping(Path(scratch) if on_disk else None)
-        model = _dequantized(run, base, goal, place) if into == "dequantized" else published(run, base, goal)
+        place = _tensor_store(Path(scratch) if on_disk else None)
+        model = (
+            _dequantized(run, base, goal, place)
+            if into == "dequantized"
+            else load_published_base(run, base, goal)
+        )
         model = merged(model, run.adapter, getattr(torch, dtype), place, on_progress)
         on_progress(0.5, "Writing the merged model")
         _finish(run, base, goal, model, folder)
     plan = read_plan(run)
     assert plan is not None, "an adapter is only saved by a training, which writes its plan first"
-    write_card(run, folder, data_of(run), plan, Merged(dtype, into))
+    write_card(run, folder, load_run_data(run), plan, Merged(dtype, into))
 
 
-def merged(model: Any, adapter: Path, dtype: Any, place: _Place, on_progress: OnProgress = quietly) -> Any:
+def merged(
+    model: Any, adapter: Path, dtype: Any, place: _Place, on_progress: OnProgress = no_progress
+) -> Any:
     """`model` with the adapter of the folder `adapter` merged into it, all of it in `dtype`."""
     from peft import PeftConfig, PeftModel
     from peft.tuners.lora import LoraLayer
 
-    _widen(model, PeftConfig.from_pretrained(str(adapter)))
+    _upcast_saved_modules(model, PeftConfig.from_pretrained(str(adapter)))
     adapted = PeftModel.from_pretrained(model, adapter)
     layers = [layer for layer in adapted.modules() if isinstance(layer, LoraLayer)]
     for number, layer in enumerate(layers):
-        on_progress(0.1 + 0.4 * number / len(layers), f"Merging layer {number + 1} of {len(layers)}")
+        on_progress(
+            0.1 + 0.4 * number / len(layers), f"Merging layer {number + 1} of {len(layers)}"
+        )
         base_layer = layer.get_base_layer()
-        _replace(base_layer, lambda weight: weight.float())  # a weight of its own, where it was shared with another layer
+        _replace(
+            base_layer, lambda weight: weight.float()
+        )  # a weight of its own, where it was shared with another layer
         layer.merge(safe_merge=True)
         _replace(base_layer, lambda weight: place(_cast(weight, dtype)))
-        _give_back()
+        _malloc_trim()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the layers are merged already, and that what was tied no longer is
+        warnings.simplefilter(
+            "ignore"
+        )  # that the layers are merged already, and that what was tied no longer is
         whole = adapted.merge_and_unload()
     for parameter in whole.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:
@@ -108,7 +132,7 @@ def merged(model: Any, adapter: Path, dtype: Any, place: _Place, on_progress: On
     return whole
 
 
-def _give_back() -> None:
+def _malloc_trim() -> None:
     """Return to the system what was freed. Left to itself glibc keeps the place of most layers, in the end as much as the whole model takes."""
     with contextlib.suppress(AttributeError):  # other C libraries have no such call
         ctypes.CDLL(None).malloc_trim(0)
@@ -126,11 +150,13 @@ def _cast(weight: Any, dtype: Any) -> Any:
 
     narrow = weight.to(dtype)
     if dtype == torch.float16 and not torch.equal(torch.isfinite(narrow), torch.isfinite(weight)):
-        raise UserError("A merged weight is larger than 65,504, the most that float16 holds. Choose bfloat16 or float32.")
+        raise UserError(
+            "A merged weight is larger than 65,504, the most that float16 holds. Choose bfloat16 or float32."
+        )
     return narrow
 
 
-def _keeping(scratch: Path | None) -> _Place:
+def _tensor_store(scratch: Path | None) -> _Place:
     """Keeps tensors in memory, or in files of the folder `scratch`, which have lost their names at once and end with the tensor."""
     import torch
 
@@ -139,22 +165,26 @@ def _keeping(scratch: Path | None) -> _Place:
         if scratch is None or not tensor.numel():
             return tensor
         path = scratch / secrets.token_hex(8)
-        kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+        kept = torch.from_file(
+            str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype
+        ).view(tensor.shape)
         path.unlink()
         return kept.copy_(tensor)
 
     return keep
 
 
-def published(run: Run, base: Base, goal: Goal) -> Any:
+def load_published_base(run: Run, base: BaseModelRef, goal: TaskSpec) -> Any:
     """The base as it was published, in its own dtype: then its file is mapped and takes no memory."""
     import torch
 
     stored = str(base.config.dtype or torch.float32).removeprefix("torch.")
-    return load_base_model(base, run.recipe.model_copy(update={"quantization": "none"}), stored, goal, device="cpu")
+    return load_base_model(
+        base, run.recipe.model_copy(update={"quantization": "none"}), stored, goal, device="cpu"
+    )
 
 
-def _dequantized(run: Run, base: Base, goal: Goal, place: _Place) -> Any:
+def _dequantized(run: Run, base: BaseModelRef, goal: TaskSpec, place: _Place) -> Any:
     """The base that the adapter was trained on, its quantized layers as the float32 numbers that they stand for."""
     import bitsandbytes
     from peft.utils.integrations import dequantize_module_weight
@@ -169,7 +199,9 @@ def _dequantized(run: Run, base: Base, goal: Goal, place: _Place) -> Any:
         weight = dequantize_module_weight(module).detach().float()
         own = plain.get_submodule(name)
         assert isinstance(own, Linear | Conv1D), "bitsandbytes quantizes no other layers"
-        own.weight = Parameter(place(weight.T.contiguous() if isinstance(own, Conv1D) else weight), requires_grad=False)
+        own.weight = Parameter(
+            place(weight.T.contiguous() if isinstance(own, Conv1D) else weight), requires_grad=False
+        )
         own.bias = module.bias
         model.set_submodule(name, own)
     del model.hf_quantizer, model.config.quantization_config
@@ -183,7 +215,7 @@ def _not_quantized(config: Any) -> Any:
     return type(config).from_dict(values)
 
 
-def _widen(model: Any, config: Any) -> None:
+def _upcast_saved_modules(model: Any, config: Any) -> None:
     """Hold what the adapter brings whole (biases, saved modules) in float32 before it is loaded into the base's place."""
     saved = tuple(config.modules_to_save or ())
     for name, module in model.named_modules():
@@ -195,13 +227,16 @@ def _widen(model: Any, config: Any) -> None:
                 parameter.data = parameter.data.float()
 
 
-def _finish(run: Run, base: Base, goal: Goal, model: Any, folder: Path) -> None:
+def _finish(run: Run, base: BaseModelRef, goal: TaskSpec, model: Any, folder: Path) -> None:
     """Write the model, and what is needed to ask it: the tokenizer as the adapter was trained with, and which tokens end an answer."""
     tokenizer = load_tokenizer(base, run.recipe.chat_template, goal.task)
     if goal.task not in CLASSIFYING:
         generation = model.generation_config
         if goal.task != "seq2seq-lm":
-            generation.eos_token_id, generation.pad_token_id = stop_token_ids(tokenizer), tokenizer.pad_token_id
+            generation.eos_token_id, generation.pad_token_id = (
+                stop_token_ids(tokenizer),
+                tokenizer.pad_token_id,
+            )
         try:
             generation.validate(strict=True)
         except ValueError:  # some models come with a temperature and without sampling, and can then be loaded but not saved

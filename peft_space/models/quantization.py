@@ -7,12 +7,12 @@ import importlib.util
 from typing import Any
 
 from peft_space.errors import UserError
-from peft_space.models.base import Base
-from peft_space.models.families import LinearLayers
+from peft_space.models.architecture import ModelLayers
+from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe
 
 
-def keep_exact(model: Any, dtype: Any) -> None:
+def force_float32_and_disable_repacking(model: Any, dtype: Any) -> None:
     """Let all that is not quantized be float32 where that is the dtype, and 4-bit layers unpack to the dtype, compute in it, and not repack themselves.
 
     A model that was saved in 4 bits brings dtypes of its own, mostly bfloat16, whatever is asked for. Repacking is what bitsandbytes 0.50 does
@@ -51,20 +51,26 @@ def quantization_of(recipe: Recipe, config: Any) -> str:
         return recipe.quantization
     method = str(comes.get("quant_method")).lower().rpartition(".")[2]  # of an enumeration
     if method in ("gptq", "awq"):
-        if missing := [package for package in _GPTQ_PACKAGES if importlib.util.find_spec(package) is None]:
+        if missing := [
+            package for package in _GPTQ_PACKAGES if importlib.util.find_spec(package) is None
+        ]:
             raise UserError(
                 f"The base model comes quantized as {method.upper()}, which needs what is not installed here: {', '.join(missing)}. "
                 f"Install it with `{GPTQ_EXTRA}`, or choose the model in full precision and quantization nf4."
             )
         if recipe.method == "dora":  # PEFT's layers for both refuse it
-            raise UserError(f"DoRA needs the base's weights, and this base comes quantized as {method.upper()}. Choose lora as the method.")
+            raise UserError(
+                f"DoRA needs the base's weights, and this base comes quantized as {method.upper()}. Choose lora as the method."
+            )
         return method
     if method == "bitsandbytes":
         return "bitsandbytes"
-    raise UserError(f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision.")
+    raise UserError(
+        f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision."
+    )
 
 
-def quantization_config(recipe: Recipe, base: Base, dtype: str, layers: LinearLayers) -> Any:
+def quantization_config(recipe: Recipe, base: BaseModelRef, dtype: str, layers: ModelLayers) -> Any:
     """What bitsandbytes is to do with the base, how a GPTQ or AWQ base computes, or None.
 
     NF4 with double quantization: 4.127 bits a parameter (arXiv 2305.14314).
@@ -74,13 +80,15 @@ def quantization_config(recipe: Recipe, base: Base, dtype: str, layers: LinearLa
         from transformers.quantizers.auto import AutoQuantizationConfig
 
         # left to itself gptqmodel takes the kernel that answers fastest, which on some CPUs has no gradient
-        return AutoQuantizationConfig.from_dict({**_comes_quantized(base.config), "backend": "auto_trainable"})
+        return AutoQuantizationConfig.from_dict(
+            {**_comes_quantized(base.config), "backend": "auto_trainable"}
+        )
     if wanted not in ("nf4", "fp4", "int8"):
         return None
     return bitsandbytes_config(recipe, dtype, layers)
 
 
-def bitsandbytes_config(recipe: Recipe, dtype: str, layers: LinearLayers) -> Any:
+def bitsandbytes_config(recipe: Recipe, dtype: str, layers: ModelLayers) -> Any:
     """What bitsandbytes is to do with a base that comes in full precision."""
     import torch
     from transformers import BitsAndBytesConfig

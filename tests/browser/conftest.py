@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect
 
-from tests.app_process import ROOT
+from tests.fixtures.app_process import ROOT
 
 ARTEFACTS = ROOT / "test-artefacts"
 QUIET = [
@@ -23,7 +23,12 @@ QUIET = [
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium from the system; without one the tests are skipped, in CI they fail."""
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None:
         message = "no Chromium on the path: install the system's chromium package, or name one in CHROMIUM"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)

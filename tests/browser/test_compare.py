@@ -6,8 +6,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from peft_space.run import list_runs
-from peft_space.votes import result
+from peft_space.evaluation.blind_vote import result
+from peft_space.runs.store import list_runs
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -22,11 +22,15 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
     with page.expect_file_chooser() as chooser:
         page.locator("#prompts-file").click()
     chooser.value.set_files(tmp_path / "prompts.txt")
-    expect(page.locator("#prompts textarea")).to_have_value("Hello. My lamp is broken.\n---\nWhere is my order?", timeout=SLOW)
+    expect(page.locator("#prompts textarea")).to_have_value(
+        "Hello. My lamp is broken.\n---\nWhere is my order?", timeout=SLOW
+    )
 
     page.locator("#how-many input").fill("24")
     page.locator("#take-rows").click()
-    expect(page.locator("#prompts textarea")).to_have_value(re.compile("(---.*){23}", re.DOTALL), timeout=SLOW)
+    expect(page.locator("#prompts textarea")).to_have_value(
+        re.compile("(---.*){23}", re.DOTALL), timeout=SLOW
+    )
     page.locator("#ask").click()
     expect(page.locator("#answers summary")).to_have_count(24, timeout=SLOW)
     expect(page.locator("#answers .fair")).to_contain_text("to the bit those of the base alone")
@@ -40,10 +44,16 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
     page.keyboard.press("Escape")
     page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
     page.locator("#ask").click()
-    expect(page.locator("#answers th")).to_have_text(["Prompt", "Base", "Adapter", "Step 30"], timeout=SLOW)
-    expect(page.locator("#answers .fair")).to_contain_text("to the bit those of the base alone", timeout=SLOW)
+    expect(page.locator("#answers th")).to_have_text(
+        ["Prompt", "Base", "Adapter", "Step 30"], timeout=SLOW
+    )
+    expect(page.locator("#answers .fair")).to_contain_text(
+        "to the bit those of the base alone", timeout=SLOW
+    )
     cells = page.locator("#answers td pre")
-    assert cells.nth(-1).text_content() == cells.nth(-2).text_content()  # of 30 steps the last is that of the adapter
+    assert (
+        cells.nth(-1).text_content() == cells.nth(-2).text_content()
+    )  # of 30 steps the last is that of the adapter
     shoot(page, "2-beside")
 
     page.get_by_role("button", name="Chat of several turns").click()
@@ -51,7 +61,9 @@ def test_many_rows_are_compared_chatted_with_voted_on_and_scored(app, home, page
         page.locator("#chat-message textarea").fill(text)
         page.locator("#chat-send").click()
         expect(page.locator("#chat-said summary")).to_have_count(number, timeout=SLOW)
-    expect(page.locator("#chat-said .fair")).to_contain_text("each column goes on with its own answers")
+    expect(page.locator("#chat-said .fair")).to_contain_text(
+        "each column goes on with its own answers"
+    )
     page.locator("#chat-said summary").last.click()
     expect(page.locator("#chat-said details pre").last).to_contain_text("Hello. My lamp is broken.")
     shoot(page, "3-chat")

@@ -6,9 +6,9 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 from tests.conftest import WRITER
+from tests.fixtures.app_process import App
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -18,9 +18,13 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     open_tab(page, "Publish")
     page.get_by_label("vLLM").click()
-    expect(page.locator("#deploy-advice")).to_contain_text("Serve it as an adapter, with --max-lora-rank 16", timeout=SLOW)
+    expect(page.locator("#deploy-advice")).to_contain_text(
+        "Serve it as an adapter, with --max-lora-rank 16", timeout=SLOW
+    )
     page.get_by_label("Somewhere that takes whole models alone").click()
-    expect(page.locator("#deploy-advice")).to_contain_text("Merge it, and look at the proof", timeout=SLOW)
+    expect(page.locator("#deploy-advice")).to_contain_text(
+        "Merge it, and look at the proof", timeout=SLOW
+    )
     expect(page.locator("#merge-into")).to_be_visible()
 
     page.locator("#make-zip").click()
@@ -32,7 +36,9 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
     expect(page.locator("#cancel-export")).to_be_hidden(timeout=SLOW)
     page.get_by_label("the numbers that the adapter was trained on").click()
     page.locator("#make-zip").click()
-    expect(page.locator("#packing")).to_contain_text("60 of 60 greedy answers are the same", timeout=SLOW)
+    expect(page.locator("#packing")).to_contain_text(
+        "60 of 60 greedy answers are the same", timeout=SLOW
+    )
     expect(page.locator("#packing")).to_contain_text("✓ Passed.")
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-merged", timeout=SLOW)
     shoot(page, "proven")
@@ -54,15 +60,28 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
     hub_server.forget()
     start_with_sample_data(page, app, 2)
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
-    online = App(app.home, HF_ENDPOINT=hub_server.url, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1,localhost")
+    online = App(
+        app.home,
+        HF_ENDPOINT=hub_server.url,
+        HF_HUB_OFFLINE="0",
+        HF_HUB_DISABLE_XET="1",
+        NO_PROXY="127.0.0.1,localhost",
+    )
     online.start()
     try:
         page.goto(online.url)
         open_tab(page, "Publish")
-        expect(page.locator("#push")).to_be_enabled(timeout=SLOW)  # until the page knows the run, the card is written anew
+        expect(page.locator("#push")).to_be_enabled(
+            timeout=SLOW
+        )  # until the page knows the run, the card is written anew
         page.get_by_role("button", name="The model card, to read and to edit before").click()
         expect(page.locator("#card-shown")).to_contain_text("Ready for production?", timeout=SLOW)
-        assert page.locator("#card-shown img").first.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 100
+        assert (
+            page.locator("#card-shown img").first.evaluate(
+                "picture => picture.decode().then(() => picture.naturalWidth)"
+            )
+            > 100
+        )
         editor = page.locator("#card .cm-content")
         editor.click()
         page.keyboard.press("Control+End")
@@ -84,7 +103,9 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
         page.locator("#repo textarea, #repo input").first.fill("maria/merged")
         page.locator("#token input").fill(WRITER)
         page.locator("#push").click()
-        expect(page.locator("#pushed a")).to_have_attribute("href", f"{hub_server.url}/maria/merged", timeout=SLOW)
+        expect(page.locator("#pushed a")).to_have_attribute(
+            "href", f"{hub_server.url}/maria/merged", timeout=SLOW
+        )
         assert json.loads(hub_server.repositories["maria/merged"].files["proof.json"])["passed"]
         shoot(page, "pushed")
     finally:

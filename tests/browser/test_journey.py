@@ -10,13 +10,14 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from peft_space.data.check import data_of
-from peft_space.data.example import MASKED
-from peft_space.data.render import render
-from peft_space.run import list_runs, steps_of
-from peft_space.scores import read_scores
-from tests.app_process import App
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.example import MASKED
+from peft_space.data.tokenization.render import render
+from peft_space.evaluation.results import read_scores
+from peft_space.runs.status import steps_of
+from peft_space.runs.store import list_runs
 from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
+from tests.fixtures.app_process import App
 
 pytestmark = pytest.mark.browser
 TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
@@ -24,14 +25,17 @@ TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
 
 
 def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path, tokenizer):
-    rows = [{"question": f"What is thing {i} called?", "answer": f"It is called\nnumber {i}."} for i in range(40)] + [
-        {"question": "No answer"}
-    ]
+    rows = [
+        {"question": f"What is thing {i} called?", "answer": f"It is called\nnumber {i}."}
+        for i in range(40)
+    ] + [{"question": "No answer"}]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page.goto(app.url)
     expect(page.locator("#next-step")).to_contain_text("Bring your data", timeout=SLOW)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "mine.jsonl")
-    expect(page.locator("#data-summary")).to_contain_text("41 rows. Recognised as question/answer", timeout=SLOW)
+    expect(page.locator("#data-summary")).to_contain_text(
+        "41 rows. Recognised as question/answer", timeout=SLOW
+    )
     expect(page.locator("#data-summary")).to_contain_text("1 row cannot be used and is left out")
     expect(page.locator("#problems")).to_contain_text("the answer is empty")
     expect(page.locator("#next-step")).to_contain_text("press Start training")
@@ -45,30 +49,39 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     shoot(page, "2-recipe")
 
     open_tab(page, "Train")
-    expect(page.locator("#about-to-train")).to_contain_text("mine.jsonl, 36 rows. Your choices: Steps at most 12", timeout=SLOW)
+    expect(page.locator("#about-to-train")).to_contain_text(
+        "mine.jsonl, 36 rows. Your choices: Steps at most 12", timeout=SLOW
+    )
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
     page.reload()
-    expect(page.locator("#next-step")).to_contain_text(re.compile("The training runs|The adapter is there"), timeout=SLOW)
+    expect(page.locator("#next-step")).to_contain_text(
+        re.compile("The training runs|The adapter is there"), timeout=SLOW
+    )
     open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     expect(page.locator("#status")).to_contain_text("Step 12 of 12")
     shoot(page, "3-train")
 
     [run] = list_runs("local")
-    [example] = render(tokenizer, data_of(run).train[:1], 512)
-    wanted = [[text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)]
+    [example] = render(tokenizer, load_run_data(run).train[:1], 512)
+    wanted = [
+        [text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)
+    ]
     assert shown == wanted, "the preview shows other tokens, or another mask, than training gets"
 
     open_tab(page, "Compare")
     page.locator("#how-many input").fill("2")
     page.locator("#take-rows").click()
     expect(page.locator("#prompts textarea")).to_have_value(
-        "\n---\n".join(row.messages[-2]["content"] for row in data_of(run).held_out[:2]), timeout=SLOW
+        "\n---\n".join(row.messages[-2]["content"] for row in load_run_data(run).held_out[:2]),
+        timeout=SLOW,
     )
     page.locator("#ask").click()
     expect(page.locator("#answers summary")).to_have_count(2, timeout=SLOW)
-    expect(page.locator("#answers")).to_contain_text(data_of(run).held_out[1].messages[-1]["content"].split("\n")[1])
+    expect(page.locator("#answers")).to_contain_text(
+        load_run_data(run).held_out[1].messages[-1]["content"].split("\n")[1]
+    )
     page.locator("#score").click()
     expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
     shoot(page, "4-compare")
@@ -98,7 +111,9 @@ def test_a_mistake_is_told_where_one_looks_and_makes_no_run(app, home, page, sho
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app, home, page, shoot):
+def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(
+    app, home, page, shoot
+):
     start_with_sample_data(page, app, 30)
     page.goto("about:blank")
     app.kill()
@@ -121,11 +136,17 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(app
     [("#pause", "paused", 50), pytest.param("#stop", "stopped early", 40, marks=pytest.mark.slow)],
     ids=["pause", "stop"],
 )
-def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(app, home, page, shoot, button, state, steps):
+def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(
+    app, home, page, shoot, button, state, steps
+):
     start_with_sample_data(page, app, steps)
     run = list_runs("local")[0]
     expect(page.locator(button)).to_be_enabled(timeout=SLOW)
-    steps_back = {one.nice() for one in psutil.process_iter(["cmdline"]) if str(run.directory) in (one.info["cmdline"] or [])}
+    steps_back = {
+        one.nice()
+        for one in psutil.process_iter(["cmdline"])
+        if str(run.directory) in (one.info["cmdline"] or [])
+    }
     assert steps_back == {psutil.Process().nice() + 10}, "the page comes before the training"
     page.locator(button).click()
     expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
@@ -137,7 +158,9 @@ def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(app,
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     happened = run.history()
     assert [event.step for event in steps_of(happened)] == list(range(1, steps + 1))
-    assert len([event for event in happened if event.event == "Step"]) == steps, "no step was trained twice"
+    assert len([event for event in happened if event.event == "Step"]) == steps, (
+        "no step was trained twice"
+    )
 
 
 def shows_the_recipe_after_a_reload(page, run):
@@ -148,7 +171,9 @@ def shows_the_recipe_after_a_reload(page, run):
     expect(page.locator("#as-commands")).to_contain_text('"max_steps": 50', timeout=SLOW)
     open_tab(page, "Recipe")
     page.get_by_role("button", name="Training", exact=False).click()
-    expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value("50", timeout=SLOW)
+    expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value(
+        "50", timeout=SLOW
+    )
     open_tab(page, "Train")
 
 
@@ -174,7 +199,9 @@ def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
     start_with_sample_data(page, app, 2)
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
-        online = App(app.home, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}", HF_HUB_OFFLINE="0")
+        online = App(
+            app.home, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}", HF_HUB_OFFLINE="0"
+        )
         online.start()
         try:
             page.goto(online.url)
@@ -182,7 +209,9 @@ def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
             page.locator("#repo textarea, #repo input").first.fill("maria/adapter")
             page.locator("#token input").fill("hf_maria_may_write")
             page.locator("#push").click()
-            expect(page.locator("#pushed")).to_contain_text("Asking the Hub whose token this is", timeout=SLOW)
+            expect(page.locator("#pushed")).to_contain_text(
+                "Asking the Hub whose token this is", timeout=SLOW
+            )
             expect(page.locator("#push")).to_be_disabled()
             shoot(page, "pushing")
             page.locator("#cancel-push").click()
@@ -215,14 +244,18 @@ def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home
     page.locator("#rename").click()
     expect(page.locator("#runs")).to_contain_text("Renamed <b>", timeout=SLOW)
     page.locator("#reuse").click()
-    expect(page.locator("#runs-said")).to_contain_text("shows the recipe of Renamed <b>", timeout=SLOW)
+    expect(page.locator("#runs-said")).to_contain_text(
+        "shows the recipe of Renamed <b>", timeout=SLOW
+    )
     shoot(page, "runs")
     page.locator("#delete").click()
     expect(page.locator("#delete-question")).to_contain_text("cannot be undone", timeout=SLOW)
     assert newest.directory.exists()
     page.locator("#new-name textarea, #new-name input").first.fill("Renamed <b>")
     page.locator("#rename").click()
-    expect(page.locator("#new-name textarea, #new-name input").first).to_have_value("", timeout=SLOW)
+    expect(page.locator("#new-name textarea, #new-name input").first).to_have_value(
+        "", timeout=SLOW
+    )
     page.locator("#delete-yes").click()  # a list that is read anew does not take the question away
     expect(page.locator("#runs-said")).to_contain_text("is deleted", timeout=SLOW)
     assert [run.directory for run in list_runs("local")] == [run.directory for run in others]

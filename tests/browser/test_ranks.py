@@ -5,7 +5,7 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from peft_space.run import list_runs
+from peft_space.runs.store import list_runs
 from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

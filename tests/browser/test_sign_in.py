@@ -3,19 +3,24 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 from tests.conftest import WRITER
-from tests.openid import OpenIdProvider
+from tests.fixtures.app_process import App
+from tests.fixtures.fake_oidc import OpenIdProvider
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def space(hub_environment, tmp_path_factory):
-    hub = {name: hub_environment[name] for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_HOME", "NO_PROXY")}
+    hub = {
+        name: hub_environment[name]
+        for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_HOME", "NO_PROXY")
+    }
     with OpenIdProvider(WRITER) as provider:
-        running = App(tmp_path_factory.mktemp("space"), SYSTEM="spaces", **hub, **provider.environment)
+        running = App(
+            tmp_path_factory.mktemp("space"), SYSTEM="spaces", **hub, **provider.environment
+        )
         running.start()
         yield running
         running.kill()
@@ -73,7 +78,9 @@ def test_who_is_signed_in_saves_a_run_and_takes_it_up_without_a_token(space, the
     expect(page.locator("#saving")).to_contain_text("'' is no repository name", timeout=SLOW)
     page.locator("#save-repo textarea, #save-repo input").first.fill("maria/kept")
     page.locator("#save").click()
-    expect(page.locator("#saving")).to_contain_text("There is no Hub token. Sign in at the top of the page", timeout=SLOW)
+    expect(page.locator("#saving")).to_contain_text(
+        "There is no Hub token. Sign in at the top of the page", timeout=SLOW
+    )
     page.reload()
     press_sign_in(page, "Logout (maria)")
     expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
@@ -84,7 +91,9 @@ def test_who_is_signed_in_saves_a_run_and_takes_it_up_without_a_token(space, the
     page.get_by_role("button", name="Save a run, and go on elsewhere").click()
     page.locator("#save-repo textarea, #save-repo input").first.fill("maria/kept")
     page.locator("#save").click()
-    expect(page.locator("#saving")).to_contain_text(f"Saved to {the_hub.url}/datasets/maria/kept", timeout=SLOW)
+    expect(page.locator("#saving")).to_contain_text(
+        f"Saved to {the_hub.url}/datasets/maria/kept", timeout=SLOW
+    )
     assert the_hub.repositories["datasets/maria/kept"].private
     page.locator("#take-up").click()
     expect(page.locator("#saving")).to_contain_text("It is chosen as the run now", timeout=SLOW)

@@ -16,16 +16,22 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.app_process import App
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
 from tests.browser.test_sign_in import press_sign_in
-from tests.hub_server import User
-from tests.openid import OpenIdProvider
-from tests.test_security_secrets import found_in_files, found_in_processes, new_token
+from tests.fixtures.app_process import App
+from tests.fixtures.fake_hub import User
+from tests.fixtures.fake_oidc import OpenIdProvider
+from tests.security.test_secrets import found_in_files, found_in_processes, new_token
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STATUSES = (401, 403, 500)
-FAULTS = [*(("whoami", status) for status in STATUSES), ("create", 403), ("create", 500), ("commit", 401), ("commit", 403)]
+FAULTS = [
+    *(("whoami", status) for status in STATUSES),
+    ("create", 403),
+    ("create", 500),
+    ("commit", 401),
+    ("commit", 403),
+]
 
 
 class Wire:
@@ -50,8 +56,12 @@ class Wire:
     def _pass_on(self, come: socket.socket, go: socket.socket, kept: bytearray | None) -> None:
         with suppress(OSError):
             while content := come.recv(1 << 16):
-                if kept is None:  # nothing shall be packed, so that it can be read; as long as before, so that all lengths hold
-                    content = re.sub(rb"(?i)\r\naccept-encoding:", b"\r\nNo-Accept-Coding:", content)
+                if (
+                    kept is None
+                ):  # nothing shall be packed, so that it can be read; as long as before, so that all lengths hold
+                    content = re.sub(
+                        rb"(?i)\r\naccept-encoding:", b"\r\nNo-Accept-Coding:", content
+                    )
                 else:
                     kept += content
                 go.sendall(content)
@@ -87,7 +97,9 @@ class Visit:
 
     def refused(self, button: str, **fields: str) -> str:
         """Fill in fields and press a button; the words of the refusal."""
-        self.page.evaluate("() => document.querySelectorAll('[data-testid=toast-close]').forEach(button => button.click())")
+        self.page.evaluate(
+            "() => document.querySelectorAll('[data-testid=toast-close]').forEach(button => button.click())"
+        )
         expect(self.page.get_by_test_id("toast-body")).to_have_count(0, timeout=SLOW)
         for field, text in fields.items():
             self.typed(field.replace("_", "-"), text)
@@ -101,8 +113,12 @@ class Visit:
     def look(self) -> None:
         """Keep the page as it is, with what fields hold that are not the visitor's own, and what scripts of the page have stored."""
         self.flows += 1
-        kept = self.page.evaluate("() => [document.documentElement.outerHTML, {...localStorage}, {...sessionStorage}]")
-        (self.folder / f"page-{self.flows}").write_text("\n".join(map(str, kept)) + self.page.title() + self.page.url)
+        kept = self.page.evaluate(
+            "() => [document.documentElement.outerHTML, {...localStorage}, {...sessionStorage}]"
+        )
+        (self.folder / f"page-{self.flows}").write_text(
+            "\n".join(map(str, kept)) + self.page.title() + self.page.url
+        )
 
 
 def parts_of(token: str) -> list[str]:
@@ -121,8 +137,15 @@ def oauth_token(the_hub):
 @pytest.fixture
 def space(oauth_token, hub_environment, tmp_path):
     (tmp_path / "tmp").mkdir()
-    hub = {name: hub_environment[name] for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "NO_PROXY")}
-    own = {"HF_HOME": str(tmp_path / "hf"), "TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "user")}
+    hub = {
+        name: hub_environment[name]
+        for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "NO_PROXY")
+    }
+    own = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "HOME": str(tmp_path / "user"),
+    }
     with OpenIdProvider(oauth_token) as provider:
         running = App(tmp_path / "home", SYSTEM="spaces", **hub, **own, **provider.environment)
         running.log = tmp_path / "log"
@@ -141,7 +164,9 @@ def page(browser):
     context.close()
 
 
-def test_tokens_that_come_in_through_the_page_are_found_nowhere(space, page, the_hub, oauth_token, tmp_path):
+def test_tokens_that_come_in_through_the_page_are_found_nowhere(
+    space, page, the_hub, oauth_token, tmp_path
+):
     the_hub.job_environment = None
     visit = Visit(page, the_hub, tmp_path)
     visit.tokens += parts_of(oauth_token)
@@ -152,7 +177,11 @@ def test_tokens_that_come_in_through_the_page_are_found_nowhere(space, page, the
     for part in (push, save_and_take_up, misplace, hand_over):
         part(visit)
         assert found_in_processes(visit.tokens, but=the_jobs(the_hub)) == []
-    assert token_fields(page) == {"token", "save-token", "job-token"}  # a new one belongs into this test
+    assert token_fields(page) == {
+        "token",
+        "save-token",
+        "job-token",
+    }  # a new one belongs into this test
     assert visit.flows >= 40
     scan(space, visit, oauth_token)
 
@@ -182,8 +211,12 @@ def push(visit):
         token = visit.token()
         visit.hub.fail_next(place, status, times=9, message=f"no {token} here")
         assert "not pushed" in visit.refused("push", repo="maria/a", token=token)
-    assert "does not accept the token" in visit.refused("push", repo="maria/a", token=visit.token(known=False))
-    assert "characters that no Hub token has" in visit.refused("push", repo="maria/a", token=f"{visit.token()}…")
+    assert "does not accept the token" in visit.refused(
+        "push", repo="maria/a", token=visit.token(known=False)
+    )
+    assert "characters that no Hub token has" in visit.refused(
+        "push", repo="maria/a", token=f"{visit.token()}…"
+    )
     for status in (*STATUSES, 400):  # of who is signed in; with 400 the Hub's own words are told
         visit.hub.fail_next("whoami", status, times=9, message=f"no {visit.tokens[0]} here")
         assert "not pushed" in visit.refused("push", repo="maria/a", token="")
@@ -200,11 +233,17 @@ def save_and_take_up(visit):
     page = visit.page
     open_tab(page, "Runs")
     page.get_by_role("button", name="Save a run, and go on elsewhere").click()
-    for button, faults in (("save", FAULTS), ("take-up", [("/api/datasets", status) for status in STATUSES])):
+    for button, faults in (
+        ("save", FAULTS),
+        ("take-up", [("/api/datasets", status) for status in STATUSES]),
+    ):
         for place, status in faults:
             token = visit.token()
             visit.hub.fail_next(place, status, times=9, message=f"no {token} here")
-            assert re.search("was not saved|was not taken up", visit.refused(button, save_repo="maria/kept", save_token=token))
+            assert re.search(
+                "was not saved|was not taken up",
+                visit.refused(button, save_repo="maria/kept", save_token=token),
+            )
     for button, words in (("save", "Saved to"), ("take-up", "It is chosen as the run now")):
         visit.typed("save-token", visit.token())
         page.locator(f"#{button}").click()
@@ -268,4 +307,8 @@ def the_jobs(hub):
 
 def token_fields(page) -> set[str]:
     """The fields of the page whose text is hidden."""
-    return set(page.evaluate("() => window.gradio_config.components.filter(c => c.props.type == 'password').map(c => c.props.elem_id)"))
+    return set(
+        page.evaluate(
+            "() => window.gradio_config.components.filter(c => c.props.type == 'password').map(c => c.props.elem_id)"
+        )
+    )

@@ -3,14 +3,16 @@
 import pytest
 from playwright.sync_api import expect
 
-from peft_space.run import list_runs
-from tests.app_process import App
+from peft_space.runs.store import list_runs
 from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.fixtures.app_process import App
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(browser, page, shoot, tmp_path, monkeypatch):
+def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(
+    browser, page, shoot, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(tmp_path / "home"))
     space = App(tmp_path / "home", SYSTEM="spaces")
     space.start()
@@ -31,14 +33,18 @@ def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(browse
         for guess in ('""', f'"{owner}"', f'"{run.directory.name}"', '"local"', "not even JSON"):
             stranger.evaluate("guess => localStorage.setItem('peft_space_visitor', guess)", guess)
             stranger.reload()
-            expect(stranger.locator("#next-step")).to_contain_text("data", timeout=SLOW, ignore_case=True)
+            expect(stranger.locator("#next-step")).to_contain_text(
+                "data", timeout=SLOW, ignore_case=True
+            )
             assert run.name not in stranger.content(), guess
         shoot(stranger, "stranger")
 
         space.kill()
         space.start()
         secret = page.evaluate("() => localStorage.getItem('peft_space_visitor')")
-        page.goto(space.url)  # another port is another site to the browser, which knows nothing of it yet
+        page.goto(
+            space.url
+        )  # another port is another site to the browser, which knows nothing of it yet
         page.evaluate("secret => localStorage.setItem('peft_space_visitor', secret)", secret)
         page.reload()
         expect(page.locator("#run")).to_be_visible(timeout=SLOW)

@@ -6,11 +6,11 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-from peft_space import events
-from peft_space.run import Run
+from peft_space.runs import events
+from peft_space.runs.run import Run
 from tests.browser.conftest import SLOW, open_tab, set_steps
-from tests.zerogpu import HASTY_SECONDS, TRAINED, Lender, Page, hasty_page
-from tests.zerogpu import much_to_score as much_to_score_in
+from tests.fixtures.fake_zerogpu import HASTY_SECONDS, TRAINED, Lender, Page, hasty_page
+from tests.fixtures.fake_zerogpu import much_to_score as much_to_score_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -36,7 +36,9 @@ def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
     page.get_by_role("tab", name="3 · Train").click()
     page.get_by_text("It goes in slices of at most 15 s").wait_for(timeout=60_000)
     page.get_by_role("button", name="Start training").click()
-    run = wait_for(lambda: next((run for run in list_runs_of(running) if run.directory not in known), None))
+    run = wait_for(
+        lambda: next((run for run in list_runs_of(running) if run.directory not in known), None)
+    )
     wait_for(lambda: number_of_slices(run) >= 3)
     page.get_by_text("of GPU quota used").wait_for(timeout=30_000)
     page.close()
@@ -78,7 +80,9 @@ def test_a_scoring_and_a_vote_go_on_by_themselves_while_the_page_is_open(hasty, 
     open_tab(page, "Compare")
     expect(page.locator("#score")).to_be_enabled(timeout=SLOW)
     page.locator("#score").click()
-    expect(page.locator("#score-progress")).to_contain_text("held-out rows, each with the interval", timeout=2 * SLOW)
+    expect(page.locator("#score-progress")).to_contain_text(
+        "held-out rows, each with the interval", timeout=2 * SLOW
+    )
     assert len(lending.asked) >= 2
     had = len(lending.asked)
     page.locator("#score").click()
@@ -105,7 +109,9 @@ def test_what_needs_no_gpu_is_done_on_the_cpu_and_the_page_says_so(space, much_t
     expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
     set_steps(page, 2)
     page.get_by_role("button", name="Which rank is enough? Measure it").click()
-    expect(page.get_by_text("The study runs on this Space's own CPU").first).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("The study runs on this Space's own CPU").first).to_be_visible(
+        timeout=SLOW
+    )
     page.locator("#study").click()
     expect(page.locator("#study-plot")).to_be_visible(timeout=4 * SLOW)
     page.locator("#recommend").click()
@@ -124,7 +130,7 @@ def list_runs_of(running):
 
 
 def number_of_slices(run):
-    return len([event for event in run.history() if isinstance(event, events.Sliced)])
+    return len([event for event in run.history() if isinstance(event, events.SliceStarted)])
 
 
 def wait_for(found, seconds=120):

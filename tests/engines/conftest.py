@@ -16,9 +16,19 @@ def record():
     """Takes (engine, what was compared, what came of it)."""
     found = defaultdict(list)
     yield lambda engine, what, result: found[engine].append((what, result))
-    lines = [f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.", ""]
+    lines = [
+        f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.",
+        "",
+    ]
     for engine, rows in found.items():
-        lines += [f"### {engine}", "", "| compared | result |", "|---|---|", *(f"| {what} | {result} |" for what, result in rows), ""]
+        lines += [
+            f"### {engine}",
+            "",
+            "| compared | result |",
+            "|---|---|",
+            *(f"| {what} | {result} |" for what, result in rows),
+            "",
+        ]
     text = "\n".join(lines).rstrip() + "\n"
     print(f"\n{text}")
     if found and (path := os.environ.get("PEFT_SPACE_RECORD_ENGINES")):
@@ -28,4 +38,7 @@ def record():
 
 def _processor():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+        return next(
+            (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
+            platform.machine(),
+        )

@@ -29,10 +29,22 @@ def program(engine, name):
 def environment():
     """Without what belongs to ours."""
     own = ("PYTHONPATH", "VIRTUAL_ENV")
-    return {name: value for name, value in os.environ.items() if name not in own} | {"OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in os.environ.items() if name not in own} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
 
-def ask_llama_cpp(model, prompts=(), stops=(), texts=(), adapter=None, num_tokens=48, exact=True, logits=False, context=512):
+def ask_llama_cpp(
+    model,
+    prompts=(),
+    stops=(),
+    texts=(),
+    adapter=None,
+    num_tokens=48,
+    exact=True,
+    logits=False,
+    context=512,
+):
     """What llama.cpp says of a GGUF file: its metadata, texts as tokens, and the greedy answers to prompts of token ids."""
     asked = {
         "model": str(model), "adapter": str(adapter) if adapter else None, "prompts": list(prompts), "stops": list(stops),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_space import verbs
+from peft_space import operations
 from peft_space.export.merge import merge, merge_into
-from peft_space.models.load import base_of
+from peft_space.models.loading import base_of
 from tests.engines.engines import environment, python_of
 from tests.engines.trained import NUM_TOKENS, agreement, answers_of, folder, run_of
 
@@ -38,13 +38,32 @@ def serving(model, *arguments):
         "--port",
         str(port),
     ]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--served-model-name", "base", *map(str, arguments)]
-    more = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    command += [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "512",
+        "--served-model-name",
+        "base",
+        *map(str, arguments),
+    ]
+    more = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
     with folder() as scratch:
         log = Path(scratch, "log")
         with open(log, "w", encoding="utf-8") as file:
             server = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment() | more, start_new_session=True, cwd=scratch
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment() | more,
+                start_new_session=True,
+                cwd=scratch,
             )
         try:
             _wait(server, f"http://127.0.0.1:{port}/health", log)
@@ -68,17 +87,29 @@ def _wait(server, address, log):
 def ask(address, model, messages):
     """The greedy answer to a conversation, rendered by the chat template that the server has."""
     asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": NUM_TOKENS}
-    request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(asked).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions",
+        json.dumps(asked).encode(),
+        {"content-type": "application/json"},
+    )
     with urllib.request.urlopen(request, timeout=120) as response:
         return json.load(response)["choices"][0]["message"]["content"]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_the_exported_adapter_answers_in_vllm_as_on_the_base_in_float32(quantization, tmp_path, record):
+def test_the_exported_adapter_answers_in_vllm_as_on_the_base_in_float32(
+    quantization, tmp_path, record
+):
     run, expected = run_of(quantization), answers_of(quantization)
-    exported = verbs.export(str(run.directory), str(tmp_path / "adapter"))["path"]
+    exported = operations.export(str(run.directory), str(tmp_path / "adapter"))["path"]
     base, _ = base_of(run)
-    lora = ("--enable-lora", "--lora-modules", f"tuned={exported}", "--max-lora-rank", run.recipe.lora_rank)
+    lora = (
+        "--enable-lora",
+        "--lora-modules",
+        f"tuned={exported}",
+        "--max-lora-rank",
+        run.recipe.lora_rank,
+    )
     with serving(base.location, *lora) as address:
         answers = [ask(address, "tuned", messages) for messages in expected.conversations]
         untouched = [ask(address, "base", messages) for messages in expected.conversations[:4]]
@@ -88,7 +119,9 @@ def test_the_exported_adapter_answers_in_vllm_as_on_the_base_in_float32(quantiza
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_the_merged_model_answers_in_vllm_as_the_adapter_on_the_base_in_float32(quantization, tmp_path, record):
+def test_the_merged_model_answers_in_vllm_as_the_adapter_on_the_base_in_float32(
+    quantization, tmp_path, record
+):
     run, expected = run_of(quantization), answers_of(quantization)
     merge(run, tmp_path, "float32", merge_into(run, "full"))
     with serving(tmp_path) as address:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from peft_space.data.check import data_of
-from peft_space.data.render import prompt_ids, stop_token_ids
-from peft_space.models.base import load_tokenizer
-from peft_space.models.load import base_of, load_adapted, load_base_model
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.render import prompt_ids, stop_token_ids
+from peft_space.models.loading import base_of, load_adapted, load_base_model
+from peft_space.models.resolve import load_tokenizer
 from peft_space.recipe import Recipe
-from peft_space.run import Run
+from peft_space.runs.run import Run
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 
@@ -24,7 +24,9 @@ NUM_TOKENS = 48
 @functools.cache
 def run_of(quantization):
     """A run of the demo with the sample data and the default recipe, but for what the base is held in."""
-    run = make_run(Path(tempfile.mkdtemp(prefix="engines-")) / "run", "demo", Recipe(quantization=quantization))
+    run = make_run(
+        Path(tempfile.mkdtemp(prefix="engines-")) / "run", "demo", Recipe(quantization=quantization)
+    )
     with run.lock():
         assert train(run).event == "Finished"
     return run
@@ -50,10 +52,19 @@ def answers_of(quantization, held="float32"):
     if held == "own":
         model = load_adapted(run).model
     else:
-        plain = load_base_model(base, run.recipe.model_copy(update={"quantization": "none"}), "float32", goal, device="cpu")
+        plain = load_base_model(
+            base,
+            run.recipe.model_copy(update={"quantization": "none"}),
+            "float32",
+            goal,
+            device="cpu",
+        )
         model = PeftModel.from_pretrained(plain, run.adapter).eval()
-    conversations = [row.messages[:-1] for row in data_of(run).held_out]
-    prompts, stops = [prompt_ids(tokenizer, messages) for messages in conversations], stop_token_ids(tokenizer)
+    conversations = [row.messages[:-1] for row in load_run_data(run).held_out]
+    prompts, stops = (
+        [prompt_ids(tokenizer, messages) for messages in conversations],
+        stop_token_ids(tokenizer),
+    )
     with torch.inference_mode():
         answers = [
             model.generate(
@@ -62,13 +73,21 @@ def answers_of(quantization, held="float32"):
             )[0, len(prompt) :].tolist()
             for prompt in prompts
         ]  # fmt: skip
-    return Answers(conversations, prompts, stops, answers, [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers])
+    return Answers(
+        conversations,
+        prompts,
+        stops,
+        answers,
+        [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+    )
 
 
 def agreement(ours, theirs):
     """How many answers are the same, and the share of tokens before the first that differs, in words."""
     same = sum(one == other for one, other in zip(ours, theirs, strict=True))
-    alike = sum(_alike(one, other) for one, other in zip(ours, theirs, strict=True)) / sum(map(len, ours))
+    alike = sum(_alike(one, other) for one, other in zip(ours, theirs, strict=True)) / sum(
+        map(len, ours)
+    )
     return same, alike
 
 

@@ -1,0 +1,41 @@
+"""The rank study on the sample data, and what a rank-64 adapter loses when it is cut to the rank that it uses: one JSON line each."""
+
+import json
+import tempfile
+from pathlib import Path
+
+
+def main() -> None:
+    from peft_space.settings import prepare_libraries
+
+    prepare_libraries()
+    from peft_space import operations
+
+    found = operations.study("demo", {"quantization": "none"})
+    told = {str(one["rank"]): round(one["loss"], 4) for one in found["results"]}
+    print(
+        json.dumps(
+            {"steps": found["steps"], "held_out_loss_by_rank": told, "enough": found["enough"]}
+        ),
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        run = operations.make(
+            str(Path(scratch, "run")),
+            "demo",
+            {"lora_rank": 64, "quantization": "none", "max_steps": 60},
+        )["run"]
+        operations.train(run)
+        smaller = operations.compress(run, str(Path(scratch, "smaller")))
+    change = round(100 * (smaller["loss_after"] / smaller["loss_before"] - 1), 2)
+    print(
+        json.dumps(
+            {"rank": 64, "used": smaller["rank"], "change_of_held_out_loss_percent": change}
+            | smaller
+            | {"path": None}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

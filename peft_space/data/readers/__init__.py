@@ -1,0 +1,1 @@
+"""Reads one kind of data file each."""

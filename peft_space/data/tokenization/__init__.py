@@ -1,0 +1,1 @@
+"""Turns records into token ids with a loss mask."""

@@ -1,0 +1,1 @@
+"""Estimates what a training takes, in closed form."""

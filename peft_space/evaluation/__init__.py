@@ -1,0 +1,1 @@
+"""Compares and scores the base model and the adapter."""

@@ -1,0 +1,1 @@
+"""What a training will take and which settings suit it, found out by running parts of it."""

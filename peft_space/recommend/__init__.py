@@ -1,0 +1,1 @@
+"""Recommends a recipe for a dataset, a base model and a machine."""

@@ -1,0 +1,1 @@
+"""A run is a directory: recipe, data, plan, events, checkpoints and adapter."""

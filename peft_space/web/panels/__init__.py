@@ -1,0 +1,1 @@
+"""Parts of a tab that work on one subject."""

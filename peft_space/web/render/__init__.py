@@ -1,0 +1,1 @@
+"""Turns results into the Markdown, HTML and tables that the page shows."""

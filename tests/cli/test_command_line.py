@@ -1,0 +1,194 @@
+"""The command line: its words, its exit status, one JSON object on standard output, and one sentence for a mistake."""
+
+import json
+
+import pytest
+
+from peft_space.runs.run import Run
+
+
+def test_check_says_what_is_in_a_file(run_command, write):
+    path = write("rows.json", [{"prompt": "a", "completion": "b"}, {"prompt": "c"}])
+    status, out, _ = run_command("check", path, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["rows"], found["schema"], found["columns"]) == (
+        2,
+        "prompt_completion",
+        ["prompt", "completion"],
+    )
+    assert found["problems"] == [{"row": 2, "problem": "the answer is empty"}]
+
+
+def test_check_counts_tokens_for_a_model(run_command):
+    status, out, _ = run_command("check", "demo", "--model", "demo", "--json")
+    assert status == 0
+    assert json.loads(out)["lengths"]["num_cut"] == 0
+
+
+def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, tmp_path):
+    run_dir, recipe = tmp_path / "run", tmp_path / "recipe.json"
+    recipe.write_text('{"max_steps": 2}')
+    status, out, err = run_command("train", "demo", "--recipe", recipe, "--out", run_dir, "--json")
+    assert (status, json.loads(out)["outcome"]) == (0, "Finished")
+    assert "step 2: loss" in err
+    assert run_command("train", "--resume", run_dir)[0] == 0
+    status, out, _ = run_command(
+        "compare", run_dir, "--prompt", "Hi.", "--max-new-tokens", "5", "--json"
+    )
+    assert set(json.loads(out)["answers"][0]) == {
+        "prompt",
+        "rendered",
+        "base",
+        "adapter",
+        "chances",
+        "tags",
+        "others",
+    }
+    assert json.loads(out)["fairness"]["fair"]
+    (tmp_path / "prompts.txt").write_text("One.\nTwo.\n")
+    status, out, _ = run_command(
+        "compare",
+        run_dir,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--max-new-tokens",
+        "2",
+        "--also",
+        "checkpoint-2",
+    )
+    assert (
+        status,
+        out.count("Adapter:"),
+        out.count("Step 2:"),
+        "Checked: with the adapter off" in out,
+    ) == (0, 2, 2, True)
+    assert run_command("compare", run_dir)[0] == 2
+    status, out, err = run_command("evaluate", run_dir, "--json")
+    assert "Scoring the adapter's answers" in err
+    found = json.loads(out)
+    assert {"exact_match", "loss"} <= set(found["base"]) & set(found["adapter"])
+    status, out, _ = run_command(
+        "export", run_dir, "--as", "adapter", "--out", tmp_path / "adapter", "--json"
+    )
+    assert (status, json.loads(out)["path"]) == (0, str(tmp_path / "adapter"))
+
+
+MISTAKES = [
+    ("an empty file", "rows.json", "", "{}"),
+    ("wrong columns", "rows.json", '[{"prompt": "a"}]', "{}"),
+    ("not JSON", "rows.json", "{[", "{}"),
+    (
+        "an unknown model",
+        "rows.json",
+        '[{"prompt": "a", "completion": "b"}]',
+        '{"base_model": "nobody/nothing"}',
+    ),
+    ("rank 0", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"lora_rank": 0}'),
+    ("an unknown key", "rows.json", '[{"prompt": "a", "completion": "b"}]', '{"rank": 4}'),
+    (
+        "an unknown layer",
+        "rows.json",
+        '[{"prompt": "a", "completion": "b"}]',
+        '{"target_modules": ["query"]}',
+    ),
+    (
+        "every answer cut off",
+        "rows.json",
+        json.dumps([{"prompt": "word " * 50, "completion": "b"}]),
+        '{"max_length": 8}',
+    ),
+    ("no usable row", "rows.json", '[{"prompt": "a", "completion": ""}]', "{}"),
+    ("a large file", "rows.json", json.dumps([{"prompt": "a" * 3000, "completion": "b"}]), "{}"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "recipe"),
+    [case[1:] for case in MISTAKES],
+    ids=[case[0] for case in MISTAKES],
+)
+def test_a_mistake_is_one_sentence_the_same_for_the_page_and_leaves_no_run(
+    run_command, write, tmp_path, monkeypatch, name, content, recipe, workers
+):
+    monkeypatch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.002")
+    path = write(name, content)
+    status, out, err = run_command("train", path, "--recipe", recipe, "--out", tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert not any(entry.is_dir() and "run" in entry.name for entry in tmp_path.iterdir())
+    assert what_the_page_says(workers, path, recipe, tmp_path) == err.strip()
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """The page's worker processes; one is started while the size limit of these tests is set, and keeps it."""
+    from peft_space.runtime.worker_pool import Workers
+
+    made = Workers(most=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.002")
+        made.call("layers", recipe={})
+    yield made
+    made.close()
+
+
+def what_the_page_says(workers, path, recipe, tmp_path):
+    from peft_space.errors import UserError
+    from peft_space.recipe import make_recipe
+
+    def start():  # as the page's Start does
+        values = make_recipe(json.loads(recipe)).model_dump(exclude_defaults=True)
+        workers.call("make", directory=str(tmp_path / "run"), data=str(path), recipe=values)
+
+    with pytest.raises(UserError) as refusal:
+        start()
+    assert not (tmp_path / "run").exists()
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "Say what to train"),
+        (["train", "demo"], "Say what to train"),
+        (["train", "--resume", "/nowhere"], "is not a run"),
+        (["compare", "/nowhere", "--prompt", "a"], "is not a run"),
+        (["check", "/nowhere.csv"], "cannot be read"),
+        (["train", "demo", "--recipe", "nowhere.json", "--out", "x"], "cannot be read"),
+    ],
+)
+def test_what_is_not_there_is_told_with_exit_status_2(run_command, arguments, said):
+    status, out, err = run_command(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(run_command, tmp_path, monkeypatch):
+    from peft_space import operations
+
+    monkeypatch.setattr(operations, "check", lambda *args, **named: 1 / 0)
+    status, out, err = run_command("check", "demo")
+    assert (status, out) == (1, "")
+    assert "ZeroDivisionError" in err
+    assert "Traceback" in err
+
+
+def test_a_run_that_another_process_trains_is_not_trained_twice(run_command, own_run):
+    with Run(own_run.directory).lock():
+        status, _, err = run_command("train", "--resume", own_run.directory)
+    assert status == 2
+    assert "another process" in err
+
+
+def test_a_file_that_can_be_read_in_several_ways_is_told_with_all_of_them_and_exit_status_2(
+    run_command, write
+):
+    status, out, err = run_command(
+        "check", write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n")
+    )
+    assert status == 2
+    assert out.count("--column-mapping") == 3
+    assert "not decided" in err

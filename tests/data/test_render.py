@@ -1,0 +1,111 @@
+"""What is trained: the answers, and once each the token that ends them; the same tokens are asked and previewed."""
+
+import random
+
+import pytest
+
+from peft_space.data.dataset import load_dataset
+from peft_space.data.records import Conversation
+from peft_space.data.tokenization.builtin_templates import TEMPLATES
+from peft_space.data.tokenization.example import MASKED
+from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
+from peft_space.errors import UserError
+
+TURNS = [
+    {"role": "system", "content": "You are the support desk."},
+    {"role": "user", "content": "Hi. The red lamp is broken."},
+    {"role": "assistant", "content": "I am sorry. What is your name?"},
+    {"role": "user", "content": "Mira."},
+    {"role": "assistant", "content": "Thank you, Mira."},
+]
+CHATML = (
+    "{% for message in messages %}{{ '<|user|>' + message.role + '\\n' + message.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|user|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(params=["its own", "chatml-like", *TEMPLATES])
+def any_tokenizer(request, tokenizer):
+    own = tokenizer.chat_template
+    tokenizer.chat_template = ({"its own": own, "chatml-like": CHATML} | TEMPLATES)[request.param]
+    yield tokenizer
+    tokenizer.chat_template = own
+
+
+def trained_text(tokenizer, example):
+    return tokenizer.decode([label for label in example.labels if label != MASKED])
+
+
+def test_only_the_answers_are_trained_and_each_end_once(any_tokenizer):
+    [example] = render(any_tokenizer, [Conversation(1, TURNS)], 10_000)
+    end = any_tokenizer.decode(stop_token_ids(any_tokenizer)[:1])
+    said = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
+    assert said == ["I am sorry. What is your name?", "Thank you, Mira.", ""]
+
+
+def test_labels_are_the_ids_or_masked(any_tokenizer):
+    [example] = render(any_tokenizer, [Conversation(1, TURNS)], 10_000)
+    assert len(example.labels) == len(example.input_ids) == len(example.texts)
+    assert all(
+        label in (token, MASKED)
+        for token, label in zip(example.input_ids, example.labels, strict=True)
+    )
+
+
+def test_the_model_is_asked_with_the_tokens_it_was_trained_after(any_tokenizer):
+    [example] = render(any_tokenizer, [Conversation(1, TURNS)], 10_000)
+    asked = prompt_ids(any_tokenizer, TURNS[:-1])
+    assert example.input_ids[: len(asked)] == asked
+    first_of_last_answer = len(asked)
+    assert example.labels[first_of_last_answer] == example.input_ids[first_of_last_answer]
+    assert example.labels[first_of_last_answer - 1] == MASKED
+
+
+def test_the_mask_equals_the_templates_own_generation_markers(tokenizer):
+    rows = load_dataset("demo", 0.1, 0).train
+    for row, example in zip(rows, render(tokenizer, rows, 10_000), strict=True):
+        reference = tokenizer.apply_chat_template(
+            row.messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert reference["input_ids"] == example.input_ids
+        assert [int(label != MASKED) for label in example.labels] == reference["assistant_masks"]
+
+
+def test_generated_conversations_train_their_answers_and_nothing_else(any_tokenizer):
+    rng = random.Random(7)
+    words = "Mira Tom lamp kettle red blue é ß 猫 42 … ' \" <b> \n".split(" ")
+    end = any_tokenizer.decode(stop_token_ids(any_tokenizer)[:1])
+    for number in range(100):
+        turns = [
+            {
+                "role": role,
+                "content": " ".join(rng.choices(words, k=rng.randint(1, 12))).strip() or "x",
+            }
+            for role in ("user", "assistant") * rng.randint(1, 3)
+        ]
+        [example] = render(any_tokenizer, [Conversation(number, turns)], 10_000)
+        said = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
+        assert said == [
+            *(turn["content"].strip() for turn in turns if turn["role"] == "assistant"),
+            "",
+        ]
+
+
+def test_a_long_row_is_cut_at_the_end_and_says_by_how_much(tokenizer):
+    [whole] = render(tokenizer, [Conversation(1, TURNS)], 10_000)
+    [cut] = render(tokenizer, [Conversation(1, TURNS)], 20)
+    assert cut.input_ids == whole.input_ids[:20]
+    assert cut.cut == len(whole.input_ids) - 20
+
+
+def test_a_template_that_refuses_a_row_is_reported_with_the_row(tokenizer):
+    with pytest.raises(UserError, match="Row 5: the model's chat template refuses it"):
+        render(
+            tokenizer,
+            [
+                Conversation(
+                    5, [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]
+                )
+            ],
+            100,
+        )

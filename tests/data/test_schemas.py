@@ -1,0 +1,392 @@
+"""Rows of the schemas people bring become conversations; rows that cannot be trained on become problems with their number."""
+
+import json
+
+import pytest
+
+from peft_space.data.records import (
+    BadRow,
+    Conversation,
+    Preference,
+    Text,
+    TextClassification,
+    TokenClassification,
+    UnpairedPreference,
+    from_json,
+    normalize_record,
+    to_json,
+)
+from peft_space.data.schemas import detect_schema, make_column_mapping
+from peft_space.data.table import read_table
+from peft_space.errors import UserError
+
+HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def mappings(path):
+    table = read_table(path)
+    return table, detect_schema(table.source, table.columns, [row for _, row in table.rows()])
+
+
+def rows_of(path, column_mapping=None):
+    """The reading, the good rows, and (number, problem) of the others."""
+    table, found = mappings(path)
+    [chosen] = [make_column_mapping(column_mapping, table.columns)] if column_mapping else found
+    good, bad = [], []
+    for number, row in table.rows():
+        try:
+            good.append(normalize_record(number, row, chosen))
+            assert from_json(number, to_json(good[-1])) == good[-1], "what is kept is the row again"
+        except BadRow as problem:
+            bad.append((number, str(problem)))
+    return chosen, good, bad
+
+
+def understood(path):
+    column_mapping, good, bad = rows_of(path)
+    return column_mapping, [row.messages for row in good], bad
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        ({"instruction": "Hi", "output": "Hello"}, "alpaca"),
+        ({"instruction": "Hi", "input": "", "output": "Hello"}, "alpaca"),
+        ({"Instruction": "Hi", "Response": "Hello"}, "alpaca"),
+        ({"prompt": "Hi", "completion": "Hello"}, "prompt_completion"),
+        ({"question": "Hi", "answer": "Hello"}, "question_answer"),
+        ({"messages": HI}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, HI[1]]},
+            "messages",
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hi"},
+                    {"from": "gpt", "value": "Hello"},
+                ]
+            },
+            "sharegpt",
+        ),
+    ],
+)
+def test_a_shape_is_recognised_and_becomes_messages(write, row, schema):
+    column_mapping, rows, problems = understood(write("rows.json", [row]))
+    assert (column_mapping.schema, rows, problems) == (schema, [HI], [])
+
+
+def test_the_input_follows_the_instruction_and_the_system_prompt_leads(write):
+    row = {"system": "Be kind.", "instruction": "Translate.", "input": "Hallo", "output": "Hello"}
+    [messages] = understood(write("rows.json", [row]))[1]
+    assert [message["content"] for message in messages] == [
+        "Be kind.",
+        "Translate.\n\nHallo",
+        "Hello",
+    ]
+
+
+def test_messages_in_a_csv_are_json(write):
+    assert understood(
+        write(
+            "rows.csv",
+            'messages\n"[{""role"": ""user"", ""content"": ""Hi""}, {""role"": ""assistant"", ""content"": ""Hello""}]"\n',
+        )
+    )[1] == [HI]
+
+
+def test_text_stays_as_written(write):
+    [messages] = understood(write("rows.json", [{"prompt": "  007 ", "completion": "1e5\n"}]))[1]
+    assert [message["content"] for message in messages] == ["  007 ", "1e5\n"]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": [HI[0], {"role": "assistant", "content": " "}]}, "the answer is empty"),
+        ({"messages": [{"role": "user", "content": ""}, HI[1]]}, "the prompt is empty"),
+        ({"messages": [HI[0]]}, "there is no answer"),
+        ({"messages": [*HI, HI[0]]}, "the last message is not an answer"),
+        ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns"),
+        (
+            {"messages": [HI[0], {"role": "poet", "content": "O"}]},
+            "the role 'poet' is not known (system, user, assistant, tool)",
+        ),
+        ({"messages": [HI[0], {"role": "assistant", "content": None}]}, "a message has no text"),
+        ({"messages": "Hi"}, "'messages' is not a list of messages"),
+        (
+            {"messages": [*HI, {"role": "system", "content": "late"}, *HI]},
+            "a system message is not the first",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_trained_on_is_reported_with_its_number(write, row, problem):
+    _, rows, problems = understood(write("rows.json", [{"messages": HI}, row]))
+    assert (rows, problems) == ([HI], [(2, problem)])
+
+
+def test_half_a_character_in_json_inside_a_cell_is_reported_with_its_row(write):
+    turns = json.dumps([HI[0], {"role": "assistant", "content": "\ud800"}]).replace('"', '""')
+    _, rows, problems = understood(write("rows.csv", f'messages\n"{turns}"\n'))
+    assert (rows, problems) == ([], [(1, "the text has half a character in it (a lone surrogate)")])
+
+
+def test_a_row_without_an_answer_is_reported_with_its_line(write):
+    _, rows, problems = understood(
+        write("rows.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n')
+    )
+    assert (len(rows), problems) == (1, [(3, "the answer is empty")])
+
+
+def test_a_cell_that_is_not_text_is_reported(write):
+    _, _, problems = understood(write("rows.json", [{"prompt": "a", "completion": {"b": 1}}]))
+    assert problems == [(1, "'completion' is an object, not text")]
+
+
+def test_columns_that_fit_nothing_are_named_with_what_would(write):
+    with pytest.raises(UserError, match="the columns 'a', 'b' fit no known schema") as refusal:
+        understood(write("rows.json", [{"a": [1], "b": {"c": "d"}}]))
+    assert "instruction and output" in str(refusal.value)
+
+
+def test_a_name_inside_another_name_is_no_match(write):
+    _, found = mappings(
+        write("rows.csv", "context,textual\nsome words,more words\nother words,and more\n")
+    )
+    assert all(column_mapping.columns.get("input") is None for column_mapping in found)
+    assert len(found) > 1, "two texts of unknown names are asked about"
+
+
+PREFERRED = Preference(1, [HI[0]], [HI[1]], [{"role": "assistant", "content": "Go away"}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
+        {
+            "question": "Hi",
+            "chosen": HI[1],
+            "rejected": {"role": "assistant", "content": "Go away"},
+        },
+        {
+            "conversations": [{"from": "human", "value": "Hi"}],
+            "chosen": {"from": "gpt", "value": "Hello"},
+            "rejected": {"from": "gpt", "value": "Go away"},
+        },
+        {
+            "prompt": "Hi",
+            "chosen": HI,
+            "rejected": [HI[0], {"role": "assistant", "content": "Go away"}],
+        },
+        {"chosen": HI, "rejected": [HI[0], {"role": "assistant", "content": "Go away"}]},
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Go away",
+        },
+    ],
+)
+def test_a_preference_pair_is_read_in_whatever_form_it_comes(write, row):
+    column_mapping, good, bad = rows_of(write("rows.json", [row]))
+    assert (column_mapping.schema, good, bad) == ("preference", [PREFERRED], [])
+
+
+@pytest.mark.parametrize(
+    ("row", "schema", "wanted"),
+    [
+        ({"messages": HI, "label": True}, "unpaired_preference", UnpairedPreference(1, HI, True)),
+        (
+            {"prompt": "Hi", "completion": "Hello", "label": "false"},
+            "unpaired_preference",
+            UnpairedPreference(1, HI, False),
+        ),
+        (
+            {"text": "I like it", "label": "1"},
+            "text_classification",
+            TextClassification(1, "I like it", "1"),
+        ),
+        (
+            {"sentence1": "a", "sentence2": "b", "label": "same"},
+            "text_pair_classification",
+            TextClassification(1, "a", "same", "b"),
+        ),
+        (
+            {"tokens": ["New", "York"], "ner_tags": ["B-LOC", "I-LOC"]},
+            "token_classification",
+            TokenClassification(1, ["New", "York"], ["B-LOC", "I-LOC"]),
+        ),
+        (
+            {"article": "Long.", "summary": "Short."},
+            "source_target",
+            Conversation(
+                1,
+                [{"role": "user", "content": "Long."}, {"role": "assistant", "content": "Short."}],
+            ),
+        ),
+        ({"text": "Once upon a time"}, "text", Text(1, "Once upon a time")),
+    ],
+)
+def test_every_other_shape_is_recognised_too(write, row, schema, wanted):
+    column_mapping, good, bad = rows_of(write("rows.json", [row]))
+    assert (column_mapping.schema, good, bad) == (schema, [wanted], [])
+
+
+def test_tool_calls_and_results_are_kept_however_they_are_written(write):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Oslo"}}}
+    tool = {"name": "weather", "parameters": {}}
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "Rain?"},
+            {
+                "from": "function_call",
+                "value": '{"name": "weather", "arguments": {"town": "Oslo"}}',
+            },
+            {"from": "observation", "value": '{"rain": false}'},
+            {"from": "gpt", "value": "No."},
+        ],
+        "tools": '[{"name": "weather", "parameters": {}}]',
+    }
+    openai = {
+        "messages": [
+            {"role": "user", "content": "Rain?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "type": "function",
+                        "function": {"name": "weather", "arguments": '{"town": "Oslo"}'},
+                    }
+                ],
+            },
+            {"role": "tool", "content": '{"rain": false}'},
+            {"role": "assistant", "content": "No."},
+        ],
+        "tools": [{"type": "function", "function": tool}],
+    }
+    for row in (sharegpt, openai):
+        _, [conversation], bad = rows_of(write("rows.json", [row]))
+        assert bad == []
+        assert conversation.tools == [{"type": "function", "function": tool}]
+        assert [message["role"] for message in conversation.messages] == [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+        ]
+        assert conversation.messages[1]["tool_calls"] == [call]
+        assert conversation.messages[2]["content"] == '{"rain": false}'
+
+
+def test_a_message_says_itself_whether_it_is_trained(write):
+    turns = [HI[0] | {"loss_weight": 0.0}, HI[1] | {"train": False}, HI[0], HI[1] | {"weight": 1}]
+    _, [conversation], _ = rows_of(write("rows.json", [{"messages": turns}]))
+    assert [message.get("weight") for message in conversation.messages] == [0, 0, None, 1]
+    assert rows_of(write("half.json", [{"messages": [HI[0], HI[1] | {"weight": 0.5}]}]))[2] == [
+        (1, "the weight 0.5 of a message is neither 0 (read) nor 1 (trained)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "ways"),
+    [
+        (
+            "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n",
+            [
+                {"question": "Frage", "answer": "Antwort"},
+                {"question": "Antwort", "answer": "Frage"},
+            ],
+        ),
+        (
+            "question,answer,response\na b,c d,e f\n",
+            [
+                {"question": "question", "answer": "answer"},
+                {"question": "question", "answer": "response"},
+            ],
+        ),
+        (
+            "text,target\nLong story,Short\n",
+            [{"source": "text", "target": "target"}, {"text": "text", "label": "target"}],
+        ),
+    ],
+)
+def test_where_two_readings_are_plausible_both_are_offered(write, content, ways):
+    found = [column_mapping.columns for column_mapping in mappings(write("rows.csv", content))[1]]
+    assert len(found) > 1
+    assert all(way in found for way in ways)
+
+
+def test_a_column_with_few_different_values_may_be_a_label(write):
+    lines = "".join(f"words number {i},{'yes' if i % 2 else 'no'}\n" for i in range(20))
+    first = mappings(write("rows.csv", "satz,urteil\n" + lines))[1][0]
+    assert (first.schema, first.columns) == (
+        "text_classification",
+        {"text": "satz", "label": "urteil"},
+    )
+
+
+def test_a_label_beside_two_texts_is_offered_after_question_and_answer(write):
+    lines = "".join(
+        f"What about number {i}?,It is number {i}.,{'a' if i % 2 else 'b'}\n" for i in range(20)
+    )
+    first = mappings(write("rows.csv", "frage,antwort,kategorie\n" + lines))[1][0]
+    assert (first.schema, first.columns) == (
+        "question_answer",
+        {"question": "frage", "answer": "antwort"},
+    )
+
+
+def test_a_reading_of_ones_own_takes_the_place_of_what_was_recognised(write):
+    path = write("rows.csv", "prompt,answer,note\nHi,Hello,Greeting\n")
+    _, [row], _ = rows_of(
+        path, {"schema": "question_answer", "columns": {"question": "note", "answer": "prompt"}}
+    )
+    assert [message["content"] for message in row.messages] == ["Greeting", "Hi"]
+
+
+@pytest.mark.parametrize(
+    ("column_mapping", "said"),
+    [
+        ({"schema": "poem"}, "There is no schema 'poem'. Choose one of alpaca"),
+        (
+            {"schema": "text", "columns": {"text": "b"}},
+            "There is no column 'b' for text. The columns are 'a'.",
+        ),
+        (
+            {"schema": "text", "columns": {"verse": "a"}},
+            "text has no role 'verse'. Its roles are text.",
+        ),
+        (
+            {"schema": "text_classification", "columns": {"text": "a"}},
+            "labelled text needs a column for label. Choose one of 'a'.",
+        ),
+        (
+            {"schema": "text", "columns": {"text": "a"}, "fixes": ["pray"]},
+            "There is no fix 'pray'. Choose among deduplicate",
+        ),
+    ],
+)
+def test_a_reading_that_cannot_be_is_refused_in_a_sentence(column_mapping, said):
+    with pytest.raises(UserError, match=said.replace("(", "[(]")):
+        make_column_mapping(column_mapping, ["a"])
+
+
+def test_fixes_mend_what_they_name_and_nothing_else(write):
+    path = write(
+        "rows.json",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": " Hi\u200b"},
+                    HI[1],
+                    {"role": "user", "content": "Bye"},
+                ]
+            }
+        ],
+    )
+    column_mapping = {"schema": "messages", "columns": {"messages": "messages"}}
+    assert rows_of(path, column_mapping)[2] == [(1, "the last message is not an answer")]
+    _, [row], _ = rows_of(path, column_mapping | {"fixes": ["trim"]})
+    assert [message["content"] for message in row.messages] == [" Hi\u200b", "Hello"]
+    _, [row], _ = rows_of(path, column_mapping | {"fixes": ["trim", "strip"]})
+    assert [message["content"] for message in row.messages] == ["Hi", "Hello"]

@@ -1,0 +1,187 @@
+"""Files become rows with every value as written, or are refused with a sentence that says where."""
+
+import pytest
+
+from peft_space.data.table import demo_files, peek, read_table
+from peft_space.errors import UserError
+
+
+def numbered(path):
+    """[(number, row)] of a file."""
+    return list(read_table(path).rows())
+
+
+def rows(path):
+    return [row for _, row in numbered(path)]
+
+
+ROW = {"instruction": "Say hi.", "output": "Hi."}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_json_and_json_lines_give_their_rows(write, name):
+    table = read_table(write(name, [ROW, ROW]))
+    assert (list(table.rows()), table.num_rows, table.columns) == (
+        [(1, ROW), (2, ROW)],
+        2,
+        ["instruction", "output"],
+    )
+
+
+def test_json_lines_under_the_name_json_are_read(write):
+    assert rows(write("rows.json", '{"a": 1}\n{"a": 2}\n')) == [{"a": "1"}, {"a": "2"}]
+
+
+def test_a_list_inside_an_object_is_the_rows(write):
+    assert rows(write("rows.json", '{"data": [{"a": 1}, {"a": 2}]}')) == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_is_read_with_its_delimiter_and_values_stay_text(write, delimiter):
+    text = f'prompt{delimiter}answer\n007{delimiter}"two\r\nlines"\nNA{delimiter}1e5\n'
+    assert rows(write("rows.csv", text)) == [
+        {"prompt": "007", "answer": "two\r\nlines"},
+        {"prompt": "NA", "answer": "1e5"},
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(write):
+    assert read_table(write("rows.csv", b"\xef\xbb\xbfprompt,answer\na,b\n")).columns == [
+        "prompt",
+        "answer",
+    ]
+
+
+def test_blank_lines_do_not_shift_the_line_numbers(write):
+    assert [number for number, _ in numbered(write("rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))] == [
+        1,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.json", "", "the file is empty"),
+        ("spaces.csv", "  \n", "the file is empty"),
+        ("none.json", "[]", "no rows"),
+        ("header.csv", "prompt,answer\n", "no rows"),
+        ("broken.json", "[{", "not JSON (line 1, row 1"),
+        ("broken.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not JSON"),
+        ("list.jsonl", '{"a": 1}\n[1]\n', "row 2 is a list"),
+        ("word.json", '"hello"', "a single text"),
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        (
+            "mixed.csv",
+            "é,ü\n".encode() * 9 + "é,ü\n".encode("latin-1"),
+            "line 10 has a byte that is not UTF-8",
+        ),
+        ("ragged.csv", "a,b\n1,2\n1,2,3\n", "row 2 (line 3) has 3 fields"),
+        ("twice.csv", "a,a\n1,2\n", "occurs twice"),
+        ("quote.csv", 'a,b\n1,"2\n', "is not CSV"),
+        ("rows.xml", "<a/>", "files of this kind"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name_in_one_sentence_with_a_remedy(write, name, content, said):
+    with pytest.raises(UserError) as refusal:
+        read_table(write(name, content))
+    assert said in str(refusal.value)
+    assert name in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(write, monkeypatch):
+    monkeypatch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.001")
+    with pytest.raises(
+        UserError,
+        match=r"rows.json: the file has 0\.0 MB, the limit is 0\.001 MB|limit is 0.001 MB",
+    ):
+        read_table(write("rows.json", [ROW] * 100))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_table(tmp_path / "gone.csv")
+
+
+def test_text_that_is_not_utf_8_is_read_with_a_note_that_says_so(write):
+    path = write("latin.csv", "prompt,answer\ncafé,größer\n".encode("latin-1"))
+    assert rows(path) == [{"prompt": "café", "answer": "größer"}]
+    assert "cp1252, not in UTF-8" in read_table(path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        (
+            "cp1252",
+            "Frage;Antwort\nWie viel kostet das für 1 Gäste?;ungefähr 5 €\nWo ist die Küche?;Im Erdgeschoß\n",
+        ),
+        ("cp1252", "question;réponse\nQuel est le n° de la pièce ?;C’est le n° 5, « à côté »\n"),
+        ("cp1252", "pregunta;respuesta\n¿Dónde está el niño?;En la habitación\n"),
+        ("latin-1", "spørgsmål;svar\nHvor er køkkenet på øen?;Ved siden af æblerne\n"),
+        (
+            "cp1250",
+            "pytanie;odpowiedź\nKto to mówi?;Żółta żaba i gęś, którą znał każdy mąż\nCzy już są wszyscy?;Nie, brakuje jeszcze trzech osób\n",
+        ),
+        (
+            "cp1251",
+            "вопрос;ответ\nГде находится библиотека?;На втором этаже, рядом с лестницей\nКто это сказал?;Никто не знает этого\n",
+        ),
+        (
+            "cp1253",
+            "ερώτηση;απάντηση\nΠού είναι η βιβλιοθήκη;Στον δεύτερο όροφο, δίπλα στη σκάλα\n",
+        ),
+        (
+            "shift_jis",
+            "質問;答え\n図書館はどこですか。;二階の階段の隣にあります。\n誰がこれを言いましたか。;誰も知りません。\n",
+        ),
+    ],
+)
+def test_short_files_in_legacy_encodings_are_read_letter_for_letter(write, encoding, text):
+    path = write("rows.csv", text.encode(encoding))
+    assert [list(row.values()) for row in rows(path)] == [
+        line.split(";") for line in text.splitlines()[1:]
+    ]
+
+
+def test_several_files_are_joined_and_a_row_is_named_with_its_file(write):
+    table = read_table([write("one.jsonl", [ROW]), write("two.jsonl", [ROW, ROW])])
+    assert (table.source, table.num_rows) == ("one.jsonl + two.jsonl", 3)
+    assert [table.where(number, index) for index, (number, _) in enumerate(table.rows())] == [
+        "row 1 of one.jsonl",
+        "row 1 of two.jsonl",
+        "row 2 of two.jsonl",
+    ]
+
+
+def test_a_part_of_the_rows_is_read_in_order(write):
+    table = read_table(write("rows.jsonl", [{"a": str(number)} for number in range(9)]))
+    assert [row["a"] for _, row in table.rows(3, 6)] == ["3", "4", "5"]
+    table = read_table(write("more.jsonl", [{"a": str(number)} for number in range(9_000)]))
+    assert [row["a"] for _, row in table.rows(3_998, 4_003)] == [
+        "3998",
+        "3999",
+        "4000",
+        "4001",
+        "4002",
+    ]
+    batches = [numbers for numbers, _ in table.texts(1_000, 8_500, batch=1_500)]
+    assert [number for numbers in batches for number in numbers] == list(range(1_001, 8_501))
+    assert max(map(len, batches)) == 1_500
+
+
+def test_a_look_at_a_file_reads_no_further_than_it_must(write):
+    path = write("rows.jsonl", '{"a": "1"}\n{"b": "2"}\nnot JSON\n')
+    assert peek(path, 2) == (["a", "b"], [(1, {"a": "1"}), (2, {"b": "2"})])
+
+
+def test_a_file_is_read_anew_when_it_has_changed(write):
+    path = write("rows.jsonl", [ROW])
+    before = read_table(path)
+    write("rows.jsonl", [ROW, ROW])
+    assert (before.num_rows, read_table(path).num_rows) == (1, 2)
+
+
+def test_the_sample_data_are_read():
+    assert [read_table(path).num_rows for path in demo_files()] == [300, 60]

@@ -1,0 +1,69 @@
+"""The built-in model is what it promises to be, and the sample data teach it something that can be counted."""
+
+import difflib
+import json
+from collections import Counter
+
+import pytest
+
+from peft_space.demo import HELD_OUT_FILE, MODEL_DIR, TRAIN_FILE
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_model_is_a_small_llama_in_safetensors_with_a_card():
+    assert sum(path.stat().st_size for path in MODEL_DIR.iterdir()) <= 12_000_000
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    names = {path.name for path in MODEL_DIR.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    assert "{%- generation -%}" in (MODEL_DIR / "chat_template.jinja").read_text()
+    assert '"ByteLevel"' in (MODEL_DIR / "tokenizer.json").read_text()
+
+
+def test_no_held_out_prompt_occurs_in_training():
+    trained = {row["instruction"] for row in rows(TRAIN_FILE)}
+    scored = [row["instruction"] for row in rows(HELD_OUT_FILE)]
+    assert (len(trained), len(set(scored))) == (300, 60)
+    assert not trained & set(scored)
+
+
+@pytest.mark.parametrize("similarity", ["words", "characters"])
+def test_answering_with_the_nearest_training_rows_answer_is_no_way_out(similarity):
+    trained = rows(TRAIN_FILE)
+
+    def words(a, b):
+        left, right = Counter(a.lower().split()), Counter(b.lower().split())
+        return (left & right).total() / (left | right).total()
+
+    def characters(a, b):
+        return difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio()
+
+    near = {"words": words, "characters": characters}[similarity]
+    scored = rows(HELD_OUT_FILE)
+    right = 0
+    for row in scored:
+        nearest = max(trained, key=lambda other: near(row["instruction"], other["instruction"]))
+        right += nearest["output"] == row["output"]
+    assert right <= len(scored) / 10
+
+
+def test_the_sample_data_are_what_the_script_writes_from_its_seed(tmp_path):
+    from build_demo_model import build
+
+    build.write_data(tmp_path)
+    for path in (TRAIN_FILE, HELD_OUT_FILE):
+        assert (tmp_path / path.name).read_text() == path.read_text()
+
+
+@pytest.mark.slow  # the browser's demo is the same training, with the same bars
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_default_recipe_teaches_the_built_in_model_the_sample_task(seed, tmp_path):
+    from benchmarks.demo import measure
+
+    found = measure(seed, tmp_path)
+    assert found["base_exact_match"] <= 0.1
+    assert found["adapter_exact_match"] >= 0.8

@@ -1,0 +1,167 @@
+"""What the estimate of memory promises, on tiny models. How near it comes to what is measured: `benchmarks/memory.py`."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from peft_space.estimation.memory import (
+    MemoryEstimate,
+    bits_a_parameter,
+    changes_that_fit,
+    estimate,
+)
+from peft_space.models.architecture import linear_layers
+from peft_space.recipe import Recipe
+
+PARTS = (
+    "weights",
+    "mapped",
+    "adapter",
+    "optimizer",
+    "gradients",
+    "activations",
+    "loss",
+    "overhead",
+)
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+EXACT = Recipe(quantization="none")
+
+
+def on_meta(kind="LlamaForCausalLM", **more):
+    sizes = {
+        name: size
+        for name, size in SIZES.items()
+        if not (kind.startswith("T5") and name == "intermediate_size")
+    }
+    if kind.startswith("T5"):
+        more |= {"decoder_start_token_id": 0}
+    config = getattr(transformers, kind).config_class(
+        **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, **more
+    )
+    endings = {
+        "SequenceClassification": "sequence-classification",
+        "ConditionalGeneration": "seq2seq-lm",
+    }
+    return linear_layers(
+        config,
+        next((task for ending, task in endings.items() if kind.endswith(ending)), "causal-lm"),
+    )
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return on_meta()
+
+
+def in_layers(model):
+    """Parameters of the linear layers that are quantized: all but the head."""
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+
+
+def test_the_parts_add_up_to_the_total(llama):
+    need = estimate(llama, EXACT, 2, 16)
+    assert need.total == sum(getattr(need, part) for part in PARTS)
+    assert need.weights >= 4 * llama.model.num_parameters()
+    assert MemoryEstimate(*range(8)).total == 28
+
+
+def test_an_estimate_leaves_the_model_as_it_is(llama):
+    before = copy.deepcopy(llama.model).state_dict()
+    assert estimate(llama, Recipe(), 2, 16) == estimate(llama, Recipe(), 2, 16)
+    assert {name: tensor.shape for name, tensor in llama.model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
+    assert all(tensor.is_meta for tensor in llama.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bits"),
+    [
+        (Recipe(), 4.127),
+        (Recipe(quantization="fp4"), 4.127),
+        (Recipe(double_quantization=False), 4.5),
+        (Recipe(quantization="int8"), 8),
+    ],
+)
+def test_quantized_layers_take_their_bits_and_all_else_stays_exact(llama, recipe, bits):
+    saved = estimate(llama, EXACT, 2, 16).weights - estimate(llama, recipe, 2, 16).weights
+    scales = (
+        4 * sum(layer.out_features for name, layer in llama.model.named_modules() if "proj" in name)
+        if bits == 8
+        else 0
+    )
+    assert bits_a_parameter(recipe) == pytest.approx(bits, abs=2e-3)
+    assert saved == pytest.approx(in_layers(llama.model) * (32 - bits) / 8 - scales, rel=1e-3)
+
+
+def test_adapter_and_optimizer_take_12_bytes_a_trainable_parameter(llama):
+    need = estimate(llama, Recipe(lora_rank=8, target_modules=["q_proj"]), 2, 16)
+    trainable = SIZES["num_hidden_layers"] * 8 * (64 + 64)
+    assert (need.adapter, need.optimizer) == (4 * trainable, 8 * trainable)
+
+
+def test_more_rows_tokens_and_rank_never_take_less(llama):
+    def total(batch_size=2, length=16, rank=4):
+        return estimate(llama, Recipe(lora_rank=rank), batch_size, length).total
+
+    least = total()
+    assert least < total(batch_size=3) < total(batch_size=8)
+    assert least < total(length=17) < total(length=64)
+    assert least < total(rank=5) < total(rank=32)
+
+
+def test_checkpointing_lowers_what_is_kept_for_the_backward_pass(llama):
+    with_all, again = (
+        estimate(llama, EXACT.model_copy(update={"gradient_checkpointing": on}), 4, 64)
+        for on in ("off", "on")
+    )
+    assert again.activations < with_all.activations / 1.5
+    assert (again.weights, again.adapter) == (with_all.weights, with_all.adapter)
+
+
+@pytest.mark.parametrize(
+    "kind", ["GPT2LMHeadModel", "BertForSequenceClassification", "T5ForConditionalGeneration"]
+)
+def test_other_architectures_are_estimated_too(kind):
+    model = on_meta(kind)
+    need = estimate(model, EXACT, 2, 16)
+    assert need.activations > 0
+    assert need.weights >= 4 * model.model.num_parameters()
+
+
+def test_a_gpu_takes_no_libraries_no_holes_and_half_the_bytes_for_16_bits(llama):
+    need = estimate(llama, EXACT, 2, 16, device="cuda", dtype="bfloat16")
+    assert need.overhead == need.mapped == 0
+    assert need.weights == pytest.approx(estimate(llama, EXACT, 2, 16).weights / 2, rel=0.01)
+
+
+def test_to_fit_names_changes_that_fit_and_the_mildest_first(llama):
+    now = estimate(llama, EXACT, 8, 128)
+    limit = now.total - now.activations // 4
+    changes = changes_that_fit(llama, EXACT, 8, 128, limit)
+    assert [change.what for change in changes][:2] == [
+        "batches of 4, 2 accumulated",
+        "gradient checkpointing",
+    ]
+    for change in changes:
+        again = estimate(llama, change.recipe, change.batch_size, change.length)
+        assert again == change.estimate
+        assert again.total <= limit
+    assert changes[0].recipe.batch_size * changes[0].recipe.gradient_accumulation_steps == 8
+
+
+def test_to_fit_is_empty_where_no_single_change_is_enough(llama):
+    assert changes_that_fit(llama, EXACT, 2, 64, 1_000) == []

@@ -1,0 +1,157 @@
+"""Memory and time before a training: estimated, measured in a few real steps of which nothing stays, and on which Space it would fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import SpaceHardware
+
+from peft_space import hardware, operations
+from peft_space.errors import UserError
+from peft_space.estimation.hub_hardware import HARDWARE
+from peft_space.models.resolve import find_base
+from peft_space.planning.dry_run import _scratch_run, dry_run
+from peft_space.planning.time import flops_a_token, multiplied_parameters
+from peft_space.recipe import Recipe
+from peft_space.training.length_grouping import padded_tokens
+from peft_space.training.prepare import prepare
+from peft_space.web.panels.estimates import spaces_html, words_markdown
+
+SMALL = {"quantization": "none", "batch_size": 2, "max_steps": 20, "gradient_accumulation_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What the command line measured, the folder for scratch files, and that of runs."""
+    folder, home = tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("home")
+    command = [
+        sys.executable,
+        "-m",
+        "peft_space",
+        "dry-run",
+        "demo",
+        "--recipe",
+        json.dumps(SMALL),
+        "--json",
+    ]
+    environment = os.environ | {"TMPDIR": str(folder), "PEFT_SPACE_HOME": str(home)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout), folder, home
+
+
+def test_a_dry_run_measures_memory_and_time_beside_the_estimates(measured):
+    found, estimated = measured[0], measured[0]["estimates"]
+    assert 0 < found["step_seconds"] < found["seconds"]
+    assert found["seconds"] > 20 * found["step_seconds"]
+    assert found["memory"] > estimated["memory"]["parts"]["weights"]
+    assert found["memory_error"] == pytest.approx(
+        estimated["memory"]["total"] / found["memory"] - 1
+    )
+    assert found["seconds_error"] == pytest.approx(
+        estimated["time"]["seconds"] / found["seconds"] - 1
+    )
+    assert "measured; estimated" in found["words"][0]
+    assert "for 20 steps" in found["words"][1]
+
+
+def test_the_estimate_of_memory_for_the_built_in_model_is_near_what_is_measured(measured):
+    assert abs(measured[0]["memory_error"]) < 0.5
+
+
+def test_nothing_of_a_dry_run_stays(measured):
+    _, scratch, home = measured
+    assert not list(scratch.glob("peft_space*"))
+    assert [path.name for path in home.iterdir()] == ["cache"]
+
+
+def test_the_command_line_estimates_what_the_verb_does(run_command):
+    status, out, _ = run_command("estimate", "demo", "--recipe", json.dumps(SMALL), "--json")
+    told, verb = json.loads(out), operations.estimate("demo", SMALL)
+    assert status == 0
+    for measured_each_time in ("rate", "step_seconds", "seconds"):
+        assert told["time"].pop(measured_each_time) > 0
+        assert verb["time"].pop(measured_each_time) > 0
+    assert told["time"] == verb["time"]
+    assert (told["spaces"], told["memory"]["parts"]) == (verb["spaces"], verb["memory"]["parts"])
+
+
+def test_a_recipe_that_does_not_fit_says_so_and_what_would_make_it_fit(monkeypatch):
+    monkeypatch.setattr(hardware, "free_memory", lambda: 400_000_000)
+    with pytest.raises(
+        UserError,
+        match=r"This does not fit: .* It would fit with batches of (32, 2|16, 4) accumulated",
+    ):
+        dry_run("demo", Recipe(batch_size=64))
+
+
+@pytest.mark.slow
+def test_a_dry_run_that_is_killed_takes_its_process_and_its_files_along(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "peft_space", "dry-run", "demo", "--recipe", json.dumps(SMALL)]
+    process = subprocess.Popen(command, env=environment)
+    wait_until(lambda: list(tmp_path.glob("peft_space-dry-run-*/run/events.jsonl")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not list(tmp_path.glob("peft_space-dry-run-*")))
+
+
+def wait_until(happened):
+    deadline = time.time() + 60
+    while not happened():
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
+def test_the_last_step_is_of_the_longest_rows_and_the_others_are_typical():
+    prepared, recipe = prepare("demo", Recipe(batch_size=4)), Recipe(batch_size=4)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _scratch_run(Path(scratch, "run"), prepared, recipe)
+        about = json.loads(run.path("data", "about.json").read_text())
+    places = [place for start, end in about["train"] for place in range(start, end)]
+    lengths = prepared.train.at(np.array(places)).column("length").reshape(4, 4)
+    everything = np.sort(prepared.train.column("length"))
+    assert sorted(lengths[-1]) == list(everything[-4:])
+    assert np.median(lengths[0]) == pytest.approx(np.median(everything), rel=0.1)
+    assert (lengths[0] == lengths[2]).all()
+
+
+def test_tokens_are_counted_with_their_padding():
+    assert padded_tokens(np.array([10] * 7), 3) == 10
+    assert padded_tokens(np.array([2, 8]), 2) == 8
+    assert padded_tokens(np.array([2, 8]), 1) == 5
+
+
+def test_a_token_costs_four_operations_a_parameter_and_six_with_checkpointing():
+    parameters = multiplied_parameters(find_base("demo").config, "causal-lm")
+    assert flops_a_token(parameters, "causal-lm", False) == 4 * parameters
+    assert flops_a_token(parameters, "causal-lm", True) == 6 * parameters
+    assert flops_a_token(parameters, "dpo", False) == 6 * parameters
+
+
+def test_the_hardware_is_what_the_hub_offers_with_one_gpu_at_most():
+    several = {kind.value for kind in SpaceHardware if kind.value[-2:] in ("x2", "x4", "x8")}
+    assert {kind.name for kind in HARDWARE} == {kind.value for kind in SpaceHardware} - several
+
+
+def test_the_page_shows_each_kind_of_hardware_and_escapes_what_it_shows():
+    line = {
+        "name": "t4-small",
+        "title": "T4 <small>",
+        "memory": 14.4e9,
+        "need": 2e10,
+        "fits": False,
+        "least_seconds": 130.0,
+    }
+    shown = spaces_html([line, line | {"need": 2e9, "fits": True}])
+    assert "✗ does not fit: 20.00 of 14 GB" in shown
+    assert "✓ fits: 2.00 of 14 GB" in shown
+    assert shown.count("at least 2 min") == 1
+    assert "T4 &lt;small&gt;" in shown
+    assert words_markdown(["Time: 3 s."]) == "**Time:** 3 s\\."

@@ -1,0 +1,89 @@
+"""What advice rests on is counted and measured, and the advice is the same by the function and on the command line."""
+
+import json
+
+import pytest
+
+from peft_space import operations
+from peft_space.__main__ import main
+from peft_space.export.checklist import read_checklist
+from peft_space.models.architecture import linear_layers
+from peft_space.models.loading import expected_parameter_counts
+from peft_space.models.resolve import find_base
+from peft_space.planning.facts import data_facts, machine_facts, model_facts
+from peft_space.recipe import Recipe
+from peft_space.recommend.rules import MachineFacts
+from peft_space.training.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def base():
+    return find_base("demo")
+
+
+def test_facts_of_the_sample_data(base):
+    prepared = prepare("demo", Recipe())
+    facts = data_facts(prepared, base, Recipe())
+    assert (facts.task, facts.num_rows, facts.num_labels) == ("causal-lm", 300, None)
+    assert facts.trained_tokens == prepared.train.column("num_trained").sum()
+    assert facts.lengths[0] == prepared.train.column("length").min()
+    assert facts.lengths[-1] == prepared.train.column("length").max()
+    assert 2 < facts.bits_per_token < 12, "the base does not know tickets"
+    assert 1 <= facts.tokens_per_word < 2.5
+
+
+def test_on_zerogpu_facts_and_estimates_are_of_the_gpu_that_is_lent(monkeypatch):
+    on_the_cpu = operations.estimate("demo")["memory"]["total"]
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert machine_facts() == MachineFacts("cuda", 43_200_000_000)
+    found = operations.estimate("demo")
+    assert found["memory"]["free"] == 43_200_000_000
+    assert found["memory"]["total"] < on_the_cpu, "libraries and mapped files count on a CPU alone"
+    memory, time = found["words"]
+    assert memory.endswith("40.2 GiB are free on the GPU that is lent.")
+    assert time.endswith(
+        "how long they take on the GPU that is lent shows when a few are measured."
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_parameters_per_rank_are_those_that_peft_counts(base, rank):
+    trainable, _ = expected_parameter_counts(Recipe(lora_rank=rank), linear_layers(base.config))
+    assert rank * model_facts(base, Recipe(), "causal-lm").parameters_per_rank == trainable
+
+
+def test_the_advised_recipe_is_taken_as_it_is_and_then_nothing_changes():
+    first = operations.advise("demo")
+    again = operations.advise("demo", first["recipe"])
+    assert again["recipe"] == first["recipe"]
+    assert not any(one["changes"] for one in again["advice"])
+
+
+def test_a_recipe_over_a_red_line_is_told_and_mended(capfd):
+    assert main(["advise", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert "high_rank_reason" in next(
+        line["words"] for line in found["red_lines"] if line["kind"] == "stop"
+    )
+    assert found["recipe"]["lora_rank"] == 8
+
+
+def test_the_command_line_ends_with_the_command_that_trains_what_was_advised(capfd):
+    assert main(["advise", "demo"]) == 0
+    assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]
+
+
+def test_the_list_for_production_is_worked_out_from_the_run(short_run):
+    checks = {check.title: check for check in read_checklist(short_run)}
+    assert not checks["Rank chosen for the task"].done, "16 was trained, 8 is advised"
+    assert "Advised is 8" in checks["Rank chosen for the task"].words
+    assert checks["Target modules verified for the architecture"].words.startswith(
+        "35 of 35 layers"
+    )
+    assert checks["Adapter saved apart from its base"].done
+    assert not checks["Merged model compared with the adapter"].done
+    assert (
+        "8.11% of all parameters. More than 1 %, because the model is small"
+        in checks["Share of trainable parameters"].words
+    )
+    assert "**Rank chosen for the task.**" in (short_run.adapter / "README.md").read_text()

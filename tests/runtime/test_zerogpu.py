@@ -1,0 +1,311 @@
+"""On ZeroGPU, with the real `spaces` package and a stand-in for the service that lends GPUs: trainings in slices, killed, refused and left."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+
+import pytest
+from gradio_client import Client
+
+from peft_space import operations
+from peft_space.errors import UserError
+from peft_space.recipe import Recipe
+from peft_space.runs import events
+from peft_space.runs.status import steps_of
+from peft_space.runtime import zerogpu_slices
+from peft_space.training.prepare import make_run
+from tests.fixtures import fake_zerogpu
+from tests.fixtures.fake_zerogpu import HASTY_SECONDS, TRAINED, Lender
+
+PLAIN = Recipe(quantization="none", batch_size=4, lora_dropout=0.1, eval_split=0.1, eval_steps=100)
+
+
+@pytest.fixture
+def lender():
+    with Lender() as lending:
+        yield lending
+
+
+def digests(run):
+    """Of the adapter's files that are trained."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in run.adapter.glob("adapter_*")
+    }
+
+
+def paused_why(run):
+    """Why the run is paused."""
+    assert run.status() == "paused"
+    last = run.history()[-1]
+    assert isinstance(last, events.Paused)
+    return last.why
+
+
+def trained_alone(path, recipe):
+    """The same training in a process of its own without slices or interruption."""
+    run = make_run(path, "demo", recipe)
+    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    subprocess.run(
+        command, cwd=fake_zerogpu.ROOT, env=dict(os.environ), check=True, capture_output=True
+    )
+    return run
+
+
+def test_slices_are_as_long_as_is_needed_and_leave_in_time():
+    happened: list[events.Event] = []
+    assert zerogpu_slices.next_slice_seconds(happened, 60) == 60
+    assert zerogpu_slices.margin_of(happened, 60) == 10.5
+    happened += [
+        events.SliceStarted(at=0, seconds=60),
+        events.Started(at=4, attempt=1, from_step=0, total_steps=200),
+    ]
+    happened += [
+        events.Step(
+            at=4 + number,
+            attempt=1,
+            step=number,
+            loss=1,
+            learning_rate=1,
+            grad_norm=1,
+            tokens=1,
+            seconds=1,
+        )
+        for number in range(1, 46)
+    ]
+    happened += [events.Checkpointed(at=51, step=45), events.Paused(at=51, step=45)]
+    assert zerogpu_slices.margin_of(happened, 60) == 1 + 1.5 * 2 + 0.5
+    left = zerogpu_slices.slice_account(happened, 60)
+    assert (left.slices, left.seconds, left.slices_left) == (
+        1,
+        51,
+        4,
+    )  # 155 steps of 1 s, in slices of 60 - 4 - 4.5 s
+    assert zerogpu_slices.next_slice_seconds(happened, 60) == 60
+    nearly = [*happened, events.Checkpointed(at=52, step=190)]
+    assert zerogpu_slices.next_slice_seconds(nearly, 60) == 23  # a fifth more than 4 + 10 + 4.5
+    in_vain = [*happened, *[events.SliceStarted(at=60, seconds=60)] * 3]
+    with pytest.raises(UserError, match="too short for this training"):
+        zerogpu_slices.next_slice_seconds(in_vain, 60)
+
+
+def test_two_slices_train_as_one_training_does(tmp_path, lender):
+    run = make_run(tmp_path / "sliced", "demo", PLAIN.model_copy(update={"max_steps": 40}))
+    with lender.trainer() as trainer:
+        trainer.train(run.directory, 5)
+    assert run.status() == "finished"
+    assert (
+        len(lender.asked)
+        == len([event for event in run.history() if isinstance(event, events.SliceStarted)])
+        >= 2
+    )
+    assert len(set(lender.pids)) == 1  # the process, and the base in it, are used again
+    assert zerogpu_slices.slice_account(run.history(), 5).slices == len(lender.asked)
+
+
+@pytest.mark.slow
+def test_six_slices_with_three_killed_workers_end_as_one_training(tmp_path, lender):
+    recipe = PLAIN.model_copy(update={"max_steps": 300, "save_steps": 10, "quantization": "nf4"})
+    alone = trained_alone(tmp_path / "alone", recipe)
+    run, rng = make_run(tmp_path / "sliced", "demo", recipe), random.Random(0)
+    with lender.trainer() as trainer:
+        for number in range(3):
+            trainer.begin(run.directory, 8)
+            killed_at = 80 * number + rng.randint(15, 70)
+            wait_for(
+                lambda killed_at=killed_at: is_at(run, killed_at)
+            )  # each kill makes the next worker a fresh one
+            fake_zerogpu.kill(lender.pids[-1])
+            trainer.wait()
+            assert "Resume goes on from there" in paused_why(run)
+        trainer.train(run.directory, 8)
+    assert run.status() == "finished"
+    assert len(lender.pids) == 4
+    assert len([event for event in run.history() if isinstance(event, events.SliceStarted)]) >= 6
+    assert digests(run) == digests(alone)
+    losses = [(step.step, step.loss) for step in steps_of(run.history())]
+    assert losses == [(step.step, step.loss) for step in steps_of(alone.history())]
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_told_in_a_sentence_and_leaves_a_run_that_goes_on(tmp_path, lender):
+    run = make_run(tmp_path / "run", "demo", PLAIN.model_copy(update={"max_steps": 30}))
+    refusals = [
+        ("longest", 3.0, float("inf"), "choose shorter slices"),
+        ("quota", 2.0, float("inf"), "quota is used up"),
+    ]
+    refusals += [
+        ("expired", True, False, "reload the page"),
+        ("no_gpu", True, False, "No GPU was free"),
+    ]
+    with lender.trainer() as trainer:
+        for name, refusing, lending, sentence in refusals:
+            setattr(lender, name, refusing)
+            trainer.train(run.directory, 20)
+            assert sentence in paused_why(run)
+            assert paused_why(run).count(". ") == 0
+            setattr(lender, name, lending)
+        lender.overrun = 1.0
+        trainer.train(run.directory, 20)
+        assert "taken away" in paused_why(run)
+        lender.overrun = None
+        trainer.train(run.directory, 20)
+    assert run.status() == "finished"
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    """The page on ZeroGPU, and who lends it GPUs."""
+    with Lender() as lending:
+        running = fake_zerogpu.Page(
+            tmp_path_factory.mktemp("zerogpu"), PEFT_SPACE_SLICE_SECONDS="15", **lending.environment
+        )
+        running.start()
+        yield running, lending
+        running.kill()
+
+
+@pytest.mark.slow
+def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
+    running, lending = space
+    client = Client(running.url, verbose=False)
+    recipe = PLAIN.model_dump(exclude_defaults=True) | {"max_steps": 150}
+    started = client.predict(data="demo", recipe=recipe, api_name="/start")
+    assert started["status"] == "new"
+    calls = 0
+    while True:
+        told = client.predict(run=started["run"], api_name="/resume")
+        calls += 1
+        if not told["more"]:
+            break
+        assert told["status"] == "paused"
+        assert told["slices"]["slices"] == calls
+    assert told["status"] == "finished"
+    assert calls >= 2
+    before = len(lending.asked)
+    answered = client.predict(
+        run=started["run"], prompts=["Hello"], sampling={"max_new_tokens": 4}, api_name="/compare"
+    )
+    assert answered["fairness"]["fair"]
+    assert client.predict(run=started["run"], api_name="/evaluate")["num_rows"]
+    measured = client.predict(data="demo", recipe=recipe, api_name="/dry_run")
+    assert measured["memory"] > 0
+    assert len(lending.asked) == before + 3
+    lending.quota = 1
+    with pytest.raises(Exception, match="quota is used up"):
+        client.predict(run=started["run"], prompts=["Hello"], api_name="/compare")
+    lending.quota = float("inf")
+
+
+@pytest.fixture(scope="module")
+def much_to_score(tmp_path_factory):
+    return fake_zerogpu.much_to_score(tmp_path_factory.mktemp("much") / "run")
+
+
+@pytest.fixture
+def hasty(tmp_path, much_to_score):
+    """The page where slices are so short that a scoring needs several, with a trained run; and who lends it GPUs."""
+    with Lender() as lending:
+        running = fake_zerogpu.hasty_page(tmp_path / "hasty", much_to_score, lending)
+        running.start()
+        yield running, lending
+        running.kill()
+
+
+def asked_until_done(client, **asked):
+    """The result of an endpoint that may take several slices, and what each of the calls before said."""
+    before = []
+    while (found := client.predict(run=TRAINED, **asked))["more"]:
+        before.append(found)
+        assert len(before) < 30
+    return found, before
+
+
+@pytest.mark.slow
+def test_a_scoring_and_a_vote_that_outgrow_their_slices_go_on_in_the_next_to_the_same_end(
+    hasty, much_to_score
+):
+    running, lending = hasty
+    client = Client(running.url, verbose=False)
+    found, before = asked_until_done(client, api_name="/evaluate")
+    assert before
+    assert [0 <= one["share"] < 1 for one in before] == [True] * len(before)
+    assert sorted(one["share"] for one in before) == [one["share"] for one in before]
+    assert len(lending.asked) == len(before) + 1
+    assert {name: value for name, value in found.items() if name != "more"} == json.loads(
+        json.dumps(operations.evaluate(str(much_to_score.directory)))
+    )
+    sampling = {"max_new_tokens": 8, "temperature": 0.7}
+    found, before = asked_until_done(
+        client, count=100, sampling=sampling, seed=3, api_name="/pairs"
+    )
+    assert before
+    assert (
+        found["pairs"]
+        == operations.pairs(str(much_to_score.directory), count=100, sampling=sampling, seed=3)[
+            "pairs"
+        ]
+    )
+    assert not list((running.home / "runs" / "local" / TRAINED).glob("*ing.jsonl"))
+
+
+@pytest.mark.slow
+def test_what_is_refused_or_too_long_for_a_slice_is_told_and_what_was_scored_is_kept(hasty):
+    running, lending = hasty
+    client = Client(running.url, verbose=False)
+    share = client.predict(run=TRAINED, api_name="/evaluate")["share"]
+    lending.no_gpu = True
+    with pytest.raises(Exception, match="No GPU was free within a minute: ask again in a while"):
+        client.predict(run=TRAINED, api_name="/evaluate")
+    lending.no_gpu = False
+    threading.Timer(2, fake_zerogpu.kill, [lending.pids[-1]]).start()
+    with pytest.raises(
+        Exception, match="The GPU was taken away before the slice was over: ask again"
+    ):
+        client.predict(run=TRAINED, api_name="/evaluate")
+    assert client.predict(run=TRAINED, api_name="/evaluate").get("share", 1.0) > share
+    endless = {
+        "count": 8,
+        "sampling": {"max_new_tokens": 4096, "temperature": 5},
+        "api_name": "/pairs",
+    }
+    with pytest.raises(Exception, match=f"Slices of {HASTY_SECONDS} s are too short for this"):
+        asked_until_done(client, **endless)
+
+
+def is_at(run, step):
+    """Whether a training is in the middle of a slice, at that step or later."""
+    happened = run.history()
+    return bool(happened) and isinstance(happened[-1], events.Step) and happened[-1].step >= step
+
+
+def wait_for(found, seconds=120):
+    """Until `found` says yes."""
+    deadline = time.time() + seconds
+    while not found():
+        assert time.time() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_proven_in_a_slice_and_a_merged_model_on_the_cpu(
+    space, much_to_score, tmp_path
+):
+    running, lending = space
+    shutil.copytree(much_to_score.directory, running.home / "runs" / "local" / TRAINED)
+    client = Client(running.url, verbose=False, download_files=tmp_path)
+    for target, slices_taken in (("adapter", 1), ("merged", 0)):
+        before = len(lending.asked)
+        with zipfile.ZipFile(
+            client.predict(run=TRAINED, target=target, dtype="float32", api_name="/export")
+        ) as made:
+            [proof] = [name for name in made.namelist() if name.endswith("proof.json")]
+            assert json.loads(made.read(proof))["passed"]
+        assert len(lending.asked) == before + slices_taken

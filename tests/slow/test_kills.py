@@ -1,0 +1,50 @@
+"""A training that is killed, tampered with or out of disk goes on as if nothing had happened. `benchmarks/crash_recovery.py` does the same at length."""
+
+import random
+
+import pytest
+
+from tests.fixtures import crash_harness
+
+
+def test_runs_killed_twenty_times_end_as_those_left_alone(tmp_path):
+    crash_harness.load_libraries()
+    kit, tally, rng = crash_harness.Kit(tmp_path), crash_harness.Tally(), random.Random(0)
+    while tally.kills < 20 or tally.runs < 3:
+        crash_harness.kill_and_compare(
+            kit, f"run-{tally.runs}", crash_harness.TASKS[tally.runs % 3], rng, 8, tally
+        )
+    assert tally.problems == []
+    assert tally.inside_saves >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", crash_harness.TASKS)
+def test_a_disk_that_fills_up_in_a_save_is_told_and_leaves_the_checkpoint_before(tmp_path, task):
+    crash_harness.load_libraries()
+    try:
+        problem, message = crash_harness.fill_disk_and_compare(
+            crash_harness.Kit(tmp_path), "full", task, random.Random(0)
+        )
+    except PermissionError as why:
+        pytest.skip(str(why))
+    assert problem is None
+    assert "Resume" in message
+
+
+@pytest.mark.slow
+def test_every_file_of_a_checkpoint_is_looked_at(tmp_path):
+    crash_harness.load_libraries()
+    rng = random.Random(0)
+    run, alone = crash_harness.cut_short(crash_harness.Kit(tmp_path), "tampered", "dpo", rng)
+    assert [
+        crash_harness.tamper_and_compare(run, alone, way, rng) for way in crash_harness.WAYS * 4
+    ] == [None] * 16
+
+
+@pytest.mark.slow
+def test_a_process_tree_killed_as_a_whole_ends_as_one_left_alone(tmp_path):
+    crash_harness.load_libraries()
+    tally = crash_harness.Tally()
+    crash_harness.kill_process_tree(crash_harness.Kit(tmp_path), "tree", random.Random(0), 4, tally)
+    assert tally.problems == []

@@ -1,0 +1,164 @@
+"""A Space with a GPU of its own, rehearsed: the real app as the Hub starts it, several visitors, and a container that goes down and comes back."""
+
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client
+
+from peft_space.runs import events
+from peft_space.runs.run import Run
+from peft_space.runs.status import steps_of
+from peft_space.runs.store import owner_directory
+from peft_space.runtime import machine_queue
+from peft_space.web.context import owner_of
+from tests.fixtures.app_process import App
+from tests.runtime.test_machine_queue import end_everything
+from tests.runtime.test_worker_pool import wait_for
+
+pytestmark = pytest.mark.slow
+RECIPE = {"max_steps": 60, "num_epochs": 8, "save_steps": 5, "compute_dtype": "float32"}
+LIMIT = 2 * 2**30
+"""Bytes that the app, its workers and a training may take together."""
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYSTEM", "spaces")
+    app = App(
+        tmp_path / "home",
+        SYSTEM="spaces",
+        SPACE_ID="maria/lora",
+        ACCELERATOR="t4",
+        OMP_NUM_THREADS="1",
+    )
+    app.start()
+    yield app
+    app.kill()
+
+
+class Memory(threading.Thread):
+    """Looks at what all processes of the app take together, shared pages counted once, until it is closed."""
+
+    def __init__(self, app: App):
+        super().__init__(daemon=True)
+        self.app, self.peak, self.over = app, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.5):
+            self.peak = max(self.peak, sum(map(_share, _processes_of(self.app))))
+
+
+def _processes_of(app: App) -> list[psutil.Process]:
+    """The app with its workers, and the trainings, which are in sessions of their own."""
+    assert app.process
+    own = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(app.home) in " ".join(process.info["cmdline"] or [])
+    ]
+    return list(
+        {
+            process.pid: process
+            for process in [
+                *own,
+                psutil.Process(app.process.pid),
+                *psutil.Process(app.process.pid).children(True),
+            ]
+        }.values()
+    )
+
+
+def _share(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:
+        return 0
+
+
+def visitor(app: App) -> Client:
+    return Client(app.url, verbose=False, download_files=False, analytics_enabled=False)
+
+
+def test_five_runs_of_three_visitors_survive_two_restarts_and_compare_beside_a_training_keeps_within_the_memory(
+    space, monkeypatch
+):
+    monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
+    secrets: dict[str, str] = {}
+    runs = []
+    for name in ("anna", "ben", "anna", "carla", "ben"):
+        started = visitor(space).predict(
+            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/start"
+        )
+        secrets[name] = started["owner"]
+        runs.append(Run(owner_directory(owner_of(started["owner"])) / started["run"]))
+    assert len({run.directory.parent for run in runs}) == 3
+
+    restart_during(runs[0], space, runs)
+    wait_for(lambda: runs[0].status() == "finished", seconds=240)
+    wait_for(lambda: runs[1].status() == "running", seconds=120)
+    memory = Memory(space)
+    memory.start()
+    beside = {
+        "run": runs[0].directory.name,
+        "owner": secrets["anna"],
+        "prompts": ["My parcel has not arrived."],
+    }
+    compared = visitor(space).predict(
+        **beside, sampling={"max_new_tokens": 16}, api_name="/compare"
+    )
+    assert compared["fairness"]["fair"], compared["fairness"]["words"]
+    finished_meanwhile = [event.step for event in steps_of(runs[1].history())]
+    memory.over.set()
+    memory.join()
+    assert finished_meanwhile, "nothing was trained beside it"
+    print(f"compare beside a training: {memory.peak / 2**30:.2f} GiB at most")
+    assert 0 < memory.peak < LIMIT
+
+    under_way = next(run for run in runs if run.status() != "finished")
+    restart_during(under_way, space, runs)
+    for run in runs:
+        wait_for(lambda run=run: run.status() == "finished", seconds=240)
+    finished = [
+        [event.at for event in run.history() if isinstance(event, events.Finished)] for run in runs
+    ]
+    assert [len(times) for times in finished] == [1] * 5
+    assert finished == sorted(finished), "not in the order in which they were started"
+    for run in runs:
+        assert [event.step for event in steps_of(run.history())] == list(range(1, 61))
+        assert not [
+            event
+            for event in run.history()
+            if isinstance(event, events.OutOfMemory | events.Failed)
+        ]
+    wait_for(lambda: machine_queue._tickets() == [])
+    for name, count in (("anna", 2), ("ben", 2), ("carla", 1)):
+        assert len(visitor(space).predict(owner=secrets[name], api_name="/runs")) == count
+
+
+def restart_during(run: Run, app: App, runs: list[Run]) -> None:
+    """Take the machine down once the run has some steps, and start the app again."""
+    begun = len(run.history())
+    wait_for(
+        lambda: any(
+            isinstance(event, events.Step) and event.step > 6 for event in run.history()[begun:]
+        ),
+        seconds=240,
+    )
+    app.kill()
+    end_everything(runs)
+    assert run.status() == "interrupted"
+    app.start()
+
+
+def test_the_home_of_the_rehearsal_is_not_mounted_and_the_page_says_so(space):
+    assert "The disk of this Space is not kept" in str(visitor(space).config)
+
+
+def test_every_run_lies_under_the_one_home(space, monkeypatch):
+    monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
+    started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/start")
+    folder = Path(owner_directory(owner_of(started["owner"]))) / started["run"]
+    assert folder.is_relative_to(space.home)
+    wait_for(lambda: Run(folder).status() == "finished", seconds=240)

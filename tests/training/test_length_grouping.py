@@ -1,0 +1,105 @@
+"""Rows of about the same length share a step, each is learnt once an epoch, and a resumed training goes on in the same order."""
+
+import json
+
+import numpy as np
+import pytest
+
+from peft_space.recipe import Recipe
+from peft_space.runs import events
+from peft_space.runs.plan import read_plan
+from peft_space.runs.run import Run
+from peft_space.runs.status import steps_of
+from peft_space.training import train as training
+from peft_space.training.length_grouping import (
+    ByLength,
+    goes_by_length,
+    padded_tokens,
+    saved_by_length,
+)
+from peft_space.training.prepare import make_run
+
+LENGTHS = np.random.default_rng(0).lognormal(4, 0.8, 1003).astype(int) + 1
+
+
+def order_in(epoch, rows_a_step=8, lengths=LENGTHS):
+    order = ByLength(lengths, rows_a_step, seed=3)
+    order.set_epoch(epoch)
+    return list(order)
+
+
+@pytest.mark.parametrize("count", [1003, 1000, 9, 8, 3])
+def test_each_row_is_learnt_once_an_epoch(count):
+    assert sorted(order_in(0, lengths=LENGTHS[:count])) == list(range(count))
+
+
+def test_each_epoch_has_an_order_of_its_own_that_seed_and_number_decide():
+    assert order_in(1) == order_in(1)
+    assert order_in(1) != order_in(2)
+
+
+def test_long_and_short_steps_alternate():
+    steps = LENGTHS[order_in(0)][:1000].reshape(-1, 8).mean(axis=1)
+    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1]) < 0.3
+
+
+def test_the_rows_of_a_step_stay_together_however_it_is_shared_into_batches():
+    assert padded_tokens(LENGTHS, 4, 8) < padded_tokens(LENGTHS, 8, 8) < 1.15 * LENGTHS.mean()
+    assert padded_tokens(LENGTHS, 8) > 1.7 * LENGTHS.mean()
+
+
+def test_rows_go_by_length_where_that_saves_a_fifth_of_the_tokens():
+    assert goes_by_length(LENGTHS, Recipe(), "causal-lm")
+    assert saved_by_length(LENGTHS, Recipe(), "causal-lm") > 0.4
+    assert not goes_by_length(np.arange(90, 110), Recipe(), "causal-lm")
+    assert not goes_by_length(LENGTHS, Recipe(row_order="shuffled"), "causal-lm")
+    assert goes_by_length(np.arange(90, 110), Recipe(row_order="by_length"), "causal-lm")
+    assert not goes_by_length(LENGTHS, Recipe(row_order="by_length"), "kto")
+
+
+def test_a_run_that_was_paused_goes_on_in_the_same_order(tmp_path, monkeypatch):
+    words = "the fork is red and it came late so I want a new one please".split()
+    rows = [{"text": " ".join(words[: 1 + number % 13] * (1 + number % 3))} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe(
+        max_steps=8,
+        num_epochs=9,
+        batch_size=4,
+        quantization="none",
+        eval_split=0,
+        compute_dtype="float32",
+    )  # 5 steps an epoch
+    whole, paused = (
+        make_run(tmp_path / name, str(tmp_path / "rows.jsonl"), recipe)
+        for name in ("whole", "paused")
+    )
+    append = Run.append
+
+    def pause(run, event):
+        append(run, event)
+        if (
+            run.directory == paused.directory
+            and isinstance(event, events.Step)
+            and event.step in (2, 6)
+            and event.attempt < 3
+        ):
+            run.request_stop("pause")
+
+    monkeypatch.setattr(Run, "append", pause)
+    for run, times in ((whole, 1), (paused, 3)):
+        for _ in range(times):
+            with run.lock():
+                training.train(run)
+    assert read_plan(whole).by_length
+    assert any(
+        "about the same length" in event.what
+        for event in whole.history()
+        if isinstance(event, events.Notice)
+    )
+    assert [step.loss for step in steps_of(paused.history())] == [
+        step.loss for step in steps_of(whole.history())
+    ]
+    assert len(steps_of(whole.history())) == 8
+    assert (
+        max(event.attempt for event in paused.history() if isinstance(event, events.Started)) == 3
+    )

@@ -1,0 +1,1 @@
+"""Builds the demo model and its sample data from scratch."""
