@@ -9,10 +9,22 @@ from peft_space.redaction import redact
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text says what was found, where, and what to do, and is shown as it is.
+    """A mistake that the user can fix.
 
-    >>> raise UserError("people.csv: the file is empty. Upload a file with at least one row.")
+    The message says what was found, where, and what to do. Every surface shows it unchanged.
+
+    Args:
+        code: a stable name such as "data.empty_file". Programs and tests rely on it; the message
+            may change. `CODES` in `error_codes.py` lists every code with its cause and fix.
+        message: complete sentences for the person who made the mistake.
     """
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
+        return type(self), (self.code, str(self))
 
 
 def as_user_error(error: BaseException) -> UserError | None:
@@ -21,12 +33,14 @@ def as_user_error(error: BaseException) -> UserError | None:
         return error
     if _disk_full(error):
         return UserError(
-            "The disk is full. Free some space on it, then try again, or Resume a training: what was saved so far is kept."
+            "machine.disk_full",
+            "The disk is full. Free some space on it, then try again, or Resume a training: what was saved so far is kept.",
         )
     if where := oom_device(error):
         return UserError(
+            "machine.out_of_memory",
             f"{where} has not enough memory for this. Set a smaller batch_size or max_length in the recipe, "
-            "hold the base in 4 bits (quantization nf4), or choose a smaller base model."
+            "hold the base in 4 bits (quantization nf4), or choose a smaller base model.",
         )
     return None
 
@@ -60,9 +74,27 @@ def oom_device(error: BaseException) -> str | None:
 
 
 def user_message(error: BaseException) -> str:
-    """What to tell the user of any exception: what they can mend, in its own words, or that it is our fault and where the details are."""
+    """The text that every surface shows for an exception, with secrets removed.
+
+    Args:
+        error: any exception. A `UserError`, or what counts as one, is shown in its own words and
+            with its code; anything else is reported as a bug.
+    """
     if found := as_user_error(error):
-        return redact(str(found))
+        return redact(f"{found} [{found.code}]")
     return redact(
-        f"This is a fault of the app, not yours ({type(error).__name__}: {error}). The log has the details; please report it."
+        f"This is a bug in the app ({type(error).__name__}: {error}). "
+        "The log has the details. Please report it."
     )
+
+
+def error_json(error: BaseException) -> dict[str, str | bool]:
+    """An exception as the processes of the app pass it on.
+
+    Returns:
+        `error`: the message. `code`: the code of a `UserError`, or "bug". `users`: whether the
+        user can fix it.
+    """
+    if found := as_user_error(error):
+        return {"error": redact(str(found)), "code": found.code, "users": True}
+    return {"error": user_message(error), "code": "bug", "users": False}

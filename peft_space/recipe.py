@@ -243,7 +243,8 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     """The recipe that `values` describe. Raises UserError naming every wrong key and value, and the nearest known key."""
     if not isinstance(values, dict):
         raise UserError(
-            f'The recipe is a {type(values).__name__}, not an object. Write it as JSON like {{"lora_rank": 16}}.'
+            "todo",
+            f'The recipe is a {type(values).__name__}, not an object. Write it as JSON like {{"lora_rank": 16}}.',
         )
     try:
         return Recipe.model_validate(values)
@@ -252,7 +253,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
             str(fault["loc"][0]): fault for fault in error.errors()
         }  # a union reports each branch: once a field is enough
         raise UserError(
-            " ".join(_sentence(name, fault) for name, fault in faults.items())
+            "todo", " ".join(_sentence(name, fault) for name, fault in faults.items())
         ) from None
 
 
@@ -264,13 +265,15 @@ def read_recipe(text_or_path: str | Path) -> Recipe:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"The recipe file {text_or_path} cannot be read ({_reason(error)}). Give the path of a JSON file, or {{}} for the defaults."
+                "todo",
+                f"The recipe file {text_or_path} cannot be read ({_reason(error)}). Give the path of a JSON file, or {{}} for the defaults.",
             ) from None
     try:
         return make_recipe(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserError(
-            f'The recipe is not JSON (line {error.lineno}: {error.msg}). Write it like {{"lora_rank": 16}}.'
+            "todo",
+            f'The recipe is not JSON (line {error.lineno}: {error.msg}). Write it like {{"lora_rank": 16}}.',
         ) from None
 
 

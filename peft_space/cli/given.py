@@ -18,10 +18,12 @@ def column_mapping_of(given: argparse.Namespace) -> dict[str, Any]:
         column_mapping = json.loads(given.column_mapping)
     except ValueError as error:
         raise UserError(
-            f'--column-mapping is not JSON ({error}). Write it like {{"schema": "text", "columns": {{"text": "body"}}}}.'
+            "todo",
+            f'--column-mapping is not JSON ({error}). Write it like {{"schema": "text", "columns": {{"text": "body"}}}}.',
         ) from None
     if not isinstance(column_mapping, dict):
         raise UserError(
-            '--column-mapping is no object. Write it like {"schema": "text", "columns": {"text": "body"}}.'
+            "todo",
+            '--column-mapping is no object. Write it like {"schema": "text", "columns": {"text": "body"}}.',
         )
     return column_mapping

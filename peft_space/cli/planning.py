@@ -31,7 +31,7 @@ def check(given: argparse.Namespace, show: Show) -> None:
                 ]
             ),
         )
-        raise UserError("It is not decided how to read the file.")
+        raise UserError("todo", "It is not decided how to read the file.")
     lines = [f"{found['source']}: {found['rows']} rows. {found['why']}", *found["notes"]]
     lines.append(
         f"{found['to_train']} to train, {found['held_out']} to score on{_repeated(found)}."
@@ -114,7 +114,7 @@ def dry_run(given: argparse.Namespace, show: Show) -> None:
 def study(given: argparse.Namespace, show: Show) -> None:
     """Train a recipe briefly at several ranks, and say which is enough."""
     if not all(rank.strip().isdigit() for rank in given.ranks.split(",")):
-        raise UserError(f"--ranks {given.ranks!r} are no ranks. Write them like 2,8,32.")
+        raise UserError("todo", f"--ranks {given.ranks!r} are no ranks. Write them like 2,8,32.")
     ranks = [int(rank) for rank in given.ranks.split(",")]
     found = operations.study(
         data_of(given),

@@ -28,7 +28,8 @@ def compare(given: argparse.Namespace, show: Show) -> None:
     prompts = [*given.prompt, *(prompt for file in given.prompts for prompt in read_prompts(file))]
     if not prompts:
         raise UserError(
-            "There is no prompt. Give one with --prompt TEXT, or a file of them with --prompts FILE."
+            "todo",
+            "There is no prompt. Give one with --prompt TEXT, or a file of them with --prompts FILE.",
         )
     found = operations.compare(given.run, prompts, given.system, sampling, also=given.also)
     texts = []
@@ -153,5 +154,5 @@ def _text_of(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The card {path} cannot be read ({error}). Give the path of a text file."
+            "todo", f"The card {path} cannot be read ({error}). Give the path of a text file."
         ) from None

@@ -24,7 +24,7 @@ def train(given: argparse.Namespace, show: Show) -> None:
     )
     if bool(given.resume) == bool(given.data) or (given.data and not given.out) or mixed:
         raise UserError(
-            "Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`."
+            "todo", "Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`."
         )
     if given.data:
         recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)

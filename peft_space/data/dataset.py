@@ -155,7 +155,8 @@ def _check_same_schema(table: Table) -> None:
     if len(schemas) > 1:
         told = " and ".join(f"{name} holds {schema}" for schema, name in schemas.items())
         raise UserError(
-            f"{told}: files of different schemas cannot be joined. Bring them one at a time, or bring one in the schema of the other."
+            "todo",
+            f"{told}: files of different schemas cannot be joined. Bring them one at a time, or bring one in the schema of the other.",
         )
 
 
@@ -186,7 +187,8 @@ def load_dataset(
     if not understood.hashes.size:
         first = understood.problems[0]
         raise UserError(
-            f"{table.source}: none of its {table.num_rows:,} rows can be trained on; row {first.row}: {first.problem}. Mend the rows."
+            "todo",
+            f"{table.source}: none of its {table.num_rows:,} rows can be trained on; row {first.row}: {first.problem}. Mend the rows.",
         )
     findings = Findings()
     findings.merge(*understood.findings)
@@ -247,7 +249,8 @@ def _chosen(
             ensure_ascii=False,
         )
         raise UserError(
-            f"{table.source}: its columns can be read in several ways: {ways}. Say which: on the Data tab, or with the reading {example}."
+            "todo",
+            f"{table.source}: its columns can be read in several ways: {ways}. Say which: on the Data tab, or with the reading {example}.",
         )
     if wanted and wanted.get("fixes"):
         return make_column_mapping(
@@ -335,7 +338,8 @@ def _normalize_into(
                 )
         except BatchTimeout:
             raise UserError(
-                f"{table.source}: the rows after row {done:,} took too long to read. Look for something very long there."
+                "todo",
+                f"{table.source}: the rows after row {done:,} took too long to read. Look for something very long there.",
             ) from None
     hashes, numbers = np.concatenate(marks).T
     for again in np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1]):

@@ -192,30 +192,34 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
         tuple(values.get("fixes") or ()),
     )
     if schema not in SCHEMAS:
-        raise UserError(f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}.")
+        raise UserError(
+            "todo", f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
+        )
     needs, may_have = roles(schema)
     chosen = {role: column for role, column in chosen.items() if column}
     for role, column in chosen.items():
         if role not in (*needs, *may_have):
             raise UserError(
-                f"{schema} has no role {role!r}. Its roles are {', '.join([*needs, *may_have])}."
+                "todo",
+                f"{schema} has no role {role!r}. Its roles are {', '.join([*needs, *may_have])}.",
             )
         if column not in columns:
             raise UserError(
-                f"There is no column {column!r} for {role}. The columns are {_listed(columns)}."
+                "todo",
+                f"There is no column {column!r} for {role}. The columns are {_listed(columns)}.",
             )
     if missing := [role for role in needs if role not in chosen]:
         raise UserError(
-            f"{schema} needs a column for {missing[0]}. Choose one of {_listed(columns)}."
+            "todo", f"{schema} needs a column for {missing[0]}. Choose one of {_listed(columns)}."
         )
     if schema == "unpaired_preference" and not (
         "messages" in chosen or {"prompt", "answer"} <= set(chosen)
     ):
         raise UserError(
-            f"{schema} needs a column for messages, or one for prompt and one for answer."
+            "todo", f"{schema} needs a column for messages, or one for prompt and one for answer."
         )
     if unknown := [fix for fix in fixes if fix not in FIXES]:
-        raise UserError(f"There is no fix {unknown[0]!r}. Choose among {', '.join(FIXES)}.")
+        raise UserError("todo", f"There is no fix {unknown[0]!r}. Choose among {', '.join(FIXES)}.")
     return ColumnMapping(
         schema, {role: chosen[role] for role in (*needs, *may_have) if role in chosen}, fixes
     )
@@ -242,8 +246,9 @@ def detect_schema(
     found = found or _by_content(columns, rows)
     if not found:
         raise UserError(
+            "todo",
             f"{source}: the columns {_listed(columns)} fit no known schema. "
-            "Name them instruction and output, prompt and completion, question and answer, or bring a column messages."
+            "Name them instruction and output, prompt and completion, question and answer, or bring a column messages.",
         )
     return found
 

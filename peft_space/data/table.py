@@ -145,7 +145,8 @@ def _found(data: Data, on_progress: OnProgress) -> tuple[str, list[Path]]:
     for path in paths:
         if _kind(path) is None:
             raise UserError(
-                f"{path.name}: files of this kind are not read. Bring one of {', '.join(KINDS)}, packed with gzip or not."
+                "todo",
+                f"{path.name}: files of this kind are not read. Bring one of {', '.join(KINDS)}, packed with gzip or not.",
             )
     return " + ".join(sources), paths
 
@@ -161,17 +162,19 @@ def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise UserError(f"{path}: this is no file. Give the name of a file.")
+            raise UserError("todo", f"{path}: this is no file. Give the name of a file.")
         with open(path, "rb"):
             pass
     except OSError as error:
         raise UserError(
-            f"{path}: the file cannot be read ({(error.strerror or 'unknown error').lower()}). Check its name."
+            "todo",
+            f"{path}: the file cannot be read ({(error.strerror or 'unknown error').lower()}). Check its name.",
         ) from None
     if size > settings.max_file_megabytes() * 1e6:
         limit = f"{settings.max_file_megabytes():g} MB"
         raise UserError(
-            f"{path.name}: the file has {size / 1e6:.1f} MB, the limit is {limit}. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
+            "todo",
+            f"{path.name}: the file has {size / 1e6:.1f} MB, the limit is {limit}. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
         )
 
 
@@ -196,20 +199,22 @@ def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None
                     columns.update(batch_columns)
                     if len(columns) > formats.MOST_COLUMNS:
                         raise UserError(
-                            f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need."
+                            "todo",
+                            f"{path.name}: its rows have more than {formats.MOST_COLUMNS:,} different columns. Keep those you need.",
                         )
                     writer.write_batch(batch)
                     count += batch.num_rows
                     on_progress(0.0, f"Read {count:,} rows")
                 if count == before:
                     raise UserError(
-                        f"{path.name}: there are no rows in it. Bring a file with at least one row."
+                        "todo",
+                        f"{path.name}: there are no rows in it. Bring a file with at least one row.",
                     )
             except UserError as error:
                 if len(paths) == 1:
                     raise
                 raise UserError(
-                    f"{error} Or take {path.name} away and go on with the rest."
+                    "todo", f"{error} Or take {path.name} away and go on with the rest."
                 ) from None
     about = {"columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
     (folder / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
@@ -231,7 +236,8 @@ def _batches(
             total += size
             if total > limit:
                 raise UserError(
-                    f"{name}: it unpacks to more than {limit / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
+                    "todo",
+                    f"{name}: it unpacks to more than {limit / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
                 )
             yield _batch(name, numbers, texts), columns
             numbers, texts, columns, size = [], [], {}, 0
@@ -248,7 +254,8 @@ def _batch(name: str, numbers: list[int], texts: list[str]) -> pa.RecordBatch:
         UnicodeEncodeError
     ):  # JSON text itself can hold half a character only where the file's encoding let it pass
         raise UserError(
-            f"{name}: near row {numbers[0]} there is half a character (a lone surrogate). Save the file as UTF-8."
+            "todo",
+            f"{name}: near row {numbers[0]} there is half a character (a lone surrogate). Save the file as UTF-8.",
         ) from None
 
 
@@ -272,7 +279,9 @@ def _rows_of(path: Path, scratch: Path, note: Note) -> Iterator[NumberedRow]:
     ) as text:
         sample = text.read(65_536).lstrip("\ufeff")
         if not sample.strip():
-            raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
+            raise UserError(
+                "todo", f"{name}: the file is empty. Bring a file with at least one row."
+            )
         text.seek(0)
         match kind:
             case ".csv" | ".tsv":
@@ -306,14 +315,15 @@ def _unpacked(path: Path, scratch: Path) -> Path:
                 total += len(block)
                 if total > most:
                     raise UserError(
-                        f"{path.name}: it unpacks to more than {most / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
+                        "todo",
+                        f"{path.name}: it unpacks to more than {most / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
                     )
                 file.write(block)
     except (OSError, EOFError, zlib.error) as error:
         why = "it ends too early" if isinstance(error, EOFError) else "it is damaged"
         why = "it is not packed with gzip" if str(error).startswith("Not a gzipped") else why
         raise UserError(
-            f"{path.name}: it cannot be unpacked, as {why}. Pack or download it again."
+            "todo", f"{path.name}: it cannot be unpacked, as {why}. Pack or download it again."
         ) from None
     return target
 
@@ -336,27 +346,32 @@ _EXPECTED = {".parquet": b"PAR1", ".xlsx": b"PK\x03\x04"}
 
 def _refuse_what_it_is_not(name: str, head: bytes, kind: str) -> None:
     if not head.strip():
-        raise UserError(f"{name}: the file is empty. Bring a file with at least one row.")
+        raise UserError("todo", f"{name}: the file is empty. Bring a file with at least one row.")
     for beginning, what in _BEGINNINGS.items():
         if head.startswith(beginning) and _EXPECTED.get(kind) != beginning:
             twice = beginning == b"\x1f\x8b" and name.lower().endswith(".gz")
             raise UserError(
+                "todo",
                 f"{name}: this is packed with gzip twice. Unpack it once."
                 if twice
-                else f"{name}: {what}."
+                else f"{name}: {what}.",
             )
     if kind in _EXPECTED and not head.startswith(_EXPECTED[kind]):
-        raise UserError(f"{name}: this is no {kind} file. Save or download it again.")
+        raise UserError("todo", f"{name}: this is no {kind} file. Save or download it again.")
     start = head[:500].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if kind not in _EXPECTED and start.startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{name}: this is a web page, not the file. Download the file itself.")
+        raise UserError(
+            "todo", f"{name}: this is a web page, not the file. Download the file itself."
+        )
     if kind in (".csv", ".tsv") and start.startswith(b"<?xml"):
         raise UserError(
-            f"{name}: this is XML, such as a server's error message. Download the file itself, or save it as .csv."
+            "todo",
+            f"{name}: this is XML, such as a server's error message. Download the file itself, or save it as .csv.",
         )
     if kind in (".csv", ".tsv") and re.match(rb'(\[\s*)?\{\s*"[^"]*"\s*:', start):
         raise UserError(
-            f"{name}: this is JSON. Let its name end in .jsonl where every line is an object, else in .json."
+            "todo",
+            f"{name}: this is JSON. Let its name end in .jsonl where every line is an object, else in .json.",
         )
 
 
@@ -395,7 +410,8 @@ def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
     if whole > len(re.findall(rb"[\x80-\xff]", around)) // 4 and whole > 3:
         where = f"line {_line(path, position)} has a byte"
         raise UserError(
-            f"{name}: {where} that is not UTF-8, as the rest is. Correct it there, or save the file as UTF-8 again."
+            "todo",
+            f"{name}: {where} that is not UTF-8, as the rest is. Correct it there, or save the file as UTF-8 again.",
         )
     if _reads_as_western(
         around
@@ -407,7 +423,8 @@ def _encoding(name: str, path: Path, head: bytes, note: Note) -> str:
     if best is None:
         where = f"line {_line(path, position)} has a byte in no encoding"
         raise UserError(
-            f"{name}: {where} that could be told. Save the file as UTF-8 and bring it again."
+            "todo",
+            f"{name}: {where} that could be told. Save the file as UTF-8 and bring it again.",
         )
     encoding = (
         "cp1252" if best.encoding in ("latin_1", "iso8859_15", "ascii", "utf_8") else best.encoding
@@ -445,7 +462,8 @@ def _refuse_zeros(path: Path, name: str) -> None:
             if (zero := block.find(b"\0")) >= 0:
                 where = f"there is a zero byte on line {_line(path, at + zero)}"
                 raise UserError(
-                    f"{name}: this is no text, as {where}. Remove it, or save the file as UTF-8 text."
+                    "todo",
+                    f"{name}: this is no text, as {where}. Remove it, or save the file as UTF-8 text.",
                 )
             at += len(block)
 
@@ -464,7 +482,8 @@ def _noted(path: Path, name: str, encoding: str, note: Note) -> str:
     except (UnicodeDecodeError, UnicodeError) as error:
         place = f"byte {error.start + 1} " if isinstance(error, UnicodeDecodeError) else "it "
         raise UserError(
-            f"{name}: {place}is not {encoding}, as the rest seems to be. Save the file as UTF-8 and bring it again."
+            "todo",
+            f"{name}: {place}is not {encoding}, as the rest seems to be. Save the file as UTF-8 and bring it again.",
         ) from None
     note(
         f"The text is encoded in {encoding}, not in UTF-8. Check that letters with accents are right; if not, save the file as UTF-8."

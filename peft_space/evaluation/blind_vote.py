@@ -66,14 +66,14 @@ def open_pairs(run: Run) -> list[dict[str, str]]:
 def vote(run: Run, number: str, choice: Vote) -> None:
     """Keep a vote. Raises UserError where the pair is unknown or was voted on already, or the choice is none."""
     if choice not in VOTES:
-        raise UserError(f"A vote cannot be {choice!r}. Choose left, right or same.")
+        raise UserError("todo", f"A vote cannot be {choice!r}. Choose left, right or same.")
     kept = _kept(run)
     pair = next((pair for pair in kept["pairs"] if pair["pair"] == str(number)), None)
     if pair is None:
-        raise UserError(f"There is no pair {number!r} to vote on. Ask for pairs first.")
+        raise UserError("todo", f"There is no pair {number!r} to vote on. Ask for pairs first.")
     if "choice" in pair:
         raise UserError(
-            f"The pair {number!r} was voted on already. Ask for new pairs to vote again."
+            "todo", f"The pair {number!r} was voted on already. Ask for new pairs to vote again."
         )
     winners = {"left": pair["left"], "right": _other(pair["left"]), "same": "neither"}
     pair |= {"choice": choice, "winner": winners[choice], "time": time.time()}
@@ -148,5 +148,5 @@ def _path(run: Run) -> Any:
 
 def _kept(run: Run) -> dict[str, Any]:
     if not _path(run).is_file():
-        raise UserError(f"No vote was begun on the run {run.name!r}. Ask for pairs first.")
+        raise UserError("todo", f"No vote was begun on the run {run.name!r}. Ask for pairs first.")
     return json.loads(_path(run).read_text(encoding="utf-8"))

@@ -44,7 +44,8 @@ class Sampling:
         for name, (least, most) in allowed.items():
             if getattr(self, name) is None or not least <= getattr(self, name) <= most:
                 raise UserError(
-                    f"{name} cannot be {getattr(self, name)!r}. Choose a value from {least} to {most}."
+                    "todo",
+                    f"{name} cannot be {getattr(self, name)!r}. Choose a value from {least} to {most}.",
                 )
 
 

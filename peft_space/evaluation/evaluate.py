@@ -109,7 +109,8 @@ def _held_out(run: Run, adapted: AdaptedModel) -> tuple[list[Any], list[Tokenize
     held_out = _known(load_run_data(run).held_out, adapted)
     if not held_out:
         raise UserError(
-            f"The run {run.name!r} has no held-out rows to score on. Train it again with eval_split above 0."
+            "todo",
+            f"The run {run.name!r} has no held-out rows to score on. Train it again with eval_split above 0.",
         )
     recipe, task = run.recipe, adapted.goal.task
     rendered = render(
@@ -118,7 +119,8 @@ def _held_out(run: Run, adapted: AdaptedModel) -> tuple[list[Any], list[Tokenize
     examples = [example for example in rendered if example.num_trained]
     if not examples:
         raise UserError(
-            f"At {run.recipe.max_length} tokens every held-out answer is cut off. Train again with a larger max_length."
+            "todo",
+            f"At {run.recipe.max_length} tokens every held-out answer is cut off. Train again with a larger max_length.",
         )
     return held_out, examples
 

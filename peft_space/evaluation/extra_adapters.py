@@ -76,11 +76,13 @@ def _adapter(run: Run, name: str) -> tuple[str, Path]:
             )
             told = f"it is damaged ({why})" if folder else "it is not there"
             raise UserError(
-                f"The run {run.name!r} has no {name} to compare: {told}. Complete checkpoints: {complete}."
+                "todo",
+                f"The run {run.name!r} has no {name} to compare: {told}. Complete checkpoints: {complete}.",
             )
         if _starts_from_other_weights(run):
             raise UserError(
-                f"Checkpoints of {run.recipe.method} are of a base that it changed, not of {run.recipe.base_model}. Compare its adapter."
+                "todo",
+                f"Checkpoints of {run.recipe.method} are of a base that it changed, not of {run.recipe.base_model}. Compare its adapter.",
             )
         return f"Step {checkpoints.step_of(folder)}", folder
     other = Run(name)
@@ -106,7 +108,9 @@ def _same_base(run: Run, other: Run) -> bool:
 def _temporary_adapter(adapted: "AdaptedModel", folder: Path) -> Iterator[None]:
     """Within this context another adapter is on the base."""
     if adapted.biases:
-        raise UserError("An adapter that trains biases writes over its base's. Compare it alone.")
+        raise UserError(
+            "todo", "An adapter that trains biases writes over its base's. Compare it alone."
+        )
     adapted.model.load_adapter(folder, adapter_name=_NAME)
     try:
         adapted.model.set_adapter(_NAME)

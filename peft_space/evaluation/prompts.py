@@ -58,7 +58,7 @@ def read_prompts(path: str | Path) -> list[str]:
         if column is None:
             columns = ", ".join(table.columns[:8])
             raise UserError(
-                f"{name} has no column of prompts, only {columns}. Name one of them prompt."
+                "todo", f"{name} has no column of prompts, only {columns}. Name one of them prompt."
             )
         prompts = [
             row[column].strip()
@@ -67,10 +67,12 @@ def read_prompts(path: str | Path) -> list[str]:
         ]
     if not prompts:
         raise UserError(
-            f"There is no prompt in {name}. Write one a line, or a column called prompt."
+            "todo", f"There is no prompt in {name}. Write one a line, or a column called prompt."
         )
     if len(prompts) > MOST_PROMPTS:
-        raise UserError(f"{name} has {len(prompts):,} prompts. Take {MOST_PROMPTS:,} at most.")
+        raise UserError(
+            "todo", f"{name} has {len(prompts):,} prompts. Take {MOST_PROMPTS:,} at most."
+        )
     return prompts
 
 
@@ -82,7 +84,7 @@ def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str
     asked = [one for row in load_run_data(run).held_out[:_MOST_LOOKED_AT] if (one := _asked(row))]
     if not asked:
         raise UserError(
-            "This run has no held-out rows of one question and one answer. Type a prompt."
+            "todo", "This run has no held-out rows of one question and one answer. Type a prompt."
         )
     return [asked[(start + offset) % len(asked)] for offset in range(min(count, len(asked)))]
 

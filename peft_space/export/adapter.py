@@ -21,7 +21,8 @@ def copy_adapter(run: Run, folder: Path) -> None:
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     if not config.get("base_model_name_or_path"):
         raise UserError(
-            "The adapter does not name its base model, so nobody could load it. Train it again."
+            "todo",
+            "The adapter does not name its base model, so nobody could load it. Train it again.",
         )
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     plan = read_plan(run)

@@ -69,7 +69,9 @@ def make_export_spec(
 
     def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
-            raise UserError(f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}.")
+            raise UserError(
+                "todo", f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}."
+            )
 
     one_of("target", target, get_args(Target))
     files = (

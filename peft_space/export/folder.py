@@ -22,7 +22,7 @@ def atomic_directory(out: str | Path) -> Iterator[Path]:
     """
     target = Path(out).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{out} already exists and is not empty. Choose another folder.")
+        raise UserError("todo", f"{out} already exists and is not empty. Choose another folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -39,8 +39,9 @@ def check_room(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise UserError(
+            "todo",
             f"This export needs {gigabytes(num_bytes)} on the disk of {folder.parent}, and {gigabytes(free)} are free. "
-            "Free some space, export to another disk, or choose a 16-bit dtype."
+            "Free some space, export to another disk, or choose a 16-bit dtype.",
         )
 
 

@@ -129,7 +129,8 @@ def _check(template: ChatTemplate, found: Around) -> None:
 
 def _refused(why: str) -> UserError:
     return UserError(
-        f"This model's chat template cannot be written for Ollama: {why}. Export GGUF, and run it with llama.cpp, which takes the template as it is."
+        "todo",
+        f"This model's chat template cannot be written for Ollama: {why}. Export GGUF, and run it with llama.cpp, which takes the template as it is.",
     )
 
 

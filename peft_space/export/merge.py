@@ -48,15 +48,18 @@ def merge_into(run: Run, wanted: MergeInto | None) -> MergeInto:
     held = quantization_of(run.recipe, base.config)
     if held in ("gptq", "awq"):
         raise UserError(
-            f"The base comes quantized as {held.upper()}, and an adapter cannot be merged into that. Export the adapter and serve both apart."
+            "todo",
+            f"The base comes quantized as {held.upper()}, and an adapter cannot be merged into that. Export the adapter and serve both apart.",
         )
     if held == "bitsandbytes" and wanted == "full":
         raise UserError(
-            "The base comes in 4 or 8 bits, so there is no full precision to merge into. Choose to merge into dequantized."
+            "todo",
+            "The base comes in 4 or 8 bits, so there is no full precision to merge into. Choose to merge into dequantized.",
         )
     if held == "none" and wanted == "dequantized":
         raise UserError(
-            "The adapter was not trained on a quantized base, so there is nothing to dequantize. Choose to merge into full."
+            "todo",
+            "The adapter was not trained on a quantized base, so there is nothing to dequantize. Choose to merge into full.",
         )
     return wanted or ("full" if held == "none" else "dequantized")
 
@@ -151,7 +154,8 @@ def _cast(weight: Any, dtype: Any) -> Any:
     narrow = weight.to(dtype)
     if dtype == torch.float16 and not torch.equal(torch.isfinite(narrow), torch.isfinite(weight)):
         raise UserError(
-            "A merged weight is larger than 65,504, the most that float16 holds. Choose bfloat16 or float32."
+            "todo",
+            "A merged weight is larger than 65,504, the most that float16 holds. Choose bfloat16 or float32.",
         )
     return narrow
 

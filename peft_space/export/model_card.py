@@ -70,11 +70,13 @@ def put_card(folder: Path, text: str) -> None:
         after = ModelCard(text).data.to_dict()
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"The card's front matter, between the two lines of three hyphens, cannot be read ({error}). Mend it."
+            "todo",
+            f"The card's front matter, between the two lines of three hyphens, cannot be read ({error}). Mend it.",
         ) from None
     if before.get("base_model") != after.get("base_model"):
         raise UserError(
-            f"The card has to name its base: put back base_model: {before.get('base_model')} into the front matter."
+            "todo",
+            f"The card has to name its base: put back base_model: {before.get('base_model')} into the front matter.",
         )
     path.write_text(text, encoding="utf-8")
 

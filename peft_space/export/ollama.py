@@ -26,7 +26,8 @@ def modelfile(
     for file in (model, adapter):
         if file is not None and not _FILE.fullmatch(file):  # whatever else it could be read as
             raise UserError(
-                f"A Modelfile cannot name the file {file!r}. Name it with letters, digits, dots and dashes."
+                "todo",
+                f"A Modelfile cannot name the file {file!r}. Name it with letters, digits, dots and dashes.",
             )
     lines = [f"# {note}" for note in notes(tokenizer)] + [f"FROM ./{model}"]
     if adapter:
@@ -68,11 +69,13 @@ def notes(tokenizer: Any) -> list[str]:
 def _quotable(tokenizer: Any, system: str) -> str:
     if around(tokenizer).system is None:
         raise UserError(
-            "This model's chat template takes no system message. Leave it out, and write it into the first question."
+            "todo",
+            "This model's chat template takes no system message. Leave it out, and write it into the first question.",
         )
     if '"""' in system:
         raise UserError(
-            'A Modelfile cannot have three quotation marks (""") within a system message. Write them otherwise.'
+            "todo",
+            'A Modelfile cannot have three quotation marks (""") within a system message. Write them otherwise.',
         )
     return (
         f"{system} " if system.endswith('"') else system

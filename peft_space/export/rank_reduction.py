@@ -70,12 +70,13 @@ def reduce_rank(run: Run, out: str | Path, rank: int | None = None) -> int:
     wanted = read_spectrum(run).used_rank if rank is None else rank
     if not 1 <= wanted < config["r"]:
         raise UserError(
-            f"The adapter has rank {config['r']} and uses {wanted} of it. Choose a rank from 1 to {config['r'] - 1}."
+            "todo",
+            f"The adapter has rank {config['r']} and uses {wanted} of it. Choose a rank from 1 to {config['r'] - 1}.",
         )
     target = Path(out).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(
-            f"{out} already exists and is not empty. Choose another folder to write to."
+            "todo", f"{out} already exists and is not empty. Choose another folder to write to."
         )
     weights = load_file(run.adapter / "adapter_model.safetensors")
     scale = _scale(config)
@@ -103,7 +104,8 @@ def _config(adapter: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
     if config.get("use_dora"):
         raise UserError(
-            "A DoRA adapter changes the length of each layer's weights besides, so its rank says little. It cannot be compressed."
+            "todo",
+            "A DoRA adapter changes the length of each layer's weights besides, so its rank says little. It cannot be compressed.",
         )
     return config
 

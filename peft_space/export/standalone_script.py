@@ -76,10 +76,10 @@ def write_script(run: Run, out: str | Path) -> Path:
     path = Path(out).absolute()
     if path.suffix != ".py":
         raise UserError(
-            f"{out} is no name of a script. Give one that ends in .py, such as train.py."
+            "todo", f"{out} is no name of a script. Give one that ends in .py, such as train.py."
         )
     if path.exists():
-        raise UserError(f"{out} exists already. Give another name, or remove it.")
+        raise UserError("todo", f"{out} exists already. Give another name, or remove it.")
     plan = read_plan(run)
     recipe = run.recipe
     if plan and plan.base_on_hub:
@@ -99,7 +99,8 @@ def write_script(run: Run, out: str | Path) -> Path:
     )
     if size > _MOST_BYTES:
         raise UserError(
-            f"The rows of this run are too many for one script ({gigabytes(size)}). Copy its folder instead, and train it there with `train --resume`."
+            "todo",
+            f"The rows of this run are too many for one script ({gigabytes(size)}). Copy its folder instead, and train it there with `train --resume`.",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(run.name, dependencies(plan), zipped(files)), encoding="utf-8")

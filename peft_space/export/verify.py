@@ -217,7 +217,8 @@ def reject_mismatch(proof: Verification, what_else: str) -> None:
     """Raise UserError where a proof did not pass, with its numbers and what to do."""
     if not proof.passed:
         raise UserError(
-            f"Not exported, because it does not answer as the adapter does. {proof.words()} {what_else} Or insist, and it is kept."
+            "todo",
+            f"Not exported, because it does not answer as the adapter does. {proof.words()} {what_else} Or insist, and it is kept.",
         )
 
 
@@ -262,7 +263,8 @@ def _examples(run: Run, adapted: AdaptedModel, most: int) -> tuple[str, list[Tok
     ]
     if not examples:
         raise UserError(
-            f"There is no row to prove the export on: at {run.recipe.max_length} tokens every answer is cut off."
+            "todo",
+            f"There is no row to prove the export on: at {run.recipe.max_length} tokens every answer is cut off.",
         )
     return f"{len(examples)} {kind}", examples
 

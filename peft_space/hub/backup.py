@@ -108,7 +108,9 @@ def restore(
                 "local_dir": scratch,
             }
             if BACKUP_MANIFEST not in sizes:
-                raise UserError(f"{repo} on the Hub is no saved run: it has no {BACKUP_MANIFEST}.")
+                raise UserError(
+                    "todo", f"{repo} on the Hub is no saved run: it has no {BACKUP_MANIFEST}."
+                )
             manifest = _read(Path(api.hf_hub_download(repo, BACKUP_MANIFEST, **where)), repo)
             _refuse_without_room(repo, [sizes.get(name, 0) for name in manifest.files], aside)
             for done, (name, digest) in enumerate(manifest.files.items()):
@@ -124,7 +126,8 @@ def restore(
             Run(aside).history()
         except (UserError, ValidationError, ValueError, OSError):
             raise UserError(
-                f"The run that is saved in {repo} was written by another version and cannot be read here."
+                "todo",
+                f"The run that is saved in {repo} was written by another version and cannot be read here.",
             ) from None
     return Run(directory)
 
@@ -184,11 +187,13 @@ def _files_there(api: HfApi, repo: str) -> set[str]:
     there = set(api.list_repo_files(repo, repo_type="dataset"))
     if BACKUP_MANIFEST not in there and not there <= {".gitattributes", "README.md"}:
         raise UserError(
-            f"The dataset {repo!r} exists and holds something else. Nothing of it was changed: choose another name."
+            "todo",
+            f"The dataset {repo!r} exists and holds something else. Nothing of it was changed: choose another name.",
         )
     if not api.dataset_info(repo).private:
         raise UserError(
-            f"The dataset {repo!r} is public, and a run has its data in it. Make it private on the Hub, or choose another name."
+            "todo",
+            f"The dataset {repo!r} is public, and a run has its data in it. Make it private on the Hub, or choose another name.",
         )
     return there
 
@@ -198,15 +203,19 @@ def _read(path: Path, repo: str) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError:
         raise UserError(
-            f"{repo} on the Hub is no run that this version can take up: its {BACKUP_MANIFEST} cannot be read."
+            "todo",
+            f"{repo} on the Hub is no run that this version can take up: its {BACKUP_MANIFEST} cannot be read.",
         ) from None
     for name in manifest.files:
         if not is_allowed_path(name):
             raise UserError(
-                f"{repo} on the Hub was not taken up: {json.dumps(name)} does not belong in a run."
+                "todo",
+                f"{repo} on the Hub was not taken up: {json.dumps(name)} does not belong in a run.",
             )
     if not {"run.json", "recipe.json"} <= manifest.files.keys():
-        raise UserError(f"{repo} on the Hub is no saved run: it has no run.json or no recipe.json.")
+        raise UserError(
+            "todo", f"{repo} on the Hub is no saved run: it has no run.json or no recipe.json."
+        )
     return manifest
 
 
@@ -214,15 +223,18 @@ def _refuse_without_room(repo: str, sizes: list[int], folder: Path) -> None:
     needed, free, most = sum(sizes), shutil.disk_usage(folder).free, settings.largest_run_bytes()
     if needed > most:
         raise UserError(
-            f"The run in {repo} takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken up here (PEFT_SPACE_MAX_RUN_MB)."
+            "todo",
+            f"The run in {repo} takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken up here (PEFT_SPACE_MAX_RUN_MB).",
         )
     if needed > free / 2:  # it lies on the disk twice for a moment
         raise UserError(
-            f"The run in {repo} takes {gigabytes(needed)}, and there is no room for it here ({gigabytes(free)} are free)."
+            "todo",
+            f"The run in {repo} takes {gigabytes(needed)}, and there is no room for it here ({gigabytes(free)} are free).",
         )
 
 
 def _corrupt(repo: str, why: str) -> UserError:
     return UserError(
-        f"The run that is saved in {repo} is not whole: {why}. Nothing was taken up. Save it again from where it was trained."
+        "todo",
+        f"The run that is saved in {repo} is not whole: {why}. Nothing was taken up. Save it again from where it was trained.",
     )

@@ -18,7 +18,8 @@ def open_client(repo: str, token: str | None) -> HfApi:
     """A client of the Hub for `token`, or on one's own machine for the token it is signed in with. Raises UserError for a wrong name or token."""
     if not _is_repository_name(repo):
         raise UserError(
-            f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter."
+            "todo",
+            f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.",
         )
     check_token(token)
     return HfApi(token=token or None)
@@ -28,11 +29,13 @@ def check_token(token: str | None) -> None:
     """Raise UserError where it can be seen that the Hub will not take a visitor's token."""
     if settings.on_space() and not token:  # the Space's own token is not a visitor's
         raise UserError(
-            "There is no Hub token. Sign in at the top of the page, or paste one with write access."
+            "todo",
+            "There is no Hub token. Sign in at the top of the page, or paste one with write access.",
         )
     if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
         raise UserError(
-            "The token has characters that no Hub token has. Copy it whole from the Hub's settings page."
+            "todo",
+            "The token has characters that no Hub token has. Copy it whole from the Hub's settings page.",
         )
 
 
@@ -49,15 +52,17 @@ def translate_errors(
         yield
     except errors.LocalTokenNotFoundError:
         raise UserError(
-            "There is no Hub token. Paste one with write access, or sign in with `hf auth login`."
+            "todo",
+            "There is no Hub token. Paste one with write access, or sign in with `hf auth login`.",
         ) from None
     except errors.OfflineModeIsEnabled:
         raise UserError(
-            "The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and try again."
+            "todo",
+            "The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and try again.",
         ) from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
         raise (
-            as_user_error(error) or UserError(_why(repo, error, failed, kept, reasons))
+            as_user_error(error) or UserError("todo", _why(repo, error, failed, kept, reasons))
         ) from None
 
 

@@ -53,7 +53,7 @@ def seconds_of(timeout: str) -> float:
     """How long `90m`, `2h` or a number of seconds is. Raises UserError for what is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", timeout.strip())
     if not match or float(match[1]) == 0:
-        raise UserError(f"{timeout!r} is no length of time. Write it like 90m or 2h.")
+        raise UserError("todo", f"{timeout!r} is no length of time. Write it like 90m or 2h.")
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
@@ -140,7 +140,8 @@ def _signed_in(token: str | None) -> tuple[HfApi, str]:
     token = token or get_token()
     if not token:
         raise UserError(
-            "There is no Hub token. Paste one with write access, or sign in with `hf auth login`."
+            "todo",
+            "There is no Hub token. Paste one with write access, or sign in with `hf auth login`.",
         )
     return HfApi(token=token), token
 
@@ -149,11 +150,13 @@ def _refuse(run: Run) -> None:
     status = run.status()
     if status in ("queued", "running", "on_job", "finished"):
         raise UserError(
-            f"The run {run.name!r} is {status} already, so no job was started. Wait for it, or stop it first."
+            "todo",
+            f"The run {run.name!r} is {status} already, so no job was started. Wait for it, or stop it first.",
         )
     if Path(run.recipe.base_model).expanduser().is_dir():
         raise UserError(
-            f"The base model {run.recipe.base_model} is a folder on this machine, which a job does not see. Push it to the Hub and name it by its id."
+            "todo",
+            f"The base model {run.recipe.base_model} is a folder on this machine, which a job does not see. Push it to the Hub and name it by its id.",
         )
 
 
@@ -161,19 +164,21 @@ def _refuse_hardware(run: Run, flavor: str, found: list[HardwareOffer]) -> None:
     offer = next((offer for offer in found if offer.kind.name == flavor), None)
     if offer is None:
         known = ", ".join(offer.kind.name for offer in found)
-        raise UserError(f"Jobs have no hardware {flavor!r} now. Choose one of: {known}.")
+        raise UserError("todo", f"Jobs have no hardware {flavor!r} now. Choose one of: {known}.")
     if not _checkpoints(run):
         return
     if not run.path("plan.json").is_file():
         raise UserError(
-            "This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew."
+            "todo",
+            "This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew.",
         )
     device = json.loads(run.path("plan.json").read_text())["device"]
     if device != offer.kind.device:
         words = {"cpu": "a CPU", "cuda": "a GPU"}
         raise UserError(
+            "todo",
             f"This run was begun on {words[device]}, and {flavor} is {words[offer.kind.device]}: its checkpoints cannot go on there. "
-            "Choose hardware of the same kind, or train its recipe anew."
+            "Choose hardware of the same kind, or train its recipe anew.",
         )
 
 
@@ -252,7 +257,9 @@ def cancel(run: Run, token: str | None) -> None:
 def _handed(run: Run) -> events.SubmittedToJob:
     if handed := active_job(run.history()):
         return handed
-    raise UserError(f"The run {run.name!r} has no job: it is {run.status()}. Hand it over first.")
+    raise UserError(
+        "todo", f"The run {run.name!r} has no job: it is {run.status()}. Hand it over first."
+    )
 
 
 def _job(api: HfApi, handed: events.SubmittedToJob) -> JobInfo | None:
@@ -331,11 +338,13 @@ def _told_events(lines: list[bytes]) -> list[events.Event]:
         told = [events.parse_event(line) for line in lines]
     except ValidationError:
         raise UserError(
-            "The events that came back from the job cannot be read. Resume the run here, or hand it over again."
+            "todo",
+            "The events that came back from the job cannot be read. Resume the run here, or hand it over again.",
         ) from None
     if any(isinstance(event, events.SubmittedToJob | events.Queued) for event in told):
         raise UserError(
-            "Events came back from the job that no training tells. Resume the run here, or hand it over again."
+            "todo",
+            "Events came back from the job that no training tells. Resume the run here, or hand it over again.",
         )
     return told
 

@@ -36,7 +36,7 @@ def smoke_test(
             value, found = do()
         except (AppError, httpx.HTTPError, OSError, ValueError, TimeoutError) as error:
             raise UserError(
-                f"{url}: {what} did not go well: {str(error) or type(error).__name__}"
+                "todo", f"{url}: {what} did not go well: {str(error) or type(error).__name__}"
             ) from None
         done.append({"what": what, "seconds": round(time.monotonic() - began, 1), "found": found})
         return value

@@ -76,7 +76,8 @@ def files_to_upload(root: Path) -> list[str]:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         raise UserError(
-            f"{root} is not a git clone, so it is not known which files belong to it. Clone the repository and deploy from there."
+            "todo",
+            f"{root} is not a git clone, so it is not known which files belong to it. Clone the repository and deploy from there.",
         ) from None
     files = [
         name for name in listed.split("\0") if name and PurePosixPath(name).parts[0] not in _NOT_RUN
@@ -85,13 +86,15 @@ def files_to_upload(root: Path) -> list[str]:
         path = root / name
         if path.is_symlink() or not path.is_file():
             raise UserError(
-                f"git tracks {name}, but it is no file here. Commit what is there, and deploy again."
+                "todo",
+                f"git tracks {name}, but it is no file here. Commit what is there, and deploy again.",
             )
         if _KEYS.fullmatch(path.name) or holds_secret(
             path.read_bytes().decode("utf-8", errors="ignore")
         ):
             raise UserError(
-                f"{name} looks as if it held a key or a token, so nothing was uploaded. Take it out of the repository."
+                "todo",
+                f"{name} looks as if it held a key or a token, so nothing was uploaded. Take it out of the repository.",
             )
     return files
 
@@ -104,6 +107,7 @@ def _files_there(api: HfApi, space: str) -> set[str] | None:
         return None
     if "peft_space/__init__.py" not in there and not there <= _MADE_BY_THE_HUB:
         raise UserError(
-            f"The Space {space!r} is another app. Nothing of it was changed: choose another name."
+            "todo",
+            f"The Space {space!r} is another app. Nothing of it was changed: choose another name.",
         )
     return there

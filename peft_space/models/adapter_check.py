@@ -26,7 +26,8 @@ def revision_of(adapter: Path, base_model: str) -> str | None:
         trained_on, revision = str(told["base_model_name_or_path"]), told.get("revision")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"The adapter in {adapter} cannot be loaded: its adapter_config.json is damaged. {_REMEDY}"
+            "todo",
+            f"The adapter in {adapter} cannot be loaded: its adapter_config.json is damaged. {_REMEDY}",
         ) from None
     name = model_name(base_model)
     moved = (
@@ -34,7 +35,8 @@ def revision_of(adapter: Path, base_model: str) -> str | None:
     )  # then the digest of the files decides
     if trained_on != name and not moved:
         raise UserError(
-            f"The adapter in {adapter} was trained on {trained_on}, and the base model of this run is {name}. {_REMEDY}"
+            "todo",
+            f"The adapter in {adapter} was trained on {trained_on}, and the base model of this run is {name}. {_REMEDY}",
         )
     return revision
 
@@ -47,12 +49,13 @@ def check_adapter_fits_base(
     fault = weight_file_fault(weights) if weights.is_file() else f"there is no {weights.name}"
     header = None if fault else read_header(weights)
     if header is None:
-        raise UserError(f"The adapter in {adapter} cannot be loaded: {fault}. {_REMEDY}")
+        raise UserError("todo", f"The adapter in {adapter} cannot be loaded: {fault}. {_REMEDY}")
     expected = _expected_shapes(adapter, base, task, labels)
     difference = expected if isinstance(expected, str) else _difference(header.shapes, expected)
     if difference:
         raise UserError(
-            f"The adapter in {adapter} does not fit the base model {base.name}: {difference}. {_REMEDY}"
+            "todo",
+            f"The adapter in {adapter} does not fit the base model {base.name}: {difference}. {_REMEDY}",
         )
 
 

@@ -66,13 +66,14 @@ def choose_task(recipe: Recipe, config: Any, shape: Schema) -> Task:
     if recipe.task in both:
         return recipe.task  # type: ignore[return-value]
     if recipe.task != "automatic" and recipe.task not in can:
-        raise UserError(_cannot(config, can, recipe.task))
+        raise UserError("todo", _cannot(config, can, recipe.task))
     if recipe.task != "automatic":
         raise UserError(
+            "todo",
             f"Rows read as {shape} do not show what {recipe.task} learns. Set the task to {' or '.join(both) or 'automatic'}, "
-            "or read the columns differently on the Data tab."
+            "or read the columns differently on the Data tab.",
         )
-    raise UserError(_cannot(config, can, allowed[0]))
+    raise UserError("todo", _cannot(config, can, allowed[0]))
 
 
 def _cannot(config: Any, can: list[Task], wanted: Task) -> str:
@@ -118,7 +119,7 @@ def linear_layers(config: Any, task: Task = "causal-lm") -> ModelLayers:
     from transformers.pytorch_utils import Conv1D
 
     if task not in (can := tasks_of(config)):
-        raise UserError(_cannot(config, can, task))
+        raise UserError("todo", _cannot(config, can, task))
     model = _on_meta(auto_class(task), config)
     new = _new_modules(model) if task in CLASSIFYING else []
     output = None if task in CLASSIFYING else model.get_output_embeddings()
@@ -167,7 +168,8 @@ def _on_meta(of_task: Any, config: Any) -> Any:
         made += 1
         if made > _MOST_MODULES:
             raise UserError(
-                f"The base model's config asks for more than {_MOST_MODULES:,} modules. Choose another base model."
+                "todo",
+                f"The base model's config asks for more than {_MOST_MODULES:,} modules. Choose another base model.",
             )
 
     counting = register_module_module_registration_hook(count)
@@ -179,7 +181,8 @@ def _on_meta(of_task: Any, config: Any) -> Any:
             raise
         first = str(error).strip().split("\n", 1)[0].rstrip(".")
         raise UserError(
-            f"No model can be made from the base model's config: {first[:300]}. Choose another base model."
+            "todo",
+            f"No model can be made from the base model's config: {first[:300]}. Choose another base model.",
         ) from error
     finally:
         counting.remove()
@@ -238,7 +241,9 @@ def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
             if unknown
             else "gets no adapter: target_modules is empty"
         )
-        raise UserError(f"The base model {what}. {hint}Choose from {', '.join(layers.counts)}.")
+        raise UserError(
+            "todo", f"The base model {what}. {hint}Choose from {', '.join(layers.counts)}."
+        )
     return list(recipe.target_modules)
 
 
@@ -263,9 +268,10 @@ def wrapped_layers(recipe: Recipe, layers: ModelLayers) -> list[str]:
     numbers = {int(found[1]) for name in layers.names if (found := block.search(name))}
     if wrong := sorted(set(recipe.layers_to_transform) - numbers):
         raise UserError(
+            "todo",
             f"The base model has no block {wrong[0]}. Choose among 0 to {max(numbers)}, or leave layers_to_transform empty."
             if numbers
-            else "The base model has no numbered blocks. Leave layers_to_transform empty."
+            else "The base model has no numbered blocks. Leave layers_to_transform empty.",
         )
     return [
         name
@@ -289,8 +295,9 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(
+                "todo",
                 f"The base model has no module {name!r} to save. "
-                + (f"Did you mean {near[0]}?" if near else "Leave modules_to_save empty.")
+                + (f"Did you mean {near[0]}?" if near else "Leave modules_to_save empty."),
             )
     return list(dict.fromkeys([*layers.new_modules, *(recipe.modules_to_save or [])]))
 

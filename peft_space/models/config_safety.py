@@ -144,5 +144,5 @@ def _plain(value: Any) -> bool:
 
 def _refused(location: str, why: str) -> UserError:
     return UserError(
-        f"The base model {location!r} cannot be loaded: {why}. Choose another base model."
+        "todo", f"The base model {location!r} cannot be loaded: {why}. Choose another base model."
     )

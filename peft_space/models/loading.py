@@ -105,7 +105,9 @@ def load_base_model(
             hub_error_reason(error, base.revision)
             or f"{first_line(error)} Download the model again, or choose one that is stored as safetensors"
         )
-        raise UserError(f"The weights of {base.name} cannot be loaded: {reason}.") from error
+        raise UserError(
+            "todo", f"The weights of {base.name} cannot be loaded: {reason}."
+        ) from error
     sanitize_generation_config(model)
     force_float32_and_disable_repacking(model, getattr(torch, dtype))
     model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
@@ -122,7 +124,8 @@ def _untrained(
     missing = sorted(missing)
     if missing and goal.task not in CLASSIFYING:
         raise UserError(
-            f"The weights of {base.name} are not whole: {missing[0]} is missing. Choose another base model, or download it again."
+            "todo",
+            f"The weights of {base.name} are not whole: {missing[0]} is missing. Choose another base model, or download it again.",
         )
     return list(
         dict.fromkeys(
@@ -175,8 +178,9 @@ def _refuse_zero_rows(adapted: Any) -> None:
         if "lora_magnitude_vector" in name and bool((magnitude == 0).any()):
             layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
             raise UserError(
+                "todo",
                 f"DoRA divides each row of a layer by its length, and {layer} has {int((magnitude == 0).sum())} rows of zeros. "
-                "Choose lora as the method, or leave such layers out of the target modules."
+                "Choose lora as the method, or leave such layers out of the target modules.",
             )
 
 

@@ -55,18 +55,21 @@ def quantization_of(recipe: Recipe, config: Any) -> str:
             package for package in _GPTQ_PACKAGES if importlib.util.find_spec(package) is None
         ]:
             raise UserError(
+                "todo",
                 f"The base model comes quantized as {method.upper()}, which needs what is not installed here: {', '.join(missing)}. "
-                f"Install it with `{GPTQ_EXTRA}`, or choose the model in full precision and quantization nf4."
+                f"Install it with `{GPTQ_EXTRA}`, or choose the model in full precision and quantization nf4.",
             )
         if recipe.method == "dora":  # PEFT's layers for both refuse it
             raise UserError(
-                f"DoRA needs the base's weights, and this base comes quantized as {method.upper()}. Choose lora as the method."
+                "todo",
+                f"DoRA needs the base's weights, and this base comes quantized as {method.upper()}. Choose lora as the method.",
             )
         return method
     if method == "bitsandbytes":
         return "bitsandbytes"
     raise UserError(
-        f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision."
+        "todo",
+        f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision.",
     )
 
 

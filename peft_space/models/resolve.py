@@ -57,11 +57,12 @@ def find_base(base_model: str, revision: str | None = None) -> BaseModelRef:
         return BaseModelRef(str(MODEL_DIR), _DEMO_NAME, None, _config(str(MODEL_DIR), None))
     if folder := _folder(base_model):
         if reason := without_config(str(folder), None):
-            raise UserError(f"The folder {base_model} is no base model: {reason}.")
+            raise UserError("todo", f"The folder {base_model} is no base model: {reason}.")
         return BaseModelRef(str(folder), str(folder), None, _config(str(folder), None))
     if not _is_hub_id(base_model):
         raise UserError(
-            f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo."
+            "todo",
+            f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.",
         )
     config = _config(base_model, revision)
     return BaseModelRef(base_model, base_model, _commit(base_model, revision), config)
@@ -130,7 +131,8 @@ def pin_revision(base: BaseModelRef, expected: str | None = None) -> BaseModelRe
     )
     if expected is not None and pinned.revision != expected:
         raise UserError(
-            f"The files of the base model {base.name} are not those that this run was trained on. Put them back, or train anew."
+            "todo",
+            f"The files of the base model {base.name} are not those that this run was trained on. Put them back, or train anew.",
         )
     return pinned
 
@@ -154,7 +156,8 @@ def load_tokenizer(base: BaseModelRef, chat_template: str = "own", task: Task = 
     tokenizer = _tokenizer(base, more)
     if not tokenizer.is_fast:
         raise UserError(
-            f"The tokenizer of {base.name} has no fast version, which is needed. Choose another base model."
+            "todo",
+            f"The tokenizer of {base.name} has no fast version, which is needed. Choose another base model.",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -162,7 +165,8 @@ def load_tokenizer(base: BaseModelRef, chat_template: str = "own", task: Task = 
         tokenizer.eos_token_id is None and task not in _WITHOUT_ANSWERS
     ):
         raise UserError(
-            f"The tokenizer of {base.name} has no end-of-text token, which is needed. Choose another base model."
+            "todo",
+            f"The tokenizer of {base.name} has no end-of-text token, which is needed. Choose another base model.",
         )
     if chat_template != "own":
         tokenizer.chat_template = TEMPLATES[chat_template]
@@ -190,14 +194,15 @@ def _tokenizer(base: BaseModelRef, more: dict[str, Any]) -> Any:
                 or f"{first_line(error)} Choose another base model"
             )
             raise UserError(
-                f"The tokenizer of the base model {base.name} cannot be loaded: {reason}."
+                "todo", f"The tokenizer of the base model {base.name} cannot be loaded: {reason}."
             ) from error
         tokenizer = None
     # without a vocabulary many kinds of tokenizers come up empty, and take every word for an unknown one
     if tokenizer is None or not has_vocabulary(*known, list(tokenizer.vocab_files_names.values())):
         raise UserError(
+            "todo",
             f"The base model {base.name} has no tokenizer: there is no tokenizer.json among its files. "
-            "Save the tokenizer beside the model, or choose another base model."
+            "Save the tokenizer beside the model, or choose another base model.",
         )
     return tokenizer
 
@@ -218,7 +223,9 @@ def _config(location: str, revision: str | None) -> Any:
             or without_config(location, revision)
             or f"{first_line(error)} Choose another base model"
         )
-        raise UserError(f"The base model {location!r} cannot be loaded: {reason}.") from error
+        raise UserError(
+            "todo", f"The base model {location!r} cannot be loaded: {reason}."
+        ) from error
 
 
 def hub_error_reason(error: BaseException, revision: str | None) -> str | None:

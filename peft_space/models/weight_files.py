@@ -55,7 +55,7 @@ def check_weights(base: BaseModelRef) -> None:
             f"{error.strerror or error}. {_AGAIN}" if Path(base.location).is_dir() else OUT_OF_REACH
         )
     if reason:
-        raise UserError(f"The weights of {base.name} cannot be loaded: {reason}.")
+        raise UserError("todo", f"The weights of {base.name} cannot be loaded: {reason}.")
 
 
 def check_claimed_size(base: BaseModelRef, num_parameters: int) -> None:
@@ -69,8 +69,9 @@ def check_claimed_size(base: BaseModelRef, num_parameters: int) -> None:
     )
     if held and num_parameters > _MOST_PARAMETERS_A_BYTE * held:
         raise UserError(
+            "todo",
             f"The weights of {base.name} cannot be loaded: its config claims {num_parameters:,} parameters, and its files have {held:,} bytes. "
-            f"{_AGAIN}."
+            f"{_AGAIN}.",
         )
 
 

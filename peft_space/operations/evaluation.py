@@ -44,11 +44,13 @@ def compare(
     adapted = load_cached(run)
     if history and adapted.goal.task in ("seq2seq-lm", *comparing.CLASSIFYING):
         raise UserError(
-            "This model answers one text at a time, without a conversation. Ask without a history."
+            "todo",
+            "This model answers one text at a time, without a conversation. Ask without a history.",
         )
     if history and also:
         raise UserError(
-            "Others can answer beside the adapter only where a conversation begins. Ask without a history."
+            "todo",
+            "Others can answer beside the adapter only where a conversation begins. Ask without a history.",
         )
     seen: base_check.SeenTokens = {"base": [], "adapter": []}
     answers = comparing.compare(
@@ -135,10 +137,11 @@ def pairs(
         given = compare(run, prompts, system, sampling, report=still)
         if given["task"].endswith("classification"):
             raise UserError(
-                "A label is right or wrong, so there is nothing to vote on. Score both columns instead."
+                "todo",
+                "A label is right or wrong, so there is nothing to vote on. Score both columns instead.",
             )
         if not given["fairness"]["fair"]:
-            raise UserError(given["fairness"]["words"])
+            raise UserError("todo", given["fairness"]["words"])
         return given["answers"]
 
     asked = (

@@ -28,7 +28,8 @@ def layers(recipe: Json) -> Json:
     can = tasks_of(config)
     if not can:
         raise UserError(
-            f"Models of the kind {config.model_type!r} can learn none of the tasks here. Choose another base model."
+            "todo",
+            f"Models of the kind {config.model_type!r} can learn none of the tasks here. Choose another base model.",
         )
     task = can[0] if wanted.task == "automatic" else wanted.task
     found = linear_layers(config, task)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any
 
-from peft_space.errors import as_user_error, user_message
+from peft_space.errors import as_user_error, error_json
 from peft_space.operations import OPERATIONS, REPORTING, TAKING_TURNS
 from peft_space.redaction import print_traceback
 from peft_space.runtime import machine_queue
@@ -62,7 +62,7 @@ def _last_message(
     except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
         if as_user_error(error) is None:
             print_traceback()
-        return {"error": user_message(error), "users": as_user_error(error) is not None}
+        return error_json(error)
 
 
 def _turn(report: Callable[[dict[str, Any]], None]) -> contextlib.AbstractContextManager[Any]:

@@ -211,11 +211,12 @@ def _what_went_wrong(run: Run, status: int) -> Exception:
     said = [event.message for event in run.history() if isinstance(event, events.Failed)]
     if status < 0:
         return UserError(
+            "todo",
             "The process that measured it was ended by the system, most likely for want of memory. "
-            "Set a smaller batch_size or max_length in the recipe, or choose a smaller base model."
+            "Set a smaller batch_size or max_length in the recipe, or choose a smaller base model.",
         )
     return (
-        UserError(said[-1])
+        UserError("todo", said[-1])
         if status == 2 and said
         else RuntimeError(said[-1] if said else f"the dry run ended with status {status}")
     )

@@ -53,7 +53,7 @@ def rank_sweep(
 ) -> RankSweep:
     """Train `recipe` at each of `ranks` for a few steps, everything else alike. Raises UserError where no rows are held out."""
     if not ranks or min(ranks) < 1 or max(ranks) > 256:
-        raise UserError("Choose ranks from 1 to 256, such as 2, 8 and 32.")
+        raise UserError("todo", "Choose ranks from 1 to 256, such as 2, 8 and 32.")
     steps = min(recipe.max_steps or SHORT_STEPS, SHORT_STEPS)
     results = []
     for number, rank in enumerate(sorted(set(ranks))):
@@ -100,12 +100,14 @@ def _at(
         evaluations = evaluations_of(happened)
         if not evaluations or plan is None:
             raise UserError(
-                "A rank study needs held-out rows to compare on. Raise eval_split, or bring a second file."
+                "todo",
+                "A rank study needs held-out rows to compare on. Raise eval_split, or bring a second file.",
             )
         loss = evaluations[-1].loss
         if not math.isfinite(loss):
             raise UserError(
-                f"At rank {rank} the loss is no longer a number. Lower the learning rate, and try again."
+                "todo",
+                f"At rank {rank} the loss is no longer a number. Lower the learning rate, and try again.",
             )
         return RankResult(
             rank, plan.trainable_parameters, loss, sum(step.seconds for step in steps_of(happened))

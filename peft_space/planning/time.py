@@ -170,8 +170,9 @@ def refuse_what_does_not_fit(memory: Memory | None) -> None:
     """Raise UserError where more memory is needed than is free, naming what would make it fit."""
     if memory and memory.total > memory.free:
         raise UserError(
+            "todo",
             f"This does not fit: training needs about {gigabytes(memory.total)} of memory, and {gigabytes(memory.free)} are free here. "
-            f"{_remedy(memory)}"
+            f"{_remedy(memory)}",
         )
 
 

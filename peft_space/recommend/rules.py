@@ -399,7 +399,7 @@ def check_red_lines(lines: list[RedLine]) -> None:
     """Raises UserError with the words of every `stop`, if there is one."""
     stops = [line.words for line in lines if line.kind == "stop"]
     if stops:
-        raise UserError(" ".join(stops))
+        raise UserError("todo", " ".join(stops))
 
 
 def _rank_lines(recipe: Recipe) -> list[RedLine]:

@@ -59,11 +59,13 @@ def read_manifest(text: str) -> dict[str, str]:
         ]
     except (ValueError, AttributeError, TypeError):
         raise UserError(
-            f"What was packed cannot be read: its {ARCHIVE_MANIFEST} is damaged. Pack the run anew."
+            "todo",
+            f"What was packed cannot be read: its {ARCHIVE_MANIFEST} is damaged. Pack the run anew.",
         ) from None
     if foreign:
         raise UserError(
-            f"What was packed names {foreign[0]!r}, which belongs to no run. Nothing was taken of it."
+            "todo",
+            f"What was packed names {foreign[0]!r}, which belongs to no run. Nothing was taken of it.",
         )
     return digests
 
@@ -72,16 +74,19 @@ def refuse_large(sizes: Mapping[str, int], most: float) -> None:
     """Raise UserError where files, which nobody has fetched yet, are more, or larger, than those of a run can be, or take more than `most` bytes."""
     if len(sizes) > _MOST_FILES:
         raise UserError(
-            f"What was packed has {len(sizes):,} files, and a run has at most {_MOST_FILES:,}. Nothing was taken of it."
+            "todo",
+            f"What was packed has {len(sizes):,} files, and a run has at most {_MOST_FILES:,}. Nothing was taken of it.",
         )
     for name, size in sizes.items():
         if size > _LARGEST_TEXT and not name.endswith(_OF_NUMBERS):
             raise UserError(
-                f"{name} has {gigabytes(size)}, and no such file of a run has more than {gigabytes(_LARGEST_TEXT)}. Nothing was taken."
+                "todo",
+                f"{name} has {gigabytes(size)}, and no such file of a run has more than {gigabytes(_LARGEST_TEXT)}. Nothing was taken.",
             )
     if (needed := sum(sizes.values())) > most:
         raise UserError(
-            f"What was packed takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken here (PEFT_SPACE_MAX_RUN_MB). Nothing was taken of it."
+            "todo",
+            f"What was packed takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken here (PEFT_SPACE_MAX_RUN_MB). Nothing was taken of it.",
         )
 
 
@@ -145,10 +150,13 @@ def _folder(name: str) -> str | None:
 def verified(path: Path, digest: str, name: str) -> Path:
     """The file, where it is what was packed. Raises UserError where it is another, or a link."""
     if path.is_symlink():
-        raise UserError(f"What was packed has a link in place of {name}. Nothing was taken of it.")
+        raise UserError(
+            "todo", f"What was packed has a link in place of {name}. Nothing was taken of it."
+        )
     if not path.is_file() or sha256(path) != digest:
         raise UserError(
-            f"{name} is not as it was packed: its SHA-256 is another. Try again, or pack the run anew."
+            "todo",
+            f"{name} is not as it was packed: its SHA-256 is another. Try again, or pack the run anew.",
         )
     return path
 

@@ -145,8 +145,9 @@ def ensure_disk_space(run: Run, trainable_parameters: int, tokenizer_bytes: int)
     needed, free = to_come * checkpoint + adapter, shutil.disk_usage(run.directory).free
     if free < needed:
         raise UserError(
+            "todo",
             f"The disk has {gigabytes(free)} left, and this training needs {gigabytes(needed)} for checkpoints and the adapter. "
-            "Free some space on it, then Resume."
+            "Free some space on it, then Resume.",
         )
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from peft_space.errors import error_json
+
 OnProgress = Callable[[float, str], None]
 """What a long step tells while it works, where that is no event of a run: the share that is done, 0 to 1, and what is being done."""
 
@@ -178,6 +180,8 @@ class Failed(_Event):
 
     event: Literal["Failed"] = "Failed"
     message: str
+    code: str = "bug"
+    """Of the `UserError` that ended it."""
     fault: bool = False
     """Whether it is the app's fault and not the user's."""
     for_memory: bool = False
@@ -208,3 +212,9 @@ Outcome = Paused | Stopped | Finished | Failed
 """How a call of `train` can end."""
 
 parse_event = TypeAdapter(Event).validate_json
+
+
+def failed_event(error: BaseException) -> Failed:
+    """The event that says how an exception ended a training."""
+    told = error_json(error)
+    return Failed(message=str(told["error"]), code=str(told["code"]), fault=not told["users"])

@@ -24,7 +24,8 @@ def new_run(owner: str) -> Path:
     most = settings.most_stored_bytes()
     if most is not None and (stored := sum(run.size() for run in list_runs(owner))) >= most:
         raise UserError(
-            f"Your runs take {gigabytes(stored)}, and {gigabytes(most)} are yours here. Take with you what you need, and delete a run on Runs."
+            "todo",
+            f"Your runs take {gigabytes(stored)}, and {gigabytes(most)} are yours here. Take with you what you need, and delete a run on Runs.",
         )
     return new_run_directory(owner)
 
@@ -37,7 +38,8 @@ def check_open_runs(owner: str) -> None:
     opened = [run.name for run in list_runs(owner) if run.status() in ("queued", "running")]
     if len(opened) >= most:
         raise UserError(
-            f"You have {len(opened)} trainings queued or running, and may have {most}. Wait for one, or stop it."
+            "todo",
+            f"You have {len(opened)} trainings queued or running, and may have {most}. Wait for one, or stop it.",
         )
 
 

@@ -45,7 +45,8 @@ class Run:
         self.directory = Path(directory).absolute()
         if not (self.directory / "run.json").is_file():
             raise UserError(
-                f"{directory} is not a run: it has no run.json. Give the folder that `train --out` wrote."
+                "todo",
+                f"{directory} is not a run: it has no run.json. Give the folder that `train --out` wrote.",
             )
         self.recipe = Recipe.model_validate_json((self.directory / "recipe.json").read_text())
         self.about: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
@@ -63,7 +64,8 @@ class Run:
         target = Path(directory).absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(
-                f"{directory} already exists and is not empty. Choose another folder, or go on with `train --resume {directory}`."
+                "todo",
+                f"{directory} already exists and is not empty. Choose another folder, or go on with `train --resume {directory}`.",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -91,7 +93,7 @@ class Run:
     def rename(self, name: str) -> None:
         """Give the run another name. Raises UserError where it is empty or long."""
         if not 0 < len(name.strip()) <= 100:
-            raise UserError("A run's name has 1 to 100 characters. Choose another one.")
+            raise UserError("todo", "A run's name has 1 to 100 characters. Choose another one.")
         self.about |= {"name": name.strip()}
         atomic_io.write_text(self.path("run.json"), json.dumps(self.about) + "\n")
 
@@ -124,7 +126,8 @@ class Run:
         folder = self.path("adapter")
         if not (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"The run {self.name!r} has no adapter yet: it is {self.status()}. Finish the training first."
+                "todo",
+                f"The run {self.name!r} has no adapter yet: it is {self.status()}. Finish the training first.",
             )
         return folder
 
@@ -174,7 +177,8 @@ class Run:
                 except BlockingIOError:
                     if attempt == 19:
                         raise UserError(
-                            f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first."
+                            "todo",
+                            f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first.",
                         ) from None
                     time.sleep(0.05)
             try:
@@ -239,7 +243,8 @@ def ensure_not_on_job(run: Run) -> None:
     """Raise UserError where a job trains the run."""
     if handed := active_job(run.history()):
         raise UserError(
-            f"The run {run.name!r} is trained on Hugging Face Jobs ({handed.address}). Wait for it, or cancel the job first; then it goes on here."
+            "todo",
+            f"The run {run.name!r} is trained on Hugging Face Jobs ({handed.address}). Wait for it, or cancel the job first; then it goes on here.",
         )
 
 

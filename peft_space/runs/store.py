@@ -38,7 +38,7 @@ def open_run(owner: str | Sequence[str], run_id: str) -> Run:
     ):
         if (folder / "run.json").is_file():
             return Run(folder)
-    raise UserError(f"You have no run {run_id!r}. Choose one from the list of your runs.")
+    raise UserError("todo", f"You have no run {run_id!r}. Choose one from the list of your runs.")
 
 
 def list_runs(*owners: str) -> list[Run]:

@@ -15,11 +15,11 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from peft_space import settings
-from peft_space.errors import as_user_error
 from peft_space.formatting import duration
 from peft_space.hub.jobs import RUN
 from peft_space.runs import archive as run_archive
 from peft_space.runs import events
+from peft_space.runs.events import failed_event
 from peft_space.runs.run import Run
 from peft_space.runtime.supervisor import supervise_training
 from peft_space.runtime.worker_pool import WorkerFault
@@ -58,7 +58,7 @@ def main(folder: str, repo: str, timeout: float) -> None:
     except (WorkerFault, Exception) as error:  # noqa: BLE001 - what comes back is the run's last event; the rest is in the job's log
         outcome = error
         if not run.history() or not isinstance(run.history()[-1], events.Failed):
-            run.append(events.Failed(message=str(error), fault=as_user_error(error) is None))
+            run.append(failed_event(error))
     over.set()
     for helper in helpers:
         helper.join()

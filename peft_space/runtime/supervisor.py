@@ -35,7 +35,8 @@ def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> Non
     with run.lock():  # two clicks do not start two workers
         if run.status() in ("queued", "finished"):
             raise UserError(
-                f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one."
+                "todo",
+                f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.",
             )
         run.truncate_partial_event()
         if shorter:
@@ -91,7 +92,8 @@ def halve_max_length_of(run: Run) -> None:
         or halve_max_length(run) is None
     ):
         raise UserError(
-            f"The run {run.name!r} did not fail for memory that shorter rows would save. Resume it without shortening its rows."
+            "todo",
+            f"The run {run.name!r} did not fail for memory that shorter rows would save. Resume it without shortening its rows.",
         )
 
 
@@ -159,7 +161,9 @@ def _how_it_ended(run: Run, status: int, num_events: int) -> events.Outcome:
     if status == 0 and isinstance(last, events.Paused | events.Stopped | events.Finished):
         return last
     if isinstance(last, events.Failed):
-        raise (WorkerFault if last.fault else UserError)(last.message)
+        if last.fault:
+            raise WorkerFault(last.message)
+        raise UserError(last.code, last.message)
     raise WorkerFault(
         f"The process that trained the run {run.name!r} ended unexpectedly (status {status}). Resume it: it goes on from its last checkpoint."
     )

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from peft_space.errors import UserError
 
@@ -15,6 +15,18 @@ _MOST_WORKERS = 2
 
 class WorkerFault(Exception):
     """Something failed in a worker that is not the user's mistake; its text says so, the worker's log has the traceback."""
+
+
+def raise_from_json(message: dict[str, Any]) -> NoReturn:
+    """Raise what `errors.error_json` has written in another process.
+
+    Raises:
+        UserError: the user can fix it.
+        WorkerFault: it is a bug; the process in which it happened has logged the traceback.
+    """
+    if message["users"]:
+        raise UserError(message["code"], message["error"])
+    raise WorkerFault(message["error"])
 
 
 class Workers:
@@ -90,7 +102,7 @@ def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> Iterator[dic
     for line in worker.stdout:
         message = json.loads(line)
         if "error" in message:
-            raise UserError(message["error"]) if message["users"] else WorkerFault(message["error"])
+            raise_from_json(message)
         yield message
         if "result" in message:
             return

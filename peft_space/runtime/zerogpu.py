@@ -18,7 +18,7 @@ import psutil
 import spaces
 
 from peft_space import settings
-from peft_space.errors import UserError, as_user_error, user_message
+from peft_space.errors import UserError, as_user_error, error_json, user_message
 from peft_space.evaluation import resumable
 from peft_space.runs import events
 from peft_space.runs.run import Run
@@ -26,7 +26,7 @@ from peft_space.runs.status import steps_of
 from peft_space.runs.store import list_sibling_runs
 from peft_space.runtime import zerogpu_slices
 from peft_space.runtime.supervisor import halve_max_length_of
-from peft_space.runtime.worker_pool import WorkerFault, Workers
+from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,12 @@ def start(run: Run, shorter: bool = False) -> None:
     for other in list_sibling_runs(run):
         if other.status() in ("queued", "running"):
             raise UserError(
-                f"The run {other.name!r} is being trained. A page trains one at a time: wait for it, or pause it first."
+                "todo",
+                f"The run {other.name!r} is being trained. A page trains one at a time: wait for it, or pause it first.",
             )
     with run.lock():
         if run.status() == "finished":
-            raise UserError(f"The run {run.name!r} is finished already. Start another one.")
+            raise UserError("todo", f"The run {run.name!r} is finished already. Start another one.")
         run.truncate_partial_event()
         if shorter:
             halve_max_length_of(run)
@@ -162,7 +163,7 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - see the module's docstring
         if as_user_error(error) is None:
             traceback.print_exc()
-        return {"error": user_message(error), "users": as_user_error(error) is not None}
+        return error_json(error)
 
 
 # All else that wants a GPU
@@ -198,16 +199,12 @@ class SlicedWorkers(Workers):
         try:
             for message in _run_on_gpu(verb, limit, arguments):
                 if "error" in message:
-                    raise (
-                        UserError(message["error"])
-                        if message["users"]
-                        else WorkerFault(message["error"])
-                    )
+                    raise_from_json(message)
                 yield message
         except (UserError, WorkerFault):
             raise
         except Exception as error:
-            raise UserError(gpu_error_message(error, limit, "ask again")) from error
+            raise UserError("todo", gpu_error_message(error, limit, "ask again")) from error
 
 
 class _SliceExpired(Exception):
@@ -245,12 +242,14 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
         except _SliceExpired:
             if verb not in _GOING_ON:
                 raise UserError(
-                    f"This took longer than the {seconds} s for which it had a GPU. Ask for less at once."
+                    "todo",
+                    f"This took longer than the {seconds} s for which it had a GPU. Ask for less at once.",
                 ) from None
             if resumable.num_saved_batches(Run(arguments["run"])) == before:
                 raise UserError(
+                    "todo",
                     f"Slices of {seconds} s are too short for this: nothing more of it was done in one. "
-                    "Whoever runs this Space can set longer ones: PEFT_SPACE_SLICE_SECONDS."
+                    "Whoever runs this Space can set longer ones: PEFT_SPACE_SLICE_SECONDS.",
                 ) from None
             return {"result": {"more": True, "share": share}}
 

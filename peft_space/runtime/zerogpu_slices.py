@@ -48,7 +48,8 @@ def next_slice_seconds(happened: list[events.Event], limit: int) -> int:
 
 def _too_short(limit: int, why: str) -> UserError:
     return UserError(
-        f"Slices of {limit} s are too short for this training: {why}. Choose longer slices, then Resume."
+        "todo",
+        f"Slices of {limit} s are too short for this training: {why}. Choose longer slices, then Resume.",
     )
 
 

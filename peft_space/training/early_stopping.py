@@ -69,7 +69,7 @@ class LossMonitor:
         )
         if not math.isfinite(loss) or lost:
             raise UserError(
-                self._no_number(step, "loss" if not math.isfinite(loss) else "gradient")
+                "todo", self._no_number(step, "loss" if not math.isfinite(loss) else "gradient")
             )
         if not self._trend.diverges(loss) or self._warned:
             return None

@@ -84,7 +84,7 @@ def import_adapter(
         try:
             check_adapter_fits_base(known, base, prepared.goal.task, prepared.goal.labels)
         except UserError as error:
-            raise UserError(str(error).replace(str(known), adapter)) from None
+            raise UserError("todo", str(error).replace(str(known), adapter)) from None
         files: dict[str, str | Path] = prepared.data.files() | {
             "data/goal.json": prepared.goal.as_json()
         }
@@ -121,11 +121,13 @@ def _found(adapter: str, scratch: Path) -> Path:
         return Path([hf_hub_download(adapter, name) for name in reversed(_FILES)][-1]).parent
     except RemoteEntryNotFoundError as error:
         raise UserError(
-            f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}."
+            "todo",
+            f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}.",
         ) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"There is no adapter {adapter!r}, or the Hub cannot be reached. Give a Hub id like OWNER/NAME, a .zip, or a folder on your own machine."
+            "todo",
+            f"There is no adapter {adapter!r}, or the Hub cannot be reached. Give a Hub id like OWNER/NAME, a .zip, or a folder on your own machine.",
         ) from error
 
 
@@ -135,7 +137,8 @@ def _unpacked(path: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             if len(archive.infolist()) > _MOST_ENTRIES:
                 raise UserError(
-                    f"{path.name} has more than {_MOST_ENTRIES:,} files. Pack the adapter's folder alone."
+                    "todo",
+                    f"{path.name} has more than {_MOST_ENTRIES:,} files. Pack the adapter's folder alone.",
                 )
             for name in _FILES:
                 inside = [
@@ -143,7 +146,8 @@ def _unpacked(path: Path, scratch: Path) -> Path:
                 ]
                 if len(inside) > 1:
                     raise UserError(
-                        f"{path.name} has {len(inside)} files named {name}. Pack the folder of one adapter."
+                        "todo",
+                        f"{path.name} has {len(inside)} files named {name}. Pack the folder of one adapter.",
                     )
                 for entry in inside:
                     _unpack(archive, entry, scratch / name, path)
@@ -159,7 +163,8 @@ def _unpacked(path: Path, scratch: Path) -> Path:
         if as_user_error(error):
             raise
         raise UserError(
-            f"{path.name} is no .zip file that can be opened, or a damaged one. Pack the adapter's folder again."
+            "todo",
+            f"{path.name} is no .zip file that can be opened, or a damaged one. Pack the adapter's folder again.",
         ) from None
     return scratch
 
@@ -169,7 +174,8 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path
     most = _LARGEST_CONFIG if target.name == _FILES[0] else _MOST_TIMES * path.stat().st_size
     if entry.file_size > most:
         raise UserError(
-            f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, which no adapter does. Pack it again."
+            "todo",
+            f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, which no adapter does. Pack it again.",
         )
     with archive.open(entry) as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file)  # of a file that is longer than it says no more is read
@@ -178,7 +184,8 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path
 def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise UserError(
-            f"{Path(adapter).name} is no adapter that can be opened: it has no {missing[0]}. Give what PEFT's save_pretrained wrote."
+            "todo",
+            f"{Path(adapter).name} is no adapter that can be opened: it has no {missing[0]}. Give what PEFT's save_pretrained wrote.",
         )
     try:
         if (folder / _FILES[0]).stat().st_size > _LARGEST_CONFIG:
@@ -187,16 +194,19 @@ def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
         kind = config["peft_type"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"{Path(adapter).name}: its adapter_config.json is damaged. Save the adapter again."
+            "todo",
+            f"{Path(adapter).name}: its adapter_config.json is damaged. Save the adapter again.",
         ) from None
     if kind != "LORA":
         raise UserError(
-            f"{Path(adapter).name} is an adapter of the kind {kind}. Only LoRA adapters can be opened."
+            "todo",
+            f"{Path(adapter).name} is an adapter of the kind {kind}. Only LoRA adapters can be opened.",
         )
     _refuse_unknown(config, Path(adapter).name)
     if config.get("rank_pattern") or config.get("target_parameters"):
         raise UserError(
-            f"{Path(adapter).name} has other ranks in some layers, or adapts single weights, which cannot be gone on with here."
+            "todo",
+            f"{Path(adapter).name} has other ranks in some layers, or adapts single weights, which cannot be gone on with here.",
         )
     return {name: value for name, value in config.items() if name in _KNOWN}
 
@@ -209,11 +219,13 @@ def _refuse_unknown(config: Mapping[str, Any], name: str) -> None:
     for field, value in config.items():
         if field not in _KNOWN and field not in _UNUSED and value and value != usual.get(field):
             raise UserError(
-                f"{name}: its adapter_config.json sets {field[:60]!r}, which is not opened here. Merge that adapter, or take it away."
+                "todo",
+                f"{name}: its adapter_config.json sets {field[:60]!r}, which is not opened here. Merge that adapter, or take it away.",
             )
     if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
         raise UserError(
-            f"{name}: its adapter_config.json does not say r and lora_alpha as numbers. Save the adapter again."
+            "todo",
+            f"{name}: its adapter_config.json does not say r and lora_alpha as numbers. Save the adapter again.",
         )
     for field in ("target_modules", "modules_to_save"):
         value = config.get(field)
@@ -222,7 +234,8 @@ def _refuse_unknown(config: Mapping[str, Any], name: str) -> None:
             value and not names and value != "all-linear"
         ):
             raise UserError(
-                f"{name}: its {field} are no list of names of modules. Only such adapters can be opened."
+                "todo",
+                f"{name}: its {field} are no list of names of modules. Only such adapters can be opened.",
             )
 
 
@@ -231,7 +244,8 @@ def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
     base = config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise UserError(
-            "The adapter does not name its base model. Add base_model_name_or_path to its adapter_config.json."
+            "todo",
+            "The adapter does not name its base model. Add base_model_name_or_path to its adapter_config.json.",
         )
     targets, task = (
         config.get("target_modules"),

@@ -82,7 +82,8 @@ def prepare(
     quantization_of(recipe, base.config)
     if task == "kto" and recipe.batch_size < 2:
         raise UserError(
-            "KTO compares the rows of a batch, so batch_size has to be 2 at least. Raise it in the recipe."
+            "todo",
+            "KTO compares the rows of a batch, so batch_size has to be 2 at least. Raise it in the recipe.",
         )
     if not mended:
         rules.check_red_lines(rules.red_lines(recipe.model_copy(update={"task": task})))
@@ -98,11 +99,13 @@ def prepare(
     understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
     if not mended and not train.column("num_trained").any():
         raise UserError(
-            f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe."
+            "todo",
+            f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.",
         )
     if recipe.early_stopping_patience and not len(kept):
         raise UserError(
-            "early_stopping_patience needs held-out rows to score on. Raise eval_split, bring a second file, or leave it empty."
+            "todo",
+            "early_stopping_patience needs held-out rows to score on. Raise eval_split, bring a second file, or leave it empty.",
         )
     return Prepared(
         goal,
@@ -121,8 +124,9 @@ def _labels(data: TrainingData) -> tuple[str, ...]:
             else f"more than {MOST_LABELS:,} labels"
         )
         raise UserError(
+            "todo",
             f"{data.source} has {found if len(data.labels) != 1 else 'one label'}, and 2 to {MOST_LABELS:,} can be told apart. "
-            "Choose the right column for the label on the Data tab."
+            "Choose the right column for the label on the Data tab.",
         )
     numbers = all(label.lstrip("-").isdigit() for label in data.labels)
     return tuple(sorted(data.labels, key=int if numbers else str))
@@ -133,8 +137,9 @@ def _refuse_foreign_tokens(largest: int, base: BaseModelRef, layers: ModelLayers
     known = layers.model.get_input_embeddings().num_embeddings
     if largest >= known:
         raise UserError(
+            "todo",
             f"{base.name}: its tokenizer writes the token {largest:,} for these rows, and the model has embeddings for {known:,} tokens alone, so "
-            "the two do not belong together. Put the model's own tokenizer beside it, or choose the base that the tokenizer was made for."
+            "the two do not belong together. Put the model's own tokenizer beside it, or choose the base that the tokenizer was made for.",
         )
 
 
@@ -161,13 +166,15 @@ def _without_refused(
     out = np.isin(tokens.index, list(refused))
     if out.all():
         raise UserError(
-            f"{data.source}: the base model's chat template refuses every row; {next(iter(refused.values()))}"
+            "todo",
+            f"{data.source}: the base model's chat template refuses every row; {next(iter(refused.values()))}",
         )
     if "drop_cut" in data.column_mapping.fixes:
         out = out | (tokens.column("cut") > 0)
         if out.all():
             raise UserError(
-                f"{data.source}: every row is longer than the limit, so none is left. Raise max_length in the recipe."
+                "todo",
+                f"{data.source}: every row is longer than the limit, so none is left. Raise max_length in the recipe.",
             )
     kept = held_out.at(held_out.index[~np.isin(held_out.index, list(held_out.problems()))])
     train = tokens.at(tokens.index[~out])

@@ -59,11 +59,13 @@ def check_provenance(step: int, then: Provenance, now: Provenance, anyway: bool)
     found = f"Checkpoint {step} of this run is not of what is here now: {told}."
     if fixed := sorted(_IN_THE_CHECKPOINT & set(differences)):
         raise UserError(
-            f"{found} Put back {' and '.join(fixed)} as it was, or train anew: a checkpoint cannot go on with another."
+            "todo",
+            f"{found} Put back {' and '.join(fixed)} as it was, or train anew: a checkpoint cannot go on with another.",
         )
     if differences and not anyway:
         raise UserError(
-            f"{found} Put it back as it was, train anew, or go on knowingly: {RESUME_ANYWAY}."
+            "todo",
+            f"{found} Put it back as it was, train anew, or go on knowingly: {RESUME_ANYWAY}.",
         )
     return list(differences.values())
 

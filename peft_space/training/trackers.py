@@ -20,15 +20,17 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if name not in TOOLS:
             raise UserError(
-                f"A training cannot be reported to {name!r}. Choose of {', '.join(TOOLS)}."
+                "todo", f"A training cannot be reported to {name!r}. Choose of {', '.join(TOOLS)}."
             )
         if importlib.util.find_spec(name) is None:
             raise UserError(
-                f"Reporting to {name} needs a package that is not installed here. Install it: pip install {name}"
+                "todo",
+                f"Reporting to {name} needs a package that is not installed here. Install it: pip install {name}",
             )
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online" and not _signed_in():
         raise UserError(
-            "Weights & Biases cannot be reached, or nobody is signed in to it. Run `wandb login`, or set WANDB_MODE=offline."
+            "todo",
+            "Weights & Biases cannot be reached, or nobody is signed in to it. Run `wandb login`, or set WANDB_MODE=offline.",
         )
 
 

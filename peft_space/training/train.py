@@ -20,7 +20,7 @@ from peft_space import hardware
 from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
-from peft_space.errors import UserError, as_user_error, oom_device, user_message
+from peft_space.errors import UserError, oom_device
 from peft_space.formatting import gigabytes
 from peft_space.models.loading import inference_dtype, load_base_model, new_adapter, task_spec_for
 from peft_space.models.lora_init import (
@@ -39,6 +39,7 @@ from peft_space.models.resolve import (
 )
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
+from peft_space.runs.events import failed_event
 from peft_space.runs.plan import Plan, plan_for_processes, read_plan, write_plan
 from peft_space.runs.run import Run, append_notice_once
 from peft_space.runs.status import steps_of
@@ -134,9 +135,7 @@ def attempt(
             shutil.rmtree(run.path(_ADAPTER_ASIDE), ignore_errors=True)
         where = oom_device(error)
         if where is None:
-            run.append(
-                events.Failed(message=user_message(error), fault=as_user_error(error) is None)
-            )
+            run.append(failed_event(error))
             raise
         changed = reduce_memory(run, where)
         if changed is None:
@@ -154,7 +153,7 @@ def attempt(
 def _no_memory(run: Run, where: str) -> UserError:
     failed = out_of_memory_failure(run, where)
     run.append(failed)
-    return UserError(failed.message)
+    return UserError("todo", failed.message)
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,8 @@ def _train_in_any_dtype(run: Run, *options: Any) -> events.Outcome:
         why = f"This model does not compute in {plan.compute_dtype}: {first_line(error)}"
         if run.recipe.compute_dtype != "automatic":
             raise UserError(
-                f"{why} Leave it to the app what is computed in (compute_dtype automatic), or choose float32."
+                "todo",
+                f"{why} Leave it to the app what is computed in (compute_dtype automatic), or choose float32.",
             ) from error
         logger.info("%s does not compute in %s", plan.base_name, plan.compute_dtype, exc_info=error)
         write_plan(
@@ -463,7 +463,8 @@ def _refuse_another_origin(
     """Raise UserError where a checkpoint is of something else than what is here; going on from it anyway is told."""
     if plan is None:
         raise UserError(
-            "This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew."
+            "todo",
+            "This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew.",
         )
     step = checkpoints.step_of(checkpoint)
     here = current_provenance(run, plan, base, rows.tokens, held_out.tokens)

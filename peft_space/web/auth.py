@@ -32,7 +32,8 @@ def account_of(token: str) -> str:
         who = HfApi(token=token).whoami()
     if who.get("type") != "user":
         raise UserError(
-            "The token belongs to no user, so there are no runs of an account. Bring a user's token, or the `owner` that /start returned."
+            "todo",
+            "The token belongs to no user, so there are no runs of an account. Bring a user's token, or the `owner` that /start returned.",
         )
     with _lock:
         if len(_known) >= _MOST:

@@ -125,7 +125,7 @@ class PageContext:
     def chosen_run(self, values: dict[Any, Any]) -> Run:
         """The visitor's run that is chosen in the list. Raises UserError where none is."""
         if not values[self.run]:
-            raise UserError("There is no run yet. Start a training on the Train tab.")
+            raise UserError("todo", "There is no run yet. Start a training on the Train tab.")
         return open_run(self.owners(values), values[self.run])
 
     def runs(self, values: dict[Any, Any], choose: str | None = None) -> Any:
@@ -157,7 +157,8 @@ def owner_of(secret: str) -> str:
         len(secret) < _SHORTEST_SECRET
     ):  # a shorter one could be guessed, and the empty one would be everybody's
         raise UserError(
-            "It is not said whose runs these are. Give the `owner` that /start returned; on the page, reload it."
+            "todo",
+            "It is not said whose runs these are. Give the `owner` that /start returned; on the page, reload it.",
         )
     return _digest(secret)
 

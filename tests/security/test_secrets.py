@@ -398,7 +398,7 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
 def test_messages_logs_and_tracebacks_are_masked(capsys, caplog):
     token = new_token()
     redact_logs()
-    error = UserError(f"There is no model {token}. Check its name.")
+    error = UserError("todo", f"There is no model {token}. Check its name.")
     assert user_message(error) == "There is no model hf_…. Check its name."
     assert token not in user_message(ValueError(token))
     try:

@@ -52,7 +52,7 @@ def json_lines(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
     """A row a line; the number is the line's. Raises UserError naming the line that is no object."""
     for number, line in enumerate(lines, 1):
         if len(line) > LONGEST_ROW:
-            raise UserError(_too_long(name, f"line {number}"))
+            raise UserError("todo", _too_long(name, f"line {number}"))
         if not (line := line.strip("\ufeff \t\r\n")):
             continue
         try:
@@ -60,7 +60,8 @@ def json_lines(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
             _check_text(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f'{name}: line {number} is not JSON ({_why(error)}). Every line must be one object like {{"prompt": …}}.'
+                "todo",
+                f'{name}: line {number} is not JSON ({_why(error)}). Every line must be one object like {{"prompt": …}}.',
             ) from None
         yield number, line, _object(name, number, row)
 
@@ -86,12 +87,14 @@ def json_value(name: str, text: str) -> Iterator[NumberedRow]:
             else _why(error)
         )
         raise UserError(
-            f'{name}: this is not JSON ({where}). Bring a list of objects like [{{"prompt": …}}].'
+            "todo",
+            f'{name}: this is not JSON ({where}). Bring a list of objects like [{{"prompt": …}}].',
         ) from None
     if not isinstance(value, dict):
         kind = {str: "text or number", bool: "true or false", type(None): "null"}[type(value)]
         raise UserError(
-            f'{name}: the file holds a single {kind}. Bring a list of objects like [{{"prompt": …}}].'
+            "todo",
+            f'{name}: the file holds a single {kind}. Bring a list of objects like [{{"prompt": …}}].',
         )
     for number, row in enumerate(_rows_of_object(name, value), 1):
         try:
@@ -99,7 +102,8 @@ def json_value(name: str, text: str) -> Iterator[NumberedRow]:
             _check_text(text)
         except RecursionError as error:
             raise UserError(
-                f"{name}: row {number} is {_why(error)}. Bring rows that hold text, or lists of messages."
+                "todo",
+                f"{name}: row {number} is {_why(error)}. Bring rows that hold text, or lists of messages.",
             ) from None
         yield number, text, row
 
@@ -120,10 +124,11 @@ def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
             if getattr(error, "pos", 0) >= len(text.rstrip()):
                 why = "the file ends in the middle of it, so a part seems to be missing"
             raise UserError(
-                f'{name}: this is not JSON (line {line}, row {number}: {why}). Bring a list of objects like [{{"prompt": …}}].'
+                "todo",
+                f'{name}: this is not JSON (line {line}, row {number}: {why}). Bring a list of objects like [{{"prompt": …}}].',
             ) from None
         if end - at > LONGEST_ROW:
-            raise UserError(_too_long(name, f"row {number}"))
+            raise UserError("todo", _too_long(name, f"row {number}"))
         if isinstance(row, str):
             row = {"text": row}
             yield number, json.dumps(row, ensure_ascii=False), row
@@ -138,14 +143,16 @@ def _json_list(name: str, text: str) -> Iterator[NumberedRow]:
                 else "there is no comma between two rows"
             )
             raise UserError(
-                f"{name}: this is not JSON (line {line}, after row {number}: {what}). Bring the whole file."
+                "todo",
+                f"{name}: this is not JSON (line {line}, after row {number}: {what}). Bring the whole file.",
             )
         at = after.end()
         if after[1] == "]":
             if text[at:].strip():
                 line = text.count("\n", 0, at) + 1
                 raise UserError(
-                    f"{name}: line {line}: there is something after the end of the list. Bring one list of rows a file."
+                    "todo",
+                    f"{name}: line {line}: there is something after the end of the list. Bring one list of rows a file.",
                 )
             return
 
@@ -164,7 +171,8 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     if of_rows and not chat and len(of_rows) == len(lists):
         if len(of_rows) > 1:
             raise UserError(
-                f"{name}: there are several lists of rows in it ({', '.join(of_rows)}). Bring a file for each."
+                "todo",
+                f"{name}: there are several lists of rows in it ({', '.join(of_rows)}). Bring a file for each.",
             )
         return value[of_rows[0]]
     if parts and len(lists) == len(parts) and not chat:
@@ -172,7 +180,8 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         if len(lengths) > 1:
             told = ", ".join(f"{key!r} has {len(part)}" for key, part in value.items())
             raise UserError(
-                f"{name}: the columns are not of one length ({told} values). Make them equally long."
+                "todo",
+                f"{name}: the columns are not of one length ({told} values). Make them equally long.",
             )
         return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
     if parts and all(isinstance(part, dict) for part in parts):
@@ -191,7 +200,8 @@ def _object(name: str, number: int, row: Any) -> dict[str, Any]:
             type(row), "text or number"
         )
         raise UserError(
-            f'{name}: row {number} is a {kind}, not an object. Every row must look like {{"prompt": …, "completion": …}}.'
+            "todo",
+            f'{name}: row {number} is a {kind}, not an object. Every row must look like {{"prompt": …, "completion": …}}.',
         )
     return row
 
@@ -290,8 +300,9 @@ def delimited_rows(
         if len(record) != len(header):
             fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
             raise UserError(
+                "todo",
                 f"{name}: row {number} (line {line}) has {fields}, the first line has {len(header)}. "
-                "Check the separators and quotation marks there."
+                "Check the separators and quotation marks there.",
             )
         yield number, *_record(header, record)
 
@@ -306,7 +317,7 @@ def _records(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             if "field limit" in str(error):
                 raise UserError(
-                    _too_long(name, f"a field of the row that begins on line {line}")
+                    "todo", _too_long(name, f"a field of the row that begins on line {line}")
                 ) from None
             never = "unexpected end" in str(error)
             what = (
@@ -315,7 +326,8 @@ def _records(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
                 else "a quotation mark inside quoted text that is not doubled"
             )
             raise UserError(
-                f"{name}: the row that begins on line {line} is not CSV ({what}). Check the quotation marks there."
+                "todo",
+                f"{name}: the row that begins on line {line} is not CSV ({what}). Check the quotation marks there.",
             ) from None
         if record and (len(record) > 1 or record[0].strip()):
             yield line, record
@@ -351,7 +363,8 @@ def _header(name: str, record: list[str], note: Note) -> tuple[list[str], bool]:
     """The columns' names, and whether the first line is theirs."""
     if len(record) > MOST_COLUMNS:
         raise UserError(
-            f"{name}: there are {len(record):,} columns, at most {MOST_COLUMNS:,} are read. Keep those that the model should see."
+            "todo",
+            f"{name}: there are {len(record):,} columns, at most {MOST_COLUMNS:,} are read. Keep those that the model should see.",
         )
     cells = [cell.strip().lstrip("\ufeff") for cell in record]
     if not any(cells) or all(_is_value(cell) for cell in cells if cell):
@@ -362,7 +375,8 @@ def _header(name: str, record: list[str], note: Note) -> tuple[list[str], bool]:
         note(f"Column {', '.join(unnamed)} has no name in the first line.")
     if twice := sorted({column for column in names if names.count(column) > 1}):
         raise UserError(
-            f"{name}: the column {twice[0]!r} occurs twice in the first line. Give every column a name of its own."
+            "todo",
+            f"{name}: the column {twice[0]!r} occurs twice in the first line. Give every column a name of its own.",
         )
     return names, True
 
@@ -397,7 +411,7 @@ def lines_of_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]
             row = {"text": "\n".join(paragraph)}
             first = number - len(paragraph) + (0 if parted else 1)
             if len(row["text"]) > LONGEST_ROW:
-                raise UserError(_too_long(name, f"the text that begins on line {first}"))
+                raise UserError("todo", _too_long(name, f"the text that begins on line {first}"))
             yield first, json.dumps(row, ensure_ascii=False), row
             paragraph = []
 
@@ -416,12 +430,13 @@ def tagged_tokens(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
             parts = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             if len(parts) < 2 or not parts[0] or not parts[-1].strip():
                 raise UserError(
-                    f"{name}: line {line_number} has no tag after the token. Write TOKEN, a tab and TAG on every line."
+                    "todo",
+                    f"{name}: line {line_number} has no tag after the token. Write TOKEN, a tab and TAG on every line.",
                 )
             length += len(line)
             if length > LONGEST_ROW:
                 raise UserError(
-                    _too_long(name, f"sentence {number + 1}, up to line {line_number},")
+                    "todo", _too_long(name, f"sentence {number + 1}, up to line {line_number},")
                 )
             tokens.append(parts[0])
             tags.append(parts[-1].strip())
@@ -460,11 +475,12 @@ def parquet(name: str, path: Path, most_bytes: float) -> Iterator[NumberedRow]:
                     written = {column: _written(cell) for column, cell in row.items()}
                     text = json.dumps(written, ensure_ascii=False)
                     if len(text) > LONGEST_ROW:
-                        raise UserError(_too_long(name, f"row {number}"))
+                        raise UserError("todo", _too_long(name, f"row {number}"))
                     yield number, text, written
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{name}: this is no whole Parquet file ({_first_line(error)}). Save or download it again."
+            "todo",
+            f"{name}: this is no whole Parquet file ({_first_line(error)}). Save or download it again.",
         ) from None
 
 
@@ -473,16 +489,19 @@ def _check_parquet(name: str, file: Any, most_bytes: float) -> int:
     columns = file.schema_arrow.names
     if len(columns) > MOST_COLUMNS:
         raise UserError(
-            f"{name}: there are {len(columns):,} columns, at most {MOST_COLUMNS:,} are read. Keep those you need."
+            "todo",
+            f"{name}: there are {len(columns):,} columns, at most {MOST_COLUMNS:,} are read. Keep those you need.",
         )
     for field in file.schema_arrow:
         if _holds_bytes(field.type):
             raise UserError(
-                f"{name}: the column {field.name!r} holds bytes, such as images, and no text. Leave it out."
+                "todo",
+                f"{name}: the column {field.name!r} holds bytes, such as images, and no text. Leave it out.",
             )
     if twice := [column for column in columns if columns.count(column) > 1]:
         raise UserError(
-            f"{name}: the column {twice[0]!r} occurs twice. Give every column a name of its own."
+            "todo",
+            f"{name}: the column {twice[0]!r} occurs twice. Give every column a name of its own.",
         )
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
@@ -491,11 +510,14 @@ def _check_parquet(name: str, file: Any, most_bytes: float) -> int:
     )  # each row as text, were every value one character
     if max(shortest, sum(chunk.total_uncompressed_size for chunk in chunks)) > most_bytes:
         raise UserError(
-            f"{name}: it unpacks to more than {most_bytes / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB."
+            "todo",
+            f"{name}: it unpacks to more than {most_bytes / 1e6:.0f} MB. Bring fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
         )
     for chunk in chunks:
         if chunk.total_uncompressed_size > LONGEST_ROW * max(chunk.num_values, 1):
-            raise UserError(_too_long(name, f"a value of the column {chunk.path_in_schema!r}"))
+            raise UserError(
+                "todo", _too_long(name, f"a value of the column {chunk.path_in_schema!r}")
+            )
     return (
         1
         if any(group.total_byte_size > 200_000 * max(group.num_rows, 1) for group in groups)
@@ -525,7 +547,8 @@ def excel(name: str, path: Path, most_bytes: float, note: Note) -> Iterator[Numb
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise UserError(
-            f"{name}: this is no whole .xlsx file ({_first_line(error)}). Save it again, or as .csv."
+            "todo",
+            f"{name}: this is no whole .xlsx file ({_first_line(error)}). Save it again, or as .csv.",
         ) from None
     for sheet in book.worksheets:
         sheet.reset_dimensions()  # one stray cell in the last corner would make a million wide rows
@@ -558,7 +581,8 @@ def excel(name: str, path: Path, most_bytes: float, note: Note) -> Iterator[Numb
         number += 1
         if any(cell is not None for cell in record[len(header) :]):
             raise UserError(
-                f"{name}: row {number} has more cells than the first line names columns. Name them, or clear the cells."
+                "todo",
+                f"{name}: row {number} has more cells than the first line names columns. Name them, or clear the cells.",
             )
         row = dict(zip(header, [*record, *[None] * len(header)], strict=False))
         yield number, json.dumps(row, ensure_ascii=False), row
@@ -569,7 +593,8 @@ def _check_parts(name: str, archive: zipfile.ZipFile, most_bytes: float) -> None
     unpacked = sum(part.file_size for part in archive.infolist())
     if unpacked > most_bytes:
         raise UserError(
-            f"{name}: it unpacks to {unpacked / 1e6:.0f} MB, at most {most_bytes / 1e6:.0f} MB are read. Bring fewer rows."
+            "todo",
+            f"{name}: it unpacks to {unpacked / 1e6:.0f} MB, at most {most_bytes / 1e6:.0f} MB are read. Bring fewer rows.",
         )
     for part in archive.infolist():
         with archive.open(part) as file:
@@ -579,7 +604,7 @@ def _check_parts(name: str, archive: zipfile.ZipFile, most_bytes: float) -> None
                     len(block) - 1 - block.rfind(b"<") if b"<" in block else length + len(block)
                 )
                 if length > LONGEST_ROW:
-                    raise UserError(_too_long(name, "one cell"))
+                    raise UserError("todo", _too_long(name, "one cell"))
 
 
 def _cell(value: Any) -> str | None:

@@ -60,7 +60,7 @@ def parse_address(address: str) -> HubDataset:
         or has_secret(address)
         or set(chosen) - {"config", "split"}
     ):
-        raise UserError(f"{address!r} is no address of a dataset on the Hub. {_EXAMPLE}")
+        raise UserError("todo", f"{address!r} is no address of a dataset on the Hub. {_EXAMPLE}")
     return HubDataset(match[1], match[2], chosen.get("config"), chosen.get("split"))
 
 
@@ -82,7 +82,7 @@ def download(
         return _download(wanted, suffixes, on_progress)
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise UserError(
-            f"The dataset {wanted.name} cannot be loaded: {_reason(wanted, error)}."
+            "todo", f"The dataset {wanted.name} cannot be loaded: {_reason(wanted, error)}."
         ) from error
 
 
@@ -107,21 +107,24 @@ def _download(
     ]
     if not all(places):  # such as a folder on this machine that happens to have the dataset's name
         raise UserError(
-            f"The dataset {wanted.name} keeps its rows elsewhere than in its own files. Download them and bring the files."
+            "todo",
+            f"The dataset {wanted.name} keeps its rows elsewhere than in its own files. Download them and bring the files.",
         )
     commit, paths = places[0][1], [place[2] for place in places]
     if others := [
         path for path in paths if not path.lower().removesuffix(".gz").endswith(suffixes)
     ]:
         raise UserError(
-            f"The dataset {wanted.name} is in files like {others[0]}, which are not read. Bring one in {', '.join(suffixes)}."
+            "todo",
+            f"The dataset {wanted.name} is in files like {others[0]}, which are not read. Bring one in {', '.join(suffixes)}.",
         )
     sizes = HfApi().get_paths_info(wanted.name, paths, revision=commit, repo_type="dataset")
     total = sum(file.size for file in sizes) / 1e6
     if total > settings.max_file_megabytes():
         raise UserError(
+            "todo",
             f"The split {split} of {wanted.name} has {total:,.1f} MB, the limit is {settings.max_file_megabytes():g} MB. "
-            "Choose a smaller split, or raise PEFT_SPACE_MAX_FILE_MB."
+            "Choose a smaller split, or raise PEFT_SPACE_MAX_FILE_MB.",
         )
     files = []
     for number, path in enumerate(paths):
@@ -157,7 +160,8 @@ def _refuse_files_elsewhere(name: str, commit: str | None) -> None:
             for path in _texts(told.get("configs") if isinstance(told, dict) else None)
         ):
             raise UserError(
-                f"The dataset {name} keeps its rows elsewhere than in its own files. Download them and bring the files."
+                "todo",
+                f"The dataset {name} keeps its rows elsewhere than in its own files. Download them and bring the files.",
             )
 
 
@@ -182,12 +186,13 @@ def _one_of(
     known = ", ".join(there_are[:20]) + (" …" if len(there_are) > 20 else "")
     if wanted:
         raise UserError(
-            f"The dataset {dataset.name} has no {what} {wanted!r}. Choose one of {known}."
+            "todo", f"The dataset {dataset.name} has no {what} {wanted!r}. Choose one of {known}."
         )
     if usual in there_are or len(there_are) == 1:
         return usual if usual in there_are else there_are[0]
     raise UserError(
-        f"The dataset {dataset.name} has several {what}s, and it is not said which. Choose one of {known}."
+        "todo",
+        f"The dataset {dataset.name} has several {what}s, and it is not said which. Choose one of {known}.",
     )
 
 

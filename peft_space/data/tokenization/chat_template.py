@@ -219,8 +219,9 @@ class ChatTemplate:
                 )
                 if start is None:  # the model would be asked otherwise than it was trained
                     raise UserError(
+                        "todo",
                         f"Row {row}: the model's chat template writes the conversation differently once it is answered. "
-                        "Choose another base model."
+                        "Choose another base model.",
                     )
                 starts.append(start)
         return starts

@@ -191,7 +191,8 @@ def _conversation(tokenizer: Any, row: Conversation, train_on: TrainOn) -> Annot
     except Exception as error:  # noqa: BLE001 - a template is a program of the model's author and raises what it likes
         why = str(error).strip() or type(error).__name__
         raise UserError(
-            f"Row {row.row}: the model's chat template refuses it ({why[:300]}). Remove the row, or choose another base model."
+            "todo",
+            f"Row {row.row}: the model's chat template refuses it ({why[:300]}). Remove the row, or choose another base model.",
         ) from None
 
 
@@ -213,8 +214,9 @@ def _marked(
     text, blocks = template.apply(messages, row.tools)
     if any(message.get("tool_calls") for message in messages) and template.leaves_out_calls:
         raise UserError(
+            "todo",
             f"Row {row.row}: the model's chat template leaves out tool calls, so that an empty answer would be learnt. "
-            "Remove the row, or choose another base model or chat template."
+            "Remove the row, or choose another base model or chat template.",
         )
     if policy == "all_tokens":
         return AnnotatedText(
@@ -255,7 +257,8 @@ def _from_prompt_to_stop(
         at = text.find(message["content"].strip(), start)
         if at < 0:
             raise UserError(
-                f"Row {row.row}: the model's chat template changes the answer's text. Choose another base model."
+                "todo",
+                f"Row {row.row}: the model's chat template changes the answer's text. Choose another base model.",
             )
         spans.append((start, at + len(message["content"].strip())))
     return spans

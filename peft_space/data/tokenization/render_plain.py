@@ -72,8 +72,9 @@ def source_of(row: Conversation) -> str:
     """The text from which the answer is written. Raises UserError where more than one message is answered."""
     if sum(message["role"] == "assistant" for message in row.messages) != 1 or row.tools:
         raise UserError(
+            "todo",
             f"Row {row.row}: a model that writes one text from another takes one question and one answer, without tools. "
-            "Remove the row, or choose a model that continues text."
+            "Remove the row, or choose a model that continues text.",
         )
     return source_text(row.messages[:-1])
 

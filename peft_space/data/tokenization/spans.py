@@ -73,7 +73,8 @@ def escape_special_tokens(
         for character in stand_ins.values()
     ):
         raise UserError(
-            "A text has private-use characters and control tokens of the model at once. Remove either."
+            "todo",
+            "A text has private-use characters and control tokens of the model at once. Remove either.",
         )
 
     def hide(value: Any) -> Any:

@@ -54,12 +54,14 @@ def architecture_of(config: Any) -> Architecture:
     if found is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"Models of the kind {config.model_type!r} cannot be written as GGUF here; {known} can. {_INSTEAD}"
+            "todo",
+            f"Models of the kind {config.model_type!r} cannot be written as GGUF here; {known} can. {_INSTEAD}",
         )
     for stands_in_the_way, what in _obstacles(config, found):
         if stands_in_the_way:
             raise UserError(
-                f"This model cannot be written as GGUF: {what}, which llama.cpp computes otherwise. {_INSTEAD}"
+                "todo",
+                f"This model cannot be written as GGUF: {what}, which llama.cpp computes otherwise. {_INSTEAD}",
             )
     return found
 

@@ -63,7 +63,8 @@ def export_gguf(
     base, goal = base_of(run)
     if goal.task not in ("causal-lm", "dpo", "kto"):
         raise UserError(
-            f"llama.cpp is for models that answer in text; this run learnt {goal.task}. Export the adapter, or the merged model."
+            "todo",
+            f"llama.cpp is for models that answer in text; this run learnt {goal.task}. Export the adapter, or the merged model.",
         )
     if (
         wanted.apart
@@ -71,7 +72,8 @@ def export_gguf(
         != "none"
     ):
         raise UserError(
-            "The base comes quantized, so there is none to write beside the adapter. Export the merged model."
+            "todo",
+            "The base comes quantized, so there is none to write beside the adapter. Export the merged model.",
         )
     architecture_of(base.config)
     tokenizer = load_tokenizer(base, run.recipe.chat_template, goal.task)

@@ -50,11 +50,13 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     model = backend["model"]
     if model["type"] != "BPE":
         raise UserError(
-            f"A tokenizer of the kind {model['type']} cannot be written as GGUF here; BPE can. {_INSTEAD}"
+            "todo",
+            f"A tokenizer of the kind {model['type']} cannot be written as GGUF here; BPE can. {_INSTEAD}",
         )
     if max(tokenizer.get_vocab().values()) >= size:
         raise UserError(
-            f"The tokenizer has more tokens than the {size} that the model has embeddings for. Train with another base model."
+            "todo",
+            f"The tokenizer has more tokens than the {size} that the model has embeddings for. Train with another base model.",
         )
     merges = [
         tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair)
@@ -119,7 +121,7 @@ def pre_tokenizer_of(tokenizer: Any) -> str:
         else None
     )
     if name is None or normalizer != "NFC":
-        raise UserError(f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
+        raise UserError("todo", f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
     return name
 
 
@@ -169,7 +171,7 @@ def _pieces(backend: dict[str, Any], merges: list[tuple[str, str]], tokenizer: A
         prefixed
         or any("\n" in left + right and (left + right).strip("\n") for left, right in merges)
     ):
-        raise UserError(f"llama.cpp does not merge as this tokenizer does. {_INSTEAD}")
+        raise UserError("todo", f"llama.cpp does not merge as this tokenizer does. {_INSTEAD}")
     return _Pieces("gemma4" if scores is None else "llama", scores, prefixed)
 
 
@@ -218,7 +220,7 @@ def _begins_with_space(backend: dict[str, Any], tokenizer: Any) -> bool:
         "pattern"
     ) not in ({"String": " "}, {"String": "▁"})
     if any(step not in known for step in steps) or splits or parts:
-        raise UserError(f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
+        raise UserError("todo", f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
     if scheme == "first":  # the text of a conversation that opens with a control token has none
         opening = load_chat_template(tokenizer).write(
             [{"role": "user", "content": "a"}], None, prompt=True
@@ -249,7 +251,8 @@ def gguf_model_name(name: str, tokenizer: Any) -> str:
     )
     if not as_phi_3 or not {"</s>", *_NOT_SWALLOWING} <= tokenizer.get_vocab().keys():
         raise UserError(
-            f"Control tokens of this tokenizer swallow the white space beside them, which llama.cpp does not do. {_INSTEAD}"
+            "todo",
+            f"Control tokens of this tokenizer swallow the white space beside them, which llama.cpp does not do. {_INSTEAD}",
         )
     return name if _PHI_3.search(name) else f"{name} (Phi-3)"
 

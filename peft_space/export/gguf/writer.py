@@ -117,7 +117,8 @@ def write_gguf_adapter(
         known = names.get_name(layer)
         if known is None:
             raise UserError(
-                f"llama.cpp knows no layer {layer} in this model, so the adapter cannot be written alone. Export it merged."
+                "todo",
+                f"llama.cpp knows no layer {layer} in this model, so the adapter cannot be written alone. Export it merged.",
             )
         for side, values in (
             ("lora_a", weights[down].astype(np.float32)),
@@ -143,7 +144,8 @@ def _check_adapter(made: dict[str, Any], weights: dict[str, np.ndarray]) -> None
     )
     if reason:
         raise UserError(
-            f"llama.cpp cannot use this adapter alone: {reason}. Export it merged into its base."
+            "todo",
+            f"llama.cpp cannot use this adapter alone: {reason}. Export it merged into its base.",
         )
 
 
@@ -194,7 +196,8 @@ def _model_tensors(
             )
     if unknown:
         raise UserError(
-            f"llama.cpp knows no weight {unknown[0]} in this model, so it cannot be written as GGUF. Export the merged model, and serve it with vLLM."
+            "todo",
+            f"llama.cpp knows no weight {unknown[0]} in this model, so it cannot be written as GGUF. Export the merged model, and serve it with vLLM.",
         )
     return tensors
 
@@ -220,7 +223,7 @@ def _write(
     writer: gguf.GGUFWriter, tensors: list[_Tensor], out: Path, on_progress: OnProgress
 ) -> Path:
     if out.exists():
-        raise UserError(f"{out} already exists. Choose another file to export to.")
+        raise UserError("todo", f"{out} already exists. Choose another file to export to.")
     total = sum(tensor.num_bytes for tensor in tensors)
     check_room(out.parent, int(1.05 * total))
     for tensor in tensors:
@@ -258,6 +261,6 @@ def _packed(tensor: _Tensor) -> np.ndarray:
         packed = gguf.quants.quantize(values, tensor.kind)
     if tensor.kind == gguf.GGMLQuantizationType.F16 and not np.isfinite(packed).all():
         raise UserError(
-            f"The weight {tensor.name} has numbers too large for 16 bits. Export it as f32."
+            "todo", f"The weight {tensor.name} has numbers too large for 16 bits. Export it as f32."
         )
     return packed

@@ -72,7 +72,7 @@ class Files:
             return str(data)
         path = data if isinstance(data, str) else data.path
         if path not in self._uploads:
-            raise UserError(_NOT_UPLOADED)
+            raise UserError("todo", _NOT_UPLOADED)
         return path
 
 
@@ -104,7 +104,7 @@ def checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 arguments[name] = kind.validate_python(arguments[name])
             except ValidationError as error:
-                raise UserError(_fault(name, error)) from None
+                raise UserError("todo", _fault(name, error)) from None
         signed_in = arguments[_SIGNED_IN.name] if told_token else arguments.pop(_SIGNED_IN.name)
         before = request_token.set(token_of(None, signed_in))
         try:

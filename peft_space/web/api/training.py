@@ -38,11 +38,13 @@ class Training:
         """
         if not re.fullmatch(r"[\w -]{1,80}\.(jsonl|json|csv|tsv|txt|conll)", name):
             raise UserError(
-                f"{name!r} is no name for text. End it in .jsonl, .json, .csv, .tsv, .txt or .conll, and use letters and digits before."
+                "todo",
+                f"{name!r} is no name for text. End it in .jsonl, .json, .csv, .tsv, .txt or .conll, and use letters and digits before.",
             )
         if len(text.encode()) > settings.max_file_megabytes() * 1e6:
             raise UserError(
-                f"The text is larger than {settings.max_file_megabytes():g} MB. Bring less of it."
+                "todo",
+                f"The text is larger than {settings.max_file_megabytes():g} MB. Bring less of it.",
             )
         return {"data": self._files.keep(text, name)}
 
@@ -229,7 +231,8 @@ class Training:
         opened = open_run(owners_of(owner), run)
         if (status := opened.status()) in ("queued", "on_job", "running", "finished"):
             raise UserError(
-                f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is."
+                "todo",
+                f"The run {opened.name!r} is {status}: there is nothing to resume. Ask /status how far it is.",
             )
         quotas.check_open_runs(opened.directory.parent.name)
         if settings.on_zerogpu():

@@ -29,7 +29,7 @@ def build(
     def go_on(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         text = (values[message] or "").strip()
         if not text:
-            raise UserError("There is no message. Write one.")
+            raise UserError("todo", "There is no message. Write one.")
         run = page.chosen_run(values)
         _ = run.adapter
         before, row = values[turns], {"prompt": text, "base": "", "adapter": ""}

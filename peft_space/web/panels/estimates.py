@@ -42,7 +42,8 @@ def build(page: PageContext) -> None:
     def find_out(verb: str, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         if not values[page.data]:
             raise UserError(
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab."
+                "todo",
+                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
             )
         yield {told: "Starting…", **busy}
         show = functools.partial(tell, verb)

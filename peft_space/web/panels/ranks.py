@@ -41,7 +41,8 @@ def build_study(page: PageContext) -> None:
     def study(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         if not values[page.data]:
             raise UserError(
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab."
+                "todo",
+                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
             )
         yield {
             told: "Starting…",
@@ -109,7 +110,9 @@ def build_compress(page: PageContext) -> None:
     def compress(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         wanted = (values[rank] or "").strip()
         if wanted and not wanted.isdigit():
-            raise UserError(f"{wanted!r} is no rank. Write a whole number, or leave it empty.")
+            raise UserError(
+                "todo", f"{wanted!r} is no rank. Write a whole number, or leave it empty."
+            )
         run, folder = page.chosen_run(values), Path(tempfile.mkdtemp(prefix="peft_space-"))
 
         def show(found: dict[str, Any]) -> dict[Any, Any]:

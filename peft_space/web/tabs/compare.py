@@ -151,7 +151,7 @@ class CompareTab:
         """Both columns' answers, as they grow."""
         prompts = split_prompts(values[self.prompts] or "")
         if not prompts:
-            raise UserError("There is no prompt. Type one, or take held-out rows.")
+            raise UserError("todo", "There is no prompt. Type one, or take held-out rows.")
         run = self.page.chosen_run(values)
         _ = run.adapter  # tells at once where there is none
         rows = [

@@ -78,7 +78,8 @@ def _build_advice(page: PageContext) -> None:
     def advise(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         if not values[page.data]:
             raise UserError(
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab."
+                "todo",
+                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
             )
         yield {
             advising: "Looking at data and model…",

@@ -126,10 +126,11 @@ def named_adapter(uploaded: str | None, typed: str | None) -> str:
     """The adapter that is meant. Raises UserError for none, and on a Space for the path of a file that was not uploaded: it may be another's."""
     name = (typed or "").strip()
     if not uploaded and not name:
-        raise UserError("Which adapter? Give its name on the Hub, or a .zip of it.")
+        raise UserError("todo", "Which adapter? Give its name on the Hub, or a .zip of it.")
     if not uploaded and settings.on_space() and name.endswith(".zip"):
         raise UserError(
-            "A .zip has to be uploaded here. Bring it, or give the adapter's name on the Hub."
+            "todo",
+            "A .zip has to be uploaded here. Bring it, or give the adapter's name on the Hub.",
         )
     return uploaded or name
 
@@ -154,7 +155,8 @@ def _build_adopt(page: PageContext) -> None:
         wanted = named_adapter(values[packed], values[elsewhere])
         if not values[page.data]:
             raise UserError(
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab."
+                "todo",
+                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
             )
         folder = quotas.new_run(page.owner(values))
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)

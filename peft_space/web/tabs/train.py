@@ -114,7 +114,8 @@ class TrainTab:
         page = self.page
         if not values[page.data]:
             raise UserError(
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab."
+                "todo",
+                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
             )
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
         yield from self.make(values, page.data_arguments(values), recipe, start=start)
