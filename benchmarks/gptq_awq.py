@@ -57,7 +57,9 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
         return prepared[-1]
 
     really = peft.prepare_model_for_kbit_training
-    run = operations.make(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})["run"]
+    run = operations.make_run(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})[
+        "run"
+    ]
     began = time.perf_counter()
     with mock.patch("peft.prepare_model_for_kbit_training", prepare):
         operations.train(run)

@@ -95,7 +95,7 @@ def make_run(folder: Path, settings: Json) -> str:
     """A run that waits for its training, made by the verb that the page uses."""
     from peft_space import operations
 
-    return operations.make(str(folder), settings["rows"], recipe_of(settings))["run"]
+    return operations.make_run(str(folder), settings["rows"], recipe_of(settings))["run"]
 
 
 # In the process of a training

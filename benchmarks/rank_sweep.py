@@ -11,7 +11,7 @@ def main() -> None:
     prepare_libraries()
     from peft_space import operations
 
-    found = operations.study("demo", {"quantization": "none"})
+    found = operations.rank_sweep("demo", {"quantization": "none"})
     told = {str(one["rank"]): round(one["loss"], 4) for one in found["results"]}
     print(
         json.dumps(
@@ -20,13 +20,13 @@ def main() -> None:
         flush=True,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        run = operations.make(
+        run = operations.make_run(
             str(Path(scratch, "run")),
             "demo",
             {"lora_rank": 64, "quantization": "none", "max_steps": 60},
         )["run"]
         operations.train(run)
-        smaller = operations.compress(run, str(Path(scratch, "smaller")))
+        smaller = operations.reduce_rank(run, str(Path(scratch, "smaller")))
     change = round(100 * (smaller["loss_after"] / smaller["loss_before"] - 1), 2)
     print(
         json.dumps(

@@ -42,7 +42,7 @@ def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
     from peft_space.runs.run import Run
     from peft_space.runs.status import steps_of
 
-    run = operations.make(
+    run = operations.make_run(
         f"{folder}/{path.stem}", str(path), {"max_steps": steps, "batch_size": 2, "max_length": 256}
     )["run"]
     operations.train(run)

@@ -26,7 +26,7 @@ def measure(path: str) -> dict:
     from peft_space import operations
     from peft_space.recipe import make_recipe
 
-    advised = operations.advise(path)
+    advised = operations.recommend(path)
     rank = make_recipe(advised["recipe"]).lora_rank
     own, rate, steps = _trained(path, advised["recipe"] | {"max_steps": MOST_STEPS})
     losses = {f"rank {rank}, rate {rate:g}": own}
@@ -60,7 +60,7 @@ def _trained(path: str, recipe: dict) -> tuple[float, float, int]:
     from peft_space.runs.status import evaluations_of, steps_of
 
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run(operations.make(str(Path(scratch, "run")), path, recipe)["run"])
+        run = Run(operations.make_run(str(Path(scratch, "run")), path, recipe)["run"])
         operations.train(str(run.directory))
         plan = read_plan(run)
         assert plan is not None

@@ -59,7 +59,7 @@ def _repeated(found: dict[str, Any]) -> str:
 
 def advise(given: argparse.Namespace, show: Show) -> None:
     """Say which recipe suits the data, the base model and this machine, and why."""
-    found = operations.advise(
+    found = operations.recommend(
         data_of(given),
         read_recipe(given.recipe).model_dump(),
         given.held_out,
@@ -116,7 +116,7 @@ def study(given: argparse.Namespace, show: Show) -> None:
     if not all(rank.strip().isdigit() for rank in given.ranks.split(",")):
         raise UserError("todo", f"--ranks {given.ranks!r} are no ranks. Write them like 2,8,32.")
     ranks = [int(rank) for rank in given.ranks.split(",")]
-    found = operations.study(
+    found = operations.rank_sweep(
         data_of(given),
         read_recipe(given.recipe).model_dump(),
         ranks,

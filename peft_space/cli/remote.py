@@ -30,7 +30,7 @@ def job(given: argparse.Namespace, show: Show) -> None:
             )
             return
     elif given.flavor:
-        handed = operations.hand_over(
+        handed = operations.submit_job(
             given.run, given.flavor, given.timeout or _timeout(given), report=tell
         )
         show(
@@ -71,7 +71,7 @@ def _timeout(given: argparse.Namespace) -> str:
 
 def save(given: argparse.Namespace, show: Show) -> None:
     """Save a run to a private dataset repository on the Hub, to go on elsewhere. The token is as for push."""
-    found = operations.save(given.run, given.repo, report=tell)
+    found = operations.backup(given.run, given.repo, report=tell)
     show(
         found,
         f"Saved to {found['url']}. To go on elsewhere: python -m peft_space take-up {given.repo} --out RUN_DIR",
@@ -80,7 +80,7 @@ def save(given: argparse.Namespace, show: Show) -> None:
 
 def take_up(given: argparse.Namespace, show: Show) -> None:
     """Make a run of one that was saved on the Hub. The token is as for push."""
-    found = operations.take_up(given.out, given.repo, report=tell)
+    found = operations.restore(given.out, given.repo, report=tell)
     show(
         found,
         f"The run is in {found['run']}. Next: python -m peft_space train --resume {found['run']}",
@@ -89,7 +89,7 @@ def take_up(given: argparse.Namespace, show: Show) -> None:
 
 def deploy(given: argparse.Namespace, show: Show) -> None:
     """Make a Space of this clone, or update one. The token is HF_TOKEN, or this machine's."""
-    found = operations.deploy(
+    found = operations.deploy_space(
         given.space, hardware=given.hardware, public=given.public, report=tell
     )
     show(
@@ -100,7 +100,7 @@ def deploy(given: argparse.Namespace, show: Show) -> None:
 
 def smoke(given: argparse.Namespace, show: Show) -> None:
     """Check a running Space or page from outside: it trains the demo for a few steps and compares."""
-    found = operations.smoke(given.url, report=tell)
+    found = operations.smoke_test(given.url, report=tell)
     show(
         found,
         "\n".join(

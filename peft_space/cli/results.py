@@ -85,7 +85,7 @@ def evaluate(given: argparse.Namespace, show: Show) -> None:
 
 def votes(given: argparse.Namespace, show: Show) -> None:
     """Say how the blind vote of the page, or of the API, stands."""
-    found = operations.votes(given.run)
+    found = operations.vote_results(given.run)
     if given.csv:
         Path(given.csv).write_text(as_csv(found["votes"]), encoding="utf-8", newline="")
     show(found, found["words"])
@@ -93,7 +93,7 @@ def votes(given: argparse.Namespace, show: Show) -> None:
 
 def compress(given: argparse.Namespace, show: Show) -> None:
     """Write a smaller adapter, of the rank that is used or another, and say what it loses."""
-    found = operations.compress(given.run, given.out, given.rank)
+    found = operations.reduce_rank(given.run, given.out, given.rank)
     change = f"held-out loss {found['loss_before']:.4f} before, {found['loss_after']:.4f} after"
     show(found, f"An adapter of rank {found['rank']} is in {found['path']}: {change}.")
 

@@ -29,7 +29,7 @@ def train(given: argparse.Namespace, show: Show) -> None:
     if given.data:
         recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
         run = Run(
-            operations.make(
+            operations.make_run(
                 given.out, data_of(given), recipe, given.held_out, column_mapping_of(given)
             )["run"]
         )
@@ -64,7 +64,7 @@ def train(given: argparse.Namespace, show: Show) -> None:
 def adopt(given: argparse.Namespace, show: Show) -> None:
     """Make a run of an adapter that was made elsewhere, to compare, score or export it, or to train it further."""
     recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
-    found = operations.adopt(
+    found = operations.import_adapter(
         given.out, given.adapter, data_of(given), recipe, given.held_out, column_mapping_of(given)
     )
     more = f"evaluate {found['run']}, or python -m peft_space train --resume {found['run']}"

@@ -120,7 +120,7 @@ def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Repo
         report({"preview": _drawn(recipe, _task(recipe, plausible[0].schema), understood)})
 
 
-def show(
+def show_rows(
     data: Data,
     recipe: Json,
     numbers: list[int],

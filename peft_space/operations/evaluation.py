@@ -108,7 +108,7 @@ def evaluate(run: str, report: Report | None = None) -> Json:
     return asdict(evaluate_run(Run(run), load_cached(run), progress(report)))
 
 
-def pairs(
+def vote_pairs(
     run: str,
     prompts: list[str] | None = None,
     count: int = 10,
@@ -171,7 +171,7 @@ def vote(run: str, pair: str, choice: str) -> Json:
     return {"left_to_vote": len(blind_vote.open_pairs(Run(run)))}
 
 
-def votes(run: str) -> Json:
+def vote_results(run: str) -> Json:
     """How the blind vote stands: `win_rate` of the adapter, its `interval`, the same in `words`, and the `votes` one by one."""
     from peft_space.evaluation import blind_vote as voting
 

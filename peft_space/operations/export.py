@@ -66,7 +66,7 @@ def spectrum(run: str) -> Json:
     }
 
 
-def compress(run: str, out: str, rank: int | None = None, report: Report | None = None) -> Json:
+def reduce_rank(run: str, out: str, rank: int | None = None, report: Report | None = None) -> Json:
     """A smaller adapter in the folder `out`, of `rank` or the rank that is used, and the held-out loss before and after."""
     from peft_space.evaluation.evaluate import held_out_loss
     from peft_space.export.rank_reduction import reduce_rank as compress_run
@@ -87,7 +87,7 @@ def compress(run: str, out: str, rank: int | None = None, report: Report | None 
     }
 
 
-def card(run: str) -> Json:
+def model_card(run: str) -> Json:
     """The model card as it would be pushed now: `card`; and `pictures`, the SVG of each by the name that the card has for it."""
     import tempfile
 

@@ -84,7 +84,7 @@ def dry_run(
     return asdict(found) | {"words": measuring.in_words(found)}
 
 
-def advise(
+def recommend(
     data: Data,
     recipe: Json | None = None,
     held_out: Data | None = None,
@@ -119,7 +119,7 @@ def advise(
     }
 
 
-def study(
+def rank_sweep(
     data: Data,
     recipe: Json | None = None,
     ranks: list[int] | None = None,

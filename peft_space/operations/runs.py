@@ -9,7 +9,7 @@ from peft_space.recipe import make_recipe
 from peft_space.runs.run import Run
 
 
-def make(
+def make_run(
     directory: str,
     data: Data,
     recipe: Json,
@@ -29,7 +29,7 @@ def make(
     }
 
 
-def adopt(
+def import_adapter(
     directory: str,
     adapter: str,
     data: Data,
@@ -50,7 +50,7 @@ def adopt(
     }
 
 
-def fetch(run: str) -> Json:
+def prefetch(run: str) -> Json:
     """Have on this machine what training a run needs and a slice of GPU time should not go on: rendered rows, and the base model's files."""
     from peft_space.training.prepare import prefetch as fetch_for
 
@@ -76,14 +76,14 @@ def script(run: str, out: str) -> Json:
     return {"path": str(write_script(Run(run), out))}
 
 
-def save(run: str, repo: str, token: str | None = None, report: Report | None = None) -> Json:
+def backup(run: str, repo: str, token: str | None = None, report: Report | None = None) -> Json:
     """Save the run to a private dataset repository on the Hub, with all that it takes to go on elsewhere: `url`."""
     from peft_space.hub.backup import backup as save_run
 
     return {"url": save_run(Run(run), repo, token, progress(report))}
 
 
-def take_up(
+def restore(
     directory: str, repo: str, token: str | None = None, report: Report | None = None
 ) -> Json:
     """A run that was saved, as a new run here, ready to go on."""
@@ -100,7 +100,7 @@ def job_hardware(run: str, token: str | None = None) -> Json:
     return {"hardware": [asdict(choice) for choice in job_options(Run(run), jobs.offers(token))]}
 
 
-def hand_over(
+def submit_job(
     run: str, flavor: str, timeout: str, token: str | None = None, report: Report | None = None
 ) -> Json:
     """Let a job on Hugging Face train the run: its `job`, its `address`, and the private dataset that it went to, `repo`."""

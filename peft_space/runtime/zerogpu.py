@@ -30,9 +30,9 @@ from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
 logger = logging.getLogger(__name__)
 
-_IN_SLICES = {"compare", "evaluate", "pairs", "dry_run", "compress"}
+_IN_SLICES = {"compare", "evaluate", "vote_pairs", "dry_run", "reduce_rank"}
 """Verbs that compute on a GPU."""
-_GOING_ON = {"evaluate", "pairs"}
+_GOING_ON = {"evaluate", "vote_pairs"}
 """Those that keep what they have measured in the run, and go on from there in another slice."""
 _SPARE_SECONDS = 2.0
 """Before the end of its slice a verb leaves."""
@@ -85,7 +85,7 @@ def run_slice(run: Run, workers: Workers, limit: int, anyway: bool = False) -> b
         return False
     try:
         seconds = zerogpu_slices.next_slice_seconds(run.history(), limit)
-        workers.call("fetch", run=str(run.directory))
+        workers.call("prefetch", run=str(run.directory))
         with run.lock():
             run.append(events.Queued())
         answer = _train(str(run.directory), seconds, anyway)

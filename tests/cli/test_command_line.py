@@ -140,7 +140,7 @@ def what_the_page_says(workers, path, recipe, tmp_path):
 
     def start():  # as the page's Start does
         values = make_recipe(json.loads(recipe)).model_dump(exclude_defaults=True)
-        workers.call("make", directory=str(tmp_path / "run"), data=str(path), recipe=values)
+        workers.call("make_run", directory=str(tmp_path / "run"), data=str(path), recipe=values)
 
     with pytest.raises(UserError) as refusal:
         start()

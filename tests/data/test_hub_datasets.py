@@ -97,7 +97,7 @@ def test_a_split_is_read_as_its_files_are_written(ask, dataset):
         6,
     )
     shown = ask(
-        "show",
+        "show_rows",
         data="hf://datasets/maria/rows?config=large",
         recipe={"base_model": "demo"},
         numbers=[3],

@@ -113,9 +113,9 @@ def test_the_base_column_is_to_the_bit_the_base_without_peft(
     recipe = Recipe(
         base_model=bases[base], method=method, quantization=quantization, lora_bias=bias, **HARD
     )
-    run = operations.make(str(tmp_path / "run"), "demo", recipe.model_dump(exclude_defaults=True))[
-        "run"
-    ]
+    run = operations.make_run(
+        str(tmp_path / "run"), "demo", recipe.model_dump(exclude_defaults=True)
+    )["run"]
     operations.train(run)
     adapted = load_adapted(Run(run))
     assert mismatches(adapted, recipe, conversations) == []

@@ -40,7 +40,7 @@ def test_a_vote_counts_for_the_column_that_was_on_its_side_and_is_kept(own_run):
             own_run, pair["pair"], side if number < 6 else other if number < 8 else "same"
         )
         assert len(blind_vote.open_pairs(own_run)) == 9 - number
-    found = operations.votes(str(own_run.directory))
+    found = operations.vote_results(str(own_run.directory))
     assert (
         found["adapter"],
         found["base"],
@@ -94,7 +94,7 @@ def test_held_out_rows_are_put_up_by_the_verbs_without_their_columns(
     own_run, run_command, tmp_path
 ):
     told = []
-    found = operations.pairs(
+    found = operations.vote_pairs(
         str(own_run.directory), count=3, sampling={"max_new_tokens": 4}, report=told.append
     )["pairs"]
     assert 1 <= len(found) <= 3

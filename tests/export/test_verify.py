@@ -186,7 +186,7 @@ def trained(tmp_path, write, rows, base):
         eval_split=0.2,
         eval_steps=3,
     )
-    run = operations.make(
+    run = operations.make_run(
         str(tmp_path / "run"), str(write("rows.json", rows)), recipe.model_dump()
     )["run"]
     operations.train(run)
@@ -230,7 +230,7 @@ def test_texts_are_gone_on_with_from_their_middle_and_without_held_out_rows_it_s
         [{"text": f"The shop number {number} sells lamps and chairs."} for number in range(8)],
     )
     recipe = Recipe(quantization="none", max_steps=2, eval_split=0)
-    run = operations.make(str(tmp_path / "run"), str(rows), recipe.model_dump())["run"]
+    run = operations.make_run(str(tmp_path / "run"), str(rows), recipe.model_dump())["run"]
     operations.train(run)
     found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
     assert "on 4 rows that were trained on, as none was held out" in found["words"]

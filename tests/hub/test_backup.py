@@ -43,7 +43,7 @@ def run(own_run) -> Run:
 @pytest.fixture
 def save(ask, run):
     def save_run(repo: str = NAME, token: str | None = WRITER) -> str:
-        return ask("save", run=str(run.directory), repo=repo, token=token)["url"]
+        return ask("backup", run=str(run.directory), repo=repo, token=token)["url"]
 
     return save_run
 
@@ -52,7 +52,7 @@ def save(ask, run):
 def take_up(ask, tmp_path):
     def take_up_run(repo: str = NAME, token: str | None = WRITER) -> Run:
         return Run(
-            ask("take_up", directory=str(tmp_path / "elsewhere" / "run"), repo=repo, token=token)[
+            ask("restore", directory=str(tmp_path / "elsewhere" / "run"), repo=repo, token=token)[
                 "run"
             ]
         )

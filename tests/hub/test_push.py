@@ -324,7 +324,7 @@ def test_on_a_space_its_own_token_is_never_used_for_a_visitor(run, monkeypatch):
 def test_an_edited_card_takes_the_place_of_the_written_one_and_has_to_be_readable(
     the_hub, ask, run
 ):
-    card = ask("card", run=str(run.directory))["card"]
+    card = ask("model_card", run=str(run.directory))["card"]
     wanted = {"run": str(run.directory), "repo": "maria/adapter", "token": WRITER}
     ask("push", **wanted, card=card.replace("# colours", "# Colours of things"))
     pushed = the_hub.repositories["maria/adapter"].files

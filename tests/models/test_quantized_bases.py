@@ -65,7 +65,7 @@ def published(tmp_path):
 def refusal_of(tmp_path, recipe):
     """Why no run is made of the recipe; none is left behind."""
     with pytest.raises(UserError) as refusal:
-        operations.make(str(tmp_path / "run"), "demo", recipe)
+        operations.make_run(str(tmp_path / "run"), "demo", recipe)
     assert not (tmp_path / "run").exists()
     return str(refusal.value)
 
@@ -189,7 +189,7 @@ def test_a_base_that_was_saved_in_nf4_stays_so_whatever_the_recipe_says(nf4_base
 def nf4_run(nf4_base, tmp_path_factory):
     """A run of two steps on it."""
     run = Run(
-        operations.make(
+        operations.make_run(
             str(tmp_path_factory.mktemp("nf4-run") / "run"),
             "demo",
             {"base_model": nf4_base, "max_steps": 2},

@@ -53,8 +53,8 @@ def test_parameters_per_rank_are_those_that_peft_counts(base, rank):
 
 
 def test_the_advised_recipe_is_taken_as_it_is_and_then_nothing_changes():
-    first = operations.advise("demo")
-    again = operations.advise("demo", first["recipe"])
+    first = operations.recommend("demo")
+    again = operations.recommend("demo", first["recipe"])
     assert again["recipe"] == first["recipe"]
     assert not any(one["changes"] for one in again["advice"])
 

@@ -249,9 +249,9 @@ def test_a_scoring_and_a_vote_that_outgrow_their_slices_go_on_in_the_next_to_the
     assert before
     assert (
         found["pairs"]
-        == operations.pairs(str(much_to_score.directory), count=100, sampling=sampling, seed=3)[
-            "pairs"
-        ]
+        == operations.vote_pairs(
+            str(much_to_score.directory), count=100, sampling=sampling, seed=3
+        )["pairs"]
     )
     assert not list((running.home / "runs" / "local" / TRAINED).glob("*ing.jsonl"))
 

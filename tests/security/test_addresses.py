@@ -31,7 +31,7 @@ def test_an_address_is_neither_data_nor_a_model_nor_an_adapter(address, bait, tm
     for ask in (
         lambda: operations.check(named),
         lambda: operations.check(rows, recipe={"base_model": named}),
-        lambda: operations.adopt(str(tmp_path / "run"), named, rows),
+        lambda: operations.import_adapter(str(tmp_path / "run"), named, rows),
     ):
         with pytest.raises(UserError):
             ask()

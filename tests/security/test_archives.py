@@ -148,7 +148,7 @@ ROWS = [{"prompt": "a", "completion": "b"}] * 2
 def refused(path, tmp_path, write, said):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=said) as refusal:
-        operations.adopt(str(tmp_path / "run"), str(path), str(write("rows.json", ROWS)))
+        operations.import_adapter(str(tmp_path / "run"), str(path), str(write("rows.json", ROWS)))
     assert len(str(refusal.value)) < 600
     assert "root:" not in str(refusal.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kilobytes"

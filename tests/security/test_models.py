@@ -87,7 +87,7 @@ def test_a_malicious_base_model_runs_no_code_and_connects_to_nothing(case, bait,
         return
     for verb in (
         functools.partial(operations.check, rows),
-        functools.partial(operations.make, str(tmp_path / "run"), rows),
+        functools.partial(operations.make_run, str(tmp_path / "run"), rows),
     ):
         with pytest.raises(UserError) as refusal:
             checked_and_loaded(verb, recipe)
@@ -116,13 +116,13 @@ def test_a_malicious_adapter_runs_no_code_and_connects_to_nothing(
     rows = str(write("rows.json", ROWS))
     for given in (str(folder), shutil.make_archive(str(tmp_path / "packed"), "zip", folder)):
         if case.words is None:
-            run = operations.adopt(
+            run = operations.import_adapter(
                 str(tmp_path / given[-3:]), given, rows, {"quantization": "none"}
             )["run"]
             assert operations.compare(run, ["a"])["fairness"]["fair"]
             continue
         with pytest.raises(UserError) as refusal:
-            operations.adopt(str(tmp_path / "run"), given, rows)
+            operations.import_adapter(str(tmp_path / "run"), given, rows)
         assert case.words in str(refusal.value)
         assert not (tmp_path / "run").exists()
 

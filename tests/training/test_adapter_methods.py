@@ -103,9 +103,9 @@ def test_pissa_starts_as_the_base_and_ends_as_a_lora_of_the_untouched_base(base,
     )
     assert torch.allclose(logits(started), whole(base), atol=1e-3)
 
-    run = operations.make(str(tmp_path / "run"), "demo", recipe.model_dump(exclude_defaults=True))[
-        "run"
-    ]
+    run = operations.make_run(
+        str(tmp_path / "run"), "demo", recipe.model_dump(exclude_defaults=True)
+    )["run"]
     operations.train(run)
     scores = operations.evaluate(run)
     trained = evaluations_of(Run(run).history())[-1].loss

@@ -39,7 +39,7 @@ def theirs(tmp_path_factory):
 def adopt(tmp_path, adapter, write, **recipe):
     rows = str(write("rows.json", ROWS))
     return Run(
-        operations.adopt(
+        operations.import_adapter(
             str(tmp_path / "run"),
             str(adapter),
             rows,
@@ -74,7 +74,7 @@ def test_training_goes_on_from_it(theirs, tmp_path, write):
     assert operations.train(str(run.directory))["event"] == "Finished"
     first = steps_of(run.history())[0].loss
     fresh = Run(
-        operations.make(
+        operations.make_run(
             str(tmp_path / "fresh"), str(tmp_path / "rows.json"), run.recipe.model_dump()
         )["run"]
     )

@@ -123,7 +123,7 @@ def triples():
 
 def trained(rows, recipe, tmp_path, write):
     """(run, result of evaluate) after the whole journey by the verbs."""
-    run = operations.make(
+    run = operations.make_run(
         str(tmp_path / "run"),
         str(write("rows.json", rows)),
         recipe.model_dump(exclude_defaults=True),
@@ -186,7 +186,7 @@ def plain_peft_gives_the_same_logits(run, base, ids):
 def test_two_texts_are_told_apart_by_their_types(bert, tmp_path, write, monkeypatch):
     seen = []
     see_batches(monkeypatch, seen)
-    run = operations.make(
+    run = operations.make_run(
         str(tmp_path / "run"),
         str(write("rows.json", pairs())),
         {"base_model": bert, "quantization": "none", "max_steps": 2},
@@ -314,7 +314,7 @@ def test_the_preview_is_the_batch(task, tmp_path, write, monkeypatch, request):
     assert checked["task"] == task
     seen = []
     see_batches(monkeypatch, seen)
-    operations.train(operations.make(str(tmp_path / "run"), path, recipe)["run"])
+    operations.train(operations.make_run(str(tmp_path / "run"), path, recipe)["run"])
     assert sorted(shown_in(checked["examples"], task)) == sorted(
         trained_in(seen[0], task, Run(tmp_path / "run"))
     )
@@ -377,7 +377,7 @@ def test_kto_gives_each_prompt_the_answer_of_the_row_before(
     see_batches(monkeypatch, seen)
     recipe = {"max_steps": 1, "batch_size": 4, "eval_split": 0.0, "lora_rank": 2}
     operations.train(
-        operations.make(str(tmp_path / "run"), str(write("rows.json", rated())), recipe)["run"]
+        operations.make_run(str(tmp_path / "run"), str(write("rows.json", rated())), recipe)["run"]
     )
     batch = seen[0]
 
@@ -410,7 +410,7 @@ def test_kto_gives_each_prompt_the_answer_of_the_row_before(
 def test_what_does_not_go_together_is_refused(rows, recipe, said, tmp_path, write, bert):
     recipe = recipe | ({"base_model": bert} if recipe.get("base_model") else {})
     with pytest.raises(UserError, match=said):
-        operations.make(str(tmp_path / "run"), str(write("rows.json", rows())), recipe)
+        operations.make_run(str(tmp_path / "run"), str(write("rows.json", rows())), recipe)
     assert not (tmp_path / "run").exists()
 
 

@@ -37,7 +37,7 @@ class Elsewhere:
         """
         opened = open_run(owners_of(owner), run)
         return self._workers.call(
-            "save", run=str(opened.directory), repo=repo.strip(), token=token_of(token, signed_in)
+            "backup", run=str(opened.directory), repo=repo.strip(), token=token_of(token, signed_in)
         )
 
     def take_up(
@@ -53,7 +53,7 @@ class Elsewhere:
         secret = new_owner(owner)
         folder = quotas.new_run(owners_of(secret)[0])
         self._workers.call(
-            "take_up", directory=str(folder), repo=repo.strip(), token=token_of(token, signed_in)
+            "restore", directory=str(folder), repo=repo.strip(), token=token_of(token, signed_in)
         )
         return {"run": folder.name, "owner": secret, "status": Run(folder).status()}
 
@@ -97,7 +97,7 @@ class Elsewhere:
         """
         opened, used = open_run(owners_of(owner), run), token_of(token, None)
         handed = self._workers.call(
-            "hand_over", run=str(opened.directory), flavor=flavor, timeout=timeout, token=used
+            "submit_job", run=str(opened.directory), flavor=flavor, timeout=timeout, token=used
         )
         start_watching(opened, used)
         return {

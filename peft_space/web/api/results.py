@@ -92,7 +92,7 @@ class Results:
             "seed": seed,
         }
         return {"more": False} | self._workers.call(
-            "pairs", run=open_trained_run(run, owner), **given
+            "vote_pairs", run=open_trained_run(run, owner), **given
         )
 
     def vote(self, run: str, pair: str, choice: str, owner: str = "") -> Json:
@@ -113,7 +113,7 @@ class Results:
             run: the id that /start returned.
             owner: the secret that /start returned.
         """
-        return operations.votes(open_trained_run(run, owner))
+        return operations.vote_results(open_trained_run(run, owner))
 
     def export(
         self,
@@ -159,7 +159,7 @@ class Results:
             run: the id that /start returned.
             owner: the secret that /start returned.
         """
-        return self._workers.call("card", run=open_trained_run(run, owner))
+        return self._workers.call("model_card", run=open_trained_run(run, owner))
 
     def push(
         self,

@@ -91,7 +91,7 @@ class Training:
         """
         values = make_recipe(recipe).model_dump()
         return self._workers.call(
-            "advise",
+            "recommend",
             data=self._files.paths(data),
             recipe=values,
             held_out=self._files.one(held_out),
@@ -164,7 +164,7 @@ class Training:
             "held_out": self._files.one(held_out),
             "column_mapping": column_mapping or None,
         }
-        self._workers.call("make", directory=str(folder), recipe=values, **given)
+        self._workers.call("make_run", directory=str(folder), recipe=values, **given)
         run = Run(folder)
         if not later and not settings.on_zerogpu():
             start_training(run)

@@ -64,14 +64,14 @@ def build(page: PageContext) -> None:
     ) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)
         wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in)}
-        yield from work("save", "Saving…", run=str(run.directory), **wanted)
+        yield from work("backup", "Saving…", run=str(run.directory), **wanted)
 
     def take_up_run(
         values: dict[Any, Any], signed_in: gr.OAuthToken | None
     ) -> Iterator[dict[Any, Any]]:
         folder = quotas.new_run(page.owner(values))
         wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in)}
-        yield from work("take_up", "Taking it up…", directory=str(folder), **wanted)
+        yield from work("restore", "Taking it up…", directory=str(folder), **wanted)
         run = Run(folder)
         run.rename(unique_name(page.owner(values), run.name, but=run))
         yield {

@@ -77,7 +77,7 @@ def build(
             number: left[0]["pair"],
         }
 
-    answering = SliceContinuation(page, "pairs", progress, lambda run, _: shown(run))
+    answering = SliceContinuation(page, "vote_pairs", progress, lambda run, _: shown(run))
 
     def put_up(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
         run = page.chosen_run(values)

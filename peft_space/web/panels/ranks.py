@@ -52,7 +52,7 @@ def build_study(page: PageContext) -> None:
         yield from page.working(
             told,
             show,
-            "study",
+            "rank_sweep",
             recipe=page.form.recipe(values).model_dump(),
             **page.data_arguments(values),
         )
@@ -126,7 +126,7 @@ def build_compress(page: PageContext) -> None:
 
         out, new_rank = str(folder / "adapter"), int(wanted) if wanted else None
         yield from page.working(
-            told, show, "compress", run=str(run.directory), out=out, rank=new_rank
+            told, show, "reduce_rank", run=str(run.directory), out=out, rank=new_rank
         )
 
     chosen = {page.visitor, page.run}

@@ -100,7 +100,7 @@ def build(page: PageContext, make_only: Any) -> Any:
                 **ready,
             }
 
-        yield from page.working(told, show, "hand_over", **asked, **wanted)
+        yield from page.working(told, show, "submit_job", **asked, **wanted)
 
     @show_errors
     def end(values: dict[Any, Any]) -> str:

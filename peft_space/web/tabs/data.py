@@ -279,7 +279,7 @@ class DataTab:
         recipe = page.form.recipe(values).model_dump()
         return self.rows(
             page.workers.call(
-                "show", **page.data_arguments(values), recipe=recipe, numbers=numbers[:50]
+                "show_rows", **page.data_arguments(values), recipe=recipe, numbers=numbers[:50]
             )["examples"]
         )
 

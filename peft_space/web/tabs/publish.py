@@ -108,7 +108,7 @@ def build(page: PageContext) -> None:
         run = page.chosen_run(values)
         if edited(values):
             return gr.skip(), gr.skip()
-        made = page.workers.call("card", run=str(run.directory))
+        made = page.workers.call("model_card", run=str(run.directory))
         return made["card"], [values[page.run], made["card"], made["pictures"]]
 
     what.change(

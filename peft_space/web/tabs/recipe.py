@@ -90,7 +90,7 @@ def _build_advice(page: PageContext) -> None:
         yield from page.working(
             advising,
             lambda found: show(found) | ready,
-            "advise",
+            "recommend",
             recipe=recipe,
             **page.data_arguments(values),
         )

@@ -162,7 +162,7 @@ def _build_adopt(page: PageContext) -> None:
         recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
         yield {adopting: "Looking at the adapter…"}
         stream = page.workers.stream(
-            "adopt",
+            "import_adapter",
             directory=str(folder),
             adapter=wanted,
             recipe=recipe,

@@ -136,7 +136,9 @@ class TrainTab:
             self.start: gr.update(interactive=False),
             self.cancel: gr.update(visible=True),
         }
-        for message in page.workers.stream("make", directory=str(folder), recipe=recipe, **data):
+        for message in page.workers.stream(
+            "make_run", directory=str(folder), recipe=recipe, **data
+        ):
             if report := message.get("report"):
                 yield {self.preparing: f"{report['what']}…"}
             elif "result" not in message:
