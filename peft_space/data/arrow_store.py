@@ -40,10 +40,10 @@ class Rows(Sequence[Row]):
     def __init__(self, path: Path, digest: str, index: np.ndarray | None = None):
         self.path, self.digest = path, digest
         self._table = open_arrow(path)
-        self.index = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
+        self.positions = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.positions)
 
     @overload
     def __getitem__(self, at: int) -> Row: ...
@@ -51,8 +51,8 @@ class Rows(Sequence[Row]):
     def __getitem__(self, at: slice) -> "Rows": ...
     def __getitem__(self, at: int | slice) -> "Row | Rows":
         if isinstance(at, slice):
-            return Rows(self.path, self.digest, self.index[at])
-        place = int(self.index[at])
+            return Rows(self.path, self.digest, self.positions[at])
+        place = int(self.positions[at])
         return from_json(self._table["number"][place].as_py(), self._table["row"][place].as_py())
 
     def __eq__(self, other: object) -> bool:
@@ -73,7 +73,7 @@ class Tokens(Sequence[TokenizedExample]):
     def __init__(self, path: Path, index: np.ndarray | None = None):
         self.path = path
         self._table = open_arrow(path)
-        self.index = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
+        self.positions = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
         # columns of other tasks are empty, and reading a cell takes time
         optional = (
             "label",
@@ -88,7 +88,7 @@ class Tokens(Sequence[TokenizedExample]):
         self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[TokenizedExample]:
         return (self[at] for at in range(len(self)))
@@ -99,8 +99,8 @@ class Tokens(Sequence[TokenizedExample]):
     def __getitem__(self, at: slice) -> "Tokens": ...
     def __getitem__(self, at: int | slice) -> "TokenizedExample | Tokens":
         if isinstance(at, slice):
-            return Tokens(self.path, self.index[at])
-        place = int(self.index[at])
+            return Tokens(self.path, self.positions[at])
+        place = int(self.positions[at])
         cell = {name: self._table[name][place].as_py() for name in self._columns}
         row, rejected, target = cell["row"], cell.get("rejected_ids"), cell.get("target_ids")
         return TokenizedExample(
@@ -127,11 +127,11 @@ class Tokens(Sequence[TokenizedExample]):
 
     def column(self, name: str) -> np.ndarray:
         """One number a row: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`."""
-        return self._table[name].to_numpy()[self.index]
+        return self._table[name].to_numpy()[self.positions]
 
     def digest(self) -> str:
         """SHA-256 of all that a trainer is given of these rows, in their order."""
-        digest = hashlib.sha256(str(len(self.index)).encode())
+        digest = hashlib.sha256(str(len(self.positions)).encode())
         columns = self._table.select(
             [
                 name
@@ -139,8 +139,8 @@ class Tokens(Sequence[TokenizedExample]):
                 if name not in ("row", "cut", "length", "typed_controls", "problem")
             ]
         )
-        for start in range(0, len(self.index), _HASHED_AT_ONCE):
-            for column in columns.take(self.index[start : start + _HASHED_AT_ONCE]).columns:
+        for start in range(0, len(self.positions), _HASHED_AT_ONCE):
+            for column in columns.take(self.positions[start : start + _HASHED_AT_ONCE]).columns:
                 for content in _contents(column):
                     digest.update(content)
         return digest.hexdigest()
@@ -158,7 +158,7 @@ class Tokens(Sequence[TokenizedExample]):
 
     def labels(self) -> list[str | None]:
         """The label of each row."""
-        return self._table["label"].take(self.index).to_pylist()
+        return self._table["label"].take(self.positions).to_pylist()
 
     def problems(self) -> dict[int, str]:
         """Place in the file -> why the row could not be rendered."""

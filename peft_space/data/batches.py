@@ -18,7 +18,7 @@ class Examples(torch.utils.data.Dataset[TokenizedExample]):
 
     def __init__(self, tokens: Tokens, shuffled_by: int | None = None):
         """`shuffled_by` is a seed for who takes rows in the order in which they are given."""
-        index = tokens.index[tokens.column("num_trained") > 0]
+        index = tokens.positions[tokens.column("num_trained") > 0]
         self.tokens = tokens.at(
             index if shuffled_by is None else np.random.default_rng(shuffled_by).permutation(index)
         )

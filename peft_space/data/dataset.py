@@ -91,7 +91,7 @@ class TrainingData:
         }
         about |= {"findings": [asdict(finding) for finding in self.findings]}
         about |= {"digests": {"train": self.train.digest, "held_out": self.held_out.digest}}
-        about |= {"train": _ranges(self.train.index), "held_out": _ranges(self.held_out.index)}
+        about |= {"train": _ranges(self.train.positions), "held_out": _ranges(self.held_out.positions)}
         files: dict[str, str | Path] = {
             "data/about.json": json.dumps(about, ensure_ascii=False) + "\n",
             "data/rows.arrow": self.train.path,

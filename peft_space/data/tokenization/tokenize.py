@@ -52,7 +52,7 @@ def tokenize(
     whole = rows.whole()
     key = _key(tokenizer, whole, max_length, train_on, task)
     write = functools.partial(_write, tokenizer, whole, max_length, train_on, task, on_progress)
-    return Tokens(get_or_create("tokens", key, write) / "tokens.arrow", rows.index)
+    return Tokens(get_or_create("tokens", key, write) / "tokens.arrow", rows.positions)
 
 
 def _key(tokenizer: Any, rows: Rows, max_length: int, train_on: TrainOn, task: Task) -> str:
