@@ -10,7 +10,7 @@ import numpy as np
 
 from peft_space.data.arrow_store import Rows, Tokens
 from peft_space.data.dataset import (
-    MOST_PROBLEMS,
+    MAX_PROBLEMS,
     TrainingData,
     load_dataset,
     load_run_data,
@@ -73,7 +73,7 @@ def prepare(
     understood = load_dataset(
         data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
     )
-    task = choose_task(recipe, base.config, understood.column_mapping.shape)
+    task = choose_task(recipe, base.config, understood.column_mapping.schema)
     goal = TaskSpec(task, _labels(understood) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
     check_claimed_size(base, layers.model.num_parameters())
@@ -155,7 +155,7 @@ def _of_tokens(tokens: Tokens) -> list[Finding]:
     for kind, where in chosen.items():
         for number in row_numbers_where(tokens, where):
             findings.add(kind, number)
-    return findings.told()
+    return findings.to_list()
 
 
 def _without_refused(
@@ -188,7 +188,7 @@ def _without_refused(
         train=Rows(data.train.path, data.train.digest, train.positions),
         held_out=Rows(data.held_out.path, data.held_out.digest, kept.positions),
         num_problems=data.num_problems + len(problems),
-        problems=[*data.problems, *problems][:MOST_PROBLEMS],
+        problems=[*data.problems, *problems][:MAX_PROBLEMS],
     )
     return smaller, train, kept
 
