@@ -51,7 +51,7 @@ def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
 
 
 def main() -> None:
-    from peft_space.data.table import SUFFIXES
+    from peft_space.data.readers.detect import SUFFIXES
     from peft_space.errors import UserError
 
     parser = argparse.ArgumentParser()

@@ -1,213 +1,325 @@
-"""Rows and token ids in Arrow files, drawn one by one from the disk: a million take no more memory than a thousand."""
+"""Rows and tokenized examples in memory-mapped Arrow files, which are read one by one."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from peft_space.data.records import Row, from_json
-from peft_space.data.tokenization.example import TokenizedExample
 from peft_space.data.tokenization.spans import Span
 
+ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
+"""Rows as JSON with their number: of a file as it was read, or as normalized records."""
+
+_IDS = pa.list_(pa.int32())
 TOKENS = pa.schema(
     [
-        ("row", pa.int64()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.int32())),
-        ("cut", pa.int32()), ("length", pa.int32()), ("num_trained", pa.int32()), ("typed_controls", pa.bool_()), ("problem", pa.string()),
-        ("label", pa.string()), ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
-        ("rejected_ids", pa.list_(pa.int32())), ("rejected_trained", pa.list_(pa.int32())), ("target_ids", pa.list_(pa.int32())),
+        ("row", pa.int64()), ("input_ids", _IDS), ("trained", _IDS), ("cut", pa.int32()),
+        ("length", pa.int32()), ("num_trained", pa.int32()), ("typed_controls", pa.bool_()),
+        ("problem", pa.string()), ("label", pa.string()), ("tags", pa.list_(pa.string())),
+        ("types", pa.list_(pa.int8())), ("good", pa.bool_()), ("rejected_ids", _IDS),
+        ("rejected_trained", _IDS), ("target_ids", _IDS),
     ]
 )  # fmt: skip
+"""Tokenized examples. `trained` holds spans as start, end, start, end …"""
+_OPTIONAL = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
+_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "problem")
+
+_HASHED_ROWS = 10_000
+
+MASKED = -100
+"""Label of a token that has no loss."""
 
 
-_HASHED_AT_ONCE = 10_000
-"""Rows."""
+@dataclass(frozen=True)
+class TokenizedExample:
+    """Input of the trainer for one row: token ids (T,), trained spans, and fields of some tasks."""
+
+    row: int
+    input_ids: list[int]
+    trained: list[Span]
+    """Spans of tokens that have a loss, in order."""
+    cut: int = 0
+    """Number of tokens that were cut off at the length limit."""
+    typed_controls: bool = False
+    """True if the row's text contains special tokens of the model, which become plain text."""
+    texts: list[str] = field(default_factory=list)
+    """Text of each token (T,), if requested; the first of several tokens has a character's text."""
+    label: str | None = None
+    """Text classification: the label."""
+    tags: list[str] = field(default_factory=list)
+    """Token classification: the tag of each token (T,), empty for a token that has no loss."""
+    types: list[int] = field(default_factory=list)
+    """Text pairs: 0 or 1 for each token (T,), if the model uses `token_type_ids`."""
+    good: bool | None = None
+    """Unpaired preference: the rating of the answer."""
+    rejected: "TokenizedExample | None" = None
+    """Preference: the rejected answer after the same prompt."""
+    target: "TokenizedExample | None" = None
+    """Source and target: the target."""
+
+    @property
+    def labels(self) -> list[int]:
+        """`input_ids` where a token has a loss, `MASKED` elsewhere (T,)."""
+        labels = [MASKED] * len(self.input_ids)
+        for start, end in self.trained:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+    @property
+    def num_trained(self) -> int:
+        """Number of tokens, tags or labels that have a loss.
+
+        It is 0 if the row teaches nothing, such as a preference with one answer cut off.
+        """
+        count = sum(end - start for start, end in self.trained)
+        if self.rejected is not None:
+            return count + self.rejected.num_trained if count and self.rejected.num_trained else 0
+        if self.target is not None:
+            return self.target.num_trained
+        return count + sum(tag != "" for tag in self.tags) + (self.label is not None)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens before the cut, of the longer sequence if there are two."""
+        others = [other.length for other in (self.rejected, self.target) if other is not None]
+        return max([len(self.input_ids) + self.cut, *others])
 
 
 def open_arrow(path: Path) -> pa.Table:
-    """The table in an Arrow file, mapped into memory, not read."""
+    """Open an Arrow file as a memory-mapped table."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-class Rows(Sequence[Row]):
-    """Rows of the Arrow file `path` (`rows_file.ROWS`), those at the places `index`, in its order."""
+def read_batches(
+    path: Path, batch: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield (numbers, rows as JSON) of a `ROWS` file in batches.
 
-    def __init__(self, path: Path, digest: str, index: np.ndarray | None = None):
+    The file is read in pieces: every page of a memory-mapped file that was read would stay in
+    memory.
+
+    Args:
+        path: the Arrow file.
+        batch: largest number of rows in a batch.
+        start: position of the first row.
+        stop: position after the last row; None for all rows.
+    """
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        begin = 0
+        for index in range(reader.num_record_batches):
+            piece = reader.get_batch(index)
+            end = begin + piece.num_rows
+            last = end if stop is None else min(stop, end)
+            for position in range(max(start, begin), last, batch):
+                part = piece.slice(position - begin, min(batch, last - position))
+                yield part["number"].to_pylist(), part["row"].to_pylist()
+            begin = end
+            if stop is not None and begin >= stop:
+                return
+
+
+class Rows(Sequence[Row]):
+    """Rows of a `ROWS` file with normalized records, in the order of `positions`.
+
+    Args:
+        path: the Arrow file.
+        digest: identifies the content of the whole file.
+        positions: rows of the file (N,); None for all rows.
+    """
+
+    def __init__(self, path: Path, digest: str, positions: np.ndarray | None = None):
         self.path, self.digest = path, digest
         self._table = open_arrow(path)
-        self.index = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
+        every = np.arange(self._table.num_rows, dtype=np.int64)
+        self.positions = every if positions is None else positions
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.positions)
 
     @overload
-    def __getitem__(self, at: int) -> Row: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, at: slice) -> "Rows": ...
-    def __getitem__(self, at: int | slice) -> "Row | Rows":
-        if isinstance(at, slice):
-            return Rows(self.path, self.digest, self.index[at])
-        place = int(self.index[at])
-        return from_json(self._table["number"][place].as_py(), self._table["row"][place].as_py())
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Row | Rows":
+        if isinstance(index, slice):
+            return Rows(self.path, self.digest, self.positions[index])
+        position = int(self.positions[index])
+        number, row = self._table["number"][position], self._table["row"][position]
+        return from_json(number.as_py(), row.as_py())
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Sequence)
-            and len(self) == len(other)
-            and all(a == b for a, b in zip(self, other, strict=True))
-        )
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(a == b for a, b in zip(self, other, strict=True))
 
     def whole(self) -> "Rows":
-        """All rows of the file, which is what is tokenized."""
+        """Return all rows of the file."""
         return Rows(self.path, self.digest)
 
 
 class Tokens(Sequence[TokenizedExample]):
-    """Rendered rows in the Arrow file `path` (`TOKENS`), those at the places `index`."""
+    """Tokenized examples of a `TOKENS` file, in the order of `positions`.
 
-    def __init__(self, path: Path, index: np.ndarray | None = None):
+    Args:
+        path: the Arrow file.
+        positions: rows of the file (N,); None for all rows.
+    """
+
+    def __init__(self, path: Path, positions: np.ndarray | None = None):
         self.path = path
         self._table = open_arrow(path)
-        self.index = np.arange(self._table.num_rows, dtype=np.int64) if index is None else index
+        every = np.arange(self._table.num_rows, dtype=np.int64)
+        self.positions = every if positions is None else positions
         # columns of other tasks are empty, and reading a cell takes time
-        optional = (
-            "label",
-            "tags",
-            "types",
-            "good",
-            "rejected_ids",
-            "rejected_trained",
-            "target_ids",
-        )
-        used = [name for name in optional if self._table[name].null_count < self._table.num_rows]
+        num_rows = self._table.num_rows
+        used = [name for name in _OPTIONAL if self._table[name].null_count < num_rows]
         self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[TokenizedExample]:
-        return (self[at] for at in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     @overload
-    def __getitem__(self, at: int) -> TokenizedExample: ...
+    def __getitem__(self, index: int) -> TokenizedExample: ...
     @overload
-    def __getitem__(self, at: slice) -> "Tokens": ...
-    def __getitem__(self, at: int | slice) -> "TokenizedExample | Tokens":
-        if isinstance(at, slice):
-            return Tokens(self.path, self.index[at])
-        place = int(self.index[at])
-        cell = {name: self._table[name][place].as_py() for name in self._columns}
-        row, rejected, target = cell["row"], cell.get("rejected_ids"), cell.get("target_ids")
-        return TokenizedExample(
-            row=row,
-            input_ids=cell["input_ids"],
-            trained=_spans(cell["trained"]),
-            cut=cell["cut"],
-            typed_controls=cell["typed_controls"],
-            label=cell.get("label"),
-            tags=cell.get("tags") or [],
-            types=cell.get("types") or [],
-            good=cell.get("good"),
-            rejected=TokenizedExample(row, rejected, _spans(cell["rejected_trained"]))
-            if rejected
-            else None,
-            target=TokenizedExample(row, target, [(0, len(target))])
-            if target is not None
-            else None,
-        )
+    def __getitem__(self, index: slice) -> "Tokens": ...
+    def __getitem__(self, index: int | slice) -> "TokenizedExample | Tokens":
+        if isinstance(index, slice):
+            return Tokens(self.path, self.positions[index])
+        position = int(self.positions[index])
+        cells = {name: self._table[name][position].as_py() for name in self._columns}
+        return _example_of(cells)
 
-    def at(self, index: np.ndarray) -> "Tokens":
-        """Those at these places of the file."""
-        return Tokens(self.path, index)
+    def at(self, positions: np.ndarray) -> "Tokens":
+        """Return the examples at these positions of the file."""
+        return Tokens(self.path, positions)
 
     def column(self, name: str) -> np.ndarray:
-        """One number a row: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`."""
-        return self._table[name].to_numpy()[self.index]
+        """Return a column of numbers (N,).
+
+        Args:
+            name: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`.
+        """
+        return self._table[name].to_numpy()[self.positions]
 
     def digest(self) -> str:
-        """SHA-256 of all that a trainer is given of these rows, in their order."""
-        digest = hashlib.sha256(str(len(self.index)).encode())
-        columns = self._table.select(
-            [
-                name
-                for name in TOKENS.names
-                if name not in ("row", "cut", "length", "typed_controls", "problem")
-            ]
-        )
-        for start in range(0, len(self.index), _HASHED_AT_ONCE):
-            for column in columns.take(self.index[start : start + _HASHED_AT_ONCE]).columns:
-                for content in _contents(column):
+        """Return the SHA-256 of everything that the trainer reads, in the order of the rows."""
+        digest = hashlib.sha256(str(len(self.positions)).encode())
+        columns = self._table.select([n for n in TOKENS.names if n not in _NOT_TRAINED_ON])
+        for start in range(0, len(self.positions), _HASHED_ROWS):
+            part = columns.take(self.positions[start : start + _HASHED_ROWS])
+            for column in part.columns:
+                for content in _bytes_of(column):
                     digest.update(content)
         return digest.hexdigest()
 
     def largest_id(self) -> int:
-        """The largest token id of the whole file; -1 where it has none."""
-        columns = [
-            self._table[name]
-            for name in ("input_ids", "rejected_ids", "target_ids")
-            if name in self._table.column_names
-        ]
-        return max(
-            (pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns), default=-1
-        )
+        """Return the largest token id of the whole file, or -1 if it has no tokens."""
+        columns = [self._table[name] for name in ("input_ids", "rejected_ids", "target_ids")]
+        return max(pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns)
 
     def labels(self) -> list[str | None]:
-        """The label of each row."""
-        return self._table["label"].take(self.index).to_pylist()
+        """Return the label of each row (N,)."""
+        return self._table["label"].take(self.positions).to_pylist()
 
     def problems(self) -> dict[int, str]:
-        """Place in the file -> why the row could not be rendered."""
+        """Return position in the file -> reason, for rows that could not be rendered."""
         column = self._table["problem"]
-        places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-        return {int(place): column[int(place)].as_py() for place in places}
+        positions = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        return {int(position): column[int(position)].as_py() for position in positions}
 
 
-def _contents(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """The cells of a column as bytes: of lists their lengths and what is in them."""
+def _example_of(cells: dict[str, Any]) -> TokenizedExample:
+    row, rejected, target = cells["row"], cells.get("rejected_ids"), cells.get("target_ids")
+    rejected_example = target_example = None
+    if rejected:
+        rejected_example = TokenizedExample(row, rejected, _spans(cells["rejected_trained"]))
+    if target is not None:
+        target_example = TokenizedExample(row, target, [(0, len(target))])
+    return TokenizedExample(
+        row=row,
+        input_ids=cells["input_ids"],
+        trained=_spans(cells["trained"]),
+        cut=cells["cut"],
+        typed_controls=cells["typed_controls"],
+        label=cells.get("label"),
+        tags=cells.get("tags") or [],
+        types=cells.get("types") or [],
+        good=cells.get("good"),
+        rejected=rejected_example,
+        target=target_example,
+    )
+
+
+def _bytes_of(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """Yield the content of a column; for lists, the lengths and then the elements."""
     if pa.types.is_list(column.type):
         yield pc.fill_null(pc.list_value_length(column), -1).to_numpy().tobytes()
         column = pc.list_flatten(column)
-    integers = pa.types.is_integer(column.type)
-    yield column.to_numpy().tobytes() if integers else json.dumps(column.to_pylist()).encode()
+    is_integer = pa.types.is_integer(column.type)
+    yield column.to_numpy().tobytes() if is_integer else json.dumps(column.to_pylist()).encode()
 
 
 def token_columns(rendered: Sequence[TokenizedExample | tuple[int, str]]) -> dict[str, list[Any]]:
-    """Rendered rows, or (number, why not), as columns of `TOKENS`."""
-    lines = [
-        _line(one)
-        if isinstance(one, TokenizedExample)
-        else (one[0], [], [], 0, 0, 0, False, one[1], *[None] * 7)
-        for one in rendered
+    """Return the columns of a `TOKENS` file.
+
+    Args:
+        rendered: an example, or (row number, problem) for a row that could not be rendered.
+    """
+    records = [
+        _record(item) if isinstance(item, TokenizedExample) else _problem_record(*item)
+        for item in rendered
     ]
-    return {name: [line[number] for line in lines] for number, name in enumerate(TOKENS.names)}
+    return {name: [record[name] for record in records] for name in TOKENS.names}
 
 
-def _line(one: TokenizedExample) -> tuple[Any, ...]:
-    rejected = (
-        (one.rejected.input_ids, _flat(one.rejected.trained)) if one.rejected else (None, None)
-    )
-    return (
-        one.row, one.input_ids, _flat(one.trained), one.cut, one.length, one.num_trained, one.typed_controls, None,
-        one.label, one.tags or None, one.types or None, one.good, *rejected, one.target.input_ids if one.target else None,
-    )  # fmt: skip
+def _problem_record(row: int, problem: str) -> dict[str, Any]:
+    numbers = {"row": row, "cut": 0, "length": 0, "num_trained": 0, "typed_controls": False}
+    content = {"input_ids": [], "trained": [], "problem": problem}
+    return dict.fromkeys(_OPTIONAL) | numbers | content
+
+
+def _record(example: TokenizedExample) -> dict[str, Any]:
+    rejected, target = example.rejected, example.target
+    return {
+        "row": example.row,
+        "input_ids": example.input_ids,
+        "trained": _flat(example.trained),
+        "cut": example.cut,
+        "length": example.length,
+        "num_trained": example.num_trained,
+        "typed_controls": example.typed_controls,
+        "problem": None,
+        "label": example.label,
+        "tags": example.tags or None,
+        "types": example.types or None,
+        "good": example.good,
+        "rejected_ids": rejected.input_ids if rejected else None,
+        "rejected_trained": _flat(rejected.trained) if rejected else None,
+        "target_ids": target.input_ids if target else None,
+    }
 
 
 def _flat(spans: Sequence[Span]) -> list[int]:
-    return [at for span in spans for at in span]
+    return [position for span in spans for position in span]
 
 
 def _spans(flat: Sequence[int]) -> list[Span]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Which rows of a file are trained on, and which are held out, as places in it."""
+class Subset(NamedTuple):
+    """Positions in a file of the rows to train on (N,) and of the held-out rows (M,)."""
 
     train: np.ndarray
     held_out: np.ndarray

@@ -1,4 +1,4 @@
-"""Batches: what the rows of each task become when they are padded together, and the dataset that trainers draw them from."""
+"""Batches of padded examples for each task, and the dataset that the trainers read them from."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,22 +6,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from peft_space.data.arrow_store import Tokens
-from peft_space.data.tokenization.example import MASKED, TokenizedExample
+from peft_space.data.arrow_store import MASKED, TokenizedExample, Tokens
 from peft_space.recipe import TaskSpec
 
 Batch = dict[str, torch.Tensor]
 
 
 class Examples(torch.utils.data.Dataset[TokenizedExample]):
-    """Rendered rows that have something to learn in them, as the trainer draws them from the disk."""
+    """Examples that have a loss, read from the disk one by one.
+
+    Args:
+        tokens: tokenized rows; those without a loss are skipped.
+        shuffled_by: seed of the order, for trainers that read rows in sequence.
+    """
 
     def __init__(self, tokens: Tokens, shuffled_by: int | None = None):
-        """`shuffled_by` is a seed for who takes rows in the order in which they are given."""
-        index = tokens.index[tokens.column("num_trained") > 0]
-        self.tokens = tokens.at(
-            index if shuffled_by is None else np.random.default_rng(shuffled_by).permutation(index)
-        )
+        positions = tokens.positions[tokens.column("num_trained") > 0]
+        if shuffled_by is not None:
+            positions = np.random.default_rng(shuffled_by).permutation(positions)
+        self.tokens = tokens.at(positions)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -30,135 +33,137 @@ class Examples(torch.utils.data.Dataset[TokenizedExample]):
         return self.tokens[index]
 
     def lengths(self, max_length: int) -> np.ndarray:
-        """Tokens of each row, cut off at the limit."""
+        """Return the number of tokens of each example after the cut at `max_length` (N,)."""
         return np.minimum(self.tokens.column("length"), max_length)
 
     def of_median_length(self) -> TokenizedExample:
-        """A row that is neither short nor long."""
+        """Return an example of median length."""
         lengths = self.tokens.column("length")
         return self.tokens[int(np.argsort(lengths, kind="stable")[len(lengths) // 2])]
 
 
 def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
-    """Of texts to go on with: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
-    return _sequences([example.input_ids for example in examples], pad_token_id) | {
-        "labels": _padded([example.labels for example in examples], MASKED)
-    }
+    """Pad text to continue: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
+    labels = _padded([example.labels for example in examples], MASKED)
+    return _inputs(examples, pad_token_id) | {"labels": labels}
 
 
 def collate_labelled(
     examples: Sequence[TokenizedExample], pad_token_id: int, labels: Sequence[str]
 ) -> Batch:
-    """Of labelled texts: `input_ids` and `attention_mask` (B, T), `labels` (B,) as places in `labels`; of two texts also `token_type_ids`."""
-    return _sequences([example.input_ids for example in examples], pad_token_id) | _types(examples) | {
-        "labels": torch.tensor([labels.index(str(example.label)) for example in examples])
-    }  # fmt: skip
+    """Pad texts with a label.
+
+    Args:
+        examples: B examples with `label`.
+        pad_token_id: fills the end of `input_ids`.
+        labels: all labels; the batch contains indices into this list.
+
+    Returns:
+        `input_ids` and `attention_mask` (B, T), `labels` (B,), and `token_type_ids` (B, T) for
+        text pairs.
+    """
+    batch = _inputs(examples, pad_token_id)
+    if any(example.types for example in examples):
+        types = [example.types or [0] * len(example.input_ids) for example in examples]
+        batch["token_type_ids"] = _padded(types, 0)
+    indices = [labels.index(str(example.label)) for example in examples]
+    return batch | {"labels": torch.tensor(indices)}
 
 
 def collate_tagged(
     examples: Sequence[TokenizedExample], pad_token_id: int, labels: Sequence[str]
 ) -> Batch:
-    """Of tagged tokens: as `collate`, `labels` being places in `labels`, where a token has a tag."""
+    """Pad tagged tokens.
+
+    Args:
+        examples: B examples with `tags`.
+        pad_token_id: fills the end of `input_ids`.
+        labels: all tags; the batch contains indices into this list.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each (B, T).
+    """
     tags = [[labels.index(tag) if tag else MASKED for tag in example.tags] for example in examples]
-    return _sequences([example.input_ids for example in examples], pad_token_id) | {
-        "labels": _padded(tags, MASKED)
-    }
+    return _inputs(examples, pad_token_id) | {"labels": _padded(tags, MASKED)}
 
 
 def collate_pairs(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
-    """Of sources and targets: `input_ids` and `attention_mask` (B, T) of the sources, `labels` (B, U) of the targets."""
+    """Pad sources to `input_ids` and `attention_mask` (B, T), targets to `labels` (B, U)."""
     targets = [example.target.labels for example in examples if example.target]
-    return _sequences([example.input_ids for example in examples], pad_token_id) | {
-        "labels": _padded(targets, MASKED)
-    }
+    return _inputs(examples, pad_token_id) | {"labels": _padded(targets, MASKED)}
 
 
 def collate_preferences(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
-    """Of preferences: first all preferred answers, then all rejected: `input_ids`, `attention_mask` and `completion_mask`, each (2 B, T)."""
-    both = [*examples, *(example.rejected for example in examples if example.rejected)]
-    return _with_completions(both, pad_token_id)
+    """Pad the chosen answers followed by the rejected answers.
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask`, each (2 B, T).
+    """
+    rejected = [example.rejected for example in examples if example.rejected]
+    return _with_completion_mask([*examples, *rejected], pad_token_id)
 
 
 def collate_rated(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
-    """Of rated answers: `input_ids`, `attention_mask` and `completion_mask` (B, T), `label` (B,), and the same with `KL_` before their names.
+    """Pad rated answers, and the mismatched pairs from which KTO estimates the KL term.
 
-    KTO estimates how far the model has moved by giving each prompt the answer of the row before (arXiv 2402.01306, section 4.2).
+    Each prompt gets the answer of the example before it (arXiv 2402.01306, section 4.2).
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask` (B, T), these three for the
+        mismatched pairs with the prefix `KL_`, and `label` (B,).
     """
-    others = [*examples[-1:], *examples[:-1]]
-    mismatched = [
-        _with_answer_of(example, other) for example, other in zip(examples, others, strict=True)
-    ]
-    moved = {
-        f"KL_{name}": value for name, value in _with_completions(mismatched, pad_token_id).items()
-    }
-    return (
-        _with_completions(examples, pad_token_id)
-        | moved
-        | {"label": torch.tensor([bool(example.good) for example in examples])}
-    )
+    previous = [*examples[-1:], *examples[:-1]]
+    pairs = zip(examples, previous, strict=True)
+    mismatched = [_with_answer_of(example, other) for example, other in pairs]
+    mismatched_batch = _with_completion_mask(mismatched, pad_token_id)
+    batch = _with_completion_mask(examples, pad_token_id)
+    batch |= {f"KL_{name}": value for name, value in mismatched_batch.items()}
+    return batch | {"label": torch.tensor([bool(example.good) for example in examples])}
 
 
 def _with_answer_of(example: TokenizedExample, other: TokenizedExample) -> TokenizedExample:
-    prompt, answer = (
-        example.input_ids[: example.trained[0][0]],
-        other.input_ids[other.trained[0][0] : other.trained[-1][1]],
-    )
-    return TokenizedExample(
-        example.row, [*prompt, *answer], [(len(prompt), len(prompt) + len(answer))]
-    )
+    prompt = example.input_ids[: example.trained[0][0]]
+    ids = [*prompt, *other.input_ids[other.trained[0][0] : other.trained[-1][1]]]
+    return TokenizedExample(example.row, ids, [(len(prompt), len(ids))])
 
 
-def _with_completions(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
-    trained = [[int(label != MASKED) for label in example.labels] for example in examples]
-    return _sequences([example.input_ids for example in examples], pad_token_id) | {
-        "completion_mask": _padded(trained, 0)
-    }
+def _with_completion_mask(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
+    masks = [[int(label != MASKED) for label in example.labels] for example in examples]
+    return _inputs(examples, pad_token_id) | {"completion_mask": _padded(masks, 0)}
 
 
-def _sequences(rows: Sequence[list[int]], pad_token_id: int) -> Batch:
-    return {
-        "input_ids": _padded(rows, pad_token_id),
-        "attention_mask": _padded([[1] * len(row) for row in rows], 0),
-    }
-
-
-def _types(examples: Sequence[TokenizedExample]) -> Batch:
-    if not any(example.types for example in examples):
-        return {}
-    return {
-        "token_type_ids": _padded(
-            [example.types or [0] * len(example.input_ids) for example in examples], 0
-        )
-    }
+def _inputs(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
+    rows = [example.input_ids for example in examples]
+    mask = _padded([[1] * len(row) for row in rows], 0)
+    return {"input_ids": _padded(rows, pad_token_id), "attention_mask": mask}
 
 
 def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def collator_of(goal: TaskSpec, pad_token_id: int) -> Callable[[Sequence[TokenizedExample]], Batch]:
-    """What makes a batch of a goal's examples."""
-    match goal.task:
-        case "sequence-classification":
-            return functools.partial(
-                collate_labelled, pad_token_id=pad_token_id, labels=goal.labels
-            )
-        case "token-classification":
-            return functools.partial(collate_tagged, pad_token_id=pad_token_id, labels=goal.labels)
-        case "seq2seq-lm":
-            return functools.partial(collate_pairs, pad_token_id=pad_token_id)
-        case "dpo":
-            return functools.partial(collate_preferences, pad_token_id=pad_token_id)
-        case "kto":
-            return functools.partial(collate_rated, pad_token_id=pad_token_id)
-    return functools.partial(collate, pad_token_id=pad_token_id)
-
-
-def example_batch(goal: TaskSpec, example: TokenizedExample, pad_token_id: int) -> Batch:
-    """One example as the model itself takes it, with `labels`; of preferences and ratings the answer as a text to go on with."""
-    return (
-        collate([example], pad_token_id)
-        if goal.task in ("dpo", "kto")
-        else collator_of(goal, pad_token_id)([example])
+def collator_of(
+    task_spec: TaskSpec, pad_token_id: int
+) -> Callable[[Sequence[TokenizedExample]], Batch]:
+    """Return the function that pads examples of a task to a batch."""
+    labelled = functools.partial(
+        collate_tagged if task_spec.task == "token-classification" else collate_labelled,
+        pad_token_id=pad_token_id,
+        labels=task_spec.labels,
     )
+    if task_spec.task in ("sequence-classification", "token-classification"):
+        return labelled
+    collators = {"seq2seq-lm": collate_pairs, "dpo": collate_preferences, "kto": collate_rated}
+    collator = collators.get(task_spec.task, collate)
+    return functools.partial(collator, pad_token_id=pad_token_id)
+
+
+def example_batch(task_spec: TaskSpec, example: TokenizedExample, pad_token_id: int) -> Batch:
+    """Return a batch of one example with `labels`, as `model.forward` takes it.
+
+    For DPO and KTO it contains the chosen or rated answer as a text to continue.
+    """
+    if task_spec.task in ("dpo", "kto"):
+        return collate([example], pad_token_id)
+    return collator_of(task_spec, pad_token_id)([example])

@@ -1,9 +1,9 @@
-"""What is worth telling about data before it is trained on: findings, each with its rows, a count, and a fix where one is safe."""
+"""Data quality: findings about the rows, each with a count, row numbers and a safe fix."""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from peft_space.data.records import (
@@ -17,144 +17,145 @@ from peft_space.data.records import (
 )
 from peft_space.data.schemas import Fix
 
-_MOST_ROWS = 100
-"""Row numbers that a finding lists."""
+_MAX_ROW_NUMBERS = 100
+_MAX_IMBALANCE = 20
 
-_WORDS: dict[str, tuple[str, str, Fix | None]] = {
+_EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     "duplicates": (
         "Duplicates",
-        "Rows that say the same as an earlier one. The split keeps them on one side.",
+        "Rows with the same content as an earlier row. The split keeps them on one side.",
         "deduplicate",
     ),
     "trailing": (
         "Unanswered last messages",
-        "Rows that end on a message that nobody answers, and are left out.",
+        "Rows that end with a message without an answer. They are left out.",
         "trim",
     ),
     "leaks": (
-        "Held-out rows that are trained on",
-        "They prove nothing, and are left out of the scores.",
+        "Held-out rows that are also training rows",
+        "They say nothing about generalization, so they are not scored.",
         None,
     ),
     "cut": (
         "Rows that are cut off",
-        "They are longer than the limit, and lose their end.",
+        "They are longer than the length limit and lose their end.",
         "drop_cut",
     ),
     "untrained": (
         "Rows without a trained token",
-        "Nothing that is trained is left of them within the limit, so they are left out.",
+        "The length limit cuts off everything that is trained in them. They are left out.",
         None,
     ),
     "controls": (
-        "Typed control tokens",
-        "Rows with control tokens of the model in their text. They are read as plain text.",
+        "Special tokens in the text",
+        "Rows with special tokens of the model in their text. They are read as plain text.",
         None,
     ),
     "placeholders": (
         "Placeholders",
-        "Rows in which something like {{name}} was left. Fill it in before training.",
+        "Rows with a placeholder such as {{name}}. Replace it before you train.",
         None,
     ),
     "secrets": (
         "Likely secrets",
-        "Rows with what looks like a key or a token. A model can repeat it.",
+        "Rows with a likely key or token. The model can repeat it.",
         "drop_secrets",
     ),
     "emails": (
-        "E-mail addresses",
-        "A model can repeat them. Replace them in your file where they are private.",
+        "Email addresses",
+        "The model can repeat them. Replace private addresses in your file.",
         None,
     ),
     "mojibake": (
         "Garbled letters",
-        "As when text is read in the wrong encoding. Bring the file in its own encoding.",
+        "The text was probably read in the wrong encoding. Use the file in its original encoding.",
         None,
     ),
     "odd": ("Invisible characters", "Rows with zero-width or control characters.", "strip"),
-    "padded": ("White space around a text", "A model learns to write it.", "strip"),
+    "padded": ("White space around a text", "The model learns to write it.", "strip"),
 }
+"""Kind -> title, explanation and fix, the most important kind first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: its name, which rows (the first hundred), how many in all, what it means, and what would mend it."""
+    """A kind of quality problem: the first row numbers, the number of rows, and the fix."""
 
     kind: str
     title: str
     count: int
     rows: list[int]
     words: str
+    """Explanation in complete sentences."""
     fix: Fix | None = None
 
 
 @dataclass
 class Findings:
-    """Counts while rows go by."""
+    """Counters of findings and labels."""
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     labels: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, kind: str, number: int) -> None:
-        """One more row."""
+        """Count the row with this number."""
         self.counts[kind] += 1
-        if len(self.rows[kind]) < _MOST_ROWS:
+        if len(self.rows[kind]) < _MAX_ROW_NUMBERS:
             self.rows[kind].append(number)
 
     def merge(
         self, counts: dict[str, int], rows: dict[str, list[int]], labels: dict[str, int]
     ) -> None:
-        """What another process counted on later rows."""
+        """Add the counters of later rows."""
         for kind, count in counts.items():
             self.counts[kind] += count
-            self.rows[kind] = (self.rows[kind] + rows[kind])[:_MOST_ROWS]
+            self.rows[kind] = (self.rows[kind] + rows[kind])[:_MAX_ROW_NUMBERS]
         for label, count in labels.items():
             self.labels[label] += count
 
-    def told(self) -> list[Finding]:
-        """The findings, in the order in which they matter."""
-        found = [
-            Finding(kind, title, self.counts[kind], self.rows[kind], words, fix)
-            for kind, (title, words, fix) in _WORDS.items()
+    def to_list(self) -> list[Finding]:
+        """Return the findings, the most important first."""
+        findings = [
+            Finding(kind, title, self.counts[kind], self.rows[kind], explanation, fix)
+            for kind, (title, explanation, fix) in _EXPLANATIONS.items()
             if self.counts[kind]
         ]
-        if self.labels and max(self.labels.values()) > 20 * min(self.labels.values()):
-            rarest = min(self.labels, key=lambda label: self.labels[label])
-            most = max(self.labels, key=lambda label: self.labels[label])
-            words = f"{most!r} has {self.labels[most]:,}. A rare label is learnt badly."
-            found.append(
-                Finding(
-                    "unbalanced",
-                    f"Rows of the rarest label, {rarest!r}",
-                    self.labels[rarest],
-                    [],
-                    words,
-                )
+        by_count = sorted(self.labels, key=lambda label: self.labels[label])
+        if by_count and self.labels[by_count[-1]] > _MAX_IMBALANCE * self.labels[by_count[0]]:
+            rarest, commonest = by_count[0], by_count[-1]
+            title = f"Rows of the rarest label, {rarest!r}"
+            explanation = (
+                f"{commonest!r} has {self.labels[commonest]:,}. Rare labels are learned poorly."
             )
-        return found
+            count = self.labels[rarest]
+            findings.append(Finding("unbalanced", title, count, [], explanation))
+        return findings
 
 
 _SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{50,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
-    r"|xox[baprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
+    r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{50,}"
+    r"|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[baprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
 )
 _SECRET_HINTS = ("hf_", "sk-", "gh", "AKIA", "AIza", "xox", "PRIVATE KEY", "eyJ")
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+_PLACEHOLDER_SIGN = re.compile(r"\{\{|[<\[]")
 _PLACEHOLDER = re.compile(
-    r"\{\{\s*\w[\w .-]{0,40}\}\}|<(?:INSERT|YOUR)[ _][A-Z _]{2,30}>|\[(?:INSERT|YOUR)[ _][A-Z _a-z]{2,30}\]"
+    r"\{\{\s*\w[\w .-]{0,40}\}\}|<(?:INSERT|YOUR)[ _][A-Z _]{2,30}>"
+    r"|\[(?:INSERT|YOUR)[ _][A-Z _a-z]{2,30}\]"
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u00bf]|\ufffd")
-_ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
+_INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
 
 
 def holds_secret(text: str) -> bool:
-    """Whether there is something in a text that looks like a key or a token."""
+    """Return True if the text contains a likely key or token."""
     return any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text) is not None
 
 
-def texts_of(row: Row) -> Iterable[str]:
-    """All texts in a row."""
+def texts_of(row: Row) -> Sequence[str]:
+    """Return all texts of a row."""
     match row:
         case Conversation() | UnpairedPreference():
             return [message["content"] for message in row.messages]
@@ -169,35 +170,21 @@ def texts_of(row: Row) -> Iterable[str]:
 
 
 def inspect(row: Row) -> list[str]:
-    """The kinds of findings that a row's own text shows."""
+    """Return the kinds of findings in the text of a row."""
     texts = texts_of(row)
     text = "\n".join(texts)
-    found = (
-        ["padded"] if any(one and (one[0].isspace() or one[-1].isspace()) for one in texts) else []
-    )
-    if ("{{" in text or "<" in text or "[" in text) and _PLACEHOLDER.search(text):
-        found.append("placeholders")
-    if holds_secret(text):
-        found.append("secrets")
-    if "@" in text and _EMAIL.search(text):
-        found.append("emails")
-    if not text.isascii() and _MOJIBAKE.search(text):
-        found.append("mojibake")
-    if not text.isprintable() and _ODD.search(text):
-        found.append("odd")
-    return found
+    # the cheap check first: rows are many and findings are rare
+    is_found = {
+        "padded": any(part and (part[0].isspace() or part[-1].isspace()) for part in texts),
+        "placeholders": _PLACEHOLDER_SIGN.search(text) and _PLACEHOLDER.search(text),
+        "secrets": holds_secret(text),
+        "emails": "@" in text and _EMAIL.search(text),
+        "mojibake": not text.isascii() and _MOJIBAKE.search(text),
+        "odd": not text.isprintable() and _INVISIBLE.search(text),
+    }
+    return [kind for kind, match in is_found.items() if match]
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """The findings as plain values."""
-    return [
-        {
-            "kind": one.kind,
-            "title": one.title,
-            "count": one.count,
-            "rows": one.rows,
-            "words": one.words,
-            "fix": one.fix,
-        }
-        for one in findings
-    ]
+    """Return the findings as JSON values."""
+    return [asdict(finding) for finding in findings]

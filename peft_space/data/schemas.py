@@ -1,7 +1,4 @@
-"""The schemas of data that people bring, declared once: which roles each has, and by which names columns are known to play them.
-
-Recognises them by whole names and by the first rows; where two readings are plausible it returns both, to be asked. Reads no row into its form.
-"""
+"""The supported schemas of datasets, and their detection from column names and first rows."""
 
 import json
 import re
@@ -14,7 +11,8 @@ from peft_space.recipe import Task
 
 Schema = Literal[
     "alpaca", "question_answer", "prompt_completion", "messages", "sharegpt", "text", "preference",
-    "unpaired_preference", "text_classification", "text_pair_classification", "token_classification", "source_target",
+    "unpaired_preference", "text_classification", "text_pair_classification",
+    "token_classification", "source_target",
 ]  # fmt: skip
 SCHEMAS: tuple[Schema, ...] = get_args(Schema)
 _TASKS: dict[Schema, tuple[Task, ...]] = {
@@ -28,81 +26,59 @@ _TASKS: dict[Schema, tuple[Task, ...]] = {
 
 
 def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
-    """What can be learnt from rows of this schema."""
+    """Return the tasks that a model can learn from rows of this schema."""
     return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
 
 
 Fix = Literal["deduplicate", "trim", "strip", "drop_cut", "drop_secrets"]
 FIXES: dict[Fix, str] = {
-    "deduplicate": "Keep one of each row that occurs several times",
-    "trim": "Cut what follows the last answer of a conversation",
+    "deduplicate": "Keep one of each group of duplicate rows",
+    "trim": "Remove messages after the last answer of a conversation",
     "strip": "Remove white space and zero-width characters around each text",
-    "drop_cut": "Leave out rows that are longer than the limit",
-    "drop_secrets": "Leave out rows with likely keys or tokens",
+    "drop_cut": "Remove rows that are longer than the length limit",
+    "drop_secrets": "Remove rows with likely keys or tokens",
 }
-"""What can be mended with a click, because it cannot do harm."""
+"""Fixes that the user can apply with a click because they cannot do harm."""
 
 _ANSWERS = (
-    "output",
-    "response",
-    "answer",
-    "completion",
-    "answers",
-    "responses",
-    "reply",
-    "assistant",
+    "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
     "model_output",
-)
+)  # fmt: skip
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _SYSTEM = {"system": ("system", "system_prompt")}
 _LABELS = (
-    "label",
-    "labels",
-    "category",
-    "class",
-    "intent",
-    "sentiment",
-    "topic",
-    "target",
-    "label_text",
-)
+    "label", "labels", "category", "class", "intent", "sentiment", "topic", "target", "label_text",
+)  # fmt: skip
 _TEXTS = (
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "utterance",
-    "tweet",
-    "document",
-    "body",
-    "comment",
+    "text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment",
     "story",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Declared:
-    """What a schema needs and may have: role -> the names by which a column is known to play it."""
+class _Roles:
+    """Required and optional roles of a schema: role -> known names of its column."""
 
-    needs: dict[str, tuple[str, ...]]
-    may_have: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    required: dict[str, tuple[str, ...]]
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_DECLARED: dict[Schema, _Declared] = {
-    "token_classification": _Declared(
+_CHAT_ROLES = _Roles({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")})
+_ROLES: dict[Schema, _Roles] = {
+    "token_classification": _Roles(
         {
             "tokens": ("tokens", "words"),
             "tags": ("tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags"),
         }
     ),
-    "preference": _Declared(
+    "preference": _Roles(
         {
             "chosen": ("chosen", "preferred", "response_chosen"),
             "rejected": ("rejected", "dispreferred", "response_rejected"),
         },
         {"prompt": ("prompt", "question", "instruction", "input", *_CHATS), **_SYSTEM},
     ),
-    "unpaired_preference": _Declared(
+    "unpaired_preference": _Roles(
         {"label": ("label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up")},
         {
             "messages": _CHATS,
@@ -111,188 +87,176 @@ _DECLARED: dict[Schema, _Declared] = {
             **_SYSTEM,
         },
     ),
-    "messages": _Declared({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")}),
-    "sharegpt": _Declared({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")}),
-    "alpaca": _Declared(
+    "messages": _CHAT_ROLES,
+    "sharegpt": _CHAT_ROLES,
+    "alpaca": _Roles(
         {"instruction": ("instruction", "instructions"), "answer": _ANSWERS},
         {"input": ("input", "context", "inputs"), **_SYSTEM},
     ),
-    "question_answer": _Declared(
+    "question_answer": _Roles(
         {"question": ("question", "query", "q"), "answer": (*_ANSWERS, "a")},
         {"input": ("input", "context"), **_SYSTEM},
     ),
-    "prompt_completion": _Declared(
+    "prompt_completion": _Roles(
         {"prompt": ("prompt", "input", "user"), "answer": _ANSWERS},
         {"input": ("context",), **_SYSTEM},
     ),
-    "source_target": _Declared(
+    "source_target": _Roles(
         {
             "source": (
-                "source",
-                "src",
-                "article",
-                "document",
-                "text",
-                "input_text",
-                "source_text",
+                "source", "src", "article", "document", "text", "input_text", "source_text",
                 "dialogue",
             ),
             "target": (
-                "target",
-                "tgt",
-                "summary",
-                "highlights",
-                "translation",
-                "target_text",
-                "headline",
+                "target", "tgt", "summary", "highlights", "translation", "target_text", "headline",
             ),
         }
     ),
-    "text_pair_classification": _Declared(
+    "text_pair_classification": _Roles(
         {
             "first": ("sentence1", "premise", "text1", "question1", "sentence_a", "text_a"),
             "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b"),
             "label": (*_LABELS, "score"),
         }
     ),
-    "text_classification": _Declared({"text": _TEXTS, "label": _LABELS}),
-    "text": _Declared({"text": _TEXTS}),
-}
+    "text_classification": _Roles({"text": _TEXTS, "label": _LABELS}),
+    "text": _Roles({"text": _TEXTS}),
+}  # fmt: skip
 
 
 def roles(schema: Schema) -> tuple[list[str], list[str]]:
-    """(roles that a column must be named for, roles that may stay empty)."""
-    declared = _DECLARED[schema]
-    return list(declared.needs), list(declared.may_have)
+    """Return the required and the optional roles of a schema."""
+    return list(_ROLES[schema].required), list(_ROLES[schema].optional)
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """How a file is understood: its schema, which column plays which role, and what is mended. Kept in the run, so it can be repeated."""
+    """The schema of a dataset, the column of each role, and the fixes; stored in the run."""
 
     schema: Schema
     columns: dict[str, str]
+    """Role -> column."""
     fixes: tuple[Fix, ...] = ()
 
     def why(self) -> str:
-        """One sentence for the user."""
-        told = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
-        return f"Recognised as {self.schema}: it reads the column{'s' if len(self.columns) > 1 else ''} {told}."
+        """Explain the mapping to the user in one sentence."""
+        columns = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
+        plural = "s" if len(self.columns) > 1 else ""
+        return f"Detected as {self.schema}, with the column{plural} {columns}."
 
     def as_json(self) -> dict[str, Any]:
-        """{"schema", "columns", "fixes"}, which `make_column_mapping` takes."""
+        """Return `schema`, `columns` and `fixes`, which `make_column_mapping` takes."""
         return {**asdict(self), "fixes": list(self.fixes)}
 
 
 def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> ColumnMapping:
-    """The reading that the user wants. Raises UserError naming the schema, role, column or fix that there is not."""
-    schema, chosen, fixes = (
-        values.get("schema"),
-        dict(values.get("columns") or {}),
-        tuple(values.get("fixes") or ()),
-    )
+    """Return the column mapping that the user chose.
+
+    Args:
+        values: `schema`, `columns` (role -> column) and `fixes`.
+        columns: the columns of the dataset.
+
+    Raises:
+        UserError: a schema, role, column or fix does not exist, or a required role has no column.
+    """
+    schema = values.get("schema")
+    chosen = {role: name for role, name in dict(values.get("columns") or {}).items() if name}
+    fixes = tuple(values.get("fixes") or ())
     if schema not in SCHEMAS:
-        raise UserError(
-            "todo", f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
-        )
-    needs, may_have = roles(schema)
-    chosen = {role: column for role, column in chosen.items() if column}
+        message = f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
+        raise UserError("data.unknown_schema", message)
+    required, optional = roles(schema)
     for role, column in chosen.items():
-        if role not in (*needs, *may_have):
-            raise UserError(
-                "todo",
-                f"{schema} has no role {role!r}. Its roles are {', '.join([*needs, *may_have])}.",
-            )
+        if role not in (*required, *optional):
+            allowed = ", ".join([*required, *optional])
+            message = f"The schema {schema} has no role {role!r}. Its roles are {allowed}."
+            raise UserError("data.unknown_role", message)
         if column not in columns:
-            raise UserError(
-                "todo",
-                f"There is no column {column!r} for {role}. The columns are {_listed(columns)}.",
-            )
-    if missing := [role for role in needs if role not in chosen]:
-        raise UserError(
-            "todo", f"{schema} needs a column for {missing[0]}. Choose one of {_listed(columns)}."
+            names = _listed(columns)
+            message = f"There is no column {column!r} for {role}. The columns are {names}."
+            raise UserError("data.unknown_column", message)
+    missing = next((role for role in required if role not in chosen), None)
+    if missing is None and _lacks_answer(schema, chosen):
+        missing = "messages, or for prompt and answer"
+    if missing:
+        message = (
+            f"The schema {schema} needs a column for {missing}. Choose from {_listed(columns)}."
         )
-    if schema == "unpaired_preference" and not (
-        "messages" in chosen or {"prompt", "answer"} <= set(chosen)
-    ):
-        raise UserError(
-            "todo", f"{schema} needs a column for messages, or one for prompt and one for answer."
-        )
+        raise UserError("data.missing_column", message)
     if unknown := [fix for fix in fixes if fix not in FIXES]:
-        raise UserError("todo", f"There is no fix {unknown[0]!r}. Choose among {', '.join(FIXES)}.")
-    return ColumnMapping(
-        schema, {role: chosen[role] for role in (*needs, *may_have) if role in chosen}, fixes
-    )
+        message = f"There is no fix {unknown[0]!r}. Choose from {', '.join(FIXES)}."
+        raise UserError("data.unknown_fix", message)
+    ordered = {role: chosen[role] for role in (*required, *optional) if role in chosen}
+    return ColumnMapping(schema, ordered, fixes)
+
+
+def _lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:
+    """Return True if an unpaired preference has neither messages nor prompt and answer."""
+    has_answer = "messages" in columns or {"prompt", "answer"} <= set(columns)
+    return schema == "unpaired_preference" and not has_answer
 
 
 def detect_schema(
     source: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> list[ColumnMapping]:
-    """The plausible readings of a file with these columns and first rows, likeliest first; one where there is no doubt.
+    """Return the plausible column mappings, the likeliest first.
 
-    Columns are known by their whole names. Raises UserError naming the columns where nothing fits.
+    Args:
+        source: the dataset, for messages.
+        columns: its columns; known names are compared as whole names.
+        rows: its first rows.
+
+    Raises:
+        UserError: the columns fit no schema.
     """
-    by_name = {_plain(column): column for column in columns}
-    found = [
-        column_mapping
-        for schema in _DECLARED
-        for column_mapping in _by_names(schema, by_name, rows)
+    by_name = {_normalized(column): column for column in columns}
+    mappings = [mapping for schema in _ROLES for mapping in _match_names(schema, by_name, rows)]
+    mappings = [
+        mapping
+        for mapping in mappings
+        if not any(_is_more_specific(other, mapping) for other in mappings)
     ]
-    found = [
-        column_mapping
-        for column_mapping in found
-        if not any(_is_more_specific(other, column_mapping) for other in found)
-    ]
-    found = found or _by_content(columns, rows)
-    if not found:
+    mappings = mappings or _match_content(columns, rows)
+    if not mappings:
         raise UserError(
-            "todo",
-            f"{source}: the columns {_listed(columns)} fit no known schema. "
-            "Name them instruction and output, prompt and completion, question and answer, or bring a column messages.",
+            "data.unknown_columns",
+            f"{source}: the columns {_listed(columns)} fit no known schema. Rename them to "
+            "instruction and output, prompt and completion, question and answer, or messages.",
         )
-    return found
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
-def _by_names(
-    schema: Schema, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
-) -> list[ColumnMapping]:
-    declared = _DECLARED[schema]
-    chosen: dict[str, str] = {}
-    doubtful: list[tuple[str, list[str]]] = []
-    for role, names in (*declared.needs.items(), *declared.may_have.items()):
-        columns = [
-            by_name[name]
-            for name in names
-            if name in by_name and by_name[name] not in chosen.values()
-        ]
-        columns = [column for column in columns if _matches_role(schema, role, column, rows)]
-        if columns:
-            chosen[role] = columns[0]
-        elif role in declared.needs:
-            return []
-        if len(columns) > 1 and role == "answer":
-            doubtful.append((role, columns))
-    if schema == "unpaired_preference" and not (
-        "messages" in chosen or {"prompt", "answer"} <= set(chosen)
-    ):
-        return []
-    mappings = [ColumnMapping(schema, chosen)]
-    for role, columns in doubtful:
-        mappings += [ColumnMapping(schema, {**chosen, role: column}) for column in columns[1:]]
     return mappings
 
 
+def _normalized(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _match_names(
+    schema: Schema, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Return a mapping for each column with a known name of the role `answer`."""
+    chosen: dict[str, str] = {}
+    answers: list[str] = []
+    for role, names in {**_ROLES[schema].required, **_ROLES[schema].optional}.items():
+        known = [by_name[name] for name in names if name in by_name]
+        free = [column for column in known if column not in chosen.values()]
+        columns = [column for column in free if _matches_role(schema, role, column, rows)]
+        if columns:
+            chosen[role] = columns[0]
+        elif role in _ROLES[schema].required:
+            return []
+        if role == "answer":
+            answers = columns
+    if _lacks_answer(schema, chosen):
+        return []
+    others = [ColumnMapping(schema, {**chosen, "answer": column}) for column in answers[1:]]
+    return [ColumnMapping(schema, chosen), *others]
+
+
 def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether the first rows' cells are of the form that the role takes."""
+    """Return True if the cells of the first rows have the form of the role."""
     cells = [row[column] for row in rows if row.get(column) is not None]
     if role == "messages":
-        turns = [
-            turn for cell in cells for turn in (message_turns(cell) or []) if isinstance(turn, dict)
-        ]
+        turns = [turn for cell in cells for turn in message_turns(cell) or []]
         if schema == "unpaired_preference":
             return bool(turns)
         return bool(turns) and any("from" in turn for turn in turns) == (schema == "sharegpt")
@@ -303,58 +267,53 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     return True
 
 
-def _is_more_specific(one: ColumnMapping, other: ColumnMapping) -> bool:
-    """Whether `one` reads the same columns as `other` and more: then nobody means the other. A whole text is what is left without another schema."""
-    return set(other.columns.values()) < set(one.columns.values()) or (
-        other.schema == "text" and one.schema != "text"
-    )
+def _is_more_specific(mapping: ColumnMapping, other: ColumnMapping) -> bool:
+    """Return True if `mapping` uses all columns of `other` and more, or `other` is plain text."""
+    if other.schema == "text" and mapping.schema != "text":
+        return True
+    return set(other.columns.values()) < set(mapping.columns.values())
 
 
-_HALVES = {
+_NAMES_IN_PAIRS = {
     name
-    for declared in _DECLARED.values()
-    if len(declared.needs) > 1
-    for names in declared.needs.values()
+    for roles_of_schema in _ROLES.values()
+    if len(roles_of_schema.required) > 1
+    for names in roles_of_schema.required.values()
     for name in names
 }
-"""Names of columns that belong to a pair: one alone is half of something, not a text."""
-_FEW_VALUES = 0.2
-"""A column with fewer different values than this share of the rows looks like a label."""
+"""Names of columns that need a second column: alone, such a column is not a text to continue."""
+_MAX_LABEL_SHARE = 0.2
+"""A column with fewer distinct values than this share of the rows looks like a label."""
 
 
-def _by_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[ColumnMapping]:
-    """What columns of unknown names could mean: always several readings, unless there is but one column."""
+def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[ColumnMapping]:
+    """Return several mappings of columns with unknown names, or one if there is one column."""
     texts = [column for column in columns if _is_text(row.get(column) for row in rows)]
-    if len(texts) == 1 and len(columns) == 1 and _plain(texts[0]) not in _HALVES:
+    if len(texts) == 1 and len(columns) == 1 and _normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
     if len(texts) < 2:
         return []
     by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)[:2]
     first, second = sorted(by_length, key=texts.index)
-    mappings = [
+    pairs = [
         ColumnMapping("question_answer", {"question": first, "answer": second}),
         ColumnMapping("question_answer", {"question": second, "answer": first}),
     ]
     labelled = []
     for label in texts:
         values = {str(row.get(label)) for row in rows}
-        if len(rows) >= 10 and len(values) <= max(2, _FEW_VALUES * len(rows)):
-            others = [column for column in by_length if column != label]
-            labelled.append(
-                ColumnMapping("text_classification", {"text": others[0], "label": label})
-            )
-    # beside two longer texts a label is rather a note about them
-    mappings = [*labelled, *mappings] if len(texts) == 2 else [*mappings, *labelled]
+        if len(rows) >= 10 and len(values) <= max(2, _MAX_LABEL_SHARE * len(rows)):
+            text = next(column for column in by_length if column != label)
+            labelled.append(ColumnMapping("text_classification", {"text": text, "label": label}))
+    # with two longer texts, a label is more likely metadata
+    mappings = [*labelled, *pairs] if len(texts) == 2 else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
 
 
 def _is_text(cells: Iterable[Any]) -> bool:
-    present = [cell for cell in cells if cell not in (None, "")]
-    return (
-        bool(present)
-        and all(isinstance(cell, str) for cell in present)
-        and any(re.search(r"[^\W\d_]", cell) for cell in present)
-    )
+    filled = [cell for cell in cells if cell not in (None, "")]
+    is_string = bool(filled) and all(isinstance(cell, str) for cell in filled)
+    return is_string and any(re.search(r"[^\W\d_]", cell) for cell in filled)
 
 
 def _mean_length(rows: Sequence[dict[str, Any]], column: str) -> float:
@@ -362,16 +321,15 @@ def _mean_length(rows: Sequence[dict[str, Any]], column: str) -> float:
 
 
 def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(map(repr, columns[:12])) + (
-        f" and {len(columns) - 12} more" if len(columns) > 12 else ""
-    )
+    rest = f" and {len(columns) - 12} more" if len(columns) > 12 else ""
+    return ", ".join(map(repr, columns[:12])) + rest
 
 
-# What cells hold; a list in a CSV stands as its JSON text
+# Values of cells; in a CSV file a list is JSON text
 
 
 def listed(cell: Any) -> list[Any] | None:
-    """The cell's list."""
+    """Return the list in a cell, or None."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell)
@@ -380,16 +338,13 @@ def listed(cell: Any) -> list[Any] | None:
     return cell if isinstance(cell, list) else None
 
 
-def message_turns(cell: Any) -> list[Any] | None:
-    """The cell's list of messages."""
+def message_turns(cell: Any) -> list[dict[str, Any]] | None:
+    """Return the list of messages in a cell, or None."""
     turns = listed(cell)
-    return turns if turns is None or all(isinstance(turn, dict) for turn in turns) else None
+    return turns if turns is not None and all(isinstance(turn, dict) for turn in turns) else None
 
 
 def as_bool(cell: Any) -> bool | None:
-    """The yes or no that a cell says, None where it says neither."""
-    if isinstance(cell, bool):
-        return cell
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
-        str(cell).strip().lower()
-    )
+    """Return the boolean in a cell (true, 1, yes, false, 0, no), or None."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    return cell if isinstance(cell, bool) else values.get(str(cell).strip().lower())

@@ -10,8 +10,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.records import Conversation, Message, TextClassification, TokenClassification
-from peft_space.data.tokenization.render import prompt_ids, render, render_prompt, stop_token_ids
-from peft_space.data.tokenization.render_plain import source_text
+from peft_space.data.tokenization.render import (
+    prompt_ids,
+    render,
+    render_prompt,
+    source_text,
+    stop_token_ids,
+)
 from peft_space.errors import UserError
 from peft_space.evaluation.base_check import SIDES, SeenTokens, Side, capture_input_ids, use_side
 from peft_space.models.architecture import CLASSIFYING

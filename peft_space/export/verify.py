@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from peft_space import hardware
+from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.dataset import load_run_data
 from peft_space.data.records import Row, TextClassification
-from peft_space.data.tokenization.example import TokenizedExample
 from peft_space.data.tokenization.render import render, stop_token_ids
 from peft_space.errors import UserError
 from peft_space.export.merge import Dtype, MergeInto, load_published_base

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_space import settings
-from peft_space.data.tokenization.builtin_templates import TEMPLATES
+from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer

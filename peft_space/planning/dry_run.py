@@ -114,8 +114,8 @@ def _scratch_run(directory: Path, prepared: Prepared, recipe: Recipe) -> Run:
     data = prepared.data
     kept = dataclasses.replace(
         data,
-        train=Rows(data.train.path, data.train.digest, rows.index[places]),
-        held_out=Rows(data.held_out.path, data.held_out.digest, prepared.held_out.index[scored]),
+        train=Rows(data.train.path, data.train.digest, rows.positions[places]),
+        held_out=Rows(data.held_out.path, data.held_out.digest, prepared.held_out.positions[scored]),
     )
     files = kept.files() | {"data/goal.json": prepared.goal.as_json()}
     return Run.create(directory, recipe.model_copy(update=changed), files, name="Dry run")

@@ -10,7 +10,7 @@ import numpy as np
 
 from peft_space.data.arrow_store import Rows, Tokens
 from peft_space.data.dataset import (
-    MOST_PROBLEMS,
+    MAX_PROBLEMS,
     TrainingData,
     load_dataset,
     load_run_data,
@@ -155,7 +155,7 @@ def _of_tokens(tokens: Tokens) -> list[Finding]:
     for kind, where in chosen.items():
         for number in row_numbers_where(tokens, where):
             findings.add(kind, number)
-    return findings.told()
+    return findings.to_list()
 
 
 def _without_refused(
@@ -163,7 +163,7 @@ def _without_refused(
 ) -> tuple[TrainingData, Tokens, Tokens]:
     """Without the rows that the template refuses, which join the problems, and those that the user wants left out."""
     refused = tokens.problems()
-    out = np.isin(tokens.index, list(refused))
+    out = np.isin(tokens.positions, list(refused))
     if out.all():
         raise UserError(
             "todo",
@@ -176,8 +176,8 @@ def _without_refused(
                 "todo",
                 f"{data.source}: every row is longer than the limit, so none is left. Raise max_length in the recipe.",
             )
-    kept = held_out.at(held_out.index[~np.isin(held_out.index, list(held_out.problems()))])
-    train = tokens.at(tokens.index[~out])
+    kept = held_out.at(held_out.positions[~np.isin(held_out.positions, list(held_out.problems()))])
+    train = tokens.at(tokens.positions[~out])
     numbers = tokens.at(np.array(sorted(refused), dtype=np.int64)).column("row") if refused else []
     problems = [
         Problem(int(number), why)
@@ -185,10 +185,10 @@ def _without_refused(
     ]
     smaller = dataclasses.replace(
         data,
-        train=Rows(data.train.path, data.train.digest, train.index),
-        held_out=Rows(data.held_out.path, data.held_out.digest, kept.index),
+        train=Rows(data.train.path, data.train.digest, train.positions),
+        held_out=Rows(data.held_out.path, data.held_out.digest, kept.positions),
         num_problems=data.num_problems + len(problems),
-        problems=[*data.problems, *problems][:MOST_PROBLEMS],
+        problems=[*data.problems, *problems][:MAX_PROBLEMS],
     )
     return smaller, train, kept
 

@@ -347,7 +347,7 @@ def _examples(
     )
     if goal.task == "sequence-classification":  # a label that is held out alone cannot be right
         known = [label in goal.labels for label in held_out.labels()]
-        held_out = held_out.at(held_out.index[np.array(known, dtype=bool)])
+        held_out = held_out.at(held_out.positions[np.array(known, dtype=bool)])
     return Examples(train, recipe.seed if goal.task == "kto" and shuffled else None), Examples(
         held_out
     )

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import Batch, Examples, collator_of
-from peft_space.data.tokenization.example import MASKED, TokenizedExample
 from peft_space.evaluation.results import macro_f1
 from peft_space.recipe import Recipe, TaskSpec
 

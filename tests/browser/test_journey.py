@@ -10,8 +10,8 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
+from peft_space.data.arrow_store import MASKED
 from peft_space.data.dataset import load_run_data
-from peft_space.data.tokenization.example import MASKED
 from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
 from peft_space.runs.status import steps_of

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from peft_space.data.tokenization.builtin_templates import TEMPLATES
+from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.data.tokenization.render import render_prompt
 from peft_space.errors import UserError
 from peft_space.export.go_template import go_template

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from peft_space.data.records import Conversation
-from peft_space.data.tokenization.chat_template import MOST_BYTES, SECONDS
+from peft_space.data.tokenization.chat_template import MAX_BYTES, MAX_SECONDS
 from peft_space.data.tokenization.render import prompt_ids, render, render_prompt
-from peft_space.data.tokenization.sandbox import _own_bytes
+from peft_space.data.tokenization.sandbox import address_space_bytes
 from peft_space.data.tokenization.tokenize import preview
 from peft_space.errors import UserError
 from tests.fixtures.hostile_templates import CODE, EVERY, SAY
@@ -42,8 +42,8 @@ def test_a_hostile_template_is_stopped_or_harmless(name, tokenizer, tmp_path, mo
         said, text = drawn.get("problem", ""), "".join(text for text, _ in drawn["tokens"])
     except UserError as error:
         said, text = str(error), ""
-    assert time.monotonic() - began < SECONDS + GRACE
-    assert peak_of_children() <= max(peak, before + MOST_BYTES + (64 << 20))
+    assert time.monotonic() - began < MAX_SECONDS + GRACE
+    assert peak_of_children() <= max(peak, before + MAX_BYTES + (64 << 20))
     kind = name.split(":")[0]
     if kind in ("time", "memory", "output"):
         assert said.endswith(".")
@@ -68,15 +68,15 @@ def resident_bytes():
 )
 def test_where_a_prompt_is_asked_for_the_same_limits_hold(tokenizer, template):
     """Comparing and exporting render in the process that holds the model."""
-    own = _own_bytes()
+    own = address_space_bytes()
     began = time.monotonic()
     with pytest.raises(
         UserError,
         match=r"did not finish a conversation within 2 seconds, or took too much memory\. Choose",
     ):
         render_prompt(with_template(tokenizer, template), ROW.messages[:1])
-    assert time.monotonic() - began < SECONDS + GRACE
-    assert _own_bytes() < own + MOST_BYTES
+    assert time.monotonic() - began < MAX_SECONDS + GRACE
+    assert address_space_bytes() < own + MAX_BYTES
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, (
         "the limit is taken back"
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peft_space.data.arrow_store import MASKED
 from peft_space.data.batches import collate
 from peft_space.data.dataset import load_run_data
-from peft_space.data.tokenization.example import MASKED
 from peft_space.data.tokenization.render import render
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from peft_space import operations
-from peft_space.data.tokenization.example import MASKED
+from peft_space.data.arrow_store import MASKED
 from peft_space.errors import UserError
 from peft_space.evaluation.results import read_scores
 from peft_space.models.loading import load_adapted

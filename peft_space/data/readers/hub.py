@@ -1,7 +1,4 @@
-"""A dataset on the Hugging Face Hub: from its address to the files of one split, on this machine.
-
-The datasets library says which files those are; they are downloaded as they are and read as any other file is. Runs no code of theirs.
-"""
+"""Downloads the files of one split of a dataset on the Hugging Face Hub; runs no code of it."""
 
 import re
 from collections.abc import Iterator
@@ -19,12 +16,15 @@ from peft_space.runs.events import OnProgress
 
 SCHEME = "hf://datasets/"
 _ADDRESS = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?(?:\?(.*))?")
-_EXAMPLE = f"Write it like {SCHEME}OWNER/NAME@REVISION?config=CONFIG&split=SPLIT, where all after NAME may be left out."
+_EXAMPLE = (
+    f"Write it as {SCHEME}OWNER/NAME@REVISION?config=CONFIG&split=SPLIT; "
+    "everything after NAME is optional."
+)
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Which rows of which dataset; None leaves the choice to the dataset."""
+    """A split of a dataset. None selects the default revision, configuration or split."""
 
     name: str
     revision: str | None = None
@@ -33,187 +33,199 @@ class HubDataset:
 
     @property
     def address(self) -> str:
-        """How it is written wherever data can be named; `parse_address` reads it back."""
-        chosen = {
-            key: value for key, value in (("config", self.config), ("split", self.split)) if value
-        }
-        return (
-            SCHEME
-            + self.name
-            + (f"@{self.revision}" if self.revision else "")
-            + (f"?{urlencode(chosen)}" if chosen else "")
-        )
+        """The form that users write; `parse_address` reads it."""
+        choices = {"config": self.config, "split": self.split}
+        query = urlencode({key: value for key, value in choices.items() if value})
+        revision = f"@{self.revision}" if self.revision else ""
+        return SCHEME + self.name + revision + (f"?{query}" if query else "")
 
 
 def is_address(data: Any) -> bool:
-    """Whether `data` names a dataset on the Hub."""
+    """Return True if `data` names a dataset on the Hub rather than a file."""
     return isinstance(data, str) and data.startswith("hf:")
 
 
 def parse_address(address: str) -> HubDataset:
-    """The dataset that an address names. Raises UserError where it is none."""
+    """Return the dataset that an address names.
+
+    Raises:
+        UserError: the address has another form.
+    """
     match = _ADDRESS.fullmatch(address.removeprefix(SCHEME)) if address.startswith(SCHEME) else None
-    chosen = dict(parse_qsl(match[3] or "")) if match else {}
-    if (
-        match is None
-        or ".." in match[0]
-        or has_secret(address)
-        or set(chosen) - {"config", "split"}
-    ):
-        raise UserError("todo", f"{address!r} is no address of a dataset on the Hub. {_EXAMPLE}")
-    return HubDataset(match[1], match[2], chosen.get("config"), chosen.get("split"))
+    query = dict(parse_qsl(match[3] or "")) if match else {}
+    is_safe = match is not None and ".." not in match[0] and not has_secret(address)
+    if match is None or not is_safe or set(query) - {"config", "split"}:
+        message = f"{address!r} is not the address of a dataset on the Hub. {_EXAMPLE}"
+        raise UserError("data.invalid_hub_address", message)
+    return HubDataset(match[1], match[2], query.get("config"), query.get("split"))
 
 
 def download(
     address: str, suffixes: tuple[str, ...], on_progress: OnProgress
 ) -> tuple[str, list[Path]]:
-    """What the rows are called, with the commit they are of, and the files they are in.
+    """Download the files of a split.
 
     Args:
-        suffixes: how the names of files end that can be read.
+        address: as `HubDataset.address`.
+        suffixes: endings of supported file names.
+        on_progress: receives the progress of the download.
 
-    Raises UserError where there is no such dataset, configuration or split, or its files are of another kind or too large.
+    Returns:
+        A name with the commit, and the files in the local cache.
+
+    Raises:
+        UserError: the dataset, configuration or split does not exist, or its files are not
+            supported or too large.
     """
     import httpx2
     from huggingface_hub import errors
 
-    wanted = parse_address(address)
+    dataset = parse_address(address)
     try:
-        return _download(wanted, suffixes, on_progress)
+        return _download(dataset, suffixes, on_progress)
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        raise UserError(
-            "todo", f"The dataset {wanted.name} cannot be loaded: {_reason(wanted, error)}."
-        ) from error
+        message = f"The dataset {dataset.name} cannot be loaded: {_reason(dataset, error)}."
+        raise UserError("data.hub_dataset_unavailable", message) from error
 
 
 def _download(
-    wanted: HubDataset, suffixes: tuple[str, ...], on_progress: OnProgress
+    dataset: HubDataset, suffixes: tuple[str, ...], on_progress: OnProgress
 ) -> tuple[str, list[Path]]:
     from datasets import get_dataset_config_names, load_dataset_builder
     from huggingface_hub import HfApi, hf_hub_download
 
-    on_progress(0.0, f"Asking the Hub for {wanted.name}")
-    pinned = (
-        HfApi().dataset_info(wanted.name, revision=wanted.revision).sha
-    )  # so that what is looked at is what is loaded
-    _refuse_files_elsewhere(wanted.name, pinned)
-    configs = get_dataset_config_names(wanted.name, revision=pinned)
-    config = _one_of(configs, wanted.config, "default", wanted, "configuration")
-    found = load_dataset_builder(wanted.name, config, revision=pinned).config.data_files or {}
-    split = _one_of(sorted(map(str, found)), wanted.split, "train", wanted, "split")
-    places = [
-        re.fullmatch(rf"{re.escape(SCHEME + wanted.name)}@([0-9a-f]+)/(.+)", place)
-        for place in found[split]
-    ]
-    if not all(places):  # such as a folder on this machine that happens to have the dataset's name
-        raise UserError(
-            "todo",
-            f"The dataset {wanted.name} keeps its rows elsewhere than in its own files. Download them and bring the files.",
-        )
-    commit, paths = places[0][1], [place[2] for place in places]
-    if others := [
-        path for path in paths if not path.lower().removesuffix(".gz").endswith(suffixes)
-    ]:
-        raise UserError(
-            "todo",
-            f"The dataset {wanted.name} is in files like {others[0]}, which are not read. Bring one in {', '.join(suffixes)}.",
-        )
-    sizes = HfApi().get_paths_info(wanted.name, paths, revision=commit, repo_type="dataset")
-    total = sum(file.size for file in sizes) / 1e6
-    if total > settings.max_file_megabytes():
-        raise UserError(
-            "todo",
-            f"The split {split} of {wanted.name} has {total:,.1f} MB, the limit is {settings.max_file_megabytes():g} MB. "
-            "Choose a smaller split, or raise PEFT_SPACE_MAX_FILE_MB.",
-        )
+    name = dataset.name
+    on_progress(0.0, f"Asking the Hub for {name}")
+    # all requests below read the same commit
+    commit = HfApi().dataset_info(name, revision=dataset.revision).sha
+    _check_no_external_files(name, commit)
+    configs = get_dataset_config_names(name, revision=commit)
+    config = _choose(configs, dataset.config, "default", name, "configuration")
+    data_files = load_dataset_builder(name, config, revision=commit).config.data_files or {}
+    split = _choose(sorted(map(str, data_files)), dataset.split, "train", name, "split")
+    pinned_commit, paths = _repository_paths(name, data_files[split], suffixes)
+    megabytes = _check_size(f"The split {split} of {name}", name, paths, pinned_commit)
     files = []
     for number, path in enumerate(paths):
-        on_progress(number / len(paths), f"Downloading {total:,.1f} MB of {wanted.name}")
-        files.append(Path(hf_hub_download(wanted.name, path, revision=commit, repo_type="dataset")))
-    return (
-        f"{wanted.name}@{commit[:7]} ({split if config == 'default' else f'{config}, {split}'})",
-        files,
-    )
+        on_progress(number / len(paths), f"Downloading {megabytes:,.1f} MB of {name}")
+        file = hf_hub_download(name, path, revision=pinned_commit, repo_type="dataset")
+        files.append(Path(file))
+    part = split if config == "default" else f"{config}, {split}"
+    return f"{name}@{pinned_commit[:7]} ({part})", files
 
 
-def _refuse_files_elsewhere(name: str, commit: str | None) -> None:
-    """Raise UserError where a dataset says that its files are elsewhere: the datasets library would ask whatever address stands there."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    for file in HfApi().get_paths_info(
-        name, [_CARD, _CONFIG], revision=commit, repo_type="dataset"
-    ):
-        text = Path(
-            hf_hub_download(name, file.path, revision=commit, repo_type="dataset")
-        ).read_text(encoding="utf-8", errors="replace")
-        header = (
-            re.match(r"\s*---\r?\n(.*?)\n---", text, re.DOTALL)
-            if file.path == _CARD
-            else re.match(r"(.*)", text, re.DOTALL)
-        )
-        try:
-            told = yaml.safe_load(header[1]) if header else None
-        except (yaml.YAMLError, RecursionError):
-            continue  # the library says so
-        if any(
-            _ELSEWHERE.search(path)
-            for path in _texts(told.get("configs") if isinstance(told, dict) else None)
-        ):
+def _repository_paths(
+    name: str, addresses: list[str], suffixes: tuple[str, ...]
+) -> tuple[str, list[str]]:
+    """Return the commit and the paths in the repository of the files of a split."""
+    pattern = re.compile(rf"{re.escape(SCHEME + name)}@([0-9a-f]+)/(.+)")
+    matches = [match for address in addresses if (match := pattern.fullmatch(address))]
+    if len(matches) < len(addresses):  # such as a local folder with the name of the dataset
+        raise _external_files(name)
+    paths = [match[2] for match in matches]
+    for path in paths:
+        if not path.lower().removesuffix(".gz").endswith(suffixes):
             raise UserError(
-                "todo",
-                f"The dataset {name} keeps its rows elsewhere than in its own files. Download them and bring the files.",
+                "data.unsupported_file_type",
+                f"The dataset {name} has files such as {path}, which are not supported. "
+                f"Use a dataset with {', '.join(suffixes)}.",
             )
+    return matches[0][1], paths
+
+
+def _check_size(what: str, name: str, paths: list[str], commit: str) -> float:
+    """Return the size of the files in MB. Raise UserError if it exceeds the limit."""
+    from huggingface_hub import HfApi
+
+    infos = HfApi().get_paths_info(name, paths, revision=commit, repo_type="dataset")
+    megabytes = sum(getattr(info, "size", 0) for info in infos) / 1e6
+    limit = settings.max_file_megabytes()
+    if megabytes > limit:
+        raise UserError(
+            "data.file_too_large",
+            f"{what} has {megabytes:,.1f} MB; the limit is {limit:g} MB. "
+            "Choose a smaller split, or raise PEFT_SPACE_MAX_FILE_MB.",
+        )
+    return megabytes
 
 
 _CARD, _CONFIG = "README.md", ".huggingface.yaml"
-_ELSEWHERE = re.compile(r"://|::|^[/\\~]|(^|/)\.\.(/|$)")
+_EXTERNAL = re.compile(r"://|::|^[/\\~]|(^|/)\.\.(/|$)")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _external_files(name: str) -> UserError:
+    return UserError(
+        "data.external_files",
+        f"The dataset {name} stores its rows outside its own repository. "
+        "Download them and use the files.",
+    )
+
+
+def _check_no_external_files(name: str, commit: str | None) -> None:
+    """Raise UserError if a dataset refers to other addresses, which `datasets` would request."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    files = HfApi().get_paths_info(name, [_CARD, _CONFIG], revision=commit, repo_type="dataset")
+    for file in files:
+        path = Path(hf_hub_download(name, file.path, revision=commit, repo_type="dataset"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if file.path == _CARD:
+            header = re.match(r"\s*---\r?\n(.*?)\n---", text, re.DOTALL)
+            text = header[1] if header else ""
+        try:
+            metadata = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError):
+            continue  # `datasets` reports it
+        configs = metadata.get("configs") if isinstance(metadata, dict) else None
+        if any(_EXTERNAL.search(path) for path in _strings_in(configs)):
+            raise _external_files(name)
+
+
+def _strings_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+            yield from _strings_in(inner)
 
 
-def _one_of(
-    there_are: list[str], wanted: str | None, usual: str, dataset: HubDataset, what: str
-) -> str:
-    """The configuration or split that is wanted; else the only one, or the usual one."""
-    if wanted in there_are:
-        return str(wanted)
-    known = ", ".join(there_are[:20]) + (" …" if len(there_are) > 20 else "")
-    if wanted:
-        raise UserError(
-            "todo", f"The dataset {dataset.name} has no {what} {wanted!r}. Choose one of {known}."
-        )
-    if usual in there_are or len(there_are) == 1:
-        return usual if usual in there_are else there_are[0]
-    raise UserError(
-        "todo",
-        f"The dataset {dataset.name} has several {what}s, and it is not said which. Choose one of {known}.",
-    )
+def _choose(options: list[str], choice: str | None, default: str, name: str, what: str) -> str:
+    """Return the user's choice, or the default, or the only option.
+
+    Raises:
+        UserError: the option does not exist, or there are several and no default.
+    """
+    if choice in options:
+        return str(choice)
+    listed = ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
+    if choice:
+        message = f"The dataset {name} has no {what} {choice!r}. Choose one of {listed}."
+        raise UserError("data.unknown_split", message)
+    if default in options or len(options) == 1:
+        return default if default in options else options[0]
+    message = f"The dataset {name} has more than one {what}. Choose one of {listed}."
+    raise UserError("data.ambiguous_split", message)
 
 
-def _reason(wanted: HubDataset, error: BaseException) -> str:
+def _reason(dataset: HubDataset, error: BaseException) -> str:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
 
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    hidden = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
+    is_gated = any(isinstance(cause, errors.GatedRepoError) for cause in causes)
+    is_missing = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
         error, errors.GatedRepoError
     )
-    if any(isinstance(cause, errors.GatedRepoError) for cause in causes) or (
-        "gated" in str(error) and not hidden
-    ):
-        return "its authors ask for an agreement first. Accept it on the dataset's page on the Hub and sign in, then try again"
+    if is_gated or ("gated" in str(error) and not is_missing):
+        return (
+            "it is gated. Accept its conditions on its page on the Hub and sign in, then try again"
+        )
     if isinstance(error, errors.RevisionNotFoundError) or str(error).startswith("Revision"):
-        return f"it has no revision {wanted.revision!r}. Check the branch, tag or commit"
-    if hidden or isinstance(error, DatasetNotFoundError):
-        return "the Hub knows no dataset of this name, or it is private. Check the spelling, or sign in"
+        return f"it has no revision {dataset.revision!r}. Check the branch, tag or commit"
+    if is_missing or isinstance(error, DatasetNotFoundError):
+        return "the Hub has no such dataset, or it is private. Check the spelling, or sign in"
     if isinstance(error, FileNotFoundError):
-        return "there are no data files in it that could be told. Download what you need and bring the files"
-    return "the Hub cannot be reached. Check the network, or bring the files"
+        return "no data files were found in it. Download what you need and use the files"
+    return "the Hub cannot be reached. Check the network, or use files"

@@ -1,292 +1,324 @@
-"""A model's chat template: how it writes a conversation, how it opens and ends an answer, and which characters it says are the model's own.
+"""Chat templates: how a model writes a conversation, and where answers begin and end in it.
 
-Templates are programs of the models' authors: transformers runs them in Jinja's sandbox, and here their time and memory are limited.
+Templates are programs of the models' authors. They run in Jinja's sandbox with limits.
 """
 
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peft_space.compat.transformers import render_chat_template
+from peft_space.compat.trl import training_chat_template
 from peft_space.data.records import Message
 from peft_space.data.tokenization.sandbox import resource_limits
 from peft_space.data.tokenization.spans import Span, special_tokens_of
 from peft_space.errors import UserError
 
-SECONDS, MOST_BYTES = 2.0, 256 << 20
-"""What a template may take for one conversation."""
-_MOST_CHARACTERS = 16_000_000
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MAX_SECONDS, MAX_BYTES = 2.0, 256 << 20
+"""Time and memory that a template may use for one conversation."""
+_MAX_CHARACTERS = 16_000_000
+
+Tools = list[dict[str, Any]] | None
+"""Functions that a conversation may call, as chat templates take them."""
+
+# Templates for base models without a chat template. The adapter is saved with the template that
+# was used, so that it is served as it was trained.
+_GENERATED = "{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
 
 
-class TemplateTimeout(UserError):
-    """A template took more than it may."""
-
-
-def template_timeout(where: str, seconds: float = SECONDS) -> TemplateTimeout:
-    """What to tell of a template that did not come to an end."""
-    return TemplateTimeout(
-        f"The model's chat template did not finish {where} within {seconds:g} seconds, or took too much memory. "
-        "Choose another base model, or another chat template in the recipe."
+def _header_template(user: str, after_user: str, assistant: str, after_assistant: str) -> str:
+    """Return a template that writes a header before each message, and a text after it."""
+    return (
+        "{%- for message in messages %}\n"
+        f"{{%- if message.role == 'assistant' %}}{{{{ '{assistant}' }}}}{_GENERATED}"
+        f"{{{{ '{after_assistant}' }}}}\n"
+        "{%- elif message.role == 'user' %}"
+        f"{{{{ '{user}' + message.content + '{after_user}' }}}}\n"
+        "{%- else %}{{ message.content + '\\n\\n' }}\n"
+        "{%- endif %}\n"
+        "{%- endfor %}\n"
+        f"{{%- if add_generation_prompt %}}{{{{ '{assistant}' }}}}{{% endif %}}"
     )
 
 
-def _rendered(
-    template: str,
-    specials: dict[str, str],
-    messages: list[Message],
-    tools: list[dict[str, Any]] | None,
-    prompt: bool = False,
-    mask: bool = False,
-) -> tuple[str, list[Span]]:
-    """The text, and with `mask` where the template's own generation blocks stand."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        with resource_limits(SECONDS, MOST_BYTES):
-            [text], spans = render_jinja_template(
-                [messages],
-                tools,
-                chat_template=template,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=mask,
-                **specials,
-            )
-    except (TimeoutError, MemoryError):
-        raise template_timeout("a conversation") from None
-    if len(text) > _MOST_CHARACTERS:
-        raise template_timeout("a conversation")
-    return text, [tuple(span) for span in spans[0]] if mask else []
+_CHATML = (
+    "{%- for message in messages %}\n"
+    "{{- '<|im_start|>' + message.role + '\\n' }}\n"
+    "{%- if message.role == 'assistant' %}" + _GENERATED + "\n"
+    "{%- else %}{{ message.content + '<|im_end|>' }}{% endif %}\n"
+    "{{- '\\n' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# the header ends with a line break: a space would merge into the first token of the answer
+TEMPLATES = {
+    "plain": _header_template(r"Question:\n", r"\n\n", r"Answer:\n", r"\n"),
+    "chatml": _CHATML,
+    "alpaca": _header_template(r"### Instruction:\n", r"\n\n", r"### Response:\n", r"\n\n"),
+    "vicuna": _header_template("USER: ", r"\n", r"ASSISTANT:\n", r"\n"),
+}
+"""Name in a recipe -> chat template."""
 
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+class TemplateTimeout(UserError):
+    """A template exceeded its limit of time or memory."""
+
+
+def template_timeout(place: str, seconds: float = MAX_SECONDS) -> TemplateTimeout:
+    """Return the error for a template that exceeded its limits.
+
+    Args:
+        place: what the template was writing, such as `row 3`.
+        seconds: the time limit.
+    """
+    return TemplateTimeout(
+        "data.template_timeout",
+        f"The model's chat template did not finish {place} within {seconds:g} seconds, or used "
+        "too much memory. Choose another base model, or another chat template in the recipe.",
+    )
+
+
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _QUESTION, _ANSWER = "q7x", "w5z"
 
 
 class ChatTemplate:
-    """A model's chat template: how it opens and ends an answer, and which characters it says are the model's own."""
+    """A chat template, how it opens and ends an answer, and the model's special tokens.
 
-    def __init__(self, template: str, names: dict[str, str], specials: Sequence[str]):
-        self.template, self.specials = template, list(specials)
-        self.marking = (
-            template if _GENERATION.search(template) else _with_generation_blocks(template)
-        )
-        self.names = {
-            name: token for name, token in names.items() if name in template + (self.marking or "")
-        }  # each costs time a row
-        self._checked: set[tuple[Any, ...]] = set()
+    Args:
+        template: the Jinja template.
+        variables: special tokens that the template can use, such as `eos_token`.
+        special_tokens: all special tokens of the model.
+    """
 
-    def apply(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None
-    ) -> tuple[str, list[Span] | None]:
-        """The text, and the spans of its generation blocks, None where it has none."""
-        if self.marking == self.template:
-            text, blocks = _rendered(
-                self.template, self.names, self._given(messages), tools, mask=True
-            )
+    def __init__(self, template: str, variables: dict[str, str], special_tokens: Sequence[str]):
+        self.template, self.specials = template, list(special_tokens)
+        has_blocks = _GENERATION_BLOCK.search(template)
+        self._marked = template if has_blocks else training_chat_template(template)
+        text = template + (self._marked or "")
+        # each variable costs time for every row
+        self._variables = {name: token for name, token in variables.items() if name in text}
+        self._verified_forms: set[tuple[Any, ...]] = set()
+
+    def apply(self, messages: list[Message], tools: Tools) -> tuple[str, list[Span] | None]:
+        """Write a conversation.
+
+        Returns:
+            The text, and the spans of its generation blocks, or None if it has no blocks.
+        """
+        if self._marked == self.template:
+            messages = self._with_accepted_arguments(messages)
+            text, blocks = self._render(self.template, messages, tools, mark=True)
         else:
-            own = self.write(messages, tools)
-            text, blocks = (
-                _rendered(self.marking, self.names, messages, tools, mask=True)
-                if self.marking
-                else ("", [])
-            )
-            if (
-                own != text
-            ):  # its marked form writes this conversation otherwise; what is trained is what is served
-                return own, None
-        return text, _joined(
-            [self._with_stop(text, block) for block in blocks if block[1] > block[0]]
-        )
+            text, blocks = self.write(messages, tools), []
+            if self._marked is None:
+                return text, None
+            marked_text, blocks = self._render(self._marked, messages, tools, mark=True)
+            if marked_text != text:  # the model is served with the unmarked template
+                return text, None
+        return text, _merge([self._with_stop(text, span) for span in blocks if span[1] > span[0]])
 
-    def write(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool = False
-    ) -> str:
-        """The conversation, and with `prompt` what asks for the next answer."""
-        return _rendered(self.template, self.names, self._given(messages), tools, prompt)[0]
+    def write(self, messages: list[Message], tools: Tools, prompt: bool = False) -> str:
+        """Write a conversation; with `prompt`, it ends with the opening of the next answer."""
+        messages = self._with_accepted_arguments(messages)
+        return self._render(self.template, messages, tools, prompt)[0]
 
-    def _given(self, messages: list[Message]) -> list[Message]:
-        """The messages with the arguments of their calls in the form that the template takes."""
-        if not any(message.get("tool_calls") for message in messages) or not self._calls[1]:
-            return messages
-        return [
-            _with_text_arguments(message) if message.get("tool_calls") else message
-            for message in messages
-        ]
+    def _render(
+        self,
+        template: str,
+        messages: list[Message],
+        tools: Tools,
+        prompt: bool = False,
+        mark: bool = False,
+    ) -> tuple[str, list[Span]]:
+        try:
+            with resource_limits(MAX_SECONDS, MAX_BYTES):
+                text, spans = render_chat_template(
+                    template, messages, tools, prompt, mark, self._variables
+                )
+        except (TimeoutError, MemoryError):
+            raise template_timeout("a conversation") from None
+        if len(text) > _MAX_CHARACTERS:
+            raise template_timeout("a conversation")
+        return text, spans
+
+    # Tool calls
 
     @property
     def leaves_out_calls(self) -> bool:
-        """Whether the template writes nothing of a tool call."""
-        return self._calls[0]
+        """True if the template does not write tool calls."""
+        return self._call_support[0]
+
+    def _with_accepted_arguments(self, messages: list[Message]) -> list[Message]:
+        """Return the messages with the arguments of tool calls as the template takes them."""
+        has_calls = any(message.get("tool_calls") for message in messages)
+        if not has_calls or not self._call_support[1]:
+            return messages
+        return _with_text_arguments(messages)
 
     @functools.cached_property
-    def _calls(self) -> tuple[bool, bool]:
-        """Whether tool calls are left out, and whether their arguments have to be JSON text because the template joins them to text."""
+    def _call_support(self) -> tuple[bool, bool]:
+        """Whether tool calls are left out, and whether their arguments must be JSON text.
+
+        Some templates concatenate the arguments to a text.
+        """
         call = {"type": "function", "function": {"name": _ANSWER, "arguments": {"a": 1}}}
-        asked: list[Message] = [
+        messages: list[Message] = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "b"},
         ]
-        asked += [{"role": "tool", "content": "1"}, {"role": "assistant", "content": "b"}]
         for as_text in (False, True):
-            given = [
-                _with_text_arguments(message) if as_text and "tool_calls" in message else message
-                for message in asked
-            ]
+            given = _with_text_arguments(messages) if as_text else messages
             try:
-                text = _rendered(self.template, self.names, given, None)[0]
-            except Exception:  # noqa: BLE001 - a template that takes neither form says so with the row
+                text = self._render(self.template, given, None)[0]
+            except Exception:  # noqa: BLE001 - a template that takes neither form fails at the row
                 continue
-            if as_text or "{'a'" not in text:  # how Python writes an object, which is no JSON
+            if as_text or "{'a'" not in text:  # Python's form of an object is not JSON
                 return _ANSWER not in text, as_text
         return False, False
 
+    # Where answers begin and end
+
     def _with_stop(self, text: str, block: Span) -> Span:
-        """A block that leaves out the stop token directly after it is extended to it."""
+        """Extend a generation block that ends directly before the stop token."""
         start, end = block
-        if (
-            self.stop
-            and not text[start:end].rstrip().endswith(tuple(self.specials))
-            and text[end:].lstrip().startswith(self.stop)
-        ):
+        has_end = text[start:end].rstrip().endswith(tuple(self.specials))
+        if self.stop and not has_end and text[end:].lstrip().startswith(self.stop):
             return start, text.index(self.stop, end) + len(self.stop)
         return block
 
-    def without_controls(self, text: str) -> str:
-        """The text without the model's control tokens."""
-        for special in self.specials:
-            text = text.replace(special, "")
+    def without_special_tokens(self, text: str) -> str:
+        """Return the text without the model's special tokens."""
+        for token in self.specials:
+            text = text.replace(token, "")
         return text
 
     @functools.cached_property
     def stop(self) -> str | None:
-        """The control token that follows an answer, None where there is none."""
+        """The special token that follows an answer, or None."""
         try:
             text = self._probe(answered=True)
-        except Exception:  # noqa: BLE001 - a template that cannot write the simplest conversation says so with the first row
+        except Exception:  # noqa: BLE001 - a template that fails here fails at the first row too
             return None
         tail = text[text.rfind(_ANSWER) + len(_ANSWER) :].lstrip()
-        return max(
-            (special for special in self.specials if tail.startswith(special)),
-            key=len,
-            default=None,
-        )
+        following = (token for token in self.specials if tail.startswith(token))
+        return max(following, key=len, default=None)
 
     @functools.cached_property
     def _header(self) -> str:
-        """What asks for an answer, if a control token makes it unmistakable."""
-        asked, question = self._probe(prompt=True), self._probe()
-        header = asked[len(question) :] if asked.startswith(question) else ""
-        return header if any(special in header for special in self.specials) else ""
+        """The opening of an answer if it contains a special token, which makes it unique."""
+        prompt, question = self._probe(prompt=True), self._probe()
+        header = prompt[len(question) :] if prompt.startswith(question) else ""
+        return header if any(token in header for token in self.specials) else ""
 
     def _probe(self, prompt: bool = False, answered: bool = False) -> str:
-        messages = [{"role": "user", "content": _QUESTION}] + [
-            {"role": "assistant", "content": _ANSWER}
-        ] * answered
+        messages = [{"role": "user", "content": _QUESTION}]
+        if answered:
+            messages.append({"role": "assistant", "content": _ANSWER})
         return self.write(messages, None, prompt)
 
-    def starts(
-        self, row: int, messages: list[Message], tools: list[dict[str, Any]] | None, text: str
-    ) -> list[int]:
-        """Where each answer begins: after what asks for it."""
-        kind = (
-            *[message["role"] + "*" * bool(message.get("tool_calls")) for message in messages],
-            bool(tools),
-        )
-        answers = sum(message["role"] == "assistant" for message in messages)
-        if self._header:
-            found = [match.end() for match in re.finditer(re.escape(self._header), text)]
-            if len(found) == answers and (
-                kind in self._checked or found == self._by_prompts(row, messages, tools, text)
-            ):
-                self._checked.add(kind)  # conversations of one form are opened alike
-                return found
-        return self._by_prompts(row, messages, tools, text)
+    def starts(self, row: int, messages: list[Message], tools: Tools, text: str) -> list[int]:
+        """Return the position of the first character of each answer.
 
-    def _by_prompts(
-        self, row: int, messages: list[Message], tools: list[dict[str, Any]] | None, text: str
+        Args:
+            row: the number of the row, for messages.
+            messages: the conversation.
+            tools: the functions that it may call.
+            text: the conversation as the template writes it.
+
+        Raises:
+            UserError: the template writes a conversation differently once it is answered.
+        """
+        roles = [message["role"] + "*" * bool(message.get("tool_calls")) for message in messages]
+        form = (*roles, bool(tools))
+        if self._header:
+            starts = [match.end() for match in re.finditer(re.escape(self._header), text)]
+            if len(starts) == roles.count("assistant") + roles.count("assistant*") and (
+                form in self._verified_forms
+                or starts == self._starts_by_prompts(row, messages, tools, text)
+            ):
+                # other conversations of this form have the same openings
+                self._verified_forms.add(form)
+                return starts
+        return self._starts_by_prompts(row, messages, tools, text)
+
+    def _starts_by_prompts(
+        self, row: int, messages: list[Message], tools: Tools, text: str
     ) -> list[int]:
         starts: list[int] = []
         for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = self.write(messages[:number], tools, prompt=True)
-                start = (
-                    len(prompt)
-                    if text.startswith(prompt)
-                    else self._found(messages[: number + 1], tools, prompt, text, starts)
+            if message["role"] != "assistant":
+                continue
+            prompt = self.write(messages[:number], tools, prompt=True)
+            start: int | None = len(prompt)
+            if not text.startswith(prompt):
+                start = self._find_answer(messages[: number + 1], tools, prompt, text, starts)
+            if start is None:  # the prompt at inference would differ from the one in training
+                raise UserError(
+                    "data.template_rewrites_prompt",
+                    f"Row {row}: the model's chat template writes the prompt differently once "
+                    "the conversation is answered. Choose another base model.",
                 )
-                if start is None:  # the model would be asked otherwise than it was trained
-                    raise UserError(
-                        "todo",
-                        f"Row {row}: the model's chat template writes the conversation differently once it is answered. "
-                        "Choose another base model.",
-                    )
-                starts.append(start)
+            starts.append(start)
         return starts
 
-    def _found(
-        self,
-        answered: list[Message],
-        tools: list[dict[str, Any]] | None,
-        prompt: str,
-        text: str,
-        starts: list[int],
+    def _find_answer(
+        self, answered: list[Message], tools: Tools, prompt: str, text: str, starts: list[int]
     ) -> int | None:
-        """Where an earlier answer stands in the text of a conversation that went on.
+        """Find an earlier answer in the text of the whole conversation.
 
-        Some templates write the system message or the tools with the last question only, so no prompt of before is the text's beginning.
+        Some templates write the system message or the tools with the last question only, so the
+        text does not begin with the prompt of an earlier answer.
         """
         until = self.write(answered, tools)
         if not self.stop or not until.startswith(prompt) or self.stop not in until[len(prompt) :]:
             return None
         answer = until[len(prompt) :]
         after = text.index(self.stop, starts[-1]) + len(self.stop) if starts else 0
-        at = text.find(answer[: answer.index(self.stop) + len(self.stop)], after)
-        return at if at >= 0 else None
+        position = text.find(answer[: answer.index(self.stop) + len(self.stop)], after)
+        return position if position >= 0 else None
 
 
-def _joined(blocks: list[Span]) -> list[Span]:
-    """The blocks, those that touch as one."""
-    joined: list[Span] = []
-    for start, end in blocks:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
+def _merge(spans: list[Span]) -> list[Span]:
+    """Join adjacent spans."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
         else:
-            joined.append((start, end))
-    return joined
+            merged.append((start, end))
+    return merged
 
 
-def _with_text_arguments(message: Message) -> Message:
-    """The message with the arguments of its calls as JSON text."""
-    calls = []
-    for call in message["tool_calls"]:
-        arguments = call["function"]["arguments"]
-        written = (
-            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        )
-        calls.append({**call, "function": {**call["function"], "arguments": written}})
-    return {**message, "tool_calls": calls}
+def _with_text_arguments(messages: list[Message]) -> list[Message]:
+    """Return the messages with the arguments of tool calls as JSON text."""
+    return [
+        message | {"tool_calls": [_with_text_argument(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
 
 
-def load_chat_template(tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> ChatTemplate:
-    """The chat template, of a model with several the one for these tools."""
-    return _made(tokenizer.get_chat_template(None, tools), tokenizer)
+def _with_text_argument(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return call | {"function": call["function"] | {"arguments": arguments}}
+
+
+def load_chat_template(tokenizer: "PreTrainedTokenizerFast", tools: Tools = None) -> ChatTemplate:
+    """Return the model's chat template. If it has several, `tools` selects one."""
+    return _cached_template(tokenizer.get_chat_template(None, tools), tokenizer)
 
 
 @functools.lru_cache(maxsize=32)
-def _made(template: str, tokenizer: Any) -> ChatTemplate:
+def _cached_template(template: str, tokenizer: "PreTrainedTokenizerFast") -> ChatTemplate:
     return ChatTemplate(template, tokenizer.special_tokens_map, special_tokens_of(tokenizer)[0])
-
-
-@functools.lru_cache(maxsize=32)
-def _with_generation_blocks(template: str) -> str | None:
-    """The same template as TRL marks it, where TRL knows it: its mask is the field's."""
-    found = importlib.util.find_spec("trl")  # the files alone; importing it takes seconds
-    folder = Path(found.origin).parent / "chat_templates" if found and found.origin else None
-    for path in sorted(folder.glob("*.jinja")) if folder and folder.is_dir() else []:
-        marked = path.with_name(f"{path.stem}_training.jinja")
-        if marked.is_file() and path.read_text(encoding="utf-8") == template:
-            return marked.read_text(encoding="utf-8")
-    return None

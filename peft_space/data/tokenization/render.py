@@ -1,12 +1,12 @@
-"""Turns a row into the token ids and labels that a trainer receives: one function, for preview and training alike.
-
-Knows tokenizers and chat templates; knows no files and no models. What the model answers to in compare and evaluate is rendered here too.
-"""
+"""Renders rows to token ids and trained spans, the same for preview, training and scores."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peft_space.compat.transformers import special_tokens_as_text
+from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.records import (
     Conversation,
     Message,
@@ -20,14 +20,9 @@ from peft_space.data.records import (
 from peft_space.data.tokenization.chat_template import (
     ChatTemplate,
     TemplateTimeout,
+    Tools,
     load_chat_template,
     template_timeout,
-)
-from peft_space.data.tokenization.example import MASKED, TokenizedExample
-from peft_space.data.tokenization.render_plain import (
-    render_source_target,
-    render_text_classification,
-    render_token_classification,
 )
 from peft_space.data.tokenization.sandbox import RowLimit
 from peft_space.data.tokenization.spans import (
@@ -40,46 +35,12 @@ from peft_space.data.tokenization.spans import (
 from peft_space.errors import UserError
 from peft_space.recipe import Task, TrainOn
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerFast
 
-def render(
-    tokenizer: Any,
-    rows: Sequence[Row],
-    max_length: int,
-    train_on: TrainOn = "automatic",
-    task: Task = "causal-lm",
-    with_texts: bool = True,
-    watch: Callable[[int | None], None] = lambda row: None,
-) -> list[TokenizedExample]:
-    """Each row as the model gets it. Trained are the answers and, once each, the token that ends them; of labels and tags those.
-
-    Args:
-        watch: is told the number of each row that the template begins to write, and None when it has written the last.
-
-    Raises UserError where the template refuses a row, naming it.
-    """
-    if task in _WITHOUT_TEMPLATE:
-        return [_plain(tokenizer, row, max_length, with_texts) for row in rows]
-    rejected = [
-        dataclasses.replace(row, chosen=row.rejected) for row in rows if isinstance(row, Preference)
-    ]
-    texts = []
-    for row in (*rows, *rejected):
-        watch(row.row)
-        texts.append(_text_of(tokenizer, row, train_on))
-    watch(None)
-    encoded = encode(tokenizer, texts, with_texts)
-    examples = [
-        _example(row, text, tokens, max_length)
-        for row, text, tokens in zip((*rows, *rejected), texts, encoded, strict=True)
-    ]
-    if not rejected:
-        return examples[: len(rows)]
-    return [
-        dataclasses.replace(chosen, rejected=worse)
-        for chosen, worse in zip(examples, examples[len(rows) :], strict=False)
-    ]
-
-
+_UNTAGGED = ""
+"""The tag of a token without a loss: a special token, or a later token of a word."""
 _WITHOUT_TEMPLATE: tuple[Task, ...] = (
     "seq2seq-lm",
     "sequence-classification",
@@ -87,178 +48,309 @@ _WITHOUT_TEMPLATE: tuple[Task, ...] = (
 )
 
 
-def _plain(tokenizer: Any, row: Row, max_length: int, with_texts: bool) -> TokenizedExample:
-    match row:
-        case TextClassification():
-            return render_text_classification(tokenizer, row, max_length, with_texts)
-        case TokenClassification():
-            return render_token_classification(tokenizer, row, max_length, with_texts)
-        case Conversation():
-            return render_source_target(tokenizer, row, max_length, with_texts)
-    raise AssertionError(
-        f"{type(row).__name__} rows are never given to a task without a chat template"
-    )
+def render(
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Sequence[Row],
+    max_length: int,
+    train_on: TrainOn = "automatic",
+    task: Task = "causal-lm",
+    with_texts: bool = True,
+    watch: Callable[[int | None], None] = lambda row: None,
+) -> list[TokenizedExample]:
+    """Tokenize rows. Answers and the token that ends each are trained, or labels, or tags.
+
+    Args:
+        tokenizer: of the model.
+        rows: N rows of the task.
+        max_length: limit of the tokens of a row.
+        train_on: which messages of a conversation have a loss.
+        task: of the model.
+        with_texts: also store the text of each token.
+        watch: receives the number of each row before the template writes it, then None.
+
+    Returns:
+        N examples.
+
+    Raises:
+        UserError: the template rejects a row; the message contains its number.
+    """
+    if task in _WITHOUT_TEMPLATE:
+        return [_without_template(tokenizer, row, max_length, with_texts) for row in rows]
+    rejected = [
+        dataclasses.replace(row, chosen=row.rejected) for row in rows if isinstance(row, Preference)
+    ]
+    texts = []
+    for row in (*rows, *rejected):
+        watch(row.row)
+        texts.append(_annotate(tokenizer, row, train_on))
+    watch(None)
+    encoded = encode(tokenizer, texts, with_texts)
+    examples = [
+        _example(row, text, tokens, max_length)
+        for row, text, tokens in zip((*rows, *rejected), texts, encoded, strict=True)
+    ]
+    if not rejected:
+        return examples
+    pairs = zip(examples, examples[len(rows) :], strict=False)
+    return [dataclasses.replace(chosen, rejected=worse) for chosen, worse in pairs]
 
 
 def _example(
-    row: Row, marked: AnnotatedText, encoded: Encoded, max_length: int
+    row: Row, annotated: AnnotatedText, encoded: Encoded, max_length: int
 ) -> TokenizedExample:
-    ids = encoded.ids
-    kept = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
-    typed = any(sign in marked.text for sign in marked.typed)
-    good = row.good if isinstance(row, UnpairedPreference) else None
+    spans = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
     return TokenizedExample(
         row.row,
-        ids[:max_length],
-        kept,
-        max(0, len(ids) - max_length),
-        typed,
-        encoded.texts[:max_length],
-        good=good,
+        encoded.ids[:max_length],
+        spans,
+        cut=max(0, len(encoded.ids) - max_length),
+        typed_controls=any(character in annotated.text for character in annotated.typed),
+        texts=encoded.texts[:max_length],
+        good=row.good if isinstance(row, UnpairedPreference) else None,
     )
 
 
+# Prompts
+
+
 def render_prompt(
-    tokenizer: Any, messages: list[Message], tools: list[dict[str, Any]] | None = None
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], tools: Tools = None
 ) -> str:
-    """The text after which the model is to answer: the conversation so far, and the opening of the assistant's turn."""
+    """Return the conversation so far with the opening of the assistant's answer."""
     return load_chat_template(tokenizer, tools).write(messages, tools, prompt=True)
 
 
 def prompt_ids(
-    tokenizer: Any, messages: list[Message], tools: list[dict[str, Any]] | None = None
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], tools: Tools = None
 ) -> list[int]:
-    """`render_prompt` as token ids, as they stand before the answer in a rendered Example."""
-    hidden, typed = escape_special_tokens(tokenizer, messages)
-    [tokens] = encode(
-        tokenizer,
-        [
-            AnnotatedText(
-                load_chat_template(tokenizer, tools).write(hidden, tools, prompt=True), [], typed
-            )
-        ],
-        with_texts=False,
-    )
+    """Return the token ids of `render_prompt`, which equal those before an answer in training."""
+    escaped, typed = escape_special_tokens(tokenizer, messages)
+    text = AnnotatedText(render_prompt(tokenizer, escaped, tools), [], typed)
+    [tokens] = encode(tokenizer, [text], with_texts=False)
     return tokens.ids
 
 
-def stop_token_ids(tokenizer: Any) -> list[int]:
-    """The tokens after which the model has finished its answer: those that `render` trains at the end of one, and EOS."""
-    probe = Conversation(
-        0, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    )
-    [example] = render(tokenizer, [probe], 100_000, "all_assistant")
+def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the tokens that end an answer: the one that is trained after an answer, and EOS."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    [example] = render(tokenizer, [Conversation(0, messages)], 100_000, "all_assistant")
     stop = load_chat_template(tokenizer).stop
     ids = [label for label in example.labels if label != MASKED]
     last = tokenizer.convert_tokens_to_ids(stop) if stop else ids[-1]
     return sorted({last, tokenizer.eos_token_id})
 
 
-# From a row to its text, and which characters of it are trained
+# Tasks with a chat template: the text of a row, and which characters of it are trained
 
 
-def _text_of(tokenizer: Any, row: Row, train_on: TrainOn) -> AnnotatedText:
+def _annotate(tokenizer: "PreTrainedTokenizerFast", row: Row, train_on: TrainOn) -> AnnotatedText:
     match row:
         case Conversation():
-            return _conversation(tokenizer, row, train_on)
+            return _annotate_conversation(tokenizer, row, train_on)
         case UnpairedPreference():
-            return _conversation(tokenizer, Conversation(row.row, row.messages), "last_assistant")
+            conversation = Conversation(row.row, row.messages)
+            return _annotate_conversation(tokenizer, conversation, "last_assistant")
         case Preference():
-            return _conversation(
-                tokenizer, Conversation(row.row, [*row.prompt, *row.chosen]), "last_assistant"
-            )
+            conversation = Conversation(row.row, [*row.prompt, *row.chosen])
+            return _annotate_conversation(tokenizer, conversation, "last_assistant")
         case Text():
-            [hidden], typed = escape_special_tokens(
-                tokenizer, [{"role": "user", "content": row.text}]
-            )
-            return AnnotatedText(
-                hidden["content"], [(0, len(hidden["content"]))], typed, add_bos=True, ends=True
-            )
-    raise AssertionError(
-        f"{type(row).__name__} rows are never given to a task with a chat template"
-    )
+            message = {"role": "user", "content": row.text}
+            [escaped], typed = escape_special_tokens(tokenizer, [message])
+            text = escaped["content"]
+            return AnnotatedText(text, [(0, len(text))], typed, add_bos=True, add_eos=True)
+    raise AssertionError(f"{type(row).__name__} rows belong to tasks without a chat template")
 
 
-def _conversation(tokenizer: Any, row: Conversation, train_on: TrainOn) -> AnnotatedText:
+def _annotate_conversation(
+    tokenizer: "PreTrainedTokenizerFast", row: Conversation, train_on: TrainOn
+) -> AnnotatedText:
     messages, typed = escape_special_tokens(tokenizer, row.messages)
+    escaped = Conversation(row.row, messages, row.tools)
     try:
         template = load_chat_template(tokenizer, row.tools)
-        return _marked(template, Conversation(row.row, messages, row.tools), train_on, typed)
+        return _annotate_escaped(template, escaped, train_on, typed)
     except TemplateTimeout:
         raise template_timeout(f"row {row.row}") from None
     except (UserError, RowLimit, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - a template is a program of the model's author and raises what it likes
-        why = str(error).strip() or type(error).__name__
+    except Exception as error:  # noqa: BLE001 - a template can raise anything
+        reason = (str(error).strip() or type(error).__name__)[:300]
         raise UserError(
-            "todo",
-            f"Row {row.row}: the model's chat template refuses it ({why[:300]}). Remove the row, or choose another base model.",
+            "data.template_rejects_row",
+            f"Row {row.row}: the model's chat template rejects it ({reason}). "
+            "Remove the row, or choose another base model.",
         ) from None
 
 
-def _marked(
+def _annotate_escaped(
     template: ChatTemplate, row: Conversation, train_on: TrainOn, typed: dict[str, str]
 ) -> AnnotatedText:
-    weighted = any("weight" in message for message in row.messages)
-    policy = (
-        ("message_weights" if weighted else "all_assistant")
-        if train_on == "automatic"
-        else train_on
-    )
+    has_weights = any("weight" in message for message in row.messages)
+    if train_on == "automatic":
+        train_on = "message_weights" if has_weights else "all_assistant"
     messages = row.messages
-    if weighted:
-        messages = [
-            {key: value for key, value in message.items() if key != "weight"}
-            for message in messages
-        ]
+    if has_weights:
+        messages = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
     text, blocks = template.apply(messages, row.tools)
     if any(message.get("tool_calls") for message in messages) and template.leaves_out_calls:
         raise UserError(
-            "todo",
-            f"Row {row.row}: the model's chat template leaves out tool calls, so that an empty answer would be learnt. "
-            "Remove the row, or choose another base model or chat template.",
+            "data.template_omits_tool_calls",
+            f"Row {row.row}: the model's chat template leaves out tool calls, so the model would "
+            "learn an empty answer. Remove the row, or choose another base model or template.",
         )
-    if policy == "all_tokens":
-        return AnnotatedText(
-            text, [(0, len(text))], typed, ends=not _ended(template, text, [(0, len(text))])
-        )
+    if train_on == "all_tokens":
+        blocks = [(0, len(text))]
+        return AnnotatedText(text, blocks, typed, add_eos=not _is_ended(template, text, blocks))
     weights = [
         message.get("weight", 1) for message in row.messages if message["role"] == "assistant"
     ]
-    if blocks is None or (policy != "all_assistant" and len(blocks) != len(weights)):
-        blocks = _from_prompt_to_stop(template, row, messages, text)
-    if policy == "last_assistant":
+    if blocks is None or (train_on != "all_assistant" and len(blocks) != len(weights)):
+        blocks = _locate_answers(template, row, messages, text)
+    if train_on == "last_assistant":
         blocks = blocks[-1:]
-    if policy == "message_weights":
+    if train_on == "message_weights":
         blocks = [block for block, weight in zip(blocks, weights, strict=True) if weight]
-    last_is_trained = bool(blocks) and not template.without_controls(text[blocks[-1][1] :]).strip()
-    return AnnotatedText(
-        text, blocks, typed, ends=last_is_trained and not _ended(template, text, blocks)
+    is_last = bool(blocks) and not template.without_special_tokens(text[blocks[-1][1] :]).strip()
+    add_eos = is_last and not _is_ended(template, text, blocks)
+    return AnnotatedText(text, blocks, typed, add_eos=add_eos)
+
+
+def _is_ended(template: ChatTemplate, text: str, blocks: list[Span]) -> bool:
+    """Return True if the last answer ends with a special token.
+
+    Otherwise the model has to learn EOS, or it would never stop.
+    """
+    if not blocks:
+        return True
+    return text[: blocks[-1][1]].rstrip().endswith(tuple(template.specials))
+
+
+def _locate_answers(
+    template: ChatTemplate, row: Conversation, messages: list[Message], text: str
+) -> list[Span]:
+    """Return the span of each answer, from the end of the prompt to the stop token."""
+    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    starts = template.starts(row.row, messages, row.tools, text)
+    spans = []
+    for answer, start in zip(answers, starts, strict=True):
+        end = text.find(template.stop, start) if template.stop else -1
+        if template.stop and end >= 0:
+            spans.append((start, end + len(template.stop)))
+            continue
+        position = text.find(answer, start)
+        if position < 0:
+            raise UserError(
+                "data.template_changes_answer",
+                f"Row {row.row}: the model's chat template changes the text of the answer. "
+                "Choose another base model.",
+            )
+        spans.append((start, position + len(answer)))
+    return spans
+
+
+# Tasks without a chat template: the tokenizer adds its own special tokens
+
+
+def _without_template(
+    tokenizer: "PreTrainedTokenizerFast", row: Row, max_length: int, with_texts: bool
+) -> TokenizedExample:
+    match row:
+        case TextClassification():
+            return _text_classification(tokenizer, row, max_length, with_texts)
+        case TokenClassification():
+            return _token_classification(tokenizer, row, max_length, with_texts)
+        case Conversation():
+            return _source_target(tokenizer, row, max_length, with_texts)
+    raise AssertionError(f"{type(row).__name__} rows belong to tasks with a chat template")
+
+
+def _text_classification(
+    tokenizer: "PreTrainedTokenizerFast", row: TextClassification, max_length: int, with_texts: bool
+) -> TokenizedExample:
+    pair = (row.text,) if row.second is None else (row.text, row.second)
+    encoding, cut = _encode(tokenizer, pair, max_length)
+    has_types = any(encoding.type_ids) and "token_type_ids" in tokenizer.model_input_names
+    texts = _token_texts(encoding, [row.text, row.second or ""]) if with_texts else []
+    types = encoding.type_ids if has_types else []
+    return TokenizedExample(
+        row.row, encoding.ids, [], cut, texts=texts, label=row.label, types=types
     )
 
 
-def _ended(template: ChatTemplate, text: str, blocks: list[Span]) -> bool:
-    """Whether the last answer ends with a token that stops generation; where it does not, EOS has to be learnt, or the model never stops."""
-    return text[: blocks[-1][1]].rstrip().endswith(tuple(template.specials)) if blocks else True
+def _token_classification(
+    tokenizer: "PreTrainedTokenizerFast",
+    row: TokenClassification,
+    max_length: int,
+    with_texts: bool,
+) -> TokenizedExample:
+    """Tokenize words. The first token of a word has its tag."""
+    encoding, cut = _encode(tokenizer, (row.tokens,), max_length)
+    tags, previous = [], None
+    for word in encoding.word_ids:
+        tags.append(_UNTAGGED if word is None or word == previous else row.tags[word])
+        previous = word
+    tokens = zip(encoding.tokens, encoding.word_ids, encoding.offsets, strict=True)
+    texts = [
+        token if word is None else row.tokens[word][start:end]
+        for token, word, (start, end) in tokens
+    ]
+    return TokenizedExample(
+        row.row, encoding.ids, [], cut, texts=texts if with_texts else [], tags=tags
+    )
 
 
-def _from_prompt_to_stop(
-    template: ChatTemplate, row: Conversation, messages: list[Message], text: str
-) -> list[Span]:
-    """Where the answers stand: each from where the model is asked, to the token with which it stops."""
-    starts = template.starts(row.row, messages, row.tools, text)
-    spans = []
-    for number, start in enumerate(starts):
-        message = [message for message in messages if message["role"] == "assistant"][number]
-        end = text.find(template.stop, start) if template.stop else -1
-        if end >= 0:
-            spans.append((start, end + len(str(template.stop))))
-            continue
-        at = text.find(message["content"].strip(), start)
-        if at < 0:
-            raise UserError(
-                "todo",
-                f"Row {row.row}: the model's chat template changes the answer's text. Choose another base model.",
-            )
-        spans.append((start, at + len(message["content"].strip())))
-    return spans
+def _source_target(
+    tokenizer: "PreTrainedTokenizerFast", row: Conversation, max_length: int, with_texts: bool
+) -> TokenizedExample:
+    """Tokenize the messages before the answer as source, and the answer as target."""
+    num_answers = sum(message["role"] == "assistant" for message in row.messages)
+    if num_answers != 1 or row.tools:
+        raise UserError(
+            "data.several_turns",
+            f"Row {row.row}: a sequence-to-sequence model takes one question and one answer, "
+            "without tools. Remove the row, or choose a causal language model.",
+        )
+
+    def encoded(text: str) -> tuple[list[int], int, list[str]]:
+        encoding, cut = _encode(tokenizer, (text,), max_length)
+        return encoding.ids, cut, _token_texts(encoding, [text]) if with_texts else []
+
+    ids, cut, texts = encoded(row.messages[-1]["content"])
+    target = TokenizedExample(row.row, ids, [(0, len(ids))], cut, texts=texts)
+    ids, cut, texts = encoded(source_text(row.messages[:-1]))
+    return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target)
+
+
+def source_text(messages: list[Message]) -> str:
+    """Return the messages before an answer as the source of a sequence-to-sequence model."""
+    return "\n\n".join(message["content"] for message in messages)
+
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerFast", texts: tuple[Any, ...], max_length: int
+) -> tuple["Encoding", int]:
+    """Return the encoding and the number of tokens that were cut off.
+
+    Special tokens that the row's author typed stay text.
+    """
+    backend = tokenizer.backend_tokenizer
+    encode_texts = functools.partial(backend.encode, is_pretokenized=not isinstance(texts[0], str))
+    backend.no_padding()
+    backend.no_truncation()
+    with special_tokens_as_text(tokenizer):
+        encoding = encode_texts(*texts)
+        length = len(encoding.ids)
+        if length > max_length:
+            backend.enable_truncation(max_length, strategy="longest_first")
+            encoding = encode_texts(*texts)
+            backend.no_truncation()
+    return encoding, length - len(encoding.ids)
+
+
+def _token_texts(encoding: "Encoding", texts: list[str]) -> list[str]:
+    """Return the text of each token, or its name if the tokenizer added it."""
+    tokens = zip(encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True)
+    return [
+        token if sequence is None else texts[sequence][start:end]
+        for token, sequence, (start, end) in tokens
+    ]

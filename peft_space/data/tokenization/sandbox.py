@@ -1,11 +1,6 @@
-"""Child processes in which a model author's program (a chat template) and a user's rows are worked through, with a limit on time and memory.
-
-Knows nothing of either. A child that does not come back is ended, and dies with its parent.
-"""
+"""Child processes with limits on time and memory, for chat templates and rows of strangers."""
 
 import contextlib
-import ctypes
-import gc
 import multiprocessing
 import os
 import resource
@@ -15,47 +10,55 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
-MOST_BYTES = 2 << 30
-"""Memory that a child may take beyond what it was born with."""
-_MOST_CHILDREN = 8
+from peft_space.compat.libc import die_with_parent
+
+_MAX_BYTES = 2 << 30
+"""Memory that a child may allocate in addition to what it inherits."""
+_MAX_CHILDREN = 8
+
+_State = TypeVar("_State")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class BatchTimeout(Exception):
-    """A batch was not done in time, or its process died of want of memory."""
+    """A batch exceeded its time limit, or its process ran out of memory."""
 
 
 class RowLimit(Exception):
-    """Raised inside a child when the time for one row, or its memory, is over; `args[0]` is the row's number."""
+    """A row exceeded its time or memory limit in a child; `args[0]` is the row's number."""
 
 
 def map_in_subprocesses(
-    setup: Callable[..., Any],
+    setup: Callable[..., _State],
     arguments: tuple[Any, ...],
-    work: Callable[[Any, Any], Any],
-    batches: Iterable[Any],
-    most_children: int,
+    work: Callable[[_State, _Item], _Result],
+    batches: Iterable[_Item],
+    max_children: int,
     seconds: float,
-) -> Iterator[Any]:
-    """The result of `work(setup(*arguments), batch)` for each batch, in order, from several processes.
+) -> Generator[_Result]:
+    """Yield `work(setup(*arguments), batch)` for each batch, in order, from child processes.
 
     Args:
-        most_children: no more processes than this; one for a handful of rows.
-        seconds: that one batch may take.
+        setup: prepares the state of a child, once.
+        arguments: arguments of `setup`.
+        work: processes one batch.
+        batches: the input.
+        max_children: upper limit of processes, such as 1 for a few rows.
+        seconds: time limit of one batch.
 
-    Raises TookTooLong where a batch does not come back; what `work` raises is raised here.
+    Raises:
+        BatchTimeout: a batch exceeded its limits.
+        Exception: whatever `work` raised.
     """
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    count = max(
-        1,
-        min(
-            _MOST_CHILDREN,
-            most_children,
-            len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        ),
-    )
+    is_linux = sys.platform == "linux"
+    context = multiprocessing.get_context("fork" if is_linux else "spawn")
+    num_cpus = len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
+    count = max(1, min(_MAX_CHILDREN, max_children, num_cpus))
     children = [_Child(context, (setup, arguments, work)) for _ in range(count)]
     try:
         free, busy = deque(children), deque[_Child]()
@@ -73,28 +76,31 @@ def map_in_subprocesses(
 
 
 class _Child:
-    """A child process, which has one batch at a time. (A multiprocessing.Pool waits for ever where a child dies at the wrong moment.)"""
+    """A child process with one batch at a time.
 
-    def __init__(self, context: Any, told: tuple[Any, ...]):
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *told), daemon=True)
+    A multiprocessing.Pool waits forever if a child dies at the wrong moment.
+    """
+
+    def __init__(self, context: Any, task: tuple[Any, ...]):
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, *task), daemon=True)
         self._process.start()
-        theirs.close()  # so that its end shows
+        child_pipe.close()  # otherwise the end of the child would not close the pipe
         self._since = 0.0
 
     def begin(self, batch: Any) -> None:
         self._since = time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # the result will say so
+        with contextlib.suppress(BrokenPipeError):  # `result` reports it
             self._pipe.send(batch)
 
     def result(self, seconds: float) -> Any:
         try:
             if not self._pipe.poll(max(0.0, self._since + seconds - time.monotonic())):
                 raise BatchTimeout
-            done, value = self._pipe.recv()
+            is_done, value = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             raise BatchTimeout from None
-        if done:
+        if is_done:
             return value
         raise value
 
@@ -105,22 +111,21 @@ class _Child:
 
 
 def _serve(
-    pipe: Any,
+    pipe: Connection,
     setup: Callable[..., Any],
     arguments: tuple[Any, ...],
     work: Callable[[Any, Any], Any],
 ) -> None:
-    """What a child does until it is ended."""
+    """Process batches in a child until the parent kills it."""
     _set_child_limits()
-    state, ready = None, False
+    state, is_ready = None, False
     while True:
         batch = pipe.recv()
         try:
-            if not ready:
-                state, ready = setup(*arguments), True
-                gc.freeze()  # what the parent had loaded is not looked through for garbage again and again
+            if not is_ready:
+                state, is_ready = setup(*arguments), True
             answer = (True, work(state, batch))
-        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - the parent raises it
             error.add_note(traceback.format_exc())
             answer = (False, error)
         pipe.send(answer)
@@ -130,61 +135,68 @@ def _set_child_limits() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: where the parent is killed nobody else would end this one
+        die_with_parent()
+        limit = address_space_bytes() + _MAX_BYTES
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_own_bytes() + MOST_BYTES, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
-def _own_bytes() -> int:
-    """The address space that this process has."""
+def address_space_bytes() -> int:
+    """Return the size of this process's address space."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
 @contextlib.contextmanager
-def resource_limits(seconds: float, most_bytes: int) -> Iterator[None]:
-    """Within it the main thread's work ends with TimeoutError after `seconds`, and with MemoryError beyond `most_bytes`.
+def resource_limits(seconds: float, max_bytes: int) -> Iterator[None]:
+    """Limit the time and memory of the main thread; does nothing outside Linux.
 
-    Where the work does not let Python get to that, the system ends the process after twice the time. A RowWatch's own limit stays.
+    If Python cannot react, as inside a long C call, Linux ends the process after twice the time.
+    The limit of a surrounding `RowTimer` stays in force.
+
+    Args:
+        seconds: time limit.
+        max_bytes: memory that may be allocated in addition to the current memory.
+
+    Raises:
+        TimeoutError: the time limit is exceeded.
+        MemoryError: the memory limit is exceeded.
     """
     if sys.platform != "linux":
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = _own_bytes() + most_bytes
-    timed = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    )
-    resource.setrlimit(
-        resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard)
-    )
-    if timed:
-        before = signal.signal(signal.SIGALRM, _over)
+    limit = address_space_bytes() + max_bytes
+    limit = limit if soft == resource.RLIM_INFINITY else min(soft, limit)
+    is_main = threading.current_thread() is threading.main_thread()
+    use_timer = is_main and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    if use_timer:
+        handler = signal.signal(signal.SIGALRM, _raise_timeout)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        signal.setitimer(
-            signal.ITIMER_PROF, 2 * seconds
-        )  # of the processor's time; nothing catches it
+        signal.setitimer(signal.ITIMER_PROF, 2 * seconds)  # CPU time; the signal is not handled
     try:
         yield
     finally:
-        if timed:
+        if use_timer:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _over(number: int, frame: Any) -> None:
+def _raise_timeout(number: int, frame: Any) -> None:
     raise TimeoutError
 
 
 class RowTimer:
-    """In a child, within `with`: RowLimit is raised where a row takes longer than `seconds`, or all memory.
+    """Context manager in a child that raises RowLimit for a row that takes too long.
 
-    Python has to get to it; the limit on the batch covers the rest. One timer that ticks costs less than one set for each row.
+    A periodic timer costs less than a timer for each row. If Python cannot react, Linux ends the
+    child after `seconds` of CPU time.
+
+    Args:
+        seconds: time limit of a row.
     """
 
     def __init__(self, seconds: float):
@@ -193,15 +205,13 @@ class RowTimer:
         self._since = 0.0
 
     def __call__(self, row: int | None) -> None:
-        """The work on this row begins; None: on none."""
+        """Start the time of a row, or stop the timer if `row` is None."""
         self._row, self._since = row, time.monotonic()
-        if (
-            sys.platform == "linux"
-        ):  # of the processor's time; this ends the child where Python does not get to the other
+        if sys.platform == "linux":
             signal.setitimer(signal.ITIMER_PROF, 0 if row is None else self._seconds)
 
     def __enter__(self) -> "RowTimer":
-        signal.signal(signal.SIGALRM, self._look)
+        signal.signal(signal.SIGALRM, self._check)
         signal.setitimer(signal.ITIMER_REAL, self._seconds / 8, self._seconds / 8)
         return self
 
@@ -213,6 +223,6 @@ class RowTimer:
         if isinstance(error, MemoryError) and self._row is not None:
             raise RowLimit(self._row) from None
 
-    def _look(self, number: int, frame: Any) -> None:
+    def _check(self, number: int, frame: Any) -> None:
         if self._row is not None and time.monotonic() - self._since > self._seconds * 3 / 4:
             raise RowLimit(self._row)

@@ -1,7 +1,4 @@
-"""From a text to token ids, and from its characters to them. Control tokens that a row's author typed stay text.
-
-Knows tokenizers; knows no chat template and no rows.
-"""
+"""Tokenizes texts and maps spans of characters to spans of tokens."""
 
 import functools
 import json
@@ -9,291 +6,299 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peft_space.compat.transformers import special_tokens_as_text
 from peft_space.data.records import Message
 from peft_space.errors import UserError
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerFast
+
 Span = tuple[int, int]
-"""Where something begins and ends, the end not included: in characters of a text, or in tokens."""
+"""Start and end (exclusive), in characters or in tokens."""
 
 
 @dataclass(frozen=True)
 class AnnotatedText:
-    """A text and which of its characters are trained. Each control token that was typed by the row's author stands in it as one character of `typed`."""
+    """A text and its trained characters. Special tokens that the row's author typed are escaped."""
 
     text: str
     trained: list[Span]
+    """Spans of characters that have a loss."""
     typed: dict[str, str]
+    """Private character -> the special token that the row's author typed."""
     add_bos: bool = False
-    ends: bool = False
-    """Whether EOS belongs after the text, and is trained."""
+    add_eos: bool = False
+    """True if EOS follows the text and has a loss."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids (T,) of a marked text, the token spans that are trained, and, where it was asked for, the text of each token (T,)."""
+    """Token ids (T,), trained spans of tokens, and the text of each token (T,) if requested."""
 
     ids: list[int]
     trained: list[Span]
     texts: list[str]
 
 
-# Control tokens that a row's author typed: they stay text
+# Special tokens that a row's author typed
 
 _FIRST_PLACEHOLDER = 0x10F000
-"""In a plane that no text uses (private use)."""
+"""A private-use character that no text contains."""
 
 
 @functools.lru_cache(maxsize=32)
-def special_tokens_of(tokenizer: Any) -> tuple[tuple[str, ...], "re.Pattern[str]"]:
-    """The model's control tokens, and a pattern that finds them. Those of a tokenizer do not change."""
-    specials = sorted(
-        {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special},
-        key=len,
-        reverse=True,
-    )
-    return tuple(specials), re.compile("|".join(map(re.escape, specials)) or r"(?!)")
+def special_tokens_of(
+    tokenizer: "PreTrainedTokenizerFast",
+) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """Return the model's special tokens, the longest first, and a pattern that matches them."""
+    names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special_tokens = sorted(names, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, special_tokens)) or r"(?!)"
+    return tuple(special_tokens), re.compile(pattern)
 
 
 def escape_special_tokens(
-    tokenizer: Any, messages: list[Message]
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message]
 ) -> tuple[list[Message], dict[str, str]]:
-    """The messages with each typed control token as one private character, and which character stands for what."""
-    specials, pattern = special_tokens_of(tokenizer)
-    if not any(pattern.search(text) for message in messages for text in _texts_of(message)):
+    """Replace special tokens in the text of messages by private characters.
+
+    Args:
+        tokenizer: of the model.
+        messages: written by the row's author.
+
+    Returns:
+        The messages, and private character -> special token.
+
+    Raises:
+        UserError: the messages already contain these private characters.
+    """
+    special_tokens, pattern = special_tokens_of(tokenizer)
+    texts = [text for message in messages for text in _texts_of(message)]
+    if not any(pattern.search(text) for text in texts):
         return messages, {}
-    stand_ins = {
-        special: chr(_FIRST_PLACEHOLDER + number) for number, special in enumerate(specials)
-    }
-    if any(
-        character in text
-        for message in messages
-        for text in _texts_of(message)
-        for character in stand_ins.values()
-    ):
+    escapes = {token: chr(_FIRST_PLACEHOLDER + n) for n, token in enumerate(special_tokens)}
+    if any(character in text for text in texts for character in escapes.values()):
         raise UserError(
-            "todo",
-            "A text has private-use characters and control tokens of the model at once. Remove either.",
+            "data.private_use_characters",
+            "A row contains both private-use characters and special tokens of the model. "
+            "Remove one of them.",
         )
 
-    def hide(value: Any) -> Any:
+    def escape(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(lambda match: stand_ins[match[0]], value)
+            return pattern.sub(lambda match: escapes[match[0]], value)
         if isinstance(value, dict):
-            return {key: hide(inner) for key, inner in value.items()}
-        return [hide(inner) for inner in value] if isinstance(value, list) else value
+            return {key: escape(inner) for key, inner in value.items()}
+        return [escape(inner) for inner in value] if isinstance(value, list) else value
 
-    return [hide(message) | {"role": message["role"]} for message in messages], {
-        sign: special for special, sign in stand_ins.items()
-    }
+    escaped = [escape(message) | {"role": message["role"]} for message in messages]
+    return escaped, {character: token for token, character in escapes.items()}
 
 
 def _texts_of(message: Message) -> list[str]:
-    return (
-        [message["content"], json.dumps(message["tool_calls"], ensure_ascii=False)]
-        if "tool_calls" in message
-        else [message["content"]]
-    )
+    if "tool_calls" not in message:
+        return [message["content"]]
+    return [message["content"], json.dumps(message["tool_calls"], ensure_ascii=False)]
 
 
 # From text to tokens
 
 
-def encode(tokenizer: Any, marked: Sequence[AnnotatedText], with_texts: bool) -> list[Encoded]:
-    """Tokenize in one go; a text with typed control tokens in pieces, so that those become text and nothing else changes."""
+def encode(
+    tokenizer: "PreTrainedTokenizerFast", annotated: Sequence[AnnotatedText], with_texts: bool
+) -> list[Encoded]:
+    """Tokenize texts together; escaped special tokens become plain text.
+
+    Args:
+        tokenizer: of the model.
+        annotated: the texts (N,).
+        with_texts: also return the text of each token.
+
+    Returns:
+        The tokens of each text (N,).
+    """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    done: dict[int, Encoded] = {}
-    plain = [number for number, one in enumerate(marked) if not one.typed]
-    if not with_texts and (controls := _unescaped_special_tokens(tokenizer)):
-        fast = backend.encode_batch_fast(
-            [marked[number].text for number in plain], add_special_tokens=False
-        )
+    encoded: dict[int, Encoded] = {}
+    plain = [number for number, text in enumerate(annotated) if not text.typed]
+    if not with_texts and (special_ids := _exact_special_tokens(tokenizer)):
+        texts = [annotated[number].text for number in plain]
+        fast = backend.encode_batch_fast(texts, add_special_tokens=False)
         for number, encoding in zip(plain, fast, strict=True):
-            if (
-                found := _spans_by_special_tokens(tokenizer, controls, marked[number], encoding.ids)
-            ) is not None:
-                done[number] = found
-        plain = [number for number in plain if number not in done]
-    for number, encoding in zip(
-        plain,
-        backend.encode_batch([marked[number].text for number in plain], add_special_tokens=False),
-        strict=True,
-    ):
-        done[number] = _by_offsets(marked[number], encoding, with_texts)
-    whole = [
-        done[number] if number in done else _encode_piecewise(tokenizer, one)
-        for number, one in enumerate(marked)
-    ]
-    opens = (
-        any(one.add_bos for one in marked)
+            located = _locate_by_special_tokens(
+                tokenizer, special_ids, annotated[number], encoding.ids
+            )
+            if located is not None:
+                encoded[number] = located
+        plain = [number for number in plain if number not in encoded]
+    texts = [annotated[number].text for number in plain]
+    encodings = backend.encode_batch(texts, add_special_tokens=False)
+    for number, encoding in zip(plain, encodings, strict=True):
+        encoded[number] = _locate_by_offsets(annotated[number], encoding, with_texts)
+    for number, text in enumerate(annotated):
+        if number not in encoded:
+            encoded[number] = _encode_piecewise(tokenizer, text)
+    has_bos = (
+        any(text.add_bos for text in annotated)
         and tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]
     )
     return [
-        _completed(tokenizer, given, one, opens and given.add_bos)
-        for given, one in zip(marked, whole, strict=True)
+        _with_bos_and_eos(tokenizer, encoded[number], has_bos and text.add_bos, text.add_eos)
+        for number, text in enumerate(annotated)
     ]
 
 
 @functools.lru_cache(maxsize=32)
-def _unescaped_special_tokens(tokenizer: Any) -> dict[str, int]:
-    """The control tokens, if none of them takes in the white space beside it; else nothing."""
+def _exact_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
+    """Return special token -> id, or nothing if one of them absorbs adjacent white space."""
     tokens = [token for token in tokenizer.added_tokens_decoder.items() if token[1].special]
-    return (
-        {}
-        if any(token.lstrip or token.rstrip or token.normalized for _, token in tokens)
-        else {str(token): number for number, token in tokens}
-    )
+    if any(token.lstrip or token.rstrip or token.normalized for _, token in tokens):
+        return {}
+    return {str(token): number for number, token in tokens}
 
 
-_LONGEST_GAP = 80
-"""Characters between a control token and the place that is looked for: what a template writes there."""
+_MAX_GAP = 80
+"""Characters between a special token and a boundary, which the template writes."""
 
 
-def _spans_by_special_tokens(
-    tokenizer: Any, controls: dict[str, int], marked: AnnotatedText, ids: list[int]
+def _locate_by_special_tokens(
+    tokenizer: "PreTrainedTokenizerFast",
+    special_ids: dict[str, int],
+    annotated: AnnotatedText,
+    ids: list[int],
 ) -> Encoded | None:
-    """The trained spans without character offsets, which cost a third of the time of tokenizing; None where that is not certain.
+    """Map the trained spans to tokens without character offsets; None if that is not certain.
 
-    A control token stands for itself in the text and in the ids, so the places directly before and after it are the same in both; likewise
-    the beginning and the end. From there, what the template has written up to the place in question has to be the same tokens alone.
+    Offsets take a third of the time of tokenization. A special token is the same in the text and
+    in the ids, so the places directly before and after it correspond, as do start and end. From
+    there, the text up to the boundary of a span must have the same tokens on its own.
     """
-    _, pattern = special_tokens_of(tokenizer)
-    after, edges, at = (
-        {0: 0},
-        {0: 0, len(marked.text): len(ids)},
-        0,
-    )  # places in the text -> places in the ids
-    seen: Counter[int] = Counter()
-    for match in pattern.finditer(marked.text):
-        number = controls[match[0]]
-        try:
-            at = ids.index(number, at)
-        except ValueError:
-            return None
-        seen[number] += 1
-        edges[match.start()] = at
-        at += 1
-        after[match.end()] = edges[match.end()] = at
-    if any(
-        ids.count(number) != count for number, count in seen.items()
-    ):  # one of them stands for an unknown character too
+    anchors = _anchors(special_tokens_of(tokenizer)[1], special_ids, annotated.text, ids)
+    if anchors is None:
         return None
+    ends, edges = anchors
 
     def token_at(place: int) -> int | None:
         if place in edges:
             return edges[place]
-        before = max(end for end in after if end <= place)
-        if place - before > _LONGEST_GAP:
+        before = max(end for end in ends if end <= place)
+        if place - before > _MAX_GAP:
             return None
-        gap = _ids_of(tokenizer, marked.text[before:place])
-        first = after[before]
+        gap = _ids_of(tokenizer, annotated.text[before:place])
+        first = ends[before]
         return first + len(gap) if tuple(ids[first : first + len(gap)]) == gap else None
 
-    spans = [(token_at(start), token_at(end)) for start, end in marked.trained]
-    if any(start is None or end is None or start >= end for start, end in spans):
-        return None
-    return Encoded(ids, spans, [])  # type: ignore[arg-type]
+    spans: list[Span] = []
+    for start, end in annotated.trained:
+        first, last = token_at(start), token_at(end)
+        if first is None or last is None or first >= last:
+            return None
+        spans.append((first, last))
+    return Encoded(ids, spans, [])
+
+
+def _anchors(
+    pattern: re.Pattern[str], special_ids: dict[str, int], text: str, ids: list[int]
+) -> tuple[dict[int, int], dict[int, int]] | None:
+    """Return place in the text -> place in the ids: ends of special tokens, and all their edges."""
+    ends, edges, position = {0: 0}, {0: 0, len(text): len(ids)}, 0
+    counts: Counter[int] = Counter()
+    for match in pattern.finditer(text):
+        number = special_ids[match[0]]
+        try:
+            position = ids.index(number, position)
+        except ValueError:
+            return None
+        counts[number] += 1
+        edges[match.start()] = position
+        position += 1
+        ends[match.end()] = edges[match.end()] = position
+    # an unknown character can have the same id as a special token
+    is_exact = all(ids.count(number) == count for number, count in counts.items())
+    return (ends, edges) if is_exact else None
 
 
 @functools.lru_cache(maxsize=512)
-def _ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _ids_of(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[int, ...]:
     return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _by_offsets(marked: AnnotatedText, encoding: Any, with_texts: bool) -> Encoded:
+def _locate_by_offsets(annotated: AnnotatedText, encoding: "Encoding", with_texts: bool) -> Encoded:
+    def first_token(characters: range) -> int | None:
+        tokens = (encoding.char_to_token(character) for character in characters)
+        return next((token for token in tokens if token is not None), None)
+
     def to_tokens(span: Span) -> Span | None:
-        start, end = span
-        first = next(
-            (
-                token
-                for at in range(start, end)
-                if (token := encoding.char_to_token(at)) is not None
-            ),
-            None,
-        )
-        last = next(
-            (
-                token
-                for at in range(end - 1, start - 1, -1)
-                if (token := encoding.char_to_token(at)) is not None
-            ),
-            None,
-        )
+        first, last = first_token(range(*span)), first_token(range(span[1] - 1, span[0] - 1, -1))
         if first is None or last is None:
             return None
-        while last + 1 < len(encoding) and encoding.token_to_chars(
-            last + 1
-        ) == encoding.token_to_chars(last):
+        characters = encoding.token_to_chars(last)
+        while last + 1 < len(encoding) and encoding.token_to_chars(last + 1) == characters:
             last += 1  # a character of several tokens
         return first, last + 1
 
-    return Encoded(
-        encoding.ids,
-        _locate_spans(marked, to_tokens),
-        _parts(marked.text, encoding.offsets) if with_texts else [],
-    )
+    texts = _token_texts(annotated.text, encoding.offsets) if with_texts else []
+    return Encoded(encoding.ids, _map_spans(annotated, to_tokens), texts)
 
 
-def _locate_spans(marked: AnnotatedText, to_tokens: Callable[[Span], Span | None]) -> list[Span]:
-    return [span for block in marked.trained if (span := to_tokens(block))]
+def _map_spans(annotated: AnnotatedText, to_tokens: Callable[[Span], Span | None]) -> list[Span]:
+    return [span for characters in annotated.trained if (span := to_tokens(characters))]
 
 
-def _parts(text: str, offsets: Sequence[Span]) -> list[str]:
-    """The text by tokens, each character once."""
-    parts, at = [], 0
+def _token_texts(text: str, offsets: Sequence[Span]) -> list[str]:
+    """Return the text of each token; each character occurs once."""
+    texts, position = [], 0
     for start, end in offsets:
-        parts.append(text[max(at, start) : end])
-        at = max(at, end)
-    return parts
+        texts.append(text[max(position, start) : end])
+        position = max(position, end)
+    return texts
 
 
-def _encode_piecewise(tokenizer: Any, marked: AnnotatedText) -> Encoded:
+def _encode_piecewise(tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText) -> Encoded:
+    """Tokenize the parts between escaped special tokens, and these tokens as plain text."""
     backend = tokenizer.backend_tokenizer
     ids: list[int] = []
     offsets: list[Span] = []
     texts: list[str] = []
-    at = 0
-    for piece in re.split(f"([{''.join(marked.typed)}])", marked.text):
-        typed = marked.typed.get(piece)
-        backend.encode_special_tokens = typed is not None
-        encoding = backend.encode(typed or piece, add_special_tokens=False)
+    position = 0
+    for piece in re.split(f"([{''.join(annotated.typed)}])", annotated.text):
+        typed = annotated.typed.get(piece)
+        if typed is None:
+            encoding = backend.encode(piece, add_special_tokens=False)
+            offsets += [(position + start, position + end) for start, end in encoding.offsets]
+        else:
+            with special_tokens_as_text(tokenizer):
+                encoding = backend.encode(typed, add_special_tokens=False)
+            offsets += [(position, position + 1)] * len(encoding.ids)
         ids += encoding.ids
-        offsets += [
-            (at, at + 1) if typed else (at + start, at + end) for start, end in encoding.offsets
-        ]
-        texts += _parts(typed or piece, encoding.offsets)
-        at += len(piece)
-    backend.encode_special_tokens = False
+        texts += _token_texts(typed or piece, encoding.offsets)
+        position += len(piece)
 
     def to_tokens(span: Span) -> Span | None:
-        inside = [
-            number
-            for number, (start, end) in enumerate(offsets)
-            if start < span[1] and end > span[0]
-        ]
+        inside = [n for n, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
         return (inside[0], inside[-1] + 1) if inside else None
 
-    return Encoded(ids, _locate_spans(marked, to_tokens), texts)
+    return Encoded(ids, _map_spans(annotated, to_tokens), texts)
 
 
-def _completed(tokenizer: Any, marked: AnnotatedText, encoded: Encoded, opens: bool) -> Encoded:
-    """With BOS before it and EOS behind it, where they belong."""
-    if not opens and not marked.ends:
-        return encoded
+def _with_bos_and_eos(
+    tokenizer: "PreTrainedTokenizerFast", encoded: Encoded, add_bos: bool, add_eos: bool
+) -> Encoded:
+    """Add BOS before the tokens and a trained EOS after them."""
     ids, trained, texts = encoded.ids, encoded.trained, encoded.texts
-    if opens:
-        ids, trained = (
-            [tokenizer.bos_token_id, *ids],
-            [(start + 1, end + 1) for start, end in trained],
-        )
-        texts = [tokenizer.bos_token, *texts] if texts else []
-    if marked.ends:
-        ids, texts = [*ids, tokenizer.eos_token_id], [*texts, tokenizer.eos_token] if texts else []
-        if trained and trained[-1][1] == len(ids) - 1:
-            trained = [*trained[:-1], (trained[-1][0], len(ids))]
+    if add_bos:
+        ids = [tokenizer.bos_token_id, *ids]
+        trained = [(start + 1, end + 1) for start, end in trained]
+        texts = [str(tokenizer.bos_token), *texts] if texts else []
+    if add_eos:
+        if trained and trained[-1][1] == len(ids):
+            trained = [*trained[:-1], (trained[-1][0], len(ids) + 1)]
         else:
-            trained = [*trained, (len(ids) - 1, len(ids))]
+            trained = [*trained, (len(ids), len(ids) + 1)]
+        ids = [*ids, tokenizer.eos_token_id]
+        texts = [*texts, str(tokenizer.eos_token)] if texts else []
     return Encoded(ids, trained, texts)

@@ -1,24 +1,31 @@
-"""Renders and tokenizes all rows of a file in child processes, in batches, once: what was tokenized is kept by its content.
-
-The children bound what a chat template may take; the parent needs no accelerator and holds no rows.
-"""
+"""Tokenizes all rows of a dataset in child processes and caches the result by its content."""
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from peft_space.data import arrow_store
-from peft_space.data.arrow_store import Rows, Tokens
+from peft_space.data.arrow_store import (
+    MASKED,
+    TOKENS,
+    Rows,
+    TokenizedExample,
+    Tokens,
+    read_batches,
+    token_columns,
+)
 from peft_space.data.records import Row, from_json
-from peft_space.data.rows_file import texts_in
-from peft_space.data.tokenization.chat_template import SECONDS, TemplateTimeout, template_timeout
-from peft_space.data.tokenization.example import MASKED, TokenizedExample
+from peft_space.data.tokenization.chat_template import (
+    MAX_SECONDS,
+    TemplateTimeout,
+    template_timeout,
+)
 from peft_space.data.tokenization.render import render
 from peft_space.data.tokenization.sandbox import (
     BatchTimeout,
@@ -31,186 +38,185 @@ from peft_space.recipe import Task, TrainOn
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.storage.content_cache import get_or_create
 
-_BATCH = 500
-_BATCH_SECONDS = 9.0
-_RENDERER = "2"
-"""Raised when rows are rendered differently than before, so that what was kept is rendered anew."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
+_RENDERER_VERSION = "2"
+"""Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
 def tokenize(
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerFast",
     rows: Rows,
     max_length: int,
     train_on: TrainOn = "automatic",
     on_progress: OnProgress = no_progress,
     task: Task = "causal-lm",
 ) -> Tokens:
-    """Every row of the file of `rows`, rendered; those of `rows` are what is returned.
+    """Tokenize the whole file of `rows` and return the examples of `rows`.
 
-    Rows that the template refuses are kept as problems. Raises UserError where the template takes too long or too much memory.
+    Rows that the template rejects are stored as problems.
+
+    Args:
+        tokenizer: of the model.
+        rows: N rows of the task.
+        max_length: limit of the tokens of a row.
+        train_on: which messages of a conversation have a loss.
+        on_progress: receives the progress.
+        task: of the model.
+
+    Raises:
+        UserError: the chat template exceeds its limits of time or memory.
     """
     whole = rows.whole()
-    key = _key(tokenizer, whole, max_length, train_on, task)
-    write = functools.partial(_write, tokenizer, whole, max_length, train_on, task, on_progress)
-    return Tokens(get_or_create("tokens", key, write) / "tokens.arrow", rows.index)
-
-
-def _key(tokenizer: Any, rows: Rows, max_length: int, train_on: TrainOn, task: Task) -> str:
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    told = [
-        _RENDERER,
-        rows.digest,
-        tokenizer.chat_template,
-        tokenizer.special_tokens_map,
-        max_length,
-        train_on,
-        task,
-    ]
-    digest.update(json.dumps(told, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _write(
-    tokenizer: Any,
-    rows: Rows,
-    max_length: int,
-    train_on: TrainOn,
-    task: Task,
-    on_progress: OnProgress,
-    folder: Path,
-) -> None:
-    done = 0
-    results = map_in_subprocesses(
-        _Renderer, (tokenizer, max_length, train_on, task), _Renderer.batch, texts_in(rows.path, _BATCH),
-        most_children=1 + len(rows) // 1_000, seconds=_BATCH_SECONDS,
-    )  # fmt: skip
-    with (
-        pa.OSFile(str(folder / "tokens.arrow"), "wb") as file,
-        pa.ipc.new_file(file, arrow_store.TOKENS) as writer,
-        contextlib.closing(results),
-    ):
-        try:
-            for batch in results:
-                writer.write_batch(batch)
-                done += batch.num_rows
-                on_progress(done / len(rows), f"Tokenized {done:,} of {len(rows):,} rows")
-        except RowLimit as limit:
-            raise template_timeout(f"row {limit.args[0]}") from None
-        except BatchTimeout:
-            raise template_timeout(
-                f"rows {done + 1:,} to {min(done + _BATCH, len(rows)):,}", _BATCH_SECONDS
-            ) from None
+    renderer = _Renderer(tokenizer, max_length, train_on, task)
+    write = functools.partial(_write, renderer, whole, on_progress)
+    folder = get_or_create("tokens", _cache_key(renderer, whole), write)
+    return Tokens(folder / "tokens.arrow", rows.positions)
 
 
 def preview(
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerFast",
     rows: Sequence[Row],
     max_length: int,
     train_on: TrainOn = "automatic",
     task: Task = "causal-lm",
 ) -> list[dict[str, Any]]:
-    """A few rows as they will be trained, to be drawn: `row`, `tokens` ([text, trained] each), `cut`; of a preference also `rejected`,
-    of a label `label`, of tags `tags` ([token, tag] each); where the template refuses the row, `problem`.
+    """Render a few rows for display, exactly as they are trained.
 
-    Raises UserError where the template takes too long.
+    Args:
+        tokenizer: of the model.
+        rows: a few rows of the task.
+        max_length: limit of the tokens of a row.
+        train_on: which messages of a conversation have a loss.
+        task: of the model.
+
+    Returns:
+        For each row `row`, `tokens` ([text, is trained] for each token), `cut`, and where they
+        apply `rejected`, `target`, `label`, `tags` ([text, tag] for each token) or `problem`.
+
+    Raises:
+        UserError: the chat template exceeds its limits of time or memory.
     """
+    renderer = _Renderer(tokenizer, max_length, train_on, task)
+    place = f"row {rows[0].row}"
     results = map_in_subprocesses(
-        _Renderer,
-        (tokenizer, max_length, train_on, task),
-        _Renderer.drawn,
-        [rows],
-        most_children=1,
-        seconds=_BATCH_SECONDS,
+        _receive, (renderer,), _preview_batch, [rows], max_children=1, seconds=_BATCH_SECONDS
     )
-    with contextlib.closing(results):
-        try:
-            return next(results)
-        except RowLimit as limit:
-            raise template_timeout(f"row {limit.args[0]}") from None
-        except BatchTimeout:
-            raise template_timeout(f"row {rows[0].row}", _BATCH_SECONDS) from None
+    with contextlib.closing(results), _report_timeouts(lambda: place):
+        return next(results)
 
 
+@dataclass(frozen=True)
 class _Renderer:
-    """In a child: renders batches."""
+    """Settings of `render`, and what a child process does with them."""
 
-    def __init__(self, tokenizer: Any, max_length: int, train_on: TrainOn, task: Task):
-        self.tokenizer, self.max_length, self.train_on, self.task = (
-            tokenizer,
-            max_length,
-            train_on,
-            task,
-        )
+    tokenizer: "PreTrainedTokenizerFast"
+    max_length: int
+    train_on: TrainOn
+    task: Task
 
-    def batch(self, rows: tuple[list[int], list[str]]) -> pa.RecordBatch:
-        """Rows as JSON, rendered."""
-        parsed = [from_json(number, line) for number, line in zip(*rows, strict=True)]
-        return pa.record_batch(
-            arrow_store.token_columns(self._render(parsed)), schema=arrow_store.TOKENS
-        )
-
-    def drawn(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """What `preview` returns."""
-        return [self._drawn(row) for row in rows]
-
-    def _drawn(self, row: Row) -> dict[str, Any]:
-        try:
-            example = self._shown(row)
-        except TemplateTimeout:
-            raise
-        except UserError as error:
-            return {"row": row.row, "tokens": [], "cut": 0, "problem": str(error)}
-        told: dict[str, Any] = {
-            "row": row.row,
-            "tokens": _with_loss_mask(example),
-            "cut": example.cut,
-        }
-        if example.tags:
-            told["tags"] = list(zip(example.texts, example.tags, strict=True))
-        if example.rejected:
-            told |= {
-                "rejected": _with_loss_mask(example.rejected),
-                "rejected_cut": example.rejected.cut,
-            }
-        if example.target:
-            told |= {"target": _with_loss_mask(example.target), "target_cut": example.target.cut}
-        if example.label is not None or example.good is not None:
-            told["label"] = (
-                example.label if example.good is None else "good" if example.good else "not good"
-            )
-        return told
-
-    def _shown(self, row: Row) -> TokenizedExample:
-        with RowTimer(SECONDS) as watch:
+    def render(self, rows: Sequence[Row], with_texts: bool) -> list[TokenizedExample]:
+        """Render rows, each within the time limit of the template."""
+        with RowTimer(MAX_SECONDS) as watch:
             return render(
-                self.tokenizer, [row], self.max_length, self.train_on, self.task, watch=watch
-            )[0]
+                self.tokenizer, rows, self.max_length, self.train_on, self.task, with_texts, watch
+            )
 
-    def _render(self, rows: Sequence[Row]) -> list[TokenizedExample | tuple[int, str]]:
-        """Rendered together; where the template refuses one, each alone."""
+    def render_or_explain(self, rows: Sequence[Row]) -> list[TokenizedExample | tuple[int, str]]:
+        """Render rows; for a row that the template rejects, return (number, reason)."""
         try:
-            with RowTimer(SECONDS) as watch:
-                return list(
-                    render(
-                        self.tokenizer,
-                        rows,
-                        self.max_length,
-                        self.train_on,
-                        self.task,
-                        with_texts=False,
-                        watch=watch,
-                    )
-                )
+            return list(self.render(rows, with_texts=False))
         except TemplateTimeout:
             raise
         except UserError as error:
             if len(rows) == 1:
                 return [(rows[0].row, str(error))]
         half = len(rows) // 2
-        return [*self._render(rows[:half]), *self._render(rows[half:])]
+        return [*self.render_or_explain(rows[:half]), *self.render_or_explain(rows[half:])]
+
+
+def _cache_key(renderer: _Renderer, rows: Rows) -> str:
+    tokenizer = renderer.tokenizer
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    model = [tokenizer.chat_template, tokenizer.special_tokens_map]
+    settings = [renderer.max_length, renderer.train_on, renderer.task]
+    identity = [_RENDERER_VERSION, rows.digest, *model, *settings]
+    digest.update(json.dumps(identity, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _write(renderer: _Renderer, rows: Rows, on_progress: OnProgress, folder: Path) -> None:
+    """Write tokens.arrow into `folder`."""
+    done = 0
+    results = map_in_subprocesses(
+        _receive, (renderer,), _tokenize_batch, read_batches(rows.path, _BATCH_ROWS),
+        max_children=1 + len(rows) // 1_000, seconds=_BATCH_SECONDS,
+    )  # fmt: skip
+    with (
+        pa.OSFile(str(folder / "tokens.arrow"), "wb") as file,
+        pa.ipc.new_file(file, TOKENS) as writer,
+        contextlib.closing(results),
+        _report_timeouts(lambda: f"rows {done + 1:,} to {min(done + _BATCH_ROWS, len(rows)):,}"),
+    ):
+        for batch in results:
+            writer.write_batch(batch)
+            done += batch.num_rows
+            on_progress(done / len(rows), f"Tokenized {done:,} of {len(rows):,} rows")
+
+
+@contextlib.contextmanager
+def _report_timeouts(place: Callable[[], str]) -> Iterator[None]:
+    """Raise TemplateTimeout for the limits of a row, or of the batch at `place`."""
+    try:
+        yield
+    except RowLimit as limit:
+        raise template_timeout(f"row {limit.args[0]}") from None
+    except BatchTimeout:
+        raise template_timeout(place(), _BATCH_SECONDS) from None
+
+
+# In child processes
+
+
+def _receive(renderer: _Renderer) -> _Renderer:
+    return renderer
+
+
+def _tokenize_batch(renderer: _Renderer, rows: tuple[list[int], list[str]]) -> pa.RecordBatch:
+    parsed = [from_json(number, line) for number, line in zip(*rows, strict=True)]
+    return pa.record_batch(token_columns(renderer.render_or_explain(parsed)), schema=TOKENS)
+
+
+def _preview_batch(renderer: _Renderer, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [_preview_row(renderer, row) for row in rows]
+
+
+def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
+    try:
+        [example] = renderer.render([row], with_texts=True)
+    except TemplateTimeout:
+        raise
+    except UserError as error:
+        return {"row": row.row, "tokens": [], "cut": 0, "problem": str(error)}
+    result: dict[str, Any] = {
+        "row": row.row,
+        "tokens": _with_loss_mask(example),
+        "cut": example.cut,
+    }
+    if example.tags:
+        result["tags"] = list(zip(example.texts, example.tags, strict=True))
+    for name, part in (("rejected", example.rejected), ("target", example.target)):
+        if part:
+            result |= {name: _with_loss_mask(part), f"{name}_cut": part.cut}
+    if example.label is not None:
+        result["label"] = example.label
+    elif example.good is not None:
+        result["label"] = "good" if example.good else "not good"
+    return result
 
 
 def _with_loss_mask(example: TokenizedExample) -> list[list[Any]]:
-    return [
-        [text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)
-    ]
+    tokens = zip(example.texts, example.labels, strict=True)
+    return [[text, label != MASKED] for text, label in tokens]

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from peft_space.data.dataset import DEMO_DATA
+from peft_space.data.readers.detect import SUFFIXES
 from peft_space.data.readers.hub import HubDataset, parse_address
 from peft_space.data.schemas import FIXES, SCHEMAS, roles
-from peft_space.data.table import SUFFIXES
 from peft_space.web import theme
 from peft_space.web.context import PRIVATE, PageContext, reset_on_failure, show_errors
 from peft_space.web.render import data as render_data

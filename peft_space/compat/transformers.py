@@ -1,0 +1,54 @@
+"""Uses of internals of transformers and of its tokenizers."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def render_chat_template(
+    template: str,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    add_generation_prompt: bool,
+    find_generation_blocks: bool,
+    special_tokens: dict[str, str],
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a chat template in Jinja's sandbox, without a tokenizer.
+
+    Args:
+        template: the chat template.
+        messages: one conversation.
+        tools: the functions that the conversation may call.
+        add_generation_prompt: end with the opening of the assistant's turn.
+        find_generation_blocks: also return the spans of `{% generation %}` blocks.
+        special_tokens: variables of the template, such as `eos_token`.
+
+    Returns:
+        The text, and the spans of the generation blocks in characters.
+    """
+    from transformers.utils import chat_template_utils
+
+    render: Any = chat_template_utils.render_jinja_template
+    [text], spans = render(
+        [messages],
+        tools,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        return_assistant_tokens_mask=find_generation_blocks,
+        **special_tokens,
+    )
+    return text, [(start, end) for start, end in spans[0]] if find_generation_blocks else []
+
+
+@contextlib.contextmanager
+def special_tokens_as_text(tokenizer: "PreTrainedTokenizerFast") -> Iterator[None]:
+    """Tokenize special tokens that occur in a text as the characters they consist of."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        yield
+    finally:
+        backend.encode_special_tokens = False

@@ -1,0 +1,274 @@
+"""Detects what a data file is: its kind, whether its content matches, and its text encoding."""
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from peft_space import settings
+from peft_space.data.readers import Note, check_unpacked_size
+from peft_space.errors import UserError
+
+KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".conll")
+SUFFIXES = (*KINDS, ".gz")
+"""Endings of the names of supported files; each kind may be compressed with gzip."""
+
+SAMPLE_SIZE = 65_536
+"""Bytes, or characters, at the beginning of a file from which its format is detected."""
+_BLOCK_SIZE = 1 << 22
+_SAVE_AS_UTF_8 = "Save the file as UTF-8."
+
+
+def detect_kind(path: Path) -> str | None:
+    """Return the ending of the file name without `.gz`, or None if it is not supported."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError if the path is not a readable file, its kind or its size is not supported."""
+    if detect_kind(path) is None:
+        raise UserError(
+            "data.unsupported_file_type",
+            f"{path.name}: unsupported file type. Use one of {', '.join(KINDS)}; "
+            "each may be compressed with gzip.",
+        )
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            message = f"{path}: not a file. Enter the name of a file."
+            raise UserError("data.file_not_readable", message)
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        cause = (error.strerror or "unknown error").lower()
+        message = f"{path}: the file cannot be read ({cause}). Check its name."
+        raise UserError("data.file_not_readable", message) from None
+    limit = settings.max_file_megabytes()
+    if size > limit * 1e6:
+        raise UserError(
+            "data.file_too_large",
+            f"{path.name}: the file has {size / 1e6:.1f} MB; the limit is {limit:g} MB. "
+            "Use fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
+        )
+
+
+def unpack_gzip(path: Path, folder: Path) -> Path:
+    """Write the content of a gzip file into `folder` and return the new file.
+
+    Raises:
+        UserError: the file is damaged, or its content is too large.
+    """
+    target = folder / path.stem
+    try:
+        with gzip.open(path) as packed, open(target, "wb") as file:
+            while block := packed.read(1 << 20):
+                check_unpacked_size(path.name, file.tell() + len(block))
+                file.write(block)
+    except (OSError, EOFError, zlib.error) as error:
+        cause = "it ends too early" if isinstance(error, EOFError) else "it is damaged"
+        if str(error).startswith("Not a gzipped"):
+            cause = "it is not a gzip file"
+        message = (
+            f"{path.name}: the file cannot be unpacked: {cause}. Compress or download it again."
+        )
+        raise UserError("data.damaged_file", message) from None
+    return target
+
+
+# Content that does not match the name
+
+_GZIP = b"\x1f\x8b"
+_SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer. Download the file itself: `git lfs pull`",
+    b"%PDF": "a PDF. Convert it to text (.txt) or to rows (.csv or .jsonl)",
+    b"\x89PNG": "an image. Use text",
+    b"\xff\xd8\xff": "an image. Use text",
+    b"PK\x03\x04": "a zip archive. Unpack it and use the file inside",
+    _GZIP: "a gzip file. Add .gz to its name",
+    b"PAR1": "a Parquet file. Change the ending of its name to .parquet",
+    b"\xd0\xcf\x11\xe0": "an old Office file. Save it as .xlsx or .csv",
+    b"SQLite format 3": "a database. Export the table as .csv",
+    b"BZh": "a bzip2 file. Unpack it",
+    b"\xfd7zXZ": "an xz file. Unpack it",
+}
+"""First bytes of a file -> what it is, and what to do."""
+_EXPECTED = {".parquet": b"PAR1", ".xlsx": b"PK\x03\x04"}
+
+
+def check_signature(name: str, head: bytes, kind: str) -> None:
+    """Check that the content is what the name says.
+
+    Args:
+        name: the file, for messages.
+        head: the first bytes of the file, after unpacking.
+        kind: one of `KINDS`.
+
+    Raises:
+        UserError: the file is empty, or of another type than its name says.
+    """
+    check_not_empty(name, head)
+    for signature, meaning in _SIGNATURES.items():
+        if head.startswith(signature) and _EXPECTED.get(kind) != signature:
+            if signature == _GZIP and name.lower().endswith(".gz"):
+                meaning = "compressed with gzip twice. Unpack it once"
+            raise UserError("data.wrong_file_type", f"{name}: this is {meaning}.")
+    if kind in _EXPECTED:
+        if not head.startswith(_EXPECTED[kind]):
+            message = f"{name}: not a {kind} file. Save or download it again."
+            raise UserError("data.wrong_file_type", message)
+    elif mistake := _mistaken_text(head[:500].lstrip(b"\xef\xbb\xbf \r\n\t").lower(), kind):
+        raise UserError("data.wrong_file_type", f"{name}: this is {mistake}.")
+
+
+def check_not_empty(name: str, head: bytes | str) -> None:
+    """Raise UserError if the beginning of a file contains only white space."""
+    if not head.strip():
+        message = f"{name}: the file is empty. Use a file with at least one row."
+        raise UserError("data.empty_file", message)
+
+
+def _mistaken_text(start: bytes, kind: str) -> str | None:
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page. Download the file itself"
+    if kind in (".csv", ".tsv"):
+        if start.startswith(b"<?xml"):
+            return "XML, such as an error of a server. Download the file itself, or save it as .csv"
+        if re.match(rb'(\[\s*)?\{\s*"[^"]*"\s*:', start):
+            return "JSON. Change the ending to .jsonl (an object on every line) or .json"
+    return None
+
+
+# Encodings
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# without a choice of candidates, short texts are taken for rare encodings
+_CANDIDATES = [
+    "utf_16_le", "utf_16_be", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255",
+    "cp1256", "cp1257", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "koi8_r", "mac_roman",
+]  # fmt: skip
+_WESTERN = set(
+    "äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + "“”\u2018\u2019„\u2013—…€«»°§©®™•·¡¿£¢ºª²³½¼\u00a0"
+)
+
+
+def detect_encoding(name: str, path: Path, note: Note) -> str:
+    """Return the name of a codec that decodes the whole file.
+
+    Args:
+        name: the file, for messages.
+        path: a file of text.
+        note: receives a sentence if the encoding is not UTF-8.
+
+    Raises:
+        UserError: the file is not text, or no encoding fits; the message names the line.
+    """
+    with open(path, "rb") as file:
+        head = file.read(SAMPLE_SIZE)
+    encoding = _unicode_encoding(head)
+    if encoding is None:
+        position = _first_invalid(path, "utf-8")
+        if position is None:
+            _check_no_zero_bytes(name, path)
+            return "utf-8-sig"
+        encoding = _guess_encoding(name, path, position)
+    if (position := _first_invalid(path, encoding)) is not None:
+        place = f"line {_line_of(path, position)}"
+        message = f"{name}: {place} is not valid {encoding} like the rest. {_SAVE_AS_UTF_8}"
+        raise UserError("data.unknown_encoding", message)
+    note(
+        f"The text is encoded in {encoding}, not in UTF-8. "
+        "Check that accented letters are correct; if they are not, save the file as UTF-8."
+    )
+    return encoding
+
+
+def _unicode_encoding(head: bytes) -> str | None:
+    """Return the encoding that a byte order mark, or a zero in every other byte, proves."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    even, odd = head[0:2000:2].count(0), head[1:2000:2].count(0)
+    if max(even, odd) > max(1, len(head[:2000]) // 10) and min(even, odd) <= max(even, odd) // 2:
+        return "utf-16-be" if even > odd else "utf-16-le"
+    return None
+
+
+def _guess_encoding(name: str, path: Path, position: int) -> str:
+    """Return the likeliest encoding of a file whose byte at `position` is not UTF-8."""
+    from charset_normalizer import from_bytes
+
+    with open(path, "rb") as file:  # letters with accents can be rare in a long file
+        file.seek(max(0, position - 20_000))
+        sample = file.read(60_000)
+    text = sample.decode("utf-8", errors="replace")
+    num_invalid = text.count("\ufffd")
+    is_mostly_utf_8 = sum(not character.isascii() for character in text) > 2 * num_invalid + 3
+    plausible: list[str] = []
+    if not is_mostly_utf_8:
+        for match in from_bytes(sample, cp_isolation=_CANDIDATES):
+            plausible += match.could_be_from_charset
+    if not plausible or not plausible[0].startswith("utf_16"):
+        _check_no_zero_bytes(name, path)
+    if not plausible:
+        place = f"line {_line_of(path, position)}"
+        message = f"{name}: {place} contains a byte that is not UTF-8. Correct it, or save the file as UTF-8."
+        raise UserError("data.unknown_encoding", message)
+    if "cp1252" in plausible:  # statistics of a short text cannot tell it from other code pages
+        letters = sample.decode("cp1252", errors="replace").lower()
+        if {character for character in letters if not character.isascii()} <= _WESTERN:
+            return "cp1252"
+    return plausible[0]
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (position, content) of each block of a file."""
+    with open(path, "rb") as file:
+        position = 0
+        while block := file.read(_BLOCK_SIZE):
+            yield position, block
+            position += len(block)
+
+
+def _first_invalid(path: Path, encoding: str) -> int | None:
+    """Return the position of the first byte that is not valid in `encoding`, or None."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    position = 0
+    try:
+        for position, block in _blocks(path):
+            pending = len(decoder.getstate()[0])
+            position -= pending
+            decoder.decode(block)
+        position = path.stat().st_size - len(decoder.getstate()[0])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return position + error.start
+    return None
+
+
+def _check_no_zero_bytes(name: str, path: Path) -> None:
+    """Raise UserError for a zero byte: another file type, or the rest of a failed write."""
+    for position, block in _blocks(path):
+        if (zero := block.find(b"\0")) >= 0:
+            place = f"line {_line_of(path, position + zero)} contains a zero byte"
+            message = f"{name}: not a text file: {place}. Remove it, or save the file as UTF-8."
+            raise UserError("data.not_text", message)
+
+
+def _line_of(path: Path, position: int) -> int:
+    """Return the number of the line that contains the byte at `position`."""
+    line = 1
+    for start, block in _blocks(path):
+        if start >= position:
+            break
+        line += block[: position - start].count(b"\n")
+    return line

@@ -1,0 +1,72 @@
+"""Reads plain text and CoNLL files of tagged tokens."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import IO
+
+from peft_space.data.readers import Note, NumberedRow, check_row_length
+from peft_space.errors import UserError
+
+
+def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
+    """Yield a row for each paragraph if blank lines separate paragraphs, or for each line.
+
+    The file is read twice because it may not fit into memory. A row's number is its first line.
+    """
+    by_paragraph = _has_paragraphs(text)
+    text.seek(0)
+    note("Each paragraph is a row." if by_paragraph else "Each line is a row.")
+    paragraph: list[str] = []
+    for number, line in enumerate(itertools.chain(text, [""]), 1):
+        line = line.rstrip("\r\n")
+        if line.strip():
+            paragraph.append(line)
+        if paragraph and not (by_paragraph and line.strip()):
+            first = number - len(paragraph) + (0 if by_paragraph else 1)
+            row = {"text": "\n".join(paragraph)}
+            check_row_length(name, f"the text that begins on line {first}", len(row["text"]))
+            yield first, json.dumps(row, ensure_ascii=False), row
+            paragraph = []
+
+
+def _has_paragraphs(text: IO[str]) -> bool:
+    """Return True if a blank line separates two lines of text."""
+    is_filled = (bool(line.strip()) for line in text)
+    blocks = itertools.groupby(itertools.dropwhile(lambda filled: not filled, is_filled))
+    return sum(1 for _ in itertools.islice(blocks, 3)) == 3  # text, blank, text
+
+
+def read_conll(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
+    """Yield a row for each sentence: a token and its tag on each line, blank lines in between.
+
+    Raises:
+        UserError: a line has no tag.
+    """
+    tokens: list[str] = []
+    tags: list[str] = []
+    number = length = 0
+    for line_number, line in enumerate(itertools.chain(lines, [""]), 1):
+        if line.strip() and not _is_comment(line):
+            parts = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            if len(parts) < 2 or not parts[0] or not parts[-1].strip():
+                raise UserError(
+                    "data.missing_tag",
+                    f"{name}: line {line_number} has no tag after the token. "
+                    "Write TOKEN, a tab and TAG on every line.",
+                )
+            length += len(line)
+            check_row_length(name, f"sentence {number + 1}, up to line {line_number},", length)
+            tokens.append(parts[0])
+            tags.append(parts[-1].strip())
+        elif tokens:
+            number += 1
+            row = {"tokens": tokens, "tags": tags}
+            yield number, json.dumps(row, ensure_ascii=False), row
+            tokens, tags, length = [], [], 0
+
+
+def _is_comment(line: str) -> bool:
+    """Return True for a document mark, or for metadata such as `# sent_id = 1`."""
+    is_metadata = line.startswith("# ") and "\t" not in line and " = " in line
+    return is_metadata or line.startswith("-DOCSTART-")
