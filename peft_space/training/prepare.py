@@ -33,7 +33,7 @@ from peft_space.models.architecture import (
 from peft_space.models.loading import task_spec_for
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.models.weight_files import check_claimed_size, check_weights, download_weights
+from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
@@ -73,7 +73,7 @@ def prepare(
     understood = load_dataset(
         data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
     )
-    task = choose_task(recipe, base.config, understood.column_mapping.shape)
+    task = choose_task(recipe, base.config, understood.column_mapping.schema)
     goal = TaskSpec(task, _labels(understood) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
     check_claimed_size(base, layers.model.num_parameters())
