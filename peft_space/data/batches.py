@@ -162,3 +162,6 @@ def example_batch(goal: TaskSpec, example: TokenizedExample, pad_token_id: int) 
         if goal.task in ("dpo", "kto")
         else collator_of(goal, pad_token_id)([example])
     )
+
+
+pad_rows = _padded

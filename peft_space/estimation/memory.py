@@ -256,9 +256,10 @@ def _adapted(
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
 
-    # A CPU loads float32. If it computes in 16 bits, which only a measurement decides, it needs less.
+    # A CPU loads float32. If a measurement makes it compute in 16 bits, it needs less.
     loaded_dtype = torch.float32 if device == "cpu" else getattr(torch, dtype)
-    model: Any = copy.deepcopy(layers.model).to(loaded_dtype)
+    model: Any = copy.deepcopy(layers.model)
+    model = model.to(loaded_dtype)
     config = adapter_config(recipe, layers, layers.task)
     if recipe.quantization != "none":
         model = _quantized(model, layers, recipe, dtype)
@@ -282,7 +283,7 @@ def _quantized(model: Any, layers: ModelLayers, recipe: Recipe, dtype: str) -> A
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = in_8_bits, not in_8_bits
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
-            module.forward = _allocating_forward(module, in_8_bits)
+            module.forward = _allocating_forward(module, in_8_bits)  # type: ignore[method-assign]
     return model
 
 
