@@ -402,7 +402,7 @@ def _rating_scores(
     bad_reward = metrics.ratio(rewards * (1 - good), 1 - good)
     return {
         "loss": metrics.ratio(-sums * scored, lengths * scored),
-        "margin": lambda counts: good_reward(counts) - bad_reward(counts),
+        "margin": metrics.difference(good_reward, bad_reward),
     }
 
 
@@ -419,11 +419,8 @@ def _intervals(scores: dict[Side, dict[str, RowScore]]) -> dict[str, dict[str, I
     intervals: dict[str, dict[str, Interval]] = {"base": {}, "adapter": {}, "difference": {}}
     for name, (base, num_rows) in scores["base"].items():
         adapter = scores["adapter"][name][0]
-        statistics = {
-            "base": base,
-            "adapter": adapter,
-            "difference": lambda counts, one=base, other=adapter: other(counts) - one(counts),
-        }
+        difference = metrics.difference(adapter, base)
+        statistics = {"base": base, "adapter": adapter, "difference": difference}
         for kind, interval in metrics.bootstrap_intervals(statistics, num_rows).items():
             intervals[kind][name] = interval
     return intervals
@@ -500,7 +497,7 @@ def _forgetting_score(
     results = []
     for number, (messages, text) in enumerate(zip(turns, answers["base"], strict=True)):
         compare = functools.partial(_kl_and_agreement, adapted, messages, text)
-        results.append(batch("how far both sides are apart there", number, compare))
+        results.append(batch("the difference on general questions", number, compare))
     divergence, agreeing, places = np.array(results, dtype=float).T
     scores = {
         "agreement": metrics.ratio(agreeing, places),

@@ -102,26 +102,18 @@ def answer(
         seen: the token ids that the model gets are added to it.
         on_token: called after each token of a batch.
     """
+    tools = tools or [None] * len(conversations)
     prompts = [
         tokenize_prompt(adapted, messages, offered)
-        for messages, offered in zip(
-            conversations, tools or [None] * len(conversations), strict=True
-        )
+        for messages, offered in zip(conversations, tools, strict=True)
     ]
     answers: list[str] = []
     for start in range(0, len(prompts), BATCH_SIZE):
-        batch = prompts[start : start + BATCH_SIZE]
-        batch_limits = limits[start : start + BATCH_SIZE] if limits is not None else None
+        end = start + BATCH_SIZE
+        batch, batch_limits = prompts[start:end], limits[start:end] if limits is not None else None
+        sides = [side] * len(batch)
         answers += generate_batch(
-            adapted,
-            [side] * len(batch),
-            batch,
-            start,
-            sampling,
-            on_text,
-            batch_limits,
-            seen,
-            on_token,
+            adapted, sides, batch, start, sampling, on_text, batch_limits, seen, on_token
         )
     return answers
 
@@ -232,7 +224,7 @@ def _stop_ids(adapted: AdaptedModel) -> list[int]:
 
 
 def _answer_start(adapted: AdaptedModel, prompts: Sequence[list[int]]) -> int:
-    """The place of the first generated token in the output. A decoder begins with one start token."""
+    """The place of the first generated token. An encoder-decoder's output has one token before."""
     return 1 if _is_seq2seq(adapted) else max(map(len, prompts))
 
 
@@ -240,7 +232,8 @@ def _decode(adapted: AdaptedModel, ids: list[int]) -> str:
     """The answer up to its stop token, or the padding. Other special tokens stay visible."""
     ends = {*_stop_ids(adapted), adapted.tokenizer.pad_token_id}
     end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return adapted.tokenizer.decode(ids[:end], skip_special_tokens=False).strip()
+    text: Any = adapted.tokenizer.decode(ids[:end], skip_special_tokens=False)
+    return text.strip()
 
 
 class PerRowMaxTokens(StoppingCriteria):

@@ -107,6 +107,11 @@ def mean(values: Sequence[float] | np.ndarray) -> Statistic:
     return ratio(np.asarray(values, dtype=float), np.ones(len(values)))
 
 
+def difference(minuend: Statistic, subtrahend: Statistic) -> Statistic:
+    """The difference of two scores of the same rows."""
+    return lambda counts: minuend(counts) - subtrahend(counts)
+
+
 def f1(shared: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> Statistic:
     """F1 from the number of shared, predicted and expected items of each row, (N,) each."""
     return ratio(2.0 * shared, (predicted + expected).astype(float))
