@@ -55,7 +55,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "models.not_a_base_model": (
         "The folder or repository is not a base model.",
-        "Choose the base model that an adapter was trained on, or a folder that save_pretrained wrote.",
+        "Choose the base of the adapter, or a folder that save_pretrained wrote.",
     ),
     "models.not_found": (
         "There is no base model of this name, or it is private.",

@@ -1,4 +1,4 @@
-"""The base side is the untouched base, for every method and quantization; a changed one is caught."""
+"""The base side is the untouched base for every method and quantization. Changes are caught."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Both sides answer fairly from one base, and the exported adapter answers as it does in the app."""
+"""Both sides answer fairly from one base. The exported adapter answers as it does in the app."""
 
 import pytest
 import torch
