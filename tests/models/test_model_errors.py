@@ -287,7 +287,7 @@ time.sleep = lambda seconds: None  # between the client's attempts
 
 @pytest.fixture(scope="module")
 def failing_process(hub_environment):
-    """A process that cannot reach the Hub, and where comparing calls the function of the run's name."""
+    """A process without the Hub, in which comparing calls the function of the run's name."""
     environment = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:1"}
     with start_process(environment, FAILING) as started:
         yield started
