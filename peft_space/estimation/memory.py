@@ -27,9 +27,9 @@ LIBRARIES = 102_000_000
 Fitted in `benchmarks/memory.py`."""
 FRAGMENTATION_BETWEEN = 0.277
 """Bytes of holes in the heap, as a share of the most that it holds at once. A hole remains where a
-small tensor lies in released memory. Fitted in `benchmarks/memory.py`; differs from run to run."""
+small tensor is in the middle of released memory. Fitted in `benchmarks/memory.py`; differs from run to run."""
 FRAGMENTATION_IN_STEP = 0.079
-"""The same as a share of what a step allocates again. Fitted in `benchmarks/memory.py`."""
+"""Such bytes, as a share of what a step allocates again. Fitted in `benchmarks/memory.py`."""
 _MAX_HEAP_TENSOR = 32 * 2**20
 """Bytes. glibc gives larger tensors their own pages, and returns these at once
 (DEFAULT_MMAP_THRESHOLD_MAX in its malloc.c)."""
@@ -51,7 +51,7 @@ class MemoryEstimate:
     """Those of the adapter that exist at the peak. Usually few: the peak is where the backward
     pass begins."""
     activations: int
-    """What the forward pass keeps for the backward pass, and intermediate results."""
+    """Tensors that the forward pass keeps for the backward pass, and intermediate results."""
     loss: int
     """Logits, their log-probabilities and their gradient: tensors with a vocabulary dimension."""
     overhead: int
@@ -131,13 +131,9 @@ def estimate_within(
     """Estimate the peak memory, and decide about gradient checkpointing.
 
     Args:
-        layers: as for `estimate`, like the arguments that follow.
+        layers: as for `estimate`, like all arguments without a line here.
         recipe: if gradient checkpointing is `automatic`, it is on only if memory is short.
-        batch_size: rows in a batch.
-        length: tokens of the longest row.
         num_bytes: the memory that is available.
-        device: that of the training.
-        dtype: of the computations.
 
     Returns:
         The estimate, and whether gradient checkpointing is on.
@@ -190,13 +186,8 @@ def changes_that_fit(
     limit what is learned.
 
     Args:
-        layers: as for `estimate`, like the arguments that follow.
-        recipe: the one that does not fit.
-        batch_size: rows in a batch.
-        length: tokens of the longest row.
+        layers: as for `estimate`, like all arguments without a line here.
         num_bytes: the memory that is available.
-        device: that of the training.
-        dtype: of the computations.
 
     Returns:
         For each kind of change the mildest that suffices; an empty list if none does.

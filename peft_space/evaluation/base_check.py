@@ -126,7 +126,6 @@ def capture_input_ids(
     """Within this context, add the first token ids that reach the model to `seen`.
 
     Args:
-        adapted: the model.
         sides: the side of each row in the batch.
         lengths: the tokens of each row without padding.
         seen: what is added to; None to capture nothing.

@@ -56,10 +56,7 @@ def compare(
     """Generate both sides' answers to each conversation.
 
     Args:
-        adapted: the model.
         conversations: each ends with the user's message.
-        sampling: how tokens are drawn.
-        on_text: called while an answer grows.
         seen: the token ids that each side gets are added to it.
         adapters: the adapter's conversations, if its earlier answers differ from the base's.
     """
@@ -95,7 +92,6 @@ def classify(adapted: AdaptedModel, text: str, seen: SeenTokens | None = None) -
     The base's head is the one that training started from, drawn with the recipe's seed.
 
     Args:
-        adapted: the model.
         text: the text; tags belong to its words between white space.
         seen: the token ids that each side gets are added to it.
 

@@ -49,7 +49,7 @@ Batch = Callable[[str, int, Callable[[], Any]], Any]
 """Called with a part of the evaluation, the number of a batch in it, and a function that measures
 the batch. Returns its results, one for each row."""
 Measurements = dict[str, list[Any]]
-"""What was measured of one side, by kind: one value for each row."""
+"""The measurements of one side, by kind: one value for each row."""
 RowScore = tuple[Statistic, int]
 """A score, and the number of rows that it is of."""
 

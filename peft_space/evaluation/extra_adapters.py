@@ -18,10 +18,9 @@ _ADAPTER_NAME = "extra"
 
 
 def comparable_adapters(run: Run, others: Sequence[Run]) -> list[str | Run]:
-    """What can be compared with the adapter of a run.
+    """The adapters that can be compared with the adapter of a run.
 
     Args:
-        run: the run.
         others: further runs, of which those with an adapter on the same base count.
 
     Returns:
@@ -46,7 +45,6 @@ def extra_answers(
         run: the run that the adapters are compared with.
         adapters: names of checkpoints of the run (`checkpoint-40`), or directories of other runs.
         conversations: each ends with the user's message.
-        sampling: how tokens are drawn.
 
     Returns:
         For each conversation the answers, by the title of the adapter.

@@ -67,7 +67,6 @@ def generate_greedy(
     """Generate the likeliest tokens after each prompt, with the adapter on.
 
     Args:
-        adapted: the model.
         prompts: token ids of each prompt, in one batch.
         max_new_tokens: the limit for each answer.
 
@@ -92,11 +91,8 @@ def answer(
     """Generate one side's answers, in batches.
 
     Args:
-        adapted: the model.
         side: the base alone, or with its adapter.
         conversations: each ends with the user's message.
-        sampling: how tokens are drawn.
-        on_text: called while an answer grows.
         tools: those that each conversation may call.
         limits: the maximum tokens of each answer.
         seen: the token ids that the model gets are added to it.
@@ -143,12 +139,9 @@ def generate_batch(
     """Generate the answers to one batch of prompts.
 
     Args:
-        adapted: the model.
         sides: the side that answers each prompt. If both do, PEFT switches the adapter by row.
         prompts: token ids.
         start: the number of the first prompt of each side, for `on_text`.
-        sampling: how tokens are drawn.
-        on_text: called while an answer grows.
         limits: the maximum tokens of each answer.
         seen: the token ids that the model gets are added to it.
         on_token: called after each token.

@@ -111,7 +111,6 @@ def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str
     """Prompts from the held-out rows of a run.
 
     Args:
-        run: the run.
         count: the number of prompts, at most one from each row.
         start: the number of the first one. After the last row comes the first one again.
 

@@ -72,7 +72,6 @@ def load_base_model(
     """Load the base model for a task, quantized as the recipe says.
 
     Args:
-        base: the model to load.
         recipe: decides the quantization, and with its seed a new head.
         dtype: "float32", "bfloat16" or "float16": of the weights that are not quantized, and of
             the computations of quantized layers.
@@ -169,7 +168,6 @@ def new_adapter(
 
     Args:
         model: what `load_base_model` returned.
-        recipe: decides the adapter.
         base: its name and revision are written into the adapter's config.
         task_spec: what the model was loaded for.
         put: puts an adapter on the prepared model that does not start at zero.
@@ -217,9 +215,7 @@ def adapter_config(
     """PEFT's config for the adapter of a recipe.
 
     Args:
-        recipe: decides the adapter.
         layers: of the base model.
-        task: what the adapter learns.
         untrained: randomly initialized modules, which are trained in full like a head.
 
     Raises:

@@ -4,6 +4,7 @@
 """
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from peft_space.estimation.memory import (
 from peft_space.models.architecture import linear_layers
 from peft_space.recipe import Recipe
 
-PARTS = ["weights", "mapped", "adapter", "optimizer", "gradients", "activations", "loss", "overhead"]
+PARTS = [field.name for field in dataclasses.fields(MemoryEstimate)]
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 64,

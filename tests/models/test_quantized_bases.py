@@ -137,7 +137,7 @@ def test_weights_in_buffers_are_counted():
 
 @pytest.fixture(scope="module")
 def nf4_base(tmp_path_factory):
-    """The built-in model as transformers saves it from NF4, in bfloat16 as most such models are published."""
+    """The built-in model, saved in NF4 and bfloat16, as most such models are published."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

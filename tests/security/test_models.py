@@ -27,10 +27,20 @@ ROWS = [
     {"prompt": "c", "completion": "d"},
 ]
 QUICK = {
-    "auto_map beside a known kind", "auto_map with an unknown kind", "_attn_implementation_internal", "a new line in model_type",
-    "custom_generate", "pickled weights", "an index with ..", "weights linked to a pickle", "an adapter beside the model",
-    "a known tokenizer with code", "a tokenizer that is a model", "a config nested deeply", "a thousand billion parameters",
-}  # fmt: skip
+    "auto_map beside a known kind",
+    "auto_map with an unknown kind",
+    "_attn_implementation_internal",
+    "a new line in model_type",
+    "custom_generate",
+    "pickled weights",
+    "an index with ..",
+    "weights linked to a pickle",
+    "an adapter beside the model",
+    "a known tokenizer with code",
+    "a tokenizer that is a model",
+    "a config nested deeply",
+    "a thousand billion parameters",
+}
 """A sample for every push. The others are slow tests."""
 DANGEROUS = ("pickle.find_class", "subprocess.Popen", "os.system", "socket.connect")
 dangerous_events: list[tuple] = []
