@@ -27,7 +27,8 @@ LIBRARIES = 102_000_000
 Fitted in `benchmarks/memory.py`."""
 FRAGMENTATION_BETWEEN = 0.277
 """Bytes of holes in the heap, as a share of the most that it holds at once. A hole remains where a
-small tensor is in the middle of released memory. Fitted in `benchmarks/memory.py`; differs from run to run."""
+small tensor is in the middle of released memory. Fitted in `benchmarks/memory.py`; it differs from
+run to run."""
 FRAGMENTATION_IN_STEP = 0.079
 """Such bytes, as a share of what a step allocates again. Fitted in `benchmarks/memory.py`."""
 _MAX_HEAP_TENSOR = 32 * 2**20
