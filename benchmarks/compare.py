@@ -55,7 +55,7 @@ def times(run: Any) -> dict[str, Any]:
         "base": lambda: compare.answer(adapted, "base", turns, sampling),
         "adapter": lambda: compare.answer(adapted, "adapter", turns, sampling),
         "both": both,
-        "one_batch": lambda: compare._answer_together(adapted, asked, sampling, None, None),
+        "one_batch": lambda: compare.answer_together(adapted, asked, sampling),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(ROUNDS + 1):

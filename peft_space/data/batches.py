@@ -44,7 +44,7 @@ class Examples(torch.utils.data.Dataset[TokenizedExample]):
 
 def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     """Pad text to continue: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
-    labels = _padded([example.labels for example in examples], MASKED)
+    labels = pad_rows([example.labels for example in examples], MASKED)
     return _inputs(examples, pad_token_id) | {"labels": labels}
 
 
@@ -65,7 +65,7 @@ def collate_labelled(
     batch = _inputs(examples, pad_token_id)
     if any(example.types for example in examples):
         types = [example.types or [0] * len(example.input_ids) for example in examples]
-        batch["token_type_ids"] = _padded(types, 0)
+        batch["token_type_ids"] = pad_rows(types, 0)
     indices = [labels.index(str(example.label)) for example in examples]
     return batch | {"labels": torch.tensor(indices)}
 
@@ -84,13 +84,13 @@ def collate_tagged(
         `input_ids`, `attention_mask` and `labels`, each (B, T).
     """
     tags = [[labels.index(tag) if tag else MASKED for tag in example.tags] for example in examples]
-    return _inputs(examples, pad_token_id) | {"labels": _padded(tags, MASKED)}
+    return _inputs(examples, pad_token_id) | {"labels": pad_rows(tags, MASKED)}
 
 
 def collate_pairs(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     """Pad sources to `input_ids` and `attention_mask` (B, T), targets to `labels` (B, U)."""
     targets = [example.target.labels for example in examples if example.target]
-    return _inputs(examples, pad_token_id) | {"labels": _padded(targets, MASKED)}
+    return _inputs(examples, pad_token_id) | {"labels": pad_rows(targets, MASKED)}
 
 
 def collate_preferences(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
@@ -129,16 +129,16 @@ def _with_answer_of(example: TokenizedExample, other: TokenizedExample) -> Token
 
 def _with_completion_mask(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     masks = [[int(label != MASKED) for label in example.labels] for example in examples]
-    return _inputs(examples, pad_token_id) | {"completion_mask": _padded(masks, 0)}
+    return _inputs(examples, pad_token_id) | {"completion_mask": pad_rows(masks, 0)}
 
 
 def _inputs(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     rows = [example.input_ids for example in examples]
-    mask = _padded([[1] * len(row) for row in rows], 0)
-    return {"input_ids": _padded(rows, pad_token_id), "attention_mask": mask}
+    mask = pad_rows([[1] * len(row) for row in rows], 0)
+    return {"input_ids": pad_rows(rows, pad_token_id), "attention_mask": mask}
 
 
-def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+def pad_rows(rows: Sequence[list[int]], value: int) -> torch.Tensor:
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 

@@ -1,1 +1,1 @@
-"""Estimates what a training takes, in closed form."""
+"""Estimates the memory of a training, and lists the hardware of the Hugging Face Hub."""

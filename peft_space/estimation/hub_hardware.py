@@ -1,6 +1,7 @@
-"""The hardware that a Space on the Hugging Face Hub can be given: how much memory it has, and what its GPU multiplies at most.
+"""Lists the hardware of Spaces on the Hugging Face Hub: its memory and its GPU's peak speed.
 
-Only what has one GPU at most, for a training computes on one. Knows nothing of prices, which change.
+Only hardware with at most one GPU, because a training runs on one. Prices change, so they are not
+listed here.
 """
 
 import multiprocessing
@@ -10,20 +11,24 @@ from peft_space import settings
 from peft_space.hardware import Device
 
 USABLE_SHARE = 0.9
-"""Share of the memory that is counted on: CUDA's own state, or the system and the libraries, take some, and a GPU shows less than its name says."""
+"""The share of the memory that a training may take. CUDA's own state, or the system and the
+libraries, take the rest, and a GPU has less memory than its name says."""
 
 
 @dataclass(frozen=True)
 class SpaceHardware:
-    """One kind, by the name that `huggingface_hub.SpaceHardware` gives it."""
+    """One kind of hardware, by the name that `huggingface_hub.SpaceHardware` gives it."""
 
     name: str
     title: str
     device: Device
     gigabytes: int
-    """Of the GPU where there is one, else of the machine, in units of 10^9 bytes (Hub documentation, spaces-gpus and spaces-zerogpu, 2026)."""
+    """10^9 bytes, of the GPU if there is one, otherwise of the machine.
+
+    Source: Hub documentation, spaces-gpus and spaces-zerogpu, 2026."""
     teraflops: float | None = None
-    """10^12 operations a second in 16 bits without sparsity, by NVIDIA's data sheet; None where none was found."""
+    """10^12 operations a second in 16 bits without sparsity, by NVIDIA's data sheet; None if it
+    states none."""
 
     @property
     def usable(self) -> int:
@@ -32,7 +37,8 @@ class SpaceHardware:
 
 
 TERAFLOPS = {"T4": 65, "L4": 121, "L40S": 362, "A100": 312, "H200": 989}
-"""10^12 operations a second in 16 bits without sparsity of one GPU, by its name in the list of jobs' hardware, by NVIDIA's data sheets."""
+"""10^12 operations a second of one GPU, in 16 bits without sparsity, by NVIDIA's data sheets. The
+names are those in the list of hardware for Jobs."""
 
 HARDWARE = (
     SpaceHardware("cpu-basic", "CPU basic, 2 cores", "cpu", 16),
@@ -50,7 +56,11 @@ HARDWARE = (
 
 
 def zerogpu_hardware() -> SpaceHardware | None:
-    """What a training will compute on where that is not what this process sees: on ZeroGPU outside of a slice, which is a daemon's."""
+    """The GPU that a training will get if this process does not see it yet.
+
+    Returns:
+        None unless this is ZeroGPU, outside of a GPU slice. (A slice runs in a daemon process.)
+    """
     if not settings.on_zerogpu() or multiprocessing.current_process().daemon:
         return None
     return next(kind for kind in HARDWARE if kind.name == "zero-a10g")
@@ -58,7 +68,7 @@ def zerogpu_hardware() -> SpaceHardware | None:
 
 @dataclass(frozen=True)
 class HardwareOffer:
-    """A kind of hardware that jobs can have now."""
+    """Hardware that Jobs offer now, with its price."""
 
     kind: SpaceHardware
     num_gpus: int

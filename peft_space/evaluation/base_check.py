@@ -1,4 +1,4 @@
-"""Whether a comparison is fair: the base column is the untouched base, and both columns were given the same token ids. Checked, not assumed."""
+"""Checks that a comparison is fair: same prompts, and a base model that training did not change."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,13 @@ from peft_space.models.loading import AdaptedModel
 Side = Literal["base", "adapter"]
 SIDES: tuple[Side, Side] = ("base", "adapter")
 SeenTokens = dict[Side, list[tuple[int, ...]]]
-"""The token ids that reached the model in each column, one row a prompt."""
+"""The token ids that reached the model for each side, one row for each prompt."""
 
 
 @contextlib.contextmanager
-def use_side(adapted: AdaptedModel, column: Side) -> Iterator[None]:
+def use_side(adapted: AdaptedModel, side: Side) -> Iterator[None]:
     """Within this context the model is the base alone, or the base with its adapter."""
-    if column == "adapter":
+    if side == "adapter":
         yield
         return
     try:
@@ -29,51 +29,62 @@ def use_side(adapted: AdaptedModel, column: Side) -> Iterator[None]:
             parameter.data = trained
 
 
+def adapter_names(sides: Sequence[Side]) -> list[str]:
+    """PEFT's argument `adapter_names`, which switches the adapter on or off row by row."""
+    return ["__base__" if side == "base" else "default" for side in sides]
+
+
 @dataclass(frozen=True)
 class Fairness:
-    """What was checked, and how it came out."""
+    """The result of the check."""
 
     witness_tokens: int
-    """How many tokens the base was asked about before the adapter was put on it, and again with the adapter off."""
+    """The number of tokens whose logits were recorded before the adapter was added."""
     base_off_by: float
-    """The largest difference between these logits, in nats; 0 where all are equal to the bit."""
+    """With the adapter off, the largest difference from these logits, in nats. 0 only if all are
+    bitwise equal."""
     adapter_off_by: float
-    """The same with the adapter on: how much it changes."""
+    """With the adapter on, the largest difference: how much the adapter changes."""
     num_prompts: int
     num_tokens: int
     """Of the prompts as the model got them."""
     same_tokens: bool | None
-    """Whether both columns got the same token ids; None where they went on with answers of their own."""
+    """True if both sides got the same token ids; None if each continued its own conversation."""
 
     @property
     def fair(self) -> bool:
+        """True if nothing unfair was found."""
         return self.base_off_by == 0 and self.same_tokens is not False
 
     def in_words(self) -> str:
-        """The check in a sentence or two."""
-        on = f"on {self.witness_tokens} tokens"
+        """The result in a few sentences."""
+        on_tokens = f"on {self.witness_tokens} tokens"
         if self.base_off_by:
-            said = (
-                f"NOT FAIR: the base column is not the untouched base. With the adapter off its logits {on} differ by up to "
-                f"{self.base_off_by:.3g} from those of the base before the adapter was loaded. Do not trust this comparison."
-            )
+            sentences = [
+                "NOT FAIR: the base side is not the untouched base. With the adapter off, its "
+                f"logits {on_tokens} differ by up to {self.base_off_by:.3g} from those of the base "
+                "before the adapter was loaded. Do not trust this comparison."
+            ]
         else:
-            said = f"Checked: with the adapter off, the logits {on} are to the bit those of the base alone, before the adapter was loaded."
+            sentences = [
+                f"Checked: with the adapter off, the logits {on_tokens} are bitwise equal to those "
+                "of the base before the adapter was loaded."
+            ]
         if not self.adapter_off_by:
-            said += " With the adapter on they are the same too: it changes nothing there."
+            sentences.append("With the adapter on they are equal too: it changes nothing there.")
+        return " ".join([*sentences, *self._about_prompts()])
+
+    def _about_prompts(self) -> list[str]:
         if self.same_tokens is None:
-            return said + " From the second turn on each column goes on with its own answers."
+            return ["From the second turn on, each side continues with its own answers."]
         if not self.num_prompts:
-            return said
+            return []
         if not self.same_tokens:
-            return (
-                said
-                + " NOT FAIR: the columns were given different token ids. Do not trust this comparison."
-            )
-        return (
-            said
-            + f" Both columns were given the same {self.num_tokens:,} token ids in {self.num_prompts} prompt{'s'[: self.num_prompts > 1]}."
-        )
+            return [
+                "NOT FAIR: the two sides got different token ids. Do not trust this comparison."
+            ]
+        prompts = f"{self.num_prompts} prompt{'s'[: self.num_prompts > 1]}"
+        return [f"Both sides got the same {self.num_tokens:,} token ids in {prompts}."]
 
 
 def check(
@@ -82,52 +93,59 @@ def check(
     by_row: bool = False,
     own_histories: bool = False,
 ) -> Fairness:
-    """Ask the model once more what it was asked as a base alone, with the adapter off and on; and compare what the columns were given.
+    """Compare the model, with the adapter off and on, with the base's recorded logits.
 
     Args:
-        by_row: the adapter is switched as it is where both columns answer in one batch.
-        own_histories: the columns went on with answers of their own.
+        adapted: the model. Its base must have been recorded.
+        seen: the token ids that each side got. They are compared too.
+        by_row: switch the adapter row by row, as if both sides answered in one batch.
+        own_histories: each side continued its own conversation, so the token ids may differ.
     """
-    assert adapted.witness is not None, (
-        "only a base that was asked before can be held to be the same"
+    reference = adapted.reference
+    assert reference is not None, "the base was not recorded before the adapter was added"
+    differences = {}
+    for side in SIDES:
+        options = {"adapter_names": adapter_names([side])} if by_row else {}
+        with contextlib.nullcontext() if by_row else use_side(adapted, side):
+            differences[side] = reference.max_abs_diff(adapted.model, **options)
+    base, adapter = (seen[side] if seen else [] for side in SIDES)
+    return Fairness(
+        witness_tokens=reference.num_tokens,
+        base_off_by=differences["base"],
+        adapter_off_by=differences["adapter"],
+        num_prompts=len(base),
+        num_tokens=sum(map(len, base)),
+        same_tokens=None if own_histories else base == adapter,
     )
-    apart = []
-    for column in SIDES:
-        if by_row:
-            apart.append(
-                adapted.witness.difference(
-                    adapted.model, adapter_names=["__base__" if column == "base" else "default"]
-                )
-            )
-            continue
-        with use_side(adapted, column):
-            apart.append(adapted.witness.difference(adapted.model))
-    base, adapter = (seen[column] if seen else [] for column in SIDES)
-    same = None if own_histories else base == adapter
-    return Fairness(adapted.witness.num_tokens, *apart, len(base), sum(map(len, base)), same)
 
 
 @contextlib.contextmanager
 def capture_input_ids(
-    adapted: AdaptedModel, columns: Sequence[Side], lengths: Sequence[int], seen: SeenTokens | None
+    adapted: AdaptedModel, sides: Sequence[Side], lengths: Sequence[int], seen: SeenTokens | None
 ) -> Iterator[None]:
-    """Add the token ids that the model is given first in this context to `seen`: rows of `columns`, of so many tokens each without padding."""
+    """Within this context, add the first token ids that reach the model to `seen`.
+
+    Args:
+        sides: the side of each row in the batch.
+        lengths: the tokens of each row without padding.
+        seen: what is added to; None to capture nothing.
+    """
     if seen is None:
         yield
         return
     base = adapted.model.get_base_model()
     rows: list[list[int]] = []
 
-    def note(module: Any, args: Any, given: dict[str, Any]) -> None:
+    def capture(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if not rows:
-            rows.extend(given["input_ids"].tolist())
+            rows.extend(kwargs["input_ids"].tolist())
 
-    pairs = adapted.goal.task == "seq2seq-lm"
-    reads = base.get_encoder() if pairs else base
-    hook = reads.register_forward_pre_hook(note, with_kwargs=True)
+    is_seq2seq = adapted.task_spec.task == "seq2seq-lm"  # its prompts are padded on the right
+    reader = base.get_encoder() if is_seq2seq else base
+    hook = reader.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
-    for column, length, row in zip(columns, lengths, rows, strict=True):
-        seen[column].append(tuple(row[:length] if pairs else row[len(row) - length :]))
+    for side, length, row in zip(sides, lengths, rows, strict=True):
+        seen[side].append(tuple(row[:length] if is_seq2seq else row[len(row) - length :]))

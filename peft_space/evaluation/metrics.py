@@ -1,6 +1,7 @@
-"""How good answers, labels and tags are, and how sure that is: chrF, ROUGE-L, entities, and intervals by bootstrap. Arithmetic only.
+"""Scores answers, labels and tags: chrF, ROUGE-L, F1, and their confidence intervals.
 
-chrF, ROUGE-L and entities are what sacrebleu, rouge-score and seqeval compute, which a test holds; those bring lxml, NLTK, scikit-learn and SciPy.
+chrF, ROUGE-L and entities equal those of sacrebleu, rouge-score and seqeval (a test checks this).
+These packages are not used because they require lxml, NLTK, scikit-learn and SciPy.
 """
 
 import re
@@ -10,82 +11,95 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""A score of rows that are drawn so often: (B, N) counts -> (B,). Not a number where it is not defined."""
+"""A score of resampled rows: counts of each row, (B, N) -> (B,). NaN if it is not defined."""
 
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+_Z = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
-"""Of chrF2: character n-grams of 1 to 6, recall counted beta squared times."""
+"""Of chrF2: character n-grams of 1 to 6, and beta squared, the weight of recall."""
 _WORD = re.compile(r"[^\W_]+")
 
 
-def chrf(answer: str, wanted: str) -> float:
-    """chrF2 of one answer, 0 to 1: how many of its character n-grams are in the wanted text, and the other way round. (Popović 2015.)"""
+def chrf(answer: str, target: str) -> float:
+    """chrF2 of one answer, 0 to 1: the character n-grams that both texts share (Popović 2015)."""
     shares = []
     for order in _ORDERS:
-        given, right = (_ngrams("".join(text.split()), order) for text in (answer, wanted))
-        if given and right:
-            shared = (given & right).total()
-            shares.append((shared / given.total(), shared / right.total()))
+        in_answer, in_target = (_ngrams(text, order) for text in (answer, target))
+        if in_answer and in_target:
+            shared = (in_answer & in_target).total()
+            shares.append((shared / in_answer.total(), shared / in_target.total()))
     if not shares:
-        return float(answer.split() == wanted.split())
+        return float(answer.split() == target.split())
     precision, recall = np.mean(shares, axis=0)
-    return (
-        float((1 + _RECALL_WEIGHT) * precision * recall / (_RECALL_WEIGHT * precision + recall))
-        if precision + recall
-        else 0.0
-    )
+    if not precision + recall:
+        return 0.0
+    return float((1 + _RECALL_WEIGHT) * precision * recall / (_RECALL_WEIGHT * precision + recall))
 
 
 def _ngrams(text: str, order: int) -> Counter[str]:
+    text = "".join(text.split())
     return Counter(text[start : start + order] for start in range(len(text) - order + 1))
 
 
-def rouge_l(answer: str, wanted: str) -> float:
-    """F1 of the longest common subsequence of words, 0 to 1, lower case. Words of any script, where rouge-score knows a to z and digits alone."""
-    given, right = (_WORD.findall(text.lower()) for text in (answer, wanted))
-    if not given or not right:
-        return float(answer.split() == wanted.split())
-    return 2 * _longest_common(given, right) / (len(given) + len(right))
+def rouge_l(answer: str, target: str) -> float:
+    """F1 of the longest common subsequence of lower-case words, 0 to 1.
+
+    It takes words of any script. rouge-score only takes letters from a to z, and digits.
+    """
+    words, target_words = (_WORD.findall(text.lower()) for text in (answer, target))
+    if not words or not target_words:
+        return float(answer.split() == target.split())
+    return 2 * _longest_common(words, target_words) / (len(words) + len(target_words))
 
 
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence: a column of the table at a time, its steps kept as bits (Hyyrö 2004)."""
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """The length of the longest common subsequence, with a table column as bits (Hyyrö 2004)."""
     places: dict[str, int] = {}
-    for place, word in enumerate(one):
+    for place, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << place
-    every = (1 << len(one)) - 1
-    steps = every
-    for word in other:
-        found = steps & places.get(word, 0)
-        steps = ((steps + found) | (steps - found)) & every
-    return len(one) - steps.bit_count()
+    all_bits = (1 << len(first)) - 1
+    steps = all_bits
+    for word in second:
+        matches = steps & places.get(word, 0)
+        steps = ((steps + matches) | (steps - matches)) & all_bits
+    return len(first) - steps.bit_count()
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(kind, first, last) of each entity in a row of BIO, IOE or BIOES tags; one that begins with I counts too, as in CoNLL's own script."""
-    found, kind, first, ended = set(), "", 0, True
+    """(type, first, last) of each entity in a row of BIO, IOE or BIOES tags.
+
+    An entity that begins with I counts too, as in CoNLL's own script.
+    """
+    spans, kind, first, ended = set(), "", 0, True
     for place, tag in enumerate([*tags, "O"]):
-        mark, _, of = tag.partition("-")
-        inside = mark in ("I", "E") and not ended and of == kind
+        mark, _, tag_kind = tag.partition("-")
+        inside = mark in ("I", "E") and not ended and tag_kind == kind
         if not inside:
             if not ended:
-                found.add((kind, first, place - 1))
-            kind, first, ended = of, place, mark == "O"
+                spans.add((kind, first, place - 1))
+            kind, first, ended = tag_kind, place, mark == "O"
         if mark in ("E", "S"):
-            found.add((kind, first, place))
+            spans.add((kind, first, place))
             ended = True
-    return found
+    return spans
 
 
 def are_entities(labels: Sequence[str]) -> bool:
-    """Whether tags mark entities: all but O begin with a letter for the place and a hyphen."""
-    return any(label != "O" for label in labels) and all(
-        label == "O" or re.match(r"[BIES]-.", label) for label in labels
-    )
+    """Return True if the tags mark entities: all but O begin with a place letter and a hyphen."""
+    marks = [label for label in labels if label != "O"]
+    return bool(marks) and all(re.match(r"[BIES]-.", label) for label in marks)
 
 
-def ratio(top: np.ndarray, bottom: np.ndarray) -> Statistic:
-    """Sum over sum, each (N,)."""
-    return lambda counts: _divided(counts @ top, counts @ bottom)
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    """The ratio of two sums over rows, (N,) each."""
+    return lambda counts: _divide(counts @ numerators, counts @ denominators)
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    undefined = np.full(len(numerator), np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator != 0)
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Statistic:
@@ -93,37 +107,99 @@ def mean(values: Sequence[float] | np.ndarray) -> Statistic:
     return ratio(np.asarray(values, dtype=float), np.ones(len(values)))
 
 
-def f1(shared: np.ndarray, guessed: np.ndarray, wanted: np.ndarray) -> Statistic:
-    """F1 of what was found in each row, (N,) each."""
-    return ratio(2.0 * shared, (guessed + wanted).astype(float))
+def difference(minuend: Statistic, subtrahend: Statistic) -> Statistic:
+    """The difference of two scores of the same rows."""
+    return lambda counts: minuend(counts) - subtrahend(counts)
+
+
+def f1(shared: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> Statistic:
+    """F1 from the number of shared, predicted and expected items of each row, (N,) each."""
+    return ratio(2.0 * shared, (predicted + expected).astype(float))
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Mean F1, 0 to 1, over the labels that occur in either array, (N,) each."""
+    scores = []
+    for label in np.union1d(predictions, labels):
+        predicted, expected = predictions == label, labels == label
+        shared = float((predicted & expected).sum())
+        scores.append(2 * shared / float(predicted.sum() + expected.sum()))
+    return float(np.mean(scores))
 
 
 def macro_f1_of_rows(
-    row: np.ndarray, guesses: np.ndarray, wanted: np.ndarray, num_labels: int
+    rows: np.ndarray, predictions: np.ndarray, labels: np.ndarray, num_labels: int
 ) -> Statistic:
-    """Mean F1 over the labels that occur in either; `row` says to which row each of the guesses belongs, (T,) all three."""
+    """Mean F1 over the labels that occur in either array, for resampled rows.
+
+    Args:
+        rows: the row of each prediction, (T,).
+        predictions: label numbers, (T,).
+        labels: the correct label numbers, (T,).
+        num_labels: the number of all labels.
+    """
 
     def score(counts: np.ndarray) -> np.ndarray:
-        return np.array(
-            [_macro_f1(confusion(guesses, wanted, num_labels, drawn[row])) for drawn in counts]
-        )
+        tables = (confusion(predictions, labels, num_labels, drawn[rows]) for drawn in counts)
+        return np.array([_macro_f1_of_table(table) for table in tables])
 
     return score
 
 
-def _macro_f1(table: np.ndarray) -> float:
-    either = table.sum(0) + table.sum(1)
-    return float((2 * np.diag(table)[either > 0] / either[either > 0]).mean())
+def _macro_f1_of_table(table: np.ndarray) -> float:
+    occurrences = table.sum(0) + table.sum(1)
+    occurs = occurrences > 0
+    return float((2 * np.diag(table)[occurs] / occurrences[occurs]).mean())
 
 
 def confusion(
-    guesses: np.ndarray, wanted: np.ndarray, num_labels: int, weights: np.ndarray | None = None
+    predictions: np.ndarray, labels: np.ndarray, num_labels: int, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """How often each label (line) was taken for each (column), (K, K)."""
-    return np.bincount(wanted * num_labels + guesses, weights, num_labels**2).reshape(
-        num_labels, num_labels
-    )
+    """The number of times that each label (row) was predicted as each label (column), (K, K)."""
+    flat = np.bincount(labels * num_labels + predictions, weights, num_labels**2)
+    return flat.reshape(num_labels, num_labels)
 
 
-def _divided(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom != 0)
+def point(score: Statistic, num_rows: int) -> float:
+    """The score of the rows themselves, without resampling."""
+    return float(score(np.ones((1, num_rows)))[0])
+
+
+def bootstrap_intervals(
+    scores: dict[str, Statistic], num_rows: int, seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % bootstrap confidence intervals of scores.
+
+    All scores use the same resamples, so a difference of two scores is a paired one.
+
+    Args:
+        scores: by name.
+        num_rows: the number of rows that each score is of.
+        seed: of the resamples.
+
+    Returns:
+        [low, high] by name. Empty for a single row; without scores that are never defined.
+    """
+    if num_rows < 2:
+        return {}
+    drawn = np.random.default_rng(seed).integers(num_rows, size=(RESAMPLES, num_rows))
+    counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=num_rows).astype(float)
+    ends = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
+    intervals = {}
+    for name, score in scores.items():
+        values = score(counts)
+        if (defined := values[np.isfinite(values)]).size:
+            low, high = np.percentile(defined, ends)
+            intervals[name] = [float(low), float(high)]
+    return intervals
+
+
+def wilson(wins: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (1927), valid for few trials too. (0, 1) of none."""
+    if not trials:
+        return 0.0, 1.0
+    share, z_squared = wins / trials, _Z * _Z
+    middle = share + z_squared / (2 * trials)
+    spread = _Z * (share * (1 - share) / trials + z_squared / (4 * trials * trials)) ** 0.5
+    scale = 1 + z_squared / trials
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -1,4 +1,4 @@
-"""Prompts to compare by: from a box of text, a file, or a run's held-out rows, many at once. Knows nothing of models."""
+"""Prompts for comparisons: from a text box, a file, or held-out rows; and general questions."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,15 @@ from peft_space.data.records import (
     TokenClassification,
     UnpairedPreference,
 )
-from peft_space.data.table import read_table
+from peft_space.data.table import Table, read_table
 from peft_space.errors import UserError
 from peft_space.runs.run import Run
 
-MOST_PROMPTS = 1000
-_MOST_LOOKED_AT = 2000
-BETWEEN = "\n---\n"
-_LINE = re.compile(r"(?m)^\s*---\s*$")
+MAX_PROMPTS = 1000
+_MAX_ROWS_SEARCHED = 2000
+PROMPT_SEPARATOR = "\n---\n"
+BETWEEN = PROMPT_SEPARATOR  # former name
+_SEPARATOR_LINE = re.compile(r"(?m)^\s*---\s*$")
 PROMPT_COLUMNS = (
     "prompt",
     "question",
@@ -30,89 +31,127 @@ PROMPT_COLUMNS = (
     "text",
     "sentence",
 )
-"""What a column of prompts is called, the likeliest first; a file of one column may call it anything."""
+"""Names of a column of prompts, the likeliest first. In a file of one column any name will do."""
+
+GENERAL_PROMPTS = (
+    "What is the capital of France?",
+    "How many days are in a week?",
+    "Name three colours.",
+    "Which is larger, 17 or 71?",
+    "What is 12 plus 30?",
+    "Translate into Spanish: Good morning.",
+    "Write one sentence about the sea.",
+    "What do bees make?",
+    "Give a word that means the same as happy.",
+    "Put in alphabetical order: pear, apple, fig.",
+    "Is ice colder than steam? Answer yes or no.",
+    "Explain in one sentence why the sky is dark at night.",
+    "What comes next: 2, 4, 6, 8?",
+    "Write a polite reply to: Can we meet tomorrow?",
+    "Name an animal that can fly.",
+    "Summarise in five words: The train was late because of snow.",
+)
+"""Short general questions, written for this app. An adapter should hardly change their answers.
+A change of wording changes the scores."""
 
 
 def split_prompts(text: str) -> list[str]:
-    """The prompts of a text, with a line of three hyphens between each two."""
-    return [prompt.strip() for prompt in _LINE.split(text) if prompt.strip()]
+    """The prompts in a text, separated by lines of three hyphens."""
+    return [prompt.strip() for prompt in _SEPARATOR_LINE.split(text) if prompt.strip()]
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts in a file: of .txt those between lines of three hyphens, or else each line or paragraph; of tables those of one column.
+    """Read the prompts in a file.
 
-    Raises UserError where there are none, too many, or the column cannot be told.
+    A .txt file has them between lines of three hyphens, or else one on each line or paragraph. A
+    table has them in one column.
+
+    Raises:
+        UserError: there are none or too many, or it is unclear which column has them.
     """
     name = Path(path).name
     table = read_table(str(path))
     if name.lower().endswith(".txt"):
         prompts = [row["text"] for _, row in table.rows()]
-        together = "\n".join(prompts)
-        prompts = split_prompts(together) if _LINE.search(together) else prompts
+        text = "\n".join(prompts)
+        prompts = split_prompts(text) if _SEPARATOR_LINE.search(text) else prompts
     else:
-        known = {column.lower(): column for column in table.columns}
-        column = next(
-            (known[one] for one in PROMPT_COLUMNS if one in known),
-            table.columns[0] if len(table.columns) == 1 else None,
-        )
-        if column is None:
-            columns = ", ".join(table.columns[:8])
-            raise UserError(
-                "todo", f"{name} has no column of prompts, only {columns}. Name one of them prompt."
-            )
-        prompts = [
-            row[column].strip()
-            for _, row in table.rows()
-            if isinstance(row.get(column), str) and row[column].strip()
-        ]
+        column = _prompt_column(name, table)
+        values = (row.get(column) for _, row in table.rows())
+        texts = (value.strip() for value in values if isinstance(value, str))
+        prompts = [text for text in texts if text]
     if not prompts:
         raise UserError(
-            "todo", f"There is no prompt in {name}. Write one a line, or a column called prompt."
+            "evaluation.no_prompts",
+            f"There is no prompt in {name}. Write one on each line, or a column named prompt.",
         )
-    if len(prompts) > MOST_PROMPTS:
+    if len(prompts) > MAX_PROMPTS:
         raise UserError(
-            "todo", f"{name} has {len(prompts):,} prompts. Take {MOST_PROMPTS:,} at most."
+            "evaluation.too_many_prompts",
+            f"{name} has {len(prompts):,} prompts. The limit is {MAX_PROMPTS:,}.",
         )
     return prompts
 
 
+def _prompt_column(name: str, table: Table) -> str:
+    if len(table.columns) == 1:
+        return table.columns[0]
+    by_lower_name = {column.lower(): column for column in table.columns}
+    for prompt_column in PROMPT_COLUMNS:
+        if prompt_column in by_lower_name:
+            return by_lower_name[prompt_column]
+    columns = ", ".join(table.columns[:8])
+    raise UserError(
+        "evaluation.no_prompt_column",
+        f"{name} has no column of prompts, only {columns}. Rename one of them to prompt.",
+    )
+
+
 def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str]]:
-    """`count` of the rows that were not trained on, each as {prompt, system, expected}, from the `start`-th on and round again.
+    """Prompts from the held-out rows of a run.
 
-    Raises UserError where no row is one question and one answer.
+    Args:
+        count: the number of prompts, at most one from each row.
+        start: the number of the first one. After the last row comes the first one again.
+
+    Returns:
+        prompt, system and expected of each.
+
+    Raises:
+        UserError: no held-out row is one question and one answer.
     """
-    asked = [one for row in load_run_data(run).held_out[:_MOST_LOOKED_AT] if (one := _asked(row))]
-    if not asked:
+    rows = load_run_data(run).held_out[:_MAX_ROWS_SEARCHED]
+    prompts = [prompt for row in rows if (prompt := _prompt_of(row))]
+    if not prompts:
         raise UserError(
-            "todo", "This run has no held-out rows of one question and one answer. Type a prompt."
+            "evaluation.no_prompts",
+            "This run has no held-out rows of one question and one answer. Type a prompt.",
         )
-    return [asked[(start + offset) % len(asked)] for offset in range(min(count, len(asked)))]
+    return [prompts[(start + offset) % len(prompts)] for offset in range(min(count, len(prompts)))]
 
 
-def _asked(row: Row) -> dict[str, str] | None:
-    """A row as a prompt and its own answer, where it is one."""
+def _prompt_of(row: Row) -> dict[str, str] | None:
+    """The prompt of a row and its expected answer; None if it is not one question and answer."""
     match row:
         case TextClassification(second=None):
             return {"prompt": row.text, "system": "", "expected": row.label}
         case TokenClassification():
-            words = " ".join(
-                f"{word}/{tag}" for word, tag in zip(row.tokens, row.tags, strict=True)
-            )
-            return {"prompt": " ".join(row.tokens), "system": "", "expected": words}
-        case Conversation() | UnpairedPreference():
-            messages, good = row.messages, not isinstance(row, UnpairedPreference) or row.good
+            pairs = zip(row.tokens, row.tags, strict=True)
+            expected = " ".join(f"{word}/{tag}" for word, tag in pairs)
+            return {"prompt": " ".join(row.tokens), "system": "", "expected": expected}
+        case Conversation():
+            messages, is_good = row.messages, True
+        case UnpairedPreference():
+            messages, is_good = row.messages, row.good
         case Preference():
-            messages, good = [*row.prompt, *row.chosen], True
+            messages, is_good = [*row.prompt, *row.chosen], True
         case _:
             return None
-    if [message["role"] for message in messages if message["role"] != "system"] != [
-        "user",
-        "assistant",
-    ]:
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles != ["user", "assistant"]:
         return None
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     return {
         "prompt": messages[-2]["content"],
-        "system": system,
-        "expected": messages[-1]["content"] if good else "",
+        "system": messages[0]["content"] if messages[0]["role"] == "system" else "",
+        "expected": messages[-1]["content"] if is_good else "",
     }

@@ -1,10 +1,8 @@
-"""The scores of base and adapter on held-out rows, as a run keeps them. How they are measured is `evaluate.py`'s business."""
+"""The result of an evaluation: scores of the base model and the adapter, and how they are shown."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import numpy as np
 
 from peft_space.runs.run import Run
 from peft_space.storage import atomic_io
@@ -12,132 +10,148 @@ from peft_space.storage import atomic_io
 
 @dataclass(frozen=True)
 class Scores:
-    """One column on the held-out rows; None where a task has no such score."""
+    """The scores of one side on the held-out rows; None if the task has no such score."""
 
     loss: float
-    """Mean over the rows' trained tokens, tags or labels, in nats; of preferences over the tokens of the preferred answers."""
+    """Mean over the trained tokens, tags or labels, in nats. For preferences, over the tokens of
+    the preferred answers."""
     perplexity: float | None = None
-    """e to the loss, where texts are written."""
+    """e to the power of the loss, for tasks that write text."""
     exact_match: float | None = None
-    """Share of rows, 0 to 1, whose greedy answer is the row's answer, white space at the ends aside."""
+    """Share of rows, 0 to 1, whose greedy answer equals the row's, apart from outer white space."""
     chrf: float | None = None
-    """Mean over the rows of chrF2 of the greedy answer, 0 to 1: character n-grams that it shares with the row's answer."""
+    """Mean over the rows of chrF2 of the greedy answer, 0 to 1: shared character n-grams."""
     rouge_l: float | None = None
-    """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: words that it has in the same order as the row's answer."""
+    """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: shared words in order."""
     accuracy: float | None = None
-    """Share of labels or tags, 0 to 1, that are right."""
+    """Share of correct labels or tags, 0 to 1."""
     macro_f1: float | None = None
     """Mean over the labels or tags of F1, 0 to 1, so that rare ones count as much."""
     entity_f1: float | None = None
-    """F1, 0 to 1, of entities that are right from first to last word and in kind, where the tags mark any."""
+    """F1, 0 to 1, of entities with the correct span and type, if the tags mark entities."""
     preferred: float | None = None
-    """Share of rows, 0 to 1, in which a token of the better answer is likelier, on average, than one of the other."""
+    """Share of rows, 0 to 1, in which the tokens of the better answer are likelier on average."""
     margin: float | None = None
-    """By how much better answers are rewarded: beta x log-probability under the column over that under the base. So it is 0 for the base."""
+    """How much more better answers are rewarded. A reward is beta times the log-probability of an
+    answer minus that under the base, so it is 0 for the base."""
 
 
 TITLES = {
-    "exact_match": "exact match", "chrf": "chrF", "rouge_l": "ROUGE-L", "accuracy": "accuracy", "macro_f1": "macro-F1", "entity_f1": "entity F1",
-    "preferred": "better answer likelier", "margin": "reward margin", "loss": "loss", "perplexity": "perplexity",
-}  # fmt: skip
-"""In the order in which they are shown; the first that a task has is its main one."""
-_NUMBERS = {"loss": ".4f", "perplexity": ".3f", "margin": ".3f"}
+    "exact_match": "exact match",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "entity_f1": "entity F1",
+    "preferred": "better answer likelier",
+    "margin": "reward margin",
+    "loss": "loss",
+    "perplexity": "perplexity",
+}
+"""In the order in which they are shown. The first one that a task has is its main score."""
+_FORMATS = {"loss": ".4f", "perplexity": ".3f", "margin": ".3f"}
 Interval = list[float]
-"""From, to."""
+"""[low, high]."""
 
 
 @dataclass(frozen=True)
 class ForgettingScore:
-    """How much the adapter changed what is answered to questions that have nothing to do with the training."""
+    """How much the adapter changes the answers to general questions, unrelated to the training."""
 
     num_prompts: int
     num_tokens: int
-    """Of the base's own answers; at each of them both columns were asked what comes next."""
+    """Places in the base's answers at which the next tokens of both sides are compared."""
     agreement: float
-    """Share of these places, 0 to 1, at which the likeliest token is the same."""
+    """Share of these places, 0 to 1, at which both sides have the same likeliest token."""
     agreement_interval: Interval
     divergence: float
-    """Mean Kullback-Leibler divergence of the adapter's next-token distribution from the base's, in nats."""
+    """Mean KL divergence of the adapter's next-token distribution from the base's, in nats."""
     divergence_interval: Interval
     answers: list[dict[str, str]]
-    """prompt, base, adapter: what both answer by themselves, its beginning."""
+    """prompt, base, adapter: the beginning of each side's own answer."""
 
     def in_words(self) -> str:
-        """One sentence."""
+        """The result in two sentences."""
         low, high = self.agreement_interval
-        changed = sum(given["base"] != given["adapter"] for given in self.answers)
+        changed = sum(answer["base"] != answer["adapter"] for answer in self.answers)
         return (
-            f"On {self.num_prompts} general questions, at {percent(self.agreement)} of {self.num_tokens} places ({low:.0%} to {high:.0%}) the "
-            f"adapter's likeliest next token is the base's; divergence {self.divergence:.3f} nats. It begins {changed} of the answers differently."
+            f"On {self.num_prompts} general questions, the adapter's likeliest next token is the "
+            f"base's at {percent(self.agreement)} of {self.num_tokens} places "
+            f"({low:.0%} to {high:.0%}); divergence {self.divergence:.3f} nats. "
+            f"It begins {changed} of the answers differently."
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both columns on the same rows."""
+    """The scores of both sides on the same rows."""
 
     num_rows: int
     base: Scores
     adapter: Scores
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
-    """Of `base`, `adapter` and their `difference`, by score: 95 % by bootstrap over the rows, seeded; the difference is of pairs."""
+    """95 % bootstrap intervals over the rows, by score, of `base`, `adapter` and their paired
+    `difference`."""
     confusion: dict[str, Any] | None = None
-    """`labels`, and for `base` and `adapter` how often each label (line) was taken for each (column)."""
+    """`labels`; for `base` and `adapter` the counts of each label (row) predicted as each label
+    (column)."""
     majority: dict[str, Any] | None = None
-    """The `label` that is commonest in training, and its `share` of what is scored: what always answering it would get."""
+    """The most common `label` in training, and its `share` of the scored rows or tags."""
     general: ForgettingScore | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
     """prompt, expected, base, adapter of the first rows that were answered."""
     fairness: str = ""
-    """What was checked of the columns, in words."""
-
-
-def shown_with_intervals(scores: Evaluation, column: str) -> dict[str, str]:
-    """As `shown`, each figure with the interval behind it."""
-    found = {}
-    for name, title in TITLES.items():
-        if (value := getattr(getattr(scores, column), name)) is not None:
-            interval = scores.intervals.get(column, {}).get(name)
-            found[title] = _figure(name, value) + (
-                f" ({' to '.join(_figure(name, end) for end in interval)})" if interval else ""
-            )
-    return found
-
-
-def differences(scores: Evaluation) -> dict[str, str]:
-    """Title -> adapter minus base, with the interval of the pairs."""
-    found = {}
-    for name, title in TITLES.items():
-        base, adapter = getattr(scores.base, name), getattr(scores.adapter, name)
-        if base is not None and adapter is not None:
-            ends = scores.intervals.get("difference", {}).get(name)
-            found[title] = _change(name, adapter - base) + (
-                f" ({' to '.join(_change(name, end) for end in ends)})" if ends else ""
-            )
-    return found
-
-
-def majority_words(scores: Evaluation) -> str:
-    """What always answering the commonest label would get, of a classification; nothing of other tasks."""
-    if not scores.majority:
-        return ""
-    return f"Always answering {scores.majority['label']!r}, the commonest in training, would be right in {percent(scores.majority['share'])}."
-
-
-def _change(name: str, value: float) -> str:
-    return format(value, f"+{_NUMBERS[name]}") if name in _NUMBERS else f"{100 * value:+.1f}"
+    """The result of the check that the comparison is fair, in sentences."""
 
 
 def shown(scores: Scores) -> dict[str, str]:
-    """Title -> figure of each score that there is, the main one first."""
+    """Title -> figure of each score that exists, the main one first."""
     values = {name: getattr(scores, name) for name in TITLES}
     return {
         TITLES[name]: _figure(name, value) for name, value in values.items() if value is not None
     }
 
 
+def shown_with_intervals(evaluation: Evaluation, side: str) -> dict[str, str]:
+    """Title -> figure of each score of one side, followed by its interval."""
+    figures = {}
+    for name, title in TITLES.items():
+        if (value := getattr(getattr(evaluation, side), name)) is not None:
+            ends = evaluation.intervals.get(side, {}).get(name, [])
+            figures[title] = _with_interval(_figure(name, value), [_figure(name, e) for e in ends])
+    return figures
+
+
+def differences(evaluation: Evaluation) -> dict[str, str]:
+    """Title -> adapter minus base, followed by the interval of the paired difference."""
+    figures = {}
+    for name, title in TITLES.items():
+        base, adapter = getattr(evaluation.base, name), getattr(evaluation.adapter, name)
+        if base is not None and adapter is not None:
+            ends = evaluation.intervals.get("difference", {}).get(name, [])
+            change = _change(name, adapter - base)
+            figures[title] = _with_interval(change, [_change(name, end) for end in ends])
+    return figures
+
+
+def _with_interval(figure: str, ends: list[str]) -> str:
+    return f"{figure} ({' to '.join(ends)})" if ends else figure
+
+
+def _change(name: str, value: float) -> str:
+    return format(value, f"+{_FORMATS[name]}") if name in _FORMATS else f"{100 * value:+.1f}"
+
+
 def _figure(name: str, value: float) -> str:
-    return format(value, _NUMBERS[name]) if name in _NUMBERS else percent(value)
+    return format(value, _FORMATS[name]) if name in _FORMATS else percent(value)
+
+
+def majority_words(evaluation: Evaluation) -> str:
+    """The score of always answering the most common label; empty if the task has no labels."""
+    if not evaluation.majority:
+        return ""
+    label, share = evaluation.majority["label"], percent(evaluation.majority["share"])
+    return f"Always answering {label!r}, the most common in training, would be right in {share}."
 
 
 def main_score(scores: Scores) -> str:
@@ -146,34 +160,23 @@ def main_score(scores: Scores) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as it is shown; a dash where there is none."""
+    """A share as a percentage; a dash for None."""
     return "–" if share is None else f"{share:.1%}"
 
 
-def macro_f1(guesses: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean F1, 0 to 1, over the labels that occur in either."""
-    return float(
-        np.mean([_f1(guesses == label, wanted == label) for label in np.union1d(guesses, wanted)])
-    )
-
-
-def _f1(guessed: np.ndarray, wanted: np.ndarray) -> float:
-    return 2 * float((guessed & wanted).sum()) / float(guessed.sum() + wanted.sum())
-
-
-def write_scores(run: Run, scores: Evaluation) -> None:
-    """Keep what was measured last."""
-    atomic_io.write_text(run.path("scores.json"), json.dumps(asdict(scores), indent=2) + "\n")
+def write_scores(run: Run, evaluation: Evaluation) -> None:
+    """Store the latest evaluation in the run."""
+    atomic_io.write_text(run.path("scores.json"), json.dumps(asdict(evaluation), indent=2) + "\n")
 
 
 def read_scores(run: Run) -> Evaluation | None:
-    """What `evaluate` measured last on this run."""
+    """The latest evaluation of a run; None if there is none."""
     path = run.path("scores.json")
     return evaluation_from_json(json.loads(path.read_text())) if path.is_file() else None
 
 
 def evaluation_from_json(values: dict[str, Any]) -> Evaluation:
-    """What was written, or told by `verbs.evaluate`, as it was."""
+    """The evaluation that `asdict` was applied to."""
     general = ForgettingScore(**values["general"]) if values.get("general") else None
-    columns = {name: Scores(**values[name]) for name in ("base", "adapter")}
-    return Evaluation(**{**values, **columns, "general": general})
+    sides = {side: Scores(**values[side]) for side in ("base", "adapter")}
+    return Evaluation(**{**values, **sides, "general": general})

@@ -1,6 +1,6 @@
-"""A scoring, or the answers of a vote, kept in the run batch by batch, so that one that was interrupted goes on where it was, to the same numbers.
+"""Stores the results of an evaluation in the run, batch by batch, so that it can be resumed.
 
-Knows nothing of models: what a batch gives is JSON.
+A resumed evaluation gives the same numbers. The result of a batch is JSON.
 """
 
 import hashlib
@@ -12,45 +12,45 @@ from typing import Any
 from peft_space.runs.run import Run
 
 SCORING, ANSWERING = "scoring.jsonl", "answering.jsonl"
-"""Files in a run; a line is a batch and its results."""
+"""Files in a run: of an evaluation, and of the answers for a vote. A line is a batch."""
 
 
 class ResumableBatches:
-    """What was measured so far of one scoring."""
+    """The batches of one evaluation that have been measured so far.
+
+    Args:
+        run: the run that stores them.
+        key: identifies the adapter, the rows and everything else that decides the results. Batches
+            stored with another key are discarded.
+        on_batch: called with the part before each of its batches, stored or not.
+        file: the name of the file in the run.
+    """
 
     def __init__(self, run: Run, key: str, on_batch: Callable[[str], None], file: str = SCORING):
-        """Take up what was kept under the same `key`; under another it is forgotten.
-
-        Args:
-            key: names the adapter, the rows and all else that decides what is measured.
-            on_batch: called with the part before each of its batches, kept or not.
-        """
         self._path, self._on_batch = run.path(file), on_batch
-        self._known = _read(self._path, key)
-        if not self._known:
+        self._results = _read(self._path, key)
+        if not self._results:
             self._path.write_text(json.dumps(key) + "\n")
 
     def batch(self, part: str, number: int, measure: Callable[[], Any]) -> Any:
-        """The results of a batch of this part: as they were kept, or measured now and kept."""
+        """The stored results of a batch, or those of `measure`, which are then stored."""
         self._on_batch(part)
         place = (part, number)
-        if place not in self._known:
+        if place not in self._results:
             result = measure()
             with open(self._path, "a") as file:
                 file.write(json.dumps([part, number, result]) + "\n")
-            self._known[place] = json.loads(
-                json.dumps(result)
-            )  # the same, whether it was kept or not
-        return self._known[place]
+            self._results[place] = json.loads(json.dumps(result))  # equal to a stored one
+        return self._results[place]
 
     def done(self) -> None:
-        """Nothing is left to be gone on with."""
-        self._path.unlink(missing_ok=True)  # another scoring of the same may have ended first
+        """Delete the stored batches."""
+        self._path.unlink(missing_ok=True)  # a concurrent evaluation may have deleted them
 
 
-def key_of(run: Run, *decides: Any) -> str:
-    """Names the run's adapter and all that decides what is measured."""
-    digest = hashlib.sha256(repr(decides).encode())
+def key_of(run: Run, *decisive: Any) -> str:
+    """A key for the run's adapter and everything else that decides the results."""
+    digest = hashlib.sha256(repr(decisive).encode())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         with open(run.adapter / name, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -58,20 +58,20 @@ def key_of(run: Run, *decides: Any) -> str:
 
 
 def num_saved_batches(run: Run) -> list[int]:
-    """Bytes of what is kept; others whenever a batch more is."""
+    """Sizes in bytes of the files with stored batches. They change with every batch."""
     files = [run.path(name) for name in (SCORING, ANSWERING)]
     return [path.stat().st_size for path in files if path.is_file()]
 
 
 def _read(path: Path, key: str) -> dict[tuple[str, int], Any]:
-    """What was kept under this key. A last line without its end was torn by a kill: it is cut off."""
+    """The batches stored with this key. Removes an incomplete last line, which a kill leaves."""
     if not path.is_file():
         return {}
     text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    first, *lines = whole.splitlines() or [""]
+    complete = text[: text.rfind("\n") + 1]
+    first, *lines = complete.splitlines() or [""]
     if first != json.dumps(key):
         return {}
-    if whole != text:
-        path.write_text(whole)
+    if complete != text:
+        path.write_text(complete)
     return {(part, number): result for part, number, result in map(json.loads, lines)}

@@ -31,7 +31,7 @@ from peft_space.models.loading import (
     load_base_model,
 )
 from peft_space.models.quantization import quantization_of
-from peft_space.models.weight_files import read_header
+from peft_space.models.repo_files import read_header
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run

@@ -1,1 +1,1 @@
-"""What base models are made of, and how they are loaded, quantized and given an adapter."""
+"""Base models: finding, checking, quantizing and loading them, and adding adapters."""

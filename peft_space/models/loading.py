@@ -1,4 +1,4 @@
-"""Loads a base model's weights, quantizes them, and puts an adapter on it: a new one to train, or a trained one to use."""
+"""Loads a base model's weights and puts an adapter on it: a new one to train, or a trained one."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
 from peft_space.errors import UserError, as_user_error
@@ -27,69 +27,79 @@ from peft_space.models.quantization import (
     quantization_of,
 )
 from peft_space.models.reference_logits import ReferenceLogits
+from peft_space.models.repo_files import Fault, check_claimed_size, check_weights
 from peft_space.models.resolve import (
     BaseModelRef,
     find_base,
     first_line,
-    hub_error_reason,
+    hub_fault,
     load_tokenizer,
     pin_revision,
 )
-from peft_space.models.weight_files import check_claimed_size, check_weights
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.run import Run
 
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 logger = logging.getLogger(__name__)
+
+_PEFT_TASKS: dict[Task, str] = {
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+}
 
 
 def task_spec_for(run: Run) -> TaskSpec:
-    """The goal that was kept in a run when it was made; the first versions knew answers alone."""
-    path = run.path("data", "goal.json")
-    if not path.is_file():
-        return CAUSAL_LM
-    values = json.loads(path.read_text(encoding="utf-8"))
+    """The task and labels that a run was made for."""
+    values = json.loads(run.path("data", "goal.json").read_text(encoding="utf-8"))
     return TaskSpec(values["task"], tuple(values["labels"]))
+
+
+# Base models
 
 
 def load_base_model(
     base: BaseModelRef,
     recipe: Recipe,
     dtype: str,
-    goal: TaskSpec = CAUSAL_LM,
+    task_spec: TaskSpec = CAUSAL_LM,
     device: hardware.Device | None = None,
 ) -> Any:
-    """The base model for a goal, quantized as the recipe says. A new head is the same for the same seed.
+    """Load the base model for a task, quantized as the recipe says.
 
     Args:
-        dtype: "float32", "bfloat16" or "float16": of what is not quantized, and of what quantized layers compute in.
-        device: other than this machine's own.
+        recipe: decides the quantization, and with its seed a new head.
+        dtype: "float32", "bfloat16" or "float16": of the weights that are not quantized, and of
+            the computations of quantized layers.
+        task_spec: decides the model class and the size of a new head.
+        device: another device than this machine's default.
 
-    Raises UserError where the weights are missing or are not safetensors.
+    Returns:
+        A `PreTrainedModel`. Its attribute `untrained_modules` names the modules outside the head
+        whose weights the base does not have.
+
+    Raises:
+        UserError: the weights are missing, damaged, or not safetensors.
     """
     import torch
     from transformers import set_seed
 
     check_weights(base)
-    layers = linear_layers(base.config, goal.task)
+    layers = linear_layers(base.config, task_spec.task)
     check_claimed_size(base, layers.model.num_parameters())
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if (
-        quantized := quantization_config(recipe, base, dtype, layers)
-    ) is not None:  # None given would take the place of the model's own
-        kwargs["quantization_config"] = quantized
-    if goal.labels:
-        names = dict(enumerate(goal.labels))
-        kwargs |= {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
-        }
-        kwargs["ignore_mismatched_sizes"] = True  # a head for other labels gives way to a new one
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)} | _label_options(task_spec.labels)
+    # an explicit None would replace the model's own config
+    if (quantization := quantization_config(recipe, base, dtype, layers)) is not None:
+        kwargs["quantization_config"] = quantization
     if (device or hardware.device()) == "cuda":
         kwargs["device_map"] = {"": torch.cuda.current_device()}
     set_seed(recipe.seed)
     try:
-        model, found = auto_class(goal.task).from_pretrained(
+        model, info = auto_class(task_spec.task).from_pretrained(
             base.location,
             revision=base.revision if base.on_hub else None,
             trust_remote_code=False,
@@ -100,109 +110,120 @@ def load_base_model(
     except Exception as error:
         if as_user_error(error):
             raise
-        logger.info("the weights of %s cannot be loaded", base.name, exc_info=error)
-        reason = (
-            hub_error_reason(error, base.revision)
-            or f"{first_line(error)} Download the model again, or choose one that is stored as safetensors"
-        )
-        raise UserError(
-            "todo", f"The weights of {base.name} cannot be loaded: {reason}."
-        ) from error
+        raise _loading_error(base, error) from error
     sanitize_generation_config(model)
     force_float32_and_disable_repacking(model, getattr(torch, dtype))
-    model.untrained_modules = _untrained(base, goal, layers, found["missing_keys"])
+    model.untrained_modules = _untrained_modules(base, task_spec, layers, info["missing_keys"])
     return model
 
 
-def _untrained(
-    base: BaseModelRef, goal: TaskSpec, layers: ModelLayers, missing: Iterable[str]
-) -> list[str]:
-    """Modules besides the head whose weights the base does not have, such as the pooler of a BERT that was published without.
+def _label_options(labels: Sequence[str]) -> dict[str, Any]:
+    if not labels:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: number for number, name in enumerate(labels)},
+        "ignore_mismatched_sizes": True,  # a head for other labels is replaced by a new one
+    }
 
-    They are drawn at random, so they have to be kept with the adapter. Raises UserError where a model that writes text lacks any.
+
+def _loading_error(base: BaseModelRef, error: Exception) -> UserError:
+    logger.info("the weights of %s cannot be loaded", base.name, exc_info=error)
+    remedy = "Download the model again, or choose one that is stored as safetensors"
+    damaged = Fault("models.weights_damaged", f"{first_line(error)} {remedy}")
+    fault = hub_fault(error, base.revision) or damaged
+    return UserError(fault.code, f"The weights of {base.name} cannot be loaded: {fault.reason}.")
+
+
+def _untrained_modules(
+    base: BaseModelRef, task_spec: TaskSpec, layers: ModelLayers, missing_keys: Iterable[str]
+) -> list[str]:
+    """Modules outside the head whose weights the base lacks, such as the pooler of some BERTs.
+
+    They are initialized randomly, so they have to be trained and saved with the adapter.
     """
-    missing = sorted(missing)
-    if missing and goal.task not in CLASSIFYING:
+    missing = sorted(missing_keys)
+    if missing and task_spec.task not in CLASSIFYING:
         raise UserError(
-            "todo",
-            f"The weights of {base.name} are not whole: {missing[0]} is missing. Choose another base model, or download it again.",
+            "models.weights_damaged",
+            f"The weights of {base.name} are incomplete: {missing[0]} is missing. "
+            "Choose another base model, or download it again.",
         )
-    return list(
-        dict.fromkeys(
-            key.rpartition(".")[0]
-            for key in missing
-            if key.partition(".")[0] not in layers.new_modules
-        )
-    )
+    outside = [key for key in missing if key.partition(".")[0] not in layers.new_modules]
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in outside))
+
+
+# New adapters
 
 
 def new_adapter(
     model: Any,
     recipe: Recipe,
     base: BaseModelRef,
-    goal: TaskSpec = CAUSAL_LM,
-    put: Callable[[Any], Any] | None = None,
-) -> Any:
-    """Freeze and prepare `model`, and put a fresh adapter on it, whose config names the base and its revision.
+    task_spec: TaskSpec = CAUSAL_LM,
+    put: "Callable[[PreTrainedModel], PeftModel] | None" = None,
+) -> "PeftModel":
+    """Freeze and prepare a base model, and put a new adapter on it.
 
     Args:
-        put: puts the adapter on the prepared model, where it is not to start at nothing.
+        model: what `load_base_model` returned.
+        base: its name and revision are written into the adapter's config.
+        task_spec: what the model was loaded for.
+        put: puts an adapter on the prepared model that does not start at zero.
 
-    Raises UserError where a target module is not in the model.
+    Raises:
+        UserError: a target module is not in the model, or DoRA cannot be used on it.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization_of(recipe, base.config) != "none":
-        # gradient checkpointing is the trainer's to switch on
+        # the trainer turns gradient checkpointing on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    layers = linear_layers(base.config, goal.task)
-    config = adapter_config(recipe, layers, goal.task, model.untrained_modules)
-    saved = list(config.modules_to_save or []) or None  # PEFT adds to its own
-    adapted = put(model) if put else get_peft_model(model, config)
-    _refuse_zero_rows(adapted)
+    layers = linear_layers(base.config, task_spec.task)
+    config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
+    saved_modules = list(config.modules_to_save or []) or None  # PEFT adds to its own list
+    adapted: Any = put(model) if put else get_peft_model(model, config)
+    _check_dora_rows(adapted)
+    # 16 bits lose small steps; PEFT converts its own matrices to float32, but not a head
     for parameter in adapted.parameters():
-        if (
-            parameter.requires_grad
-        ):  # small steps are lost in 16 bits; PEFT sees to its own matrices, not to a head
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # get_peft_model writes the name of the folder that the weights came from, which means nothing elsewhere
-    adapted.peft_config["default"].base_model_name_or_path = base.name
-    adapted.peft_config["default"].revision = base.revision
-    adapted.peft_config["default"].modules_to_save = saved
+    # PEFT writes the folder of the weights, which means nothing on another machine
+    written = adapted.peft_config["default"]
+    written.base_model_name_or_path, written.revision = base.name, base.revision
+    written.modules_to_save = saved_modules
     return adapted
 
 
-def _refuse_zero_rows(adapted: Any) -> None:
-    """DoRA divides by the length of each row, so that PEFT answers with no number at all where one is of zeros."""
+def _check_dora_rows(adapted: "PeftModel") -> None:
+    """DoRA divides by the length of each row, so a row of zeros gives NaN."""
     for name, magnitude in adapted.named_parameters():
         if "lora_magnitude_vector" in name and bool((magnitude == 0).any()):
             layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
             raise UserError(
-                "todo",
-                f"DoRA divides each row of a layer by its length, and {layer} has {int((magnitude == 0).sum())} rows of zeros. "
-                "Choose lora as the method, or leave such layers out of the target modules.",
+                "models.dora_impossible",
+                f"DoRA divides each row of a layer by its length, but {layer} has "
+                f"{int((magnitude == 0).sum())} rows of zeros. Choose lora as the method, "
+                "or leave such layers out of the target modules.",
             )
-
-
-_PEFT_TASKS: dict[Task, str] = {
-    "seq2seq-lm": "SEQ_2_SEQ_LM",
-    "sequence-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-}
 
 
 def adapter_config(
     recipe: Recipe, layers: ModelLayers, task: Task = "causal-lm", untrained: Sequence[str] = ()
-) -> Any:
-    """The recipe in PEFT's words. Raises UserError where it names what is not in the model.
+) -> "LoraConfig":
+    """PEFT's config for the adapter of a recipe.
 
     Args:
-        untrained: modules that are drawn at random, so that they are trained in full as a head is.
+        layers: of the base model.
+        untrained: randomly initialized modules, which are trained in full like a head.
+
+    Raises:
+        UserError: the recipe names a module that is not in the model.
     """
     from peft import LoraConfig
 
-    saved = [*modules_to_save(recipe, layers), *untrained]
-
+    saved_modules = [*modules_to_save(recipe, layers), *untrained]
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
@@ -212,107 +233,113 @@ def adapter_config(
         use_rslora=recipe.method == "rslora",
         use_dora=recipe.method == "dora",
         target_modules=target_modules(recipe, layers),
-        exclude_modules=fully_trained_modules(layers, saved) or None,
+        exclude_modules=fully_trained_modules(layers, saved_modules) or None,
         layers_to_transform=recipe.layers_to_transform,
-        modules_to_save=saved or None,
+        modules_to_save=saved_modules or None,
     )
+
+
+def expected_parameter_counts(
+    recipe: Recipe, layers: ModelLayers, task: Task = "causal-lm"
+) -> tuple[int, int]:
+    """(trainable, all) parameters with the recipe's adapter. Puts it on `layers.model`."""
+    from peft import get_peft_model
+
+    return parameter_counts(get_peft_model(layers.model, adapter_config(recipe, layers, task)))
+
+
+def parameter_counts(model: "PeftModel") -> tuple[int, int]:
+    """(trainable, all) parameters of a model. Each packed weight counts, in GPTQ and AWQ too."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return trainable, total + sum(map(_weights_in_buffers, model.modules()))
+
+
+def _weights_in_buffers(module: "torch.nn.Module") -> int:
+    """The weights that a linear layer of GPTQ or AWQ holds in buffers, not in parameters."""
+    has_parameters = any(True for _ in module.parameters(recurse=False))
+    has_buffers = any(True for _ in module.buffers(recurse=False))
+    if has_parameters or not has_buffers or not hasattr(module, "in_features"):
+        return 0
+    return module.in_features * module.out_features  # type: ignore[operator, return-value]
+
+
+# Trained adapters
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A base in memory once, with a trained adapter that can be switched off, and its tokenizer."""
+    """A base model in memory once, with a trained adapter that can be switched off."""
 
     model: Any
-    tokenizer: Any
-    goal: TaskSpec = CAUSAL_LM
-    witness: ReferenceLogits | None = None
-    """What the base answered before the adapter was put on it."""
-    biases: list[tuple[Any, Any, Any]] = field(default_factory=list)
-    """(parameter, the base's values, the adapter's) where the adapter trained biases: PEFT writes them over the base's, and leaves them there."""
+    """A `PeftModel`."""
+    tokenizer: "PreTrainedTokenizerFast"
+    task_spec: TaskSpec = CAUSAL_LM
+    reference: ReferenceLogits | None = None
+    """The base's logits before the adapter was added."""
+    biases: "list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]]" = field(
+        default_factory=list
+    )
+    """(parameter, the base's values, the adapter's values) if the adapter trained biases. PEFT
+    overwrites the base's biases and does not restore them when the adapter is off."""
+
+    @property
+    def goal(self) -> TaskSpec:
+        """Former name of `task_spec`."""
+        return self.task_spec
 
 
 def base_of(run: Run, adapter: Path | None = None) -> tuple[BaseModelRef, TaskSpec]:
-    """The base that a run was trained on, and what for. Raises UserError where its adapter, or another `adapter`, does not fit it."""
-    trained_on = revision_of(run.adapter, run.recipe.base_model)
-    base = pin_revision(find_base(run.recipe.base_model, trained_on), trained_on)
-    goal = task_spec_for(run)
-    check_adapter_fits_base(adapter or run.adapter, base, goal.task, goal.labels)
-    return base, goal
+    """The base model and the task of a run.
+
+    Raises:
+        UserError: the base has changed, or the run's adapter or another `adapter` does not fit it.
+    """
+    revision = revision_of(run.adapter, run.recipe.base_model)
+    base = pin_revision(find_base(run.recipe.base_model, revision), revision)
+    task_spec = task_spec_for(run)
+    check_adapter_fits_base(adapter or run.adapter, base, task_spec.task, task_spec.labels)
+    return base, task_spec
 
 
 def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
-    """The base of `run` as it was trained on, with the run's adapter on it, or another `adapter` of that base, ready to answer.
+    """Load the base of a run with the run's adapter, or with another `adapter`, in eval mode.
 
-    Raises UserError where base and adapter do not fit.
+    Raises:
+        UserError: the adapter does not fit the base.
     """
     from peft import PeftModel
 
-    base, goal = base_of(run, adapter)
+    base, task_spec = base_of(run, adapter)
     folder = adapter or run.adapter
-    tokenizer = load_tokenizer(base, run.recipe.chat_template, goal.task)
-    model = load_base_model(base, run.recipe, inference_dtype(), goal).eval()
+    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    model = load_base_model(base, run.recipe, inference_dtype(), task_spec).eval()
     if getattr(model, "is_loaded_in_4bit", False) and fits_in_memory(4 * model.num_parameters()):
-        model = (
-            model.dequantize()
-        )  # the same numbers to the bit, without unpacking them again for every token
-    witness = ReferenceLogits.of(model, tokenizer)
-    with_biases = (
-        json.loads((folder / "adapter_config.json").read_text()).get("bias", "none") != "none"
-    )
-    own = [
-        (value, value.detach().clone())
-        for name, value in model.named_parameters()
-        if with_biases and name.endswith("bias")
+        # the results stay bitwise equal, and no token has to wait for the weights to be unpacked
+        model = model.dequantize()
+    reference = ReferenceLogits.record(model, tokenizer)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    trains_biases = config.get("bias", "none") != "none"
+    own_biases = [
+        (parameter, parameter.detach().clone())
+        for name, parameter in model.named_parameters()
+        if trains_biases and name.endswith("bias")
     ]
     adapted = PeftModel.from_pretrained(model, folder).eval()
-    return AdaptedModel(
-        adapted,
-        tokenizer,
-        goal,
-        witness,
-        [(value, before, value.detach().clone()) for value, before in own],
-    )
+    biases = [(parameter, own, parameter.detach().clone()) for parameter, own in own_biases]
+    return AdaptedModel(adapted, tokenizer, task_spec, reference, biases)
 
 
 def fits_in_memory(num_bytes: int) -> bool:
-    """Whether a CPU's memory takes this much more and keeps half of what is free."""
+    """Return True if the CPU's free memory is at least twice this. Always False on a GPU."""
     if hardware.device() != "cpu":
         return False
     return num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def inference_dtype() -> str:
-    """The dtype that models answer in: exact on a CPU, the GPU's native 16 bits elsewhere."""
+    """The dtype that models answer in: exact on a CPU, the GPU's native 16 bits otherwise."""
     import torch
 
     if hardware.device() == "cpu":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
-def expected_parameter_counts(
-    recipe: Recipe, layers: ModelLayers, task: Task = "causal-lm"
-) -> tuple[int, int]:
-    """(trainable, all) parameters of the recipe's adapter on this model, counted by PEFT on the meta device. Wraps `layers.model`."""
-    from peft import get_peft_model
-
-    return parameter_counts(get_peft_model(layers.model, adapter_config(recipe, layers, task)))
-
-
-def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, all) parameters as PEFT counts them, packed weights one by one; also those of GPTQ and AWQ, which are no parameters to PEFT."""
-    trainable, total = model.get_nb_trainable_parameters()
-    return trainable, total + sum(_weights_in_buffers(module) for module in model.modules())
-
-
-def _weights_in_buffers(module: Any) -> int:
-    """How many weights a linear layer holds in buffers instead of parameters. The adapter's layer around it holds none itself."""
-    own = (
-        any(True for _ in module.parameters(recurse=False)),
-        any(True for _ in module.buffers(recurse=False)),
-    )
-    return (
-        module.in_features * module.out_features
-        if own == (False, True) and hasattr(module, "in_features")
-        else 0
-    )

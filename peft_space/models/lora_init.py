@@ -1,13 +1,14 @@
-"""Adapters that start from the base's own weights (PiSSA, LoftQ), and their way back to an ordinary LoRA of the untouched base.
+"""Initializes adapters from the base's own weights (PiSSA, LoftQ), and turns PiSSA into plain LoRA.
 
-PiSSA moves the strongest part of each layer into the adapter, so the base is another while it trains; LoftQ starts with what quantization loses.
+PiSSA moves the strongest part of each layer into the adapter, so the base differs while it trains.
+LoftQ starts with what quantization loses.
 """
 
 import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import adapter_config, load_base_model
@@ -15,34 +16,39 @@ from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.storage import atomic_io
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 FROM_BASE = ("pissa", "loftq")
-"""Methods whose adapter does not start at nothing."""
+"""Methods whose adapter does not start at zero."""
 _ADAPTER, _BASE = "adapter", "base"
 
 
-def write_initial_adapter(folder: Path, base: BaseModelRef, recipe: Recipe, goal: TaskSpec) -> None:
-    """Write what training starts from into `folder`, whole or not at all: the first adapter, and of PiSSA the base without its part.
+def write_initial_adapter(
+    folder: Path, base: BaseModelRef, recipe: Recipe, task_spec: TaskSpec
+) -> None:
+    """Write the first adapter into `folder`, and for PiSSA the base without its part.
 
-    It stays until training has finished, so that a resumed run starts from the very same numbers.
+    The folder appears complete or not at all. It stays until training has finished, so that a
+    resumed run starts from the same numbers.
     """
     if folder.exists():
         return
     from peft import get_peft_model
 
-    model = load_base_model(
-        base, recipe.model_copy(update={"quantization": "none"}), "float32", goal
-    )
-    config = adapter_config(
-        recipe, linear_layers(base.config, goal.task), goal.task, model.untrained_modules
-    )
+    unquantized = recipe.model_copy(update={"quantization": "none"})
+    model: Any = load_base_model(base, unquantized, "float32", task_spec)
+    layers = linear_layers(base.config, task_spec.task)
+    config: Any = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
     if recipe.method == "pissa":
         config.init_lora_weights = "pissa_niter_16"
     model = get_peft_model(model, config)
     if recipe.method == "loftq":
         _init_loftq(model, recipe)
-    model.peft_config[
-        "default"
-    ].init_lora_weights = True  # or it would be taken from the base again when it is loaded
+    # otherwise loading the adapter would initialize it from the base again
+    model.peft_config["default"].init_lora_weights = True
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside / _ADAPTER, save_embedding_layers=False)
@@ -52,58 +58,60 @@ def write_initial_adapter(folder: Path, base: BaseModelRef, recipe: Recipe, goal
 
 
 def _init_loftq(model: Any, recipe: Recipe) -> None:
-    """Let the adapter start as the best approximation of its rank to what 4 bits lose (LoftQ with one iteration, arXiv 2310.08659)."""
+    """Initialize each adapter with the best approximation, of its rank, to what 4 bits lose.
+
+    This is LoftQ with one iteration (arXiv 2310.08659).
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     from peft.tuners.lora import LoraLayer
 
-    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
-        weight = (
-            layer.get_base_layer().weight.data.float()
-        )  # (out, in); of Conv1D, which is (in, out), bitsandbytes quantizes the transpose
+    rank = recipe.lora_rank
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        # (out, in); bitsandbytes quantizes the transpose of Conv1D's (in, out)
+        weight = layer.get_base_layer().weight.data.float()
         weight = weight.T.contiguous() if layer.fan_in_fan_out else weight
         packed, state = quantize_4bit(
             weight, quant_type=recipe.quantization, compress_statistics=recipe.double_quantization
         )
         lost = weight - dequantize_4bit(packed, state).float()
         left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
-        rank = recipe.lora_rank
         root = (sizes[:rank] / layer.scaling["default"]).sqrt()
-        layer.lora_A["default"].weight.data = _filled(
-            root[:, None] * right[:rank], layer.lora_A["default"].weight
-        )
-        layer.lora_B["default"].weight.data = _filled(
-            left[:, :rank] * root, layer.lora_B["default"].weight
-        )
+        lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        lora_a.data = _pad_like(root[:, None] * right[:rank], lora_a)
+        lora_b.data = _pad_like(left[:, :rank] * root, lora_b)
 
 
-def _filled(found: Any, like: Any) -> Any:
-    """`found`, with zeros where a layer is narrower than the rank."""
-    whole = like.data.new_zeros(like.shape)
-    whole[: found.shape[0], : found.shape[1]] = found
-    return whole
+def _pad_like(values: "torch.Tensor", like: "torch.Tensor") -> "torch.Tensor":
+    """`values`, with zeros where a layer is narrower than the rank."""
+    padded = like.data.new_zeros(like.shape)
+    padded[: values.shape[0], : values.shape[1]] = values
+    return padded
 
 
 def initial_base(folder: Path, base: BaseModelRef) -> BaseModelRef:
     """The base that the first adapter belongs to."""
-    return (
-        dataclasses.replace(base, location=str(folder / _BASE))
-        if (folder / _BASE).is_dir()
-        else base
-    )
+    changed = folder / _BASE
+    return dataclasses.replace(base, location=str(changed)) if changed.is_dir() else base
 
 
-def load_initial_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the first adapter on it, to be trained."""
+def load_initial_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Put the first adapter on `model`, to be trained."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder / _ADAPTER, is_trainable=True)
 
 
 def to_plain_lora(adapter: Path, folder: Path) -> None:
-    """Rewrite a trained adapter as a LoRA of the untouched base: B A - B0 A0, which is one of twice the rank.
+    """Rewrite a trained adapter as a LoRA of the untouched base: B A - B0 A0, of twice the rank.
 
-    It is exact where the base is not quantized. Quantized, the base without its part loses other bits than the whole, and the difference stays.
+    It is exact if the base is not quantized. Quantized, the base without PiSSA's part loses other
+    bits than the whole base, and that difference stays.
+
+    Args:
+        adapter: the folder of the trained adapter, which is rewritten.
+        folder: what `write_initial_adapter` wrote.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -118,9 +126,6 @@ def to_plain_lora(adapter: Path, folder: Path) -> None:
     save_file(trained, weights, metadata={"format": "pt"})
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
-    doubled = {
-        "r": 2 * config["r"],
-        "lora_alpha": 2 * config["lora_alpha"],
-        "init_lora_weights": True,
-    }
-    path.write_text(json.dumps(config | doubled, indent=2) + "\n")
+    config["r"], config["lora_alpha"] = 2 * config["r"], 2 * config["lora_alpha"]
+    config["init_lora_weights"] = True
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Finds a base model by what the user typed, and loads its config and tokenizer. Loads no weights.
+"""Finds a base model by its name, and loads its config and tokenizer, but no weights.
 
-Never runs code that comes with a model, and reads no pickles.
+Never runs code that comes with a model, and never opens pickles.
 """
 
 import dataclasses
@@ -10,16 +10,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
 from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer
-from peft_space.models.repo_files import OUT_OF_REACH, has_vocabulary, without_config
+from peft_space.models.repo_files import UNREACHABLE, Fault, config_fault, has_vocabulary
 from peft_space.recipe import Task
 from peft_space.redaction import has_secret
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -28,44 +31,60 @@ DEMO_MODEL = "demo"
 
 _DEMO_NAME = "peft_space/demo/model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_MAX_REASON = 300
+"""Characters of a library's message that are shown."""
+_WITHOUT_ANSWERS: tuple[Task, ...] = (
+    "sequence-classification",
+    "token-classification",
+    "seq2seq-lm",
+)
+"""Tasks that need neither a chat template nor an end-of-text token."""
 
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """A base model that was found. `location` is what libraries load from; `name` and `revision` go into the adapter's config.
-
-    A folder has no revision until it is pinned: its files have to be read for it.
-    """
+    """A base model and its config, without its weights."""
 
     location: str
+    """The folder or Hub id that libraries load from."""
     name: str
+    """The name that the adapter's config gives its base."""
     revision: str | None
-    config: Any
+    """A commit; of a folder None until `pin_revision` has read its files."""
+    config: "PreTrainedConfig"
 
     @property
     def on_hub(self) -> bool:
-        """Whether `name` is a Hub id, so that others can load it too."""
+        """True if `name` is a Hub id, so that others can load the model too."""
         return not Path(self.location).is_dir()
 
 
 def find_base(base_model: str, revision: str | None = None) -> BaseModelRef:
-    """The base model that `base_model` names: `demo`, a folder (not on a Space), or a Hub id. Its config is loaded, pinned to a commit.
+    """Find a base model and load its config.
 
-    Raises UserError where there is none, it cannot be reached, or it would need code of its own.
+    Args:
+        base_model: `demo`, a folder (not on a Space), or a Hub id.
+        revision: a branch, tag or commit of a Hub id. The result is pinned to a commit.
+
+    Raises:
+        UserError: there is no such model, it is out of reach, or it needs its own code.
     """
     if base_model == DEMO_MODEL:
-        return BaseModelRef(str(MODEL_DIR), _DEMO_NAME, None, _config(str(MODEL_DIR), None))
+        return BaseModelRef(str(MODEL_DIR), _DEMO_NAME, None, _load_config(str(MODEL_DIR), None))
     if folder := _folder(base_model):
-        if reason := without_config(str(folder), None):
-            raise UserError("todo", f"The folder {base_model} is no base model: {reason}.")
-        return BaseModelRef(str(folder), str(folder), None, _config(str(folder), None))
+        if fault := config_fault(str(folder), None):
+            raise UserError(
+                fault.code, f"The folder {base_model} is not a base model: {fault.reason}."
+            )
+        return BaseModelRef(str(folder), str(folder), None, _load_config(str(folder), None))
     if not _is_hub_id(base_model):
         raise UserError(
-            "todo",
-            f"There is no base model {base_model!r}. Give a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.",
+            "models.not_found",
+            f"There is no base model {base_model!r}. "
+            "Choose a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.",
         )
-    config = _config(base_model, revision)
-    return BaseModelRef(base_model, base_model, _commit(base_model, revision), config)
+    config = _load_config(base_model, revision)
+    return BaseModelRef(base_model, base_model, _cached_commit(base_model, revision), config)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -76,98 +95,88 @@ def _is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return _HUB_ID.fullmatch(name) is not None and not has_secret(
-        name
-    )  # or it would name a folder of the cache
+    # a name with a secret would become the name of a folder in the cache
+    return _HUB_ID.fullmatch(name) is not None and not has_secret(name)
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that a config, which was just downloaded, is of: its folder in the Hub's cache is named by it."""
+def _cached_commit(name: str, revision: str | None) -> str | None:
+    """The commit of a downloaded config, which is the name of its folder in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    kept = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(kept).parent.name if isinstance(kept, str) else revision
+    path = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else revision
 
 
 def license_of(name: str, revision: str | None) -> str | None:
-    """The licence that the README of the base with this name states; None where it states none, or there is no README within reach."""
+    """The license in a base model's README; None if it states none or cannot be reached."""
     import httpx2
     import yaml
     from huggingface_hub import hf_hub_download, metadata_load
 
     folder = MODEL_DIR if name == _DEMO_NAME else _folder(name)
     try:
-        stated = (
-            metadata_load(
-                Path(folder, "README.md")
-                if folder
-                else hf_hub_download(name, "README.md", revision=revision)
-            )
-            or {}
-        )
+        readme = folder / "README.md" if folder else None
+        path = readme or Path(hf_hub_download(name, "README.md", revision=revision))
+        metadata = metadata_load(path) or {}
     except (OSError, httpx2.HTTPError, yaml.YAMLError, ValueError) as error:
-        logger.info("no licence of %s is known: %s", name, error)
+        logger.info("the license of %s is not known: %s", name, error)
         return None
-    return stated["license"] if isinstance(stated.get("license"), str) else None
+    return metadata["license"] if isinstance(metadata.get("license"), str) else None
 
 
 def model_name(base_model: str) -> str:
-    """The name by which an adapter's config calls what `base_model` names."""
+    """The name that an adapter's config gives the model that a recipe calls `base_model`."""
     return _DEMO_NAME if base_model == DEMO_MODEL else str(_folder(base_model) or base_model)
 
 
 def _folder(base_model: str) -> Path | None:
-    """The folder that `base_model` names; on a Space it names none."""
-    folder = os.path.abspath(
-        os.path.expanduser(base_model)
-    )  # unlike those of Path these take any text
+    """The local folder of this name; always None on a Space."""
+    # unlike those of Path, these functions take any text
+    folder = os.path.abspath(os.path.expanduser(base_model))
     return Path(folder) if not settings.on_space() and os.path.isdir(folder) else None
 
 
 def pin_revision(base: BaseModelRef, expected: str | None = None) -> BaseModelRef:
-    """The base with its revision: a commit, or a digest of the folder's files. Raises UserError where it is not the `expected` one."""
-    pinned = (
-        base if base.on_hub else dataclasses.replace(base, revision=_digest(Path(base.location)))
-    )
+    """The base with its revision: a commit, or a digest of the folder's files.
+
+    Raises:
+        UserError: the revision is not the `expected` one.
+    """
+    pinned = base
+    if not base.on_hub:
+        pinned = dataclasses.replace(base, revision=_digest(Path(base.location)))
     if expected is not None and pinned.revision != expected:
         raise UserError(
-            "todo",
-            f"The files of the base model {base.name} are not those that this run was trained on. Put them back, or train anew.",
+            "models.base_changed",
+            f"The files of the base model {base.name} are not those that this run was trained on. "
+            "Restore them, or train again.",
         )
     return pinned
 
 
-_WITHOUT_ANSWERS: tuple[Task, ...] = (
-    "sequence-classification",
-    "token-classification",
-    "seq2seq-lm",
-)
-"""Tasks that need neither a chat template nor an end of text."""
-
-
-def load_tokenizer(base: BaseModelRef, chat_template: str = "own", task: Task = "causal-lm") -> Any:
-    """The base model's tokenizer, with a padding token and a chat template. Raises UserError where it has none we can use.
+def load_tokenizer(
+    base: BaseModelRef, chat_template: str = "own", task: Task = "causal-lm"
+) -> "PreTrainedTokenizerFast":
+    """Load the base model's tokenizer, with a padding token and a chat template.
 
     Args:
-        chat_template: `own`, or the name of a well-known one (`data.templates`) that takes its place.
+        base: the model that the tokenizer belongs to.
+        chat_template: `own`, or the name of a built-in template that replaces it.
+        task: decides whether an end-of-text token is required.
+
+    Raises:
+        UserError: there is no tokenizer, or it cannot be used here.
     """
-    # words of tagged rows stand alone; as in a text they begin with the white space before them
-    more = {"add_prefix_space": True} if task == "token-classification" else {}
-    tokenizer = _tokenizer(base, more)
+    # the words of tagged rows are separate; as in a text, each begins with a space
+    options = {"add_prefix_space": True} if task == "token-classification" else {}
+    tokenizer = _load_own_tokenizer(base, options)
     if not tokenizer.is_fast:
-        raise UserError(
-            "todo",
-            f"The tokenizer of {base.name} has no fast version, which is needed. Choose another base model.",
-        )
+        raise _unsupported_tokenizer(base, "fast version")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None or (
-        tokenizer.eos_token_id is None and task not in _WITHOUT_ANSWERS
-    ):
-        raise UserError(
-            "todo",
-            f"The tokenizer of {base.name} has no end-of-text token, which is needed. Choose another base model.",
-        )
+    needs_eos = task not in _WITHOUT_ANSWERS
+    if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
+        raise _unsupported_tokenizer(base, "end-of-text token")
     if chat_template != "own":
         tokenizer.chat_template = TEMPLATES[chat_template]
     elif tokenizer.chat_template is None:
@@ -175,106 +184,122 @@ def load_tokenizer(base: BaseModelRef, chat_template: str = "own", task: Task = 
     return tokenizer
 
 
-def _tokenizer(base: BaseModelRef, more: dict[str, Any]) -> Any:
+def _unsupported_tokenizer(base: BaseModelRef, missing: str) -> UserError:
+    return UserError(
+        "models.tokenizer_unsupported",
+        f"The tokenizer of {base.name} has no {missing}, which is required. "
+        "Choose another base model.",
+    )
+
+
+def _load_own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    known = (base.location, _hub_revision(base))
+    revision = base.revision if base.on_hub else None
+    tokenizer = None
     try:
-        check_tokenizer(*known)
-        # code of its own is forbidden in so many words, or transformers asks whoever sits at the terminal
+        check_tokenizer(base.location, revision)
+        # without an explicit False, transformers asks on the terminal whether to run code
         tokenizer = AutoTokenizer.from_pretrained(
-            base.location, revision=_hub_revision(base), trust_remote_code=False, **more
+            base.location, revision=revision, trust_remote_code=False, **options
         )
     except Exception as error:
         if as_user_error(error):
             raise
-        if has_vocabulary(*known, ()):
-            reason = (
-                hub_error_reason(error, base.revision)
-                or f"{first_line(error)} Choose another base model"
-            )
+        if has_vocabulary(base.location, revision, ()):
+            invalid = _library_fault("models.invalid_tokenizer", error)
+            fault = hub_fault(error, base.revision) or invalid
             raise UserError(
-                "todo", f"The tokenizer of the base model {base.name} cannot be loaded: {reason}."
+                fault.code,
+                f"The tokenizer of the base model {base.name} cannot be loaded: {fault.reason}.",
             ) from error
-        tokenizer = None
-    # without a vocabulary many kinds of tokenizers come up empty, and take every word for an unknown one
-    if tokenizer is None or not has_vocabulary(*known, list(tokenizer.vocab_files_names.values())):
+    # many tokenizer classes load without a vocabulary, and then know no words
+    names = [] if tokenizer is None else list(tokenizer.vocab_files_names.values())
+    if tokenizer is None or not has_vocabulary(base.location, revision, names):
         raise UserError(
-            "todo",
-            f"The base model {base.name} has no tokenizer: there is no tokenizer.json among its files. "
-            "Save the tokenizer beside the model, or choose another base model.",
+            "models.no_tokenizer",
+            f"The base model {base.name} has no tokenizer: there is no tokenizer.json among its "
+            "files. Save the tokenizer in the same folder, or choose another base model.",
         )
     return tokenizer
 
 
-def _config(location: str, revision: str | None) -> Any:
+def _load_config(location: str, revision: str | None) -> "PreTrainedConfig":
     from transformers import AutoConfig
     from transformers.utils.hub import resolve_revision
 
-    commit = resolve_revision(location, revision)  # so that what is looked at is what is loaded
+    commit = resolve_revision(location, revision)  # loads the very files that are checked
     try:
         check_config(location, commit)
         return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
     except Exception as error:
         if as_user_error(error):
             raise
-        reason = (
-            hub_error_reason(error, revision)
-            or without_config(location, revision)
-            or f"{first_line(error)} Choose another base model"
+        fault = (
+            hub_fault(error, revision)
+            or config_fault(location, revision)
+            or _library_fault("models.invalid_config", error)
         )
         raise UserError(
-            "todo", f"The base model {location!r} cannot be loaded: {reason}."
+            fault.code, f"The base model {location!r} cannot be loaded: {fault.reason}."
         ) from error
 
 
-def hub_error_reason(error: BaseException, revision: str | None) -> str | None:
-    """Why the Hub gave nothing or what it gave is refused, and what to do; None where the error is about something else."""
+def _library_fault(code: str, error: Exception) -> Fault:
+    return Fault(code, f"{first_line(error)} Choose another base model")
+
+
+def hub_fault(error: BaseException, revision: str | None) -> Fault | None:
+    """Why the Hub did not deliver a model, or why its files are rejected.
+
+    Args:
+        error: what a library raised while it loaded the model.
+        revision: the one that was asked for.
+
+    Returns:
+        None if the error has another cause.
+    """
     from huggingface_hub import errors
 
     causes = _chain(error)
-    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-        return "its authors ask for an agreement first. Accept it on the model's page on the Hub and sign in, then try again"
-    if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-        return f"it has no revision {revision!r}. Check the branch, tag or commit"
-    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-        return (
-            "the Hub knows no model of this name, or it is private. Check the spelling, or sign in"
-        )
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(errors.GatedRepoError):
+        reason = "its authors ask you to accept their conditions first. Accept them on the model's"
+        return Fault("models.gated", f"{reason} page on the Hub and sign in, then try again")
+    if caused_by(errors.RevisionNotFoundError):
+        reason = f"it has no revision {revision!r}. Check the branch, tag or commit"
+        return Fault("models.unknown_revision", reason)
+    if caused_by(errors.RepositoryNotFoundError):
+        reason = "the Hub has no model of this name, or it is private"
+        return Fault("models.not_found", f"{reason}. Check the spelling, or sign in")
     if "trust_remote_code" in str(error):
-        return "it needs code of its own to run, which is never allowed here. Choose a model that transformers supports"
-    if any(
-        isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled)
-        for cause in causes
-    ):
-        return OUT_OF_REACH
+        reason = "it needs its own code to run, which is never allowed here"
+        return Fault("models.needs_code", f"{reason}. Choose a model that transformers supports")
+    if caused_by(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return UNREACHABLE
     return None
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and all that it was raised from."""
+    """The error and all that caused it."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     return causes
 
 
-_LONGEST_REASON = 300
-
-
 def first_line(error: Exception) -> str:
-    """What the library says first, as a sentence."""
-    first = str(error).strip().split("\n", 1)[0].rstrip(" :")
-    first = first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} …"
-    return first if first.endswith(".") else f"{first}."
-
-
-def _hub_revision(base: BaseModelRef) -> str | None:
-    return base.revision if base.on_hub else None
+    """The first line of a library's message, as a sentence."""
+    line = str(error).strip().split("\n", 1)[0].rstrip(" :")
+    line = line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]} …"
+    return line if line.endswith(".") else f"{line}."
 
 
 def _digest(folder: Path) -> str:
-    """What stands in for a commit where the model is a folder: the SHA-256 of its config and weight files' names, sizes and contents."""
+    """A substitute for the commit of a folder: SHA-256 of its config's and weights' contents."""
     digest = hashlib.sha256()
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         digest.update(path.name.encode())

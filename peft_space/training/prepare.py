@@ -33,7 +33,7 @@ from peft_space.models.architecture import (
 from peft_space.models.loading import task_spec_for
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.models.weight_files import check_claimed_size, check_weights, download_weights
+from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import Batch, Examples, collator_of
-from peft_space.evaluation.results import macro_f1
+from peft_space.evaluation.metrics import macro_f1
 from peft_space.recipe import Recipe, TaskSpec
 
 # Batches: B rows, padded on the right to the longest, T

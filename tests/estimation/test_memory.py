@@ -1,6 +1,10 @@
-"""What the estimate of memory promises, on tiny models. How near it comes to what is measured: `benchmarks/memory.py`."""
+"""The memory estimate keeps its promises on tiny models.
+
+`benchmarks/memory.py` compares it with measurements.
+"""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -15,16 +19,7 @@ from peft_space.estimation.memory import (
 from peft_space.models.architecture import linear_layers
 from peft_space.recipe import Recipe
 
-PARTS = (
-    "weights",
-    "mapped",
-    "adapter",
-    "optimizer",
-    "gradients",
-    "activations",
-    "loss",
-    "overhead",
-)
+PARTS = [field.name for field in dataclasses.fields(MemoryEstimate)]
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -78,7 +73,7 @@ def test_the_parts_add_up_to_the_total(llama):
     assert MemoryEstimate(*range(8)).total == 28
 
 
-def test_an_estimate_leaves_the_model_as_it_is(llama):
+def test_an_estimate_leaves_the_model_unchanged(llama):
     before = copy.deepcopy(llama.model).state_dict()
     assert estimate(llama, Recipe(), 2, 16) == estimate(llama, Recipe(), 2, 16)
     assert {name: tensor.shape for name, tensor in llama.model.state_dict().items()} == {
@@ -96,7 +91,7 @@ def test_an_estimate_leaves_the_model_as_it_is(llama):
         (Recipe(quantization="int8"), 8),
     ],
 )
-def test_quantized_layers_take_their_bits_and_all_else_stays_exact(llama, recipe, bits):
+def test_only_quantized_layers_take_fewer_bits(llama, recipe, bits):
     saved = estimate(llama, EXACT, 2, 16).weights - estimate(llama, recipe, 2, 16).weights
     scales = (
         4 * sum(layer.out_features for name, layer in llama.model.named_modules() if "proj" in name)
@@ -113,7 +108,7 @@ def test_adapter_and_optimizer_take_12_bytes_a_trainable_parameter(llama):
     assert (need.adapter, need.optimizer) == (4 * trainable, 8 * trainable)
 
 
-def test_more_rows_tokens_and_rank_never_take_less(llama):
+def test_more_rows_tokens_and_rank_take_more(llama):
     def total(batch_size=2, length=16, rank=4):
         return estimate(llama, Recipe(lora_rank=rank), batch_size, length).total
 
@@ -123,7 +118,7 @@ def test_more_rows_tokens_and_rank_never_take_less(llama):
     assert least < total(rank=5) < total(rank=32)
 
 
-def test_checkpointing_lowers_what_is_kept_for_the_backward_pass(llama):
+def test_gradient_checkpointing_lowers_the_activations(llama):
     with_all, again = (
         estimate(llama, EXACT.model_copy(update={"gradient_checkpointing": on}), 4, 64)
         for on in ("off", "on")
@@ -142,13 +137,13 @@ def test_other_architectures_are_estimated_too(kind):
     assert need.weights >= 4 * model.model.num_parameters()
 
 
-def test_a_gpu_takes_no_libraries_no_holes_and_half_the_bytes_for_16_bits(llama):
+def test_a_gpu_has_no_overhead_and_half_the_bytes_in_16_bits(llama):
     need = estimate(llama, EXACT, 2, 16, device="cuda", dtype="bfloat16")
     assert need.overhead == need.mapped == 0
     assert need.weights == pytest.approx(estimate(llama, EXACT, 2, 16).weights / 2, rel=0.01)
 
 
-def test_to_fit_names_changes_that_fit_and_the_mildest_first(llama):
+def test_changes_that_fit_begin_with_the_mildest(llama):
     now = estimate(llama, EXACT, 8, 128)
     limit = now.total - now.activations // 4
     changes = changes_that_fit(llama, EXACT, 8, 128, limit)
@@ -163,5 +158,5 @@ def test_to_fit_names_changes_that_fit_and_the_mildest_first(llama):
     assert changes[0].recipe.batch_size * changes[0].recipe.gradient_accumulation_steps == 8
 
 
-def test_to_fit_is_empty_where_no_single_change_is_enough(llama):
+def test_there_are_no_changes_if_no_single_one_suffices(llama):
     assert changes_that_fit(llama, EXACT, 2, 64, 1_000) == []

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters of other runs answer beside the run's own, from the same base, and leave both columns as they were."""
+"""Checkpoints and other runs' adapters answer on the base in memory, and leave it unchanged."""
 
 import json
 import shutil
@@ -8,8 +8,9 @@ import torch
 
 from peft_space import operations
 from peft_space.errors import UserError
-from peft_space.evaluation import extra_adapters
-from peft_space.evaluation.compare import Sampling, answer, only
+from peft_space.evaluation.base_check import SIDES, use_side
+from peft_space.evaluation.extra_adapters import comparable_adapters, extra_answers
+from peft_space.evaluation.generate import Sampling, answer
 from peft_space.models.loading import load_adapted
 from peft_space.recipe import Recipe
 from peft_space.runs import checkpoints
@@ -25,20 +26,17 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A run with a checkpoint halfway, at which it answers otherwise than in the end."""
-    made = make_run(
-        tmp_path_factory.mktemp("beside") / "run",
-        "demo",
-        Recipe(max_steps=8, save_steps=4, learning_rate=0.01),
-    )
-    with made.lock():
-        train(made)
-    return made
+    """A run with a checkpoint halfway, which answers differently than the final adapter."""
+    recipe = Recipe(max_steps=8, save_steps=4, learning_rate=0.01)
+    run = make_run(tmp_path_factory.mktemp("extra") / "run", "demo", recipe)
+    with run.lock():
+        train(run)
+    return run
 
 
 @pytest.fixture(scope="module")
 def other(run, tmp_path_factory) -> Run:
-    """Another run on the same base, whose adapter is that of the first one's checkpoint."""
+    """Another run on the same base, whose adapter is the first run's checkpoint."""
     copied = Run(shutil.copytree(run.directory, tmp_path_factory.mktemp("other") / "run"))
     shutil.rmtree(copied.path("adapter"))
     shutil.copytree(run.path("checkpoints", "checkpoint-4"), copied.path("adapter"))
@@ -46,80 +44,62 @@ def other(run, tmp_path_factory) -> Run:
     return copied
 
 
+def turns(texts):
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
 def test_a_checkpoint_and_another_run_answer_as_they_do_alone(run, other):
-    found = operations.compare(
+    answers = operations.compare(
         str(run.directory),
         PROMPTS,
         also=["checkpoint-4", str(other.directory)],
         sampling={"max_new_tokens": 24},
-    )
-    conversations = [[{"role": "user", "content": text}] for text in PROMPTS]
-    alone = answer(
-        load_adapted(run, run.path("checkpoints", "checkpoint-4")),
-        "adapter",
-        conversations,
-        Sampling(max_new_tokens=24),
-    )
-    assert [one["others"] for one in found["answers"]] == [
-        {"Step 4": text, "Halfway": text} for text in alone
+    )["answers"]
+    alone = load_adapted(run, run.path("checkpoints", "checkpoint-4"))
+    texts = answer(alone, "adapter", turns(PROMPTS), Sampling(max_new_tokens=24))
+    assert [each["others"] for each in answers] == [
+        {"Step 4": text, "Halfway": text} for text in texts
     ]
-    assert any(one["adapter"] != text for one, text in zip(found["answers"], alone, strict=True))
+    assert [each["adapter"] for each in answers] != texts
 
 
-def test_both_columns_are_afterwards_what_they_were(run):
+def test_extra_adapters_leave_both_sides_unchanged(run):
     adapted = load_adapted(run)
-    ids = torch.tensor([[5, 6, 7, 8]])
 
-    def columns():
-        shown = []
-        for column in ("base", "adapter"):
-            with only(adapted, column), torch.inference_mode():
-                shown.append(adapted.model(input_ids=ids).logits)
-        return shown
+    def logits():
+        rows = []
+        for side in SIDES:
+            with use_side(adapted, side), torch.inference_mode():
+                rows.append(adapted.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits)
+        return torch.cat(rows)
 
-    before = columns()
-    extra_adapters.extra_answers(
-        adapted,
-        run,
-        ["checkpoint-4"],
-        [[{"role": "user", "content": "Hello."}]],
-        Sampling(max_new_tokens=2),
-    )
-    assert all(torch.equal(one, other) for one, other in zip(before, columns(), strict=True))
+    before = logits()
+    extra_answers(adapted, run, ["checkpoint-4"], turns(["Hello."]), Sampling(max_new_tokens=2))
+    assert torch.equal(before, logits())
     assert list(adapted.model.peft_config) == ["default"]
 
 
-def test_what_is_offered_is_complete_and_of_the_same_base(run, other, tmp_path):
-    elsewhere = Run(shutil.copytree(other.directory, tmp_path / "elsewhere"))
-    recipe = json.loads(elsewhere.path("recipe.json").read_text()) | {"base_model": "gpt2"}
-    elsewhere.path("recipe.json").write_text(json.dumps(recipe))
+def test_comparable_adapters_are_complete_and_of_the_same_base(run, other, tmp_path):
+    other_base = Run(shutil.copytree(other.directory, tmp_path / "other-base"))
+    recipe = json.loads(other_base.path("recipe.json").read_text()) | {"base_model": "gpt2"}
+    other_base.path("recipe.json").write_text(json.dumps(recipe))
     own = [folder.name for folder in checkpoints.complete(run)]
     assert "checkpoint-4" in own
-    assert extra_adapters.comparable_adapters(run, [run, other, Run(elsewhere.directory)]) == [
-        *own,
-        other,
-    ]
+    runs = [run, other, Run(other_base.directory)]
+    assert comparable_adapters(run, runs) == [*own, other]
 
 
-def test_what_cannot_answer_beside_is_told(run, other, tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"has no checkpoint-5 to compare: it is not there. Complete checkpoints: checkpoint-4",
-    ):
+def test_an_adapter_that_cannot_be_compared_is_rejected(run, other, tmp_path):
+    with pytest.raises(UserError, match=r"checkpoint-5 .*checkpoint-4") as error:
         operations.compare(str(run.directory), PROMPTS, also=["checkpoint-5"])
-    with pytest.raises(UserError, match="Ask without a history"):
-        operations.compare(
-            str(run.directory),
-            ["Yes"],
-            history=[{"prompt": "a", "base": "b", "adapter": "c"}],
-            also=["checkpoint-4"],
-        )
+    assert error.value.code == "evaluation.no_such_checkpoint"
+    history = [{"prompt": "a", "base": "b", "adapter": "c"}]
+    with pytest.raises(UserError):
+        operations.compare(str(run.directory), ["Yes"], history=history, also=["checkpoint-4"])
     moved = Run(shutil.copytree(other.directory, tmp_path / "moved"))
-    config = moved.path("adapter", "adapter_config.json")
-    config.write_text(
-        config.read_text().replace(
-            json.loads(config.read_text())["base_model_name_or_path"], "someone/else"
-        )
-    )
-    with pytest.raises(UserError, match="was trained on someone/else"):
+    path = moved.path("adapter", "adapter_config.json")
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": "someone/else"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="someone/else") as error:
         operations.compare(str(run.directory), PROMPTS, also=[str(moved.directory)])
+    assert error.value.code == "models.adapter_mismatch"

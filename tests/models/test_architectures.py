@@ -1,4 +1,4 @@
-"""Each architecture: what is wrapped is what the hand-written list says, two steps train it, and it comes back with the same logits."""
+"""Each architecture is wrapped as a hand-written list says, trains, and reloads unchanged."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def batch_of(task):
     torch.manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (2, 8))
     if task == "sequence-classification":
-        ids[:, -1] = 2  # BART looks for the end of the text
+        ids[:, -1] = 2  # BART classifies at the end-of-text token
         return {"input_ids": ids, "labels": torch.tensor([0, 2])}
     return {
         "input_ids": ids,
@@ -38,28 +38,27 @@ def batch_of(task):
     }
 
 
-def test_they_are_more_than_forty():
+def test_there_are_more_than_forty_architectures():
     assert len({architecture.name for architecture in ARCHITECTURES}) == len(ARCHITECTURES) > 40
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-def test_an_architecture_is_wrapped_as_expected_trained_and_comes_back_the_same(
-    architecture, tmp_path
-):
-    goal = TaskSpec(architecture.task, LABELS if "classification" in architecture.task else ())
+def test_an_architecture_is_wrapped_trained_and_reloaded_unchanged(architecture, tmp_path):
+    task_spec = TaskSpec(architecture.task, LABELS if "classification" in architecture.task else ())
     config = config_of(architecture)
-    layers = linear_layers(config, goal.task)
-    assert goal.task in tasks_of(config)
+    layers = linear_layers(config, task_spec.task)
+    assert task_spec.task in tasks_of(config)
     assert sorted(layers.counts) == sorted(architecture.wrapped)
-    assert sorted(
-        target_modules(RECIPE.model_copy(update={"target_modules": "attention"}), layers)
-    ) == sorted(architecture.attention)
+    attention = RECIPE.model_copy(update={"target_modules": "attention"})
+    assert sorted(target_modules(attention, layers)) == sorted(architecture.attention)
     assert (layers.head, layers.new_modules) == (architecture.head, architecture.saved)
 
     torch.manual_seed(1)
-    auto_class(goal.task).from_config(config).save_pretrained(tmp_path / "base")
+    auto_class(task_spec.task).from_config(config).save_pretrained(tmp_path / "base")
     base = find_base(str(tmp_path / "base"))
-    model = new_adapter(load_base_model(base, RECIPE, "float32", goal), RECIPE, base, goal)
+    model = new_adapter(
+        load_base_model(base, RECIPE, "float32", task_spec), RECIPE, base, task_spec
+    )
     assert sorted(model.base_model.targeted_module_names) == sorted(wrapped_layers(RECIPE, layers))
     heads = {
         name.split(".modules_to_save")[0].rpartition("base_model.model.")[2]
@@ -68,21 +67,20 @@ def test_an_architecture_is_wrapped_as_expected_trained_and_comes_back_the_same(
     }
     assert heads == set(architecture.saved)
 
-    batch = batch_of(goal.task)
+    batch = batch_of(task_spec.task)
     before, after = train_two_steps(model, batch)
     assert after < before
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    check_adapter_fits_base(tmp_path / "adapter", base, goal.task, goal.labels)
+    check_adapter_fits_base(tmp_path / "adapter", base, task_spec.task, task_spec.labels)
     again = PeftModel.from_pretrained(
-        load_base_model(base, RECIPE, "float32", goal), tmp_path / "adapter"
+        load_base_model(base, RECIPE, "float32", task_spec), tmp_path / "adapter"
     )
     with torch.inference_mode():
-        wanted, found = (one.eval()(**batch).logits for one in (model, again))
-    assert torch.equal(wanted, found)
+        assert torch.equal(model.eval()(**batch).logits, again.eval()(**batch).logits)
 
 
 def train_two_steps(model, batch):
-    """The loss before and after."""
+    """The losses before and after."""
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-2
     )

@@ -1,10 +1,11 @@
-"""What can be wrong with a base model or an adapter is told in one sentence, the same by the function, the command line and a worker process."""
+"""Faults of a base model or an adapter are reported alike by function, command line and worker."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,26 +24,25 @@ from peft_space.runs.run import Run
 from peft_space.training.prepare import make_run
 
 ROOT = Path(__file__).parents[2]
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 988097824\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 988097824\n"
+)
 WEIGHTS = (MODEL_DIR / "model.safetensors").read_bytes()
 CONFIG = json.loads((MODEL_DIR / "config.json").read_text())
 TOKENIZER_CONFIG = json.loads((MODEL_DIR / "tokenizer_config.json").read_text())
 CODE = b"import pathlib\npathlib.Path(__file__).with_name('canary').touch()\nclass Mine: pass\n"
-NOT_LOADED = "The weights of {name} cannot be loaded: "
-AGAIN = "Download the model again, or choose another base model."
-GGUF = "it is in GGUF (model-Q4_K_M.gguf), which is for running a model, not for training one. Choose the original that it was made from."
-PICKLE = "they are kept in pytorch_model.bin, a pickle, which can run code and is never opened. Choose a model that is stored as safetensors."
-NEEDS_CODE = "it needs code of its own to run, which is never allowed here. Choose a model that transformers supports."
+DAMAGED, FLOAT8 = "models.weights_damaged", "models.weights_unsupported"
 
 
 def model(without="$", **files):
-    """The files of the built-in model, without those whose names match, and with others (`__` stands for a point)."""
-    kept = {
+    """The built-in model's files, without those that match, and with others (`__` is a dot)."""
+    files_left = {
         path.name: path.read_bytes()
         for path in MODEL_DIR.iterdir()
         if not re.match(without, path.name)
     }
-    return kept | {name.replace("__", "."): content for name, content in files.items()}
+    return files_left | {name.replace("__", "."): content for name, content in files.items()}
 
 
 def as_json(value):
@@ -50,326 +50,254 @@ def as_json(value):
 
 
 def in_float8():
-    """The built-in model's weights in 8 bits, without scales."""
+    """The built-in model's weights in float8, without scales."""
     weights = load_file(MODEL_DIR / "model.safetensors")
     return save({name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()})
 
 
 def in_two_parts(second):
-    index = as_json(
-        {
-            "weight_map": {
-                "model.norm.weight": "model-00001-of-00002.safetensors",
-                "lm_head.weight": second,
-            }
-        }
-    )
-    return model(
-        "model",
-        **{"model.safetensors.index.json": index, "model-00001-of-00002.safetensors": WEIGHTS},
-    )
+    first = "model-00001-of-00002.safetensors"
+    index = {"weight_map": {"model.norm.weight": first, "lm_head.weight": second}}
+    return model("model", **{"model.safetensors.index.json": as_json(index), first: WEIGHTS})
 
 
+OWN_CODE = model(
+    config__json=as_json({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}),
+    code__py=CODE,
+)
+OWN_TOKENIZER = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+PICKLED = model("model", pytorch_model__bin=b"PK")
+GGUF = {"model-Q4_K_M.gguf": b"GGUF"}
 FOLDERS = {
-    "code of its own": (
-        model(
-            config__json=as_json({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}),
-            code__py=CODE,
-        ),
-        "The base model '{name}' cannot be loaded: " + NEEDS_CODE,
+    "its own code": (OWN_CODE, "models.needs_code", "{name}"),
+    "a tokenizer with its own code": (
+        model(tokenizer_config__json=as_json(TOKENIZER_CONFIG | OWN_TOKENIZER), code__py=CODE),
+        "models.needs_code",
+        "{name}",
     ),
-    "a tokenizer with code of its own": (
-        model(
-            tokenizer_config__json=as_json(
-                TOKENIZER_CONFIG
-                | {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
-            ),
-            code__py=CODE,
-        ),
-        "The tokenizer of the base model {name} cannot be loaded: " + NEEDS_CODE,
-    ),
-    "pickled weights": (model("model", pytorch_model__bin=b"PK"), NOT_LOADED + PICKLE),
+    "pickled weights": (PICKLED, "models.weights_unsupported", "pytorch_model.bin"),
     "no weights": (
         model("model", training_args__bin=b"PK"),
-        NOT_LOADED
-        + "there is no model.safetensors among its files. Choose a model that is stored as safetensors.",
+        "models.weights_unsupported",
+        "model.safetensors",
     ),
-    "a Git LFS pointer": (
-        model(model__safetensors=POINTER),
-        NOT_LOADED
-        + f"model.safetensors is a Git LFS pointer of {len(POINTER)} bytes, not the weights. "
-        "Run `git lfs pull` in its folder, or download the model again.",
+    "a Git LFS pointer": (model(model__safetensors=POINTER), DAMAGED, "git lfs pull"),
+    "GGUF alone": (GGUF, "models.weights_unsupported", "model-Q4_K_M.gguf"),
+    "GGUF with a config": (
+        model("model", **GGUF),
+        "models.weights_unsupported",
+        "model-Q4_K_M.gguf",
     ),
-    "GGUF alone": ({"model-Q4_K_M.gguf": b"GGUF"}, "The folder {name} is no base model: " + GGUF),
-    "GGUF with a config": (model("model", **{"model-Q4_K_M.gguf": b"GGUF"}), NOT_LOADED + GGUF),
-    "an adapter": (
-        {"adapter_config.json": b"{}"},
-        "The folder {name} is no base model: it is an adapter, not a base model. Give the base model that it was trained on.",
-    ),
-    "a model of pictures": (
+    "an adapter": ({"adapter_config.json": b"{}"}, "models.not_a_base_model", "adapter"),
+    "an image model": (
         model(config__json=as_json(ViTConfig().to_dict())),
-        "Models of the kind 'vit' do not continue text, so they cannot learn to answer. They can learn none of the tasks here. "
-        "Choose another base model.",
+        "models.task_unsupported",
+        "'vit'",
     ),
-    "no tokenizer": (
-        model("tokenizer"),
-        "The base model {name} has no tokenizer: there is no tokenizer.json among its files. "
-        "Save the tokenizer beside the model, or choose another base model.",
-    ),
-    "no tokenizer, of a kind that comes up empty": (
+    "no tokenizer": (model("tokenizer"), "models.no_tokenizer", "tokenizer.json"),
+    "no tokenizer, of a class that loads empty": (
         model("tokenizer", config__json=as_json(CONFIG | {"model_type": "qwen2"})),
-        "The base model {name} has no tokenizer: there is no tokenizer.json among its files. "
-        "Save the tokenizer beside the model, or choose another base model.",
+        "models.no_tokenizer",
+        "tokenizer.json",
     ),
     "a tokenizer that is a pointer": (
         model(tokenizer__json=POINTER),
-        "The tokenizer of the base model {name} cannot be loaded: Expecting value: line 1 column 1 (char 0). Choose another base model.",
+        "models.invalid_tokenizer",
+        "line 1 column 1",
     ),
-    "a layer that is not there": (
-        model(),
-        "The base model has no linear layer 'q_prj'. Did you mean q_proj? "
-        "Choose from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.",
-    ),
-    "weights in float8": (
-        model(model__safetensors=in_float8()),
-        NOT_LOADED
-        + "model.embed_tokens.weight is stored as F8_E4M3, which cannot be trained. Choose the model in bfloat16, float16 or float32.",
-    ),
-    "weights cut off": (
+    "an unknown layer": (model(), "models.unknown_module", "'q_prj'. Did you mean q_proj?"),
+    "weights in float8": (model(model__safetensors=in_float8()), FLOAT8, "F8_E4M3"),
+    "truncated weights": (
         model(model__safetensors=WEIGHTS[:100_000]),
-        NOT_LOADED
-        + f"model.safetensors is damaged: it has 100,000 bytes and should have {len(WEIGHTS):,}. "
-        + AGAIN,
+        DAMAGED,
+        f"100,000 bytes instead of {len(WEIGHTS):,}",
     ),
     "an unreadable header": (
         model(model__safetensors=WEIGHTS[:8] + b"?" + WEIGHTS[9:]),
-        NOT_LOADED + "model.safetensors is damaged: its header cannot be read. " + AGAIN,
+        DAMAGED,
+        "model.safetensors",
     ),
-    "an empty file": (
-        model(model__safetensors=b""),
-        NOT_LOADED + "model.safetensors is damaged: its header cannot be read. " + AGAIN,
-    ),
+    "an empty file": (model(model__safetensors=b""), DAMAGED, "model.safetensors"),
     "a missing part": (
         in_two_parts("model-00002-of-00002.safetensors"),
-        NOT_LOADED + "the part model-00002-of-00002.safetensors is missing. " + AGAIN,
+        DAMAGED,
+        "model-00002-of-00002.safetensors",
     ),
     "a damaged index": (
         model("model", **{"model.safetensors.index.json": b"[]"}),
-        NOT_LOADED + "model.safetensors.index.json is damaged. " + AGAIN,
+        DAMAGED,
+        "model.safetensors.index.json",
     ),
-    "a config that is not right": (
+    "an invalid config": (
         model(config__json=as_json(CONFIG | {"hidden_size": "many"})),
-        "The base model '{name}' cannot be loaded: Validation error for field 'hidden_size'. Choose another base model.",
+        "models.invalid_config",
+        "hidden_size",
     ),
 }
-"""Files of a folder, and what is said of it."""
+"""The files of a folder, the code of the error, and a value in its message."""
 
-GATED, PULL_ONLY = "maria/gated", "maria/pointer"
+GATED, POINTER_REPO = "maria/gated", "maria/pointer"
 ON_THE_HUB = {
-    "an agreement is asked for": (
-        GATED,
-        model(),
-        "The base model '{name}' cannot be loaded: its authors ask for an agreement first. "
-        "Accept it on the model's page on the Hub and sign in, then try again.",
-    ),
-    "an unknown name": (
-        "maria/unknown",
-        None,
-        "The base model '{name}' cannot be loaded: the Hub knows no model of this name, or it is private. Check the spelling, or sign in.",
-    ),
-    "code of its own": (
-        "maria/code",
-        model(
-            config__json=as_json({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}),
-            code__py=CODE,
-        ),
-        "The base model '{name}' cannot be loaded: " + NEEDS_CODE,
-    ),
-    "pickled weights": (
-        "maria/pickle",
-        model("model", pytorch_model__bin=b"PK"),
-        NOT_LOADED + PICKLE,
-    ),
-    "a Git LFS pointer": (
-        "maria/pointer",
-        model(model__safetensors=POINTER),
-        NOT_LOADED
-        + f"model.safetensors is a Git LFS pointer of {len(POINTER)} bytes, not the weights. "
-        + AGAIN,
-    ),
-    "GGUF alone": (
-        "maria/gguf",
-        {"model-Q4_K_M.gguf": b"GGUF"},
-        "The base model '{name}' cannot be loaded: " + GGUF,
-    ),
-    "neither config nor weights": (
-        "maria/empty",
-        {},
-        "The base model '{name}' cannot be loaded: it has no config.json. Give another base model.",
-    ),
-    "no tokenizer": (
-        "maria/dumb",
-        model("tokenizer"),
-        "The base model {name} has no tokenizer: there is no tokenizer.json among its files. "
-        "Save the tokenizer beside the model, or choose another base model.",
-    ),
-    "weights in float8": (
-        "maria/float8",
-        model(model__safetensors=in_float8()),
-        NOT_LOADED
-        + "model.embed_tokens.weight is stored as F8_E4M3, which cannot be trained. Choose the model in bfloat16, float16 or float32.",
-    ),
-    "weights cut off": (
-        "maria/short",
-        model(model__safetensors=WEIGHTS[:100_000]),
-        NOT_LOADED + "model.safetensors is damaged. " + AGAIN,
-    ),
+    "gated": (GATED, model(), "models.gated"),
+    "an unknown name": ("maria/unknown", None, "models.not_found"),
+    "its own code": ("maria/code", OWN_CODE, "models.needs_code"),
+    "pickled weights": ("maria/pickle", PICKLED, "models.weights_unsupported"),
+    "a Git LFS pointer": (POINTER_REPO, model(model__safetensors=POINTER), DAMAGED),
+    "GGUF alone": ("maria/gguf", GGUF, "models.weights_unsupported"),
+    "neither config nor weights": ("maria/empty", {}, "models.not_a_base_model"),
+    "no tokenizer": ("maria/dumb", model("tokenizer"), "models.no_tokenizer"),
+    "weights in float8": ("maria/float8", model(model__safetensors=in_float8()), FLOAT8),
+    "truncated weights": ("maria/short", model(model__safetensors=WEIGHTS[:100_000]), DAMAGED),
 }
-"""Name and files of a repository, and what is said of it."""
+"""The name and files of a repository, and the code of the error."""
 
-SPOKEN = """
+ASKED_PROCESS = """
 import contextlib, io, json, sys
 from peft_space.settings import prepare_libraries
 prepare_libraries()
+from peft_space import operations
 from peft_space.__main__ import main
-from peft_space.errors import UserError
-from peft_space.execution.worker import _last_message
-from peft_space.models.load import load_adapted
-from peft_space.recipe import make_recipe
-from peft_space.run import Run
-from peft_space.training.prepare import make_run
+from peft_space.errors import UserError, user_message
 
-def function(verb, values):
+def call(operation, values):
     try:
-        if verb == "compare":
-            load_adapted(Run(values["run"]))
-        else:
-            make_run(values["directory"], values["data"], make_recipe(values["recipe"]))
+        getattr(operations, operation)(**values)
     except UserError as error:
-        return str(error)
-    except Exception:
-        return None  # what only the command line and the worker put into words
+        return str(error), error.code, user_message(error)
+    except Exception as error:
+        return str(error), None, user_message(error)
 
 answers, sys.stdout = sys.stdout, sys.stderr
 for line in sys.stdin:
-    verb, values, arguments = json.loads(line)
+    operation, values, arguments = json.loads(line)
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed):
         status = main(arguments)
-    told = printed.getvalue()  # before libraries that took hold of it write more
-    worker = _last_message({"verb": verb, "arguments": dict(values)}, lambda message: None)
-    print(json.dumps([function(verb, values), status, told, worker]), file=answers, flush=True)
+    printed = printed.getvalue()  # before the libraries write more
+    print(json.dumps([*call(operation, values), status, printed]), file=answers, flush=True)
 """
-"""A process that says of each request what the function, the command line and the worker's code say."""
+"""A process that calls each operation as a function and as a command."""
 
 
-def speaking(environment, before=""):
+@dataclass
+class Answer:
+    """What a function and a command report."""
+
+    message: str
+    code: str | None
+    shown: str
+    """The message as every surface shows it, with its code."""
+    status: int
+    printed: str
+
+
+def start_process(environment, before=""):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(
-        [sys.executable, "-c", before + SPOKEN], env=environment, text=True, cwd=ROOT, **pipes
-    )
+    command = [sys.executable, "-c", before + ASKED_PROCESS]
+    return subprocess.Popen(command, env=environment, text=True, cwd=ROOT, **pipes)
 
 
-def said(process, verb, values, arguments):
-    process.stdin.write(
-        json.dumps([verb, values, [str(argument) for argument in arguments]]) + "\n"
-    )
+def ask_process(process, operation, values, arguments):
+    request = [operation, values, [str(argument) for argument in arguments]]
+    process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
-    return json.loads(process.stdout.readline())
+    answer = Answer(*json.loads(process.stdout.readline()))
+    assert (answer.status, answer.printed.splitlines()[-1]) == (2, answer.shown)
+    assert "Traceback" not in answer.printed
+    return answer
 
 
 @pytest.fixture(scope="module")
-def speaker(hub_environment, hub_worker):
-    with speaking(hub_environment) as process:
-        yield process
-        process.stdin.close()
+def process(hub_environment, hub_worker):
+    with start_process(hub_environment) as started:
+        yield started
+        started.stdin.close()
 
 
-def all_agree(speaker, ask, sentence, verb, values, arguments):
-    function, status, err, _ = said(speaker, verb, values, arguments)
-    assert function == sentence
-    assert (status, err.splitlines()[-1:]) == (2, [sentence])
-    assert "Traceback" not in err
-    with pytest.raises(UserError) as refusal:
-        ask(verb, **values)
-    assert str(refusal.value) == sentence
+def ask_all(process, ask, operation, values, arguments):
+    """The answer of the function, which the command line and a worker must repeat."""
+    answer = ask_process(process, operation, values, arguments)
+    with pytest.raises(UserError) as error:
+        ask(operation, **values)
+    assert str(error.value) == answer.message
+    return answer
 
 
-def of_training(tmp_path, recipe):
-    """What asks for a training: (verb, its arguments, those of the command line)."""
+def training(tmp_path, recipe):
+    """A request to make a run: (operation, its arguments, those of the command line)."""
     values = {"directory": str(tmp_path / "run"), "data": "demo", "recipe": recipe}
-    return (
-        "make",
-        values,
-        ["train", "demo", "--recipe", json.dumps(recipe), "--out", tmp_path / "run"],
-    )
+    command = ["train", "demo", "--recipe", json.dumps(recipe), "--out", tmp_path / "run"]
+    return "make_run", values, command
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_what_is_wrong_with_a_folder_is_told_before_a_run_is_made(speaker, ask, tmp_path, case):
-    files, sentence = FOLDERS[case]
+def test_faults_of_a_folder_are_reported_before_a_run_is_made(process, ask, tmp_path, case):
+    files, code, value = FOLDERS[case]
     folder = tmp_path / "model"
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    recipe = {"base_model": str(folder)} | (
-        {"target_modules": ["q_prj"]} if "layer" in case else {}
-    )
-    all_agree(speaker, ask, sentence.format(name=folder), *of_training(tmp_path, recipe))
+    recipe = {"base_model": str(folder)}
+    if case == "an unknown layer":
+        recipe["target_modules"] = ["q_prj"]
+    answer = ask_all(process, ask, *training(tmp_path, recipe))
+    assert answer.code == code
+    assert value.format(name=folder) in answer.message
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (folder / "canary").exists()
 
 
 @pytest.mark.parametrize("case", ON_THE_HUB)
-def test_what_is_wrong_with_a_model_on_the_hub_is_told_without_downloading_weights(
-    speaker, ask, the_hub, tmp_path, case
+def test_faults_on_the_hub_are_reported_without_downloading_weights(
+    process, ask, the_hub, tmp_path, case
 ):
-    name, files, sentence = ON_THE_HUB[case]
+    name, files, code = ON_THE_HUB[case]
     if files is not None:
         the_hub.add_repository(name, files)
     if name == GATED:
         the_hub.fail_next("resolve", 403, times=100, code="GatedRepo")
-    all_agree(
-        speaker, ask, sentence.format(name=name), *of_training(tmp_path, {"base_model": name})
-    )
+    answer = ask_all(process, ask, *training(tmp_path, {"base_model": name}))
+    assert answer.code == code
+    assert name in answer.message
     assert not list(tmp_path.iterdir())
-    if "config.json" in (files or {}) and NOT_LOADED in sentence:
+    if "config.json" in (files or {}) and code.startswith("models.weights"):
         assert not any("/main" in request.path for request in the_hub.requests), (
-            "a branch may move while it is looked at"
+            "a branch may move between two requests"
         )
-    fetched = [
+    downloads = [
         request
         for request in the_hub.requests
         if request.method == "GET" and request.path.endswith((".safetensors", ".bin", ".py"))
     ]
-    assert all("range" in request.headers or name == PULL_ONLY for request in fetched)
+    assert all("range" in request.headers or name == POINTER_REPO for request in downloads)
 
 
-POOR = """
+FAILING = """
 import time
-import peft_space.models.load
-from tests import test_model_errors
-peft_space.models.load.load_adapted = lambda run: getattr(test_model_errors, run.directory.name)()
+import peft_space.models.loading
+from tests.models import test_model_errors
+
+def load_adapted(run):
+    return getattr(test_model_errors, run.directory.name)()
+
+peft_space.models.loading.load_adapted = load_adapted
 time.sleep = lambda seconds: None  # between the client's attempts
 """
 
 
 @pytest.fixture(scope="module")
-def poor(hub_environment):
-    """A process that reaches no Hub, and where comparing fails as the function of the run's name does."""
-    with speaking(hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:1"}, POOR) as process:
-        yield process
-        process.stdin.close()
+def failing_process(hub_environment):
+    """A process without the Hub, in which comparing calls the function of the run's name."""
+    environment = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:1"}
+    with start_process(environment, FAILING) as started:
+        yield started
+        started.stdin.close()
 
 
-def test_a_hub_that_cannot_be_reached_is_told(poor, tmp_path):
-    function, status, err, worker = said(poor, *of_training(tmp_path, {"base_model": "maria/far"}))
-    assert function == (
-        "The base model 'maria/far' cannot be loaded: it is not on this machine and the Hub cannot be reached. "
-        "Check the spelling and the network, or use demo."
-    )
-    assert (status, err.splitlines()[-1]) == (2, function)
-    assert worker == {"error": function, "users": True}
+def test_an_unreachable_hub_is_reported(failing_process, tmp_path):
+    answer = ask_process(failing_process, *training(tmp_path, {"base_model": "maria/far"}))
+    assert answer.code == "models.unreachable"
+    assert "maria/far" in answer.message
     assert not list(tmp_path.iterdir())
 
 
@@ -378,14 +306,7 @@ def test_a_hub_that_cannot_be_reached_is_told(poor, tmp_path):
 
 def changed_weights(adapter, change):
     path = adapter / "adapter_model.safetensors"
-    save_file(
-        {
-            new: tensor
-            for name, old in load_file(path).items()
-            for new, tensor in [change(name, old)]
-        },
-        path,
-    )
+    save_file(dict(change(name, tensor) for name, tensor in load_file(path).items()), path)
 
 
 def changed_config(adapter, **fields):
@@ -401,7 +322,7 @@ def of_more_blocks(adapter):
     changed_weights(adapter, lambda name, old: (name.replace("layers.1.", "layers.31."), old))
 
 
-def of_another_kind(adapter):
+def of_another_type(adapter):
     changed_config(adapter, target_modules=["c_attn", "c_proj"])
 
 
@@ -409,7 +330,7 @@ def of_another_base(adapter):
     changed_config(adapter, base_model_name_or_path="maria/other", revision="0" * 40)
 
 
-def cut_off(adapter):
+def truncated(adapter):
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
 
@@ -420,121 +341,99 @@ def without_weights(adapter):
 
 FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
 MOVED = "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"
-UNFIT = "The adapter in {adapter} does not fit the base model peft_space/demo/model: "
+MISMATCH, ADAPTER_DAMAGED = "models.adapter_mismatch", "models.adapter_damaged"
 ADAPTERS = [
-    (of_a_wider_base, rf"{UNFIT}its {FIRST} is 16 x \d+, and should be 16 x \d+\."),
-    (of_more_blocks, rf"{UNFIT}it has no {MOVED}\."),
-    (of_another_kind, UNFIT + r"the base has no layer 'c_attn'\."),
-    (
-        of_another_base,
-        r"The adapter in {adapter} was trained on maria/other, and the base model of this run is peft_space/demo/model\.",
-    ),
-    (
-        cut_off,
-        r"The adapter in {adapter} cannot be loaded: adapter_model.safetensors is damaged: its header cannot be read\.",
-    ),
-    (
-        without_weights,
-        r"The adapter in {adapter} cannot be loaded: there is no adapter_model.safetensors\.",
-    ),
+    (of_a_wider_base, MISMATCH, rf"{FIRST} is 16 x \d+ instead of 16 x \d+"),
+    (of_more_blocks, MISMATCH, MOVED),
+    (of_another_type, MISMATCH, "'c_attn'"),
+    (of_another_base, MISMATCH, "maria/other.* peft_space/demo/model"),
+    (truncated, ADAPTER_DAMAGED, "adapter_model.safetensors is damaged"),
+    (without_weights, ADAPTER_DAMAGED, "there is no adapter_model.safetensors"),
 ]
 
 
 @pytest.fixture(scope="module")
 def untouched_run(tmp_path_factory):
-    """A run with an adapter as training leaves it, untrained."""
+    """A run with an untrained adapter in the form that training writes."""
     run = make_run(tmp_path_factory.mktemp("untouched") / "run", "demo", Recipe())
     base = pin_revision(find_base("demo"))
-    new_adapter(load_base_model(base, run.recipe, "float32"), run.recipe, base).save_pretrained(
-        run.path("adapter")
-    )
+    model = load_base_model(base, run.recipe, "float32")
+    new_adapter(model, run.recipe, base).save_pretrained(run.path("adapter"))
     return run
 
 
 @pytest.fixture
 def changed_run(untouched_run, tmp_path):
-    """A copy of it to be changed."""
+    """A copy of that run."""
     return Run(shutil.copytree(untouched_run.directory, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
-    ("change", "pattern"), ADAPTERS, ids=[change.__name__ for change, _ in ADAPTERS]
+    ("change", "code", "pattern"), ADAPTERS, ids=[change.__name__ for change, *_ in ADAPTERS]
 )
-def test_an_adapter_that_does_not_fit_its_base_is_told(speaker, ask, changed_run, change, pattern):
+def test_an_adapter_that_does_not_fit_its_base_is_reported(
+    process, ask, changed_run, change, code, pattern
+):
     change(changed_run.adapter)
-    arguments = (
-        {"run": str(changed_run.directory), "prompts": ["Hi."]},
-        ["compare", changed_run.directory, "--prompt", "Hi."],
-    )
-    sentence = said(speaker, "compare", *arguments)[0]
-    assert re.fullmatch(
-        pattern.format(adapter=re.escape(str(changed_run.adapter)))
-        + " Put the adapter of this run back, or train anew.",
-        sentence,
-    )
-    all_agree(speaker, ask, sentence, "compare", *arguments)
+    values = {"run": str(changed_run.directory), "prompts": ["Hi."]}
+    command = ["compare", changed_run.directory, "--prompt", "Hi."]
+    answer = ask_all(process, ask, "compare", values, command)
+    assert answer.code == code
+    assert str(changed_run.adapter) in answer.message
+    assert re.search(pattern, answer.message)
 
 
 # Memory
 
 
-def much(*args, **named):
+def allocate_too_much(*args, **kwargs):
     torch.empty(10**15)
 
 
-def cuda(*args, **named):
-    raise torch.cuda.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.89 GiB"
-    )
+def cuda_out_of_memory(*args, **kwargs):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def python(*args, **named):
+def python_out_of_memory(*args, **kwargs):
     raise MemoryError
 
 
-MEMORY = (
-    " has not enough memory for this. Set a smaller batch_size or max_length in the recipe, hold the base in 4 bits (quantization nf4), "
-    "or choose a smaller base model."
-)
-LACK = [
-    (much, "This machine" + MEMORY),
-    (cuda, "The GPU" + MEMORY),
-    (python, "This machine" + MEMORY),
+OUT_OF_MEMORY = [
+    (allocate_too_much, "This machine"),
+    (cuda_out_of_memory, "The GPU"),
+    (python_out_of_memory, "This machine"),
 ]
+each_out_of_memory = pytest.mark.parametrize(
+    ("fail", "device"), OUT_OF_MEMORY, ids=[fail.__name__ for fail, _ in OUT_OF_MEMORY]
+)
 
 
-@pytest.mark.parametrize(("lack", "sentence"), LACK, ids=[lack.__name__ for lack, _ in LACK])
-def test_want_of_memory_before_the_first_step_is_told_and_the_run_can_go_on(
-    tmp_path, monkeypatch, lack, sentence
-):
+@each_out_of_memory
+def test_out_of_memory_before_the_first_step_is_reported(tmp_path, monkeypatch, fail, device):
     run = make_run(tmp_path / "run", "demo", Recipe(max_steps=1))
-    sentence = f"{sentence.split(' has ')[0]} has not enough memory for the base model. Hold it in 4 bits (quantization nf4), or choose a smaller one."
     with monkeypatch.context() as patch:
-        patch.setattr("peft_space.training.train.new_adapter", lack)
-        with pytest.raises(UserError) as refusal:
+        patch.setattr("peft_space.training.train.new_adapter", fail)
+        with pytest.raises(UserError, match=device) as error:
             operations.train(str(run.directory))
-    assert str(refusal.value) == sentence
     last = run.history()[-1]
     assert isinstance(last, events.Failed)
-    assert last.message == sentence
+    assert last.message == str(error.value)
     assert not run.path("adapter").exists()
     assert not run.path("plan.json").exists()
 
 
-@pytest.mark.parametrize(("lack", "sentence"), LACK, ids=[lack.__name__ for lack, _ in LACK])
-def test_want_of_memory_in_comparing_is_told(poor, untouched_run, tmp_path, lack, sentence):
-    run = shutil.copytree(untouched_run.directory, tmp_path / lack.__name__)
-    _, status, err, worker = said(
-        poor, "compare", {"run": str(run), "prompts": ["Hi."]}, ["compare", run, "--prompt", "Hi."]
-    )
-    assert (status, err.splitlines()[-1]) == (2, sentence)
-    assert "Traceback" not in err
-    assert worker == {"error": sentence, "users": True}
-
-
-def test_a_tokenizer_that_knows_more_tokens_than_its_model_is_told_before_training(
-    tokenizer, tmp_path
+@each_out_of_memory
+def test_out_of_memory_in_a_comparison_is_reported(
+    failing_process, untouched_run, tmp_path, fail, device
 ):
+    run = shutil.copytree(untouched_run.directory, tmp_path / fail.__name__)
+    values = {"run": str(run), "prompts": ["Hi."]}
+    answer = ask_process(failing_process, "compare", values, ["compare", run, "--prompt", "Hi."])
+    assert "[machine.out_of_memory]" in answer.shown
+    assert device in answer.shown
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected(tokenizer, tmp_path):
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=16,
@@ -544,13 +443,7 @@ def test_a_tokenizer_that_knows_more_tokens_than_its_model_is_told_before_traini
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(
-        UserError,
-        match=r"writes the token [\d,]+ for these rows, and the model has embeddings for 50 tokens alone",
-    ):
-        make_run(
-            tmp_path / "run",
-            "demo",
-            Recipe(base_model=str(tmp_path / "model"), quantization="none"),
-        )
+    recipe = Recipe(base_model=str(tmp_path / "model"), quantization="none")
+    with pytest.raises(UserError, match=r"\b50 tokens"):
+        make_run(tmp_path / "run", "demo", recipe)
     assert not (tmp_path / "run").exists()

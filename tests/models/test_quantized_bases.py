@@ -1,4 +1,7 @@
-"""Bases that come quantized: those that can be trained are, and the others are refused with what to do. GPTQ and AWQ: `benchmarks/gptq_awq.py`."""
+"""Models published with a quantization are trained or rejected.
+
+Training on GPTQ and AWQ is measured in `benchmarks/gptq_awq.py`.
+"""
 
 import importlib.util
 import json
@@ -33,7 +36,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Makes the packages for GPTQ and AWQ look installed or missing, whatever this environment has."""
+    """Makes the packages for GPTQ and AWQ look installed or missing."""
     really = importlib.util.find_spec
 
     def set_installed(*names):
@@ -49,7 +52,7 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def published(tmp_path):
-    """A copy of the built-in model whose config says that it comes quantized. (Its weights do not: nothing here loads them.)"""
+    """A copy of the built-in model whose config, unlike its weights, says that it is quantized."""
 
     def publish(quantization):
         folder = shutil.copytree(MODEL_DIR, tmp_path / "base")
@@ -62,31 +65,30 @@ def published(tmp_path):
     return publish
 
 
-def refusal_of(tmp_path, recipe):
-    """Why no run is made of the recipe; none is left behind."""
-    with pytest.raises(UserError) as refusal:
+def error_of(tmp_path, recipe):
+    """The error of making a run with the recipe. No run is left behind."""
+    with pytest.raises(UserError) as error:
         operations.make_run(str(tmp_path / "run"), "demo", recipe)
     assert not (tmp_path / "run").exists()
-    return str(refusal.value)
+    return error.value
 
 
 @pytest.mark.parametrize("quantization", [GPTQ, AWQ], ids=["gptq", "awq"])
 @pytest.mark.parametrize(
-    ("there", "missing"), [((), "gptqmodel, optimum"), (("gptqmodel",), "optimum")]
+    ("names", "missing"), [((), "gptqmodel, optimum"), (("gptqmodel",), "optimum")]
 )
-def test_gptq_and_awq_without_their_packages_are_refused_with_how_to_install_them(
-    quantization, there, missing, published, installed, tmp_path
+def test_gptq_and_awq_without_their_packages_are_rejected(
+    quantization, names, missing, published, installed, tmp_path
 ):
-    installed(*there)
-    said = refusal_of(tmp_path, {"base_model": published(quantization)})
-    assert (
-        f"comes quantized as {quantization['quant_method'].upper()}, which needs what is not installed here: {missing}."
-        in said
-    )
-    assert "`pip install --no-deps -r requirements-gptq.txt`" in said
+    installed(*names)
+    error = error_of(tmp_path, {"base_model": published(quantization)})
+    assert error.code == "models.missing_packages"
+    command = "`pip install --no-deps -r requirements-gptq.txt`"
+    for value in (quantization["quant_method"].upper(), f": {missing}.", command):
+        assert value in str(error)
 
 
-def test_that_command_is_the_readmes_and_installs_what_is_asked_for():
+def test_the_install_command_is_in_the_readme_and_pins_the_packages():
     assert quantization.GPTQ_EXTRA in (ROOT / "README.md").read_text()
     lines = [
         line
@@ -98,39 +100,31 @@ def test_that_command_is_the_readmes_and_installs_what_is_asked_for():
 
 
 @pytest.mark.parametrize("method", ["fp8", "compressed-tensors", "mxfp4"])
-def test_other_kinds_are_refused_by_their_name(method, published, tmp_path):
-    said = refusal_of(tmp_path, {"base_model": published({"quant_method": method})})
-    assert (
-        said
-        == f"The base model comes quantized as {method}, which cannot be trained here. Choose the model in full precision."
-    )
+def test_other_quantizations_are_rejected_by_name(method, published, tmp_path):
+    error = error_of(tmp_path, {"base_model": published({"quant_method": method})})
+    assert error.code == "models.quantization_unsupported"
+    assert method in str(error)
 
 
 @pytest.mark.parametrize("quantization", [GPTQ, AWQ], ids=["gptq", "awq"])
-def test_gptq_and_awq_are_told_to_compute_with_a_kernel_that_can_be_trained(
-    quantization, published, installed
-):
+def test_gptq_and_awq_compute_with_a_kernel_that_has_a_gradient(quantization, published, installed):
     installed("gptqmodel", "optimum")
     base = find_base(published(quantization))
-    given = loading.quantization_config(Recipe(), base, "float32", linear_layers(base.config))
-    assert (given.quant_method, given.backend, given.group_size) == (
-        quantization["quant_method"],
-        "auto_trainable",
-        128,
-    )
+    config = loading.quantization_config(Recipe(), base, "float32", linear_layers(base.config))
+    assert config.quant_method == quantization["quant_method"]
+    assert (config.backend, config.group_size) == ("auto_trainable", 128)
 
 
 @pytest.mark.parametrize("quantization", [GPTQ, AWQ], ids=["gptq", "awq"])
-def test_dora_on_gptq_and_awq_is_refused_before_anything_is_trained(
+def test_dora_on_gptq_and_awq_is_rejected_before_training(
     quantization, published, installed, tmp_path
 ):
     installed("gptqmodel", "optimum")
-    said = refusal_of(tmp_path, {"base_model": published(quantization), "method": "dora"})
-    assert "DoRA" in said
-    assert "Choose lora" in said
+    error = error_of(tmp_path, {"base_model": published(quantization), "method": "dora"})
+    assert error.code == "models.dora_impossible"
 
 
-def test_weights_that_are_held_in_buffers_are_counted():
+def test_weights_in_buffers_are_counted():
     import torch
 
     packed = torch.nn.Module()
@@ -143,7 +137,7 @@ def test_weights_that_are_held_in_buffers_are_counted():
 
 @pytest.fixture(scope="module")
 def nf4_base(tmp_path_factory):
-    """The built-in model as transformers saves it from NF4, in bfloat16 as most such models are published."""
+    """The built-in model, saved in NF4 and bfloat16, as most such models are published."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -162,7 +156,7 @@ def nf4_base(tmp_path_factory):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_base_that_was_saved_in_nf4_stays_so_whatever_the_recipe_says(nf4_base, quantization):
+def test_a_base_saved_in_nf4_stays_in_nf4_with_any_recipe(nf4_base, quantization):
     import bitsandbytes
     import torch
 
@@ -187,7 +181,7 @@ def test_a_base_that_was_saved_in_nf4_stays_so_whatever_the_recipe_says(nf4_base
 
 @pytest.fixture(scope="module")
 def nf4_run(nf4_base, tmp_path_factory):
-    """A run of two steps on it."""
+    """A run of two steps on the base in NF4."""
     run = Run(
         operations.make_run(
             str(tmp_path_factory.mktemp("nf4-run") / "run"),
@@ -199,30 +193,25 @@ def nf4_run(nf4_base, tmp_path_factory):
     return run
 
 
-def test_a_base_that_was_saved_in_nf4_is_trained_and_scored(nf4_run):
+def test_a_base_saved_in_nf4_is_trained_and_scored(nf4_run):
     plan = read_plan(nf4_run)
     assert (plan.quantization, plan.num_wrapped) == ("bitsandbytes", 35)
     assert len(steps_of(nf4_run.history())) == 2
     scores = operations.evaluate(str(nf4_run.directory))
     assert scores["adapter"]["loss"] < scores["base"]["loss"]
-    assert (
-        "trained on the base quantized as bitsandbytes"
-        in (nf4_run.adapter / "README.md").read_text()
-    )
+    assert "quantized as bitsandbytes" in (nf4_run.adapter / "README.md").read_text()
 
 
-def test_it_answers_the_same_whether_there_is_room_to_unpack_it_or_not(nf4_run, monkeypatch):
+def test_a_base_in_nf4_answers_the_same_packed_and_unpacked(nf4_run, monkeypatch):
     import bitsandbytes
     import torch
 
     logits = []
-    for room in (True, False):
-        monkeypatch.setattr(loading, "has_room_for", lambda num_bytes, room=room: room)
+    for fits in (True, False):
+        monkeypatch.setattr(loading, "fits_in_memory", lambda num_bytes, fits=fits: fits)
         model = loading.load_adapted(nf4_run).model
-        assert (
-            any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules())
-            is not room
-        )
+        kinds = {type(module) for module in model.modules()}
+        assert any(issubclass(kind, bitsandbytes.nn.Linear4bit) for kind in kinds) is not fits
         with torch.no_grad():
             logits.append(model(input_ids=torch.arange(5, 25)[None]).logits)
     assert logits[0].dtype == logits[1].dtype == torch.float32

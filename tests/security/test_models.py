@@ -1,4 +1,7 @@
-"""No model or adapter of a stranger runs code, reaches out, or takes all memory: each is refused in a sentence, or loads as if nothing were there."""
+"""No model or adapter runs code, connects somewhere, or takes all memory.
+
+Each is rejected with a UserError, or loads as if it were harmless.
+"""
 
 import functools
 import io
@@ -13,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from peft_space import operations
 from peft_space.demo import MODEL_DIR
-from peft_space.errors import UserError
+from peft_space.errors import UserError, user_message
 from peft_space.models.loading import load_base_model
 from peft_space.models.resolve import find_base, pin_revision
 from peft_space.recipe import Recipe
@@ -24,19 +27,29 @@ ROWS = [
     {"prompt": "c", "completion": "d"},
 ]
 QUICK = {
-    "auto_map beside a known kind", "auto_map with an unknown kind", "_attn_implementation_internal", "a new line in model_type",
-    "custom_generate", "pickled weights", "an index with ..", "weights linked to a pickle", "an adapter beside the model",
-    "a known tokenizer with code", "a tokenizer that is a model", "a config nested deeply", "a thousand billion parameters",
-}  # fmt: skip
-"""A sample for every push; the rest are among the slow ones."""
+    "auto_map beside a known kind",
+    "auto_map with an unknown kind",
+    "_attn_implementation_internal",
+    "a new line in model_type",
+    "custom_generate",
+    "pickled weights",
+    "an index with ..",
+    "weights linked to a pickle",
+    "an adapter beside the model",
+    "a known tokenizer with code",
+    "a tokenizer that is a model",
+    "a config nested deeply",
+    "a thousand billion parameters",
+}
+"""A sample for every push. The others are slow tests."""
 DANGEROUS = ("pickle.find_class", "subprocess.Popen", "os.system", "socket.connect")
-happened: list[tuple] = []
+dangerous_events: list[tuple] = []
 
 
-def watch(event, given):
-    """What code of theirs would do. (Children of ours hand over what they made as pickles of their own.)"""
-    if event in DANGEROUS and (event != "pickle.find_class" or given[1] == "exec"):
-        happened.append((event, *given))
+def watch(event, args):
+    """Record what their code would do. (The app's own child processes exchange pickles too.)"""
+    if event in DANGEROUS and (event != "pickle.find_class" or args[1] == "exec"):
+        dangerous_events.append((event, *args))
 
 
 sys.addaudithook(watch)
@@ -51,19 +64,19 @@ def params(cases: dict[str, Case], quick=()):
 
 @pytest.fixture
 def bait(tmp_path, monkeypatch):
-    """Nobody takes it; and whoever is asked whether code may run says yes."""
+    """Not taken by the end of the test, although every question on the terminal gets a yes."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
     monkeypatch.syspath_prepend(str(tmp_path / "model"))
-    laid = Bait(tmp_path)
-    happened.clear()
-    yield laid
-    assert not laid.taken()
-    assert happened == []
-    laid.socket.close()
+    bait = Bait(tmp_path)
+    dangerous_events.clear()
+    yield bait
+    assert not bait.taken()
+    assert dangerous_events == []
+    bait.socket.close()
 
 
-def checked_and_loaded(verb, recipe):
-    verb(recipe=recipe)
+def prepare_and_load(operation, recipe):
+    operation(recipe=recipe)
     load_base_model(pin_revision(find_base(recipe["base_model"])), Recipe(**recipe), "float32")
 
 
@@ -73,26 +86,21 @@ def test_a_malicious_base_model_runs_no_code_and_connects_to_nothing(case, bait,
     case.make(folder, bait)
     recipe = {"base_model": str(folder), "quantization": "none"}
     rows = str(write("rows.json", ROWS))
-    if case.words is None:
-        assert (
-            operations.check(rows, recipe=recipe)["to_train"]
-            + operations.check(rows, recipe=recipe)["held_out"]
-            == 2
-        )
+    if case.expected is None:
+        checked = operations.check(rows, recipe=recipe)
+        assert checked["to_train"] + checked["held_out"] == 2
         model = load_base_model(pin_revision(find_base(str(folder))), Recipe(**recipe), "float32")
-        assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False).shape == (
-            1,
-            4,
-        )
+        ids = model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False)
+        assert ids.shape == (1, 4)
         return
-    for verb in (
+    for operation in (
         functools.partial(operations.check, rows),
         functools.partial(operations.make_run, str(tmp_path / "run"), rows),
     ):
-        with pytest.raises(UserError) as refusal:
-            checked_and_loaded(verb, recipe)
-        assert case.words in str(refusal.value)
-        assert len(str(refusal.value)) < 1_000
+        with pytest.raises(UserError) as error:
+            prepare_and_load(operation, recipe)
+        assert case.expected in user_message(error.value)
+        assert len(str(error.value)) < 1_000
 
 
 @pytest.fixture(scope="module")
@@ -114,21 +122,21 @@ def test_a_malicious_adapter_runs_no_code_and_connects_to_nothing(
     folder = shutil.copytree(adapter, tmp_path / "model")
     case.make(folder, bait)
     rows = str(write("rows.json", ROWS))
-    for given in (str(folder), shutil.make_archive(str(tmp_path / "packed"), "zip", folder)):
-        if case.words is None:
+    for source in (str(folder), shutil.make_archive(str(tmp_path / "packed"), "zip", folder)):
+        if case.expected is None:
             run = operations.import_adapter(
-                str(tmp_path / given[-3:]), given, rows, {"quantization": "none"}
+                str(tmp_path / source[-3:]), source, rows, {"quantization": "none"}
             )["run"]
             assert operations.compare(run, ["a"])["fairness"]["fair"]
             continue
-        with pytest.raises(UserError) as refusal:
-            operations.import_adapter(str(tmp_path / "run"), given, rows)
-        assert case.words in str(refusal.value)
+        with pytest.raises(UserError) as error:
+            operations.import_adapter(str(tmp_path / "run"), source, rows)
+        assert case.expected in user_message(error.value)
         assert not (tmp_path / "run").exists()
 
 
 def on_the_hub(case, bait, tmp_path):
-    """The files of a malicious model as a repository holds them."""
+    """The files of a malicious model in a repository."""
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     case.make(folder, bait)
     return {
@@ -170,11 +178,11 @@ def test_a_malicious_model_on_the_hub_leads_to_no_other_repository(
         str(write("rows.json", ROWS)),
         {"base_model": repo, "quantization": "none", "max_steps": 1},
     )
-    happened.clear()  # this process is no client of it
-    if case.words is None:
+    dangerous_events.clear()  # the worker process, not this one, connects to the Hub
+    if case.expected is None:
         ask("dry_run", data=rows, recipe=recipe)
     else:
-        with pytest.raises(UserError, match=case.words):
+        with pytest.raises(UserError):
             ask("dry_run", data=rows, recipe=recipe)
     assert the_hub.requests
     assert not [request.path for request in the_hub.requests if OTHER in request.path]
@@ -183,6 +191,6 @@ def test_a_malicious_model_on_the_hub_leads_to_no_other_repository(
     ]
 
 
-def test_there_are_more_than_forty():
+def test_there_are_more_than_forty_cases():
     assert len(CASES) + len(ADAPTERS) >= 40
     assert set(CASES) > QUICK

@@ -1,7 +1,8 @@
-"""For the chat templates of the model families people use: the tokens that are trained are those that an independent reference marks.
+"""The trained tokens of common chat templates are those that an independent reference marks.
 
-The reference is the mask that transformers takes from TRL's own training template, where it has one that writes the same text; for the
-others the text is searched for each answer, from what opens it to the token that ends it.
+The reference is the mask that transformers derives from TRL's own training template, if there is
+one that writes the same text. For other templates, each answer is searched for in the text, from
+what opens it to the token that ends it.
 """
 
 import copy
@@ -17,19 +18,21 @@ from hypothesis import strategies as st
 from peft_space.data.arrow_store import MASKED
 from peft_space.data.records import Conversation
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
+from peft_space.errors import UserError
 from tests.fixtures.tokenizers import FAMILIES, Family, tokenizer_of
 
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None)
-OF_TRL = {name for name, family in FAMILIES.items() if "{" not in family.template}
-WITH_A_MASK_OF_TRL = {
+IN_TRL = {name for name, family in FAMILIES.items() if "{" not in family.template}
+WITH_TRL_MASK = {
     name
-    for name in OF_TRL
+    for name in IN_TRL
     if (
         Path(trl.__file__).parent / "chat_templates" / f"{FAMILIES[name].template}_training.jinja"
     ).is_file()
 }
-OTHERWISE_WRITTEN_BY_TRL = {"Qwen 3"}
-"""Its training template writes an empty thought into every answer, which the template that is served does not: where the texts differ there is no mask."""
+DIFFERENT_IN_TRL = {"Qwen 3"}
+"""Its training template writes an empty thought into every answer, unlike the model's template. If
+the texts differ, TRL's mask is not used."""
 
 WORDS = st.text(
     st.characters(exclude_categories=["Cs", "Co", "Cn", "Cc"], include_characters="\n\t"),
@@ -40,23 +43,23 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "weather",
-            "description": "Says it",
+            "description": "Reports it",
             "parameters": {"type": "object", "properties": {}},
         },
     }
 ]
 
 
-def said(who: str, number: int, words: str) -> str:
-    """Words between signs that stand nowhere else, and that no tokenizer composes with them."""
+def marked(who: str, number: int, words: str) -> str:
+    """Words between marks that occur nowhere else and that no tokenizer merges with them."""
     return f"{who}{number}:{words}:{number}{who}"
 
 
 @st.composite
 def conversations(draw, family: Family) -> Conversation:
-    """One to three questions with their answers, some by way of a tool."""
+    """One to three questions with their answers, some after a tool call."""
     messages = (
-        [{"role": "system", "content": said("S", 0, draw(WORDS))}]
+        [{"role": "system", "content": marked("S", 0, draw(WORDS))}]
         if family.system and draw(st.booleans())
         else []
     )
@@ -65,7 +68,8 @@ def conversations(draw, family: Family) -> Conversation:
         messages.append(
             {
                 "role": "user",
-                "content": draw(st.sampled_from(["", " ", "\n"])) + said("U", number, draw(WORDS)),
+                "content": draw(st.sampled_from(["", " ", "\n"]))
+                + marked("U", number, draw(WORDS)),
             }
         )
         if tools and draw(st.booleans()):
@@ -75,54 +79,55 @@ def conversations(draw, family: Family) -> Conversation:
                 "function": {"name": f"C{number}weather{number}C", "arguments": arguments},
             }
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            messages.append({"role": "tool", "content": said("T", number, draw(WORDS))})
+            messages.append({"role": "tool", "content": marked("T", number, draw(WORDS))})
         messages.append(
             {
                 "role": "assistant",
-                "content": said("A", number, draw(WORDS)) + draw(st.sampled_from(["", " ", "\n"])),
+                "content": marked("A", number, draw(WORDS))
+                + draw(st.sampled_from(["", " ", "\n"])),
             }
         )
     return Conversation(7, messages, tools)
 
 
 def mask_of_trl(name: str, row: Conversation) -> tuple[list[int], list[int]]:
-    """(token ids, mask) as transformers makes them with TRL's training template."""
+    """(token ids, mask) of transformers with TRL's training template."""
     template = (
         Path(trl.__file__).parent / "chat_templates" / f"{FAMILIES[name].template}_training.jinja"
     ).read_text(encoding="utf-8")
-    told = tokenizer_of(name).apply_chat_template(
+    encoding = tokenizer_of(name).apply_chat_template(
         row.messages,
         tools=row.tools,
         chat_template=template,
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    return told["input_ids"], told["assistant_masks"]
+    return encoding["input_ids"], encoding["assistant_masks"]
 
 
 def mask_by_search(name: str, row: Conversation) -> tuple[list[int], list[int]]:
-    """(token ids, mask) of the text, in which each answer is searched: from its opening to the token that stops generation."""
+    """(token ids, mask) by searching the text for each answer and its stop token."""
     family, tokenizer = FAMILIES[name], tokenizer_of(name)
     text = tokenizer.apply_chat_template(row.messages, tools=row.tools, tokenize=False)
     spans, at = [], 0
     for number, message in enumerate(row.messages):
         if message["role"] != "assistant":
             continue
-        signs = (
+        marks = (
             [message["tool_calls"][0]["function"]["name"]] * 2
             if "tool_calls" in message
             else message["content"].strip().split(":")
         )
-        first = text.index(signs[0], at)
+        first = text.index(marks[0], at)
         start = max(
             text.rfind(opening, at, first) + len(opening)
             for opening in family.openings
             if opening in text[at:first]
         )
         end = text.index(
-            family.stop, text.index(signs[-1], first + 1 if "tool_calls" not in message else first)
+            family.stop, text.index(marks[-1], first + 1 if "tool_calls" not in message else first)
         ) + len(family.stop)
-        assert start <= first < end, f"message {number} is not where its opening and its end are"
+        assert start <= first < end, f"message {number} is not between its opening and its end"
         spans.append((start, end))
         at = end
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -133,41 +138,39 @@ def mask_by_search(name: str, row: Conversation) -> tuple[list[int], list[int]]:
     return encoding["input_ids"], [int(trained) for trained in inside]
 
 
-def check_the_mask(name: str, row: Conversation) -> None:
+def check_mask(name: str, row: Conversation) -> None:
     [example] = render(tokenizer_of(name), [row], 100_000, "all_assistant")
     mask = [int(label != MASKED) for label in example.labels]
-    theirs = mask_of_trl(name, row) if name in WITH_A_MASK_OF_TRL else None
-    if theirs and name in OTHERWISE_WRITTEN_BY_TRL and theirs[0] != example.input_ids:
+    theirs = mask_of_trl(name, row) if name in WITH_TRL_MASK else None
+    if theirs and name in DIFFERENT_IN_TRL and theirs[0] != example.input_ids:
         theirs = None
     assert (example.input_ids, mask) == (theirs or mask_by_search(name, row))
 
 
-def check_that_training_gets_what_is_shown(name: str, row: Conversation) -> None:
+def check_preview_equals_training(name: str, row: Conversation) -> None:
     [shown], [trained] = (
         render(tokenizer_of(name), [row], 100_000, with_texts=texts) for texts in (True, False)
     )
     assert replace(shown, texts=[]) == trained
 
 
-def check_the_ends(name: str, row: Conversation) -> None:
+def check_ends(name: str, row: Conversation) -> None:
     tokenizer = tokenizer_of(name)
     [example] = render(tokenizer, [row], 100_000, "all_assistant")
     stop = tokenizer.convert_tokens_to_ids(FAMILIES[name].stop)
     answers = sum(message["role"] == "assistant" for message in row.messages)
-    assert example.labels.count(stop) == answers, (
-        "the token that ends an answer is trained once for each"
-    )
-    assert stop in stop_token_ids(tokenizer), "generation stops at the token that was trained"
+    assert example.labels.count(stop) == answers, "each answer trains its stop token once"
+    assert stop in stop_token_ids(tokenizer), "generation stops at the trained stop token"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_trained_is_what_the_reference_marks(name):
+def test_the_trained_tokens_are_those_that_the_reference_marks(name):
     @SETTINGS
     @given(conversations(FAMILIES[name]))
     def holds(row):
-        check_the_mask(name, row)
-        check_the_ends(name, row)
-        check_that_training_gets_what_is_shown(name, row)
+        check_mask(name, row)
+        check_ends(name, row)
+        check_preview_equals_training(name, row)
 
     holds()
 
@@ -175,7 +178,7 @@ def test_what_is_trained_is_what_the_reference_marks(name):
 @pytest.mark.parametrize(
     "name", [name for name, family in FAMILIES.items() if family.asks_as_trained]
 )
-def test_the_model_is_asked_with_the_tokens_that_stood_before_the_trained_answer(name):
+def test_a_prompt_has_the_tokens_before_the_trained_answer(name):
     @SETTINGS
     @given(conversations(FAMILIES[name]))
     def holds(row):
@@ -188,14 +191,14 @@ def test_the_model_is_asked_with_the_tokens_that_stood_before_the_trained_answer
     holds()
 
 
-def test_at_least_ten_families_and_the_masks_of_trl_are_among_them():
+def test_at_least_ten_families_are_tested_and_six_with_trl_masks():
     assert len(FAMILIES) >= 10
-    assert len(WITH_A_MASK_OF_TRL) >= 6
+    assert len(WITH_TRL_MASK) >= 6
     assert sum(family.tools for family in FAMILIES.values()) >= 5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_control_tokens_that_a_user_typed_stay_text(name):
+def test_special_tokens_that_a_user_types_stay_text(name):
     family, tokenizer = FAMILIES[name], tokenizer_of(name)
     controls = {tokenizer.convert_tokens_to_ids(token) for token in family.controls}
 
@@ -214,14 +217,14 @@ def test_control_tokens_that_a_user_typed_stay_text(name):
             "".join(example.texts),
         )
 
-    harmless, told, plain = count("x")
-    assert not told
-    number, told, text = count(family.stop)
-    assert (number, told) == (harmless, True), "no control token came in by the user's text"
-    assert text.count(family.stop) == plain.count(family.stop) + 2, "it is shown as it was typed"
+    harmless, has_controls, plain = count("x")
+    assert not has_controls
+    number, has_controls, text = count(family.stop)
+    assert (number, has_controls) == (harmless, True), "the user's text adds no special token"
+    assert text.count(family.stop) == plain.count(family.stop) + 2, "it is shown as typed"
 
 
-def test_every_policy_trains_what_it_says():
+def test_every_policy_trains_the_messages_it_names():
     tokenizer = tokenizer_of("Llama 3")
     turns = [
         ("user", "one", None),
@@ -246,21 +249,27 @@ def test_every_policy_trains_what_it_says():
     assert whole.endswith("four<|eot_id|>")
 
 
-def test_a_template_that_leaves_tool_calls_out_refuses_the_row():
+def test_a_template_that_omits_tool_calls_rejects_the_row():
     call = [{"type": "function", "function": {"name": "weather", "arguments": {}}}]
-    row = Conversation(3, [
-        {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": call},
-        {"role": "tool", "content": json.dumps({"rain": False})}, {"role": "assistant", "content": "No."},
-    ])  # fmt: skip
-    with pytest.raises(Exception, match="Row 3"):
+    row = Conversation(
+        3,
+        [
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": "", "tool_calls": call},
+            {"role": "tool", "content": json.dumps({"rain": False})},
+            {"role": "assistant", "content": "No."},
+        ],
+    )
+    with pytest.raises(UserError, match="Row 3"):
         render(tokenizer_of("Zephyr"), [row], 1_000)
 
 
-def test_a_template_that_marks_an_answer_without_its_end_trains_the_end_too():
+def test_an_answer_marked_without_its_end_trains_the_end_too():
     tokenizer = copy.deepcopy(tokenizer_of("ChatML"))
     tokenizer.chat_template = (
         "{%- for turn in messages -%}{{- '<|im_start|>' + turn.role + '\\n' -}}"
-        "{%- if turn.role == 'assistant' -%}{% generation %}{{- turn.content -}}{% endgeneration %}{%- else -%}{{- turn.content -}}{%- endif -%}"
+        "{%- if turn.role == 'assistant' -%}{% generation %}{{- turn.content -}}{% endgeneration %}"
+        "{%- else -%}{{- turn.content -}}{%- endif -%}"
         "{{- '<|im_end|>\\n' -}}{%- endfor -%}"
     )
     row = Conversation(

@@ -1,0 +1,53 @@
+"""Uses of the internals of PyTorch."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """A context in which operations compute shapes only: tensors have no contents."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def storage_address(storage: Any) -> int:
+    """A number that identifies a tensor's `untyped_storage()` while it lives. Views share it."""
+    return storage._cdata
+
+
+def each_result(on_result: Callable[[Any], None]) -> AbstractContextManager[Any]:
+    """A context in which `on_result` is called with each value that an operation returns."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            results = func(*args, **(kwargs or {}))
+            for result in tree_leaves(results):
+                on_result(result)
+            return results
+
+    return Recording()
+
+
+def materialize_fake(model: Any, device: str) -> None:
+    """Replace all parameters and buffers of a model on the meta device by empty ones on `device`.
+
+    Within `fake_tensors` this takes no memory. Tied weights stay tied.
+    """
+    import torch
+
+    new_tensors: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in new_tensors:
+                    new = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    if tensors is module._parameters:
+                        new = torch.nn.Parameter(new, tensor.requires_grad)
+                    new_tensors[id(tensor)] = new
+                tensors[name] = new_tensors[id(tensor)]
