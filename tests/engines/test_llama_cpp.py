@@ -12,7 +12,7 @@ from peft_space.export.gguf.tokenizer import PRE_TOKENIZERS
 from peft_space.export.gguf.writer import NUMBERS, write_gguf, write_gguf_adapter
 from tests.engines.engines import ask_llama_cpp
 from tests.engines.trained import NUM_TOKENS, agreement, answers_of, folder, run_of
-from tests.fixtures.gguf_models import MODELS, model, parting
+from tests.fixtures.gguf_models import MODELS, model, splitting
 from tests.fixtures.tokenizers import CORPUS
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("words", "whole", "name"), PARTED, ids=[name for *_, name in PARTED])
 def test_words_are_parted_as_the_tokenizer_parts_them(words, whole, name, tmp_path, record):
-    tokenizer = parting(words, whole)
+    tokenizer = splitting(words, whole)
     model(tmp_path, "Phi 2", tokenizer)
     write_gguf(tmp_path, tmp_path / "m.gguf", "q8_0")
     found = ask_llama_cpp(tmp_path / "m.gguf", texts=TEXTS)

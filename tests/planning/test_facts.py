@@ -6,7 +6,7 @@ import pytest
 
 from peft_space import operations
 from peft_space.__main__ import main
-from peft_space.export.checklist import read_checklist
+from peft_space.export.readiness import read_checklist
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import expected_parameter_counts
 from peft_space.models.resolve import find_base
