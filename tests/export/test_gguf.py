@@ -175,8 +175,12 @@ def test_the_context_ends_at_a_window_that_llama_cpp_does_not_know(tmp_path, mod
 
 @pytest.mark.parametrize(
     ("settings", "value"),
-    [({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "lm_head"), ({"bias": "all"}, "bias")],
-)  # fmt: skip
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"bias": "all"}, "bias"),
+    ],
+)
 def test_an_adapter_that_llama_cpp_cannot_use_is_rejected(settings, value, model_folder, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(model_folder("Llama 3"), dtype=torch.float32)
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
