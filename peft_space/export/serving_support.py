@@ -18,25 +18,10 @@ from peft_space.recipe import Recipe, Task
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that `--max-lora-rank` accepts."""
 _VLLM_HEADS = ("classifier", "score")
-_VLLM_WITHOUT_LORA = [
-    "bert",
-    "bloom",
-    "cohere2_moe",
-    "dbrx",
-    "falcon",
-    "falcon_mamba",
-    "gemma3n",
-    "gpt2",
-    "gptj",
-    "mamba",
-    "mamba2",
-    "modernbert",
-    "orion",
-    "phi3_v",
-    "stablelm",
-    "step1",
-    "zamba2",
-]
+_VLLM_WITHOUT_LORA = (
+    "bert bloom cohere2_moe dbrx falcon falcon_mamba gemma3n gpt2 gptj mamba mamba2 modernbert "
+    "orion phi3_v stablelm step1 zamba2"
+).split()
 """Model types that vLLM serves without adapters."""
 _VLLM_TAGGERS = ("bert", "modernbert", "roberta", "xlm-roberta")
 _TGI_LAYERS = frozenset(

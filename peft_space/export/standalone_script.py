@@ -19,22 +19,10 @@ from peft_space.runs import archive as run_archive
 from peft_space.runs.plan import Plan, read_plan
 from peft_space.runs.run import Run
 
-_LIBRARIES = [
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "trl",
-    "datasets",
-    "pyarrow",
-    "numpy",
-    "pandas",
-    "huggingface-hub",
-    "httpx2",
-    "psutil",
-    "pydantic",
-]
+_LIBRARIES = (
+    "torch transformers peft accelerate bitsandbytes trl datasets pyarrow numpy pandas "
+    "huggingface-hub httpx2 psutil pydantic"
+).split()
 """The libraries that training imports."""
 _MAX_BYTES = 200_000_000
 """Of the packed files; Python reads the whole script at once."""

@@ -68,7 +68,11 @@ def test_it_trains_the_same_adapter_byte_for_byte(fresh_python, rows, tmp_path, 
 def test_two_machines_that_share_a_folder_train_together(fresh_python, rows, tmp_path):
     run = make_run(tmp_path / "run", str(rows), RECIPE)
     script = standalone_script.write_script(run, tmp_path / "train.py")
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "2", "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_ip", "127.0.0.1", "--main_process_port", "29571", "--machine_rank"]
+    launch = (
+        "-m accelerate.commands.launch --num_processes 2 --num_machines 2 --multi_gpu "
+        "--mixed_precision no --dynamo_backend no "
+        "--main_process_ip 127.0.0.1 --main_process_port 29571 --machine_rank"
+    ).split()
     processes = [start(fresh_python, *launch, rank, script, folder=tmp_path) for rank in (0, 1)]
     for process in processes:
         errors = process.communicate(timeout=300)[1]
