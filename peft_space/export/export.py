@@ -1,16 +1,23 @@
-"""An export from end to end: written aside, proven, and only then under its name. The run stays as it is."""
+"""Exports a run: writes the adapter, a merged model or GGUF files, verifies them, and zips them.
 
+The page imports this module, so torch and gguf are imported inside functions.
+"""
+
+import json
 import re
+import shlex
+import shutil
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from peft_space.errors import UserError
-from peft_space.export.adapter import copy_adapter
 from peft_space.export.folder import atomic_directory
-from peft_space.export.gguf.export_gguf import Gguf, export_gguf
-from peft_space.export.gguf.export_gguf import commands as commands_of_gguf
-from peft_space.export.merge import Dtype, MergeInto, merge, merge_into
+from peft_space.export.gguf import NUMBERS, Numbers
+from peft_space.export.merge import Dtype, MergeInto, load_published_base, merge, merge_into
+from peft_space.export.model_card import ModelFormat, write_export_card
 from peft_space.export.serving_support import AdapterTraits, commands, traits_of_adapter
 from peft_space.export.verify import (
     Verification,
@@ -22,24 +29,53 @@ from peft_space.export.verify import (
 from peft_space.formatting import code_block
 from peft_space.models.loading import base_of
 from peft_space.models.quantization import quantization_of
+from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.recipe import Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 from peft_space.storage import atomic_io
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
 Target = Literal["adapter", "merged", "gguf", "ollama"]
+_GGUF_DTYPES: dict[Numbers, Literal["float32", "float16", "q8_0"]] = {
+    "f32": "float32",
+    "f16": "float16",
+    "q8_0": "q8_0",
+}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and its proof."""
+    """An export and the result of its verification."""
 
     path: Path
     proof: Verification
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How to write GGUF files."""
+
+    numbers: Numbers = "f16"
+    apart: bool = False
+    """Write base model and adapter as two files instead of one merged model."""
+    ollama: bool = False
+    """Add a Modelfile."""
+    system: str = ""
+    """The system message of the Modelfile, for conversations that have none."""
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files, the model first."""
+        names = ("base", "adapter") if self.apart else ("model",)
+        return [f"{name}-{self.numbers}.gguf" for name in names]
+
+
+@dataclass(frozen=True)
 class ExportSpec:
-    """What is to be written, as `deliver` takes it."""
+    """What to export. Made by `make_export_spec`."""
 
     target: Target
     dtype: Dtype
@@ -47,15 +83,16 @@ class ExportSpec:
     insist: bool
     gguf: Gguf | None
 
-    def deliver(self, run: Run, out: Path, on_progress: OnProgress) -> "Exported":
+    def deliver(self, run: Run, out: Path, on_progress: OnProgress) -> Exported:
+        """Export a run as `export_run` does."""
         return export_run(
             run, out, self.target, self.dtype, self.into, self.insist, self.gguf, on_progress
         )
 
     def in_words(self) -> str:
-        return {"adapter": "adapter", "merged": f"merged model in {self.dtype}"}.get(
-            self.target, "GGUF export"
-        )
+        """Return a phrase for commit messages."""
+        phrases = {"adapter": "adapter", "merged": f"merged model in {self.dtype}"}
+        return phrases.get(self.target, "GGUF export")
 
 
 def make_export_spec(
@@ -65,24 +102,33 @@ def make_export_spec(
     insist: bool = False,
     gguf: dict[str, Any] | None = None,
 ) -> ExportSpec:
-    """What a user asks for. Raises UserError where it is nothing that can be written."""
+    """Check and combine the choices of a user.
 
-    def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-        if value not in allowed:
-            raise UserError(
-                "todo", f"{name} cannot be {value!r}. Choose from {', '.join(allowed)}."
-            )
+    Args:
+        target: a `Target`.
+        dtype: of a merged model.
+        merge_into: a `MergeInto`; None for the weights that the adapter was trained on.
+        insist: keep an export that fails verification.
+        gguf: fields of `Gguf`, for the targets `gguf` and `ollama`.
 
-    one_of("target", target, get_args(Target))
-    files = (
-        Gguf(**(gguf or {}), ollama=target == "ollama") if target in ("gguf", "ollama") else None
-    )
-    if files:
-        one_of("numbers", files.numbers, ("f32", "f16", "q8_0"))
-    one_of("dtype", dtype, get_args(Dtype))
+    Raises:
+        UserError: a choice does not exist.
+    """
+    _check_choice("target", target, get_args(Target))
+    _check_choice("dtype", dtype, get_args(Dtype))
+    options = None
+    if target in ("gguf", "ollama"):
+        options = Gguf(**(gguf or {}), ollama=target == "ollama")
+        _check_choice("numbers", options.numbers, NUMBERS)
     if merge_into is not None:
-        one_of("merge_into", merge_into, get_args(MergeInto))
-    return ExportSpec(target, dtype, merge_into, insist, files)  # type: ignore[arg-type]
+        _check_choice("merge_into", merge_into, get_args(MergeInto))
+    return ExportSpec(target, dtype, merge_into, insist, options)  # type: ignore[arg-type]
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        message = f"{name} cannot be {value!r}. Choose one of {', '.join(allowed)}."
+        raise UserError("export.invalid_choice", message)
 
 
 def export_run(
@@ -95,60 +141,60 @@ def export_run(
     gguf: Gguf | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Exported:
-    """Write the adapter, or the adapter merged into its base, as transformers or as llama.cpp reads it, into the new folder `out`, and prove it.
+    """Write an export, verify it, and only then give it its name. The run stays as it is.
 
     Args:
+        run: a run with an adapter.
+        out: the folder to create.
+        target: what to write.
         dtype: of a merged model.
-        into: what to merge into, where the base was quantized in training; left open, what it was trained on.
-        gguf: how GGUF files are written, where these are the target.
-        insist: keep it also where the proof does not pass. It then says so in its README.
+        into: what to merge into; None for the weights that the adapter was trained on.
+        insist: keep an export that fails verification. Its README reports the failure.
+        gguf: how to write GGUF files, for the targets `gguf` and `ollama`.
+        on_progress: called with the share that is done.
 
-    Raises UserError where there is no adapter, the disk has no room, or the proof does not pass.
+    Raises:
+        UserError: there is no adapter, the disk has too little space, or verification failed.
     """
     with atomic_directory(out) as folder:
         if target == "adapter":
             on_progress(0.0, "Copying the adapter")
             copy_adapter(run, folder)
             proof = verify_adapter(run, folder, on_progress)
-            remedy = "Its files are damaged, or the base was changed: score the run again, or train anew."
+            remedy = "Its files are damaged, or the base model has changed. Train the run again."
         elif gguf is not None:
             proof = export_gguf(run, folder, gguf, into, on_progress)
-            remedy = _remedy(
-                run,
-                "float32" if gguf.numbers == "f32" else "float16",
-                "full" if gguf.apart else merge_into(run, into),
-            )
+            weights = "full" if gguf.apart else merge_into(run, into)
+            remedy = _remedy(run, gguf.numbers == "f32", weights)
         else:
-            chosen = merge_into(run, into)
-            merge(run, folder, dtype, chosen, on_progress)
-            proof = verify_merged(run, folder, dtype, chosen, on_progress)
-            remedy = _remedy(run, dtype, chosen)
+            weights = merge_into(run, into)
+            merge(run, folder, dtype, weights, on_progress)
+            proof = verify_merged(run, folder, dtype, weights, on_progress)
+            remedy = _remedy(run, dtype == "float32", weights)
         if not insist:
             reject_mismatch(proof, remedy)
-        on_progress(0.95, "Writing the proof")
+        on_progress(0.95, "Writing the verification")
         write_verification(folder, proof)
-        if gguf is None:  # the card of GGUF files has them
-            _append_commands(
-                folder,
-                serving_commands(run, target, Path("path/of/this/folder"), dtype, elsewhere=True),
-            )
+        if gguf is None:  # the card of GGUF files includes the commands
+            path = Path("path/of/this/folder")
+            _append_commands(folder, serving_commands(run, target, path, dtype, elsewhere=True))
     return Exported(Path(out).expanduser().absolute(), proof)
 
 
-def _remedy(run: Run, dtype: Dtype, into: MergeInto) -> str:
+def _remedy(run: Run, is_float32: bool, into: MergeInto) -> str:
+    separately = "serve base model and adapter separately"
     if into == "full" and traits_of(run).quantization != "none":
-        return "Merge into dequantized, the numbers that it was trained on, or serve base and adapter apart."
-    if dtype == "float32":
-        return "Serve base and adapter apart, and please report it."
-    return "Choose float32, or serve base and adapter apart."
+        return f"Merge into dequantized, the weights it was trained on, or {separately}."
+    if is_float32:
+        return f"{separately.capitalize()}, and please report this."
+    return f"Choose float32, or {separately}."
 
 
 def traits_of(run: Run) -> AdapterTraits:
-    """What of the run's adapter decides who can serve it."""
-    base, goal = base_of(run)
-    return traits_of_adapter(
-        run.adapter, goal.task, base.config.model_type, quantization_of(run.recipe, base.config)
-    )
+    """Return the traits of the run's adapter that decide which engine can serve it."""
+    base, task_spec = base_of(run)
+    quantization = quantization_of(run.recipe, base.config)
+    return traits_of_adapter(run.adapter, task_spec.task, base.config.model_type, quantization)
 
 
 def serving_commands(
@@ -159,25 +205,189 @@ def serving_commands(
     elsewhere: bool = False,
     gguf: Gguf | None = None,
 ) -> dict[str, str]:
-    """Command lines that serve what lies in `folder`, by engine.
+    """Return shell commands that serve an export, by engine.
 
     Args:
-        elsewhere: on another machine, where the base is known by its name alone.
+        run: the run that was exported.
+        target: what was exported.
+        folder: the exported files.
+        dtype: of a merged model.
+        elsewhere: the export is served on another machine, which knows the base model by its name.
+        gguf: how GGUF files were written.
     """
     if gguf is not None:
-        return commands_of_gguf(gguf, folder)
+        return gguf_commands(gguf, folder)
     base, _ = base_of(run)
-    name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60] or "adapter"
-    where, revision = (
-        base.name if elsewhere else base.location,
-        base.revision if base.on_hub else None,
-    )
-    return dict(commands(target, name, folder, traits_of(run), where, revision, dtype))  # type: ignore[arg-type]
+    location = base.name if elsewhere else base.location
+    revision = base.revision if base.on_hub else None
+    level: Literal["adapter", "merged"] = "adapter" if target == "adapter" else "merged"
+    name = _file_name(run) or "adapter"
+    lines = commands(level, name, folder, traits_of(run), location, revision, dtype)
+    return {str(engine): line for engine, line in lines.items()}
 
 
-def _append_commands(folder: Path, found: dict[str, str]) -> None:
-    if not found:
-        return
-    card = folder / "README.md"
-    lines = "\n\n".join(f"{engine}:\n\n{code_block(command)}" for engine, command in found.items())
-    atomic_io.write_text(card, card.read_text(encoding="utf-8") + f"\n## Serve it\n\n{lines}\n")
+def _append_commands(folder: Path, lines: dict[str, str]) -> None:
+    if lines:
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8")
+        atomic_io.write_text(card, f"{text}\n## Serve it\n\n{_commands_markdown(lines)}\n")
+
+
+def _commands_markdown(lines: dict[str, str]) -> str:
+    return "\n\n".join(f"{engine}:\n\n{code_block(line)}" for engine, line in lines.items())
+
+
+# The adapter
+
+
+def copy_adapter(run: Run, folder: Path) -> None:
+    """Copy the run's adapter and write a card with the latest figures.
+
+    Args:
+        run: a run with an adapter; an imported adapter gets the base model's tokenizer.
+        folder: an existing folder.
+
+    Raises:
+        UserError: there is no adapter, or it does not name its base model.
+    """
+    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    if not config.get("base_model_name_or_path"):
+        message = (
+            "The adapter does not name its base model, so it cannot be loaded. Train it again."
+        )
+        raise UserError("export.adapter_without_base", message)
+    shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
+    if not (folder / "tokenizer_config.json").is_file():
+        base, task_spec = base_of(run)
+        load_tokenizer(base, run.recipe.chat_template, task_spec.task).save_pretrained(folder)
+    write_export_card(run, folder)
+
+
+# GGUF files
+
+
+def export_gguf(
+    run: Run,
+    folder: Path,
+    options: Gguf,
+    into: MergeInto | None = None,
+    on_progress: OnProgress = no_progress,
+) -> Verification:
+    """Write GGUF files with a card, and compare the numbers in the files with the adapter.
+
+    Args:
+        run: a run with an adapter.
+        folder: an existing folder.
+        options: how to write the files.
+        into: what to merge into; None for the weights that the adapter was trained on.
+        on_progress: called with the share that is done.
+
+    Raises:
+        UserError: llama.cpp cannot run such a model, or Ollama cannot use its chat template.
+            Nothing large has been written then.
+    """
+    from peft_space.export.gguf import writer
+    from peft_space.export.gguf.architectures import architecture_of
+
+    base, task_spec = base_of(run)
+    _check_gguf_possible(run, base, task_spec.task, options)
+    architecture_of(base.config)
+    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    if options.ollama:
+        from peft_space.export.ollama import modelfile
+
+        adapter, generation = next(iter(options.files[1:]), None), _generation_config(base)
+        text = modelfile(tokenizer, generation, options.files[0], adapter, options.system)
+        atomic_io.write_text(folder / "Modelfile", text)
+    weights: MergeInto = "full" if options.apart else merge_into(run, into)
+    files, numbers = [folder / name for name in options.files], options.numbers
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
+        model, name = Path(scratch), run.name
+        if options.apart:
+            on_progress(0.0, "Loading the base model")
+            name = base.name.rpartition("/")[2]
+            published = load_published_base(run, base, task_spec)
+            published.save_pretrained(model, max_shard_size="2GB")
+            tokenizer.save_pretrained(model)
+            writer.write_gguf_adapter(run.adapter, base.config, files[1], numbers, run.name)
+        else:
+            merge(run, model, "float32", weights, _part_of(on_progress, 0.0, 0.4))
+        writer.write_gguf(model, files[0], numbers, name, _part_of(on_progress, 0.3, 0.15))
+        on_progress(0.45, "Reading the files back")
+        writer.read_back(model, *files)
+        dtype = _GGUF_DTYPES[numbers]
+        proof = verify_merged(run, model, dtype, weights, on_progress, of_gguf=True)
+    usage = _commands_markdown(gguf_commands(options, Path(".")))
+    model_format = ModelFormat(f"GGUF ({numbers})", weights, usage, options.apart)
+    write_export_card(run, folder, model_format)
+    return proof
+
+
+def _part_of(on_progress: OnProgress, start: float, length: float) -> OnProgress:
+    return lambda share, what: on_progress(start + length * share, what)
+
+
+def _check_gguf_possible(run: Run, base: BaseModelRef, task: Task, options: Gguf) -> None:
+    if task not in ("causal-lm", "dpo", "kto"):
+        message = f"llama.cpp is for models that write text, and this run's task is {task}. Export "
+        raise UserError("export.gguf_task", message + "the adapter or the merged model.")
+    plain = run.recipe.model_copy(update={"quantization": "none"})
+    if options.apart and quantization_of(plain, base.config) != "none":
+        message = "The base model was published quantized, so it cannot be written as a separate "
+        message += "GGUF file. Export the merged model."
+        raise UserError("export.gguf_of_quantized_base", message)
+
+
+def gguf_commands(options: Gguf, folder: Path) -> dict[str, str]:
+    """Return shell commands that run the GGUF files in `folder`, by engine."""
+    model, *adapter = [str(folder / name) for name in options.files]
+    lora = ["--lora", *adapter] if adapter else []
+    lines = {"llama.cpp": shlex.join(["llama-server", "--jinja", "-m", model, *lora])}
+    if options.ollama:
+        create = ["ollama", "create", "my-model", "-f", str(folder / "Modelfile")]
+        lines["Ollama"] = shlex.join(create) + " && ollama run my-model"
+    return lines
+
+
+def _generation_config(base: BaseModelRef) -> "GenerationConfig | None":
+    from transformers import GenerationConfig
+
+    revision = (base.revision if base.on_hub else None) or "main"
+    try:
+        return GenerationConfig.from_pretrained(base.location, revision=revision)
+    except OSError:  # many base models do not have one
+        return None
+
+
+# The .zip file
+
+
+def zip_of(folder: Path, run: Run, target: str) -> Path:
+    """Replace an export by one .zip file in the same parent folder, named after the run.
+
+    Returns:
+        The path of the .zip file.
+    """
+    path = _zip(folder, run, target, folder.parent)
+    shutil.rmtree(folder)
+    return path
+
+
+def zip_adapter(run: Run, into: Path) -> Path:
+    """Write the run's adapter as one .zip file into the folder `into` and return its path."""
+    return _zip(run.adapter, run, "adapter", into)
+
+
+def _zip(folder: Path, run: Run, target: str, into: Path) -> Path:
+    """Without compression, because weights hardly compress. It is renamed once it is complete."""
+    path = into / f"{_file_name(run) or run.directory.name}-{target}.zip"
+    incomplete = path.with_suffix(".part")
+    with zipfile.ZipFile(incomplete, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, Path(target, file.relative_to(folder)))
+    return incomplete.rename(path)
+
+
+def _file_name(run: Run) -> str:
+    """The run's name as part of a file name or a command; it can be empty."""
+    return re.sub(r"[^\w.-]+", "-", run.name).strip("-.")[:60]

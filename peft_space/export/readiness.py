@@ -1,60 +1,112 @@
-"""Whether an adapter is ready for production: what was done and what was not, worked out from its run, none of it ticked by hand."""
+"""The production checklist of a trained adapter, derived from its run. Imports without torch."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft_space.export.checklist import Check
-from peft_space.models.architecture import linear_layers, wrapped_layers
-from peft_space.models.resolve import BaseModelRef
-from peft_space.planning.facts import data_facts, machine_facts, model_facts
-from peft_space.recommend import rules
-from peft_space.runs.plan import Plan
 from peft_space.runs.run import Run
 from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of
-from peft_space.training import loss_analysis
-from peft_space.training.prepare import Prepared
+from peft_space.storage import atomic_io
+
+if TYPE_CHECKING:
+    from peft_space.models.resolve import BaseModelRef
+    from peft_space.recommend.rules import Recommendation
+    from peft_space.runs.plan import Plan
+    from peft_space.training.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the checklist."""
+
+    title: str
+    done: bool | None
+    """None if it does not apply."""
+    words: str
+    """The reason, in complete sentences."""
+
+
+def write_checklist(run: Run, checks: list[Check]) -> None:
+    """Store the checklist in the run."""
+    text = json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1)
+    atomic_io.write_text(run.path("ready.json"), text + "\n")
+
+
+def read_checklist(run: Run) -> list[Check]:
+    """Return the checklist stored in the run; empty if there is none."""
+    path = run.path("ready.json")
+    if not path.is_file():
+        return []
+    return [Check(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def checklist_markdown(checks: list[Check]) -> str:
+    """Return the checklist as a Markdown list, for the page and the model card."""
+    signs = {True: "✓", False: "○", None: "–"}
+    return "\n".join(f"- {signs[check.done]} **{check.title}.** {check.words}" for check in checks)
+
+
+def describe_adapter(
+    run: Run, folder: Path, prepared: "Prepared", base: "BaseModelRef", plan: "Plan"
+) -> None:
+    """Write the model card into `folder` and the checklist into the run.
+
+    Args:
+        run: the run that trained the adapter.
+        folder: the new adapter, before it is moved into the run.
+        prepared: the rows that it was trained on.
+        base: its base model.
+        plan: how it was trained.
+    """
+    from peft_space.export.model_card import write_card
+
+    write_checklist(run, check_ready(run, base, prepared, plan, folder))
+    write_card(run, folder, prepared.data, plan)
 
 
 def check_ready(
-    run: Run, base: BaseModelRef, prepared: Prepared, plan: Plan, adapter: Path
+    run: Run, base: "BaseModelRef", prepared: "Prepared", plan: "Plan", adapter: Path
 ) -> list[Check]:
-    """The list for the adapter in the folder `adapter`, that training has just written."""
-    facts, model = (
-        data_facts(prepared, base, run.recipe, measured=False),
-        model_facts(base, run.recipe, prepared.goal.task),
-    )
-    rank = next(
-        one for one in rules.recommend(facts, model, machine_facts()) if one.field == "lora_rank"
-    )
+    """Return the checklist of the adapter in the folder `adapter`."""
+    from peft_space.planning.facts import data_facts, machine_facts, model_facts
+    from peft_space.recommend import rules
+
+    facts = data_facts(prepared, base, run.recipe, measured=False)
+    model = model_facts(base, run.recipe, prepared.goal.task)
+    advice = rules.recommend(facts, model, machine_facts())
+    quantization = f"The base model was loaded as {plan.quantization} and prepared for training."
+    if plan.quantization == "none":
+        quantization = "The base model is not quantized."
     return [
-        _rank(run.recipe.lora_rank, rank),
-        _targets(run, base, plan),
+        _check_rank(run.recipe.lora_rank, next(a for a in advice if a.field == "lora_rank")),
+        _check_target_modules(run, base, plan),
         _check_no_base_weights(adapter),
         Check(
             "Merged model compared with the adapter",
             False,
-            "No merged model has been made. Until one is, deploy base and adapter apart.",
+            "No merged model has been made. Until then, deploy base model and adapter separately.",
         ),
-        Check("Quantization goes with training", True, _quantization(plan)),
-        _share(plan),
-        _best(run),
+        Check("Quantization supports training", True, quantization),
+        _check_trainable_share(plan),
+        _check_best_kept(run),
     ]
 
 
-def _rank(rank: int, advised: rules.Recommendation) -> Check:
-    same = rank == advised.value
-    return Check(
-        "Rank chosen for the task",
-        same,
-        f"Rank {rank}. {'As advised' if same else f'Advised is {advised.value}'}: {advised.why}",
-    )
+def _check_rank(rank: int, advice: "Recommendation") -> Check:
+    same = rank == advice.value
+    verdict = "As recommended" if same else f"The recommended rank is {advice.value}"
+    return Check("Rank chosen for the task", same, f"Rank {rank}. {verdict}: {advice.why}")
 
 
-def _targets(run: Run, base: BaseModelRef, plan: Plan) -> Check:
+def _check_target_modules(run: Run, base: "BaseModelRef", plan: "Plan") -> Check:
+    from peft_space.models.architecture import linear_layers, wrapped_layers
+
     expected = len(wrapped_layers(run.recipe, linear_layers(base.config, plan.task)))
-    words = f"{plan.num_wrapped} of {expected} layers that the recipe names were found in this architecture and have an adapter."
     return Check(
-        "Target modules verified for the architecture", plan.num_wrapped == expected, words
+        "Target modules verified for the architecture",
+        plan.num_wrapped == expected,
+        f"{plan.num_wrapped} of {expected} layers that the recipe targets have an adapter.",
     )
 
 
@@ -62,48 +114,33 @@ def _check_no_base_weights(adapter: Path) -> Check:
     from safetensors import safe_open
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    saved = tuple(config.get("modules_to_save") or ())
+    own = (".lora_", *(config.get("modules_to_save") or ()))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        others = [
-            name
-            for name in file.keys()  # noqa: SIM118 - not a dict
-            if ".lora_" not in name and not any(part in name for part in saved)
-        ]
+        names = file.keys()
+    foreign = [name for name in names if not any(part in name for part in own)]
     base = config.get("base_model_name_or_path")
-    return Check(
-        "Adapter saved apart from its base",
-        not others and bool(base),
-        f"It names {base}, and holds no weights of it.",
-    )
+    words = f"It names {base} and contains none of its weights."
+    if foreign:
+        words = f"It names {base} and contains other weights, such as {foreign[0]}."
+    return Check("Adapter saved apart from its base", not foreign and bool(base), words)
 
 
-def _quantization(plan: Plan) -> str:
-    if plan.quantization == "none":
-        return "The base is not quantized."
-    return f"The base was held as {plan.quantization} and prepared for training before the adapter was put on it."
+def _check_trainable_share(plan: "Plan") -> Check:
+    share, small = plan.trainable_parameters / plan.all_parameters, plan.all_parameters < 1e9
+    why = ""
+    if share > 0.01:
+        why = " More than 1 %, because the model is small." if small else " A lower rank would do."
+    words = f"{share:.2%} of all parameters.{why}"
+    return Check("Share of trainable parameters", share <= 0.01 or small, words)
 
 
-def _share(plan: Plan) -> Check:
-    share = plan.trainable_parameters / plan.all_parameters
-    why = (
-        ""
-        if share <= 0.01
-        else " More than 1 %, because the model is small."
-        if plan.all_parameters < 1e9
-        else " A lower rank would do with less."
-    )
-    return Check(
-        "Share of trainable parameters",
-        share <= 0.01 or plan.all_parameters < 1e9,
-        f"{share:.2%} of all parameters.{why}",
-    )
+def _check_best_kept(run: Run) -> Check:
+    from peft_space.training import loss_analysis
 
-
-def _best(run: Run) -> Check:
-    title, happened = "Best adapter of the training kept", run.history()
-    evaluations = [(event.step, event.loss) for event in evaluations_of(happened)]
-    kept = selected_checkpoint(happened)
-    if not evaluations or kept is None:
-        return Check(title, None, "No rows were held out to tell which is the best.")
-    best = loss_analysis.step_to_keep(evaluations, steps_of(happened)[-1].step)
-    return Check(title, kept.step == best, f"That of step {kept.step}: {kept.why}")
+    title, history = "Best adapter of the training kept", run.history()
+    evaluations = [(event.step, event.loss) for event in evaluations_of(history)]
+    selected = selected_checkpoint(history)
+    if not evaluations or selected is None:
+        return Check(title, None, "Without held-out rows, the best one is unknown.")
+    best = loss_analysis.step_to_keep(evaluations, steps_of(history)[-1].step)
+    return Check(title, selected.step == best, f"Step {selected.step}: {selected.why}")

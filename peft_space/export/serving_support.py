@@ -1,11 +1,13 @@
-"""What vLLM and TGI can do with an adapter: serve it beside its base, or only merged into it, and the command for either.
+"""Decides how vLLM and TGI can serve an adapter, and writes the commands.
 
-Facts are those of vLLM 0.32 (`vllm/lora/peft_helper.py`, `config/lora.py`, `model_executor/models/registry.py`) and of TGI 3
-(`server/text_generation_server/adapters/lora.py`, `utils/adapter.py`). Loads no weights, and needs no torch.
+Facts are those of vLLM 0.32 (`vllm/lora/peft_helper.py`, `config/lora.py`,
+`model_executor/models/registry.py`) and of TGI 3 (`server/text_generation_server/adapters/lora.py`,
+`utils/adapter.py`). Loads no weights and does not need torch.
 """
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +16,16 @@ from peft_space.models.architecture import ModelLayers, modules_to_save, wrapped
 from peft_space.recipe import Recipe, Task
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` takes."""
+"""The values that `--max-lora-rank` accepts."""
 _VLLM_HEADS = ("classifier", "score")
 _VLLM_WITHOUT_LORA = (
-    "bert bloom cohere2_moe dbrx falcon falcon_mamba gemma3n gpt2 gptj mamba mamba2 modernbert orion phi3_v stablelm step1 zamba2"
+    "bert bloom cohere2_moe dbrx falcon falcon_mamba gemma3n gpt2 gptj mamba mamba2 modernbert "
+    "orion phi3_v stablelm step1 zamba2"
 ).split()
-"""Kinds of models that it serves without adapters."""
+"""Model types that vLLM serves without adapters."""
 _VLLM_TAGGERS = ("bert", "modernbert", "roberta", "xlm-roberta")
 _TGI_LAYERS = frozenset(
-    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 )
 
 Engine = Literal["PEFT", "vLLM", "TGI"]
@@ -31,7 +34,7 @@ SupportLevel = Literal["adapter", "merged", "neither"]
 
 @dataclass(frozen=True)
 class AdapterTraits:
-    """What of an adapter decides who can serve it."""
+    """The properties of an adapter that decide which engine can serve it."""
 
     task: Task
     model_type: str
@@ -40,18 +43,19 @@ class AdapterTraits:
     dora: bool
     bias: bool
     saved: tuple[str, ...]
+    """Modules saved in full."""
     layers: tuple[str, ...]
-    """Last parts of the names of its layers."""
+    """The last part of the name of each kind of layer."""
     every_block: bool
     patterns: bool
-    """Whether layers differ in rank or alpha."""
+    """Layers differ in rank or alpha."""
     quantization: str
-    """Of the base in training."""
+    """Of the base model in training."""
 
 
 @dataclass(frozen=True)
 class EngineSupport:
-    """How an engine serves it, and why so."""
+    """How an engine serves an adapter, and why."""
 
     engine: Engine
     how: SupportLevel
@@ -59,7 +63,13 @@ class EngineSupport:
 
 
 def traits_of_recipe(recipe: Recipe, layers: ModelLayers, quantization: str) -> AdapterTraits:
-    """Of the adapter that a recipe will make. PiSSA and LoftQ end with twice their rank."""
+    """Return the traits of the adapter that a recipe will train.
+
+    Args:
+        recipe: the recipe; PiSSA and LoftQ end with twice their rank.
+        layers: the layers of its base model.
+        quantization: of the base model.
+    """
     wrapped = wrapped_layers(recipe, layers)
     return AdapterTraits(
         task=layers.task,
@@ -68,7 +78,7 @@ def traits_of_recipe(recipe: Recipe, layers: ModelLayers, quantization: str) -> 
         dora=recipe.method == "dora",
         bias=recipe.lora_bias != "none",
         saved=tuple(modules_to_save(recipe, layers)),
-        layers=tuple(sorted({name.rpartition(".")[2] for name in wrapped})),
+        layers=_kinds(wrapped),
         every_block=recipe.layers_to_transform is None,
         patterns=False,
         quantization=quantization,
@@ -78,15 +88,21 @@ def traits_of_recipe(recipe: Recipe, layers: ModelLayers, quantization: str) -> 
 def traits_of_adapter(
     adapter: Path, task: Task, model_type: str, quantization: str
 ) -> AdapterTraits:
-    """Of an adapter in a folder, from its config and the names of its tensors."""
+    """Return the traits of an adapter, from its config and the names of its tensors.
+
+    Args:
+        adapter: the folder of the adapter.
+        task: that it was trained for.
+        model_type: of its base model.
+        quantization: of its base model in training.
+    """
     from safetensors import safe_open
 
-    config: dict[str, Any] = json.loads(
-        (adapter / "adapter_config.json").read_text(encoding="utf-8")
-    )
+    text = (adapter / "adapter_config.json").read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(text)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        names = {name.partition(".lora_")[0] for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - it is no dict
+        tensors = file.keys()
     return AdapterTraits(
         task=task,
         model_type=model_type,
@@ -94,100 +110,83 @@ def traits_of_adapter(
         dora=bool(config.get("use_dora")),
         bias=config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
         saved=tuple(config.get("modules_to_save") or ()),
-        layers=tuple(sorted({name.rpartition(".")[2] for name in names})),
+        layers=_kinds(name.partition(".lora_")[0] for name in tensors if ".lora_" in name),
         every_block=config.get("layers_to_transform") is None,
         patterns=bool(ranks or alphas),
         quantization=quantization,
     )
 
 
+def _kinds(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.rpartition(".")[2] for name in names}))
+
+
 def engine_support(traits: AdapterTraits) -> list[EngineSupport]:
-    """How each engine serves it, as an adapter where it can."""
-    return [
-        EngineSupport("PEFT", "adapter", "PEFT loads every adapter that is trained here."),
-        _vllm(traits),
-        _tgi(traits),
-    ]
+    """Return how each engine serves an adapter: as an adapter if it can."""
+    peft = EngineSupport("PEFT", "adapter", "PEFT loads every adapter that is trained here.")
+    return [peft, _vllm(traits), _tgi(traits)]
 
 
 def _vllm(traits: AdapterTraits) -> EngineSupport:
     if traits.task == "seq2seq-lm":
-        return EngineSupport(
-            "vLLM",
-            "neither",
-            "vLLM serves no encoder-decoders that write texts. Use it with transformers.",
-        )
+        why = "vLLM does not serve encoder-decoder models. Use transformers."
+        return EngineSupport("vLLM", "neither", why)
     if traits.task == "token-classification":
         if traits.model_type not in _VLLM_TAGGERS:
-            return EngineSupport(
-                "vLLM",
-                "neither",
-                f"vLLM serves no {traits.model_type} models that tag tokens. Use it with transformers.",
-            )
-        return EngineSupport(
-            "vLLM", "merged", "Merge first: it serves models that tag tokens without adapters."
-        )
+            why = f"vLLM does not serve {traits.model_type} models that tag tokens. "
+            return EngineSupport("vLLM", "neither", why + "Use transformers.")
+        why = "Merge first: vLLM serves models that tag tokens without adapters."
+        return EngineSupport("vLLM", "merged", why)
     reasons = []
     if traits.dora:
         reasons.append("it does not support DoRA")
     if traits.bias:
-        reasons.append("it supports no trained biases")
+        reasons.append("it does not support trained biases")
     if others := [name for name in traits.saved if name not in _VLLM_HEADS]:
-        reasons.append(
-            f"of modules saved whole it takes only a head called classifier or score, not {others[0]}"
-        )
+        heads = " or ".join(_VLLM_HEADS)
+        reasons.append(f"of modules saved in full it accepts only {heads}, not {others[0]}")
     if traits.rank > VLLM_RANKS[-1]:
         reasons.append(f"its largest rank is {VLLM_RANKS[-1]}, and this one is {traits.rank}")
     if traits.model_type in _VLLM_WITHOUT_LORA:
         reasons.append(f"it serves {traits.model_type} models without adapters")
-    if reasons:
-        return EngineSupport("vLLM", "merged", f"Merge first: {', and '.join(reasons)}.")
-    return EngineSupport(
-        "vLLM",
-        "adapter",
-        f"Serve it as an adapter, with --max-lora-rank {vllm_rank(traits.rank)}.{_other_base(traits)}",
-    )
+    how = "" if reasons else f"with --max-lora-rank {vllm_rank(traits.rank)}"
+    return _support("vLLM", traits, reasons, how)
 
 
 def _tgi(traits: AdapterTraits) -> EngineSupport:
     if traits.task in ("sequence-classification", "token-classification"):
-        return EngineSupport(
-            "TGI",
-            "neither",
-            "TGI serves models that write text, no classification. Use it with transformers, or vLLM where that can.",
-        )
+        why = "TGI serves only models that write text. Use transformers, or vLLM if it supports it."
+        return EngineSupport("TGI", "neither", why)
     reasons = []
     if traits.task == "seq2seq-lm":
-        reasons.append("it takes adapters for decoders alone")
+        reasons.append("it accepts adapters only for decoders")
     if traits.dora:
-        reasons.append("it would leave out DoRA's magnitudes without a word")
+        reasons.append("it silently ignores DoRA's magnitudes")
     if traits.bias or traits.saved:
-        reasons.append("it would leave out trained biases and modules saved whole without a word")
+        reasons.append("it silently ignores trained biases and modules saved in full")
     if others := [name for name in traits.layers if name not in _TGI_LAYERS]:
-        reasons.append(f"it knows no adapter for layers called {others[0]}")
+        reasons.append(f"it does not support adapters of layers called {others[0]}")
     if not traits.every_block:
-        reasons.append("it leaves out layers of which not every block has an adapter")
+        reasons.append("it ignores layers unless every block has an adapter")
     if traits.patterns:
-        reasons.append("it scales all layers alike")
+        reasons.append("it scales all layers by the same factor")
+    return _support("TGI", traits, reasons, "with LORA_ADAPTERS")
+
+
+def _support(engine: Engine, traits: AdapterTraits, reasons: list[str], how: str) -> EngineSupport:
+    """Merged if there is a reason for it, otherwise as an adapter."""
     if reasons:
-        return EngineSupport("TGI", "merged", f"Merge first: {', and '.join(reasons)}.")
-    return EngineSupport(
-        "TGI", "adapter", f"Serve it as an adapter, by LORA_ADAPTERS.{_other_base(traits)}"
-    )
-
-
-def _other_base(traits: AdapterTraits) -> str:
-    if traits.quantization == "none":
-        return ""
-    return (
-        f" It was trained on the base in {traits.quantization}; on the full-precision base answers differ a little, which the proof of a "
-        "merge into full measures."
-    )
+        return EngineSupport(engine, "merged", f"Merge first: {', and '.join(reasons)}.")
+    why = f"Serve it as an adapter, {how}."
+    if traits.quantization != "none":
+        why += f" It was trained on the base model quantized as {traits.quantization}, so on the "
+        why += "full-precision base its answers differ a little. A merge into full measures that."
+    return EngineSupport(engine, "adapter", why)
 
 
 def vllm_rank(rank: int) -> int:
-    """The smallest `--max-lora-rank` that does."""
-    return next(step for step in VLLM_RANKS if step >= rank)
+    """Return the smallest `--max-lora-rank` that is large enough."""
+    return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
 def commands(
@@ -199,44 +198,32 @@ def commands(
     revision: str | None,
     dtype: str,
 ) -> dict[Engine, str]:
-    """A command line for each engine that can serve what lies in `folder`.
+    """Return a shell command for each engine that can serve an export.
 
     Args:
-        how: whether that is an adapter or a merged model.
-        base: the base's Hub id or folder, and its `revision` where it has one.
+        how: `adapter` or `merged`: the content of `folder`.
+        name: under which the server offers the adapter.
+        folder: the exported files.
+        traits: of the adapter.
+        base: Hub id or folder of the base model.
+        revision: of the base model on the Hub.
+        dtype: of a merged model.
     """
-    found: dict[Engine, str] = {}
-    at = str(folder)
-    pinned = ["--revision", revision] if revision else []
-    for way in engine_support(traits):
-        if (
-            way.engine == "PEFT"
-            or way.how == "neither"
-            or (how == "adapter" and way.how != "adapter")
-        ):
-            continue
-        if way.engine == "vLLM":
-            words = ["vllm", "serve", at, "--dtype", dtype]
-            if how == "adapter":
-                lora = [
-                    "--enable-lora",
-                    "--lora-modules",
-                    f"{name}={at}",
-                    "--max-lora-rank",
-                    str(vllm_rank(traits.rank)),
-                ]
-                words = ["vllm", "serve", base, *pinned, *lora]
-            found["vLLM"] = shlex.join(words)
-        elif how == "adapter":
-            launched = shlex.join(["text-generation-launcher", "--model-id", base, *pinned])
-            found["TGI"] = f"LORA_ADAPTERS={shlex.quote(f'{name}={at}')} {launched}"
-        else:  # it has no float32 to offer
-            found["TGI"] = shlex.join(
-                [
-                    "text-generation-launcher",
-                    "--model-id",
-                    at,
-                    *([] if dtype == "float32" else ["--dtype", dtype]),
-                ]
-            )
-    return found
+    support = {way.engine: way.how for way in engine_support(traits)}
+    served = [engine for engine, level in support.items() if level in ("adapter", how)]
+    path, pinned = str(folder), ["--revision", revision] if revision else []
+    lora, tgi = f"{name}={path}", ["text-generation-launcher", "--model-id"]
+    if how == "adapter":
+        vllm = ["vllm", "serve", base, *pinned, "--enable-lora", "--lora-modules", lora]
+        launch = shlex.join([*tgi, base, *pinned])
+        lines: dict[Engine, str] = {"TGI": f"LORA_ADAPTERS={shlex.quote(lora)} {launch}"}
+        if "vLLM" in served:
+            lines["vLLM"] = shlex.join([*vllm, "--max-lora-rank", str(vllm_rank(traits.rank))])
+    else:
+        # TGI does not offer float32
+        tgi_dtype = [] if dtype == "float32" else ["--dtype", dtype]
+        lines = {
+            "vLLM": shlex.join(["vllm", "serve", path, "--dtype", dtype]),
+            "TGI": shlex.join([*tgi, path, *tgi_dtype]),
+        }
+    return {engine: lines[engine] for engine in served if engine in lines}

@@ -1,4 +1,7 @@
-"""A run as one file that trains it anywhere: `uv run train.py`, or under `accelerate launch`. It holds this package, the recipe and the rows."""
+"""Writes a run as one Python file that trains it anywhere: this package, the recipe and the rows.
+
+Run it with `uv run train.py`, or with `accelerate launch` on several machines.
+"""
 
 import base64
 import hashlib
@@ -17,109 +20,125 @@ from peft_space.runs.plan import Plan, read_plan
 from peft_space.runs.run import Run
 
 _LIBRARIES = (
-    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "datasets", "pyarrow", "numpy", "pandas", "huggingface-hub",
-    "httpx2", "psutil", "pydantic",
-)  # fmt: skip
-"""What training imports."""
-_MOST_BYTES = 200_000_000
-"""Of what is packed: Python reads the file as a whole."""
+    "torch transformers peft accelerate bitsandbytes trl datasets pyarrow numpy pandas "
+    "huggingface-hub httpx2 psutil pydantic"
+).split()
+"""The libraries that training imports."""
+_MAX_BYTES = 200_000_000
+"""Of the packed files; Python reads the whole script at once."""
 
 
 def dependencies(plan: Plan | None) -> list[str]:
-    """The libraries that training needs, pinned to the versions of a run's plan, else to those that are installed here."""
-    here = {library: importlib.metadata.version(library) for library in _LIBRARIES}
-    there = {
-        library: version
-        for library, version in (plan.versions if plan else {}).items()
-        if library in here
-    }
-    return [
-        f"{library}=={version.partition('+')[0]}" for library, version in (here | there).items()
-    ]  # "+cpu" is on no index
+    """Return the libraries that training needs, pinned.
+
+    Args:
+        plan: of a run that has been started; its versions replace the installed ones.
+    """
+    versions = {library: importlib.metadata.version(library) for library in _LIBRARIES}
+    if plan:
+        used = {name: version for name, version in plan.versions.items() if name in versions}
+        versions |= used
+    # no index has local versions such as "+cpu"
+    return [f"{library}=={version.partition('+')[0]}" for library, version in versions.items()]
 
 
 def package(base_model: str) -> dict[str, Path]:
-    """The files of this package that training needs, by their paths: without the page, and with the built-in model only where it is the base."""
+    """Return the files of this package that training needs, by their path in an archive.
+
+    Args:
+        base_model: the built-in model is included only if it is `demo`.
+    """
     folder = Path(peft_space.__file__).parent
-    left_out = {"web"} if base_model == "demo" else {"web", "demo/model"}
+    excluded = ["web/", "demo/data/"] + ([] if base_model == "demo" else ["demo/model/"])
     files = {
         path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     }
-    wanted = [
-        name
+    return {
+        f"peft_space/{name}": files[name]
         for name in sorted(files)
-        if not any(name.startswith(f"{part}/") for part in {*left_out, "demo/data"})
-    ]
-    return {f"peft_space/{name}": files[name] for name in wanted}
+        if not name.startswith(tuple(excluded))
+    }
 
 
 def zipped(files: Mapping[str, bytes | Path]) -> bytes:
-    """A zip of them, the same for the same contents."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    """Return a zip archive; the same contents give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
-            stored = (
-                zipfile.ZIP_STORED if name.endswith(".safetensors") else zipfile.ZIP_DEFLATED
-            )  # numbers get no smaller
-            archive.writestr(
-                zipfile.ZipInfo(name),
-                content if isinstance(content, bytes) else content.read_bytes(),
-                stored,
-            )
-    return packed.getvalue()
+            is_weights = name.endswith(".safetensors")  # these do not compress
+            method = zipfile.ZIP_STORED if is_weights else zipfile.ZIP_DEFLATED
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return buffer.getvalue()
 
 
 def write_script(run: Run, out: str | Path) -> Path:
-    """Write the script that trains this run from its first step to `out`. Raises UserError where that exists, is no .py, or would be too large."""
+    """Write a script that trains a run from its first step.
+
+    Args:
+        run: the run; it stays as it is.
+        out: the script to create.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UserError: `out` exists or does not end in .py, or the script would be too large.
+    """
     path = Path(out).absolute()
     if path.suffix != ".py":
-        raise UserError(
-            "todo", f"{out} is no name of a script. Give one that ends in .py, such as train.py."
-        )
+        message = f"{out} is not a script name. Choose one that ends in .py, such as train.py."
+        raise UserError("export.not_a_script", message)
     if path.exists():
-        raise UserError("todo", f"{out} exists already. Give another name, or remove it.")
-    plan = read_plan(run)
-    recipe = run.recipe
+        message = f"{out} already exists. Choose another name, or delete it."
+        raise UserError("export.file_exists", message)
+    plan, recipe = read_plan(run), run.recipe
     if plan and plan.base_on_hub:
         recipe = recipe.model_copy(update={"revision": plan.base_revision})
-    files: dict[str, bytes | Path] = {
-        f"package/{name}": file for name, file in package(recipe.base_model).items()
-    }
-    files |= {
-        name: file
-        for name, file in run_archive.pack(run).items()
-        if name == "run.json" or name.startswith("data/")
-    }
+    files: dict[str, bytes | Path] = {}
+    files |= {f"package/{name}": file for name, file in package(recipe.base_model).items()}
+    for name, content in run_archive.pack(run).items():
+        if name == "run.json" or name.startswith("data/"):
+            files[name] = content
     files["recipe.json"] = (recipe.model_dump_json(indent=2) + "\n").encode()
-    size = sum(
-        len(content) if isinstance(content, bytes) else content.stat().st_size
-        for content in files.values()
-    )
-    if size > _MOST_BYTES:
-        raise UserError(
-            "todo",
-            f"The rows of this run are too many for one script ({gigabytes(size)}). Copy its folder instead, and train it there with `train --resume`.",
-        )
+    size = sum(_size(content) for content in files.values())
+    if size > _MAX_BYTES:
+        message = f"The run's data is too large for one script ({gigabytes(size)}). Copy the run's "
+        message += "folder instead and continue there with `train --resume`."
+        raise UserError("export.script_too_large", message)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(run.name, dependencies(plan), zipped(files)), encoding="utf-8")
     return path
 
 
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
 def _text(name: str, libraries: list[str], packed: bytes) -> str:
-    listed = "".join(f"#   {json.dumps(library)},\n" for library in libraries)
-    header = f'# /// script\n# requires-python = ">=3.11"\n# dependencies = [\n{listed}# ]\n# ///\n'
-    coded = base64.b64encode(packed).decode()
-    lines = "\n".join(coded[start : start + 140] for start in range(0, len(coded), 140))
-    sha256 = hashlib.sha256(packed).hexdigest()
-    return f'{header}{_PROGRAM}\nNAME = {json.dumps(name)}\nSHA256 = "{sha256}"\nPACKED = """\n{lines}\n"""\n\nif __name__ == "__main__":\n    main()\n'
+    pins = "".join(f"#   {json.dumps(library)},\n" for library in libraries)
+    encoded = base64.b64encode(packed).decode()
+    lines = "\n".join(encoded[start : start + 140] for start in range(0, len(encoded), 140))
+    return "\n".join(
+        [
+            f'# /// script\n# requires-python = ">=3.11"\n# dependencies = [\n{pins}# ]\n# ///',
+            _PROGRAM,
+            f"NAME = {json.dumps(name)}",
+            f'SHA256 = "{hashlib.sha256(packed).hexdigest()}"',
+            f'PACKED = """\n{lines}\n"""\n',
+            'if __name__ == "__main__":\n    main()\n',
+        ]
+    )
 
 
-_PROGRAM = '''"""Trains an adapter: `uv run THIS.py`, or `python THIS.py` where the above is installed. On a machine with several GPUs it uses them all.
+_PROGRAM = '''"""Trains an adapter on all GPUs of this machine. Written by peft_space.
 
-On several machines, which share this folder: `accelerate launch THIS.py` on each, as accelerate says. The run and its adapter come to lie
-in a folder beside this file. Run again, it goes on from the last checkpoint. Written by peft_space, which it holds, with the rows.
+`uv run THIS.py` installs the libraries listed above first; `python THIS.py` uses those installed.
+On several machines that share this folder, run `accelerate launch THIS.py` on each. The run and its
+adapter are stored in a folder next to this file. If you run it again, it resumes from the last
+checkpoint. This file includes peft_space and the rows.
 """
 
 import base64
@@ -137,11 +156,12 @@ from pathlib import Path
 def main():
     folder = Path(__file__).absolute().with_name(Path(__file__).stem + "-run")
     unpack(folder)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "package"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = [str(folder / "package"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PEFT_SPACE_HOME", str(folder / "home"))
     if "WORLD_SIZE" not in os.environ:
         command = ["-m", "peft_space", "train", "--resume", str(folder)]
-    else:  # one of several, which accelerate has started
+    else:  # one of several processes that accelerate started
         command = ["-m", "peft_space.runtime.train_process", str(folder)]
         if os.environ["RANK"] == "0":
             lock(folder)
@@ -150,13 +170,14 @@ def main():
 
 
 def unpack(folder):
+    rename = "Move it away, or rename this script."
     if (folder / "script.sha256").is_file():
         if (folder / "script.sha256").read_text() != SHA256:
-            sys.exit(f"{folder} is of another script. Move it away, or give this script another name.")
+            sys.exit(f"{folder} belongs to another script. {rename}")
         return
     packed = base64.b64decode(PACKED)
     if hashlib.sha256(packed).hexdigest() != SHA256:
-        sys.exit("This script is damaged: what it holds has another SHA-256 than it says. Export it again.")
+        sys.exit("This script is damaged: its content has another SHA-256. Export it again.")
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     zipfile.ZipFile(io.BytesIO(packed)).extractall(aside)
     (aside / "script.sha256").write_text(SHA256)
@@ -165,11 +186,11 @@ def unpack(folder):
     except OSError:
         shutil.rmtree(aside)
         if not (folder / "script.sha256").is_file():
-            sys.exit(f"{folder} exists already and is not of this script. Move it away, or give this script another name.")
+            sys.exit(f"{folder} exists and does not belong to this script. {rename}")
 
 
 def lock(folder):
-    """Held until the training ends, however it ends."""
+    """Lock the run until the training ends, however it ends."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

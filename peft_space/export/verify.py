@@ -1,7 +1,8 @@
-"""Proves an export: the very files that were written answer as the adapter does on the base that it was trained on, or how far they are off.
+"""Verifies an export: loads the files that were written and compares their outputs.
 
-Both are asked the same held-out rows, one model in memory after the other. What a text model is compared on are the adapter's own greedy
-answers: where at each of their tokens the export finds the same one likeliest, it gives the same answer.
+Both models answer the same held-out rows, one model in memory at a time. A text model is compared
+on the adapter's own greedy answers: if the export ranks the same token first at each position, it
+gives the same answer.
 """
 
 import gc
@@ -9,10 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from peft_space import hardware
 from peft_space.data.arrow_store import TokenizedExample
@@ -37,98 +37,102 @@ from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 from peft_space.storage import atomic_io
 
-NEEDED = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95}
-"""Share of greedy tokens, or labels, that must agree. Rounding to 16 or 8 bits turns a few that were nearly even; float32 hardly any."""
-MOST_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3}
-"""Nats a token that may lie between merged and adapter where both have the same base. On the built-in model the dtype alone leaves 2e-12, 2e-4,
-2e-6 and 4e-6 (docs/export.md)."""
-IDENTICAL = 1e-4
-"""Logits of the adapter loaded twice: the same numbers, but for the order in which a GPU or 4-bit layers add them up."""
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-_MOST_ROWS, _MOST_TOKENS, _BATCH = 60, 64, 8
-_ROWS_OF_ADAPTER = 8
-_MOST_LOGITS = 2**27
-"""Numbers that are kept of the first model: half a GiB. The tokens of further rows are compared, their logits not."""
+MIN_AGREEMENT = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95}
+"""Share of greedy tokens or labels that must agree. Rounding to 16 or 8 bits flips a few that were
+nearly tied; float32 hardly any."""
+MAX_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3}
+"""Nats per token between merged model and adapter on the same base. On the built-in model, rounding
+alone gives 2e-12, 2e-4, 2e-6 and 4e-6 (docs/export.md)."""
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Of one adapter loaded twice. Only the order in which a GPU or 4-bit layers add differs."""
+
+MAX_ROWS, MAX_TOKENS = 60, 64
+MAX_ROWS_OF_ADAPTER = 8
+_BATCH_SIZE = 8
+_MAX_STORED_LOGITS = 2**27
+"""Half a GiB. Of further rows only the tokens are compared."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far an export is from the adapter on its base."""
+    """How far an export is from the adapter on its base model."""
 
     compared: str
-    """Which two models, in words."""
+    """Both models, as a phrase."""
     rows: str
-    """On what, in words."""
+    """Number and kind of the rows, as a phrase."""
     num_answers: int
     num_tokens: int
-    """Tokens of the answers; of a classification its labels or tags."""
+    """Tokens of the answers; labels or tags of a classification."""
     identical: int
     """Answers that are the same from the first token to the last."""
     agreement: float
-    """Share of tokens, 0 to 1, of which both find the same likeliest."""
+    """Share of tokens, 0 to 1, that both models rank first."""
     needed: float
     max_logit_difference: float
     mean_logit_difference: float
     max_probability_difference: float
     mean_kl: float
-    """KL divergence of the export's probabilities from the adapter's, in nats a token."""
+    """KL divergence of the export from the adapter, in nats per token."""
     adapter_kl: float
-    """The same of the base's from the adapter's: how much the adapter changes at all."""
+    """KL divergence of the base model from the adapter: the total effect of the adapter."""
     what: str
-    """What is counted: tokens, labels or tags."""
+    """The unit compared: tokens, labels or tags."""
     faults: list[str]
     """Why it did not pass."""
     greedy: bool = True
-    """Whether the answers are the adapter's own, rather than those of the rows."""
+    """The answers are the adapter's own, not those of the rows."""
 
     @property
     def passed(self) -> bool:
         return not self.faults
 
     def words(self) -> str:
-        """All of it in sentences."""
-        answers = (
-            "greedy answers are the same from first to last"
-            if self.greedy
-            else "answers have the same likeliest tokens throughout"
-        )
-        same = (
-            f"{self.identical} of {self.num_answers} {answers}, and "
-            if self.what == "tokens"
-            else ""
-        )
-        kept = [
-            f"{same}{self.agreement:.2%} of {self.num_tokens:,} {self.what} agree ({self.needed:.0%} are needed).",
-            f"Logits differ by {self.max_logit_difference:.2g} at most, {self.mean_logit_difference:.2g} on average; "
-            f"probabilities by {self.max_probability_difference:.2g} at most.",
-            f"The KL divergence is {self.mean_kl:.2g} nats, where the adapter itself changes {self.adapter_kl:.2g}.",
-        ]
+        """Return the result in sentences."""
+        same = ""
+        if self.what == "tokens":
+            kind = "answers have the same likeliest tokens throughout"
+            if self.greedy:
+                kind = "greedy answers are the same from first to last token"
+            same = f"{self.identical} of {self.num_answers} {kind}, and "
+        agreement = f"{self.agreement:.2%} of {self.num_tokens:,} {self.what} agree"
         verdict = "✓ Passed." if self.passed else "✗ Not passed: " + "; ".join(self.faults) + "."
-        sentences = [
-            f"{self.compared}, on {self.rows}.",
-            *(sentence[0].upper() + sentence[1:] for sentence in kept),
-            verdict,
-        ]
-        return " ".join(sentences)
+        return (
+            f"{self.compared}, on {self.rows}. "
+            f"{same}{agreement} (at least {self.needed:.0%} required). "
+            f"Logits differ by at most {self.max_logit_difference:.2g} "
+            f"({self.mean_logit_difference:.2g} on average), "
+            f"probabilities by at most {self.max_probability_difference:.2g}. "
+            f"The KL divergence is {self.mean_kl:.2g} nats; "
+            f"the adapter itself changes the base model by {self.adapter_kl:.2g}. {verdict}"
+        )
 
 
 @dataclass(frozen=True)
 class _Question:
-    """`ids` that are given, and the `answer` to them; of a classification there is none, and of tags `places` says where they are."""
+    """Token ids of a prompt and of its answer; a classification has no answer."""
 
     ids: list[int]
     answer: list[int]
-    types: list[int]
-    places: list[int]
+    token_types: list[int]
+    tag_positions: list[int]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the adapter says of one question, at each of N tokens: the likeliest, (N,), its logits (N, V) if they are kept, and how far the base is off."""
+class _Output:
+    """What the adapter predicts for one question, at each of its N tokens."""
 
-    likeliest: torch.Tensor
-    logits: torch.Tensor | None
-    base_kl: torch.Tensor
+    likeliest: "Tensor"
+    """(N,)"""
+    logits: "Tensor | None"
+    """(N, V), if stored."""
+    base_kl: "Tensor"
+    """(N,), in nats."""
 
 
 def verify_merged(
@@ -139,317 +143,336 @@ def verify_merged(
     on_progress: OnProgress = no_progress,
     of_gguf: bool = False,
 ) -> Verification:
-    """Compare the merged model in `folder`, loaded as anybody loads it, with the run's adapter on the base that it was trained on.
+    """Compare a merged model, loaded as anyone would, with the adapter on its training base.
 
     Args:
-        of_gguf: whether `folder` has what the numbers of a GGUF file, which were rounded to `dtype`, stand for.
+        run: the run that trained the adapter.
+        folder: the merged model.
+        dtype: of its weights.
+        into: the weights that the adapter was merged into.
+        on_progress: called with the share that is done.
+        of_gguf: `folder` contains the numbers of a GGUF file, which were rounded to `dtype`.
     """
-    base, goal = base_of(run)
-    held = quantization_of(run.recipe, base.config)
-    on_progress(0.5, "Loading the adapter, to compare")
+    base, task_spec = base_of(run)
+    quantization = quantization_of(run.recipe, base.config)
+    same_base = quantization == "none" or into == "dequantized"
+    on_progress(0.5, "Loading the adapter to compare")
     adapted = load_adapted(run)
-    rows, examples = _examples(run, adapted, _MOST_ROWS)
-    questions = _questions(adapted, examples, on_progress)
-    seen = _ask(adapted, questions)
-    added = expected_deltas(
-        adapted.model,
-        None if into == "dequantized" or held == "none" else load_published_base(run, base, goal),
-    )
-    faults = [
-        *_wrong_tokens(run, folder, goal, examples),
-        *([] if of_gguf else _wrong_dtype(folder, dtype)),
-    ]
-    del adapted
-    gc.collect()
-    on_progress(0.8, "Asking the merged model the same")
-    model, lacking = _load(folder, goal)
-    exactly = (
-        inference_dtype() if dtype == "float32" else dtype
-    )  # what the adapter was computed in, if that is coarser
-    faults += [*lacking, *layers_missing_delta(model, added, dtype)]
-    numbers = _compare(model, goal, questions, seen)
-    if not numbers["agreement"] >= NEEDED[exactly]:
-        faults.append(
-            f"{numbers['agreement']:.2%} of the likeliest agree, and {NEEDED[exactly]:.0%} must"
-        )
-    same_base = held == "none" or into == "dequantized"
-    if same_base and not numbers["mean_kl"] <= MOST_KL[exactly]:
-        faults.append(
-            f"the KL divergence is {numbers['mean_kl']:.2g} nats, and {dtype} alone leaves less than {MOST_KL[exactly]:g}"
-        )
-    what_into = (
-        {"full": "the base in full precision", "dequantized": "the dequantized base"}[into]
-        if held != "none"
-        else "the base"
-    )
-    written = f"written as GGUF in {dtype}" if of_gguf else f"in {dtype}"
-    compared = f"The model merged into {what_into}, {written}, against the adapter on {_held(held)}"
-    return Verification(compared, rows, needed=NEEDED[exactly], faults=faults, **numbers)
+    rows, examples = _examples(run, adapted, MAX_ROWS)
+    questions = _with_greedy_answers(adapted, examples, on_progress)
+    outputs = _adapter_outputs(adapted, questions)
+    published = None if same_base else load_published_base(run, base, task_spec)
+    deltas = expected_deltas(adapted.model, published)
+    faults = _tokenizer_faults(run, folder, task_spec, examples)
+    faults += [] if of_gguf else _dtype_faults(folder, dtype)
+    del adapted, published
+    gc.collect()  # models are in reference cycles; two of them may not fit in memory
+    on_progress(0.8, "Asking the merged model")
+    model, missing = _load(folder, task_spec)
+    faults += [*missing, *layers_missing_delta(model, deltas, dtype)]
+    figures = _compare(model, task_spec, questions, outputs)
+    # the adapter's own dtype counts if it is coarser
+    coarsest = inference_dtype() if dtype == "float32" else dtype
+    needed = MIN_AGREEMENT[coarsest]
+    if not figures["agreement"] >= needed:
+        faults.append(f"{figures['agreement']:.2%} agree and {needed:.0%} are required")
+    if same_base and not figures["mean_kl"] <= MAX_KL[coarsest]:
+        kl = f"the KL divergence is {figures['mean_kl']:.2g} nats"
+        faults.append(f"{kl} and rounding to {dtype} causes less than {MAX_KL[coarsest]:g}")
+    compared = _compared(quantization, into, f"written as GGUF in {dtype}" if of_gguf else dtype)
+    return Verification(compared, rows, needed=needed, faults=faults, **figures)
+
+
+def _compared(quantization: str, into: MergeInto, form: str) -> str:
+    merged_into = "the base model"
+    if quantization != "none":
+        merged_into = {
+            "full": "the base model in full precision",
+            "dequantized": "the dequantized base model",
+        }[into]
+    adapter = f"the adapter on {_base_name(quantization)}"
+    return f"The model merged into {merged_into} ({form}), compared with {adapter}"
 
 
 def verify_adapter(run: Run, folder: Path, on_progress: OnProgress = no_progress) -> Verification:
-    """Compare the adapter in `folder`, put by plain PEFT on its base loaded alone, with what this app shows of the run."""
+    """Compare an exported adapter in plain PEFT, on a base loaded alone, with the app's adapter.
+
+    Args:
+        run: the run that trained the adapter.
+        folder: the exported adapter.
+        on_progress: called with the share that is done.
+    """
     from peft import PeftModel
 
-    base, goal = base_of(run, folder)
-    on_progress(0.2, "Loading the adapter, to compare")
+    base, task_spec = base_of(run, folder)
+    on_progress(0.2, "Loading the adapter to compare")
     adapted = load_adapted(run)
-    rows, examples = _examples(run, adapted, _ROWS_OF_ADAPTER)
-    questions = [_question(example, goal) for example in examples]
-    seen = _ask(adapted, questions)
-    faults = _wrong_tokens(run, folder, goal, examples)
+    rows, examples = _examples(run, adapted, MAX_ROWS_OF_ADAPTER)
+    questions = [_question(example, task_spec) for example in examples]
+    outputs = _adapter_outputs(adapted, questions)
+    faults = _tokenizer_faults(run, folder, task_spec, examples)
     del adapted
-    gc.collect()
+    gc.collect()  # models are in reference cycles; two of them may not fit in memory
     on_progress(0.6, "Loading the exported adapter in PEFT")
-    model = PeftModel.from_pretrained(
-        load_base_model(base, run.recipe, inference_dtype(), goal), folder
-    ).eval()
-    numbers = _compare(model, goal, questions, seen)
-    if not numbers["max_logit_difference"] <= IDENTICAL:
-        faults.append(
-            f"logits differ by {numbers['max_logit_difference']:.2g}, and the same adapter gives the same"
-        )
-    compared = f"The exported adapter in plain PEFT, on {_held(quantization_of(run.recipe, base.config))}, against the adapter of the run"
-    return Verification(compared, rows, needed=1.0, faults=faults, greedy=False, **numbers)
-
-
-def reject_mismatch(proof: Verification, what_else: str) -> None:
-    """Raise UserError where a proof did not pass, with its numbers and what to do."""
-    if not proof.passed:
-        raise UserError(
-            "todo",
-            f"Not exported, because it does not answer as the adapter does. {proof.words()} {what_else} Or insist, and it is kept.",
-        )
-
-
-def write_verification(folder: Path, proof: Verification) -> None:
-    """Keep it beside what it proves: proof.json, and in words in the README."""
-    values = asdict(proof) | {"passed": proof.passed, "words": proof.words()}
-    atomic_io.write_text(
-        folder / "proof.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    plain = load_base_model(base, run.recipe, inference_dtype(), task_spec)
+    figures = _compare(
+        PeftModel.from_pretrained(plain, folder).eval(), task_spec, questions, outputs
     )
+    difference = figures["max_logit_difference"]
+    if not difference <= MAX_LOGIT_DIFFERENCE:
+        faults.append(f"logits differ by {difference:.2g}, and must be the same")
+    base_name = _base_name(quantization_of(run.recipe, base.config))
+    compared = f"The exported adapter in plain PEFT, on {base_name}, compared with the run's"
+    return Verification(compared, rows, needed=1.0, faults=faults, greedy=False, **figures)
+
+
+def _base_name(quantization: str) -> str:
+    quantized = "" if quantization == "none" else f" quantized as {quantization}"
+    return f"the base model{quantized}, computed in {inference_dtype()}"
+
+
+def reject_mismatch(verification: Verification, remedy: str) -> None:
+    """Reject an export that did not pass.
+
+    Args:
+        verification: its result.
+        remedy: a sentence that says what to do.
+
+    Raises:
+        UserError: it did not pass.
+    """
+    if not verification.passed:
+        message = "Export rejected: its outputs differ from the adapter's. "
+        message += f"{verification.words()} {remedy} To keep it anyway, use --force or check the "
+        raise UserError("export.mismatch", message + "box on the Publish tab.")
+
+
+def write_verification(folder: Path, verification: Verification) -> None:
+    """Write proof.json, and add the result to the README in `folder`."""
+    text = verification.words()
+    values = asdict(verification) | {"passed": verification.passed, "words": text}
+    report = json.dumps(values, ensure_ascii=False, indent=2)
+    atomic_io.write_text(folder / "proof.json", report + "\n")
     card = folder / "README.md"
-    atomic_io.write_text(
-        card, card.read_text(encoding="utf-8") + f"\n## Proof\n\n{proof.words()}\n"
-    )
+    atomic_io.write_text(card, f"{card.read_text(encoding='utf-8')}\n## Verification\n\n{text}\n")
 
 
-def _held(quantization: str) -> str:
-    where = "the base" if quantization == "none" else f"the base quantized as {quantization}"
-    return f"{where}, computed in {inference_dtype()}"
+# The questions
 
 
-# What is asked
-
-
-def _examples(run: Run, adapted: AdaptedModel, most: int) -> tuple[str, list[TokenizedExample]]:
-    """At most so many held-out rows, evenly drawn, and what they are in words. Where none was held out, trained ones."""
+def _examples(run: Run, adapted: AdaptedModel, max_rows: int) -> tuple[str, list[TokenizedExample]]:
+    """Evenly spaced held-out rows, or training rows if none was held out, with a description."""
     data = load_run_data(run)
-    kind, rows = (
-        ("held-out rows", data.held_out)
-        if len(data.held_out)
-        else ("rows that were trained on, as none was held out", data.train)
-    )
-    chosen = [rows[int(at)] for at in np.linspace(0, len(rows) - 1, min(len(rows), most))]
-    known = [
-        row
-        for row in chosen
-        if not isinstance(row, TextClassification) or row.label in adapted.goal.labels
-    ]
-    examples = [
-        example
-        for example in _rendered(run, adapted.tokenizer, adapted.goal, known)
-        if example.input_ids and example.num_trained
-    ]
+    kind, rows = "held-out rows", data.held_out
+    if not len(rows):
+        kind, rows = "training rows, because none was held out", data.train
+    positions = np.linspace(0, len(rows) - 1, min(len(rows), max_rows))
+    chosen = [rows[int(position)] for position in positions]
+    known = [row for row in chosen if _has_known_label(row, adapted.goal)]
+    rendered = _render(run, adapted.tokenizer, adapted.goal, known)
+    examples = [example for example in rendered if example.input_ids and example.num_trained]
     if not examples:
-        raise UserError(
-            "todo",
-            f"There is no row to prove the export on: at {run.recipe.max_length} tokens every answer is cut off.",
-        )
+        message = f"No row can be used to verify the export: at {run.recipe.max_length} tokens "
+        message += "every answer is cut off. Raise max_length in the recipe and train again."
+        raise UserError("export.no_rows_to_verify", message)
     return f"{len(examples)} {kind}", examples
 
 
-def _rendered(
-    run: Run, tokenizer: Any, goal: TaskSpec, rows: Sequence[Row]
+def _has_known_label(row: Row, task_spec: TaskSpec) -> bool:
+    return not isinstance(row, TextClassification) or row.label in task_spec.labels
+
+
+def _render(
+    run: Run, tokenizer: "PreTrainedTokenizerFast", task_spec: TaskSpec, rows: Sequence[Row]
 ) -> list[TokenizedExample]:
+    recipe = run.recipe
     return render(
-        tokenizer, rows, run.recipe.max_length, run.recipe.train_on, goal.task, with_texts=False
+        tokenizer, rows, recipe.max_length, recipe.train_on, task_spec.task, with_texts=False
     )
 
 
-def _question(example: TokenizedExample, goal: TaskSpec) -> _Question:
-    """The row's own answer, after all that comes before it; of a text its second half."""
-    if goal.task in CLASSIFYING:
-        return _Question(
-            example.input_ids, [], example.types, [at for at, tag in enumerate(example.tags) if tag]
-        )
+def _question(example: TokenizedExample, task_spec: TaskSpec) -> _Question:
+    """The row's own answer after its prompt; a plain text is split in half."""
+    ids = example.input_ids
+    if task_spec.task in CLASSIFYING:
+        positions = [position for position, tag in enumerate(example.tags) if tag]
+        return _Question(ids, [], example.types, positions)
     if example.target is not None:
-        return _Question(example.input_ids, example.target.input_ids[:_MOST_TOKENS], [], [])
-    start = example.trained[-1][0] or max(1, len(example.input_ids) // 2)
-    return _Question(
-        example.input_ids[:start], example.input_ids[start : start + _MOST_TOKENS], [], []
-    )
+        return _Question(ids, example.target.input_ids[:MAX_TOKENS], [], [])
+    start = example.trained[-1][0] or max(1, len(ids) // 2)
+    return _Question(ids[:start], ids[start : start + MAX_TOKENS], [], [])
 
 
-def _questions(
+def _with_greedy_answers(
     adapted: AdaptedModel, examples: Sequence[TokenizedExample], on_progress: OnProgress
 ) -> list[_Question]:
-    """The same, answered by the adapter itself, taking the likeliest token always."""
+    """The questions, with the adapter's greedy answers in place of the rows' own."""
     questions = [_question(example, adapted.goal) for example in examples]
     if adapted.goal.task in CLASSIFYING:
         return questions
     answered = []
-    for start in range(0, len(questions), _BATCH):
-        on_progress(
-            0.5 + 0.25 * start / len(questions),
-            f"The adapter answers rows {start + 1} to {min(start + _BATCH, len(questions))}",
-        )
-        prompts = [question.ids for question in questions[start : start + _BATCH]]
-        answered += [
-            _Question(ids, answer, [], [])
-            for ids, answer in zip(prompts, _greedy(adapted, prompts), strict=True)
-        ]
+    for start in range(0, len(questions), _BATCH_SIZE):
+        prompts = [question.ids for question in questions[start : start + _BATCH_SIZE]]
+        progress = f"The adapter answers rows {start + 1} to {start + len(prompts)}"
+        on_progress(0.5 + 0.25 * start / len(questions), progress)
+        answers = _greedy_answers(adapted, prompts)
+        pairs = zip(prompts, answers, strict=True)
+        answered += [_Question(ids, answer, [], []) for ids, answer in pairs]
     return answered
 
 
-def _greedy(adapted: AdaptedModel, prompts: list[list[int]]) -> list[list[int]]:
-    """The likeliest tokens after each prompt, up to the one that ends an answer."""
-    tokenizer, pairs = adapted.tokenizer, adapted.goal.task == "seq2seq-lm"
-    stops = [tokenizer.eos_token_id] if pairs else stop_token_ids(tokenizer)
-    longest = max(map(len, prompts))
+def _greedy_answers(adapted: AdaptedModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Token ids up to and including the one that ends an answer.
 
-    def padded(row: list[int], value: int) -> list[int]:
-        missing = [value] * (longest - len(row))
-        return row + missing if pairs else missing + row
+    `evaluation` generates too, but returns text, which does not give back the token ids.
+    """
+    import torch
 
-    ids = torch.tensor(
-        [padded(prompt, tokenizer.pad_token_id) for prompt in prompts], device=adapted.model.device
-    )
-    mask = torch.tensor(
-        [padded([1] * len(prompt), 0) for prompt in prompts], device=adapted.model.device
-    )
+    tokenizer, seq2seq = adapted.tokenizer, adapted.goal.task == "seq2seq-lm"
+    stops = [tokenizer.eos_token_id] if seq2seq else stop_token_ids(tokenizer)
+    shape = (len(prompts), max(map(len, prompts)))
+    ids, mask = torch.full(shape, tokenizer.pad_token_id), torch.zeros(shape, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        used = slice(len(prompt)) if seq2seq else slice(shape[1] - len(prompt), shape[1])
+        ids[row, used], mask[row, used] = torch.tensor(prompt), 1
+    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     with torch.inference_mode():
         output = adapted.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=_MOST_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None,
-            eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-    answers = [row[1 if pairs else longest :].tolist() for row in output]
-    ends = [
-        next((at + 1 for at, token in enumerate(answer) if token in stops), len(answer))
-        for answer in answers
-    ]
-    return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+            input_ids=ids.to(adapted.model.device),
+            attention_mask=mask.to(adapted.model.device),
+            max_new_tokens=MAX_TOKENS,
+            eos_token_id=stops,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    first = 1 if seq2seq else shape[1]
+    return [_until_stop(row[first:].tolist(), stops) for row in output]
 
 
-# What is answered
+def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
+    ends = (position + 1 for position, token in enumerate(ids) if token in stops)
+    return ids[: next(ends, len(ids))]
 
 
-def _ask(adapted: AdaptedModel, questions: Sequence[_Question]) -> list[_Seen]:
-    seen, kept = [], 0
+# The outputs
+
+
+def _adapter_outputs(adapted: AdaptedModel, questions: Sequence[_Question]) -> list[_Output]:
+    outputs, num_logits = [], 0
     for question in questions:
         logits = _logits(adapted.model, adapted.goal, question)
         with adapted.model.disable_adapter():
-            base = _logits(adapted.model, adapted.goal, question)
-        kept += logits.numel()
-        seen.append(
-            _Seen(logits.argmax(-1), logits if kept <= _MOST_LOGITS else None, _kl(logits, base))
-        )
-    return seen
+            base_kl = _kl(logits, _logits(adapted.model, adapted.goal, question))
+        num_logits += logits.numel()
+        stored = logits if num_logits <= _MAX_STORED_LOGITS else None
+        outputs.append(_Output(logits.argmax(-1), stored, base_kl))
+    return outputs
 
 
-def _logits(model: Any, goal: TaskSpec, question: _Question) -> torch.Tensor:
-    """(N, V) in float32: what is said at each token of the answer; of labels and tags (N, L). One row at a time, so that nothing is padded."""
-    given: dict[str, Any] = {"input_ids": torch.tensor([question.ids], device=model.device)}
-    if question.types:
-        given["token_type_ids"] = torch.tensor([question.types], device=model.device)
-    if goal.task == "seq2seq-lm":
-        given["labels"] = torch.tensor([question.answer], device=model.device)
-    elif goal.task not in CLASSIFYING:
-        given["input_ids"] = torch.tensor([question.ids + question.answer], device=model.device)
-    given["attention_mask"] = torch.ones_like(given["input_ids"])
+def _logits(
+    model: "PreTrainedModel | PeftModel", task_spec: TaskSpec, question: _Question
+) -> "Tensor":
+    """(N, V) in float32, (N, L) for a classification; one row at a time, so without padding."""
+    import torch
+
+    def batch(ids: list[int]) -> "Tensor":
+        return torch.tensor([ids], device=model.device)
+
+    is_text = task_spec.task not in (*CLASSIFYING, "seq2seq-lm")
+    inputs = {"input_ids": batch(question.ids + question.answer if is_text else question.ids)}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if question.token_types:
+        inputs["token_type_ids"] = batch(question.token_types)
+    if task_spec.task == "seq2seq-lm":
+        inputs["labels"] = batch(question.answer)
     with torch.inference_mode():
-        logits = model(**given).logits
-    if goal.task == "token-classification":
-        logits = logits[0, question.places]
-    elif goal.task not in (*CLASSIFYING, "seq2seq-lm"):
+        logits = model(**inputs).logits
+    if task_spec.task == "token-classification":
+        logits = logits[0, question.tag_positions]
+    elif is_text:
         logits = logits[0, len(question.ids) - 1 : -1]
     return logits.reshape(-1, logits.shape[-1]).float().cpu()
 
 
-def _kl(wanted: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(wanted || other) of the probabilities of each token, in nats, (N,)."""
-    log_wanted, log_other = wanted.double().log_softmax(-1), other.double().log_softmax(-1)
-    return (log_wanted.exp() * (log_wanted - log_other)).sum(-1).clamp(min=0)
+def _kl(logits: "Tensor", other: "Tensor") -> "Tensor":
+    """KL(logits || other) per token, in nats, (N,)."""
+    log_p, log_q = logits.double().log_softmax(-1), other.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
 
 
 def _compare(
-    model: Any, goal: TaskSpec, questions: Sequence[_Question], seen: Sequence[_Seen]
+    model: "PreTrainedModel | PeftModel",
+    task_spec: TaskSpec,
+    questions: Sequence[_Question],
+    outputs: Sequence[_Output],
 ) -> dict[str, Any]:
-    agree, differences, chances, kl = [], [], [], []
-    for question, before in zip(questions, seen, strict=True):
-        logits = _logits(model, goal, question)
-        agree.append(logits.argmax(-1) == before.likeliest)
-        if before.logits is not None:
-            differences.append((logits - before.logits).abs().flatten())
-            chances.append((logits.softmax(-1) - before.logits.softmax(-1)).abs().max())
-            kl.append(_kl(before.logits, logits))
-    everywhere, difference = torch.cat(agree), torch.cat(differences)
+    """The figures of a `Verification`."""
+    import torch
+
+    agrees, logit_differences, probability_differences, kl = [], [], [], []
+    for question, expected in zip(questions, outputs, strict=True):
+        logits = _logits(model, task_spec, question)
+        agrees.append(logits.argmax(-1) == expected.likeliest)
+        if expected.logits is not None:
+            probabilities = logits.softmax(-1) - expected.logits.softmax(-1)
+            logit_differences.append((logits - expected.logits).abs().flatten())
+            probability_differences.append(probabilities.abs().max())
+            kl.append(_kl(expected.logits, logits))
+    all_agrees, differences = torch.cat(agrees), torch.cat(logit_differences)
+    units = {"sequence-classification": "labels", "token-classification": "tags"}
     return {
-        "num_answers": len(agree),
-        "num_tokens": len(everywhere),
-        "identical": sum(bool(one.all()) for one in agree),
-        "agreement": everywhere.double().mean().item(),
-        "max_logit_difference": difference.max().item(),
-        "mean_logit_difference": difference.double().mean().item(),
-        "max_probability_difference": torch.stack(chances).max().item(),
+        "num_answers": len(agrees),
+        "num_tokens": len(all_agrees),
+        "identical": sum(bool(answer.all()) for answer in agrees),
+        "agreement": all_agrees.double().mean().item(),
+        "max_logit_difference": differences.max().item(),
+        "mean_logit_difference": differences.double().mean().item(),
+        "max_probability_difference": torch.stack(probability_differences).max().item(),
         "mean_kl": torch.cat(kl).mean().item(),
-        "adapter_kl": torch.cat([one.base_kl for one in seen]).mean().item(),
-        "what": {"sequence-classification": "labels", "token-classification": "tags"}.get(
-            goal.task, "tokens"
-        ),
+        "adapter_kl": torch.cat([output.base_kl for output in outputs]).mean().item(),
+        "what": units.get(task_spec.task, "tokens"),
     }
 
 
 # The files
 
 
-def _load(folder: Path, goal: TaskSpec) -> tuple[Any, list[str]]:
-    """The model in `folder` in its own dtype, and which of its weights are missing."""
+def _load(folder: Path, task_spec: TaskSpec) -> tuple["PreTrainedModel", list[str]]:
+    """Load the model in its own dtype; report missing weights."""
+    import torch
+
     where = {"device_map": {"": torch.cuda.current_device()}} if hardware.device() == "cuda" else {}
-    model, found = auto_class(goal.task).from_pretrained(
+    model, info = auto_class(task_spec.task).from_pretrained(
         folder, dtype="auto", output_loading_info=True, **where
     )
-    missing = sorted(found["missing_keys"])
-    return model.eval(), [
-        f"{len(missing)} weights are missing, such as {missing[0]}"
-    ] if missing else []
+    missing = sorted(info["missing_keys"])
+    faults = [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []
+    return model.eval(), faults
 
 
-def _wrong_dtype(folder: Path, dtype: str) -> list[str]:
-    wanted = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+def _dtype_faults(folder: Path, dtype: str) -> list[str]:
+    expected = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
-    others = {
-        kind for header in headers if header for kind in header.dtypes.values() if "F" in kind
-    } - {wanted}
-    told = json.loads((folder / "config.json").read_text()).get("dtype")
-    faults = [f"weights are stored as {', '.join(sorted(others))}, not {wanted}"] if others else []
-    return faults + ([f"its config says {told}, not {dtype}"] if told != dtype else [])
+    stored = {kind for header in headers if header for kind in header.dtypes.values()}
+    others = sorted(kind for kind in stored - {expected} if "F" in kind)
+    faults = [f"weights are stored as {', '.join(others)}, not {expected}"] if others else []
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("dtype") != dtype:
+        faults.append(f"config.json says {config.get('dtype')}, not {dtype}")
+    return faults
 
 
-def _wrong_tokens(
-    run: Run, folder: Path, goal: TaskSpec, examples: Sequence[TokenizedExample]
+def _tokenizer_faults(
+    run: Run, folder: Path, task_spec: TaskSpec, examples: Sequence[TokenizedExample]
 ) -> list[str]:
-    """Whether the tokenizer in `folder`, with its chat template, gives the tokens that were trained."""
+    """Check that the exported tokenizer and chat template give the token ids of the training."""
     from transformers import AutoTokenizer
 
-    data, numbers = load_run_data(run), {example.row for example in examples}
-    rows = [
-        row for row in (data.held_out if len(data.held_out) else data.train) if row.row in numbers
-    ]
-    again = _rendered(run, AutoTokenizer.from_pretrained(folder), goal, rows)
-    ids = {example.row: example.input_ids for example in examples}
-    return (
-        []
-        if all(ids[example.row] == example.input_ids for example in again)
-        else ["its tokenizer gives other tokens for the same rows"]
-    )
+    data, ids = load_run_data(run), {example.row: example.input_ids for example in examples}
+    rows = data.held_out if len(data.held_out) else data.train
+    chosen = [row for row in rows if row.row in ids]
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    rendered = _render(run, tokenizer, task_spec, chosen)
+    if all(ids[example.row] == example.input_ids for example in rendered):
+        return []
+    return ["its tokenizer gives other tokens for the same rows"]

@@ -1,129 +1,150 @@
-"""Whether what an adapter adds to each layer is in the weights of a merged model, whole: what answers to a few rows may not show.
+"""Verifies that a merged model contains the whole of an adapter's update to each layer.
 
-Of each layer it takes how far the merged weight has moved along what was added, W' - W0 projected on B A: 1 where the merge is right, 0
-where the layer was left out, 2 where the scale was twice what it should be. 16 bits blur that a little, by as much as is known.
-DoRA scales the rows of W0 + B A as well, so there some of the rows are kept as they were and as they should be.
+Answers to a few rows may not show a missing layer. So for each layer this measures how far the
+merged weight W' moved along the update: W' - W0 projected on B A. The result is 1 for a correct
+merge, 0 for a layer that was skipped, and 2 for twice the scale, up to a known rounding error.
+DoRA also rescales the rows of W0 + B A, so for DoRA some rows are compared in full.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from peft_space.compat.peft import dequantized_weight
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 _TOLERANCE = 0.02
-_ROWS = 64
-_NOTHING = 1e-10
-"""Of the square of a weight: so little of a change is rounding."""
+_MAX_ROWS = 64
+_MIN_RELATIVE_CHANGE = 1e-10
+"""Squared change relative to the squared weight; anything smaller is rounding."""
 _ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12, "q8_0": 2.0**-7}
-"""Root mean square of the relative rounding error, at most; of q8_0 relative to a weight's own root mean square."""
+"""Bound on the root mean square of the relative rounding error; for q8_0, relative to the weight's
+root mean square."""
 
 
 @dataclass(frozen=True)
 class ExpectedDelta:
-    """What an adapter adds to a layer, scale B A, by its factors; and how far the base's weight already reaches along it."""
+    """The update of one layer, scale B A, stored as its factors."""
 
     name: str
-    down: Any
-    up: Any
+    down: "Tensor"
+    """A, (rank, inputs)."""
+    up: "Tensor"
+    """B, (outputs, rank)."""
     scale: float
     along: float = 0.0
+    """Inner product of the base weight with the update."""
 
     @property
     def squared(self) -> float:
+        """Squared norm of the update."""
         return self.scale**2 * float(((self.up.T @ self.up) * (self.down @ self.down.T)).sum())
 
-    def dot(self, weight: Any) -> float:
-        """The inner product of a weight, (outputs, inputs), with what is added, which is never made whole."""
+    def dot(self, weight: "Tensor") -> float:
+        """Return the inner product of a weight, (outputs, inputs), with the update."""
         return self.scale * float(((self.up.T @ weight) * self.down).sum())
 
 
 @dataclass(frozen=True)
 class Rescaled:
-    """What DoRA makes of some rows of a layer's weight: `change`, (rows, inputs), and how far the base's already reach along it."""
+    """The change that DoRA makes to some rows of one layer."""
 
     name: str
-    rows: Any
-    change: Any
+    rows: "Tensor"
+    change: "Tensor"
+    """(rows, inputs)"""
     along: float
+    """Inner product of these rows of the base weight with the change."""
     squared: float
+    """Squared norm of the change; 0 if float32 rounds it away."""
 
-    def dot(self, weight: Any) -> float:
-        """The inner product of these rows of a weight, (outputs, inputs), with their change."""
+    def dot(self, weight: "Tensor") -> float:
+        """Return the inner product of a weight's rows, (outputs, inputs), with the change."""
         return float((weight[self.rows] * self.change).sum())
 
 
-def expected_deltas(adapted: Any, base: Any | None = None) -> list[ExpectedDelta | Rescaled]:
-    """What the active adapter of a PEFT model adds to each layer.
+def expected_deltas(
+    adapted: "PeftModel", base: "PreTrainedModel | None" = None
+) -> list[ExpectedDelta | Rescaled]:
+    """Return the update of each layer by the active adapter.
 
     Args:
-        base: the model whose weights it was merged into, where these are not those under the adapter.
+        adapted: a base model with the adapter.
+        base: the model that was merged into, if its weights differ from those under the adapter.
     """
     from peft.tuners.lora import LoraLayer
 
-    found: list[ExpectedDelta | Rescaled] = []
+    deltas: list[ExpectedDelta | Rescaled] = []
     for full_name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer) or not layer.lora_A:
             continue
         name = full_name.removeprefix("base_model.model.")
-        down, up = (
-            matrices["default"].weight.detach().float().cpu()
-            for matrices in (layer.lora_A, layer.lora_B)
-        )
-        one = ExpectedDelta(name, down, up, layer.scaling["default"])
+        down, up = (_float(pair["default"].weight) for pair in (layer.lora_A, layer.lora_B))
+        delta = ExpectedDelta(name, down, up, layer.scaling["default"])
         before = _weight(layer.get_base_layer() if base is None else base.get_submodule(name))
         if not layer.lora_variant:
-            found.append(dataclasses.replace(one, along=one.dot(before)))
+            deltas.append(dataclasses.replace(delta, along=delta.dot(before)))
         elif layer.use_dora.get("default"):
-            found.append(
-                _rescaled(
-                    one,
-                    before,
-                    layer.lora_magnitude_vector["default"].weight.detach().float().cpu(),
-                )
-            )
-    return found
+            magnitude = _float(layer.lora_magnitude_vector["default"].weight)
+            deltas.append(_rescaled(delta, before, magnitude))
+    return deltas
 
 
-def _rescaled(one: ExpectedDelta, before: Any, magnitude: Any) -> Rescaled:
-    """By magnitude x (W0 + B A) / |W0 + B A|, each row by itself. A change that float32 rounds away counts as none."""
+def _rescaled(delta: ExpectedDelta, before: "Tensor", magnitude: "Tensor") -> Rescaled:
+    """DoRA makes each row magnitude x (W0 + B A) / |W0 + B A|."""
     import torch
 
-    rows = torch.linspace(0, len(before) - 1, min(_ROWS, len(before))).long()
-    kept = before[rows]
-    moved = kept + one.scale * one.up[rows] @ one.down
-    change = magnitude.flatten()[rows, None] * moved / moved.norm(dim=1, keepdim=True) - kept
+    rows = torch.linspace(0, len(before) - 1, min(_MAX_ROWS, len(before))).long()
+    base_rows = before[rows]
+    moved = base_rows + delta.scale * delta.up[rows] @ delta.down
+    scaled = magnitude.flatten()[rows, None] * moved / torch.linalg.norm(moved, dim=1, keepdim=True)
+    change = scaled - base_rows
     squared = float(change.square().sum())
-    return Rescaled(
-        one.name,
-        rows,
-        change,
-        float((kept * change).sum()),
-        squared if squared > _NOTHING * float(kept.square().sum()) else 0.0,
-    )
+    if squared <= _MIN_RELATIVE_CHANGE * float(base_rows.square().sum()):
+        squared = 0.0
+    return Rescaled(delta.name, rows, change, float((base_rows * change).sum()), squared)
 
 
 def layers_missing_delta(
-    model: Any, added: list[ExpectedDelta | Rescaled], dtype: str
+    model: "PreTrainedModel", deltas: Sequence[ExpectedDelta | Rescaled], dtype: str
 ) -> list[str]:
-    """Which layers of a merged model do not have what was added to them, in words."""
+    """Check the weights of a merged model.
+
+    Args:
+        model: the merged model.
+        deltas: the expected update of each layer.
+        dtype: to which the merged weights were rounded.
+
+    Returns:
+        One sentence for each of the first three wrong layers, and one for the others.
+    """
     faults = []
-    for one in added:
-        weight, squared = _weight(model.get_submodule(one.name)), one.squared
-        if not squared:
+    for delta in deltas:
+        if not delta.squared:
             continue
-        share = (one.dot(weight) - one.along) / squared
-        blur = 5 * _ROUNDING[dtype] * float(weight.square().mean().sqrt()) / squared**0.5
-        if not abs(share - 1) <= _TOLERANCE + blur:
-            faults.append(
-                f"{one.name} has {round(share, 2) + 0.0:.0%} of what the adapter adds to it"
-            )
-    more = [f"{len(faults) - 3} more layers likewise"] if len(faults) > 3 else []
-    return [*faults[:3], *more]
+        weight = _weight(model.get_submodule(delta.name))
+        share = (delta.dot(weight) - delta.along) / delta.squared
+        size = float(weight.square().mean().sqrt())
+        rounding = 5 * _ROUNDING[dtype] * size / delta.squared**0.5
+        if not abs(share - 1) <= _TOLERANCE + rounding:
+            percent = f"{round(share, 2) + 0.0:.0%}"
+            faults.append(f"{delta.name} has {percent} of the adapter's update")
+    others = [f"{len(faults) - 3} more layers are wrong"] if len(faults) > 3 else []
+    return [*faults[:3], *others]
 
 
-def _weight(module: Any) -> Any:
-    """A layer's weight, (outputs, inputs), in float32; what it stands for where it is quantized."""
-    from peft.utils.integrations import dequantize_module_weight
+def _weight(module: "nn.Module") -> "Tensor":
+    """(outputs, inputs), dequantized, in float32."""
     from transformers.pytorch_utils import Conv1D
 
-    weight = dequantize_module_weight(module).detach().float().cpu()
+    weight = _float(dequantized_weight(module))
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _float(weight: Any) -> "Tensor":
+    return weight.detach().float().cpu()

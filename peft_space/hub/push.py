@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, errors
 
-from peft_space.export.adapter import copy_adapter
+from peft_space.export.export import copy_adapter
 from peft_space.export.model_card import put_card
 from peft_space.hub.client import open_client, translate_errors
 from peft_space.runs.events import OnProgress, no_progress

@@ -26,8 +26,7 @@ def export(
     Args:
         gguf: `numbers` (f32, f16, q8_0), whether base and adapter are `apart`, and for Ollama a `system` message.
     """
-    from peft_space.export.export import make_export_spec, serving_commands
-    from peft_space.export.folder import zip_of
+    from peft_space.export.export import make_export_spec, serving_commands, zip_of
 
     folder, opened = Path(out, target) if as_zip else Path(out), Run(run)
     asked = make_export_spec(target, dtype, merge_into, insist, gguf)
@@ -91,7 +90,7 @@ def model_card(run: str) -> Json:
     """The model card as it would be pushed now: `card`; and `pictures`, the SVG of each by the name that the card has for it."""
     import tempfile
 
-    from peft_space.export.adapter import copy_adapter
+    from peft_space.export.export import copy_adapter
 
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(Run(run), Path(scratch))

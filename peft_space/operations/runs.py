@@ -59,7 +59,7 @@ def prefetch(run: str) -> Json:
 
 def train(run: str) -> Json:
     """Train a run to its end, or until it is asked to leave."""
-    from peft_space.export.describe import describe_adapter
+    from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import train as train_run
 
     opened = Run(run)

@@ -82,7 +82,7 @@ def _together(num_processes: int, arguments: list[str]) -> int:
 
 
 def _attempt(run: Run, given: argparse.Namespace) -> int:
-    from peft_space.export.describe import describe_adapter
+    from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import attempt
 
     gc.freeze()

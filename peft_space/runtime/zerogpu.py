@@ -42,8 +42,9 @@ def import_libraries() -> None:
     """Import what slices need in the process that they are forked from, so that none of their time goes on it."""
     import peft_space.evaluation.compare
     import peft_space.evaluation.evaluate
-    import peft_space.export.describe
+    import peft_space.export.model_card
     import peft_space.planning.dry_run
+    import peft_space.planning.facts
     import peft_space.training.train  # noqa: F401
 
     gc.collect()
@@ -120,7 +121,7 @@ _warm: Any = None
 def _train(directory: str, seconds: int, anyway: bool = False) -> dict[str, Any]:
     """One slice: how `train` ended, or what went wrong."""
     global _warm
-    from peft_space.export.describe import describe_adapter
+    from peft_space.export.readiness import describe_adapter
     from peft_space.training.model_cache import ModelCache
     from peft_space.training.train import train
 

@@ -1,4 +1,4 @@
-"""What the engines showed is told at the end, and written where PEFT_SPACE_RECORD_ENGINES says."""
+"""Prints the results of the engines, and stores them in PEFT_SPACE_RECORD_ENGINES if it is set."""
 
 import os
 import platform
@@ -13,14 +13,15 @@ _MARK = "<!-- recorded by make verify -->\n"
 
 @pytest.fixture(scope="session")
 def record():
-    """Takes (engine, what was compared, what came of it)."""
-    found = defaultdict(list)
-    yield lambda engine, what, result: found[engine].append((what, result))
+    """A function that records (engine, comparison, result)."""
+    results = defaultdict(list)
+    yield lambda engine, what, result: results[engine].append((what, result))
     lines = [
-        f"{date.today()}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}.",
+        f"{date.today()}, {_processor()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}.",
         "",
     ]
-    for engine, rows in found.items():
+    for engine, rows in results.items():
         lines += [
             f"### {engine}",
             "",
@@ -31,9 +32,9 @@ def record():
         ]
     text = "\n".join(lines).rstrip() + "\n"
     print(f"\n{text}")
-    if found and (path := os.environ.get("PEFT_SPACE_RECORD_ENGINES")):
-        kept = Path(path).read_text(encoding="utf-8").partition(_MARK)[0]
-        Path(path).write_text(f"{kept}{_MARK}\n{text}", encoding="utf-8")
+    if results and (path := os.environ.get("PEFT_SPACE_RECORD_ENGINES")):
+        before = Path(path).read_text(encoding="utf-8").partition(_MARK)[0]
+        Path(path).write_text(f"{before}{_MARK}\n{text}", encoding="utf-8")
 
 
 def _processor():

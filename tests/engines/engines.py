@@ -1,4 +1,7 @@
-"""The engines that an export is for, each in an environment of its own: `make engines` builds them, or variables name their folders."""
+"""The inference engines, each in a separate environment.
+
+`make engines` builds them, or environment variables name their folders.
+"""
 
 import json
 import os
@@ -11,48 +14,48 @@ ROOT = Path(__file__).parents[2]
 
 
 def python_of(engine):
-    """The Python of an engine's environment."""
+    """Return the Python interpreter of an engine's environment."""
     return program(engine, "python")
 
 
 def program(engine, name):
-    """A program in an engine's environment. Skips, saying what is missing, where there is none."""
+    """Return a program in an engine's environment; skip the test if it does not exist."""
     variable = f"PEFT_SPACE_{engine.upper()}"
     path = Path(os.environ.get(variable, ROOT / ".engines" / engine)) / "bin" / name
     if not path.exists():
-        reason = f"no environment with {engine}: `make engines` makes it, or name its folder in {variable}"
+        reason = f"no environment with {engine}: run `make engines`, or set {variable}"
         print(f"SKIPPED: {reason}")
         pytest.skip(reason)
     return str(path)
 
 
 def environment():
-    """Without what belongs to ours."""
-    own = ("PYTHONPATH", "VIRTUAL_ENV")
-    return {name: value for name, value in os.environ.items() if name not in own} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    """Return the environment variables, without those of this project's environment."""
+    removed = ("PYTHONPATH", "VIRTUAL_ENV")
+    variables = {name: value for name, value in os.environ.items() if name not in removed}
+    return variables | {"OMP_NUM_THREADS": "1"}
 
 
-def ask_llama_cpp(
-    model,
-    prompts=(),
-    stops=(),
-    texts=(),
-    adapter=None,
-    num_tokens=48,
-    exact=True,
-    logits=False,
-    context=512,
-):
-    """What llama.cpp says of a GGUF file: its metadata, texts as tokens, and the greedy answers to prompts of token ids."""
-    asked = {
-        "model": str(model), "adapter": str(adapter) if adapter else None, "prompts": list(prompts), "stops": list(stops),
-        "texts": list(texts), "num_tokens": num_tokens, "exact": exact, "logits": logits, "context": context,
-    }  # fmt: skip
+def ask_llama_cpp(model, prompts=(), stops=(), adapter=None, **options):
+    """Return what llama.cpp makes of a GGUF file: metadata, tokens of texts, greedy answers.
+
+    Args:
+        model: the GGUF file.
+        prompts: token ids of each prompt.
+        stops: token ids that end an answer.
+        adapter: the GGUF file of an adapter.
+        options: texts, num_tokens, exact, logits and context, as llama_cpp_worker.py reads them.
+    """
+    defaults = {"texts": [], "num_tokens": 48, "exact": True, "logits": False, "context": 512}
+    files = {"model": str(model), "adapter": str(adapter) if adapter else None}
+    request = defaults | options | files | {"prompts": list(prompts), "stops": list(stops)}
     done = subprocess.run(
         [python_of("llama_cpp"), Path(__file__).with_name("llama_cpp_worker.py")],
-        input=json.dumps(asked), capture_output=True, text=True, env=environment(), timeout=900,
-    )  # fmt: skip
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

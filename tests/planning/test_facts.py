@@ -6,7 +6,7 @@ import pytest
 
 from peft_space import operations
 from peft_space.__main__ import main
-from peft_space.export.checklist import read_checklist
+from peft_space.export.readiness import read_checklist
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import expected_parameter_counts
 from peft_space.models.resolve import find_base
@@ -76,7 +76,7 @@ def test_the_command_line_ends_with_the_command_that_trains_what_was_advised(cap
 def test_the_list_for_production_is_worked_out_from_the_run(short_run):
     checks = {check.title: check for check in read_checklist(short_run)}
     assert not checks["Rank chosen for the task"].done, "16 was trained, 8 is advised"
-    assert "Advised is 8" in checks["Rank chosen for the task"].words
+    assert "recommended rank is 8" in checks["Rank chosen for the task"].words
     assert checks["Target modules verified for the architecture"].words.startswith(
         "35 of 35 layers"
     )

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from peft_space.data.dataset import load_dataset
 from peft_space.errors import UserError
 from peft_space.evaluation.blind_vote import _FIELDS, as_csv
-from peft_space.export.folder import zip_of
+from peft_space.export.export import zip_of
 from peft_space.export.model_card import card_text
 from peft_space.export.ollama import modelfile
 from peft_space.export.serving_support import AdapterTraits, commands

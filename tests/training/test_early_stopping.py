@@ -13,7 +13,7 @@ from transformers import TrainerState
 from peft_space import operations
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
-from peft_space.export.checklist import read_checklist
+from peft_space.export.readiness import read_checklist
 from peft_space.recipe import Recipe
 from peft_space.runs import checkpoints, events
 from peft_space.runs.run import Run

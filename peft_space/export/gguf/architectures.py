@@ -1,46 +1,50 @@
-"""What llama.cpp has to be told of a model, and how it holds its weights, for the families that can be written as GGUF.
+"""Describes the model families that llama.cpp can run: its parameters and its layout of weights.
 
-Held equal to what llama.cpp's own conversion does; whatever it would compute otherwise than transformers is refused.
+It matches llama.cpp's own conversion, and rejects models that llama.cpp computes differently.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 
 from peft_space.errors import UserError
 
-_INSTEAD = "Export the merged model and serve it with vLLM, or choose another base model."
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_REMEDY = "Export the merged model and serve it with vLLM, or choose another base model."
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp names a family, and what it expects to be otherwise than transformers has it."""
+    """How llama.cpp names a model family, and where its weights differ from transformers'."""
 
     arch: gguf.MODEL_ARCH
     activation: str
-    turns_by_pairs: bool = False
-    """Whether the rotary embedding turns neighbouring numbers, so that rows of q and k lie in another order."""
+    interleaved_rope: bool = False
+    """The rotary embedding rotates adjacent numbers, so rows of q and k are in another order."""
     norms_from_zero: bool = False
-    """Whether a norm's weight in transformers is what is added to one."""
-    windows_every: int = 0
-    """Every how many layers one sees the whole text while the others see a window; 0 where llama.cpp knows no window."""
+    """The stored weight of a norm is an offset from one."""
+    full_attention_every: int = 0
+    """Every how many layers one attends to the whole text and the others to a window; 0 if
+    llama.cpp does not support a window."""
 
 
 ARCHITECTURES = {
-    "llama": Architecture(gguf.MODEL_ARCH.LLAMA, "silu", turns_by_pairs=True),
-    "mistral": Architecture(gguf.MODEL_ARCH.LLAMA, "silu", turns_by_pairs=True),
+    "llama": Architecture(gguf.MODEL_ARCH.LLAMA, "silu", interleaved_rope=True),
+    "mistral": Architecture(gguf.MODEL_ARCH.LLAMA, "silu", interleaved_rope=True),
     "qwen2": Architecture(gguf.MODEL_ARCH.QWEN2, "silu"),
     "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3, "silu"),
     "gemma": Architecture(gguf.MODEL_ARCH.GEMMA, "gelu_pytorch_tanh", norms_from_zero=True),
     "gemma2": Architecture(
-        gguf.MODEL_ARCH.GEMMA2, "gelu_pytorch_tanh", norms_from_zero=True, windows_every=2
+        gguf.MODEL_ARCH.GEMMA2, "gelu_pytorch_tanh", norms_from_zero=True, full_attention_every=2
     ),
     "gemma3_text": Architecture(
-        gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh", norms_from_zero=True, windows_every=6
+        gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh", norms_from_zero=True, full_attention_every=6
     ),
     "phi": Architecture(gguf.MODEL_ARCH.PHI2, "gelu_new"),
     "phi3": Architecture(gguf.MODEL_ARCH.PHI3, "silu"),
@@ -48,99 +52,80 @@ ARCHITECTURES = {
 """By the `model_type` of a config."""
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Raises UserError where llama.cpp would not compute what transformers does, naming what stands in the way."""
-    found = ARCHITECTURES.get(config.model_type)
-    if found is None:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(
-            "todo",
-            f"Models of the kind {config.model_type!r} cannot be written as GGUF here; {known} can. {_INSTEAD}",
-        )
-    for stands_in_the_way, what in _obstacles(config, found):
-        if stands_in_the_way:
-            raise UserError(
-                "todo",
-                f"This model cannot be written as GGUF: {what}, which llama.cpp computes otherwise. {_INSTEAD}",
-            )
-    return found
+def architecture_of(config: "PretrainedConfig") -> Architecture:
+    """Return the architecture of a model.
+
+    Raises:
+        UserError: llama.cpp does not compute what transformers computes.
+    """
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        message = f"Models of type {config.model_type!r} cannot be written as GGUF; only "
+        raise UserError("export.gguf_model", f"{message}{', '.join(ARCHITECTURES)}. {_REMEDY}")
+    for differs, description in _differences(config, architecture):
+        if differs:
+            message = f"This model cannot be written as GGUF: {description}, which llama.cpp "
+            raise UserError("export.gguf_model", f"{message}computes differently. {_REMEDY}")
+    return architecture
 
 
-def _obstacles(config: Any, found: Architecture) -> list[tuple[bool, str]]:
-    rope, every = _rope(config), found.windows_every
-    scalar, windows = (
-        getattr(config, "query_pre_attn_scalar", None),
-        getattr(config, "layer_types", None),
-    )
+def _differences(config: "PretrainedConfig", architecture: Architecture) -> list[tuple[bool, str]]:
+    """Whether each known difference applies, with its description."""
+    rope, every = _rope(config), architecture.full_attention_every
+    scale, layers = (getattr(config, n, None) for n in ("query_pre_attn_scalar", "layer_types"))
     pattern = [
         "full_attention" if every and number % every == every - 1 else "sliding_attention"
-        for number in range(len(windows or ()))
+        for number in range(len(layers or ()))
     ]
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    kinds = {"default", "linear", "yarn"} | {
-        "llama": {"llama3"},
-        "mistral": {"llama3"},
-        "phi3": {"longrope"},
-    }.get(config.model_type, set())
-    partial = rope.get("partial_rotary_factor") or 1.0
+    own = {"llama": {"llama3"}, "mistral": {"llama3"}, "phi3": {"longrope"}}
+    rope_types = {"default", "linear", "yarn"} | own.get(config.model_type, set())
+    partial = (rope.get("partial_rotary_factor") or 1.0) != 1.0
+    other_scale = scale is not None and not math.isclose(scale, _llama_cpp_scalar(config))
+    bidirectional = bool(getattr(config, "use_bidirectional_attention", False))
     return [
-        (activation != found.activation, f"its activation is {activation}"),
-        (rope["rope_type"] not in kinds, f"its rotary embedding is scaled by {rope['rope_type']}"),
-        (
-            partial != 1.0 and not config.model_type.startswith("phi"),
-            "its rotary embedding turns a part of each head",
-        ),
-        (bool(getattr(config, "qk_layernorm", False)), "it normalises queries and keys"),
-        (
-            scalar is not None and not math.isclose(scalar, _llama_cpp_scalar(config)),
-            f"its attention is scaled by {scalar}",
-        ),
-        (
-            bool(every) and windows != pattern,
-            f"not every {every}th layer is the one that sees the whole text",
-        ),
-        (bool(getattr(config, "use_bidirectional_attention", False)), "it looks ahead"),
+        (activation != architecture.activation, f"its activation is {activation}"),
+        (rope["rope_type"] not in rope_types, f"its RoPE scaling is {rope['rope_type']}"),
+        (partial and not config.model_type.startswith("phi"), "its RoPE rotates part of each head"),
+        (bool(getattr(config, "qk_layernorm", False)), "it normalizes queries and keys"),
+        (other_scale, f"its attention is scaled by {scale}"),
+        (bool(every) and layers != pattern, f"not every {every}th layer has full attention"),
+        (bidirectional, "its attention is bidirectional"),
     ]
 
 
-def _llama_cpp_scalar(config: Any) -> float:
-    """By what llama.cpp scales the attention of Gemma 2 and 3: it knows the largest model of each by its number of layers."""
+def _llama_cpp_scalar(config: "PretrainedConfig") -> float:
+    """The attention scale of Gemma 2 and 3 in llama.cpp, which knows the largest by its layers."""
     largest = {"gemma2": 46, "gemma3_text": 62}[config.model_type]
-    return (
-        config.hidden_size // config.num_attention_heads
-        if config.num_hidden_layers == largest
-        else config.head_dim
-    )
+    if config.num_hidden_layers == largest:
+        return config.hidden_size // config.num_attention_heads
+    return config.head_dim
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    """Of the layers that see the whole text."""
+def _rope(config: "PretrainedConfig") -> dict[str, Any]:
+    """Of the layers with full attention."""
     return config.rope_parameters.get("full_attention", config.rope_parameters)
 
 
-def _head_size(config: Any) -> int:
+def _head_size(config: "PretrainedConfig") -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _context_length(config: Any, found: Architecture) -> int:
-    """How long a text may be: where llama.cpp knows nothing of a model's window, no longer than that."""
+def _context_length(config: "PretrainedConfig", architecture: Architecture) -> int:
+    """If llama.cpp ignores a model's attention window, no longer than that window."""
     window = getattr(config, "sliding_window", None)
-    slides = window and "sliding_attention" in (
-        getattr(config, "layer_types", None) or ["sliding_attention"]
-    )
-    return (
-        min(config.max_position_embeddings, window)
-        if slides and not found.windows_every
-        else config.max_position_embeddings
-    )
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if window and "sliding_attention" in layers and not architecture.full_attention_every:
+        return min(config.max_position_embeddings, window)
+    return config.max_position_embeddings
 
 
-def add_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
-    """Write what llama.cpp has to know of the model beside its weights and its vocabulary."""
-    found = architecture_of(config)
+def add_parameters(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
+    """Write the model's parameters, except for weights and vocabulary."""
+    architecture = architecture_of(config)
     rope, head_size = _rope(config), _head_size(config)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(_context_length(config, found))
+    writer.add_context_length(_context_length(config, architecture))
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
@@ -155,33 +140,33 @@ def add_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.model_type == "phi3":
-        writer.add_sliding_window(0)  # llama.cpp has it switched off
-        writer.add_rope_scaling_orig_ctx_len(
-            rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        )
-    if found.windows_every:
+        writer.add_sliding_window(0)  # llama.cpp has switched it off
+        writer.add_rope_scaling_orig_ctx_len(_original_context_length(config, rope))
+    if architecture.full_attention_every:
         writer.add_sliding_window(config.sliding_window)
     if "sliding_attention" in config.rope_parameters:
         writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
-    for cap, add in (
-        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
-        ("final_logit_softcapping", writer.add_final_logit_softcapping),
-    ):
-        if getattr(config, cap, None) is not None:
-            add(getattr(config, cap))
+    if (cap := getattr(config, "attn_logit_softcapping", None)) is not None:
+        writer.add_attn_logit_softcapping(cap)
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        writer.add_final_logit_softcapping(cap)
     _add_rope_scaling(writer, config, rope)
 
 
-def _add_rope_scaling(writer: gguf.GGUFWriter, config: Any, rope: dict[str, Any]) -> None:
+def _original_context_length(config: "PretrainedConfig", rope: dict[str, Any]) -> int:
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+
+
+def _add_rope_scaling(
+    writer: gguf.GGUFWriter, config: "PretrainedConfig", rope: dict[str, Any]
+) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     elif rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
-        writer.add_rope_scaling_orig_ctx_len(
-            rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        )
+        writer.add_rope_scaling_orig_ctx_len(_original_context_length(config, rope))
         if rope.get("attention_factor") is not None:
             writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
         writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
@@ -190,12 +175,16 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, config: Any, rope: dict[str, Any]
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
         original = rope["original_max_position_embeddings"]
         scale = rope.get("factor") or config.max_position_embeddings / original
-        own = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-        writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or own)
+        default = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or default)
 
 
-def rope_tensors(config: Any) -> dict[str, np.ndarray]:
-    """By what the frequencies of a rotary embedding are divided, where that is no single number: name -> (half of the turned part of a head,)."""
+def rope_tensors(config: "PretrainedConfig") -> dict[str, np.ndarray]:
+    """Return the divisors of the rotary embedding's frequencies, unless there is a single one.
+
+    Returns:
+        Name -> (half of the rotated part of a head,), in float32.
+    """
     rope = _rope(config)
     if rope["rope_type"] == "longrope":
         return {
@@ -204,57 +193,52 @@ def rope_tensors(config: Any) -> dict[str, np.ndarray]:
         }
     if rope["rope_type"] != "llama3":
         return {}
-    size = _head_size(config)
+    size, original = _head_size(config), rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     lengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
-    slow, fast = (
-        rope["original_max_position_embeddings"] / rope[f"{kind}_freq_factor"]
-        for kind in ("low", "high")
-    )
-    mixed = (rope["original_max_position_embeddings"] / lengths - rope["low_freq_factor"]) / (
-        rope["high_freq_factor"] - rope["low_freq_factor"]
-    )
-    between = 1 / ((1 - mixed) / rope["factor"] + mixed)
-    return {
-        "rope_freqs.weight": np.where(
-            lengths < fast, 1.0, np.where(lengths > slow, rope["factor"], between)
-        ).astype(np.float32)
-    }
+    mixed = (original / lengths - low) / (high - low)
+    divisors = 1 / ((1 - mixed) / rope["factor"] + mixed)
+    divisors = np.where(lengths > original / low, rope["factor"], divisors)
+    divisors = np.where(lengths < original / high, 1.0, divisors)
+    return {"rope_freqs.weight": divisors.astype(np.float32)}
 
 
 TensorChange = Callable[[np.ndarray], np.ndarray]
-"""What makes of a weight in transformers the same in llama.cpp; its shape stays."""
+"""Converts a weight between the layouts of transformers and llama.cpp; its shape stays."""
 
 
-def tensor_change(name: str, config: Any) -> TensorChange | None:
-    """How llama.cpp wants the weight, or the output side of an adapter's weight, of the layer with this name; None for as it is."""
-    found, layer = (
-        ARCHITECTURES[config.model_type],
-        name.removesuffix(".weight").removesuffix(".bias"),
-    )
-    if found.norms_from_zero and name.endswith("norm.weight"):
+def tensor_change(name: str, config: "PretrainedConfig") -> TensorChange | None:
+    """Return the conversion of a weight to llama.cpp's layout.
+
+    Args:
+        name: of the weight, or of a layer whose adapter's output side is converted.
+        config: of the model.
+
+    Returns:
+        The conversion, or None if both layouts are the same.
+    """
+    architecture = ARCHITECTURES[config.model_type]
+    layer = name.removesuffix(".weight").removesuffix(".bias")
+    if architecture.norms_from_zero and name.endswith("norm.weight"):
         return lambda weight: weight + np.float32(1)
-    if found.turns_by_pairs and layer.endswith(("q_proj", "k_proj")):
-        heads = (
-            config.num_attention_heads if layer.endswith("q_proj") else config.num_key_value_heads
-        )
-        return lambda weight: _by_pairs(weight, heads)
+    if architecture.interleaved_rope and layer.endswith("q_proj"):
+        return lambda weight: _interleave(weight, config.num_attention_heads)
+    if architecture.interleaved_rope and layer.endswith("k_proj"):
+        return lambda weight: _interleave(weight, config.num_key_value_heads)
     return None
 
 
-def tensor_undo(name: str, config: Any) -> TensorChange | None:
-    """What makes of the weight in llama.cpp the one in transformers again."""
+def tensor_undo(name: str, config: "PretrainedConfig") -> TensorChange | None:
+    """Return the inverse of `tensor_change`."""
     change = tensor_change(name, config)
-    if change is None or name.endswith("norm.weight"):
-        return change and (lambda weight: weight - np.float32(1))
-
-    def undo(weight: np.ndarray) -> np.ndarray:
-        places = np.argsort(change(np.arange(len(weight))))
-        return weight[places]
-
-    return undo
+    if change is None:
+        return None
+    if name.endswith("norm.weight"):
+        return lambda weight: weight - np.float32(1)
+    return lambda weight: weight[np.argsort(change(np.arange(len(weight))))]
 
 
-def _by_pairs(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """The rows of each head from (first half, second half) to pairs of one from each; `weight` is (heads x size, …)."""
+def _interleave(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Reorder the rows of each head, (heads x size, …), from two halves to pairs."""
     halves = weight.reshape(num_heads, 2, weight.shape[0] // num_heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)

@@ -1,12 +1,12 @@
-"""A tokenizer in GGUF: its tokens, how they merge, where words are parted, which are control tokens, and the chat template.
+"""Writes a tokenizer into a GGUF file: tokens, merges, pre-tokenizer, and chat template.
 
-llama.cpp knows ways to part words by name and no others, so what has none of these names is refused.
+llama.cpp knows a fixed set of pre-tokenizers by name; tokenizers with any other are rejected.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
@@ -14,54 +14,61 @@ from peft_space.data.tokenization.chat_template import load_chat_template
 from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-_CASED_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_CASED_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
+_WORD = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_MARKED_WORD = r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
 GPT2, DIGITS = "GPT-2's own", "digits apart, then GPT-2's own"
 
 PRE_TOKENIZERS = {
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST: {
-        True: "llama-bpe",
-        False: "dbrx",
-    },
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST: {False: "qwen2"},
-    _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": {
-        False: "qwen35"
-    },
+    _CONTRACTIONS + _WORD + r"|\p{N}{1,3}" + _REST: {True: "llama-bpe", False: "dbrx"},
+    _CONTRACTIONS + _WORD + r"|\p{N}" + _REST: {False: "qwen2"},
+    _CONTRACTIONS + _MARKED_WORD + _SPACES: {False: "qwen35"},
     _CASED % ("", "") + r"|\p{N}" + _CASED_REST: {True: "tekken"},
-    _CASED % (_CONTRACTIONS + "?", _CONTRACTIONS + "?") + r"|\p{N}{1,3}" + _CASED_REST: {
+    _CASED % (f"{_CONTRACTIONS}?", f"{_CONTRACTIONS}?") + r"|\p{N}{1,3}" + _CASED_REST: {
         False: "gpt-4o"
     },
     GPT2: {False: "gpt-2"},
     DIGITS: {False: "smollm"},
 }
-"""How words are parted -> llama.cpp's name for it, for tokenizers that take a word in the vocabulary whole (True) and those that merge (False)."""
+"""Pattern that splits words -> llama.cpp's name, for tokenizers that ignore merges for a word in
+the vocabulary (True) and those that do not (False)."""
 
-_INSTEAD = (
-    "Export the merged model instead, which keeps the tokenizer as it is, and serve it with vLLM."
-)
+_REMEDY = "Export the merged model, which keeps its tokenizer, and serve it with vLLM."
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
-    """Write the tokenizer with `size` tokens, as many as the model has embeddings. Raises UserError where llama.cpp knows no such tokenizer."""
+def _unsupported(reason: str) -> UserError:
+    message = f"This tokenizer cannot be written as GGUF: {reason}. {_REMEDY}"
+    return UserError("export.gguf_tokenizer", message)
+
+
+def add_vocabulary(
+    writer: gguf.GGUFWriter, tokenizer: "PreTrainedTokenizerFast", size: int
+) -> None:
+    """Write the tokenizer.
+
+    Args:
+        writer: of the GGUF file.
+        tokenizer: with its chat template.
+        size: number of the model's embeddings.
+
+    Raises:
+        UserError: llama.cpp does not support such a tokenizer.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     model = backend["model"]
     if model["type"] != "BPE":
-        raise UserError(
-            "todo",
-            f"A tokenizer of the kind {model['type']} cannot be written as GGUF here; BPE can. {_INSTEAD}",
-        )
+        raise _unsupported(f"its type is {model['type']}, and only BPE is supported")
     if max(tokenizer.get_vocab().values()) >= size:
-        raise UserError(
-            "todo",
-            f"The tokenizer has more tokens than the {size} that the model has embeddings for. Train with another base model.",
-        )
-    merges = [
-        tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair)
-        for pair in model["merges"]
-    ]
+        raise _unsupported(f"it has more tokens than the model's {size} embeddings")
+    merges = [_merge_pair(merge) for merge in model["merges"]]
     pieces = _pieces(backend, merges, tokenizer) if model["byte_fallback"] else None
     tokens, types = _tokens(tokenizer, model, size)
     if pieces:
@@ -76,64 +83,67 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     if pieces and pieces.scores:
         writer.add_token_scores([pieces.scores.get(token, -1e4) for token in tokens])
     else:
-        # a merge is written with a space between its parts, so spaces in the parts are no spaces
-        writer.add_token_merges(
-            [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
-        )
-    _add_specials(writer, tokenizer)
+        # a space separates the two parts of a merge, so spaces within a part are escaped
+        pairs = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
+        writer.add_token_merges(pairs)
+    _add_special_tokens(writer, tokenizer)
     writer.add_chat_template(tokenizer.get_chat_template())
 
 
-def _tokens(tokenizer: Any, model: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """All tokens by their number, with the kinds that llama.cpp has of them."""
-    tokens, types = [f"[PAD{number}]" for number in range(size)], [gguf.TokenType.UNUSED] * size
+def _merge_pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
+
+
+def _tokens(
+    tokenizer: "PreTrainedTokenizerFast", model: dict[str, Any], size: int
+) -> tuple[list[str], list[int]]:
+    """All tokens by id, with llama.cpp's token types."""
+    kinds = gguf.TokenType
+    tokens, types = [f"[PAD{number}]" for number in range(size)], [kinds.UNUSED] * size
     for token, number in model["vocab"].items():
-        byte = model["byte_fallback"] and re.fullmatch("<0x[0-9A-F]{2}>", token)
-        unknown = token == model["unk_token"]
-        tokens[number] = token
-        types[number] = (
-            gguf.TokenType.BYTE
-            if byte
-            else gguf.TokenType.UNKNOWN
-            if unknown
-            else gguf.TokenType.NORMAL
-        )
-    for number, token in tokenizer.added_tokens_decoder.items():
-        if types[number] != gguf.TokenType.UNKNOWN:
-            types[number] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
-        tokens[number] = (
-            token.content if token.special else token.content.replace("▁", " ")
-        )  # found before spaces become ▁
+        tokens[number], types[number] = token, kinds.NORMAL
+        if model["byte_fallback"] and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            types[number] = kinds.BYTE
+        elif token == model["unk_token"]:
+            types[number] = kinds.UNKNOWN
+    for number, added in tokenizer.added_tokens_decoder.items():
+        if types[number] != kinds.UNKNOWN:
+            types[number] = kinds.CONTROL if added.special else kinds.USER_DEFINED
+        # other added tokens are found before spaces become ▁
+        content = added.content
+        tokens[number] = content if added.special else content.replace("▁", " ")
     return tokens, [int(kind) for kind in types]
 
 
-def pre_tokenizer_of(tokenizer: Any) -> str:
-    """llama.cpp's name for how the byte-level tokenizer parts words. Raises UserError where it has none."""
+def pre_tokenizer_of(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.
+
+    Raises:
+        UserError: llama.cpp does not support it.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    named = PRE_TOKENIZERS.get(_pre_tokenizer_key(backend["pre_tokenizer"] or {}) or "", {})
-    normalizer = (backend["normalizer"] or {"type": "NFC"})[
-        "type"
-    ]  # llama.cpp composes nothing: text is to come composed
-    whole = bool(backend["model"].get("ignore_merges"))
-    name = named.get(whole) or (
-        next(iter(named.values()), None)
-        if named and not _ignore_merges_matters(tokenizer, whole)
-        else None
-    )
+    names = PRE_TOKENIZERS.get(_pre_tokenizer_key(backend["pre_tokenizer"] or {}) or "", {})
+    # llama.cpp does not normalize: it expects NFC
+    normalizer = (backend["normalizer"] or {"type": "NFC"})["type"]
+    ignores_merges = bool(backend["model"].get("ignore_merges"))
+    name = names.get(ignores_merges)
+    if name is None and names and not _ignore_merges_matters(tokenizer):
+        name = next(iter(names.values()))
     if name is None or normalizer != "NFC":
-        raise UserError("todo", f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
+        raise _unsupported("llama.cpp does not know its pre-tokenizer")
     return name
 
 
 def _pre_tokenizer_key(pre_tokenizer: dict[str, Any]) -> str | None:
     """A key of PRE_TOKENIZERS."""
+    gpt2 = {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}
     match pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
+        case [{**last}] if gpt2.items() <= last.items():
             return GPT2
-        case [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False},
-        ]:
+        case [{"type": "Digits", "individual_digits": True}, {**last}] if (
+            gpt2.items() <= last.items()
+        ):
             return DIGITS
         case [
             {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
@@ -143,8 +153,8 @@ def _pre_tokenizer_key(pre_tokenizer: dict[str, Any]) -> str | None:
     return None
 
 
-def _ignore_merges_matters(tokenizer: Any, whole: bool) -> bool:
-    """Whether it makes a difference that a word in the vocabulary is taken whole: whether merging does not lead to it."""
+def _ignore_merges_matters(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return True if the merges do not produce some word of the vocabulary."""
     from tokenizers import Tokenizer
 
     merging = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()).model
@@ -156,108 +166,109 @@ def _ignore_merges_matters(tokenizer: Any, whole: bool) -> bool:
 
 @dataclass(frozen=True)
 class _Pieces:
-    """A tokenizer over ▁, as SentencePiece makes them."""
+    """A tokenizer with ▁ in place of spaces, as SentencePiece makes them."""
 
     kind: str
     scores: dict[str, float] | None
-    """llama.cpp merges what has the highest score; None where the merges have to be written."""
+    """llama.cpp merges the pair with the highest score; None if the merges must be written."""
     begins_with_space: bool
 
 
-def _pieces(backend: dict[str, Any], merges: list[tuple[str, str]], tokenizer: Any) -> _Pieces:
-    prefixed = _begins_with_space(backend, tokenizer)
+def _pieces(
+    backend: dict[str, Any], merges: list[tuple[str, str]], tokenizer: "PreTrainedTokenizerFast"
+) -> _Pieces:
+    begins_with_space = _begins_with_space(backend, tokenizer)
     scores = _scores(backend["model"]["vocab"], merges)
-    if scores is None and (
-        prefixed
-        or any("\n" in left + right and (left + right).strip("\n") for left, right in merges)
-    ):
-        raise UserError("todo", f"llama.cpp does not merge as this tokenizer does. {_INSTEAD}")
-    return _Pieces("gemma4" if scores is None else "llama", scores, prefixed)
+    if scores is None:
+        joined = [left + right for left, right in merges]
+        if begins_with_space or any("\n" in token and token.strip("\n") for token in joined):
+            raise _unsupported("llama.cpp merges its tokens differently")
+    kind = "gemma4" if scores is None else "llama"
+    return _Pieces(kind, scores, begins_with_space)
 
 
 def _scores(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, float] | None:
-    """A score for each token such that merging by score is merging by these merges, None where there is none.
+    """Scores that give the same tokens as the merges; None if there are none.
 
-    SentencePiece merges any two tokens that make a third. The merges say the same if they are all of these, and those of one token follow
-    each other.
+    SentencePiece merges any two tokens that form a third. The merges are equivalent if they contain
+    all such pairs and the pairs that form one token are adjacent.
     """
     rank: dict[str, int] = {}
     last = ""
     for left, right in merges:
-        made = left + right
-        if made != last and made in rank:
+        token = left + right
+        if token != last and token in rank:
             return None
-        last = made
-        rank.setdefault(made, len(rank))
+        last = token
+        rank.setdefault(token, len(rank))
     known = set(merges)
     for token in rank:
         for cut in range(1, len(token)):
-            if (
-                token[:cut] in vocab
-                and token[cut:] in vocab
-                and (token[:cut], token[cut:]) not in known
-            ):
+            pair = token[:cut], token[cut:]
+            if pair[0] in vocab and pair[1] in vocab and pair not in known:
                 return None
-    return {token: -float(number) for token, number in rank.items()} | dict.fromkeys(
-        set(vocab) - set(rank), -1e6
-    )
+    unmerged = dict.fromkeys(set(vocab) - set(rank), -1e6)
+    return {token: -float(number) for token, number in rank.items()} | unmerged
 
 
-def _begins_with_space(backend: dict[str, Any], tokenizer: Any) -> bool:
-    """Whether a text gets a ▁ before it, as llama.cpp would put one: before each text that follows a control token.
-
-    Raises UserError where spaces become anything else than ▁.
-    """
+def _begins_with_space(backend: dict[str, Any], tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return True if a text gets a ▁ at its start, as llama.cpp adds one after control tokens."""
     normalizer, pre_tokenizer = backend["normalizer"] or {}, backend["pre_tokenizer"] or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
-    known = [
-        {"type": "Prepend", "prepend": "▁"},
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-    ]
-    scheme = pre_tokenizer.get("prepend_scheme", "never")
-    splits = pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("split")
-    parts = pre_tokenizer.get("type") not in (None, "Metaspace") and pre_tokenizer.get(
-        "pattern"
-    ) not in ({"String": " "}, {"String": "▁"})
-    if any(step not in known for step in steps) or splits or parts:
-        raise UserError("todo", f"llama.cpp does not part words as this tokenizer does. {_INSTEAD}")
-    if scheme == "first":  # the text of a conversation that opens with a control token has none
-        opening = load_chat_template(tokenizer).write(
-            [{"role": "user", "content": "a"}], None, prompt=True
-        )
-        return not opening.startswith(tuple(load_chat_template(tokenizer).specials))
-    return scheme == "always" or known[0] in steps
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    kind, scheme = pre_tokenizer.get("type"), pre_tokenizer.get("prepend_scheme", "never")
+    if kind == "Metaspace":
+        splits = pre_tokenizer.get("split")
+    else:
+        only_spaces = pre_tokenizer.get("pattern") in ({"String": " "}, {"String": "▁"})
+        splits = kind is not None and not only_spaces
+    if splits or any(step not in (prepend, replace) for step in steps):
+        raise _unsupported("llama.cpp does not know its pre-tokenizer")
+    if scheme == "first":  # a conversation that opens with a control token does not get one
+        template = load_chat_template(tokenizer)
+        return not _opening(tokenizer).startswith(tuple(template.specials))
+    return scheme == "always" or prepend in steps
+
+
+def _opening(tokenizer: "PreTrainedTokenizerFast") -> str:
+    question: list[Any] = [{"role": "user", "content": "a"}]
+    return load_chat_template(tokenizer).write(question, None, prompt=True)
 
 
 _PHI_3 = re.compile("phi-?3", re.IGNORECASE)
-_NOT_SWALLOWING = ("<unk>", "<s>", "<|endoftext|>")
+_NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 
 
-def gguf_model_name(name: str, tokenizer: Any) -> str:
-    """The name of the model in the file: llama.cpp takes it from the name that a model is a Phi 3, whose control tokens swallow white space.
+def gguf_model_name(name: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Return the model's name in the file.
 
-    Raises UserError where control tokens of the chat template swallow white space otherwise.
+    llama.cpp recognizes Phi 3, whose control tokens strip the white space after them, by this name.
+
+    Args:
+        name: the name that the user chose.
+        tokenizer: of the model.
+
+    Raises:
+        UserError: control tokens of the chat template strip white space in another way.
     """
-    template = load_chat_template(tokenizer)
-    asked = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
-    written = template.write(asked, None, prompt=True)
-    used = [token for token in tokenizer.added_tokens_decoder.values() if token.content in written]
+    roles = ("user", "assistant", "user")
+    conversation: list[Any] = [{"role": role, "content": "a"} for role in roles]
+    text = load_chat_template(tokenizer).write(conversation, None, prompt=True)
+    used = [token for token in tokenizer.added_tokens_decoder.values() if token.content in text]
     if not any(token.lstrip or token.rstrip for token in used):
         return _PHI_3.sub("Phi 3", name)
-    as_phi_3 = all(
-        token.rstrip == (token.content not in _NOT_SWALLOWING) and not token.lstrip
+    as_phi_3 = {"</s>", *_NOT_STRIPPING} <= tokenizer.get_vocab().keys() and all(
+        token.rstrip == (token.content not in _NOT_STRIPPING) and not token.lstrip
         for token in used
         if token.special
     )
-    if not as_phi_3 or not {"</s>", *_NOT_SWALLOWING} <= tokenizer.get_vocab().keys():
-        raise UserError(
-            "todo",
-            f"Control tokens of this tokenizer swallow the white space beside them, which llama.cpp does not do. {_INSTEAD}",
-        )
+    if not as_phi_3:
+        raise _unsupported("its control tokens strip white space, and llama.cpp does not do that")
     return name if _PHI_3.search(name) else f"{name} (Phi-3)"
 
 
-def _add_specials(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer: "PreTrainedTokenizerFast") -> None:
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
@@ -272,9 +283,6 @@ def _add_specials(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
     writer.add_add_eos_token(False)
 
 
-def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the chat template opens with the token that begins a text: then, and only then, an engine is to put it there."""
-    opening = load_chat_template(tokenizer).write(
-        [{"role": "user", "content": "a"}], None, prompt=True
-    )
-    return bool(tokenizer.bos_token) and opening.startswith(tokenizer.bos_token)
+def begins_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return True if the chat template starts with the BOS token, so that an engine must add it."""
+    return bool(tokenizer.bos_token) and _opening(tokenizer).startswith(tokenizer.bos_token)

@@ -1,52 +1,58 @@
-"""A model, or an adapter alone, as one GGUF file, which llama.cpp and Ollama read. Weights are read and written one at a time."""
+"""Writes a model or a separate adapter as one GGUF file, and reads the numbers back.
+
+It reads and writes one tensor at a time.
+"""
 
 import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 
+from peft_space.compat.peft import matching_pattern
 from peft_space.errors import UserError
-from peft_space.export.folder import check_room
+from peft_space.export.gguf import Numbers
 from peft_space.export.gguf.architectures import (
     add_parameters,
     architecture_of,
     rope_tensors,
     tensor_change,
+    tensor_undo,
 )
 from peft_space.export.gguf.tokenizer import add_vocabulary, gguf_model_name
+from peft_space.export.merge import check_disk_space
 from peft_space.runs.events import OnProgress, no_progress
+from peft_space.storage import atomic_io
 
-Numbers = Literal["f32", "f16", "q8_0"]
-"""How weights are written: 32 bits, 16 bits, or 8 bits with a factor for each 32 of them. What is small stays in 32 bits."""
-NUMBERS: tuple[Numbers, ...] = get_args(Numbers)
-_TYPES = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_F32, _F16, _Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0"))
+_TYPES = {"f32": _F32, "f16": _F16, "q8_0": _Q8_0}
+_STORED = {_F32: "float32", _F16: "float16", _Q8_0: "uint8"}
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-_BLOCK = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0][0]
+_BLOCK = gguf.GGML_QUANT_SIZES[_Q8_0][0]
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A weight by llama.cpp's name, not yet read."""
+    """A tensor under llama.cpp's name, not read yet."""
 
     name: str
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     read: Callable[[], np.ndarray]
-    """Gives it in float32."""
+    """Returns it in float32."""
 
     @property
     def num_bytes(self) -> int:
@@ -61,103 +67,99 @@ def write_gguf(
     name: str | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Path:
-    """Write the merged model in `folder` (config, safetensors, tokenizer) as the new file `out`, whole or not at all.
+    """Write a merged model as one file, completely or not at all.
 
     Args:
-        name: what the model is called; without it, as the folder.
+        folder: the model: config, safetensors and tokenizer.
+        out: the file to create.
+        numbers: how to store the weights.
+        name: of the model; None for the name of the folder.
+        on_progress: called with the share that is done.
 
-    Raises UserError where llama.cpp would not compute what transformers does, where there is no room, or where `out` exists.
+    Raises:
+        UserError: llama.cpp computes such a model differently, the disk has too little space, or
+            `out` exists.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    architecture = architecture_of(config)
-    writer = _writer(
-        architecture.arch, numbers, gguf_model_name(name or Path(folder).name, tokenizer)
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    arch = architecture_of(config).arch
+    writer = _writer(arch, numbers, gguf_model_name(name or Path(folder).name, tokenizer))
     writer.add_type(gguf.GGUFType.MODEL)
     add_parameters(writer, config)
     add_vocabulary(writer, tokenizer, config.vocab_size)
-    with ExitStack() as opened:
-        tensors = _model_tensors(Path(folder), config, architecture.arch, numbers, opened)
+    with ExitStack() as stack:
+        tensors = _model_tensors(Path(folder), config, numbers, stack)
         return _write(writer, tensors, Path(out), on_progress)
 
 
 def write_gguf_adapter(
     adapter: str | Path,
-    config: Any,
+    config: "PretrainedConfig",
     out: str | Path,
     numbers: Numbers = "f16",
     name: str | None = None,
 ) -> Path:
-    """Write the adapter in the folder `adapter`, of a base with this config, as the new file `out`, to be used with a GGUF of that base.
+    """Write an adapter as one file, for use with a GGUF file of its base model.
 
-    Raises UserError where llama.cpp cannot use such an adapter, or `out` exists.
+    Args:
+        adapter: the folder of the adapter.
+        config: of its base model.
+        out: the file to create.
+        numbers: how to store the weights.
+        name: of the adapter; None for the name of the folder.
+
+    Raises:
+        UserError: llama.cpp cannot use such an adapter, or `out` exists.
     """
     from safetensors.numpy import load_file
 
     adapter = Path(adapter)
-    made = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    architecture = architecture_of(config)
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    arch = architecture_of(config).arch
     weights = load_file(adapter / "adapter_model.safetensors")
-    _check_adapter(made, weights)
-    writer = _writer(architecture.arch, numbers, name or adapter.name)
+    _check_adapter(settings, weights)
+    writer = _writer(arch, numbers, name or adapter.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(made["lora_alpha"]))
-    names = gguf.get_tensor_name_map(architecture.arch, config.num_hidden_layers)
-    tensors = []
-    for down in sorted(weight for weight in weights if weight.endswith(".lora_A.weight")):
-        layer = down.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        up = weights[down.replace(".lora_A.", ".lora_B.")].astype(np.float32) * _strength(
-            made, layer, weights[down].shape[0]
-        )
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"]))
+    names, tensors = gguf.get_tensor_name_map(arch, config.num_hidden_layers), []
+    for key in sorted(name for name in weights if name.endswith(".lora_A.weight")):
+        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        gguf_name, down = names.get_name(layer), weights[key].astype(np.float32)
+        if gguf_name is None:
+            message = (
+                f"llama.cpp does not know the layer {layer} of this model, so it cannot use a "
+            )
+            raise UserError("export.gguf_adapter", message + "separate adapter. Export it merged.")
+        up = weights[key.replace(".lora_A.", ".lora_B.")].astype(np.float32)
+        up = up * _relative_scale(settings, layer, len(down))
         change = tensor_change(layer, config)
-        known = names.get_name(layer)
-        if known is None:
-            raise UserError(
-                "todo",
-                f"llama.cpp knows no layer {layer} in this model, so the adapter cannot be written alone. Export it merged.",
-            )
-        for side, values in (
-            ("lora_a", weights[down].astype(np.float32)),
-            ("lora_b", change(up) if change else up),
-        ):
-            kind = _kind(values.shape, numbers)
-            tensors.append(
-                _Tensor(f"{known}.weight.{side}", values.shape, kind, lambda values=values: values)
-            )
+        for side, values in (("lora_a", down), ("lora_b", change(up) if change else up)):
+            tensors.append(_in_memory(f"{gguf_name}.weight.{side}", values, numbers))
     return _write(writer, tensors, Path(out), no_progress)
 
 
-def _check_adapter(made: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
+def _check_adapter(settings: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
     others = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    reason = (
-        "it is a DoRA"
-        if made.get("use_dora")
-        else f"it is no LoRA but {made.get('peft_type')}"
-        if made.get("peft_type") != "LORA"
-        else f"it has trained {others[0].removeprefix('base_model.model.')} besides"
-        if others
-        else None
-    )
-    if reason:
-        raise UserError(
-            "todo",
-            f"llama.cpp cannot use this adapter alone: {reason}. Export it merged into its base.",
-        )
+    if settings.get("use_dora"):
+        reason = "it is a DoRA adapter"
+    elif settings.get("peft_type") != "LORA":
+        reason = f"its type is {settings.get('peft_type')}, not LORA"
+    elif others:
+        reason = f"it also trains {others[0].removeprefix('base_model.model.')}"
+    else:
+        return
+    message = f"llama.cpp cannot use this adapter separately: {reason}. Export it merged into its "
+    raise UserError("export.gguf_adapter", message + "base model.")
 
 
-def _strength(made: dict[str, Any], layer: str, rank: int) -> np.float32:
-    """By how much this layer's factor differs from alpha / rank, which is all that llama.cpp knows."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = made.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), layer), made["lora_alpha"])
-    return np.float32(
-        alpha / made["lora_alpha"] * (math.sqrt(rank) if made.get("use_rslora") else 1.0)
-    )
+def _relative_scale(settings: dict[str, Any], layer: str, rank: int) -> np.float32:
+    """This layer's scale relative to alpha / rank, the only one that llama.cpp knows."""
+    alphas, alpha = settings.get("alpha_pattern") or {}, settings["lora_alpha"]
+    own_alpha = alphas.get(matching_pattern(alphas, layer), alpha)
+    return np.float32(own_alpha / alpha * (math.sqrt(rank) if settings.get("use_rslora") else 1.0))
 
 
 def _writer(arch: gguf.MODEL_ARCH, numbers: Numbers, name: str) -> gguf.GGUFWriter:
@@ -169,85 +171,66 @@ def _writer(arch: gguf.MODEL_ARCH, numbers: Numbers, name: str) -> gguf.GGUFWrit
 
 
 def _model_tensors(
-    folder: Path, config: Any, arch: gguf.MODEL_ARCH, numbers: Numbers, opened: ExitStack
+    folder: Path, config: "PretrainedConfig", numbers: Numbers, stack: ExitStack
 ) -> list[_Tensor]:
     from safetensors import safe_open
 
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    tensors = [
-        _Tensor(name, values.shape, gguf.GGMLQuantizationType.F32, lambda values=values: values)
-        for name, values in rope_tensors(config).items()
-    ]
-    unknown = []
+    names = gguf.get_tensor_name_map(architecture_of(config).arch, config.num_hidden_layers)
+    tensors = [_in_memory(name, values, "f32") for name, values in rope_tensors(config).items()]
     for path in sorted(folder.glob("*.safetensors")):
-        file = opened.enter_context(safe_open(path, "pt"))
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
-            if name.endswith("rotary_emb.inv_freq") or (
-                name == "lm_head.weight" and config.tie_word_embeddings
-            ):
-                continue  # worked out anew, or the embeddings once more
-            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if known is None:
-                unknown.append(name)
+        file = stack.enter_context(safe_open(path, "pt"))
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            tied = name == "lm_head.weight" and config.tie_word_embeddings
+            if tied or name.endswith("rotary_emb.inv_freq"):  # llama.cpp computes the latter
                 continue
+            gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if gguf_name is None:
+                message = f"llama.cpp does not know the weight {name} of this model. Export the "
+                message += "merged model and serve it with vLLM."
+                raise UserError("export.gguf_unknown_weight", message)
             shape = tuple(file.get_slice(name).get_shape())
-            tensors.append(
-                _Tensor(known, shape, _kind(shape, numbers, known), _reader(file, name, config))
-            )
-    if unknown:
-        raise UserError(
-            "todo",
-            f"llama.cpp knows no weight {unknown[0]} in this model, so it cannot be written as GGUF. Export the merged model, and serve it with vLLM.",
-        )
+            read = partial(_read_changed, file, name, config)
+            tensors.append(_Tensor(gguf_name, shape, _kind(shape, numbers, gguf_name), read))
     return tensors
 
 
-def _reader(file: Any, name: str, config: Any) -> Callable[[], np.ndarray]:
-    change = tensor_change(name, config)
+def _in_memory(name: str, values: np.ndarray, numbers: Numbers) -> _Tensor:
+    return _Tensor(name, values.shape, _kind(values.shape, numbers), lambda: values)
 
-    def read() -> np.ndarray:
-        values = file.get_tensor(name).float().numpy()
-        return change(values) if change else values
 
-    return read
+def _read_changed(file: Any, name: str, config: "PretrainedConfig") -> np.ndarray:
+    values, change = file.get_tensor(name).float().numpy(), tensor_change(name, config)
+    return change(values) if change else values
 
 
 def _kind(shape: tuple[int, ...], numbers: Numbers, name: str = "") -> gguf.GGMLQuantizationType:
-    """Norms and biases stay in 32 bits, and rows that are no blocks of 32 in 16, as llama.cpp's own conversion does it."""
+    """Like llama.cpp's own conversion: norms and biases in 32 bits, partial blocks in 16."""
     if len(shape) == 1 or name.endswith("_norm.weight"):
-        return gguf.GGMLQuantizationType.F32
-    return _TYPES["f16" if numbers == "q8_0" and shape[-1] % _BLOCK else numbers]
+        return _F32
+    return _F16 if numbers == "q8_0" and shape[-1] % _BLOCK else _TYPES[numbers]
 
 
 def _write(
     writer: gguf.GGUFWriter, tensors: list[_Tensor], out: Path, on_progress: OnProgress
 ) -> Path:
     if out.exists():
-        raise UserError("todo", f"{out} already exists. Choose another file to export to.")
-    total = sum(tensor.num_bytes for tensor in tensors)
-    check_room(out.parent, int(1.05 * total))
+        message = f"{out} already exists. Choose another name, or delete it."
+        raise UserError("export.file_exists", message)
+    total, written = sum(tensor.num_bytes for tensor in tensors), 0
+    check_disk_space(out.parent, int(1.05 * total))
     for tensor in tensors:
-        quantized = tensor.kind == gguf.GGMLQuantizationType.Q8_0
-        shape = (
-            gguf.quant_shape_to_byte_shape(tensor.shape, tensor.kind) if quantized else tensor.shape
-        )
-        dtype = np.dtype(
-            np.uint8
-            if quantized
-            else np.float16
-            if tensor.kind == gguf.GGMLQuantizationType.F16
-            else np.float32
-        )
+        shape, dtype = tensor.shape, np.dtype(_STORED[tensor.kind])
+        if tensor.kind == _Q8_0:
+            shape = gguf.quant_shape_to_byte_shape(shape, _Q8_0)
         writer.add_tensor_info(tensor.name, shape, dtype, tensor.num_bytes, tensor.kind)
     try:
         writer.write_header_to_file(out)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done = 0
         for tensor in tensors:
-            writer.write_tensor_data(_packed(tensor))
-            done += tensor.num_bytes
-            on_progress(done / total, f"Writing {out.name}")
+            writer.write_tensor_data(_quantized(tensor))
+            written += tensor.num_bytes
+            on_progress(written / total, f"Writing {out.name}")
         writer.close()
     except BaseException:
         out.unlink(missing_ok=True)
@@ -255,12 +238,70 @@ def _write(
     return out
 
 
-def _packed(tensor: _Tensor) -> np.ndarray:
-    values = tensor.read()
+def _quantized(tensor: _Tensor) -> np.ndarray:
     with np.errstate(over="ignore"):
-        packed = gguf.quants.quantize(values, tensor.kind)
-    if tensor.kind == gguf.GGMLQuantizationType.F16 and not np.isfinite(packed).all():
-        raise UserError(
-            "todo", f"The weight {tensor.name} has numbers too large for 16 bits. Export it as f32."
-        )
-    return packed
+        values = gguf.quants.quantize(tensor.read(), tensor.kind)
+    if tensor.kind == _F16 and not np.isfinite(values).all():
+        message = f"The weight {tensor.name} has numbers too large for 16 bits. Export it as f32."
+        raise UserError("export.weight_too_large", message)
+    return values
+
+
+# Reading back
+
+
+def read_back(folder: Path, model: Path, adapter: Path | None = None) -> None:
+    """Replace the weights of a model by those in its GGUF files, so that the files are verified.
+
+    Args:
+        folder: the model that the files were written from; it is changed.
+        model: the GGUF file of the model.
+        adapter: the GGUF file of an adapter, which is added to the weights.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    names = gguf.get_tensor_name_map(architecture_of(config).arch, config.num_hidden_layers)
+    tensors, deltas = _tensors(model), _Deltas(adapter)
+    for path in sorted(folder.glob("*.safetensors")):
+        weights = {}
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+                if gguf_name not in tensors:  # tied to the embeddings
+                    weights[name] = file.get_tensor(name).float().numpy()
+                    continue
+                values = _numbers(tensors[gguf_name]) + deltas.of(gguf_name)
+                undo = tensor_undo(name, config)
+                weights[name] = np.ascontiguousarray(undo(values) if undo else values)
+        save_file(weights, path, metadata={"format": "pt"})
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(values | {"dtype": "float32"}, indent=2)
+    atomic_io.write_text(folder / "config.json", text + "\n")
+
+
+class _Deltas:
+    """The updates in the GGUF file of an adapter; none without a file."""
+
+    def __init__(self, file: Path | None):
+        self._tensors = _tensors(file) if file else {}
+        key = gguf.Keys.Adapter.LORA_ALPHA
+        self._alpha = float(gguf.GGUFReader(file).fields[key].contents()) if file else 0.0
+
+    def of(self, name: str) -> np.ndarray | np.float32:
+        if f"{name}.lora_a" not in self._tensors:
+            return np.float32(0)
+        down, up = (_numbers(self._tensors[f"{name}.lora_{side}"]) for side in "ab")
+        return np.float32(self._alpha / len(down)) * (up @ down)
+
+
+def _tensors(file: Path) -> dict[str, gguf.ReaderTensor]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+
+
+def _numbers(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """In float32, with the dimensions in the order of transformers."""
+    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    return values.reshape([int(size) for size in tensor.shape[::-1]])

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from peft_space.export.folder import zip_adapter
+from peft_space.export.export import zip_adapter
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import unique_name

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space.export.checklist import checklist_markdown, read_checklist
+from peft_space.export.readiness import checklist_markdown, read_checklist
 from peft_space.web.context import PRIVATE, PageContext, reset_on_failure, show_errors, token_of
 from peft_space.web.panels import export as export_panel
 from peft_space.web.panels import ranks as ranks_panel
