@@ -21,7 +21,7 @@ def check_ready(
     """The list for the adapter in the folder `adapter`, that training has just written."""
     facts, model = (
         data_facts(prepared, base, run.recipe, measured=False),
-        model_facts(base, run.recipe, prepared.goal.task),
+        model_facts(base, run.recipe, prepared.task_spec.task),
     )
     rank = next(
         one for one in rules.recommend(facts, model, machine_facts()) if one.field == "lora_rank"
