@@ -8,7 +8,7 @@ import torch
 from peft_space.recipe import Recipe, Task
 
 MIN_SAVING = 0.2
-"""Minimum share of the tokens that grouping must save, because it makes the order less random."""
+"""Minimum share of tokens that grouping must save, because it makes the order less random."""
 _POOL_STEPS = 50
 """Steps whose rows are drawn at random and then sorted, as in transformers' LengthGroupedSampler."""
 
@@ -69,7 +69,7 @@ def padded_tokens(lengths: np.ndarray, batch_size: int, rows_a_step: int | None 
 
 
 def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
-    """Return the share of the tokens that grouping saves; 0 for TRL's trainers, which order rows."""
+    """Return the share of the tokens that grouping saves; 0 for TRL's own row order."""
     if task in ("dpo", "kto") or not len(lengths):
         return 0.0
     rows_a_step = recipe.batch_size * recipe.gradient_accumulation_steps

@@ -17,7 +17,7 @@ from peft_space.export.verify import verify_adapter, verify_merged
 from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from tests.fixtures import tiny_models
-from tests.training.test_trainers import WORDS, labelled, tagged, translated
+from tests.fixtures.task_rows import WORDS, labelled, tagged, translated
 
 
 @pytest.fixture(autouse=True)
