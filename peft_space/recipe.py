@@ -1,7 +1,4 @@
-"""The Recipe: every choice that shapes an adapter, declared once with its default, range, title and help.
-
-Knows no torch, no gradio, no paths and no tokens. The form, the command line and the trainer all read this declaration.
-"""
+"""The recipe: every choice that shapes an adapter, with its default, range, title and help."""
 
 import difflib
 import json
@@ -13,280 +10,265 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_space.errors import UserError
 
-
-def _shown(group: str) -> dict[str, str]:
-    """Which part of the form shows a field."""
-    return {"group": group}
-
-
 TrainOn = Literal["automatic", "all_assistant", "last_assistant", "all_tokens", "message_weights"]
-"""Which tokens of a row are trained."""
+"""The tokens of a row that contribute to the loss."""
 
 Task = Literal[
     "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"
 ]
-"""What a model learns: to go on with a text, to write a text from another, a label of a text, tags of its tokens, which of two answers is
-better, or whether an answer is good."""
+"""The training task: continue a text, write a text from another one, label a text, tag its tokens,
+prefer one of two answers (dpo), or learn from answers rated good or bad (kto)."""
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a run learns: its task, and of a classification the labels in the order of the head's outputs. Kept in the run."""
+    """The task of a run and, for a classifier, its labels in the order of the head's outputs."""
 
     task: Task
     labels: tuple[str, ...] = ()
 
     def as_json(self) -> str:
-        """What `goal_of` reads back."""
+        """Serialize for the file that `models.loading.task_spec_for` reads."""
         return json.dumps({"task": self.task, "labels": self.labels}, ensure_ascii=False) + "\n"
 
 
 CAUSAL_LM = TaskSpec("causal-lm")
 
 
+def _field(group: str, title: str, default: Any, **constraints: Any) -> Any:
+    """Declare a field; `group` names the part of the form that shows it."""
+    return Field(default, title=title, json_schema_extra={"group": group}, **constraints)
+
+
 class Recipe(BaseModel):
-    """Everything that decides what adapter comes out, besides the data. `Recipe()` is a good start for most tasks."""
+    """Everything except the data that determines the adapter. The defaults suit most tasks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    base_model: str = Field(
-        "demo", title="Base model", min_length=1, json_schema_extra=_shown("model")
+    base_model: str = _field("model", "Base model", "demo", min_length=1)
+    """A model id on the Hugging Face Hub, a folder on this machine, or `demo`, the small model
+    that comes with the app."""
+
+    revision: str | None = _field("model", "Revision", None)
+    """Branch, tag or commit of the base model. Empty: the latest commit. The adapter records
+    the commit that was used."""
+
+    task: Literal["automatic", Task] = _field("model", "Task", "automatic")
+    """The training task. `automatic` infers it from the rows: answers, labels, tags or
+    preferences."""
+
+    quantization: Literal["nf4", "fp4", "int8", "none"] = _field(
+        "model", "Quantization of the base model", "nf4"
     )
-    """A model id on the Hugging Face Hub, a folder on this machine, or `demo`, the small model that comes with the app."""
+    """Number format of the frozen base weights. `nf4` needs about a quarter of the memory of
+    16-bit weights (QLoRA), `int8` half."""
 
-    revision: str | None = Field(None, title="Revision", json_schema_extra=_shown("model"))
-    """Branch, tag or commit of the base model. Empty: the newest; the commit that was used is written into the adapter."""
+    double_quantization: bool = _field("model", "Double quantization", True)
+    """Also quantizes the scales of the 4-bit blocks. This saves 0.4 bits per parameter at no
+    measurable loss."""
 
-    task: Literal["automatic", Task] = Field(
-        "automatic", title="Task", json_schema_extra=_shown("model")
+    method: Literal["lora", "rslora", "dora", "pissa", "loftq"] = _field(
+        "adapter", "Method", "lora"
     )
-    """What the model learns. `automatic`: what the rows show, answers, labels, tags, or which of two answers is better."""
+    """`lora` trains two small matrices per target layer. `rslora` suits ranks above 32. `dora` is
+    slower and must be merged for vLLM. `pissa` and `loftq` start from the base weights and produce
+    a LoRA of twice the rank."""
 
-    quantization: Literal["nf4", "fp4", "int8", "none"] = Field(
-        "nf4", title="Quantization of the base", json_schema_extra=_shown("model")
+    lora_rank: int = _field("adapter", "LoRA rank", 16, ge=1, le=256)
+    """Rank of the LoRA matrices. Most tasks need 8 to 16. Give a reason for a rank over 64."""
+
+    high_rank_reason: str | None = _field("adapter", "Reason for a rank over 64", None)
+    """The reason why this task needs a rank over 64. It is stored in the run and shown on the
+    model card."""
+
+    lora_alpha: int | None = _field("adapter", "LoRA alpha", None, ge=1, le=1024)
+    """The adapter's output is scaled by alpha / rank (`rslora`: alpha / √rank). Empty: 2 x rank;
+    16 for `rslora`; the rank for `pissa` and `loftq`."""
+
+    lora_dropout: float = _field("adapter", "LoRA dropout", 0.05, ge=0.0, lt=1.0)
+    """Fraction of the adapter's inputs that training drops at random, to reduce overfitting."""
+
+    target_modules: Literal["all-linear", "attention"] | list[str] = _field(
+        "adapter", "Target modules", "all-linear"
     )
-    """How the frozen base is held in memory. `nf4` takes about a quarter of the memory of 16 bits (QLoRA), `int8` half."""
+    """The layers that get an adapter: `all-linear` (best for most tasks), `attention`, or a list
+    of names such as q_proj, v_proj."""
 
-    double_quantization: bool = Field(
-        True, title="Double quantization", json_schema_extra=_shown("model")
+    layers_to_transform: list[int] | None = _field("adapter", "Blocks with an adapter", None)
+    """Indices, from 0, of the transformer blocks that get an adapter. Empty: all blocks."""
+
+    lora_bias: Literal["none", "lora_only", "all"] = _field("adapter", "Biases", "none")
+    """The biases that are trained: none, those of the layers with an adapter, or all. With trained
+    biases, the model with the adapter off differs slightly from the base model."""
+
+    modules_to_save: list[str] | None = _field("adapter", "Modules to save", None)
+    """Layers that are trained in full and saved with the adapter. A classification head is always
+    included. Empty: no other layers."""
+
+    learning_rate: float | None = _field("training", "Learning rate", None, gt=0, le=0.1)
+    """Step size of the optimizer. Empty: derived from the width of the base model, because smaller
+    models need larger steps."""
+
+    num_epochs: float = _field("training", "Epochs", 4.0, gt=0, le=1000)
+    """Number of passes over the training rows."""
+
+    max_steps: int | None = _field("training", "Maximum steps", None, ge=1)
+    """Training ends after this many optimizer steps, regardless of the epochs. Empty: no limit."""
+
+    batch_size: int = _field("training", "Batch size", 8, ge=1, le=1024)
+    """Rows that are processed at once. A smaller batch needs less memory."""
+
+    gradient_accumulation_steps: int = _field(
+        "training", "Gradient accumulation steps", 1, ge=1, le=1024
     )
-    """Quantizes the scales of the 4-bit blocks too: saves another 0.4 bits a parameter at no measurable loss."""
+    """Batches whose gradients are summed before each optimizer step. The effective batch size is
+    batch size x this value."""
 
-    method: Literal["lora", "rslora", "dora", "pissa", "loftq"] = Field(
-        "lora", title="Method", json_schema_extra=_shown("adapter")
+    gradient_checkpointing: Literal["automatic", "on", "off"] = _field(
+        "training", "Gradient checkpointing", "automatic"
     )
-    """`lora` adds two small matrices to each chosen layer and trains only those. `rslora` suits ranks above 32; `dora` costs time and must be
-    merged for vLLM; `pissa` and `loftq` start from the base's own weights and end as an ordinary LoRA of twice the rank."""
+    """Recomputes activations instead of storing them: less memory, about a third more time.
+    `automatic`: only if memory is short."""
 
-    lora_rank: int = Field(16, title="LoRA rank", ge=1, le=256, json_schema_extra=_shown("adapter"))
-    """Width of the added matrices. 8 to 16 does for most tasks, 32 to 64 for complex ones; more needs a reason, written below."""
-
-    high_rank_reason: str | None = Field(
-        None, title="Reason for a rank over 64", json_schema_extra=_shown("adapter")
+    row_order: Literal["automatic", "shuffled", "by_length"] = _field(
+        "training", "Row order", "automatic"
     )
-    """Why this task needs a rank over 64. It is kept in the run and on the model card."""
+    """`by_length` groups rows of similar length in a step, at random otherwise, to reduce padding.
+    `automatic` does so if it saves a fifth of the tokens. DPO and KTO ignore this setting."""
 
-    lora_alpha: int | None = Field(
-        None, title="LoRA alpha", ge=1, le=1024, json_schema_extra=_shown("adapter")
+    max_length: int = _field("training", "Maximum length (tokens)", 512, ge=8, le=131072)
+    """Longer rows are truncated at the end. The data check reports how many."""
+
+    train_on: TrainOn = _field("training", "Trained tokens", "automatic")
+    """The tokens that contribute to the loss. `automatic`: every answer; messages of weight 1 if
+    messages have weights; all tokens of plain text."""
+
+    beta: float = _field("training", "Beta (DPO and KTO)", 0.1, gt=0, le=10)
+    """KL strength of preference training: higher values keep the model closer to the base model."""
+
+    compute_dtype: Literal["automatic", "float32", "bfloat16"] = _field(
+        "training", "Compute dtype", "automatic"
     )
-    """The adapter's output is scaled by alpha / rank (`rslora`: by its root). Empty: 2 x rank, for `rslora` 16, for `pissa` and `loftq` the rank."""
+    """Number format of the computation. `automatic`: the GPU's native format. On a CPU, the format
+    that was measured to be faster, which is also used for the frozen weights."""
 
-    lora_dropout: float = Field(
-        0.05, title="LoRA dropout", ge=0.0, lt=1.0, json_schema_extra=_shown("adapter")
+    chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = _field(
+        "model", "Chat template", "own"
     )
-    """Share of the adapter's inputs that is dropped at random in training, against learning rows by heart."""
+    """Format in which the model reads a conversation. `own`: the base model's template, or `plain`
+    if it has none."""
 
-    target_modules: Literal["all-linear", "attention"] | list[str] = Field(
-        "all-linear", title="Target modules", json_schema_extra=_shown("adapter")
+    warmup_ratio: float = _field("training", "Warmup ratio", 0.05, ge=0, lt=1)
+    """Fraction of the steps over which the learning rate rises from zero."""
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = _field(
+        "training", "Learning rate schedule", "linear"
     )
-    """Which layers get an adapter: `all-linear` (best for most tasks), `attention`, or a list of names such as q_proj, v_proj."""
+    """Shape of the learning rate curve after the warmup."""
 
-    layers_to_transform: list[int] | None = Field(
-        None, title="Blocks with an adapter", json_schema_extra=_shown("adapter")
+    weight_decay: float = _field("training", "Weight decay", 0.0, ge=0, le=1)
+    """Pulls the adapter's weights toward zero. LoRA rarely needs it."""
+
+    max_grad_norm: float = _field("training", "Maximum gradient norm", 1.0, gt=0)
+    """Gradients with a larger norm are scaled down to this norm."""
+
+    eval_split: float = _field("evaluation", "Held-out fraction", 0.1, ge=0, le=0.5)
+    """Fraction of the rows that is held out from training, to evaluate the base model and the
+    adapter."""
+
+    eval_steps: int | None = _field("evaluation", "Evaluation interval (steps)", None, ge=1)
+    """Optimizer steps between two evaluations on the held-out rows. Empty: one epoch."""
+
+    early_stopping_patience: int | None = _field(
+        "evaluation", "Early-stopping patience (evaluations)", None, ge=1
     )
-    """Numbers of the blocks, from 0, whose layers get an adapter. Empty: all."""
+    """Training stops when this many evaluations in a row bring no lower evaluation loss. Empty:
+    no early stopping."""
 
-    lora_bias: Literal["none", "lora_only", "all"] = Field(
-        "none", title="Biases", json_schema_extra=_shown("adapter")
-    )
-    """Which biases are trained too: none, those of the layers with an adapter, or all. With biases the adapter switched off is not quite the base."""
+    load_best_model_at_end: bool = _field("evaluation", "Keep the best adapter", True)
+    """Keeps the adapter with the lowest evaluation loss if that loss rose afterward. Off: always
+    keeps the adapter of the last step."""
 
-    modules_to_save: list[str] | None = Field(
-        None, title="Modules to save", json_schema_extra=_shown("adapter")
-    )
-    """Layers trained in full and kept with the adapter, besides the head of the task, which always is. Empty: none."""
+    save_steps: int | None = _field("evaluation", "Checkpoint interval (steps)", None, ge=1)
+    """Optimizer steps between two checkpoints. Empty: one epoch, but at most 100 steps. Training
+    also saves a checkpoint when you stop or pause it."""
 
-    learning_rate: float | None = Field(
-        None, title="Learning rate", gt=0, le=0.1, json_schema_extra=_shown("training")
-    )
-    """Size of the optimizer's steps. Empty: chosen from the width of the base model; smaller models want larger steps."""
-
-    num_epochs: float = Field(
-        4.0, title="Epochs", gt=0, le=1000, json_schema_extra=_shown("training")
-    )
-    """How often each row is seen."""
-
-    max_steps: int | None = Field(
-        None, title="Steps at most", ge=1, json_schema_extra=_shown("training")
-    )
-    """Ends training after so many optimizer steps, whatever the epochs say. Empty: no limit."""
-
-    batch_size: int = Field(
-        8, title="Batch size", ge=1, le=1024, json_schema_extra=_shown("training")
-    )
-    """Rows that are in memory at once."""
-
-    gradient_accumulation_steps: int = Field(
-        1, title="Gradient accumulation", ge=1, le=1024, json_schema_extra=_shown("training")
-    )
-    """Batches that are added up before a step: the effective batch is batch size x this."""
-
-    gradient_checkpointing: Literal["automatic", "on", "off"] = Field(
-        "automatic", title="Gradient checkpointing", json_schema_extra=_shown("training")
-    )
-    """Computes activations twice in place of keeping them: less memory, a third more time. `automatic`: where memory does not do without."""
-
-    row_order: Literal["automatic", "shuffled", "by_length"] = Field(
-        "automatic", title="Order of the rows", json_schema_extra=_shown("training")
-    )
-    """`by_length`: at random, but so that rows of about the same length share a step, and less padding is computed. `automatic`: where that saves
-    a fifth of the tokens. DPO and KTO take any order."""
-
-    max_length: int = Field(
-        512, title="Length limit, tokens", ge=8, le=131072, json_schema_extra=_shown("training")
-    )
-    """Longer rows are cut off at the end; the data check says how many."""
-
-    train_on: TrainOn = Field(
-        "automatic", title="What is trained", json_schema_extra=_shown("training")
-    )
-    """Which tokens the model learns to write. `automatic`: every answer; where messages carry weights, those of weight 1; of plain text all of it."""
-
-    beta: float = Field(
-        0.1, title="Beta of DPO and KTO", gt=0, le=10, json_schema_extra=_shown("training")
-    )
-    """How closely answers stay to the base's where preferences are learnt: more is closer."""
-
-    compute_dtype: Literal["automatic", "float32", "bfloat16"] = Field(
-        "automatic", title="Computed in", json_schema_extra=_shown("training")
-    )
-    """Format of the numbers in which a step is computed. `automatic`: what the GPU does natively; on a CPU what was measured to be faster, frozen weights included."""
-
-    chat_template: Literal["own", "plain", "chatml", "alpaca", "vicuna"] = Field(
-        "own", title="Chat template", json_schema_extra=_shown("model")
-    )
-    """How a conversation is written for the model. `own`: as the model's authors wrote theirs, or `plain` where the model comes without one."""
-
-    warmup_ratio: float = Field(
-        0.05, title="Warm-up", ge=0, lt=1, json_schema_extra=_shown("training")
-    )
-    """Share of the steps in which the learning rate rises from zero."""
-
-    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
-        "linear", title="Learning rate schedule", json_schema_extra=_shown("training")
-    )
-    """How the learning rate goes on after the warm-up."""
-
-    weight_decay: float = Field(
-        0.0, title="Weight decay", ge=0, le=1, json_schema_extra=_shown("training")
-    )
-    """Pulls the adapter's weights towards zero. LoRA rarely needs it."""
-
-    max_grad_norm: float = Field(
-        1.0, title="Gradient clipping", gt=0, json_schema_extra=_shown("training")
-    )
-    """Longer gradients are shortened to this norm."""
-
-    eval_split: float = Field(
-        0.1, title="Held-out share", ge=0, le=0.5, json_schema_extra=_shown("evaluation")
-    )
-    """Share of the rows that is kept from training, to score base and adapter on."""
-
-    eval_steps: int | None = Field(
-        None, title="Evaluate every … steps", ge=1, json_schema_extra=_shown("evaluation")
-    )
-    """How often the loss on held-out rows is taken. Empty: after each epoch."""
-
-    early_stopping_patience: int | None = Field(
-        None, title="Stop after … evaluations in vain", ge=1, json_schema_extra=_shown("evaluation")
-    )
-    """Training ends when the held-out loss has not fallen for so many evaluations in a row. Empty: it goes on to its last step."""
-
-    load_best_model_at_end: bool = Field(
-        True, title="Keep the best adapter", json_schema_extra=_shown("evaluation")
-    )
-    """Where the held-out loss rose again, the adapter of the step at which it was lowest is kept. Off: always the last step's."""
-
-    save_steps: int | None = Field(
-        None, title="Checkpoint every … steps", ge=1, json_schema_extra=_shown("evaluation")
-    )
-    """How often training can be resumed from. Empty: after each epoch, and always when it is stopped."""
-
-    seed: int = Field(0, title="Seed", ge=0, le=2**31 - 1, json_schema_extra=_shown("training"))
+    seed: int = _field("training", "Seed", 0, ge=0, le=2**31 - 1)
     """The same seed, data and recipe give the same adapter on the same machine."""
 
     @property
     def alpha(self) -> int:
-        """`lora_alpha`, or what suits the method where it was left open.
+        """`lora_alpha`, or the default of the method if it is empty.
 
-        LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank; rsLoRA by alpha / sqrt(rank), and 16 gives the same 2 at rank
-        64. PiSSA and LoftQ start from a part of the base's own weights, which a scale of 1 leaves as it is.
+        LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank. rsLoRA scales by
+        alpha / sqrt(rank), and 16 gives the same scale of 2 at rank 64. PiSSA and LoftQ start from
+        a part of the base weights, which a scale of 1 leaves unchanged.
         """
         if self.lora_alpha is not None:
             return self.lora_alpha
-        return {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}.get(
-            self.method, 2 * self.lora_rank
-        )
+        defaults = {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}
+        return defaults.get(self.method, 2 * self.lora_rank)
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
-    """The recipe that `values` describe. Raises UserError naming every wrong key and value, and the nearest known key."""
+    """Validate `values` as a recipe.
+
+    Raises:
+        UserError: if a key is unknown or a value is invalid. The message names all of them.
+    """
     if not isinstance(values, dict):
         raise UserError(
-            "todo",
-            f'The recipe is a {type(values).__name__}, not an object. Write it as JSON like {{"lora_rank": 16}}.',
+            "recipe.not_an_object",
+            f"The recipe is a {type(values).__name__}, not a JSON object. "
+            'Write it like {"lora_rank": 16}.',
         )
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        faults = {
-            str(fault["loc"][0]): fault for fault in error.errors()
-        }  # a union reports each branch: once a field is enough
+        # a union reports one error per branch: one per field is enough
+        problems = {str(details["loc"][0]): details for details in error.errors()}
+        unknown = any(details["type"] == "extra_forbidden" for details in problems.values())
         raise UserError(
-            "todo", " ".join(_sentence(name, fault) for name, fault in faults.items())
+            "recipe.unknown_key" if unknown else "recipe.invalid_value",
+            " ".join(_describe_problem(name, details) for name, details in problems.items()),
         ) from None
 
 
 def read_recipe(text_or_path: str | Path) -> Recipe:
-    """The recipe in a JSON file, or in a string that is itself a JSON object. Raises UserError where there is none."""
+    """Read a recipe from a JSON file, or from a string that is itself a JSON object.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or is not a valid recipe.
+    """
     text = str(text_or_path)
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            reason = (getattr(error, "strerror", None) or "not text").lower()
             raise UserError(
-                "todo",
-                f"The recipe file {text_or_path} cannot be read ({_reason(error)}). Give the path of a JSON file, or {{}} for the defaults.",
+                "recipe.unreadable",
+                f"The recipe file {text_or_path} cannot be read ({reason}). "
+                "Give the path of a JSON file, or {} for the defaults.",
             ) from None
     try:
         return make_recipe(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserError(
-            "todo",
-            f'The recipe is not JSON (line {error.lineno}: {error.msg}). Write it like {{"lora_rank": 16}}.',
+            "recipe.not_json",
+            f"The recipe is not valid JSON (line {error.lineno}: {error.msg}). "
+            'Write it like {"lora_rank": 16}.',
         ) from None
 
 
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or "not text").lower()
-
-
-def _sentence(name: str, fault: dict[str, Any]) -> str:
-    if fault["type"] == "extra_forbidden":
+def _describe_problem(name: str, details: Any) -> str:
+    if details["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Recipe.model_fields, n=1, cutoff=0.4)
-        hint = (
-            f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(Recipe.model_fields)}."
-        )
-        return f"The recipe has no key {name!r}. {hint}"
-    wanted = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{name} cannot be {fault['input']!r}: {wanted}. Change {name} in the recipe (default: {json.dumps(Recipe.model_fields[name].default)})."
+        known = f"Known keys: {', '.join(Recipe.model_fields)}."
+        return f"The recipe has no key {name!r}. " + (f"Did you mean {near[0]}?" if near else known)
+    reason = details["msg"][0].lower() + details["msg"][1:]
+    default = json.dumps(Recipe.model_fields[name].default)
+    return (
+        f"{name} cannot be {details['input']!r}: {reason}. "
+        f"Change {name} in the recipe (default: {default})."
+    )

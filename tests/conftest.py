@@ -48,12 +48,13 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory) -> Run:
     """A run trained for a few steps, with its adapter. Not to be changed: copy it with `own_run`."""
+    from peft_space.export.readiness import describe_adapter
     from peft_space.training.prepare import make_run
-    from peft_space.training.train import train
+    from peft_space.training.train import TrainOptions, train
 
     run = make_run(tmp_path_factory.mktemp("short") / "run", "demo", SHORT)
     with run.lock():
-        train(run)
+        train(run, TrainOptions(on_adapter_saved=describe_adapter))
     return run
 
 

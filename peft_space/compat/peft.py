@@ -1,10 +1,17 @@
 """Uses of the internals of PEFT."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
@@ -40,3 +47,11 @@ def matching_pattern(patterns: Collection[str], layer: str) -> str:
     from peft.utils.other import get_pattern_key
 
     return get_pattern_key(list(patterns), layer)
+
+
+def set_input_casts(layer: BaseTunerLayer, enabled: bool) -> None:
+    """Switch the cast of a layer's inputs to the adapter's dtype on or off.
+
+    Sets `cast_input_dtype_enabled`.
+    """
+    layer.cast_input_dtype_enabled = enabled  # type: ignore[attr-defined]

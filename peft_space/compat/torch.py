@@ -1,5 +1,6 @@
 """Uses of the internals of PyTorch."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -51,3 +52,11 @@ def materialize_fake(model: Any, device: str) -> None:
                         new = torch.nn.Parameter(new, tensor.requires_grad)
                     new_tensors[id(tensor)] = new
                 tensors[name] = new_tensors[id(tensor)]
+
+
+_DTYPE_ERRORS = re.compile("BFloat16|bfloat16|mixed dtype")
+
+
+def is_dtype_error(error: BaseException) -> bool:
+    """Return True if PyTorch cannot compute in bfloat16, or in bfloat16 and float32 together."""
+    return bool(_DTYPE_ERRORS.search(str(error)))

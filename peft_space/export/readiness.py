@@ -73,7 +73,7 @@ def check_ready(
     from peft_space.recommend import rules
 
     facts = data_facts(prepared, base, run.recipe, measured=False)
-    model = model_facts(base, run.recipe, prepared.goal.task)
+    model = model_facts(base, run.recipe, prepared.task_spec.task)
     advice = rules.recommend(facts, model, machine_facts())
     quantization = f"The base model was loaded as {plan.quantization} and prepared for training."
     if plan.quantization == "none":

@@ -70,7 +70,7 @@ def check(
         "columns": found.columns,
         "notes": found.notes,
         "why": found.column_mapping.why(),
-        "task": rendered.goal.task if rendered else None,
+        "task": rendered.task_spec.task if rendered else None,
         "to_train": len(found.train),
         "held_out": len(found.held_out),
         "num_problems": found.num_problems,
@@ -83,7 +83,7 @@ def check(
         result["lengths"] = asdict(lengths(rendered.train))
         result["max_length"] = wanted.max_length
         result["bin_width"], result["histogram"] = histogram(rendered.train, wanted.max_length)
-        result["examples"] = _drawn(wanted, rendered.goal.task, list(found.train[:rows_shown]))
+        result["examples"] = _drawn(wanted, rendered.task_spec.task, list(found.train[:rows_shown]))
     return result
 
 

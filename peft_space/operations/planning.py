@@ -21,7 +21,7 @@ def layers(recipe: Json) -> Json:
     from peft_space.models.loading import expected_parameter_counts
     from peft_space.models.quantization import quantization_of
     from peft_space.models.resolve import find_base
-    from peft_space.planning.time import memory_here
+    from peft_space.planning.estimates import memory_here
 
     wanted = make_recipe(recipe)
     config = find_base(wanted.base_model, wanted.revision).config
@@ -62,10 +62,12 @@ def estimate(
     report: Report | None = None,
 ) -> Json:
     """What training the recipe will take: `memory`, `time`, on which hardware of a Space it would fit (`spaces`), and the same in `words`."""
-    from peft_space.planning.time import estimates, in_words
+    from peft_space.planning.estimates import describe_estimates, estimate_training
 
-    found = estimates(data, make_recipe(recipe or {}), held_out, column_mapping, progress(report))
-    return asdict(found) | {"words": in_words(found)}
+    found = estimate_training(
+        data, make_recipe(recipe or {}), held_out, column_mapping, progress(report)
+    )
+    return asdict(found) | {"words": describe_estimates(found)}
 
 
 def dry_run(
@@ -81,7 +83,7 @@ def dry_run(
     found = measuring.dry_run(
         data, make_recipe(recipe or {}), held_out, column_mapping, progress(report)
     )
-    return asdict(found) | {"words": measuring.in_words(found)}
+    return asdict(found) | {"words": measuring.describe_dry_run(found)}
 
 
 def recommend(
@@ -100,15 +102,18 @@ def recommend(
     wanted = make_recipe(recipe or {})
     on_progress = progress(report)
     # the longest row decides on the limit, and a recipe that crosses a red line is to be told how to mend it
-    prepared = prepare(data, wanted, held_out, column_mapping, on_progress, mended=True)
+    prepared = prepare(data, wanted, held_out, column_mapping, on_progress, allow_red_lines=True)
     base = find_base(wanted.base_model, wanted.revision)
     on_progress(0.9, "Measuring how well the base knows such answers")
-    facts, model = data_facts(prepared, base, wanted), model_facts(base, wanted, prepared.goal.task)
+    facts, model = (
+        data_facts(prepared, base, wanted),
+        model_facts(base, wanted, prepared.task_spec.task),
+    )
     advices = rules.recommend(facts, model, machine_facts())
     changed = rules.changed_recommendations(wanted, advices)
     better = rules.recommended_recipe(wanted, advices)
     return {
-        "task": prepared.goal.task,
+        "task": prepared.task_spec.task,
         "advice": [
             asdict(one) | {"now": getattr(wanted, one.field), "changes": one in changed}
             for one in advices

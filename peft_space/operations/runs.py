@@ -60,13 +60,13 @@ def prefetch(run: str) -> Json:
 def train(run: str) -> Json:
     """Train a run to its end, or until it is asked to leave."""
     from peft_space.export.readiness import describe_adapter
+    from peft_space.training.train import TrainOptions
     from peft_space.training.train import train as train_run
 
     opened = Run(run)
     with opened.lock():
-        return train_run(
-            opened, report_to=settings.report_to(), on_adapter_saved=describe_adapter
-        ).model_dump()
+        options = TrainOptions(report_to=settings.report_to(), on_adapter_saved=describe_adapter)
+        return train_run(opened, options).model_dump()
 
 
 def script(run: str, out: str) -> Json:

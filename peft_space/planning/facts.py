@@ -1,8 +1,10 @@
-"""The facts that advice rests on: counted from the rendered rows, read from the model's tree, and asked of the machine."""
+"""Collects the facts behind recommendations: about the rows, the base model and the machine."""
+
+from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,27 +20,37 @@ from peft_space.recipe import Recipe, Task
 from peft_space.recommend.rules import DataFacts, MachineFacts, ModelFacts
 from peft_space.training.prepare import Prepared
 
-_SAMPLED = 200
-_MEASURED = 32
-_SMALL = 300_000_000
-"""Parameters up to which the base's own loss is measured unasked: it takes seconds."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_TEXT_SAMPLE = 200
+"""Rows whose words are counted."""
+_LOSS_SAMPLE = 32
+"""Rows on which the base model's loss is measured."""
+_MAX_CPU_PARAMETERS = 300_000_000
+"""Largest model whose loss is measured on a CPU: it takes seconds."""
 
 
 def data_facts(
     prepared: Prepared, base: BaseModelRef, recipe: Recipe, measured: bool = True
 ) -> DataFacts:
-    """What is known of the rows to train; with the base's loss on some of them, unless that is not to be `measured`."""
-    tokens, goal = prepared.train, prepared.goal
+    """Return the facts about the training rows.
+
+    Args:
+        prepared: the rows.
+        base: the base model.
+        recipe: the recipe.
+        measured: whether to measure the base model's loss on some rows.
+    """
+    tokens, task_spec = prepared.train, prepared.task_spec
     repeated = prepared.data.num_repeated / max(1, prepared.data.num_repeated + len(tokens))
+    lengths = np.percentile(tokens.column("length"), range(101), method="higher")
     return DataFacts(
-        task=goal.task,
+        task=task_spec.task,
         num_rows=len(tokens),
         trained_tokens=int(tokens.column("num_trained").sum() * (1 - repeated)),
-        lengths=tuple(
-            int(length)
-            for length in np.percentile(tokens.column("length"), range(101), method="higher")
-        ),
-        num_labels=len(goal.labels) or None,
+        lengths=tuple(int(length) for length in lengths),
+        num_labels=len(task_spec.labels) or None,
         repeated_share=repeated,
         tokens_per_word=_tokens_per_word(prepared, base, recipe),
         bits_per_token=bits_per_token(prepared, base, recipe) if measured else None,
@@ -46,29 +58,33 @@ def data_facts(
 
 
 def _tokens_per_word(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float | None:
-    """Of the first rows; None where the texts are not written in words between spaces."""
-    tokenizer = load_tokenizer(base, recipe.chat_template, prepared.goal.task)
-    text = "\n".join(one for row in prepared.data.train[:_SAMPLED] for one in texts_of(row))
+    """Tokens per word of the first rows. None if the texts have no words between spaces."""
+    tokenizer = load_tokenizer(base, recipe.chat_template, prepared.task_spec.task)
+    text = "\n".join(text for row in prepared.data.train[:_TEXT_SAMPLE] for text in texts_of(row))
     words = len(re.findall(r"\w+|[^\w\s]", text))
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) / words if words else None
 
 
 def bits_per_token(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float | None:
-    """The untouched base's loss, in bits, on some rows to train; None for tasks without such a loss, and for large models on a CPU."""
-    goal = prepared.goal
-    size = linear_layers(base.config, goal.task).model.num_parameters()
-    if goal.labels or goal.task == "kto" or (hardware.device() == "cpu" and size > _SMALL):
+    """Measure the base model's loss, in bits per token, on some training rows.
+
+    Returns:
+        The loss. None for tasks without such a loss, and for large models on a CPU.
+    """
+    task_spec = prepared.task_spec
+    size = linear_layers(base.config, task_spec.task).model.num_parameters()
+    too_slow = hardware.device() == "cpu" and size > _MAX_CPU_PARAMETERS
+    if task_spec.labels or task_spec.task == "kto" or too_slow:
         return None
     import torch
 
-    model = load_base_model(
-        base, recipe.model_copy(update={"quantization": "none"}), "float32", goal
-    ).eval()
-    tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
-    examples = Examples(prepared.train)
-    total, count = 0.0, 0
-    for place in np.linspace(0, len(examples) - 1, min(len(examples), _MEASURED)).astype(int):
-        batch = example_batch(goal, examples[int(place)], tokenizer.pad_token_id)
+    unquantized = recipe.model_copy(update={"quantization": "none"})
+    model = load_base_model(base, unquantized, "float32", task_spec).eval()
+    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    examples, total, count = Examples(prepared.train), 0.0, 0
+    places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
+    for place in places:
+        batch = example_batch(task_spec, examples[int(place)], tokenizer.pad_token_id)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         num_trained = int((batch["labels"] >= 0).sum())
         with torch.inference_mode():
@@ -78,35 +94,30 @@ def bits_per_token(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
 
 
 def model_facts(base: BaseModelRef, recipe: Recipe, task: Task) -> ModelFacts:
-    """What is known of the base model, with the recipe's target modules."""
+    """Return the facts about the base model, with the recipe's target modules."""
     layers = linear_layers(base.config, task)
     modules = dict(layers.model.named_modules())
-    config = base.config.get_text_config()
-    wanted = quantization_of(recipe, base.config)
+    config, quantization = base.config.get_text_config(), quantization_of(recipe, base.config)
+    shapes = (modules[name].weight.shape for name in wrapped_layers(recipe, layers))
     return ModelFacts(
         num_parameters=layers.model.num_parameters(),
         hidden_size=config.hidden_size,
-        parameters_per_rank=sum(
-            sum(modules[name].weight.shape) for name in wrapped_layers(recipe, layers)
-        ),
+        parameters_per_rank=sum(sum(shape) for shape in shapes),
         context_length=_context_length(config),
         vocab_size=config.vocab_size,
         num_layers=config.num_hidden_layers,
-        comes_quantized=None if wanted == recipe.quantization else wanted,
+        comes_quantized=None if quantization == recipe.quantization else quantization,
     )
 
 
-def _context_length(config: Any) -> int | None:
-    """Tokens that the model has places for; relative ones, such as T5's, have no end."""
-    given = getattr(config, "max_position_embeddings", None)
-    return given if isinstance(given, int) and given > 0 else None
+def _context_length(config: PretrainedConfig) -> int | None:
+    """The number of positions of the model. None if positions are relative, such as T5's."""
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def machine_facts() -> MachineFacts:
-    """What is known of the machine that trains."""
-    kind = zerogpu_hardware()
-    return (
-        MachineFacts(kind.device, kind.usable)
-        if kind
-        else MachineFacts(hardware.device(), hardware.free_memory())
-    )
+    """Return the facts about the machine that trains."""
+    if kind := zerogpu_hardware():
+        return MachineFacts(kind.device, kind.usable)
+    return MachineFacts(hardware.device(), hardware.free_memory())

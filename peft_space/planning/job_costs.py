@@ -1,4 +1,4 @@
-"""What a run would take on each kind of hardware that jobs can have now: whether it fits, how long, what it costs, and a timeout with margin."""
+"""Estimates the time, cost and time limit of a run on the hardware of Hugging Face Jobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,25 @@ from peft_space.estimation.hub_hardware import HardwareOffer
 from peft_space.formatting import duration, gigabytes
 from peft_space.models.loading import task_spec_for
 from peft_space.models.resolve import find_base, load_tokenizer
-from peft_space.planning.time import REACHED, estimates_of
+from peft_space.planning.estimates import EFFICIENCY, OnSpace, estimate_prepared
+from peft_space.recipe import Recipe
 from peft_space.runs.plan import processes_for
 from peft_space.runs.run import Run
 from peft_space.training.prepare import Prepared
 
-_TO_MAKE_READY = 1_200.0
-"""Seconds for the machine, the libraries and the base's weights, generously."""
-_WHERE_NOTHING_IS_KNOWN = 6 * 3_600.0
+_SETUP_SECONDS = 1_200.0
+"""A generous time for the machine to start, install the libraries and download the base model."""
+_DEFAULT_TIMEOUT = 6 * 3_600.0
+"""Seconds, if the speed of the hardware is unknown."""
 
 
 @dataclass(frozen=True)
 class JobOption:
-    """One kind. `seconds` and `dollars` are None where its speed is not known; `fits` is None for a base that comes quantized."""
+    """One kind of hardware.
+
+    `seconds` and `dollars` are None if its speed is unknown; `fits` is None if the base model comes
+    quantized.
+    """
 
     name: str
     title: str
@@ -30,60 +36,51 @@ class JobOption:
     seconds: float | None
     dollars: float | None
     timeout: int
-    """Seconds: twice the estimate, and what making ready takes."""
+    """Seconds: twice the estimate, plus setup."""
     words: str
 
 
 def job_options(run: Run, offers: Sequence[HardwareOffer]) -> list[JobOption]:
-    """What the run costs on each of `offers`: first those that it fits on, the cheapest first."""
-    recipe, data, goal = run.recipe, load_run_data(run), task_spec_for(run)
+    """Return what the run costs on each of `offers`: those that fit first, then by price."""
+    recipe, data, task_spec = run.recipe, load_run_data(run), task_spec_for(run)
     base = find_base(recipe.base_model, recipe.revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
-    parts = [
-        tokenize(tokenizer, part, recipe.max_length, recipe.train_on, task=goal.task)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    train, held_out = (
+        tokenize(tokenizer, part, recipe.max_length, recipe.train_on, task=task_spec.task)
         for part in (data.train, data.held_out)
-    ]
-    found = estimates_of(
-        Prepared(goal, data, *parts), recipe, [offer.kind for offer in offers]
-    ).spaces
-    on = {one.name: one for one in found}
-    made = []
-    for offer in offers:
-        one = on.get(offer.kind.name)
+    )
+    prepared = Prepared(task_spec, data, train, held_out)
+    spaces = estimate_prepared(prepared, recipe, [offer.kind for offer in offers]).spaces
+    by_name = {space.name: space for space in spaces}
+    options = [_option(recipe, offer, by_name.get(offer.kind.name)) for offer in offers]
+    return sorted(options, key=_rank)
+
+
+def _rank(option: JobOption) -> tuple[bool, bool, float]:
+    price = option.dollars or option.dollars_an_hour
+    return option.fits is False, option.dollars is None, price
+
+
+def _option(recipe: Recipe, offer: HardwareOffer, space: OnSpace | None) -> JobOption:
+    kind, seconds, dollars, timeout = offer.kind, None, None, _DEFAULT_TIMEOUT
+    time = "time unknown"
+    if space and space.least_seconds:
         processes = processes_for(recipe, offer.num_gpus)
-        seconds = one.least_seconds / REACHED / processes if one and one.least_seconds else None
-        dollars = (seconds + _TO_MAKE_READY) / 3_600 * offer.dollars_an_hour if seconds else None
-        timeout = round(2 * seconds + _TO_MAKE_READY if seconds else _WHERE_NOTHING_IS_KNOWN)
-        fits = one.fits if one else None
-        words = f"{offer.kind.name:16} {_memory_words(one.need if one else None, offer.kind.usable, fits):42} ${offer.dollars_an_hour:.2f} an hour; "
-        words += (
-            f"{'under a minute' if seconds < 60 else 'about ' + duration(seconds)}, ${dollars:.2f} with {duration(_TO_MAKE_READY)} to make ready"
-            if seconds
-            else "time not known"
-        )
-        made.append(
-            JobOption(
-                offer.kind.name,
-                offer.kind.title,
-                offer.dollars_an_hour,
-                fits,
-                seconds,
-                dollars,
-                timeout,
-                words,
-            )
-        )
-    return sorted(
-        made,
-        key=lambda one: (
-            one.fits is False,
-            one.dollars is None,
-            one.dollars or one.dollars_an_hour,
-        ),
+        seconds = space.least_seconds / EFFICIENCY / processes
+        dollars = (seconds + _SETUP_SECONDS) / 3_600 * offer.dollars_an_hour
+        timeout = 2 * seconds + _SETUP_SECONDS
+        rounded = "under a minute" if seconds < 60 else f"about {duration(seconds)}"
+        time = f"{rounded}, ${dollars:.2f} including {duration(_SETUP_SECONDS)} of setup"
+    memory = _describe_memory(space, kind.usable)
+    words = f"{kind.name:16} {memory:42} ${offer.dollars_an_hour:.2f} per hour; {time}"
+    fits = space.fits if space else None
+    return JobOption(
+        kind.name, kind.title, offer.dollars_an_hour, fits, seconds, dollars, round(timeout), words
     )
 
 
-def _memory_words(need: int | None, usable: int, fits: bool | None) -> str:
-    if need is None:
+def _describe_memory(space: OnSpace | None, usable: int) -> str:
+    if space is None:
         return f"memory not estimated, {gigabytes(usable)}"
-    return f"{'fits' if fits else 'does not fit'}: {gigabytes(need)} of {gigabytes(usable)}"
+    fits = "fits" if space.fits else "does not fit"
+    return f"{fits}: {gigabytes(space.need)} of {gigabytes(usable)}"

@@ -1,4 +1,4 @@
-"""The rank study: the same recipe trained briefly at several ranks, and what held-out rows say of each. Nothing of the trainings stays."""
+"""Trains the same recipe briefly at several ranks, and compares their loss on held-out rows."""
 
 import math
 import tempfile
@@ -15,28 +15,28 @@ from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 
 RANKS = (2, 4, 8, 16, 32, 64)
-SHORT_STEPS = 60
+MAX_STEPS = 60
 """Steps at each rank, unless the recipe has fewer."""
-_FLAT = 0.02
-"""A lower rank is as good where its loss is above the best by less than this share,"""
-_NEGLIGIBLE = 0.01
-"""or by less than so many nats: that is a hundredth of the perplexity."""
+_MAX_RELATIVE_LOSS = 0.02
+"""A lower rank is good enough if its loss exceeds the best one by less than this fraction,"""
+_MAX_ABSOLUTE_LOSS = 0.01
+"""or by less than this many nats, a hundredth of the perplexity."""
 
 
 @dataclass(frozen=True)
 class RankResult:
-    """What one short training came to."""
+    """The result of one short training."""
 
     rank: int
     trainable_parameters: int
     loss: float
-    """On held-out rows after the last step, in nats a token."""
+    """On held-out rows after the last step, in nats per token."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class RankSweep:
-    """The trainings by rank, ascending, and the lowest rank that is as good as the best."""
+    """The results by rank, ascending, and the lowest rank that is good `enough`."""
 
     steps: int
     results: list[RankResult]
@@ -51,64 +51,67 @@ def rank_sweep(
     column_mapping: dict | None = None,
     on_progress: OnProgress = no_progress,
 ) -> RankSweep:
-    """Train `recipe` at each of `ranks` for a few steps, everything else alike. Raises UserError where no rows are held out."""
+    """Train `recipe` at each of `ranks` for a few steps, with all else equal. Keeps no files.
+
+    Args:
+        data: the rows.
+        recipe: the recipe; its rank is replaced.
+        ranks: from 1 to 256.
+        held_out: as in `prepare`.
+        column_mapping: as in `prepare`.
+        on_progress: is called with the progress.
+
+    Raises:
+        UserError: if a rank is out of range, no rows are held out, or a loss is not finite.
+    """
     if not ranks or min(ranks) < 1 or max(ranks) > 256:
-        raise UserError("todo", "Choose ranks from 1 to 256, such as 2, 8 and 32.")
-    steps = min(recipe.max_steps or SHORT_STEPS, SHORT_STEPS)
-    results = []
-    for number, rank in enumerate(sorted(set(ranks))):
-        on_progress(
-            number / len(set(ranks)), f"Training at rank {rank}, {number + 1} of {len(set(ranks))}"
+        raise UserError(
+            "planning.rank_out_of_range", "Choose ranks from 1 to 256, such as 2, 8 and 32."
         )
-        results.append(_at(rank, data, recipe, steps, held_out, column_mapping))
-    return RankSweep(steps, results, enough_of(results))
+    steps = min(recipe.max_steps or MAX_STEPS, MAX_STEPS)
+    results, ascending = [], sorted(set(ranks))
+    for number, rank in enumerate(ascending):
+        progress = f"Training at rank {rank}, {number + 1} of {len(ascending)}"
+        on_progress(number / len(ascending), progress)
+        results.append(_train_at(_at_rank(recipe, rank, steps), data, held_out, column_mapping))
+    return RankSweep(steps, results, lowest_good_rank(results))
 
 
-def enough_of(results: list[RankResult]) -> int:
-    """The lowest rank whose loss is as good as the best."""
+def lowest_good_rank(results: list[RankResult]) -> int:
+    """Return the lowest rank whose loss is about as good as the best one."""
     best = min(result.loss for result in results)
-    return next(
-        result.rank
-        for result in results
-        if result.loss <= max(best * (1 + _FLAT), best + _NEGLIGIBLE)
-    )
+    limit = max(best * (1 + _MAX_RELATIVE_LOSS), best + _MAX_ABSOLUTE_LOSS)
+    return next(result.rank for result in results if result.loss <= limit)
 
 
-def _at(
-    rank: int,
-    data: Data,
-    recipe: Recipe,
-    steps: int,
-    held_out: Data | None,
-    column_mapping: dict | None,
+def _at_rank(recipe: Recipe, rank: int, steps: int) -> Recipe:
+    reason = recipe.high_rank_reason or "A rank sweep measures whether so high a rank helps."
+    changes = {"lora_rank": rank, "high_rank_reason": reason}
+    changes |= dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps)
+    return recipe.model_copy(update=changes)
+
+
+def _train_at(
+    recipe: Recipe, data: Data, held_out: Data | None, column_mapping: dict | None
 ) -> RankResult:
-    reason = recipe.high_rank_reason or "A rank study measures whether so high a rank is worth it."
-    changed = {
-        "lora_rank": rank,
-        "high_rank_reason": reason,
-        "max_steps": steps,
-        "eval_steps": steps,
-        "save_steps": steps,
-    }
     with tempfile.TemporaryDirectory(prefix="peft_space-study-") as scratch:
-        run = make_run(
-            Path(scratch, "run"), data, recipe.model_copy(update=changed), held_out, column_mapping
-        )
+        run = make_run(Path(scratch, "run"), data, recipe, held_out, column_mapping)
         with run.lock():
             train(run)
-        happened, plan = run.history(), read_plan(run)
-        evaluations = evaluations_of(happened)
-        if not evaluations or plan is None:
-            raise UserError(
-                "todo",
-                "A rank study needs held-out rows to compare on. Raise eval_split, or bring a second file.",
-            )
-        loss = evaluations[-1].loss
-        if not math.isfinite(loss):
-            raise UserError(
-                "todo",
-                f"At rank {rank} the loss is no longer a number. Lower the learning rate, and try again.",
-            )
-        return RankResult(
-            rank, plan.trainable_parameters, loss, sum(step.seconds for step in steps_of(happened))
+        history, plan = run.history(), read_plan(run)
+    evaluations = evaluations_of(history)
+    if not evaluations or plan is None:
+        raise UserError(
+            "training.no_held_out_rows",
+            "A rank sweep needs held-out rows to compare on. "
+            "Raise eval_split, or add a second file.",
         )
+    loss = evaluations[-1].loss
+    if not math.isfinite(loss):
+        raise UserError(
+            "planning.loss_not_finite",
+            f"At rank {recipe.lora_rank} the loss is not a finite number. "
+            "Lower the learning rate, and try again.",
+        )
+    seconds = sum(step.seconds for step in steps_of(history))
+    return RankResult(recipe.lora_rank, plan.trainable_parameters, loss, seconds)

@@ -83,18 +83,17 @@ def _together(num_processes: int, arguments: list[str]) -> int:
 
 def _attempt(run: Run, given: argparse.Namespace) -> int:
     from peft_space.export.readiness import describe_adapter
-    from peft_space.training.train import attempt
+    from peft_space.training.train import TrainOptions, attempt
 
     gc.freeze()
     gc.enable()
     try:
-        outcome = attempt(
-            run,
-            anyway=given.anyway,
+        options = TrainOptions(
+            ignore_mismatch=given.anyway,
             report_to=given.report_to,
-            ended_for_memory=given.ended_for_memory,
             on_adapter_saved=describe_adapter,
         )
+        outcome = attempt(run, options, ended_for_memory=given.ended_for_memory)
     except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
         if as_user_error(error) is None:
             print_traceback()

@@ -122,8 +122,7 @@ def _train(directory: str, seconds: int, anyway: bool = False) -> dict[str, Any]
     """One slice: how `train` ended, or what went wrong."""
     global _warm
     from peft_space.export.readiness import describe_adapter
-    from peft_space.training.model_cache import ModelCache
-    from peft_space.training.train import train
+    from peft_space.training.train import ModelCache, TrainOptions, train
 
     began = _began()
     _warm = _warm or ModelCache()
@@ -134,14 +133,14 @@ def _train(directory: str, seconds: int, anyway: bool = False) -> dict[str, Any]
             run.truncate_partial_event()
             deadline = began + seconds - zerogpu_slices.margin_of(run.history(), seconds)
             run.append(events.SliceStarted(at=began, seconds=seconds))
-            return train(
-                run,
-                deadline,
-                anyway=anyway,
+            options = TrainOptions(
+                deadline=deadline,
+                ignore_mismatch=anyway,
                 report_to=settings.report_to(),
-                warm=_warm,
+                model_cache=_warm,
                 on_adapter_saved=describe_adapter,
-            ).model_dump()
+            )
+            return train(run, options).model_dump()
 
     return _or_error(slice_of_it)
 

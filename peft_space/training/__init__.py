@@ -1,1 +1,1 @@
-"""Training: one function, `train(run, deadline)`, called again and again until the run is finished."""
+"""Prepares runs, trains them, and resumes them."""

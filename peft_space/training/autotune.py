@@ -1,63 +1,70 @@
-"""The Plan: what a run was really trained with on this machine. Measured once, written to plan.json, used again on every resume."""
+"""Chooses what a run is trained with on this machine, and reports it."""
 
-import hashlib
+from __future__ import annotations
+
 import importlib.metadata
-import json
-import statistics
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
 from peft_space.estimation.memory import estimate_within, surely_fits
+from peft_space.formatting import gigabytes
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.recommend import rules
-from peft_space.runs.plan import Plan, split_step_rows
-from peft_space.storage.content_cache import get_or_create
-from peft_space.training.precision import autocast_to, frozen_dtype
+from peft_space.runs import events
+from peft_space.runs.plan import Plan, split_step_rows, write_plan
+from peft_space.runs.run import Run, append_notice_once
+from peft_space.training import distributed
+from peft_space.training.length_grouping import goes_by_length, saved_by_length
+from peft_space.training.precision import choose_compute_dtype, frozen_dtype
+from peft_space.training.trainers import total_steps
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from peft_space.data.batches import Examples
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-MIN_BF16_SPEEDUP = 1.5
-"""A layer in bfloat16 on a CPU has to be faster by this much: float32 is more exact, and a layer's products are about half of a step."""
-ABORT_SLOWDOWN = 5
-"""Where bfloat16 takes so many times as long on few rows it is not measured further: without instructions for it it takes up to 60 times as long."""
-_PATIENCE_SECONDS = 0.3
-"""Where other work makes it slow, measuring ends after the round in which this much time has gone by."""
-PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS = 2e7, 4e8
-"""Multiplications of a layer in that first look and in the measurement, which together take 0.1 to 0.3 seconds."""
 
 
 def make_plan(
     recipe: Recipe,
     base: BaseModelRef,
-    goal: TaskSpec,
-    model: Any,
-    row_length: int,
-    longest: int,
-    free: int,
-    num_steps: int,
-    num_processes: int = 1,
+    task_spec: TaskSpec,
+    model: PeftModel,
+    rows: Examples,
+    free_memory: int,
 ) -> Plan:
-    """Choose for this machine, with the model that is going to be trained.
+    """Choose what to train with on this machine.
 
     Args:
-        row_length: tokens of a typical row.
-        longest: tokens of the longest row.
-        free: bytes of memory that could be taken before the model was loaded.
-        num_steps: of the whole training.
+        recipe: the run's recipe.
+        base: the base model.
+        task_spec: the task to train.
+        model: the base model with the adapter.
+        rows: the training rows.
+        free_memory: bytes that were free before the model was loaded.
     """
     import torch
 
     trainable, total = parameter_counts(model)
-    dtype, why = choose_compute_dtype(recipe, base, goal, model, row_length)
-    batch_size, accumulated = split_step_rows(
+    num_processes, lengths = distributed.num_processes(), rows.lengths(recipe.max_length)
+    versions = {library: importlib.metadata.version(library) for library in _LIBRARIES}
+    row_length = len(rows.of_median_length().input_ids)
+    dtype, why = choose_compute_dtype(recipe, base, task_spec, model, row_length, versions)
+    batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
-    rate = rules.learning_rate(base.config.get_text_config().hidden_size, goal.task, num_steps)
-    config = model.peft_config["default"]
+    width, steps = base.config.get_text_config().hidden_size, total_steps(recipe, len(rows))
+    rate = rules.learning_rate(width, task_spec.task, steps)
+    config: Any = model.peft_config["default"]
+    tuner: Any = model.base_model
+    checkpointing = _needs_checkpointing(
+        recipe, base, task_spec, batch_size, int(lengths.max()), free_memory
+    )
     return Plan(
         device=hardware.device(),
         device_name=hardware.device_name(),
@@ -67,158 +74,91 @@ def make_plan(
         why=why,
         num_processes=num_processes,
         batch_size=batch_size,
-        gradient_accumulation_steps=accumulated,
+        gradient_accumulation_steps=accumulation,
         max_length=recipe.max_length,
-        gradient_checkpointing=_needs_checkpointing(recipe, base, goal, batch_size, longest, free),
+        gradient_checkpointing=checkpointing,
+        by_length=goes_by_length(lengths, recipe, task_spec.task),
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
-        task=goal.task,
-        labels=goal.labels,
+        task=task_spec.task,
+        labels=task_spec.labels,
         quantization=quantization_of(recipe, base.config),
         saved_modules=sorted(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
-        num_wrapped=len(model.base_model.targeted_module_names),
+        num_wrapped=len(tuner.targeted_module_names),
         trainable_parameters=trainable,
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
         learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
-        versions=_versions(),
+        versions=versions,
     )
-
-
-def _versions() -> dict[str, str]:
-    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
 
 
 def _needs_checkpointing(
-    recipe: Recipe, base: BaseModelRef, goal: TaskSpec, batch_size: int, longest: int, free: int
+    recipe: Recipe,
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    batch_size: int,
+    longest: int,
+    free_memory: int,
 ) -> bool:
     if recipe.gradient_checkpointing != "automatic":
         return recipe.gradient_checkpointing == "on"
-    if (
-        quantization_of(recipe, base.config) != recipe.quantization
-    ):  # what such layers take has not been measured
-        return hardware.device() == "cuda"
-    layers, rows = (
-        linear_layers(base.config, goal.task),
-        batch_size * (2 if goal.task == "dpo" else 1),
-    )
-    if surely_fits(layers, rows, longest, free):
+    if quantization_of(recipe, base.config) != recipe.quantization:
+        return hardware.device() == "cuda"  # memory of layers that come quantized is not estimated
+    layers = linear_layers(base.config, task_spec.task)
+    rows = batch_size * (2 if task_spec.task == "dpo" else 1)
+    if surely_fits(layers, rows, longest, free_memory):
         return False
     return estimate_within(
-        layers, recipe, rows, longest, free, hardware.device(), inference_dtype()
+        layers, recipe, rows, longest, free_memory, hardware.device(), inference_dtype()
     )[1]
 
 
-def choose_compute_dtype(
-    recipe: Recipe, base: BaseModelRef, goal: TaskSpec, model: Any, row_length: int
-) -> tuple[str, str]:
-    """Choose the compute dtype for training `model` on this machine.
+def make_first_plan(
+    run: Run,
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    model: PeftModel,
+    rows: Examples,
+    free_memory: int,
+) -> Plan:
+    """Make the plan of a run that is trained for the first time, write it, and report choices.
 
-    A measurement is cached per kind of model, so that the same run computes the same numbers.
-
-    Returns:
-        The dtype, and a sentence that says why.
+    The arguments are those of `make_plan`.
     """
-
-    if recipe.compute_dtype != "automatic":
-        return recipe.compute_dtype, "The recipe says so."
-    if hardware.device() == "cuda":
-        dtype = inference_dtype()
-        return dtype, f"The GPU computes in {dtype} natively."
-    shaping = recipe.model_dump(
-        include={
-            "quantization",
-            "double_quantization",
-            "method",
-            "lora_rank",
-            "lora_dropout",
-            "target_modules",
-        }
-    )
-    num_tokens = recipe.batch_size * row_length
-    decides = [
-        shaping,
-        num_tokens,
-        goal.task,
-        base.config.to_dict(),
-        hardware.device_name(),
-        _versions(),
-        MIN_BF16_SPEEDUP,
-    ]
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
-    folder = get_or_create(
-        "speed",
-        digest,
-        lambda folder: (folder / "choice.json").write_text(
-            json.dumps(_measured_dtype(model, num_tokens))
-        ),
-    )
-    dtype, why = json.loads((folder / "choice.json").read_text())
-    return dtype, why
+    run.append(events.Preparing(what="Measuring what is fastest on this machine"))
+    recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
+    plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
+    write_plan(run, plan)
+    if plan.by_length and recipe.row_order == "automatic":
+        saved = saved_by_length(lengths, recipe, task_spec.task)
+        _notice(
+            run,
+            "Rows of similar length share a step.",
+            f"This reduces the tokens to compute by {saved:.0%}, because rows need less padding.",
+        )
+    if plan.gradient_checkpointing and recipe.gradient_checkpointing == "automatic":
+        _notice(
+            run,
+            "Activations are recomputed instead of stored (gradient checkpointing).",
+            f"Otherwise, with a longest row of {lengths.max():,} tokens, training would not fit in "
+            f"{gigabytes(free_memory)} of free memory.",
+        )
+    return plan
 
 
-def _measured_dtype(model: Any, num_tokens: int) -> tuple[str, str]:
-    """Measure which dtype the model's largest layer computes faster in, on batches of `num_tokens`.
-
-    A step of the whole model would delay the first step for longer than anybody wants to wait.
-
-    Returns:
-        The compute dtype, and a sentence that says why.
-    """
-    import torch
-
-    layer, threads = _largest_layer(model).train(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the CPU time of one thread hardly depends on other processes
-    try:
-        for multiplications in (PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS):
-            float32, bfloat16 = _seconds_by_dtype(layer, num_tokens, multiplications)
-            if bfloat16 > ABORT_SLOWDOWN * float32:
-                return "float32", "This CPU is slow in bfloat16."
-    finally:
-        torch.set_num_threads(threads)
-        layer.zero_grad(set_to_none=True)
-    speedup = float32 / bfloat16
-    return (
-        "bfloat16" if speedup >= MIN_BF16_SPEEDUP else "float32",
-        f"Measured on this model's largest layer: bfloat16 is {speedup:.2f} times as fast as "
-        f"float32. The app uses it from {MIN_BF16_SPEEDUP} times.",
-    )
+def report_plan(run: Run, plan: Plan) -> None:
+    """Report what the plan chose, exactly once even if training is killed in between."""
+    threads = f"{plan.threads} thread{'s' * (plan.threads > 1)}"
+    _notice(run, f"Computing in {plan.compute_dtype} with {threads}.", plan.why)
+    if plan.num_processes > 1:
+        rows = plan.gradient_accumulation_steps * plan.batch_size
+        what = f"{plan.num_processes} processes train together, each on {rows} rows of a step."
+        _notice(run, what, "This is the number of devices, or the number you configured.")
+    _notice(run, f"Learning rate {plan.learning_rate:g},", f"{plan.learning_rate_why}.")
 
 
-def _largest_layer(model: Any) -> Any:
-    """The largest linear layer with an adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
-    return max(layers, key=lambda layer: layer.in_features * layer.out_features)
-
-
-def _seconds_by_dtype(layer: Any, num_tokens: int, multiplications: float) -> tuple[float, float]:
-    """Median CPU seconds of a forward and backward pass in float32 and in bfloat16.
-
-    The two take turns, at most four times after a warm-up.
-
-    Args:
-        layer: a linear layer with an adapter.
-        num_tokens: tokens of a batch; fewer are used where `multiplications` allows no more.
-        multiplications: most multiplications of a forward pass.
-    """
-    import torch
-
-    rows = max(1, min(num_tokens, int(multiplications / layer.in_features / layer.out_features)))
-    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    start = time.perf_counter()
-    for number in range(5):
-        for dtype, times in seconds.items():
-            inputs = torch.randn(1, rows, layer.in_features, requires_grad=True)
-            with autocast_to(layer, dtype):
-                began = time.process_time()
-                outputs = layer(inputs)
-            outputs.sum().backward()
-            times.append(time.process_time() - began)
-        if number and time.perf_counter() - start > _PATIENCE_SECONDS:
-            break
-    float32, bfloat16 = (statistics.median(times[1:]) for times in seconds.values())
-    return float32, bfloat16
+def _notice(run: Run, what: str, why: str) -> None:
+    append_notice_once(run, events.Notice(what=what, why=why), ever=True)

@@ -1,31 +1,35 @@
-"""Several processes that train one run together, started by `accelerate launch`: who writes, and how they agree.
+"""Coordinates the processes that train one run together, started by `accelerate launch`."""
 
-With one process all of it is as if it were not there.
-"""
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from peft_space import hardware
 from peft_space.runs import events
 from peft_space.runs.run import Run
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Value = TypeVar("Value")
+
 
 def num_processes() -> int:
-    """How many train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this one writes."""
+    """Return True in the process that writes the run."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """What is done in here, the main process does first, and the others find it done."""
+    """Let the main process run the block first, so that the others find its results."""
     if num_processes() == 1:
         yield
         return
@@ -34,13 +38,13 @@ def main_first() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Go on when all have come as far."""
+    """Wait until all processes have reached this point."""
     if num_processes() > 1:
         _state().wait_for_everyone()
 
 
-def broadcast_from_main(value: Any) -> Any:
-    """What the main process says, in all of them."""
+def broadcast_from_main(value: Value) -> Value:
+    """Return the main process's value in all processes."""
     if num_processes() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -49,17 +53,16 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def view_for_rank(run: Run) -> Run:
-    """The run; to another than the main process one that it only follows."""
+    """Return the run itself on the main process, and a read-only view on the others."""
     return run if is_main() else _ReadOnlyRun(run.directory)
 
 
 class _ReadOnlyRun(Run):
-    """A run that another process writes to. What ends them all, each may be the first to tell."""
+    """A run that another process writes. Each process may report what ends all of them."""
 
     def append(self, event: events.Event) -> None:
-        if isinstance(event, events.Failed | events.OutOfMemory) and not isinstance(
-            self.history()[-1], type(event)
-        ):
+        ends_all = isinstance(event, events.Failed | events.OutOfMemory)
+        if ends_all and not isinstance(self.history()[-1], type(event)):
             super().append(event)
 
     def truncate_partial_event(self) -> None:
@@ -69,7 +72,7 @@ class _ReadOnlyRun(Run):
         pass
 
 
-def _state() -> Any:
+def _state() -> PartialState:
     from accelerate import PartialState
 
     return PartialState(cpu=hardware.device() == "cpu")

@@ -1,4 +1,4 @@
-"""Makes a run of an adapter that was made elsewhere, so that it can be compared, scored, exported, and trained further on other rows."""
+"""Creates a run from an adapter made elsewhere, to evaluate, export or train it further."""
 
 import importlib.metadata
 import json
@@ -18,38 +18,42 @@ from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.adapter_check import check_adapter_fits_base
 from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
-from peft_space.models.resolve import DEMO_MODEL, find_base, model_name, pin_revision
-from peft_space.recipe import Recipe, make_recipe
+from peft_space.models.resolve import (
+    DEMO_MODEL,
+    BaseModelRef,
+    find_base,
+    model_name,
+    pin_revision,
+)
+from peft_space.recipe import TaskSpec, make_recipe
 from peft_space.redaction import has_secret
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import Plan, as_asked, write_plan
 from peft_space.runs.run import Run
 from peft_space.training.prepare import prepare
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CONFIG, _WEIGHTS = _FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TASKS = {
     "SEQ_2_SEQ_LM": "seq2seq-lm",
     "SEQ_CLS": "sequence-classification",
     "TOKEN_CLS": "token-classification",
 }
-_MOST_ENTRIES, _MOST_TIMES = 10_000, 10
-_LARGEST_CONFIG = 4_000_000
-_KNOWN = {
-    "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_dora", "use_rslora",
-    "fan_in_fan_out", "inference_mode", "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
+_MAX_ZIP_ENTRIES = 10_000
+_MAX_ZIP_RATIO = 10
+"""Weights hardly compress, so a file that unpacks to more times its size is not an adapter."""
+_MAX_CONFIG_BYTES = 4_000_000
+_KNOWN_FIELDS = {
+    "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules",
+    "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
+    "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
     "target_parameters",
 }  # fmt: skip
-"""What of an adapter's config is kept."""
-_UNUSED = {
-    "auto_mapping",
-    "peft_version",
-    "init_lora_weights",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-}
-"""What only matters to whoever makes an adapter anew; it is dropped."""
+"""Fields of an adapter's config that are kept."""
+_IGNORED_FIELDS = {
+    "auto_mapping", "peft_version", "init_lora_weights", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config",
+}  # fmt: skip
+"""Fields that only matter when a new adapter is created. They are dropped."""
 _MODULE = re.compile(r"[\w.-]{1,200}")
 
 
@@ -62,49 +66,68 @@ def import_adapter(
     column_mapping: Mapping[str, Any] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Run:
-    """A new run in `directory` that has this adapter already; `train` goes on from it.
+    """Create a run in `directory` that has this adapter already; `train` continues from it.
 
     Args:
+        directory: the new run's folder.
         adapter: a folder (not on a Space), a .zip of one, or a Hub id.
-        data: rows to score on, and to go on with.
-        recipe: choices for going on. What the adapter itself says, its base, rank and layers, cannot be chosen.
+        data: rows to evaluate and to train on.
+        recipe: settings for further training. The adapter determines base model, rank and layers.
+        held_out: as in `prepare`.
+        column_mapping: as in `prepare`.
+        on_progress: is called with the progress.
 
-    Raises UserError where it is no LoRA adapter, names no base that can be found, or does not fit it.
+    Returns:
+        The new run.
+
+    Raises:
+        UserError: if it is not a LoRA adapter, its base model cannot be found, or the two do not
+            fit together.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        on_progress(0.0, "Looking at the adapter")
-        folder = _found(adapter, Path(scratch))
-        config = _config_of(folder, adapter)
-        wanted = make_recipe({**(recipe or {}), **_recipe_of(config)})
-        base = pin_revision(find_base(wanted.base_model, wanted.revision))
-        prepared = prepare(data, wanted, held_out, column_mapping, on_progress)
-        (known := Path(scratch, "known")).mkdir()  # PEFT is shown nothing else of the adapter
-        (known / _FILES[0]).write_text(json.dumps(config), encoding="utf-8")
-        (known / _FILES[1]).symlink_to((folder / _FILES[1]).absolute())
-        try:
-            check_adapter_fits_base(known, base, prepared.goal.task, prepared.goal.labels)
-        except UserError as error:
-            raise UserError("todo", str(error).replace(str(known), adapter)) from None
-        files: dict[str, str | Path] = prepared.data.files() | {
-            "data/goal.json": prepared.goal.as_json()
-        }
+        on_progress(0.0, "Checking the adapter")
+        folder = _find_adapter(adapter, Path(scratch))
+        config = _read_config(folder, Path(adapter).name)
+        full_recipe = make_recipe({**(recipe or {}), **_recipe_from_config(config)})
+        base = pin_revision(find_base(full_recipe.base_model, full_recipe.revision))
+        prepared = prepare(data, full_recipe, held_out, column_mapping, on_progress)
+        task_spec = prepared.task_spec
+        _check_fit(folder, config, base, task_spec, adapter, Path(scratch, "checked"))
+        files: dict[str, str | Path] = {**prepared.data.files()}
+        files["data/goal.json"] = task_spec.as_json()
         config |= {"base_model_name_or_path": base.name, "revision": base.revision}
         for place in ("adapter", "start/adapter"):
-            files[f"{place}/{_FILES[0]}"] = json.dumps(config, indent=2) + "\n"
-            files[f"{place}/{_FILES[1]}"] = folder / _FILES[1]
-        run = Run.create(
-            directory, wanted, files, name=f"{Path(adapter).stem} on {Path(wanted.base_model).name}"
-        )
-    layers = linear_layers(base.config, prepared.goal.task)
-    write_plan(run, _plan(wanted, base, prepared.goal, len(wrapped_layers(wanted, layers)), run))
+            files[f"{place}/{_CONFIG}"] = json.dumps(config, indent=2) + "\n"
+            files[f"{place}/{_WEIGHTS}"] = folder / _WEIGHTS
+        name = f"{Path(adapter).stem} on {Path(full_recipe.base_model).name}"
+        run = Run.create(directory, full_recipe, files, name=name)
+    write_plan(run, _plan(run, base, task_spec))
     return run
 
 
-def _found(adapter: str, scratch: Path) -> Path:
-    """The folder with the adapter's two files; nothing else of it is read."""
+def _check_fit(
+    folder: Path,
+    config: dict[str, Any],
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    adapter: str,
+    checked: Path,
+) -> None:
+    """Check that the adapter fits its base. PEFT sees only the fields and the file checked here."""
+    checked.mkdir()
+    (checked / _CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (checked / _WEIGHTS).symlink_to((folder / _WEIGHTS).absolute())
+    try:
+        check_adapter_fits_base(checked, base, task_spec.task, task_spec.labels)
+    except UserError as error:
+        raise UserError(error.code, str(error).replace(str(checked), adapter)) from None
+
+
+def _find_adapter(adapter: str, scratch: Path) -> Path:
+    """The folder with the adapter's two files. No other file is read."""
     path = Path(os.path.expanduser(adapter))
     if path.suffix == ".zip" and os.path.isfile(path):
-        return _unpacked(path, scratch)
+        return _unpack_zip(path, scratch)
     if not settings.on_space() and os.path.isdir(path):
         return path
     from huggingface_hub import hf_hub_download
@@ -118,173 +141,184 @@ def _found(adapter: str, scratch: Path) -> Path:
     try:
         if has_secret(adapter):
             raise HFValidationError("this is a token")
-        return Path([hf_hub_download(adapter, name) for name in reversed(_FILES)][-1]).parent
+        hf_hub_download(adapter, _WEIGHTS)
+        return Path(hf_hub_download(adapter, _CONFIG)).parent
     except RemoteEntryNotFoundError as error:
         raise UserError(
-            "todo",
-            f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}.",
+            "training.adapter_incomplete",
+            f"{adapter} on the Hub is not a complete adapter: it has no {_CONFIG} or no "
+            f"{_WEIGHTS}. Choose the repository of an adapter saved by PEFT.",
         ) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            "todo",
-            f"There is no adapter {adapter!r}, or the Hub cannot be reached. Give a Hub id like OWNER/NAME, a .zip, or a folder on your own machine.",
+            "training.adapter_not_found",
+            f"There is no adapter {adapter!r}, or the Hub cannot be reached. "
+            "Give a Hub id like OWNER/NAME, a .zip file, or a folder on your own machine.",
         ) from error
 
 
-def _unpacked(path: Path, scratch: Path) -> Path:
-    """The two files out of a .zip, wherever in it they lie, by their names alone: no other path in it is used."""
+def _unpack_zip(path: Path, scratch: Path) -> Path:
+    """Unpack the two files from anywhere in a .zip, by name alone: its paths are not used."""
+    damage = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
     try:
         with zipfile.ZipFile(path) as archive:
-            if len(archive.infolist()) > _MOST_ENTRIES:
+            if len(archive.infolist()) > _MAX_ZIP_ENTRIES:
                 raise UserError(
-                    "todo",
-                    f"{path.name} has more than {_MOST_ENTRIES:,} files. Pack the adapter's folder alone.",
+                    "training.adapter_ambiguous",
+                    f"{path.name} has more than {_MAX_ZIP_ENTRIES:,} files. "
+                    "Pack only the adapter's folder.",
                 )
             for name in _FILES:
-                inside = [
-                    entry for entry in archive.infolist() if Path(entry.filename).name == name
-                ]
-                if len(inside) > 1:
+                entries = [item for item in archive.infolist() if Path(item.filename).name == name]
+                if len(entries) > 1:
                     raise UserError(
-                        "todo",
-                        f"{path.name} has {len(inside)} files named {name}. Pack the folder of one adapter.",
+                        "training.adapter_ambiguous",
+                        f"{path.name} has {len(entries)} files named {name}. "
+                        "Pack the folder of one adapter.",
                     )
-                for entry in inside:
-                    _unpack(archive, entry, scratch / name, path)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: a password
+                for entry in entries:
+                    _unpack_entry(archive, entry, scratch / name, path)
+    except (*damage, RuntimeError) as error:  # RuntimeError: a password
         if as_user_error(error):
             raise
         raise UserError(
-            "todo",
-            f"{path.name} is no .zip file that can be opened, or a damaged one. Pack the adapter's folder again.",
+            "training.adapter_zip_damaged",
+            f"{path.name} is not a .zip file that can be opened. Pack the adapter's folder again.",
         ) from None
     return scratch
 
 
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path: Path) -> None:
-    """One file of it. Weights hardly can be packed, so what unpacks to many times its size is no adapter."""
-    most = _LARGEST_CONFIG if target.name == _FILES[0] else _MOST_TIMES * path.stat().st_size
-    if entry.file_size > most:
+def _unpack_entry(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path: Path
+) -> None:
+    limit = _MAX_CONFIG_BYTES if target.name == _CONFIG else _MAX_ZIP_RATIO * path.stat().st_size
+    if entry.file_size > limit:
         raise UserError(
-            "todo",
-            f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, which no adapter does. Pack it again.",
+            "training.adapter_too_large",
+            f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, "
+            "too large for an adapter. Pack it again.",
         )
     with archive.open(entry) as source, open(target, "wb") as file:
-        shutil.copyfileobj(source, file)  # of a file that is longer than it says no more is read
+        shutil.copyfileobj(source, file)  # reads no more than the entry's stated size
 
 
-def _config_of(folder: Path, adapter: str) -> dict[str, Any]:
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    """The known fields of the adapter's config, checked."""
+    if missing := [file for file in _FILES if not (folder / file).is_file()]:
         raise UserError(
-            "todo",
-            f"{Path(adapter).name} is no adapter that can be opened: it has no {missing[0]}. Give what PEFT's save_pretrained wrote.",
+            "training.adapter_incomplete",
+            f"{name} is not a complete adapter: it has no {missing[0]}. "
+            "Give the output of PEFT's save_pretrained.",
         )
     try:
-        if (folder / _FILES[0]).stat().st_size > _LARGEST_CONFIG:
-            raise ValueError("no adapter has so much to say")
-        config: dict[str, Any] = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError("too large for an adapter_config.json")
+        config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         kind = config["peft_type"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            "todo",
-            f"{Path(adapter).name}: its adapter_config.json is damaged. Save the adapter again.",
+            "training.adapter_config_invalid",
+            f"{name}: its adapter_config.json is damaged. Save the adapter again.",
         ) from None
     if kind != "LORA":
         raise UserError(
-            "todo",
-            f"{Path(adapter).name} is an adapter of the kind {kind}. Only LoRA adapters can be opened.",
+            "training.adapter_unsupported",
+            f"{name} is an adapter of type {kind}. Only LoRA adapters can be imported.",
         )
-    _refuse_unknown(config, Path(adapter).name)
+    _check_fields(config, name)
     if config.get("rank_pattern") or config.get("target_parameters"):
         raise UserError(
-            "todo",
-            f"{Path(adapter).name} has other ranks in some layers, or adapts single weights, which cannot be gone on with here.",
+            "training.adapter_unsupported",
+            f"{name} uses rank_pattern or target_parameters, which cannot be trained further here. "
+            "Merge it into its base model and use the merged model.",
         )
-    return {name: value for name, value in config.items() if name in _KNOWN}
+    return {name: value for name, value in config.items() if name in _KNOWN_FIELDS}
 
 
-def _refuse_unknown(config: Mapping[str, Any], name: str) -> None:
-    """Raise UserError for what PEFT would take a module, a path or a pattern from, or what is not known to be harmless."""
+def _check_fields(config: Mapping[str, Any], name: str) -> None:
+    """Reject fields from which PEFT would take modules, paths or patterns, and unknown ones."""
     from peft import LoraConfig
 
-    usual = LoraConfig().to_dict()
+    defaults = LoraConfig().to_dict()
     for field, value in config.items():
-        if field not in _KNOWN and field not in _UNUSED and value and value != usual.get(field):
+        known = field in _KNOWN_FIELDS or field in _IGNORED_FIELDS
+        if not known and value and value != defaults.get(field):
             raise UserError(
-                "todo",
-                f"{name}: its adapter_config.json sets {field[:60]!r}, which is not opened here. Merge that adapter, or take it away.",
+                "training.adapter_unsupported",
+                f"{name}: its adapter_config.json sets {field[:60]!r}, which cannot be imported. "
+                "Merge the adapter into its base model, or remove the field.",
             )
     if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
         raise UserError(
-            "todo",
-            f"{name}: its adapter_config.json does not say r and lora_alpha as numbers. Save the adapter again.",
+            "training.adapter_config_invalid",
+            f"{name}: r and lora_alpha in its adapter_config.json are not numbers. "
+            "Save the adapter again.",
         )
     for field in ("target_modules", "modules_to_save"):
         value = config.get(field)
         names = value if isinstance(value, list) else []
-        if not all(isinstance(one, str) and _MODULE.fullmatch(one) for one in names) or (
-            value and not names and value != "all-linear"
-        ):
+        valid = all(isinstance(item, str) and _MODULE.fullmatch(item) for item in names)
+        if not valid or (value and not names and value != "all-linear"):
             raise UserError(
-                "todo",
-                f"{name}: its {field} are no list of names of modules. Only such adapters can be opened.",
+                "training.adapter_unsupported",
+                f"{name}: {field} in its adapter_config.json is not a list of module names. "
+                "Only such adapters can be imported.",
             )
 
 
-def _recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an adapter's config says of the recipe it was made with."""
+def _recipe_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe fields that an adapter's config determines."""
     base = config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise UserError(
-            "todo",
-            "The adapter does not name its base model. Add base_model_name_or_path to its adapter_config.json.",
+            "training.adapter_config_invalid",
+            "The adapter does not name its base model. "
+            "Add base_model_name_or_path to its adapter_config.json.",
         )
-    targets, task = (
-        config.get("target_modules"),
-        _TASKS.get(config.get("task_type") or "", "automatic"),
-    )
+    targets, revision = config.get("target_modules"), config.get("revision")
+    if targets != "all-linear":
+        targets = sorted(targets) if isinstance(targets, list) else [str(targets)]
+    task = _TASKS.get(config.get("task_type") or "", "automatic")
+    method = "rslora" if config.get("use_rslora") else "lora"
+    high_rank_reason = "The adapter was made with this rank." if config["r"] > 64 else None
     return {
         "base_model": DEMO_MODEL if base == model_name(DEMO_MODEL) else base,
-        "revision": None
-        if str(config.get("revision") or "").startswith("sha256-")
-        else config.get("revision"),
+        "revision": None if str(revision or "").startswith("sha256-") else revision,
         "task": task,
-        "method": "dora"
-        if config.get("use_dora")
-        else "rslora"
-        if config.get("use_rslora")
-        else "lora",
+        "method": "dora" if config.get("use_dora") else method,
         "lora_rank": config["r"],
         "lora_alpha": config["lora_alpha"],
-        "target_modules": "all-linear"
-        if targets == "all-linear"
-        else sorted(targets)
-        if isinstance(targets, list)
-        else [str(targets)],
+        "target_modules": targets,
         "modules_to_save": None if task in CLASSIFYING else config.get("modules_to_save"),
-        "high_rank_reason": "The adapter was made with this rank." if config["r"] > 64 else None,
+        "high_rank_reason": high_rank_reason,
     }
 
 
-def _plan(recipe: Recipe, base: Any, goal: Any, num_wrapped: int, run: Run) -> Plan:
-    """What is known of how the adapter was made: little. The first training on here measures the rest."""
+def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
+    """What is known of how the adapter was made. The first training here measures the rest."""
     from safetensors import safe_open
 
-    with safe_open(run.adapter / _FILES[1], "pt") as file:
-        trainable = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
-    total = linear_layers(base.config, goal.task).model.num_parameters() + trainable
-    versions = {"peft": importlib.metadata.version("peft")}
+    with safe_open(run.adapter / _WEIGHTS, "pt") as file:
+        names = file.keys()
+        trainable = sum(file.get_tensor(name).numel() for name in names)
+    recipe, layers = run.recipe, linear_layers(base.config, task_spec.task)
     return Plan(
-        device="", device_name="another machine", compute_dtype="float32", threads=1, why="It was made elsewhere.", base_name=base.name,
-        base_revision=base.revision, base_on_hub=base.on_hub, task=goal.task, labels=goal.labels, target_modules=list(recipe.target_modules),
-        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known", **as_asked(recipe),
-        versions=versions,
-    )  # fmt: skip
+        device="",
+        device_name="another machine",
+        compute_dtype="float32",
+        threads=1,
+        why="The adapter was made elsewhere.",
+        base_name=base.name,
+        base_revision=base.revision,
+        base_on_hub=base.on_hub,
+        task=task_spec.task,
+        labels=task_spec.labels,
+        target_modules=list(recipe.target_modules),
+        num_wrapped=len(wrapped_layers(recipe, layers)),
+        trainable_parameters=trainable,
+        all_parameters=layers.model.num_parameters() + trainable,
+        learning_rate=0.0,
+        learning_rate_why="not known",
+        versions={"peft": importlib.metadata.version("peft")},
+        **as_asked(recipe),
+    )

@@ -1,4 +1,4 @@
-"""In which order rows are learnt: any, or so that rows of about the same length share a step, and less padding is computed. Knows no models."""
+"""Groups rows of similar length in a step, so that less padding is computed."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,22 @@ import torch
 
 from peft_space.recipe import Recipe, Task
 
-WORTH_IT = 0.2
-"""Rows go by length where they save this share of the tokens: any order is more random."""
-_POOL = 50
-"""Steps whose rows are drawn at random, and then sorted among them; transformers' LengthGroupedSampler takes as many."""
+MIN_SAVING = 0.2
+"""Minimum share of tokens that grouping must save, because it makes the order less random."""
+_POOL_STEPS = 50
+"""Steps whose rows are drawn at random and then sorted, as in transformers' LengthGroupedSampler."""
 
 
 class ByLength(torch.utils.data.Sampler[int]):
-    """Places of rows so that those of a step are about as long as each other; steps come in a random order.
+    """Yields indices of rows so that the rows of a step have similar lengths, in random step order.
 
-    It follows from seed and epoch alone, so a resumed training goes on in it. The rows of a step are the same however it is shared into batches.
+    The order depends only on seed and epoch, so a resumed training continues it. The rows of a step
+    are the same for every batch size.
+
+    Args:
+        lengths: tokens (N,) of each row.
+        rows_a_step: rows of an optimizer step.
+        seed: of the random order.
     """
 
     def __init__(self, lengths: np.ndarray, rows_a_step: int, seed: int):
@@ -24,7 +30,7 @@ class ByLength(torch.utils.data.Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer says it, also where it resumes."""
+        """Called by Trainer at the start of each epoch, and when resuming."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -34,9 +40,8 @@ class ByLength(torch.utils.data.Sampler[int]):
         draw = np.random.default_rng([self.seed, self.epoch])
         order = draw.permutation(len(self.lengths))
         whole = len(order) // self.rows_a_step * self.rows_a_step
-        pools = np.split(
-            order[:whole], range(_POOL * self.rows_a_step, whole, _POOL * self.rows_a_step)
-        )
+        pool = _POOL_STEPS * self.rows_a_step
+        pools = np.split(order[:whole], range(pool, whole, pool))
         by_length = np.concatenate(
             [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
         )
@@ -45,7 +50,13 @@ class ByLength(torch.utils.data.Sampler[int]):
 
 
 def padded_tokens(lengths: np.ndarray, batch_size: int, rows_a_step: int | None = None) -> float:
-    """Tokens that a row takes on average in batches, each padded to its longest row; shuffled, or by length with so many rows a step."""
+    """Return the average tokens per row in batches that are padded to their longest row.
+
+    Args:
+        lengths: tokens (N,) of each row.
+        batch_size: rows of a batch.
+        rows_a_step: rows of a step, if rows are grouped by length; None if they are shuffled.
+    """
     if not len(lengths):
         return 0.0
     order = (
@@ -58,7 +69,7 @@ def padded_tokens(lengths: np.ndarray, batch_size: int, rows_a_step: int | None 
 
 
 def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
-    """The share of all tokens that need not be computed where rows go by length; 0 where they cannot, since TRL's trainers order rows themselves."""
+    """Return the share of the tokens that grouping saves; 0 for TRL's own row order."""
     if task in ("dpo", "kto") or not len(lengths):
         return 0.0
     rows_a_step = recipe.batch_size * recipe.gradient_accumulation_steps
@@ -68,7 +79,7 @@ def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
 
 
 def goes_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> bool:
-    """Whether rows of these lengths are ordered by them."""
+    """Return True if rows of these lengths are grouped by length."""
     if recipe.row_order != "automatic":
         return recipe.row_order == "by_length" and task not in ("dpo", "kto")
-    return saved_by_length(lengths, recipe, task) >= WORTH_IT
+    return saved_by_length(lengths, recipe, task) >= MIN_SAVING

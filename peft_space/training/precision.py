@@ -1,19 +1,162 @@
-"""In which dtype a model computes, and holds what is not trained, so that little is cast in each step."""
+"""Chooses the dtype of computation and of frozen weights, and avoids repeated casts."""
+
+from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import re
-from typing import Any
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from peft_space import hardware
+from peft_space.compat.peft import set_input_casts
+from peft_space.compat.transformers import float32_modules
 from peft_space.models.architecture import linear_layers
+from peft_space.models.loading import inference_dtype
 from peft_space.models.resolve import BaseModelRef
-from peft_space.recipe import Task
+from peft_space.recipe import Recipe, Task, TaskSpec
+from peft_space.storage.content_cache import get_or_create
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+MIN_BF16_SPEEDUP = 1.5
+"""Speedup of a layer on a CPU from which bfloat16 is used: float32 is more exact, and a layer's
+matrix products are about half of a step."""
+ABORT_SLOWDOWN = 5
+"""Slowdown from which bfloat16 is not measured further: without CPU instructions for it, it is up
+to 60 times slower."""
+MAX_ROUND_SECONDS = 0.3
+"""The measurement ends after the round in which this time has passed, if other work slows it."""
+PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS = 2e7, 4e8
+"""Multiplications of a layer in the probe and in the measurement. Together these take 0.1 to 0.3
+seconds."""
+_RECIPE_FIELDS = {
+    "quantization", "double_quantization", "method", "lora_rank", "lora_dropout", "target_modules"
+}  # fmt: skip
+"""Recipe fields that decide how fast a layer is."""
+
+
+def choose_compute_dtype(
+    recipe: Recipe,
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    model: PeftModel,
+    row_length: int,
+    versions: dict[str, str],
+) -> tuple[str, str]:
+    """Choose the compute dtype for training `model` on this machine.
+
+    A measurement is cached per kind of model, so that the same run computes the same numbers.
+
+    Args:
+        recipe: the run's recipe.
+        base: the base model.
+        task_spec: the task to train.
+        model: the base model with the adapter.
+        row_length: tokens of a typical row.
+        versions: of the libraries; a new version is measured anew.
+
+    Returns:
+        The dtype, and a sentence with the reason.
+    """
+    if recipe.compute_dtype != "automatic":
+        return recipe.compute_dtype, "The recipe says so."
+    if hardware.device() == "cuda":
+        dtype = inference_dtype()
+        return dtype, f"The GPU computes in {dtype} natively."
+    num_tokens = recipe.batch_size * row_length
+    key = [
+        recipe.model_dump(include=_RECIPE_FIELDS),
+        num_tokens,
+        task_spec.task,
+        base.config.to_dict(),
+        hardware.device_name(),
+        versions,
+        MIN_BF16_SPEEDUP,
+    ]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+
+    def measure(folder: Path) -> None:
+        (folder / "choice.json").write_text(json.dumps(_measured_dtype(model, num_tokens)))
+
+    folder = get_or_create("speed", digest, measure)
+    dtype, why = json.loads((folder / "choice.json").read_text())
+    return dtype, why
+
+
+def _measured_dtype(model: PeftModel, num_tokens: int) -> tuple[str, str]:
+    """Measure which dtype the model's largest layer computes faster in, on batches of `num_tokens`.
+
+    A step of the whole model would delay the first step for longer than users want to wait.
+    """
+    import torch
+
+    layer, threads = _largest_layer(model).train(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the CPU time of one thread hardly depends on other processes
+    try:
+        for multiplications in (PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS):
+            float32, bfloat16 = _seconds_by_dtype(layer, num_tokens, multiplications)
+            if bfloat16 > ABORT_SLOWDOWN * float32:
+                return "float32", "This CPU is slow in bfloat16."
+    finally:
+        torch.set_num_threads(threads)
+        layer.zero_grad(set_to_none=True)
+    speedup = float32 / bfloat16
+    return (
+        "bfloat16" if speedup >= MIN_BF16_SPEEDUP else "float32",
+        f"Measured on this model's largest layer: bfloat16 is {speedup:.2f} times as fast as "
+        f"float32. The app uses it from {MIN_BF16_SPEEDUP} times.",
+    )
+
+
+def _largest_layer(model: PeftModel) -> Any:
+    """The largest linear layer with an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [item for item in model.modules() if isinstance(item, BaseTunerLayer)]
+    return max(layers, key=lambda layer: layer.in_features * layer.out_features)
+
+
+def _seconds_by_dtype(layer: Any, num_tokens: int, multiplications: float) -> tuple[float, float]:
+    """Median CPU seconds of a forward and backward pass in float32 and in bfloat16.
+
+    The two alternate, at most four times after a warm-up.
+
+    Args:
+        layer: a linear layer with an adapter.
+        num_tokens: tokens of a batch; fewer if `multiplications` allows no more.
+        multiplications: maximum multiplications of a forward pass.
+    """
+    import torch
+
+    rows = max(1, min(num_tokens, int(multiplications / layer.in_features / layer.out_features)))
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    start = time.perf_counter()
+    for number in range(5):
+        for dtype, times in seconds.items():
+            inputs = torch.randn(1, rows, layer.in_features, requires_grad=True)
+            with autocast_to(layer, dtype):
+                began = time.process_time()
+                outputs = layer(inputs)
+            outputs.sum().backward()
+            times.append(time.process_time() - began)
+        if number and time.perf_counter() - start > MAX_ROUND_SECONDS:
+            break
+    float32, bfloat16 = (statistics.median(times[1:]) for times in seconds.values())
+    return float32, bfloat16
 
 
 @contextlib.contextmanager
-def autocast_to(model: Any, dtype: str):
-    """Let a model compute in `dtype` on a CPU: autocast, and what 4-bit layers dequantize to."""
+def autocast_to(model: Any, dtype: str) -> Iterator[None]:
+    """Compute in `dtype` on a CPU: sets autocast and the dtype that 4-bit layers dequantize to."""
     import torch
 
     set_compute_dtype(model, dtype)
@@ -21,8 +164,8 @@ def autocast_to(model: Any, dtype: str):
         yield
 
 
-def set_compute_dtype(model: Any, dtype: str) -> None:
-    """Let the 4-bit layers of `model`, if it has any, compute in `dtype`."""
+def set_compute_dtype(model: Module, dtype: str) -> None:
+    """Set the dtype in which 4-bit layers compute, if the model has any."""
     import bitsandbytes
     import torch
 
@@ -31,69 +174,80 @@ def set_compute_dtype(model: Any, dtype: str) -> None:
             module.compute_dtype = getattr(torch, dtype)
 
 
-def frozen_dtype(model: Any, dtype: str) -> str:
-    """What the frozen weights of an adapted model that computes in `dtype` are to be held in; empty: as they were loaded.
+def frozen_dtype(model: PeftModel, dtype: str) -> str:
+    """Return the dtype to cast the frozen weights to; empty to leave them as they were loaded.
 
-    On a CPU in `dtype`, as GPUs do, so that what flows between layers is of 16 bits as well. Not where the base is quantized, whose other weights
-    `prepare_model_for_kbit_training` makes float32; nor for DoRA, which takes the norm of weights; nor where embeddings are trained, so that what
-    flows is float32, which a CPU does not mix with norms of 16 bits.
+    On a CPU this is the compute dtype, as on GPUs, so that activations between layers have 16 bits
+    too. Exceptions: a quantized base, whose other weights `prepare_model_for_kbit_training` makes
+    float32; DoRA, which takes the norm of weights; and trained embeddings, which make activations
+    float32, which a CPU does not mix with 16-bit norms.
+
+    Args:
+        model: the base model with the adapter.
+        dtype: the compute dtype.
     """
     import torch
 
-    config = model.peft_config["default"]
-    if (
-        hardware.device() != "cpu"
-        or dtype == "float32"
-        or config.use_dora
-        or getattr(model, "quantization_method", None)
-    ):
+    quantized = getattr(model, "quantization_method", None)
+    if hardware.device() != "cpu" or dtype == "float32" or _uses_dora(model) or quantized:
         return ""
     embeddings = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
     return "" if any(module.weight.requires_grad for module in embeddings) else dtype
 
 
-def cast_frozen_weights(model: Any, base: BaseModelRef, task: Task, dtype: str) -> None:
-    """Hold all that is frozen in `dtype`, but for what transformers keeps in float32 when it loads the model in `dtype`, and the weight of a norm
-    whose bias is trained."""
+def cast_frozen_weights(model: PeftModel, base: BaseModelRef, task: Task, dtype: str) -> None:
+    """Cast all frozen weights and buffers to `dtype`.
+
+    Exceptions: what transformers keeps in float32 when it loads the model in `dtype`, and the
+    weight of a norm whose bias is trained.
+    """
     import torch
 
-    to = getattr(torch, dtype)
-    exact = "|".join(map(re.escape, model.get_base_model()._keep_in_fp32_modules_strict))
+    target, base_model = getattr(torch, dtype), cast("PreTrainedModel", model.get_base_model())
+    patterns = "|".join(map(re.escape, float32_modules(base_model)))
+
+    def keeps_float32(name: str) -> bool:
+        return bool(patterns and re.search(patterns, name))
+
     for path, module in model.named_modules():
         own = dict(module.named_parameters(path, recurse=False))
-        if isinstance(module, torch.nn.LayerNorm) and any(
-            parameter.requires_grad for parameter in own.values()
-        ):
+        trained = any(parameter.requires_grad for parameter in own.values())
+        if isinstance(module, torch.nn.LayerNorm) and trained:
             continue
         for name, parameter in own.items():
-            if (
-                parameter.is_floating_point()
-                and not parameter.requires_grad
-                and not (exact and re.search(exact, name))
-            ):
-                parameter.data = parameter.data.to(to)
+            castable = parameter.is_floating_point() and not parameter.requires_grad
+            if castable and not keeps_float32(name):
+                parameter.data = parameter.data.to(target)
+    # which buffers a model that is loaded in `dtype` has in it: tables of sines, for instance, but
+    # not the frequencies of rotations
     config = copy.deepcopy(base.config)
-    config.dtype = to  # a text model's; tables of sines are of it, frequencies of rotations are not
-    there = dict(model.get_base_model().named_buffers())
+    config.dtype = target
+    buffers = dict(base_model.named_buffers())
     for name, buffer in linear_layers(config, task).model.named_buffers():
-        if buffer.dtype == to and name in there and not (exact and re.search(exact, name)):
-            there[name].data = there[name].data.to(to)
+        if buffer.dtype == target and name in buffers and not keeps_float32(name):
+            buffers[name].data = buffers[name].data.to(target)
 
 
-def avoid_repeated_casts(model: Any, dtype: str) -> None:
+def avoid_repeated_casts(model: PeftModel, dtype: str) -> None:
     """Cast once what autocast would cast to the same numbers in every step.
 
-    The weights of adapted linear layers are held in the dtype that they are computed in, where they are not yet; and inputs are not cast to the
-    adapter's float32 any more, from which they would be cast back. DoRA takes the norm of weights in its inputs' dtype, which would be others.
+    Holds the weights of adapted linear layers in the compute dtype, and does not cast inputs to the
+    adapter's float32, from which autocast would cast them back. DoRA is left out: it takes the norm
+    of weights in the dtype of its inputs, which would change the numbers.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if model.peft_config["default"].use_dora:
+    if _uses_dora(model):
         return
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = dtype == "float32"
+            set_input_casts(module, dtype == "float32")
             layer = module.get_base_layer()
             if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
                 layer.weight.data = layer.weight.data.to(getattr(torch, dtype))
+
+
+def _uses_dora(model: PeftModel) -> bool:
+    config: Any = model.peft_config["default"]
+    return config.use_dora

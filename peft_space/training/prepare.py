@@ -1,4 +1,4 @@
-"""Makes a run out of data and a recipe, after everything that can be known before training has been checked; nothing is left where it fails."""
+"""Checks recipe, base model and data together, and creates a run that is ready to train."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ from peft_space.models.architecture import (
 )
 from peft_space.models.loading import task_spec_for
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
+from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
@@ -43,9 +43,9 @@ from peft_space.runs.run import Run
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data and recipe that go together: every row as the trainer will get it."""
+    """Data that fit a recipe, with every row as the trainer gets it."""
 
-    goal: TaskSpec
+    task_spec: TaskSpec
     data: TrainingData
     train: Tokens
     held_out: Tokens
@@ -57,140 +57,161 @@ def prepare(
     held_out: Data | None = None,
     column_mapping: Mapping[str, Any] | None = None,
     on_progress: OnProgress = no_progress,
-    mended: bool = False,
+    allow_red_lines: bool = False,
 ) -> Prepared:
-    """Check recipe, base model and data together, and render every row. Writes nothing but the cache.
+    """Check recipe, base model and data together, and tokenize every row.
+
+    Writes nothing but caches.
 
     Args:
-        mended: whether red lines are passed over, because what crosses them is about to be mended.
+        data: the rows.
+        recipe: the recipe.
+        held_out: a second file with held-out rows, instead of a split.
+        column_mapping: how to read the rows, if it is not detected.
+        on_progress: is called with the progress.
+        allow_red_lines: whether to accept a recipe that is about to be corrected.
 
-    Raises UserError for what the user can mend.
+    Raises:
+        UserError: if the three do not fit together.
     """
-    on_progress(0.0, "Looking at the base model")
+    on_progress(0.0, "Checking the base model")
     base = find_base(recipe.base_model, recipe.revision)
     check_weights(base)
     on_progress(0.0, "Reading the rows")
-    understood = load_dataset(
+    dataset = load_dataset(
         data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
     )
-    task = choose_task(recipe, base.config, understood.column_mapping.schema)
-    goal = TaskSpec(task, _labels(understood) if task in CLASSIFYING else ())
+    task = choose_task(recipe, base.config, dataset.column_mapping.schema)
+    task_spec = TaskSpec(task, _labels(dataset) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
+    _check_recipe(recipe, base, task_spec, layers, allow_red_lines)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task)
+    train_tokens, held_out_tokens = (
+        tokenize(tokenizer, rows, recipe.max_length, recipe.train_on, on_progress, task)
+        for rows in (dataset.train, dataset.held_out)
+    )
+    largest_id = max(train_tokens.largest_id(), held_out_tokens.largest_id())
+    _check_token_ids(largest_id, base, layers)
+    findings = _token_findings(train_tokens)
+    dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
+    if not allow_red_lines and not train.column("num_trained").any():
+        raise UserError(
+            "training.all_answers_truncated",
+            f"{dataset.source}: at {recipe.max_length} tokens, every answer is truncated. "
+            "Raise max_length in the recipe.",
+        )
+    if recipe.early_stopping_patience and not len(held_out_tokens):
+        raise UserError(
+            "training.no_held_out_rows",
+            "early_stopping_patience needs held-out rows. Raise eval_split, add a second file, "
+            "or leave it empty.",
+        )
+    dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
+    return Prepared(task_spec, dataset, train, held_out_tokens)
+
+
+def _labels(data: TrainingData) -> tuple[str, ...]:
+    """Labels in the order of the head's outputs: numerically if all are integers."""
+    count = len(data.labels)
+    if not 2 <= count <= MOST_LABELS:
+        amount = "1 label" if count == 1 else f"{count:,} labels"
+        if count > MOST_LABELS:
+            amount = f"more than {MOST_LABELS:,} labels"
+        raise UserError(
+            "training.label_count",
+            f"{data.source} has {amount}, and a classifier can learn 2 to {MOST_LABELS:,}. "
+            "Choose the right label column on the Data tab.",
+        )
+    numeric = all(label.lstrip("-").isdigit() for label in data.labels)
+    return tuple(sorted(data.labels, key=int if numeric else str))
+
+
+def _check_recipe(
+    recipe: Recipe,
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    layers: ModelLayers,
+    allow_red_lines: bool,
+) -> None:
+    """Check that the recipe suits the base model and the task."""
     check_claimed_size(base, layers.model.num_parameters())
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
     quantization_of(recipe, base.config)
-    if task == "kto" and recipe.batch_size < 2:
+    if task_spec.task == "kto" and recipe.batch_size < 2:
         raise UserError(
-            "todo",
-            "KTO compares the rows of a batch, so batch_size has to be 2 at least. Raise it in the recipe.",
+            "training.kto_batch_too_small",
+            "KTO compares the rows of a batch, so batch_size must be at least 2. "
+            "Raise it in the recipe.",
         )
-    if not mended:
-        rules.check_red_lines(rules.red_lines(recipe.model_copy(update={"task": task})))
-    tokenizer = load_tokenizer(base, recipe.chat_template, task)
-    all_tokens = tokenize(
-        tokenizer, understood.train, recipe.max_length, recipe.train_on, on_progress, task
-    )
-    held_out_tokens = tokenize(
-        tokenizer, understood.held_out, recipe.max_length, recipe.train_on, on_progress, task
-    )
-    _refuse_foreign_tokens(max(all_tokens.largest_id(), held_out_tokens.largest_id()), base, layers)
-    findings = _of_tokens(all_tokens)
-    understood, train, kept = _without_refused(understood, all_tokens, held_out_tokens)
-    if not mended and not train.column("num_trained").any():
+    if not allow_red_lines:
+        resolved = recipe.model_copy(update={"task": task_spec.task})
+        rules.check_red_lines(rules.red_lines(resolved))
+
+
+def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> None:
+    """Reject tokens without an embedding, with which training would end in an index error."""
+    size = layers.model.get_input_embeddings().num_embeddings
+    if largest >= size:
         raise UserError(
-            "todo",
-            f"{understood.source}: at {recipe.max_length} tokens every answer is cut off. Raise max_length in the recipe.",
-        )
-    if recipe.early_stopping_patience and not len(kept):
-        raise UserError(
-            "todo",
-            "early_stopping_patience needs held-out rows to score on. Raise eval_split, bring a second file, or leave it empty.",
-        )
-    return Prepared(
-        goal,
-        dataclasses.replace(understood, findings=[*findings, *understood.findings]),
-        train,
-        kept,
-    )
-
-
-def _labels(data: TrainingData) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs: numbers as numbers, else by the alphabet. Raises UserError for one alone, or too many."""
-    if not 2 <= len(data.labels) <= MOST_LABELS:
-        found = (
-            f"{len(data.labels)} labels"
-            if len(data.labels) <= MOST_LABELS
-            else f"more than {MOST_LABELS:,} labels"
-        )
-        raise UserError(
-            "todo",
-            f"{data.source} has {found if len(data.labels) != 1 else 'one label'}, and 2 to {MOST_LABELS:,} can be told apart. "
-            "Choose the right column for the label on the Data tab.",
-        )
-    numbers = all(label.lstrip("-").isdigit() for label in data.labels)
-    return tuple(sorted(data.labels, key=int if numbers else str))
-
-
-def _refuse_foreign_tokens(largest: int, base: BaseModelRef, layers: ModelLayers) -> None:
-    """Raise UserError where the tokenizer writes tokens that the model has no embedding for: training would end with an index error."""
-    known = layers.model.get_input_embeddings().num_embeddings
-    if largest >= known:
-        raise UserError(
-            "todo",
-            f"{base.name}: its tokenizer writes the token {largest:,} for these rows, and the model has embeddings for {known:,} tokens alone, so "
-            "the two do not belong together. Put the model's own tokenizer beside it, or choose the base that the tokenizer was made for.",
+            "training.tokenizer_mismatch",
+            f"{base.name}: its tokenizer produces token {largest:,} for these rows, but the model "
+            f"has only {size:,} embeddings, so the two do not belong together. Put the model's "
+            "own tokenizer in its folder, or choose the base model the tokenizer was made for.",
         )
 
 
-def _of_tokens(tokens: Tokens) -> list[Finding]:
-    """What only the tokens show."""
-    findings = Findings()
-    untrained = (tokens.column("num_trained") == 0) & (tokens.column("cut") > 0)
-    chosen = {
-        "cut": tokens.column("cut") > 0,
-        "untrained": untrained,
+def _token_findings(tokens: Tokens) -> list[Finding]:
+    """Findings about rows that only their tokens show."""
+    findings, truncated = Findings(), tokens.column("cut") > 0
+    masks = {
+        "cut": truncated,
+        "untrained": (tokens.column("num_trained") == 0) & truncated,
         "controls": tokens.column("typed_controls"),
     }
-    for kind, where in chosen.items():
-        for number in row_numbers_where(tokens, where):
+    for kind, mask in masks.items():
+        for number in row_numbers_where(tokens, mask):
             findings.add(kind, number)
     return findings.to_list()
 
 
-def _without_refused(
+def _drop_rejected(
     data: TrainingData, tokens: Tokens, held_out: Tokens
 ) -> tuple[TrainingData, Tokens, Tokens]:
-    """Without the rows that the template refuses, which join the problems, and those that the user wants left out."""
-    refused = tokens.problems()
-    out = np.isin(tokens.positions, list(refused))
-    if out.all():
+    """Drop rows that the template rejects, which become problems, and those the user drops."""
+    rejected = tokens.problems()
+    drop = np.isin(tokens.positions, list(rejected))
+    if drop.all():
         raise UserError(
-            "todo",
-            f"{data.source}: the base model's chat template refuses every row; {next(iter(refused.values()))}",
+            "training.all_rows_rejected",
+            f"{data.source}: the base model's chat template rejects every row; "
+            f"{next(iter(rejected.values()))}",
         )
     if "drop_cut" in data.column_mapping.fixes:
-        out = out | (tokens.column("cut") > 0)
-        if out.all():
+        drop = drop | (tokens.column("cut") > 0)
+        if drop.all():
             raise UserError(
-                "todo",
-                f"{data.source}: every row is longer than the limit, so none is left. Raise max_length in the recipe.",
+                "training.all_rows_too_long",
+                f"{data.source}: every row is longer than the limit, so no rows remain. "
+                "Raise max_length in the recipe.",
             )
-    kept = held_out.at(held_out.positions[~np.isin(held_out.positions, list(held_out.problems()))])
-    train = tokens.at(tokens.positions[~out])
-    numbers = tokens.at(np.array(sorted(refused), dtype=np.int64)).column("row") if refused else []
+    held_out = held_out.at(
+        held_out.positions[~np.isin(held_out.positions, list(held_out.problems()))]
+    )
+    train = tokens.at(tokens.positions[~drop])
+    places = np.array(sorted(rejected), dtype=np.int64)
+    numbers: Any = tokens.at(places).column("row") if rejected else []
     problems = [
-        Problem(int(number), why)
-        for number, why in zip(numbers, (refused[place] for place in sorted(refused)), strict=True)
+        Problem(int(number), rejected[place]) for number, place in zip(numbers, places, strict=True)
     ]
-    smaller = dataclasses.replace(
+    remaining = dataclasses.replace(
         data,
         train=Rows(data.train.path, data.train.digest, train.positions),
-        held_out=Rows(data.held_out.path, data.held_out.digest, kept.positions),
+        held_out=Rows(data.held_out.path, data.held_out.digest, held_out.positions),
         num_problems=data.num_problems + len(problems),
         problems=[*data.problems, *problems][:MAX_PROBLEMS],
     )
-    return smaller, train, kept
+    return remaining, train, held_out
 
 
 def make_run(
@@ -201,28 +222,34 @@ def make_run(
     column_mapping: Mapping[str, Any] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Run:
-    """A new run in `directory`, ready for `train`. Raises UserError where its data cannot be trained on."""
+    """Create a run in `directory` that is ready for `train`. The arguments are those of `prepare`.
+
+    Raises:
+        UserError: if the data cannot be trained on. Nothing is created then.
+    """
     prepared = prepare(data, recipe, held_out, column_mapping, on_progress)
-    files = prepared.data.files() | {"data/goal.json": prepared.goal.as_json()}
-    return Run.create(
-        directory, recipe, files, name=f"{short_name(data)} on {Path(recipe.base_model).name}"
-    )
+    files = prepared.data.files() | {"data/goal.json": prepared.task_spec.as_json()}
+    name = f"{short_name(data)} on {Path(recipe.base_model).name}"
+    return Run.create(directory, recipe, files, name=name)
 
 
 def prefetch(run: Run) -> int:
-    """Have what training `run` needs besides a GPU on this machine: its rows rendered, whose number this returns, and the base's weights."""
-    recipe, plan, data, goal = run.recipe, read_plan(run), load_run_data(run), task_spec_for(run)
-    base = find_base(
-        recipe.base_model, plan.base_revision if plan and plan.base_on_hub else recipe.revision
+    """Tokenize the rows of a run and download its base model, before a GPU is needed.
+
+    Returns:
+        The number of rows.
+    """
+    recipe, plan, data, task_spec = (
+        run.recipe,
+        read_plan(run),
+        load_run_data(run),
+        task_spec_for(run),
     )
+    revision = plan.base_revision if plan and plan.base_on_hub else recipe.revision
+    base = find_base(recipe.base_model, revision)
     download_weights(base)
-    tokenizer = load_tokenizer(base, recipe.chat_template, goal.task)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    max_length = plan.max_length if plan else recipe.max_length
     for rows in (data.train, data.held_out):
-        tokenize(
-            tokenizer,
-            rows,
-            plan.max_length if plan else recipe.max_length,
-            recipe.train_on,
-            task=goal.task,
-        )
+        tokenize(tokenizer, rows, max_length, recipe.train_on, task=task_spec.task)
     return len(data.train) + len(data.held_out)

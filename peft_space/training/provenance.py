@@ -1,4 +1,4 @@
-"""The Origin of a checkpoint: the rows, the recipe, the base and the libraries that it is of. Only from the same is training gone on with silently."""
+"""Checks that the rows, recipe, base model and libraries of a checkpoint are still the same."""
 
 import hashlib
 import importlib.metadata
@@ -15,29 +15,32 @@ from peft_space.runs.run import Run
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes")
 _WITHOUT_EFFECT = {"high_rank_reason", "eval_split", "save_steps"}
-"""Fields of a recipe that shape nothing any more once the run is made; `base_model` and `revision` are told by the base."""
-_IN_THE_CHECKPOINT = {
-    "task", "method", "lora_rank", "target_modules", "layers_to_transform", "lora_bias", "modules_to_save", "learning_rate", "weight_decay",
-    "base", "compute_dtype", "device", "row_order",
+"""Recipe fields that no longer matter once the run exists."""
+_RECORDED_ELSEWHERE = {"base_model", "revision"}
+"""Recipe fields that `Provenance.base` covers."""
+_FIXED = {
+    "task", "method", "lora_rank", "target_modules", "layers_to_transform", "lora_bias",
+    "modules_to_save", "learning_rate", "weight_decay", "base", "compute_dtype", "device",
+    "row_order",
 }  # fmt: skip
-"""What the weights, the optimizer and the plan hold already, so that another value would have no effect or not fit."""
+"""Values that the weights, the optimizer or the plan contain: another value would not fit, or
+would have no effect."""
 
 
 def current_provenance(
     run: Run, plan: Plan, base: BaseModelRef, train: Tokens, held_out: Tokens
 ) -> Provenance:
-    """What a checkpoint would be of that is written now."""
+    """Return the provenance of a checkpoint written now."""
     rows = hashlib.sha256()
     for path in sorted(run.path("data").glob("*.arrow")):
         with open(path, "rb") as file:
             rows.update(hashlib.file_digest(file, "sha256").digest())
+    recipe = run.recipe.model_dump(mode="json", exclude=_WITHOUT_EFFECT | _RECORDED_ELSEWHERE)
     return Provenance(
         rows=rows.hexdigest(),
         tokens=hashlib.sha256((train.digest() + held_out.digest()).encode()).hexdigest(),
         cut_at=plan.max_length,
-        recipe=run.recipe.model_dump(
-            mode="json", exclude={*_WITHOUT_EFFECT, "base_model", "revision"}
-        ),
+        recipe=recipe,
         base=f"{base.name} at {base.revision}",
         compute_dtype=plan.compute_dtype,
         device=hardware.device(),
@@ -45,51 +48,63 @@ def current_provenance(
     )
 
 
-def check_provenance(step: int, then: Provenance, now: Provenance, anyway: bool) -> list[str]:
-    """How a checkpoint's origin differs from what is here, in words, where training goes on anyway; nothing where it does not differ.
+def check_provenance(
+    step: int, saved: Provenance, current: Provenance, ignore_mismatch: bool
+) -> list[str]:
+    """Compare the provenance of a checkpoint with the current one.
 
-    Raises UserError where it was not said to go on anyway, or where that is impossible.
+    Args:
+        step: the checkpoint's step.
+        saved: the checkpoint's provenance.
+        current: the provenance of a checkpoint written now.
+        ignore_mismatch: whether to accept differences.
+
+    Returns:
+        The accepted differences, as text.
+
+    Raises:
+        UserError: if there are differences, and they cannot or should not be accepted.
     """
-    differences = _differences(then, now)
-    if now.cut_at < then.cut_at:  # because memory ran out, and the user agreed to it
-        differences = {
-            name: how for name, how in differences.items() if name not in ("cut_at", "tokens")
-        }
-    told = "; ".join(differences.values())
-    found = f"Checkpoint {step} of this run is not of what is here now: {told}."
-    if fixed := sorted(_IN_THE_CHECKPOINT & set(differences)):
+    differences = _differences(saved, current)
+    if current.cut_at < saved.cut_at:  # memory ran out, and the user allowed shorter rows
+        differences.pop("cut_at")
+        differences.pop("tokens", None)
+    details = "; ".join(differences.values())
+    mismatch = f"Checkpoint {step} does not match the current setup: {details}."
+    if fixed := sorted(_FIXED & set(differences)):
         raise UserError(
-            "todo",
-            f"{found} Put back {' and '.join(fixed)} as it was, or train anew: a checkpoint cannot go on with another.",
+            "training.checkpoint_incompatible",
+            f"{mismatch} Restore {' and '.join(fixed)}, or start a new run: "
+            "a checkpoint cannot continue with another value.",
         )
-    if differences and not anyway:
+    if differences and not ignore_mismatch:
         raise UserError(
-            "todo",
-            f"{found} Put it back as it was, train anew, or go on knowingly: {RESUME_ANYWAY}.",
+            "training.checkpoint_mismatch",
+            f"{mismatch} Restore the original, start a new run, or accept the difference: "
+            f"{RESUME_ANYWAY}.",
         )
     return list(differences.values())
 
 
-def _differences(then: Provenance, now: Provenance) -> dict[str, str]:
-    """What differs -> how, in words."""
-    before, after = _flat(then), _flat(now)
+def _differences(saved: Provenance, current: Provenance) -> dict[str, str]:
+    """Name of a value -> how it differs, as text."""
+    before, after = _flatten(saved), _flatten(current)
     return {
-        name: _how(name, before.get(name), after.get(name))
+        name: _describe_difference(name, before.get(name), after.get(name))
         for name in before | after
         if before.get(name) != after.get(name)
     }
 
 
-def _flat(origin: Provenance) -> dict[str, Any]:
-    return {**origin.recipe, **origin.versions, **origin.model_dump(exclude={"recipe", "versions"})}
+def _flatten(provenance: Provenance) -> dict[str, Any]:
+    values = provenance.model_dump(exclude={"recipe", "versions"})
+    return {**provenance.recipe, **provenance.versions, **values}
 
 
-def _how(name: str, then: Any, now: Any) -> str:
+def _describe_difference(name: str, before: Any, after: Any) -> str:
     match name:
         case "rows":
-            return "the rows in its folder data have changed"
+            return "the rows in the run's data folder have changed"
         case "tokens":
-            return (
-                "the tokens of its rows have changed (the rows, the tokenizer or its chat template)"
-            )
-    return f"{name} was {then} and is {now}"
+            return "the tokens have changed (through the rows, the tokenizer or the chat template)"
+    return f"{name} was {before} and is {after}"

@@ -115,7 +115,7 @@ def test_labels_are_recommended_a_recipe_for_trained_and_compared(app, home, pag
 
     open_tab(page, "Train")
     expect(page.locator("#about-to-train")).to_contain_text(
-        "Quantization of the base none", timeout=SLOW
+        "Quantization of the base model none", timeout=SLOW
     )
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)

@@ -50,7 +50,7 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
 
     open_tab(page, "Train")
     expect(page.locator("#about-to-train")).to_contain_text(
-        "mine.jsonl, 36 rows. Your choices: Steps at most 12", timeout=SLOW
+        "mine.jsonl, 36 rows. Your choices: Maximum steps 12", timeout=SLOW
     )
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
-from peft_space.compat.peft import dequantized_weight, layers_taken_for_experts, matching_pattern
+from peft_space.compat.peft import (
+    dequantized_weight,
+    layers_taken_for_experts,
+    matching_pattern,
+    set_input_casts,
+)
 
 SIZES = {
     "vocab_size": 32,
@@ -62,3 +67,18 @@ def test_a_pattern_is_matched_as_peft_matches_it():
     for name in ("k_proj", "v_proj"):
         alpha = config.alpha_pattern.get(matching_pattern(config.alpha_pattern, name), 4)
         assert getattr(adapted, name).scaling["default"] == alpha / 2
+
+
+@pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_casts_of_inputs_can_be_switched_off(enabled, dtype):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.bfloat16))
+    layer = inject_adapter_in_model(LoraConfig(target_modules=["0"], r=2), model)[0]
+    layer.lora_A["default"].float()
+    dtypes = []
+    layer.lora_A["default"].register_forward_pre_hook(
+        lambda module, inputs: dtypes.append(inputs[0].dtype)
+    )
+    set_input_casts(layer, enabled)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.zeros(1, 4, dtype=torch.bfloat16))
+    assert dtypes == [dtype]

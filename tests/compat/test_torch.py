@@ -1,8 +1,15 @@
 """The internals of PyTorch that the app uses behave as it expects."""
 
+import pytest
 import torch
 
-from peft_space.compat.torch import each_result, fake_tensors, materialize_fake, storage_address
+from peft_space.compat.torch import (
+    each_result,
+    fake_tensors,
+    is_dtype_error,
+    materialize_fake,
+    storage_address,
+)
 
 
 def test_fake_tensors_have_shapes_and_no_contents():
@@ -36,3 +43,24 @@ def test_materialized_parameters_keep_ties_and_leave_the_meta_device():
     assert model[1].weight is model[0].weight
     assert not model[0].bias.requires_grad
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: torch.zeros(2, 2, dtype=torch.bfloat16) @ torch.zeros(2, 2),
+        lambda: torch.nn.LayerNorm(2, dtype=torch.bfloat16)(torch.zeros(2, 2)),
+        lambda: torch.zeros(2, dtype=torch.bfloat16).numpy(),
+    ],
+    ids=["matrix product", "norm", "numpy"],
+)
+def test_errors_of_bfloat16_are_recognized(compute):
+    with pytest.raises((RuntimeError, TypeError)) as error:
+        compute()
+    assert is_dtype_error(error.value)
+
+
+def test_other_errors_are_not_dtype_errors():
+    with pytest.raises(RuntimeError) as error:
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert not is_dtype_error(error.value)

@@ -1,8 +1,22 @@
 """The internals of transformers that the app uses behave as it expects."""
 
-from transformers import AutoModelForCausalLM, LlamaConfig, ViTConfig
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    TrainingArguments,
+    ViTConfig,
+)
 
-from peft_space.compat.transformers import cached_repo_file, has_auto_model
+from peft_space.compat.transformers import (
+    cached_repo_file,
+    float32_modules,
+    has_auto_model,
+    trainer_with_row_order,
+)
 from peft_space.demo import MODEL_DIR
 
 
@@ -15,3 +29,30 @@ def test_a_missing_or_unreachable_file_is_none():
     assert cached_repo_file(str(MODEL_DIR), "config.json", None) == MODEL_DIR / "config.json"
     assert cached_repo_file(str(MODEL_DIR), "missing.json", None) is None
     assert cached_repo_file("nobody/nothing", "config.json", None) is None
+
+
+def test_a_trainer_draws_rows_in_the_given_order(tmp_path):
+    rows = Dataset.from_dict({"x": [[float(number)] for number in range(5)]})
+    trainer = trainer_with_row_order(
+        [3, 1, 4, 0, 2],
+        model=torch.nn.Linear(1, 1),
+        args=TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none",
+            per_device_train_batch_size=1, remove_unused_columns=False,
+        ),
+        train_dataset=rows,
+        data_collator=lambda items: {"x": torch.tensor([item["x"] for item in items])},
+    )  # fmt: skip
+    order = [int(batch["x"]) for batch in trainer.get_train_dataloader()]
+    assert order == [3, 1, 4, 0, 2]
+    assert trainer.floating_point_ops({}) == 0
+
+
+def test_the_modules_that_transformers_keeps_in_float32_are_known(tmp_path):
+    config = DeepseekV3Config(
+        hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, vocab_size=64, n_routed_experts=4, n_group=2,
+        topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, q_lora_rank=8,
+        kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+    assert "e_score_correction_bias" in float32_modules(DeepseekV3ForCausalLM(config))

@@ -18,7 +18,7 @@ from peft_space.models.loading import task_spec_for
 from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from tests.fixtures import tiny_models
-from tests.training.test_trainers import WORDS, labelled, tagged, translated
+from tests.fixtures.task_rows import WORDS, labelled, tagged, translated
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Memory and time before a training: estimated, measured in a few real steps of which nothing stays, and on which Space it would fit."""
+"""Memory and time are estimated, or measured in a few real steps that leave no files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from peft_space.errors import UserError
 from peft_space.estimation.hub_hardware import HARDWARE
 from peft_space.models.resolve import find_base
 from peft_space.planning.dry_run import _scratch_run, dry_run
-from peft_space.planning.time import flops_a_token, multiplied_parameters
+from peft_space.planning.estimates import flops_a_token, multiplied_parameters
 from peft_space.recipe import Recipe
 from peft_space.training.length_grouping import padded_tokens
 from peft_space.training.prepare import prepare
@@ -29,7 +29,7 @@ SMALL = {"quantization": "none", "batch_size": 2, "max_steps": 20, "gradient_acc
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What the command line measured, the folder for scratch files, and that of runs."""
+    """The result of the command line, its folder for scratch files, and its home."""
     folder, home = tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("home")
     command = [
         sys.executable,
@@ -46,53 +46,53 @@ def measured(tmp_path_factory):
     return json.loads(done.stdout), folder, home
 
 
-def test_a_dry_run_measures_memory_and_time_beside_the_estimates(measured):
-    found, estimated = measured[0], measured[0]["estimates"]
-    assert 0 < found["step_seconds"] < found["seconds"]
-    assert found["seconds"] > 20 * found["step_seconds"]
-    assert found["memory"] > estimated["memory"]["parts"]["weights"]
-    assert found["memory_error"] == pytest.approx(
-        estimated["memory"]["total"] / found["memory"] - 1
+def test_a_dry_run_measures_memory_and_time_next_to_the_estimates(measured):
+    result, estimated = measured[0], measured[0]["estimates"]
+    assert 0 < result["step_seconds"] < result["seconds"]
+    assert result["seconds"] > 20 * result["step_seconds"]
+    assert result["memory"] > estimated["memory"]["parts"]["weights"]
+    assert result["memory_error"] == pytest.approx(
+        estimated["memory"]["total"] / result["memory"] - 1
     )
-    assert found["seconds_error"] == pytest.approx(
-        estimated["time"]["seconds"] / found["seconds"] - 1
+    assert result["seconds_error"] == pytest.approx(
+        estimated["time"]["seconds"] / result["seconds"] - 1
     )
-    assert "measured; estimated" in found["words"][0]
-    assert "for 20 steps" in found["words"][1]
+    assert "20 steps" in result["words"][1]
 
 
-def test_the_estimate_of_memory_for_the_built_in_model_is_near_what_is_measured(measured):
+def test_the_memory_estimate_for_the_built_in_model_is_close(measured):
     assert abs(measured[0]["memory_error"]) < 0.5
 
 
-def test_nothing_of_a_dry_run_stays(measured):
+def test_a_dry_run_leaves_no_files(measured):
     _, scratch, home = measured
     assert not list(scratch.glob("peft_space*"))
     assert [path.name for path in home.iterdir()] == ["cache"]
 
 
-def test_the_command_line_estimates_what_the_verb_does(run_command):
+def test_the_command_line_and_the_operation_give_the_same_estimates(run_command):
     status, out, _ = run_command("estimate", "demo", "--recipe", json.dumps(SMALL), "--json")
-    told, verb = json.loads(out), operations.estimate("demo", SMALL)
+    printed, returned = json.loads(out), operations.estimate("demo", SMALL)
     assert status == 0
     for measured_each_time in ("rate", "step_seconds", "seconds"):
-        assert told["time"].pop(measured_each_time) > 0
-        assert verb["time"].pop(measured_each_time) > 0
-    assert told["time"] == verb["time"]
-    assert (told["spaces"], told["memory"]["parts"]) == (verb["spaces"], verb["memory"]["parts"])
+        assert printed["time"].pop(measured_each_time) > 0
+        assert returned["time"].pop(measured_each_time) > 0
+    assert printed["time"] == returned["time"]
+    assert (printed["spaces"], printed["memory"]["parts"]) == (
+        returned["spaces"],
+        returned["memory"]["parts"],
+    )
 
 
-def test_a_recipe_that_does_not_fit_says_so_and_what_would_make_it_fit(monkeypatch):
+def test_a_recipe_that_does_not_fit_is_rejected_with_options(monkeypatch):
     monkeypatch.setattr(hardware, "free_memory", lambda: 400_000_000)
-    with pytest.raises(
-        UserError,
-        match=r"This does not fit: .* It would fit with batches of (32, 2|16, 4) accumulated",
-    ):
+    with pytest.raises(UserError, match=r"batches of (32, 2|16, 4)") as error:
         dry_run("demo", Recipe(batch_size=64))
+    assert error.value.code == "planning.does_not_fit"
 
 
 @pytest.mark.slow
-def test_a_dry_run_that_is_killed_takes_its_process_and_its_files_along(tmp_path):
+def test_a_killed_dry_run_ends_its_child_and_removes_its_files(tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "peft_space", "dry-run", "demo", "--recipe", json.dumps(SMALL)]
     process = subprocess.Popen(command, env=environment)
@@ -102,14 +102,14 @@ def test_a_dry_run_that_is_killed_takes_its_process_and_its_files_along(tmp_path
     wait_until(lambda: not list(tmp_path.glob("peft_space-dry-run-*")))
 
 
-def wait_until(happened):
+def wait_until(condition):
     deadline = time.time() + 60
-    while not happened():
+    while not condition():
         assert time.time() < deadline
         time.sleep(0.1)
 
 
-def test_the_last_step_is_of_the_longest_rows_and_the_others_are_typical():
+def test_the_last_step_has_the_longest_rows_and_the_others_typical_ones():
     prepared, recipe = prepare("demo", Recipe(batch_size=4)), Recipe(batch_size=4)
     with tempfile.TemporaryDirectory() as scratch:
         run = _scratch_run(Path(scratch, "run"), prepared, recipe)
@@ -128,14 +128,14 @@ def test_tokens_are_counted_with_their_padding():
     assert padded_tokens(np.array([2, 8]), 1) == 5
 
 
-def test_a_token_costs_four_operations_a_parameter_and_six_with_checkpointing():
+def test_a_token_costs_four_flops_per_parameter_and_six_with_checkpointing():
     parameters = multiplied_parameters(find_base("demo").config, "causal-lm")
     assert flops_a_token(parameters, "causal-lm", False) == 4 * parameters
     assert flops_a_token(parameters, "causal-lm", True) == 6 * parameters
     assert flops_a_token(parameters, "dpo", False) == 6 * parameters
 
 
-def test_the_hardware_is_what_the_hub_offers_with_one_gpu_at_most():
+def test_the_hardware_is_what_the_hub_offers_with_at_most_one_gpu():
     several = {kind.value for kind in SpaceHardware if kind.value[-2:] in ("x2", "x4", "x8")}
     assert {kind.name for kind in HARDWARE} == {kind.value for kind in SpaceHardware} - several
 

@@ -1,4 +1,4 @@
-"""What advice rests on is counted and measured, and the advice is the same by the function and on the command line."""
+"""Facts are counted and measured, and every surface gives the same recommendations."""
 
 import json
 
@@ -28,38 +28,37 @@ def test_facts_of_the_sample_data(base):
     assert facts.trained_tokens == prepared.train.column("num_trained").sum()
     assert facts.lengths[0] == prepared.train.column("length").min()
     assert facts.lengths[-1] == prepared.train.column("length").max()
-    assert 2 < facts.bits_per_token < 12, "the base does not know tickets"
+    assert 2 < facts.bits_per_token < 12, "the base model does not know tickets"
     assert 1 <= facts.tokens_per_word < 2.5
 
 
-def test_on_zerogpu_facts_and_estimates_are_of_the_gpu_that_is_lent(monkeypatch):
+def test_on_zerogpu_facts_and_estimates_are_of_the_assigned_gpu(monkeypatch):
     on_the_cpu = operations.estimate("demo")["memory"]["total"]
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert machine_facts() == MachineFacts("cuda", 43_200_000_000)
-    found = operations.estimate("demo")
-    assert found["memory"]["free"] == 43_200_000_000
-    assert found["memory"]["total"] < on_the_cpu, "libraries and mapped files count on a CPU alone"
-    memory, time = found["words"]
-    assert memory.endswith("40.2 GiB are free on the GPU that is lent.")
-    assert time.endswith(
-        "how long they take on the GPU that is lent shows when a few are measured."
-    )
+    estimated = operations.estimate("demo")
+    assert estimated["memory"]["free"] == 43_200_000_000
+    assert estimated["memory"]["total"] < on_the_cpu, "libraries and mapped files count on a CPU"
+    memory, time = estimated["words"]
+    assert "40.2 GiB" in memory
+    assert "ZeroGPU" in memory
+    assert "ZeroGPU" in time
 
 
 @pytest.mark.parametrize("rank", [1, 16])
-def test_parameters_per_rank_are_those_that_peft_counts(base, rank):
+def test_parameters_per_rank_equal_those_that_peft_counts(base, rank):
     trainable, _ = expected_parameter_counts(Recipe(lora_rank=rank), linear_layers(base.config))
     assert rank * model_facts(base, Recipe(), "causal-lm").parameters_per_rank == trainable
 
 
-def test_the_advised_recipe_is_taken_as_it_is_and_then_nothing_changes():
+def test_the_recommended_recipe_gets_no_further_recommendations():
     first = operations.recommend("demo")
     again = operations.recommend("demo", first["recipe"])
     assert again["recipe"] == first["recipe"]
     assert not any(one["changes"] for one in again["advice"])
 
 
-def test_a_recipe_over_a_red_line_is_told_and_mended(capfd):
+def test_a_recipe_over_a_red_line_is_reported_and_corrected(capfd):
     assert main(["advise", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert "high_rank_reason" in next(
@@ -68,12 +67,12 @@ def test_a_recipe_over_a_red_line_is_told_and_mended(capfd):
     assert found["recipe"]["lora_rank"] == 8
 
 
-def test_the_command_line_ends_with_the_command_that_trains_what_was_advised(capfd):
+def test_the_command_line_ends_with_a_command_that_trains_the_recipe(capfd):
     assert main(["advise", "demo"]) == 0
     assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]
 
 
-def test_the_list_for_production_is_worked_out_from_the_run(short_run):
+def test_the_readiness_list_follows_from_the_run(short_run):
     checks = {check.title: check for check in read_checklist(short_run)}
     assert not checks["Rank chosen for the task"].done, "16 was trained, 8 is advised"
     assert "recommended rank is 8" in checks["Rank chosen for the task"].words

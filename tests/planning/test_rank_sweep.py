@@ -1,4 +1,4 @@
-"""Ranks, measured: the study finds where loss falls and then is flat; a smaller adapter is the nearest of its rank."""
+"""A rank sweep finds the lowest good rank, and a reduced adapter is the closest of its rank."""
 
 import json
 
@@ -11,17 +11,17 @@ from peft_space.__main__ import main
 from peft_space.errors import UserError
 from peft_space.export.rank_reduction import read_spectrum, reduce_rank
 from peft_space.models.loading import load_adapted
-from peft_space.planning.rank_sweep import RankResult, enough_of, rank_sweep
+from peft_space.planning.rank_sweep import RankResult, lowest_good_rank, rank_sweep
 from peft_space.recipe import Recipe
 
 IDS = torch.arange(30, 60)[None]
 
 
-def test_a_study_trains_each_rank_alike_and_leaves_nothing(tmp_path):
-    found = rank_sweep("demo", Recipe(quantization="none", max_steps=4), ranks=(4, 1))
-    assert [result.rank for result in found.results] == [1, 4]
-    assert found.results[1].trainable_parameters == 4 * found.results[0].trainable_parameters
-    assert found.enough in (1, 4)
+def test_a_rank_sweep_trains_each_rank_alike_and_leaves_no_files(tmp_path):
+    sweep = rank_sweep("demo", Recipe(quantization="none", max_steps=4), ranks=(4, 1))
+    assert [result.rank for result in sweep.results] == [1, 4]
+    assert sweep.results[1].trainable_parameters == 4 * sweep.results[0].trainable_parameters
+    assert sweep.enough in (1, 4)
     assert not (tmp_path / "home" / "runs").exists()
 
 
@@ -34,18 +34,22 @@ def test_a_study_trains_each_rank_alike_and_leaves_nothing(tmp_path):
         ((1.0, 1.0, 1.0), 2),
     ],
 )
-def test_the_lowest_rank_whose_loss_is_as_good_is_enough(losses, enough):
+def test_the_lowest_rank_with_a_loss_close_to_the_best_is_enough(losses, enough):
     results = [RankResult(rank, 1, loss, 1.0) for rank, loss in zip((2, 4, 8), losses, strict=True)]
-    assert enough_of(results) == enough
+    assert lowest_good_rank(results) == enough
 
 
-@pytest.mark.parametrize(
-    ("ranks", "share", "said"),
-    [((0, 8), 0.1, "Choose ranks from 1 to 256"), ((), 0.1, "Choose ranks")],
-)
-def test_ranks_that_are_none_are_refused(ranks, share, said):
-    with pytest.raises(UserError, match=said):
-        rank_sweep("demo", Recipe(eval_split=share), ranks=ranks)
+@pytest.mark.parametrize("ranks", [(0, 8), (8, 257), ()])
+def test_ranks_out_of_range_are_rejected(ranks):
+    with pytest.raises(UserError) as error:
+        rank_sweep("demo", Recipe(), ranks=ranks)
+    assert error.value.code == "planning.rank_out_of_range"
+
+
+def test_a_rank_sweep_without_held_out_rows_is_rejected():
+    with pytest.raises(UserError) as error:
+        rank_sweep("demo", Recipe(quantization="none", max_steps=1, eval_split=0), ranks=(1,))
+    assert error.value.code == "training.no_held_out_rows"
 
 
 def changes_of(run, name="q_proj"):

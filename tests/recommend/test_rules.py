@@ -1,4 +1,4 @@
-"""What is advised for which data, model and machine, and where the red lines are."""
+"""Recommendations for data, model and machine, and the limits that a recipe should not cross."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.recommend.rules import (
-    LEAST_STEPS,
+    MIN_STEPS,
     DataFacts,
     MachineFacts,
     ModelFacts,
@@ -91,7 +91,7 @@ def test_the_rank_is_never_recommended_over_64(data, model, machine):
 
 @settings(deadline=None)
 @given(data_facts, model_facts, machine_facts)
-def test_the_advised_recipe_is_valid_and_crosses_no_red_line_that_stops(data, model, machine):
+def test_the_recommended_recipe_is_valid_and_crosses_no_stop(data, model, machine):
     recipe = recommended_recipe(Recipe(), recommend(data, model, machine))
     check_red_lines(red_lines(recipe, model, data))
     assert not changed_recommendations(recipe, recommend(data, model, machine))
@@ -107,7 +107,7 @@ def test_a_step_averages_at_most_32_rows_that_fit_the_context(data, model, machi
 
 @settings(deadline=None)
 @given(data_facts, model_facts, machine_facts)
-def test_epochs_lie_between_1_and_10_and_make_60_steps_where_rows_allow(data, model, machine):
+def test_epochs_are_1_to_10_and_give_60_steps_if_possible(data, model, machine):
     advised = values(data, model, machine)
     epochs = advised["num_epochs"]
     steps = epochs * -(
@@ -115,12 +115,12 @@ def test_epochs_lie_between_1_and_10_and_make_60_steps_where_rows_allow(data, mo
     )
     most = 3 if data.task in ("dpo", "kto") else 10
     assert 1 <= epochs <= most
-    assert steps >= LEAST_STEPS or epochs == most
+    assert steps >= MIN_STEPS or epochs == most
 
 
 @settings(deadline=None)
 @given(data_facts, model_facts, machine_facts)
-def test_every_advice_names_a_field_once_and_argues_in_plain_sentences(data, model, machine):
+def test_every_recommendation_names_a_field_once_with_a_reason_and_a_source(data, model, machine):
     advices = recommend(data, model, machine)
     assert len({advice.field for advice in advices}) == len(advices)
     for advice in advices:
@@ -150,7 +150,7 @@ def test_300_short_rows_on_a_model_of_three_million_parameters():
     assert advised["quantization"] == "none"
 
 
-def test_1000_rows_on_an_8b_model_need_the_least_rank_and_4_bits():
+def test_1000_rows_on_an_8b_model_need_the_lowest_rank_and_4_bits():
     advised = values(rows(1_000, 200), LLAMA_8B, GPU)
     assert (
         advised["lora_rank"],
@@ -195,17 +195,16 @@ def test_above_rank_32_the_method_is_rslora_with_its_own_alpha():
     )
 
 
-def test_alpha_is_left_alone_where_the_method_stays():
+def test_alpha_is_unchanged_if_the_method_is():
     advices = recommend(rows(), LLAMA_1B, LAPTOP)
     assert recommended_recipe(Recipe(lora_alpha=40), advices).lora_alpha == 40
     assert recommended_recipe(Recipe(lora_alpha=40, method="dora"), advices).lora_alpha is None
 
 
-def test_data_beyond_the_adapters_capacity_are_called_so():
-    reason = why("lora_rank", rows(1_000_000, 200))
-    assert "more than an adapter of rank 64 holds" in reason
-    assert "learning slows and facts are lost" in reason
-    assert "larger base" in reason
+def test_data_beyond_the_capacity_of_an_adapter_are_reported():
+    data = rows(1_000_000, 200)
+    assert values(data)["lora_rank"] == 64 < needed_rank(data, LLAMA_1B)
+    assert "rank 64" in why("lora_rank", data)
 
 
 def test_the_measured_loss_of_the_base_counts_for_the_rank():
@@ -214,7 +213,7 @@ def test_the_measured_loss_of_the_base_counts_for_the_rank():
     assert values(dataclasses.replace(data, bits_per_token=2.0))["lora_rank"] == 32
 
 
-def test_finely_cut_texts_are_taken_to_bring_twice_as_much():
+def test_unfamiliar_texts_count_twice_as_much():
     data = rows(50_000, 200, tokens_per_word=3.1)
     assert values(data)["lora_rank"] == 32
     assert values(dataclasses.replace(data, tokens_per_word=1.4))["lora_rank"] == 16
@@ -232,13 +231,14 @@ def test_the_learning_rate_reads_as_a_clause_and_as_a_sentence():
     assert learning_rate(2_048).value == 4.9e-4
     assert learning_rate(2_048, num_steps=101).value == 4.9e-4
     assert learning_rate(2_048, num_steps=100).value == 7.4e-4
-    assert "100 steps are few" in learning_rate(2_048, num_steps=100).why
+    assert "100 steps" in learning_rate(2_048, num_steps=100).why
     assert learning_rate(2_048, "dpo", 100) == learning_rate(2_048, "dpo", 1_000)
-    assert learning_rate(2_048).why.startswith("which suits LoRA on a model of width 2048")
-    assert why("learning_rate", rows()).startswith("This suits LoRA on a model of width 2048")
+    assert learning_rate(2_048).why.startswith("which ")
+    assert why("learning_rate", rows()).startswith("This ")
+    assert "2048" in why("learning_rate", rows())
 
 
-def test_fewer_rows_are_seen_more_often_and_repeated_rows_less():
+def test_small_datasets_get_more_epochs_and_duplicates_fewer():
     assert [values(rows(number))["num_epochs"] for number in (20, 300, 5_000, 50_000, 500_000)] == [
         10,
         4,
@@ -250,7 +250,7 @@ def test_fewer_rows_are_seen_more_often_and_repeated_rows_less():
     assert "50%" in why("num_epochs", rows(5_000, repeated_share=0.5))
 
 
-def test_few_rows_are_averaged_in_small_steps():
+def test_small_datasets_get_small_steps():
     sizes = [values(rows(number, length=30), TINY) for number in (50, 300, 5_000, 50_000)]
     assert [size["batch_size"] * size["gradient_accumulation_steps"] for size in sizes] == [
         4,
@@ -260,13 +260,12 @@ def test_few_rows_are_averaged_in_small_steps():
     ]
 
 
-def test_a_batch_that_does_not_fit_is_added_up_from_smaller_ones():
+def test_a_batch_that_does_not_fit_is_accumulated_from_smaller_ones():
     short, long = (values(rows(5_000, length=length), LLAMA_8B, GPU) for length in (60, 3_000))
     assert (short["batch_size"], short["gradient_accumulation_steps"]) == (16, 1)
     assert (long["batch_size"], long["gradient_accumulation_steps"]) == (1, 16)
-    assert "may not fit" in why(
-        "batch_size", rows(length=3_000), LLAMA_8B, MachineFacts("cuda", 4 * GIGABYTE)
-    )
+    small = MachineFacts("cuda", 4 * GIGABYTE)
+    assert "max_length" in why("batch_size", rows(length=3_000), LLAMA_8B, small)
 
 
 def test_the_length_limit_holds_99_of_100_rows():
@@ -280,38 +279,38 @@ def test_the_length_limit_holds_99_of_100_rows():
 
 def test_the_length_limit_stays_within_the_context():
     assert values(rows(length=900), TINY)["max_length"] == 512
-    assert "no more than 512 tokens; 0% of the rows fit" in why(
-        "max_length", rows(length=900), TINY
-    )
+    reason = why("max_length", rows(length=900), TINY)
+    assert "512 tokens" in reason
+    assert "0%" in reason
 
 
-def test_a_base_that_fits_easily_is_not_quantized_on_a_cpu():
+def test_a_base_model_that_fits_easily_is_not_quantized_on_a_cpu():
     assert values(rows(), LLAMA_1B, MachineFacts("cpu", 16 * GIGABYTE))["quantization"] == "none"
     assert values(rows(), LLAMA_1B, LAPTOP)["quantization"] == "nf4"
     assert values(rows(), TINY, MachineFacts("cpu", None))["quantization"] == "nf4"
     assert values(rows(), LLAMA_1B, GPU)["quantization"] == "nf4"
 
 
-def test_a_base_that_comes_quantized_stays_as_it_is():
+def test_a_base_model_that_comes_quantized_stays_that_way():
     assert "quantization" not in values(rows(), GPTQ_1B)
-    assert "comes quantized (gptq), which stays" in why("method", rows(), GPTQ_1B)
+    assert "gptq" in why("method", rows(), GPTQ_1B)
 
 
-def test_only_what_differs_is_listed_as_a_change():
+def test_only_differences_are_changes():
     advices = recommend(rows(), LLAMA_1B, LAPTOP)
     assert {advice.field for advice in changed_recommendations(Recipe(), advices)} == {
         "lora_rank", "num_epochs", "batch_size", "gradient_accumulation_steps",
     }  # fmt: skip
 
 
-def test_a_rate_of_ones_own_is_a_change_and_one_left_open_is_not():
+def test_a_chosen_learning_rate_is_changed_and_an_empty_one_is_not():
     advices = recommend(rows(), LLAMA_1B, LAPTOP)
     assert "learning_rate" in {
         advice.field for advice in changed_recommendations(Recipe(learning_rate=1e-5), advices)
     }
 
 
-def test_what_is_not_advised_stays_as_the_recipe_has_it():
+def test_fields_without_a_recommendation_are_unchanged():
     recipe = Recipe(base_model="a/b", seed=7, lora_dropout=0.1, target_modules=["q_proj"])
     advised = recommended_recipe(recipe, recommend(rows(), LLAMA_1B, LAPTOP))
     assert (advised.base_model, advised.seed, advised.lora_dropout, advised.target_modules) == (
@@ -328,11 +327,14 @@ def test_the_default_recipe_crosses_no_red_line():
 
 
 @pytest.mark.parametrize("reason", [None, "", "because", " " * 30])
-def test_a_rank_over_64_without_a_reason_is_refused(reason):
+def test_a_rank_over_64_without_a_reason_is_rejected(reason):
     recipe = {"lora_rank": 128, "high_rank_reason": reason}
     assert kinds(recipe) == {("lora_rank", "stop")}
-    with pytest.raises(UserError, match=r"Rank 128 is over 64.* write why in high_rank_reason"):
+    with pytest.raises(UserError) as error:
         check_red_lines(red_lines(Recipe(**recipe)))
+    assert error.value.code == "recipe.red_line"
+    assert "128" in str(error.value)
+    assert "high_rank_reason" in str(error.value)
 
 
 def test_a_rank_over_64_with_a_reason_is_allowed_and_the_reason_quoted():
@@ -346,29 +348,30 @@ def test_a_rank_of_64_needs_no_reason():
     assert kinds({"lora_rank": 64}) == set()
 
 
-def test_a_rank_far_above_what_the_data_need_is_warned_of():
-    assert "more than four times what the data need" in words(
-        {"lora_rank": 64}, model=LLAMA_8B, data=rows()
-    )
-    assert "more than four times" not in words({"lora_rank": 32}, model=LLAMA_8B, data=rows())
+def test_a_rank_far_above_the_needed_one_gets_a_warning():
+    assert kinds({"lora_rank": 64}, model=LLAMA_8B, data=rows()) == {("lora_rank", "warning")}
+    assert "Rank 8 is enough" in words({"lora_rank": 64}, model=LLAMA_8B, data=rows())
+    assert "is enough" not in words({"lora_rank": 32}, model=LLAMA_8B, data=rows())
 
 
-def test_a_rank_below_what_the_data_need_is_warned_of_with_the_remedy():
-    said = words({"lora_rank": 4}, model=LLAMA_1B, data=rows(50_000, 200))
-    assert "more than rank 4 holds" in said
-    assert "Use rank 16." in said
-    assert "larger base" in words({"lora_rank": 64}, model=LLAMA_1B, data=rows(1_000_000, 200))
+def test_a_rank_below_the_needed_one_gets_a_warning_with_a_remedy():
+    low = words({"lora_rank": 4}, model=LLAMA_1B, data=rows(50_000, 200))
+    assert "rank 4" in low
+    assert "Use rank 16." in low
+    large = words({"lora_rank": 64}, model=LLAMA_1B, data=rows(1_000_000, 200))
+    assert "larger base model" in large
 
 
-def test_more_than_one_percent_of_a_large_base_is_warned_of():
-    assert "3.6% of the base's parameters" in words({"lora_rank": 64}, model=LLAMA_1B)
+def test_training_over_one_percent_of_a_large_model_gets_a_warning():
+    assert kinds({"lora_rank": 64}, model=LLAMA_1B) == {("lora_rank", "warning")}
+    assert "3.6%" in words({"lora_rank": 64}, model=LLAMA_1B)
     assert kinds({"lora_rank": 64}, model=TINY) == set()
     assert kinds({"lora_rank": 16}, model=LLAMA_1B) == set()
 
 
 @pytest.mark.parametrize("method", ["pissa", "loftq"])
 @pytest.mark.parametrize("task", ["dpo", "kto"])
-def test_preferences_cannot_be_learnt_where_the_method_changes_the_base(method, task):
+def test_preferences_cannot_be_trained_with_methods_that_change_the_base(method, task):
     assert ("method", "stop") in kinds({"method": method, "task": task})
     assert ("method", "stop") in kinds({"method": method}, data=rows(task=task))
     assert ("method", "stop") not in kinds(
@@ -377,19 +380,19 @@ def test_preferences_cannot_be_learnt_where_the_method_changes_the_base(method, 
 
 
 @pytest.mark.parametrize("method", ["pissa", "loftq"])
-def test_a_quantized_base_has_no_full_weights_to_start_from(method):
+def test_pissa_and_loftq_need_full_precision_weights(method):
     assert ("method", "stop") in kinds({"method": method}, model=GPTQ_1B)
     assert "gptq" in words({"method": method}, model=GPTQ_1B)
     assert "LoRA of rank 32" in words({"method": method}, model=LLAMA_1B)
     assert kinds({"method": method}, model=LLAMA_1B) == {("method", "warning")}
 
 
-def test_dora_has_to_be_merged_for_vllm():
+def test_dora_gets_a_warning_about_vllm():
     assert kinds({"method": "dora"}) == {("method", "warning")}
-    assert "merge it into the base for vLLM" in words({"method": "dora"})
+    assert "vLLM" in words({"method": "dora"})
 
 
-def test_trained_biases_are_said_to_change_the_base():
+def test_trained_biases_get_a_warning():
     assert (
         kinds({"lora_bias": "all"})
         == kinds({"lora_bias": "lora_only"})
@@ -397,7 +400,7 @@ def test_trained_biases_are_said_to_change_the_base():
     )
 
 
-def test_a_learning_rate_ten_times_too_high_is_warned_of():
+def test_a_learning_rate_ten_times_too_high_gets_a_warning():
     assert kinds({"learning_rate": 6e-3}, model=LLAMA_1B) == {("learning_rate", "warning")}
     assert kinds({"learning_rate": 4e-3}, model=LLAMA_1B) == set()
     assert kinds({"learning_rate": 4e-3}, model=LLAMA_1B, data=rows(5_000, task="dpo")) == {
@@ -405,17 +408,15 @@ def test_a_learning_rate_ten_times_too_high_is_warned_of():
     }
 
 
-def test_a_tokenizer_made_for_another_language_is_warned_of():
+def test_a_tokenizer_made_for_another_language_gets_a_warning():
     assert kinds({}, data=rows(tokens_per_word=3.1)) == {("base_model", "warning")}
-    assert "3.1 tokens a word" in words({}, data=rows(tokens_per_word=3.1))
+    assert "3.1 tokens per word" in words({}, data=rows(tokens_per_word=3.1))
 
 
-def test_a_refusal_says_every_stop_and_no_warning():
+def test_an_error_names_every_stop_and_no_warning():
     recipe = Recipe(lora_rank=128, method="pissa", task="dpo", lora_bias="all")
-    with pytest.raises(UserError) as refusal:
-        check_red_lines(red_lines(recipe, GPTQ_1B))
-    assert all(
-        said in str(refusal.value)
-        for said in ("Rank 128", "compares with the base", "comes quantized")
-    )
-    assert "Biases" not in str(refusal.value)
+    lines = red_lines(recipe, GPTQ_1B)
+    with pytest.raises(UserError) as error:
+        check_red_lines(lines)
+    assert sum(line.kind == "stop" for line in lines) == 3
+    assert all((line.words in str(error.value)) == (line.kind == "stop") for line in lines)

@@ -1,4 +1,4 @@
-"""Several processes that train one run together learn what one learns, and survive being killed."""
+"""Several processes train a run like a single one, and survive being killed."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_and_go_on_after_a_kill(alone, tmp_path):
+def test_two_processes_train_like_one_and_resume_after_a_kill(alone, tmp_path):
     run = make_run(tmp_path / "run", "demo", RECIPE)
     killed = start(run, 2)
     wait_for(lambda: len(losses(run)) >= 5)
@@ -68,9 +68,7 @@ def test_two_processes_learn_what_one_learns_and_go_on_after_a_kill(alone, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_begun_by_two_processes_is_finished_by_one_and_asked_to_leave_in_between(
-    alone, tmp_path
-):
+def test_a_run_paused_by_two_processes_is_finished_by_one(alone, tmp_path):
     run = make_run(tmp_path / "run", "demo", RECIPE)
     working = start(run, 2)
     wait_for(lambda: len(losses(run)) >= 3)

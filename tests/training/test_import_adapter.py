@@ -1,4 +1,4 @@
-"""An adapter that was made elsewhere is verified, scored as plain PEFT sees it, gone on with, and exported."""
+"""An imported adapter is checked, and answers, evaluates, trains and exports like in plain PEFT."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for numbe
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """An adapter that PEFT alone has made, on the built-in model's folder."""
+def peft_adapter(tmp_path_factory):
+    """An adapter that plain PEFT made for the built-in model."""
     torch.manual_seed(3)
     base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     config = LoraConfig(
@@ -31,12 +31,12 @@ def theirs(tmp_path_factory):
         task_type="CAUSAL_LM",
         init_lora_weights=False,
     )
-    folder = tmp_path_factory.mktemp("theirs") / "adapter"
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
     get_peft_model(base, config).save_pretrained(folder)
     return folder
 
 
-def adopt(tmp_path, adapter, write, **recipe):
+def import_run(tmp_path, adapter, write, **recipe):
     rows = str(write("rows.json", ROWS))
     return Run(
         operations.import_adapter(
@@ -53,23 +53,25 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(30, 50)[None]).logits
 
 
-def test_it_answers_as_in_plain_peft_and_is_scored_and_exported(theirs, tmp_path, write):
+def test_it_answers_as_in_plain_peft_and_can_be_evaluated_and_exported(
+    peft_adapter, tmp_path, write
+):
     from peft import PeftModel
 
-    run = adopt(tmp_path, theirs, write)
+    run = import_run(tmp_path, peft_adapter, write)
     plain = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32), theirs
+        AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32), peft_adapter
     )
     assert torch.allclose(logits(load_adapted(run).model), logits(plain), atol=1e-5)
     assert (run.recipe.lora_rank, run.recipe.target_modules) == (4, ["q_proj", "v_proj"])
     scores = operations.evaluate(str(run.directory))
     assert scores["adapter"]["loss"] != scores["base"]["loss"]
-    card = operations.export(str(run.directory), str(tmp_path / "out"))
-    assert "made elsewhere" in (tmp_path / "out" / "README.md").read_text(), card
+    operations.export(str(run.directory), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "README.md").is_file()
 
 
-def test_training_goes_on_from_it(theirs, tmp_path, write):
-    run = adopt(tmp_path, theirs, write)
+def test_it_can_be_trained_further(peft_adapter, tmp_path, write):
+    run = import_run(tmp_path, peft_adapter, write)
     before = operations.evaluate(str(run.directory))["adapter"]["loss"]
     assert operations.train(str(run.directory))["event"] == "Finished"
     first = steps_of(run.history())[0].loss
@@ -80,17 +82,14 @@ def test_training_goes_on_from_it(theirs, tmp_path, write):
     )
     operations.train(str(fresh.directory))
     assert first != pytest.approx(steps_of(fresh.history())[0].loss, abs=1e-4), (
-        "it does not begin at nothing"
+        "training does not start from an untrained adapter"
     )
     assert operations.evaluate(str(run.directory))["adapter"]["loss"] < before
 
 
-def test_a_zip_is_opened_by_its_two_files_alone(theirs, tmp_path, write):
-    packed = shutil.make_archive(str(tmp_path / "mine"), "zip", theirs.parent)
-    assert (
-        adopt(tmp_path, packed, write).name == "mine on demo"
-        or (tmp_path / "run" / "adapter").is_dir()
-    )
+def test_only_two_files_of_a_zip_are_imported(peft_adapter, tmp_path, write):
+    packed = shutil.make_archive(str(tmp_path / "mine"), "zip", peft_adapter.parent)
+    assert import_run(tmp_path, packed, write).name.startswith("mine on ")
     assert sorted(path.name for path in (tmp_path / "run" / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -98,36 +97,47 @@ def test_a_zip_is_opened_by_its_two_files_alone(theirs, tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "code", "part"),
     [
-        ({"peft_type": "IA3"}, "an adapter of the kind IA3. Only LoRA"),
-        ({"base_model_name_or_path": None}, "does not name its base model"),
-        ({"target_modules": ["c_attn"]}, "has no linear layer 'c_attn'"),
-        ({"r": 8}, "is 4 x 256, and should be 8 x 256"),
-        ({"rank_pattern": {"q_proj": 2}}, "other ranks in some layers"),
+        ({"peft_type": "IA3"}, "training.adapter_unsupported", "IA3"),
+        ({"base_model_name_or_path": None}, "training.adapter_config_invalid", "base_model_name"),
+        ({"lora_alpha": "two"}, "training.adapter_config_invalid", "lora_alpha"),
+        ({"target_modules": "(a+)+"}, "training.adapter_unsupported", "target_modules"),
+        ({"target_modules": ["c_attn"]}, None, "'c_attn'"),
+        ({"r": 8}, None, "4 x 256"),
+        ({"rank_pattern": {"q_proj": 2}}, "training.adapter_unsupported", "rank_pattern"),
+        ({"megatron_config": {"a": 1}}, "training.adapter_unsupported", "'megatron_config'"),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_opened_is_told_and_makes_no_run(theirs, tmp_path, write, change, said):
-    broken = shutil.copytree(theirs, tmp_path / "broken")
+def test_an_adapter_that_cannot_be_imported_is_reported_and_makes_no_run(
+    peft_adapter, tmp_path, write, change, code, part
+):
+    broken = shutil.copytree(peft_adapter, tmp_path / "broken")
     path = broken / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=said):
-        adopt(tmp_path, broken, write)
+    with pytest.raises(UserError) as error:
+        import_run(tmp_path, broken, write)
+    assert code in (None, error.value.code), "errors of other packages have their own codes"
+    assert part in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("adapter", ["nobody/nothing", "two words", "/nowhere/at/all"])
-def test_an_adapter_that_is_not_there_is_told(tmp_path, write, adapter):
-    with pytest.raises(UserError, match="There is no adapter"):
-        adopt(tmp_path, adapter, write)
+def test_a_missing_adapter_is_reported(tmp_path, write, adapter):
+    with pytest.raises(UserError) as error:
+        import_run(tmp_path, adapter, write)
+    assert error.value.code == "training.adapter_not_found"
+    assert adapter in str(error.value)
 
 
-def test_on_a_space_nobody_opens_a_file_of_the_server_by_its_path(
-    monkeypatch, theirs, tmp_path, write
+def test_on_a_space_files_of_the_server_cannot_be_imported(
+    monkeypatch, peft_adapter, tmp_path, write
 ):
     monkeypatch.setenv("SYSTEM", "spaces")
-    with pytest.raises(UserError, match="has to be uploaded"):
+    with pytest.raises(UserError):
         named_adapter(None, str(tmp_path / "another.zip"))
-    with pytest.raises(UserError, match="There is no adapter"):
-        adopt(tmp_path, theirs, write)
+    with pytest.raises(UserError) as error:
+        import_run(tmp_path, peft_adapter, write)
+    assert error.value.code == "training.adapter_not_found"
     assert named_adapter("/uploaded/mine.zip", "") == "/uploaded/mine.zip"

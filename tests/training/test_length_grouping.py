@@ -1,4 +1,4 @@
-"""Rows of about the same length share a step, each is learnt once an epoch, and a resumed training goes on in the same order."""
+"""Rows of similar length share a step, and a resumed training keeps their order."""
 
 import json
 
@@ -29,11 +29,11 @@ def order_in(epoch, rows_a_step=8, lengths=LENGTHS):
 
 
 @pytest.mark.parametrize("count", [1003, 1000, 9, 8, 3])
-def test_each_row_is_learnt_once_an_epoch(count):
+def test_each_row_comes_once_per_epoch(count):
     assert sorted(order_in(0, lengths=LENGTHS[:count])) == list(range(count))
 
 
-def test_each_epoch_has_an_order_of_its_own_that_seed_and_number_decide():
+def test_seed_and_epoch_determine_the_order():
     assert order_in(1) == order_in(1)
     assert order_in(1) != order_in(2)
 
@@ -43,12 +43,12 @@ def test_long_and_short_steps_alternate():
     assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1]) < 0.3
 
 
-def test_the_rows_of_a_step_stay_together_however_it_is_shared_into_batches():
+def test_the_rows_of_a_step_do_not_depend_on_the_batch_size():
     assert padded_tokens(LENGTHS, 4, 8) < padded_tokens(LENGTHS, 8, 8) < 1.15 * LENGTHS.mean()
     assert padded_tokens(LENGTHS, 8) > 1.7 * LENGTHS.mean()
 
 
-def test_rows_go_by_length_where_that_saves_a_fifth_of_the_tokens():
+def test_rows_are_grouped_if_that_saves_a_fifth_of_the_tokens():
     assert goes_by_length(LENGTHS, Recipe(), "causal-lm")
     assert saved_by_length(LENGTHS, Recipe(), "causal-lm") > 0.4
     assert not goes_by_length(np.arange(90, 110), Recipe(), "causal-lm")
@@ -57,10 +57,28 @@ def test_rows_go_by_length_where_that_saves_a_fifth_of_the_tokens():
     assert not goes_by_length(LENGTHS, Recipe(row_order="by_length"), "kto")
 
 
-def test_a_run_that_was_paused_goes_on_in_the_same_order(tmp_path, monkeypatch):
-    words = "the fork is red and it came late so I want a new one please".split()
-    rows = [{"text": " ".join(words[: 1 + number % 13] * (1 + number % 3))} for number in range(20)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_a_paused_run_resumes_in_the_same_order(tmp_path, monkeypatch):
+    words = [
+        "the",
+        "fork",
+        "is",
+        "red",
+        "and",
+        "it",
+        "came",
+        "late",
+        "so",
+        "I",
+        "want",
+        "a",
+        "new",
+        "one",
+        "please",
+    ]
+    texts = (words[: 1 + number % 13] * (1 + number % 3) for number in range(20))
+    rows = [{"text": " ".join(text)} for text in texts]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
     recipe = Recipe(
         max_steps=8,
         num_epochs=9,
@@ -92,7 +110,7 @@ def test_a_run_that_was_paused_goes_on_in_the_same_order(tmp_path, monkeypatch):
                 training.train(run)
     assert read_plan(whole).by_length
     assert any(
-        "about the same length" in event.what
+        "similar length" in event.what
         for event in whole.history()
         if isinstance(event, events.Notice)
     )

@@ -1,4 +1,4 @@
-"""What losses say: the best evaluation, divergence without false alarms, and over-fitting."""
+"""The best evaluation, divergence without false alarms, and overfitting are found in losses."""
 
 import math
 
@@ -15,7 +15,7 @@ from peft_space.training.loss_analysis import (
 )
 
 
-def test_the_best_evaluation_is_the_lowest_number_and_the_first_of_equals():
+def test_the_best_evaluation_is_the_first_with_the_lowest_loss():
     assert best_of([(10, 2.0), (20, 1.0), (30, math.nan), (40, 1.0)]) == (20, 1.0)
     assert best_of([(10, math.nan)]) is None
     assert best_of([]) is None
@@ -38,9 +38,7 @@ def test_evaluations_without_improvement_are_counted_from_the_best():
         ([(20, 1.0), (40, math.nan)], 20),
     ],
 )
-def test_the_last_adapter_is_kept_unless_an_earlier_one_was_better_than_the_last_evaluated(
-    evaluations, kept
-):
+def test_the_last_adapter_is_kept_unless_an_earlier_one_was_better(evaluations, kept):
     assert step_to_keep(evaluations, 45) == kept
 
 
@@ -48,24 +46,25 @@ def test_the_last_adapter_is_kept_unless_an_earlier_one_was_better_than_the_last
 
 
 def diverges_at(losses):
-    trend = DivergenceDetector()
-    return next((step for step, loss in enumerate(losses, 1) if trend.diverges(float(loss))), None)
+    detector = DivergenceDetector()
+    steps = (step for step, loss in enumerate(losses, 1) if detector.diverges(float(loss)))
+    return next(steps, None)
 
 
 FALLING = 0.05 + 2 * np.exp(-np.arange(300) / 40)
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.5])
-def test_a_noisy_loss_is_no_divergence(noise):
+def test_a_noisy_loss_is_not_a_divergence(noise):
     random = np.random.default_rng(0)
     for _ in range(100):
         assert diverges_at(FALLING * random.lognormal(0, noise, 300)) is None
         assert diverges_at(2 * random.lognormal(0, noise, 300)) is None, (
-            "nothing learnt is none either"
+            "a constant loss is not a divergence either"
         )
 
 
-def test_single_high_losses_of_a_small_run_are_no_divergence():
+def test_single_high_losses_are_not_a_divergence():
     assert diverges_at([2.0, 1.0, 0.5, *[9.0] * 3, 0.4, *[8.0] * 20, 0.3, 0.2]) is None
     assert diverges_at(np.where(np.arange(300) % 10 == 0, 5.0, FALLING)) is None
 
@@ -75,23 +74,23 @@ def test_a_loss_that_rises_far_above_its_start_for_long_is_a_divergence():
     assert diverges_at([2.0] * 20 + [3.5] * 40) == 50
 
 
-def test_a_loss_that_loses_more_than_half_of_what_was_learnt_is_a_divergence():
+def test_losing_more_than_half_of_the_progress_is_a_divergence():
     assert diverges_at([*FALLING, *[1.4] * 40]) == 330
     assert diverges_at([*FALLING, *[0.8] * 40]) is None
     assert diverges_at([2.0] * 10 + [0.001] * 50 + [0.1] * 50) is None, (
-        "ten times the best is still next to nothing"
+        "ten times the best loss is still close to zero"
     )
 
 
-# Over-fitting
+# Overfitting
 
 
 def history(training, held_out, every=10):
-    """Events of steps with these losses, each for `every` steps, and of the evaluations after them."""
-    happened = []
+    """Events of `every` steps with each training loss, followed by an evaluation."""
+    result = []
     for number, (loss, evaluated) in enumerate(zip(training, held_out, strict=True)):
         for step in range(number * every + 1, (number + 1) * every + 1):
-            happened.append(
+            result.append(
                 events.Step(
                     attempt=1,
                     step=step,
@@ -102,8 +101,8 @@ def history(training, held_out, every=10):
                     seconds=1,
                 )
             )
-        happened.append(events.Evaluated(attempt=1, step=(number + 1) * every, loss=evaluated))
-    return happened
+        result.append(events.Evaluated(attempt=1, step=(number + 1) * every, loss=evaluated))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -122,22 +121,22 @@ def history(training, held_out, every=10):
     ],
     ids=[
         "rises",
-        "from the first on",
+        "from the first",
         "once",
         "within noise",
-        "not to the end",
-        "next to nothing",
+        "recovers",
+        "close to zero",
         "diverges",
         "falls",
-        "one",
-        "none",
+        "single evaluation",
+        "not finite",
     ],
 )
-def test_over_fitting_is_a_held_out_loss_that_rises_for_long_while_the_training_loss_falls(
+def test_overfitting_is_a_rising_evaluation_loss_with_a_falling_training_loss(
     training, held_out, step
 ):
     assert overfits_from(history(training, held_out)) == step
 
 
-def test_without_events_there_is_no_over_fitting():
+def test_without_events_there_is_no_overfitting():
     assert overfits_from([]) is None

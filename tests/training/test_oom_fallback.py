@@ -1,4 +1,4 @@
-"""Memory that runs out: the training goes on with less of it, trains the same, and tells what it changed."""
+"""After memory runs out, training continues with less of it, and reports what changed."""
 
 import os
 import subprocess
@@ -36,8 +36,8 @@ STEPS = {
 }
 
 
-def begun(folder, **changes) -> Run:
-    """A run that is in its first step."""
+def started_run(folder, **changes) -> Run:
+    """A run in its first step."""
     run = make_run(folder / "run", "demo", Recipe(**STEPS | changes))
     write_plan(run, Plan.model_validate(PLAN.model_dump() | as_asked(run.recipe)))
     run.append(events.Preparing(what="Loading"))
@@ -45,7 +45,7 @@ def begun(folder, **changes) -> Run:
     return run
 
 
-def used(run: Run) -> tuple[bool, int, int, int]:
+def settings_of(run: Run) -> tuple[bool, int, int, int]:
     plan = read_plan(run)
     return (
         plan.gradient_checkpointing,
@@ -55,64 +55,62 @@ def used(run: Run) -> tuple[bool, int, int, int]:
     )
 
 
-def test_first_activations_are_given_up_then_the_batch_is_halved_and_the_rows_of_a_step_stay(
+def test_checkpointing_comes_first_then_smaller_batches_with_the_same_rows_per_step(
     tmp_path,
 ):
-    run = begun(tmp_path, batch_size=6, gradient_accumulation_steps=2, max_length=300)
-    seen = []
-    while reduce_memory(run, "The GPU") and len(seen) < 9:
-        seen.append(used(run))
+    run = started_run(tmp_path, batch_size=6, gradient_accumulation_steps=2, max_length=300)
+    tried = []
+    while reduce_memory(run, "The GPU") and len(tried) < 9:
+        tried.append(settings_of(run))
         run.append(events.Started(attempt=2, from_step=0, total_steps=3))
-    assert seen == [(True, 6, 2, 300), (True, 3, 4, 300), (True, 1, 12, 300)]
+    assert tried == [(True, 6, 2, 300), (True, 3, 4, 300), (True, 1, 12, 300)]
     assert all(
-        "The GPU had not enough memory" in event.why
-        for event in run.history()
-        if isinstance(event, events.OutOfMemory)
+        "The GPU" in event.why for event in run.history() if isinstance(event, events.OutOfMemory)
     )
     assert run.recipe.batch_size == 6
 
 
-def test_of_several_processes_that_run_out_only_the_first_changes_the_plan(tmp_path):
-    run = begun(tmp_path, batch_size=8)
+def test_only_the_first_of_several_processes_changes_the_plan(tmp_path):
+    run = started_run(tmp_path, batch_size=8)
     first = reduce_memory(run, "The GPU")
     assert reduce_memory(run, "The GPU") == first
-    assert used(run)[:2] == (True, 8)
+    assert settings_of(run)[:2] == (True, 8)
 
 
-def test_checkpointing_that_the_recipe_forbids_is_left_out(tmp_path):
-    run = begun(tmp_path, batch_size=2, gradient_checkpointing="off")
+def test_checkpointing_that_the_recipe_forbids_is_skipped(tmp_path):
+    run = started_run(tmp_path, batch_size=2, gradient_checkpointing="off")
     assert reduce_memory(run, "The GPU")
-    assert used(run)[:2] == (False, 1)
+    assert settings_of(run)[:2] == (False, 1)
 
 
-def test_before_the_first_step_nothing_is_changed_for_nothing_would_help(tmp_path):
-    run = begun(tmp_path)
+def test_before_the_first_step_the_plan_is_not_changed(tmp_path):
+    run = started_run(tmp_path)
     run.append(events.Preparing(what="Loading"))
     assert reduce_memory(run, "This machine") is None
-    assert (
-        "not enough memory for the base model" in out_of_memory_failure(run, "This machine").message
-    )
-    assert not out_of_memory_failure(run, "This machine").for_memory
+    failure = out_of_memory_failure(run, "This machine")
+    assert failure.code == "training.out_of_memory"
+    assert not failure.for_memory
 
 
-def test_rows_are_shortened_only_where_that_was_offered(tmp_path):
-    run = begun(tmp_path, batch_size=1, gradient_checkpointing="on", max_length=300)
-    with pytest.raises(UserError, match="did not fail for memory"):
+def test_the_length_limit_is_halved_only_after_the_app_offered_it(tmp_path):
+    run = started_run(tmp_path, batch_size=1, gradient_checkpointing="on", max_length=300)
+    with pytest.raises(UserError):
         halve_max_length_of(run)
-    failed = out_of_memory_failure(run, "This machine")
-    assert "even for 1 row of 300 tokens at once with gradient checkpointing" in failed.message
-    run.append(failed)
+    failure = out_of_memory_failure(run, "This machine")
+    assert failure.for_memory
+    assert "1 row of 300 tokens" in failure.message
+    run.append(failure)
     halve_max_length_of(run)
-    assert used(run)[3] == 150
+    assert settings_of(run)[3] == 150
     assert "150 tokens" in run.history()[-1].what
 
 
-def test_rows_are_not_cut_to_nothing(tmp_path):
-    run = begun(tmp_path, max_length=100)
+def test_the_length_limit_does_not_fall_below_64_tokens(tmp_path):
+    run = started_run(tmp_path, max_length=100)
     assert halve_max_length(run) is None
 
 
-def test_several_processes_share_the_rows_of_a_step():
+def test_processes_share_the_rows_of_a_step():
     recipe = Recipe(batch_size=6, gradient_accumulation_steps=2)
     assert [processes_for(recipe, devices) for devices in (1, 2, 5, 8, 40)] == [1, 2, 4, 6, 12]
     for processes in (1, 2, 3, 4, 6, 12):
@@ -125,20 +123,23 @@ LIMITED = """
 import os, resource, sys
 from peft_space.settings import prepare_libraries
 prepare_libraries()
-from peft_space.events import OutOfMemory
-from peft_space.models.base import find_base
-from peft_space.models.families import linear_layers
-from peft_space.models.memory import estimate
-from peft_space.run import Run
+from peft_space.runs.events import OutOfMemory
+from peft_space.models.resolve import find_base
+from peft_space.models.architecture import linear_layers
+from peft_space.estimation.memory import estimate
+from peft_space.runs.run import Run
 from peft_space.training.train import attempt
 
 run = Run(sys.argv[1])
-need = estimate(linear_layers(find_base("demo").config, "causal-lm"), run.recipe, run.recipe.batch_size, 120)
+layers = linear_layers(find_base("demo").config, "causal-lm")
+need = estimate(layers, run.recipe, run.recipe.batch_size, 120)
 while True:
-    child = os.fork()  # each attempt a process of its own, and the libraries are imported once
+    child = os.fork()  # each attempt has its own process, and the libraries are imported once
     if not child:
-        holds = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, (holds + int(float(sys.argv[2]) * need.total),) * 2)
+        status = [line.split() for line in open("/proc/self/status")]
+        used = next(int(words[1]) * 1024 for words in status if words[0] == "VmData:")
+        limit = used + int(float(sys.argv[2]) * need.total)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         with run.lock():
             attempt(run)
         os._exit(0)
@@ -149,13 +150,13 @@ while True:
 
 
 def train_limited(run: Run, share_of_need: float) -> int:
-    """Attempts in fresh processes, as the supervisor of a training makes them; the status of the last."""
+    """Make attempts in new processes, as the supervisor does, and return the last exit status."""
     return subprocess.run(
         [sys.executable, "-c", LIMITED, str(run.directory), str(share_of_need)]
     ).returncode
 
 
-def test_a_training_that_does_not_fit_adapts_finishes_and_tells(tmp_path):
+def test_a_training_that_does_not_fit_adapts_and_finishes(tmp_path):
     run = make_run(tmp_path / "run", "demo", Recipe(**STEPS | {"batch_size": 64, "max_steps": 1}))
     assert train_limited(run, 0.25) == 0
     assert run.status() == "finished"
@@ -169,27 +170,27 @@ def test_a_training_that_does_not_fit_adapts_finishes_and_tells(tmp_path):
 
 @pytest.fixture
 def memory_group():
-    """A control group of the system in which processes can be limited."""
+    """A control group that can limit the memory of processes."""
     roots = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]
     own = next((group for group in hardware._cgroups() if group.is_dir()), None)
     folder = (own or roots[0]) / f"peft_space-test-{os.getpid()}"
     try:
         folder.mkdir()
     except OSError as error:
-        pytest.skip(f"this system lets no control group be made: {error}")
+        pytest.skip(f"a control group cannot be created: {error}")
     yield folder
     folder.rmdir()
 
 
 def limited(folder: Path, num_bytes: int) -> Callable[[], None]:
-    """Moves a child into the group, which may then take so much."""
+    """Limit the group, and return a function that moves a child process into it."""
     name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
     (folder / name).write_text(str(num_bytes))
     return lambda: (folder / "cgroup.procs").write_text(str(os.getpid())) and None
 
 
 @pytest.mark.slow
-def test_a_training_that_the_system_ends_for_memory_goes_on_with_less(tmp_path, memory_group):
+def test_a_training_killed_by_the_system_continues_with_less_memory(tmp_path, memory_group):
     changes = {"batch_size": 128, "num_epochs": 2, "gradient_checkpointing": "on", "save_steps": 1}
     run = make_run(tmp_path / "run", "demo", Recipe(**STEPS | changes))
     command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]

@@ -1,7 +1,8 @@
-"""What a training computes in, and holds what is frozen in: as transformers would load it, to numbers near those of float32."""
+"""Training in 16 bits holds weights like transformers, and stays close to float32."""
 
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from peft_space.errors import UserError
 from peft_space.models.architecture import auto_class
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
-from peft_space.recipe import Recipe, TaskSpec
+from peft_space.recipe import CAUSAL_LM, Recipe, TaskSpec
 from peft_space.runs import events
 from peft_space.runs.plan import read_plan
 from peft_space.runs.status import steps_of
-from peft_space.training import autotune as planning
+from peft_space.training import autotune, precision
 from peft_space.training.precision import (
     autocast_to,
     avoid_repeated_casts,
@@ -27,19 +28,26 @@ from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 from tests.fixtures import tiny_models
 from tests.fixtures.architectures import ARCHITECTURES
+from tests.fixtures.task_rows import WORDS, labelled, preferred, rated
 from tests.models.test_architectures import LABELS, batch_of, config_of
-from tests.training.test_trainers import WORDS, labelled, preferred, rated
 
 EXACT = Recipe(quantization="none", lora_rank=2, lora_dropout=0.0)
 
 
-def adapted(recipe=EXACT, where="demo", goal=None):
-    base, goal = find_base(where), goal or TaskSpec("causal-lm")
-    return (
-        new_adapter(load_base_model(base, recipe, "float32", goal), recipe, base, goal).eval(),
-        base,
-        goal,
-    )
+def adapted(recipe=EXACT, path="demo", task_spec=CAUSAL_LM):
+    base = find_base(path)
+    model = load_base_model(base, recipe, "float32", task_spec)
+    return new_adapter(model, recipe, base, task_spec).eval(), base
+
+
+def test_measuring_the_dtype_is_fast_and_leaves_no_gradients():
+    model, _ = adapted()
+    start = time.process_time()
+    dtype, why = precision._measured_dtype(model, 512)
+    assert time.process_time() - start < 3
+    assert dtype in ("float32", "bfloat16")
+    assert "bfloat16" in why
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def loss_and_gradients(model, batch, dtype="bfloat16"):
@@ -59,7 +67,7 @@ def tokens():
     return {"input_ids": ids, "labels": ids}
 
 
-def test_what_is_cast_once_in_place_of_in_every_step_changes_no_bit():
+def test_casting_once_changes_no_bit():
     model, *_ = adapted()
     loss, gradients = loss_and_gradients(model, tokens())
     avoid_repeated_casts(model, "bfloat16")
@@ -73,9 +81,9 @@ def test_what_is_cast_once_in_place_of_in_every_step_changes_no_bit():
     assert all(torch.equal(gradients[name], same[name]) for name in gradients)
 
 
-def test_what_is_frozen_is_held_as_transformers_loads_it():
-    model, base, goal = adapted()
-    cast_frozen_weights(model, base, goal.task, frozen_dtype(model, "bfloat16"))
+def test_frozen_weights_equal_those_that_transformers_loads():
+    model, base = adapted()
+    cast_frozen_weights(model, base, "causal-lm", frozen_dtype(model, "bfloat16"))
     loaded = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.bfloat16)
     held = {
         name.replace(".base_layer", ""): tensor
@@ -97,19 +105,18 @@ def test_what_is_frozen_is_held_as_transformers_loads_it():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 @pytest.mark.parametrize("lora_bias", ["none", "all"])
-def test_an_architecture_computes_in_bfloat16_about_what_it_does_in_float32(
+def test_an_architecture_gives_similar_gradients_in_bfloat16_and_float32(
     architecture, lora_bias, tmp_path
 ):
-    goal = TaskSpec(architecture.task, LABELS if "classification" in architecture.task else ())
+    task_spec = TaskSpec(architecture.task, LABELS if "classification" in architecture.task else ())
     torch.manual_seed(1)
-    auto_class(goal.task).from_config(config_of(architecture)).save_pretrained(tmp_path)
-    model, base, goal = adapted(
-        EXACT.model_copy(update={"lora_bias": lora_bias}), str(tmp_path), goal
-    )
-    exact, gradients = loss_and_gradients(model, batch_of(goal.task), "float32")
-    cast_frozen_weights(model, base, goal.task, frozen_dtype(model, "bfloat16"))
+    auto_class(task_spec.task).from_config(config_of(architecture)).save_pretrained(tmp_path)
+    recipe, batch = EXACT.model_copy(update={"lora_bias": lora_bias}), batch_of(task_spec.task)
+    model, base = adapted(recipe, str(tmp_path), task_spec)
+    exact, gradients = loss_and_gradients(model, batch, "float32")
+    cast_frozen_weights(model, base, task_spec.task, frozen_dtype(model, "bfloat16"))
     avoid_repeated_casts(model, "bfloat16")
-    loss, near = loss_and_gradients(model, batch_of(goal.task))
+    loss, near = loss_and_gradients(model, batch)
     assert loss == pytest.approx(exact, rel=1e-2)
     length = sum(gradient.double().square().sum() for gradient in gradients.values()).sqrt()
     off = sum(
@@ -118,7 +125,7 @@ def test_an_architecture_computes_in_bfloat16_about_what_it_does_in_float32(
     assert off < 0.1 * length
 
 
-def test_what_transformers_keeps_in_float32_stays_so_though_it_is_a_buffer(tmp_path):
+def test_buffers_that_transformers_keeps_in_float32_are_not_cast(tmp_path):
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -145,8 +152,8 @@ def test_what_transformers_keeps_in_float32_stays_so_though_it_is_a_buffer(tmp_p
     AutoModelForCausalLM.from_config(
         CONFIG_MAPPING["deepseek_v3"](**sizes, **experts, **ranks)
     ).save_pretrained(tmp_path)
-    model, base, goal = adapted(where=str(tmp_path))
-    cast_frozen_weights(model, base, goal.task, "bfloat16")
+    model, base = adapted(path=str(tmp_path))
+    cast_frozen_weights(model, base, "causal-lm", "bfloat16")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     held = dict(model.get_base_model().named_buffers())
     assert {name: buffer.dtype for name, buffer in loaded.named_buffers()} == {
@@ -155,7 +162,7 @@ def test_what_transformers_keeps_in_float32_stays_so_though_it_is_a_buffer(tmp_p
     assert held["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
 
 
-def test_other_weights_stay_where_they_are_not_to_be_rounded():
+def test_weights_that_must_not_be_rounded_are_not_cast():
     model, *_ = adapted()
     assert frozen_dtype(model, "float32") == ""
     dora = copy.deepcopy(model)
@@ -170,38 +177,42 @@ def test_other_weights_stay_where_they_are_not_to_be_rounded():
     )
 
 
-@pytest.mark.parametrize("asked", ["automatic", "bfloat16"])
-def test_a_model_that_cannot_be_computed_in_bfloat16_is_trained_in_float32_unless_it_was_asked_for(
-    asked, tmp_path, write, monkeypatch
+@pytest.mark.parametrize("compute_dtype", ["automatic", "bfloat16"])
+def test_a_model_that_cannot_compute_in_bfloat16_falls_back_to_float32(
+    compute_dtype, tmp_path, write, monkeypatch
 ):
     base = tiny_models.deberta(tmp_path / "base", WORDS)
     recipe = EXACT.model_copy(
-        update={"base_model": base, "quantization": "nf4", "max_steps": 2, "compute_dtype": asked}
+        update={
+            "base_model": base,
+            "quantization": "nf4",
+            "max_steps": 2,
+            "compute_dtype": compute_dtype,
+        }
     )
-    monkeypatch.setattr(planning, "_choose_dtype", lambda *_: ("bfloat16", "It is faster here"))
+    monkeypatch.setattr(autotune, "choose_compute_dtype", lambda *_: ("bfloat16", "Faster here."))
     run = make_run(tmp_path / "run", str(write("rows.json", labelled())), recipe)
     with run.lock():
-        if asked == "bfloat16":
-            with pytest.raises(
-                UserError,
-                match=r"does not compute in bfloat16: .* without overflow\. Leave it to the app",
-            ):
+        if compute_dtype == "bfloat16":
+            with pytest.raises(UserError) as error:
                 train(run)
+            assert error.value.code == "training.compute_dtype_unsupported"
+            assert "overflow" in str(error.value)
             return
         train(run)
     assert len(steps_of(run.history())) == 2
     assert json.loads(run.path("plan.json").read_text())["compute_dtype"] == "float32"
-    told = [
+    reasons = [
         event.why
         for event in run.history()
         if isinstance(event, events.Notice) and "Computing in float32" in event.what
     ]
-    assert told == [read_plan(run).why]
-    assert "does not compute in bfloat16: value cannot be converted" in told[0]
+    assert reasons == [read_plan(run).why]
+    assert "value cannot be converted" in reasons[0], "the reason quotes PyTorch"
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
-def test_preferences_are_learnt_in_bfloat16_from_where_they_begin_in_float32(task, tmp_path, write):
+def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, write):
     losses = []
     for dtype in ("float32", "bfloat16"):
         recipe = EXACT.model_copy(

@@ -1,6 +1,5 @@
-"""Training: what reaches the model is what was rendered; it can be stopped, killed and resumed; it writes what it did."""
+"""Training uses the previewed rows, can be stopped, killed and resumed, and records its steps."""
 
-import functools
 import json
 import shutil
 import time
@@ -15,6 +14,7 @@ from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import render
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
+from peft_space.export.readiness import describe_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe
 from peft_space.runs import checkpoints, events
@@ -22,8 +22,9 @@ from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
 from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.training import train as training
-from peft_space.training.model_cache import ModelCache
 from peft_space.training.prepare import make_run, prepare
+from peft_space.training.train import ModelCache, TrainOptions
+from tests.fixtures.task_rows import record_batches
 
 TINY = Recipe(max_steps=6, save_steps=2, batch_size=4)
 
@@ -34,45 +35,30 @@ def make(tmp_path, recipe=TINY, name="run"):
 
 def go(run, deadline=None):
     with run.lock():
-        return training.train(run, deadline)
+        return training.train(run, TrainOptions(deadline=deadline))
 
 
 def adapter_bytes(run):
     return (run.adapter / "adapter_model.safetensors").read_bytes()
 
 
-def see_batches(monkeypatch, seen):
-    """Let every batch that a trainer takes a step on be kept in `seen`."""
-    from transformers import Trainer
-
-    step = Trainer.training_step
-
-    def spying(self, model, inputs, *args, **kwargs):
-        seen.append({key: value.clone() for key, value in inputs.items()})
-        return step(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", spying)
-
-
-def test_the_batch_that_reaches_the_model_is_what_was_rendered(tmp_path, tokenizer, monkeypatch):
-    seen = []
-
-    see_batches(monkeypatch, seen)
+def test_the_batch_contains_exactly_the_rendered_rows(tmp_path, tokenizer, monkeypatch):
+    batches = record_batches(monkeypatch)
     run = make(tmp_path, Recipe(num_epochs=1, max_length=40))
     go(run)
     rendered = render(tokenizer, load_run_data(run).train, 40)
-    wanted = sorted(
+    expected = sorted(
         (example.input_ids, example.labels) for example in rendered if example.num_trained
     )
-    got = []
-    for batch in seen:
+    trained = []
+    for batch in batches:
         for ids, mask, labels in zip(
             batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
         ):
             length = int(mask.sum())
             assert (labels[length:] == MASKED).all()
-            got.append((ids[:length].tolist(), labels[:length].tolist()))
-    assert sorted(got) == wanted
+            trained.append((ids[:length].tolist(), labels[:length].tolist()))
+    assert sorted(trained) == expected
 
 
 def test_padding_is_neither_attended_to_nor_trained(tokenizer):
@@ -109,15 +95,15 @@ def test_the_loss_equals_that_of_trls_sft_trainer_on_the_same_batch(tmp_path, to
         gradient_checkpointing=False,
     )
     trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
-    theirs = trainer.compute_loss(
+    trl_loss = trainer.compute_loss(
         model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     )
-    ours = model(**collate(rows, tokenizer.pad_token_id)).loss
-    assert float(theirs) == pytest.approx(float(ours), abs=1e-5)
+    our_loss = model(**collate(rows, tokenizer.pad_token_id)).loss
+    assert float(trl_loss) == pytest.approx(float(our_loss), abs=1e-5)
 
 
-def test_an_evaluation_between_steps_leaves_the_gradients_as_they_are(tokenizer):
-    """Held against bitsandbytes' repacking of 4-bit layers in eval mode, which has no gradient."""
+def test_an_evaluation_between_steps_does_not_change_gradients(tokenizer):
+    """bitsandbytes repacks 4-bit layers in eval mode, and repacked layers have no gradient."""
     from peft_space.models.loading import load_base_model, new_adapter
 
     base = find_base("demo")
@@ -141,7 +127,7 @@ def test_an_evaluation_between_steps_leaves_the_gradients_as_they_are(tokenizer)
     assert all(torch.equal(old, new) for old, new in zip(before, gradients(), strict=True))
 
 
-def test_a_run_tells_each_step_once_and_what_was_used(short_run):
+def test_a_run_records_each_step_once_and_its_plan(short_run):
     happened = short_run.history()
     assert [step.step for step in steps_of(happened)] == list(range(1, 13))
     assert [event.step for event in evaluations_of(happened)] == [6, 12]
@@ -164,18 +150,16 @@ def test_tokens_are_counted_without_padding(short_run, tokenizer):
     )
 
 
-def test_the_recipe_stays_as_it_was_asked(tmp_path):
+def test_training_does_not_change_the_recipe(tmp_path):
     run = make(tmp_path, Recipe(max_steps=2))
     go(run)
     assert Run(run.directory).recipe == Recipe(max_steps=2)
     assert read_plan(run).learning_rate == pytest.approx(0.0037), (
-        "half more than 0.0025, for so few steps"
+        "1.5 times 0.0025, for so few steps"
     )
 
 
-def test_a_request_to_stop_is_followed_within_a_step_and_the_run_goes_on_from_there(
-    tmp_path, monkeypatch
-):
+def test_a_run_stops_within_a_step_and_resumes_to_the_same_adapter(tmp_path, monkeypatch):
     whole, stopped = make(tmp_path, name="whole"), make(tmp_path, name="stopped")
     go(whole)
     shutil.copy(whole.path("plan.json"), stopped.path("plan.json"))
@@ -202,32 +186,32 @@ def test_the_plan_is_made_once_and_used_on_every_resume(tmp_path, monkeypatch):
     run = make(tmp_path)
     go(run, deadline=time.time())
     plan = read_plan(run)
-    monkeypatch.setattr(training, "make_plan", None)
+    monkeypatch.setattr(training, "make_first_plan", None)
     go(run)
     assert read_plan(run) == plan
 
 
-def test_scores_of_an_adapter_that_was_trained_further_are_forgotten(own_run):
+def test_further_training_removes_the_scores(own_run):
     own_run.path("scores.json").write_text("{}")
     shutil.rmtree(own_run.path("checkpoints", "checkpoint-12"))
-    go(own_run)
+    with own_run.lock():
+        training.train(own_run, TrainOptions(on_adapter_saved=describe_adapter))
     assert not own_run.path("scores.json").exists()
-    assert "Not measured yet" in (own_run.adapter / "README.md").read_text()
+    assert (own_run.adapter / "README.md").is_file(), "the model card does not read these scores"
 
 
-def test_a_base_that_has_changed_since_is_not_trained_on(tmp_path):
+def test_a_base_model_that_has_changed_is_rejected(tmp_path):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     run = make_run(tmp_path / "run", "demo", TINY.model_copy(update={"base_model": str(folder)}))
     go(run, deadline=time.time())
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    with pytest.raises(UserError, match="are not those that this run was trained on"):
+    with pytest.raises(UserError) as error:
         go(run)
+    assert str(folder) in str(error.value)
 
 
-def test_rows_that_the_chat_template_refuses_are_problems_and_the_others_are_trained(
-    tmp_path, write
-):
+def test_rows_that_the_chat_template_rejects_become_problems(tmp_path, write):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     template = folder / "chat_template.jinja"
     template.write_text(
@@ -247,12 +231,14 @@ def test_rows_that_the_chat_template_refuses_are_problems_and_the_others_are_tra
     )
 
 
-def test_a_module_to_save_that_is_not_in_the_model_is_refused():
-    with pytest.raises(UserError, match=r"no module .lm_haed. to save\. Did you mean lm_head"):
+def test_a_module_to_save_that_is_not_in_the_model_is_rejected():
+    with pytest.raises(UserError) as error:
         prepare("demo", Recipe(modules_to_save=["lm_haed"]))
+    assert "lm_haed" in str(error.value)
+    assert "lm_head" in str(error.value)
 
 
-def test_a_deadline_pauses_and_the_run_finishes_in_as_many_calls_as_it_takes(tmp_path):
+def test_a_run_with_deadlines_pauses_and_finishes_in_several_calls(tmp_path):
     run = make(tmp_path)
     outcome = go(run, deadline=time.time())
     assert isinstance(outcome, events.Paused)
@@ -266,7 +252,7 @@ def test_a_deadline_pauses_and_the_run_finishes_in_as_many_calls_as_it_takes(tmp
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "emptied", "unsealed"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_newest_complete_one(own_run, damage):
+def test_a_damaged_checkpoint_is_skipped(own_run, damage):
     newest = checkpoints.newest_checkpoint(own_run)
     assert checkpoints.step_of(newest) == 12
     victim = newest / "optimizer.pt"
@@ -284,7 +270,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_complete_one(own_run
     assert checkpoints.step_of(checkpoints.newest_checkpoint(own_run)) == 8
 
 
-def test_a_run_continued_from_an_older_checkpoint_ends_with_the_same_adapter(own_run, short_run):
+def test_a_run_resumed_from_an_older_checkpoint_gets_the_same_adapter(own_run, short_run):
     shutil.rmtree(own_run.path("checkpoints", "checkpoint-12"))
     shutil.rmtree(own_run.path("adapter"))
     own_run.append(events.Started(attempt=1, from_step=0, total_steps=12))
@@ -296,23 +282,27 @@ def test_a_run_continued_from_an_older_checkpoint_ends_with_the_same_adapter(own
     ]
 
 
-def test_a_failure_is_told_in_the_run_and_raised(tmp_path, monkeypatch):
+def test_a_bug_is_recorded_in_the_run_and_raised(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("boom")
+
     run = make(tmp_path)
-    monkeypatch.setattr(training, "make_plan", functools.partial(exec, "raise ValueError('boom')"))
-    with pytest.raises(TypeError):
+    monkeypatch.setattr(training, "make_first_plan", fail)
+    with pytest.raises(ValueError, match="boom"):
         go(run)
     assert run.status() == "failed"
-    assert "fault of the app" in run.history()[-1].message
+    assert (run.history()[-1].code, run.history()[-1].fault) == ("bug", True)
+    assert "boom" in run.history()[-1].message
 
 
 @pytest.mark.slow
-def test_accumulated_batches_are_one_step(tmp_path):
+def test_accumulated_batches_make_one_step(tmp_path):
     run = make(tmp_path, Recipe(num_epochs=1, batch_size=50, gradient_accumulation_steps=3))
     go(run)
     assert [step.step for step in steps_of(run.history())] == [1, 2]
 
 
-def test_the_adapter_folder_holds_what_peft_the_tokenizer_and_a_reader_need(short_run):
+def test_the_adapter_folder_holds_weights_config_tokenizer_and_readme(short_run):
     names = {path.name for path in short_run.adapter.iterdir()}
     assert {
         "adapter_model.safetensors",
@@ -332,18 +322,18 @@ def test_the_adapter_folder_holds_what_peft_the_tokenizer_and_a_reader_need(shor
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_a_model_that_stayed_in_memory_goes_on_as_one_that_is_loaded_again(tmp_path, compute_dtype):
+def test_a_cached_model_resumes_like_one_that_is_loaded_again(tmp_path, compute_dtype):
     recipe = Recipe(
         max_steps=4, compute_dtype=compute_dtype, quantization="none", batch_size=2, save_steps=2
     )
     losses = []
-    for name, warm in (("warm", ModelCache()), ("cold", None)):
+    for name, cache in (("cached", ModelCache()), ("loaded", None)):
         run = make_run(tmp_path / name, "demo", recipe)
-        for leaves in (True, False):
-            if leaves:
+        for pauses in (True, False):
+            if pauses:
                 run.request_stop("pause")
             with run.lock():
-                training.train(run, warm=warm)
+                training.train(run, TrainOptions(model_cache=cache))
         assert run.status() == "finished"
         losses.append([step.loss for step in steps_of(run.history())])
     assert losses[0] == losses[1]

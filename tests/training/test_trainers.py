@@ -1,6 +1,5 @@
-"""Each task is learnt for real, far beyond chance, from batches that are what the preview shows, and its adapter comes back the same."""
+"""Each task is trained far beyond chance, from batches that equal the preview."""
 
-import itertools
 import json
 
 import pytest
@@ -16,27 +15,19 @@ from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from peft_space.runs.status import evaluations_of, steps_of
 from tests.fixtures import tiny_models
-from tests.training.test_train import see_batches
+from tests.fixtures.task_rows import (
+    COLOURS,
+    WORDS,
+    labelled,
+    pairs,
+    preferred,
+    rated,
+    record_batches,
+    tagged,
+    translated,
+)
 
-COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "white": "weiß"}
-THINGS = ["lamp", "kettle", "chair", "mug", "shelf", "clock"]
-PLACES = ["Oslo", "Rome", "Lima"]
-WORDS = {
-    *COLOURS,
-    *COLOURS.values(),
-    *THINGS,
-    *PLACES,
-    "the",
-    "is",
-    "in",
-    "a",
-    "I",
-    "bought",
-    "and",
-    "it",
-    "ist",
-}
-OFTEN = Recipe(
+REPEATED = Recipe(
     quantization="none",
     lora_rank=8,
     lora_dropout=0.0,
@@ -57,72 +48,8 @@ def t5(tmp_path_factory):
     return tiny_models.t5(tmp_path_factory.mktemp("t5"), WORDS)
 
 
-def labelled():
-    return [
-        {"text": f"I bought the {colour} {thing} in {place}", "label": colour}
-        for colour, thing, place in triples()
-    ]
-
-
-def pairs():
-    return [
-        {
-            "sentence1": f"a {one} {thing}",
-            "sentence2": f"the {thing} is {two}",
-            "label": "same" if one == two else "other",
-        }
-        for one, two, thing in itertools.product(COLOURS, COLOURS, THINGS)
-        if one == two or THINGS.index(thing) % 3 == 0
-    ]
-
-
-def tagged():
-    return [
-        {
-            "tokens": ["a", colour, thing, "in", place],
-            "ner_tags": ["O", "B-COLOUR", "O", "O", "B-PLACE"],
-        }
-        for colour, thing, place in triples()
-    ]
-
-
-def translated():
-    return [
-        {"source": f"the {thing} is {colour}", "target": f"{thing} ist {german}"}
-        for colour, german in COLOURS.items()
-        for thing in THINGS
-    ]
-
-
-def preferred():
-    return [
-        {
-            "prompt": f"Tell me about the {colour} {thing}.",
-            "chosen": f"The {thing} is {colour}.",
-            "rejected": f"I like {place}.",
-        }
-        for colour, thing, place in triples()
-    ]
-
-
-def rated():
-    return [
-        {
-            "prompt": f"Tell me about the {colour} {thing}.",
-            "completion": f"The {thing} is {colour}." if good else f"I like {place}.",
-            "label": good,
-        }
-        for colour, thing, place in triples()
-        for good in (True, False)
-    ]
-
-
-def triples():
-    return itertools.product(COLOURS, THINGS, PLACES)
-
-
 def trained(rows, recipe, tmp_path, write):
-    """(run, result of evaluate) after the whole journey by the verbs."""
+    """(run, result of evaluate) after preparing, training and evaluating."""
     run = operations.make_run(
         str(tmp_path / "run"),
         str(write("rows.json", rows)),
@@ -132,9 +59,9 @@ def trained(rows, recipe, tmp_path, write):
     return Run(run), operations.evaluate(run)
 
 
-def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert, tmp_path, write):
+def test_an_encoder_learns_labels_and_its_head_is_saved_and_loaded(bert, tmp_path, write):
     run, scores = trained(
-        labelled(), OFTEN.model_copy(update={"base_model": bert}), tmp_path, write
+        labelled(), REPEATED.model_copy(update={"base_model": bert}), tmp_path, write
     )
     assert scores["base"]["accuracy"] < 0.6
     assert scores["adapter"]["accuracy"] > 0.9
@@ -149,7 +76,7 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
         scores["adapter"]["accuracy"]
     )
     assert scores["intervals"]["difference"]["accuracy"][0] > 0
-    assert scores["general"] is None, "it answers no questions"
+    assert scores["general"] is None, "a classifier does not generate text"
     weights = load_file(run.adapter / "adapter_model.safetensors")
     assert "base_model.model.classifier.weight" in weights
     assert json.loads((run.adapter / "adapter_config.json").read_text())["modules_to_save"] == [
@@ -168,37 +95,36 @@ def test_labels_are_learnt_by_an_encoder_whose_head_is_kept_and_comes_back(bert,
 
 
 def plain_peft_gives_the_same_logits(run, base, ids):
-    """What somebody gets who follows the card, whose head is drawn anew, against what the app shows."""
+    """Return True if plain PEFT, used as the model card says, gives the logits of the app."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(99)
-    theirs = PeftModel.from_pretrained(
+    plain = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(COLOURS)),
         run.adapter,
     ).eval()
     with torch.inference_mode():
         return torch.allclose(
-            theirs(input_ids=ids).logits, load_adapted(run).model(input_ids=ids).logits, atol=1e-5
+            plain(input_ids=ids).logits, load_adapted(run).model(input_ids=ids).logits, atol=1e-5
         )
 
 
-def test_two_texts_are_told_apart_by_their_types(bert, tmp_path, write, monkeypatch):
-    seen = []
-    see_batches(monkeypatch, seen)
+def test_two_texts_have_different_token_types(bert, tmp_path, write, monkeypatch):
+    batches = record_batches(monkeypatch)
     run = operations.make_run(
         str(tmp_path / "run"),
         str(write("rows.json", pairs())),
         {"base_model": bert, "quantization": "none", "max_steps": 2},
     )["run"]
     operations.train(run)
-    ids, types = seen[0]["input_ids"][0].tolist(), seen[0]["token_type_ids"][0].tolist()
+    ids, types = batches[0]["input_ids"][0].tolist(), batches[0]["token_type_ids"][0].tolist()
     assert ids.index(3) + 1 == types.index(1), "the second text begins after the first [SEP]"
 
 
-def test_tags_are_learnt_by_an_encoder(bert, tmp_path, write):
+def test_an_encoder_learns_tags(bert, tmp_path, write):
     run, scores = trained(
-        tagged(), OFTEN.model_copy(update={"base_model": bert, "num_epochs": 6}), tmp_path, write
+        tagged(), REPEATED.model_copy(update={"base_model": bert, "num_epochs": 6}), tmp_path, write
     )
     assert scores["adapter"]["macro_f1"] > 0.95 > scores["base"]["macro_f1"] + 0.3
     [answer] = operations.compare(str(run.directory), ["a blue clock in Oslo"])["answers"]
@@ -215,15 +141,15 @@ def test_tags_are_learnt_by_an_encoder(bert, tmp_path, write):
 
 
 @pytest.mark.slow
-def test_labels_are_learnt_by_a_decoder_in_4_bit(tmp_path, write):
+def test_a_decoder_in_4_bit_learns_labels(tmp_path, write):
     recipe = Recipe(lora_rank=8, num_epochs=6, eval_split=0.2, batch_size=4)
     run, scores = trained(labelled(), recipe, tmp_path, write)
     assert scores["adapter"]["accuracy"] > 0.8 > scores["base"]["accuracy"]
     assert "base_model.model.score.weight" in load_file(run.adapter / "adapter_model.safetensors")
 
 
-def test_one_text_is_written_from_another(t5, tmp_path, write):
-    recipe = OFTEN.model_copy(
+def test_a_seq2seq_model_learns_to_translate(t5, tmp_path, write):
+    recipe = REPEATED.model_copy(
         update={
             "base_model": t5,
             "num_epochs": 60,
@@ -238,22 +164,22 @@ def test_one_text_is_written_from_another(t5, tmp_path, write):
     assert scores["adapter"]["loss"] < 0.2 * scores["base"]["loss"]
     answer = operations.compare(str(run.directory), ["the lamp is red"])["answers"][0]
     assert answer["adapter"].endswith("ist rot"), (
-        "the colour is translated; which thing it is, so small a model mixes up on some machines"
+        "on some machines, so small a model translates the colour but confuses the things"
     )
     assert "ist rot" not in answer["base"]
 
 
 @pytest.mark.parametrize(("rows", "task"), [(preferred(), "dpo"), (rated(), "kto")])
-def test_what_is_better_is_learnt_with_the_base_as_reference(
+def test_preferences_are_learned_with_the_base_model_as_reference(
     rows, task, tmp_path, write, monkeypatch
 ):
-    adapters = see_adapters(monkeypatch)
+    adapters = record_adapters(monkeypatch)
     recipe = Recipe(
         quantization="none", lora_rank=8, learning_rate=1e-3, num_epochs=2, batch_size=8
     )
     run, scores = trained(rows, recipe, tmp_path, write)
     assert adapters == {("default",)}, (
-        "there is no copy of the adapter in memory: the reference is the base"
+        "there is no copy of the adapter in memory: the reference is the base model"
     )
     happened = run.history()
     margins = [
@@ -261,21 +187,21 @@ def test_what_is_better_is_learnt_with_the_base_as_reference(
         for step in steps_of(happened)
         if "reward margin" in step.metrics
     ]
-    assert abs(margins[0]) < 0.05, "the adapter begins as the base"
+    assert abs(margins[0]) < 0.05, "the adapter starts as the base model"
     assert sum(margins[-3:]) / 3 > 0.3
     assert scores["base"]["margin"] == 0
     assert scores["adapter"]["margin"] > 0.3
     assert scores["intervals"]["adapter"]["margin"][0] > 0
     assert scores["general"]["agreement"] < 1
     assert sorted(path.name for path in run.adapter.iterdir() if path.is_dir()) == [], (
-        "no copy of the adapter is kept"
+        "no copy of the adapter is saved"
     )
     if task == "dpo":
         assert scores["adapter"]["preferred"] >= scores["base"]["preferred"]
 
 
-def see_adapters(monkeypatch):
-    """Which adapters the model has at each step of a training."""
+def record_adapters(monkeypatch):
+    """Return a set that receives the names of the model's adapters at each step."""
     from transformers import Trainer
 
     seen, step = set(), Trainer.training_step
@@ -299,7 +225,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_preview_is_the_batch(task, tmp_path, write, monkeypatch, request):
+def test_the_batch_equals_the_preview(task, tmp_path, write, monkeypatch, request):
     make_rows, model = TASKS[task]
     recipe = {
         "quantization": "none",
@@ -312,35 +238,34 @@ def test_the_preview_is_the_batch(task, tmp_path, write, monkeypatch, request):
     path = str(write("rows.json", make_rows()))
     checked = operations.check(path, recipe=recipe, rows_shown=200)
     assert checked["task"] == task
-    seen = []
-    see_batches(monkeypatch, seen)
+    batches = record_batches(monkeypatch)
     operations.train(operations.make_run(str(tmp_path / "run"), path, recipe)["run"])
-    assert sorted(shown_in(checked["examples"], task)) == sorted(
-        trained_in(seen[0], task, Run(tmp_path / "run"))
+    assert sorted(previewed_rows(checked["examples"], task)) == sorted(
+        rows_of_batch(batches[0], task, Run(tmp_path / "run"))
     )
 
 
-def shown_in(examples, task):
-    """Of each row of the preview how many tokens it has, which are trained, and what else is learnt."""
-    for one in examples:
-        fate = [trained for _, trained in one["tokens"]]
+def previewed_rows(examples, task):
+    """For each row of the preview: its number of tokens, trained tokens, and label."""
+    for row in examples:
+        mask = [trained for _, trained in row["tokens"]]
         match task:
             case "sequence-classification":
-                yield len(fate), one["label"]
+                yield len(mask), row["label"]
             case "token-classification":
-                yield len(fate), [tag for _, tag in one["tags"]]
+                yield len(mask), [tag for _, tag in row["tags"]]
             case "seq2seq-lm":
-                yield len(fate), [trained for _, trained in one["target"]]
+                yield len(mask), [trained for _, trained in row["target"]]
             case "dpo":
-                yield fate, [trained for _, trained in one["rejected"]]
+                yield mask, [trained for _, trained in row["rejected"]]
             case "kto":
-                yield fate, one["label"]
+                yield mask, row["label"]
             case "causal-lm":
-                yield (fate,)
+                yield (mask,)
 
 
-def trained_in(batch, task, run):
-    """The same of each row of a batch."""
+def rows_of_batch(batch, task, run):
+    """For each row of a batch, what `previewed_rows` yields."""
     labels = json.loads(run.path("data", "goal.json").read_text())["labels"]
     lengths = batch["attention_mask"].sum(1).tolist()
     marks = batch.get("completion_mask", batch.get("labels")).tolist()
@@ -370,16 +295,15 @@ def trained_in(batch, task, run):
                 yield ([mark != MASKED for mark in marks[at][: lengths[at]]],)
 
 
-def test_kto_gives_each_prompt_the_answer_of_the_row_before(
+def test_kto_pairs_each_prompt_with_the_answer_of_the_previous_row(
     tmp_path, write, monkeypatch, tokenizer
 ):
-    seen = []
-    see_batches(monkeypatch, seen)
+    batches = record_batches(monkeypatch)
     recipe = {"max_steps": 1, "batch_size": 4, "eval_split": 0.0, "lora_rank": 2}
     operations.train(
         operations.make_run(str(tmp_path / "run"), str(write("rows.json", rated())), recipe)["run"]
     )
-    batch = seen[0]
+    batch = batches[0]
 
     def answers(prefix):
         ids, masks = batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"]
@@ -389,32 +313,39 @@ def test_kto_gives_each_prompt_the_answer_of_the_row_before(
 
 
 @pytest.mark.parametrize(
-    ("rows", "recipe", "said"),
+    ("rows", "recipe", "part"),
     [
-        (
-            labelled,
-            {"task": "causal-lm"},
-            "Rows read as labelled text do not show what causal-lm learns. Set the task to sequence-classification",
-        ),
-        (
-            translated,
-            {"base_model": "bert"},
-            "Models of the kind 'bert' do not continue text, so they cannot learn to answer. They can learn",
-        ),
-        (lambda: [row | {"label": "same"} for row in labelled()], {}, "rows.json has one label"),
-        (rated, {"batch_size": 1}, "batch_size has to be 2"),
-        (preferred, {"method": "pissa"}, "PiSSA changes the base"),
-        (preferred, {"lora_rank": 128}, "high_rank_reason"),
+        (labelled, {"task": "causal-lm"}, "sequence-classification"),
+        (translated, {"base_model": "bert"}, "'bert'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(rows, recipe, said, tmp_path, write, bert):
-    recipe = recipe | ({"base_model": bert} if recipe.get("base_model") else {})
-    with pytest.raises(UserError, match=said):
+def test_a_task_that_rows_or_model_do_not_suit_is_rejected(
+    rows, recipe, part, tmp_path, write, bert
+):
+    recipe = recipe | ({"base_model": bert} if "base_model" in recipe else {})
+    with pytest.raises(UserError) as error:
         operations.make_run(str(tmp_path / "run"), str(write("rows.json", rows())), recipe)
+    assert part in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_head_cannot_be_deselected_and_a_wish_is_added_to_it(bert):
+@pytest.mark.parametrize(
+    ("rows", "recipe", "code"),
+    [
+        (lambda: [row | {"label": "same"} for row in labelled()], {}, "training.label_count"),
+        (rated, {"batch_size": 1}, "training.kto_batch_too_small"),
+        (preferred, {"method": "pissa"}, "recipe.red_line"),
+        (preferred, {"lora_rank": 128}, "recipe.red_line"),
+    ],
+)
+def test_a_recipe_that_does_not_suit_the_rows_is_rejected(rows, recipe, code, tmp_path, write):
+    with pytest.raises(UserError) as error:
+        operations.make_run(str(tmp_path / "run"), str(write("rows.json", rows())), recipe)
+    assert error.value.code == code
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_is_always_saved_and_other_modules_are_added_to_it(bert):
     from peft_space.models.architecture import linear_layers, modules_to_save
     from peft_space.models.resolve import find_base
 
@@ -423,7 +354,7 @@ def test_a_head_cannot_be_deselected_and_a_wish_is_added_to_it(bert):
     assert modules_to_save(Recipe(modules_to_save=["pooler"]), layers) == ["classifier", "pooler"]
 
 
-def test_the_scores_of_a_task_are_kept_in_its_run(bert, tmp_path, write):
+def test_the_scores_of_a_task_are_stored_in_its_run(bert, tmp_path, write):
     recipe = Recipe(base_model=bert, quantization="none", max_steps=1)
-    run, found = trained(labelled(), recipe, tmp_path, write)
-    assert read_scores(run).adapter.accuracy == found["adapter"]["accuracy"]
+    run, scores = trained(labelled(), recipe, tmp_path, write)
+    assert read_scores(run).adapter.accuracy == scores["adapter"]["accuracy"]

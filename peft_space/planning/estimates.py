@@ -1,0 +1,345 @@
+"""Estimates the memory and time of a training, and on which Space hardware it fits.
+
+The time is rough: arithmetic on tokens and parameters, and one small measurement of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peft_space import hardware
+from peft_space.data.arrow_store import Tokens
+from peft_space.data.batches import Examples
+from peft_space.data.table import Data
+from peft_space.errors import UserError
+from peft_space.estimation.hub_hardware import HARDWARE, SpaceHardware, zerogpu_hardware
+from peft_space.estimation.memory import changes_that_fit, estimate, estimate_within
+from peft_space.formatting import duration, gigabytes
+from peft_space.hardware import Device
+from peft_space.models.architecture import linear_layers
+from peft_space.models.loading import inference_dtype
+from peft_space.models.quantization import quantization_of
+from peft_space.models.resolve import find_base
+from peft_space.recipe import Recipe, Task
+from peft_space.runs.events import OnProgress, no_progress
+from peft_space.training.length_grouping import goes_by_length, padded_tokens
+from peft_space.training.prepare import Prepared, prepare
+from peft_space.training.trainers import steps_per_epoch, total_steps
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+EFFICIENCY = 0.5
+"""Share of the speed of bare matrix products that training reaches. torchtune's fastest setting of
+Llama 3.2 3B, 8,035 tokens/s, is 0.49 of an A100's data sheet; the built-in model reached 0.4 on a
+2-core CPU."""
+_EXTRA_FORWARDS: dict[Task, int] = {"dpo": 1, "kto": 3}
+"""Forward passes besides the trained one: of the reference, and for KTO both again with mismatched
+answers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes that a training needs here, and free bytes."""
+
+    total: int
+    free: int
+    parts: dict[str, int]
+    """Of `estimation.memory.MemoryEstimate`."""
+    to_fit: list[dict[str, Any]]
+    """If it does not fit: single changes that make it fit, each with `what` and its `total`."""
+    length: int
+    """Tokens of the longest row."""
+    gradient_checkpointing: bool
+    """Whether it is on, because the recipe says so or because it does not fit without."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Estimated seconds of a training, and the figures behind them."""
+
+    steps: int
+    tokens: float
+    """Per step, with padding."""
+    flops: float
+    """Floating-point operations per step."""
+    checkpointing: bool
+    """Whether the forward pass is counted twice."""
+    rate: float
+    """Operations per second of bare matrix products, measured here."""
+    step_seconds: float
+    seconds: float
+    """Of all steps and evaluations."""
+
+
+@dataclass(frozen=True)
+class OnSpace:
+    """Whether a training fits on one kind of hardware, and its minimum seconds, if known."""
+
+    name: str
+    title: str
+    memory: int
+    need: int
+    fits: bool
+    least_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimated memory and time.
+
+    `memory` is None and `spaces` is empty if the base model comes quantized, because the memory of
+    its layers is unknown.
+    """
+
+    memory: Memory | None
+    time: Time
+    spaces: list[OnSpace]
+
+
+def estimate_training(
+    data: Data,
+    recipe: Recipe,
+    held_out: Data | None = None,
+    column_mapping: dict | None = None,
+    on_progress: OnProgress = no_progress,
+) -> Estimates:
+    """Estimate what training `recipe` on these data needs. The arguments are those of `prepare`.
+
+    Raises:
+        UserError: if it cannot be trained at all.
+    """
+    prepared = prepare(data, recipe, held_out, column_mapping, on_progress)
+    on_progress(0.9, "Estimating memory and time")
+    return estimate_prepared(prepared, recipe)
+
+
+def estimate_prepared(
+    prepared: Prepared, recipe: Recipe, kinds: Sequence[SpaceHardware] = HARDWARE
+) -> Estimates:
+    """Estimate memory and time for data that are tokenized already.
+
+    Args:
+        prepared: the data.
+        recipe: the recipe.
+        kinds: the hardware to estimate for.
+    """
+    base, task = find_base(recipe.base_model, recipe.revision), prepared.task_spec.task
+    lengths = row_lengths(Examples(prepared.train).tokens, recipe)
+    longest, num_rows = int(lengths.max()), len(lengths)
+    memory = memory_here(recipe, base.config, task, longest, num_rows)
+    checkpointing = recipe.gradient_checkpointing == "on"
+    if memory:
+        checkpointing = memory.gradient_checkpointing
+    held_out_lengths = row_lengths(prepared.held_out, recipe)
+    time = _estimate_time(recipe, task, lengths, held_out_lengths, base.config, checkpointing)
+    spaces = []
+    if memory:
+        spaces = _on_spaces(recipe, base.config, task, longest, num_rows, time, kinds)
+    return Estimates(memory, time, spaces)
+
+
+def row_lengths(rows: Tokens, recipe: Recipe) -> np.ndarray:
+    """Return the tokens (N,) of each row after truncation; of two sequences, of the longer one."""
+    return np.minimum(rows.column("length"), recipe.max_length)
+
+
+# Memory
+
+
+def memory_here(
+    recipe: Recipe, config: PretrainedConfig, task: Task, length: int, num_rows: int | None = None
+) -> Memory | None:
+    """Estimate the memory of a training on this machine, or on the GPU that ZeroGPU assigns.
+
+    Args:
+        recipe: the recipe.
+        config: the base model's config.
+        task: the task to train.
+        length: tokens of the longest row.
+        num_rows: number of training rows, if known.
+
+    Returns:
+        The estimate, or None if the base model comes quantized.
+    """
+    if quantization_of(recipe, config) != recipe.quantization:
+        return None
+    layers = linear_layers(config, task)  # a new one: counting wraps the model
+    rows = _rows_at_once(recipe, task, num_rows)
+    target: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype()}
+    free = hardware.free_memory()
+    if kind := zerogpu_hardware():
+        target, free = {"device": kind.device, "dtype": "bfloat16"}, kind.usable
+    need, checkpointing = estimate_within(layers, recipe, rows, length, free, **target)
+    fit = []
+    if need.total > free:
+        switch = {"gradient_checkpointing": "on" if checkpointing else "off"}
+        changes = changes_that_fit(
+            layers, recipe.model_copy(update=switch), rows, length, free, **target
+        )
+        fit = [{"what": change.what, "total": change.estimate.total} for change in changes]
+    return Memory(need.total, free, asdict(need), fit, length, checkpointing)
+
+
+def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None) -> int:
+    rows = min(recipe.batch_size, num_rows or recipe.batch_size)
+    return rows * (2 if task == "dpo" else 1)  # both answers of each row
+
+
+def check_fits(memory: Memory | None) -> None:
+    """Check that a training fits in the free memory.
+
+    Raises:
+        UserError: if it does not. The message names changes that make it fit.
+    """
+    if memory and memory.total > memory.free:
+        raise UserError(
+            "planning.does_not_fit",
+            f"This does not fit: training needs about {gigabytes(memory.total)} of memory, and "
+            f"{gigabytes(memory.free)} are free here. {_remedy(memory)}",
+        )
+
+
+def _remedy(memory: Memory) -> str:
+    options = "; or ".join(f"{way['what']} ({gigabytes(way['total'])})" for way in memory.to_fit)
+    if options:
+        return f"It would fit with {options}."
+    return "No single change makes it fit: choose a smaller base model, or a larger machine."
+
+
+# Time
+
+
+def multiplied_parameters(config: PretrainedConfig, task: Task) -> int:
+    """Return the number of parameters that every token is multiplied with.
+
+    These are all parameters except the input embeddings, unless the head shares them. All experts
+    are counted, although a token uses few of them, so the time of such models is overestimated.
+    """
+    model = linear_layers(config, task).model
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    shared = head is not None and head.weight is embeddings
+    return model.num_parameters() - (0 if shared else embeddings.numel())
+
+
+def flops_a_token(parameters: int, task: Task, checkpointing: bool) -> int:
+    """Return the floating-point operations to train on one token.
+
+    Per parameter: 2 forward, 2 backward to the adapters, and 2 for the forward pass if it is
+    recomputed. The gradients of the base weights, another 2, are not computed. Counted as in arXiv
+    2001.08361, section 2.1, without attention's own products.
+    """
+    passes = 2 + checkpointing + _EXTRA_FORWARDS.get(task, 0)
+    return 2 * passes * parameters
+
+
+def num_evaluations(recipe: Recipe, num_rows: int) -> int:
+    """Return the number of evaluations of a whole training on `num_rows` rows."""
+    return total_steps(recipe, num_rows) // (recipe.eval_steps or steps_per_epoch(recipe, num_rows))
+
+
+def _estimate_time(
+    recipe: Recipe,
+    task: Task,
+    lengths: np.ndarray,
+    held_out_lengths: np.ndarray,
+    config: PretrainedConfig,
+    checkpointing: bool,
+) -> Time:
+    num_rows, step_rows = len(lengths), recipe.batch_size * recipe.gradient_accumulation_steps
+    rows = min(num_rows, step_rows)
+    grouped = goes_by_length(lengths, recipe, task)
+    row_tokens = padded_tokens(lengths, recipe.batch_size, step_rows if grouped else None)
+    steps, extra = total_steps(recipe, num_rows), _EXTRA_FORWARDS.get(task, 0)
+    token_flops = flops_a_token(multiplied_parameters(config, task), task, checkpointing)
+    flops = token_flops * row_tokens * rows * (2 if task == "dpo" else 1)
+    batch_tokens = round(row_tokens * min(num_rows, recipe.batch_size))
+    width = config.get_text_config().hidden_size
+    rate = hardware.flops_a_second(batch_tokens, width, inference_dtype())
+    step = flops / rate / EFFICIENCY
+    forward = (1 + extra) / (2 + checkpointing + extra)
+    held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size)
+    held_out_row = forward * step / rows * held_out_tokens / row_tokens
+    evaluations = num_evaluations(recipe, num_rows) * len(held_out_lengths) * held_out_row
+    seconds = steps * step + evaluations
+    return Time(steps, row_tokens * rows, flops, checkpointing, rate, step, seconds)
+
+
+# Spaces
+
+
+def _on_spaces(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    task: Task,
+    length: int,
+    num_rows: int,
+    time: Time,
+    kinds: Sequence[SpaceHardware],
+) -> list[OnSpace]:
+    layers, rows = linear_layers(config, task), _rows_at_once(recipe, task, num_rows)
+    asked, counted = (
+        flops_a_token(1, task, checkpointing)
+        for checkpointing in (recipe.gradient_checkpointing == "on", time.checkpointing)
+    )
+    minimum_flops = time.steps * time.flops * asked / counted
+
+    @cache
+    def need(device: Device, checkpointing: str) -> int:
+        changed = recipe.model_copy(update={"gradient_checkpointing": checkpointing})
+        dtype = "float32" if device == "cpu" else "bfloat16"
+        return estimate(layers, changed, rows, length, device, dtype).total
+
+    def on_space(kind: SpaceHardware) -> OnSpace:
+        needed = need(kind.device, recipe.gradient_checkpointing)
+        if recipe.gradient_checkpointing == "automatic" and needed > kind.usable:
+            needed = need(kind.device, "on")
+        seconds = minimum_flops / kind.teraflops / 1e12 if kind.teraflops else None
+        fits = needed <= kind.usable
+        return OnSpace(kind.name, kind.title, kind.usable, needed, fits, seconds)
+
+    return [on_space(kind) for kind in kinds]
+
+
+# Text
+
+
+def describe_estimates(estimates: Estimates) -> list[str]:
+    """Return a line about memory and a line about time."""
+    return [_describe_memory(estimates.memory), _describe_time(estimates.time)]
+
+
+def _describe_memory(memory: Memory | None) -> str:
+    if memory is None:
+        return "Memory: not estimated, because the base model comes quantized. Run a dry run."
+    device = "on the GPU that ZeroGPU assigns" if zerogpu_hardware() else "here"
+    largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
+    checkpointing = " with gradient checkpointing" if memory.gradient_checkpointing else ""
+    need = (
+        f"Memory: up to about {gigabytes(memory.total)}{checkpointing}, for rows of "
+        f"{memory.length:,} tokens ({parts})"
+    )
+    free = f"{gigabytes(memory.free)} are free {device}"
+    if memory.total <= memory.free:
+        return f"{need}. {free}."
+    return f"{need}, but only {free}: it does not fit. {_remedy(memory)}"
+
+
+def _describe_time(time: Time) -> str:
+    operations = f"{time.flops / 1e9:,.3g} GFLOP"
+    if zerogpu_hardware():
+        return (
+            f"Time: {time.steps:,} steps of {operations}. Run a dry run to measure how long they "
+            "take on the GPU that ZeroGPU assigns."
+        )
+    return (
+        f"Time: about {duration(time.seconds)} for {time.steps:,} steps of "
+        f"{duration(time.step_seconds)}. This is a rough estimate: {operations} per step at "
+        f"{EFFICIENCY:.0%} of the {time.rate / 1e9:,.3g} GFLOP/s of matrix products here."
+    )
