@@ -102,7 +102,7 @@ def load_base_model(
             raise
         logger.info("the weights of %s cannot be loaded", base.name, exc_info=error)
         reason = (
-            hub_error_reason(error, base.revision)
+            hub_error_reason(error, base.name, base.revision)
             or f"{first_line(error)} Download the model again, or choose one that is stored as safetensors"
         )
         raise UserError(

@@ -190,7 +190,7 @@ def _tokenizer(base: BaseModelRef, more: dict[str, Any]) -> Any:
             raise
         if has_vocabulary(*known, ()):
             reason = (
-                hub_error_reason(error, base.revision)
+                hub_error_reason(error, base.name, base.revision)
                 or f"{first_line(error)} Choose another base model"
             )
             raise UserError(
@@ -219,7 +219,7 @@ def _config(location: str, revision: str | None) -> Any:
         if as_user_error(error):
             raise
         reason = (
-            hub_error_reason(error, revision)
+            hub_error_reason(error, location, revision)
             or without_config(location, revision)
             or f"{first_line(error)} Choose another base model"
         )
@@ -228,35 +228,18 @@ def _config(location: str, revision: str | None) -> Any:
         ) from error
 
 
-def hub_error_reason(error: BaseException, revision: str | None) -> str | None:
-    """Why the Hub gave nothing or what it gave is refused, and what to do; None where the error is about something else."""
-    from huggingface_hub import errors
+def hub_error_reason(error: BaseException, name: str, revision: str | None) -> str | None:
+    """Return why the Hub did not deliver the base model, or why its code is rejected, else None."""
+    from peft_space.compat.huggingface_hub import explain_hub_error
 
-    causes = _chain(error)
-    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-        return "its authors ask for an agreement first. Accept it on the model's page on the Hub and sign in, then try again"
-    if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-        return f"it has no revision {revision!r}. Check the branch, tag or commit"
-    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-        return (
-            "the Hub knows no model of this name, or it is private. Check the spelling, or sign in"
-        )
     if "trust_remote_code" in str(error):
-        return "it needs code of its own to run, which is never allowed here. Choose a model that transformers supports"
-    if any(
-        isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled)
-        for cause in causes
-    ):
-        return OUT_OF_REACH
-    return None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and all that it was raised from."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    return causes
+        return (
+            "it requires its own code to run, which the app never allows. Choose a model that "
+            "transformers supports"
+        )
+    reasons = {"offline": OUT_OF_REACH, "unreachable": OUT_OF_REACH}
+    failure = explain_hub_error(error, name, "model", revision, reasons)  # type: ignore[arg-type]
+    return failure.reason if failure else None
 
 
 _LONGEST_REASON = 300

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from peft_space.compat import gradio_sessions
+from peft_space.compat import gradio as gradio_compat
 from peft_space.web.app import build
 
 
@@ -34,7 +34,7 @@ def sessions_of(app: App) -> list[tuple[str, Any]]:
 
 
 def test_a_session_of_the_page_keeps_no_settings_but_of_what_it_used():
-    app = App.create_app(build(), app_kwargs={"lifespan": gradio_sessions.lean})
+    app = App.create_app(build(), app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
         assert "[]" in asked(client, "v2/runs", owner="ab" * 8)
     ((_, session),) = sessions_of(app)
@@ -48,7 +48,7 @@ def test_what_a_handler_changed_in_a_session_is_kept_for_it_alone():
         gr.Button().click(
             lambda n: (n + 1, gr.Number(n + 1, minimum=n)), count, [count, box], api_name="more"
         )
-    app = App.create_app(blocks, app_kwargs={"lifespan": gradio_sessions.lean})
+    app = App.create_app(blocks, app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
         for session, times in (("first", 3), ("second", 1)):
             for _ in range(times):
