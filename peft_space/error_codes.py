@@ -10,6 +10,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The GPU or the machine ran out of memory.",
         "Choose a smaller batch size, a smaller length limit, nf4 quantization or a smaller base model.",
     ),
+    "machine.folder_not_empty": (
+        "The folder to create already exists and contains files.",
+        "Choose another folder, or empty it.",
+    ),
     # data
     # recipe
     # models

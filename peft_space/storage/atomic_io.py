@@ -1,14 +1,18 @@
-"""Writes that a kill or a power cut cannot halve: everything is on the disk before it takes its place under one name.
+"""Writes files and folders that are complete or absent, even after a kill or a power cut."""
 
-Knows nothing of what is written.
-"""
-
+import contextlib
+import hashlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from peft_space.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; a reader finds the old text or the new one."""
+    """Replace a file in one step: a reader sees the old text or the new text."""
     aside = path.with_name(f".{path.name}.new")
     try:
         with open(aside, "w", encoding="utf-8") as file:
@@ -22,24 +26,68 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_directory(
+    out: str | Path, advice: str = "Choose another folder.", private: bool = False
+) -> Iterator[Path]:
+    """Yield an empty folder that is renamed to `out` at the end, or removed after an error.
+
+    Args:
+        out: the folder to create; it may exist if it is empty.
+        advice: the last sentence of the error message.
+        private: keep the folder unreadable for other users of the machine.
+
+    Raises:
+        UserError: `out` already contains something.
+    """
+    target = Path(out).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        message = f"{out} already exists and is not empty. {advice}"
+        raise UserError("machine.folder_not_empty", message)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield aside
+        if not private:  # mkdtemp makes it private
+            aside.chmod(0o755)
+        atomic_rename(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def atomic_rename(aside: Path, target: Path) -> None:
-    """Let the folder `aside`, with all that is in it, take the name `target`, where there may be an empty folder. Raises OSError otherwise."""
+    """Rename a folder after its files are on the disk.
+
+    Args:
+        aside: the complete folder.
+        target: the new name; it may be an empty folder.
+
+    Raises:
+        OSError: `target` is a file or a folder that is not empty.
+    """
     sync_tree(aside)
     os.replace(aside, target)
     sync(target.parent)
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file of a folder, and which files there are, to the disk."""
+    """Flush every file of a folder and its directory entries to the disk."""
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
             sync(path)
 
 
 def sync(path: Path) -> None:
-    """Bring a file to the disk, or of a folder which names it holds."""
+    """Flush a file, or the directory entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What was worked out from data is kept whole, found again, and removed when nobody uses it; many at once do not trip over each other."""
+"""The content cache stores complete entries, reuses them and removes the least recently used."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def keys(number):
     return [f"{key:02x}" for key in range(number)]
 
 
-def test_what_a_killed_process_left_half_made_is_removed_by_the_next(tmp_path):
+def test_an_incomplete_entry_of_a_killed_process_is_removed(tmp_path):
     get_or_create("things", "a1", write)
     things = tmp_path / "home" / "cache" / "things"
     ended = subprocess.Popen(["true"])
@@ -28,24 +28,22 @@ def test_what_a_killed_process_left_half_made_is_removed_by_the_next(tmp_path):
     assert {path.name for path in things.iterdir()} == {"a1", "b2", f".making-{os.getpid()}-x"}
 
 
-def test_what_was_made_just_now_is_there_to_be_opened_however_much_others_make():
-    made = [get_or_create("things", key, write) for key in keys(30)]
-    assert all((folder / "whole").read_text() == "yes" for folder in made)
+def test_a_new_entry_stays_however_many_others_are_created():
+    folders = [get_or_create("things", key, write) for key in keys(30)]
+    assert all((folder / "whole").read_text() == "yes" for folder in folders)
 
 
-def test_of_what_nobody_uses_the_newest_stay():
-    made = [get_or_create("things", key, write) for key in keys(30)]
-    for age, folder in enumerate(reversed(made)):
+def test_the_most_recently_used_entries_stay():
+    folders = [get_or_create("things", key, write) for key in keys(30)]
+    for age, folder in enumerate(reversed(folders)):
         os.utime(folder, (time.time() - 100 - age,) * 2)
     last = get_or_create("things", "ff", write)
-    assert [folder for folder in made if folder.is_dir()] == made[19:]
+    assert [folder for folder in folders if folder.is_dir()] == folders[19:]
     assert last.is_dir()
 
 
-def test_many_who_make_and_remove_the_same_at_once_do_not_fail(monkeypatch):
-    monkeypatch.setattr(content_cache, "_SECONDS_TO_OPEN", -1)
+def test_concurrent_creation_and_removal_of_the_same_entries_does_not_fail(monkeypatch):
+    monkeypatch.setattr(content_cache, "_MIN_SECONDS_UNUSED", -1)
     with ThreadPoolExecutor(8) as pool:
-        assert (
-            len(list(pool.map(lambda key: get_or_create("things", key, write), keys(40) * 10)))
-            == 400
-        )
+        create = lambda key: get_or_create("things", key, write)  # noqa: E731
+        assert len(list(pool.map(create, keys(40) * 10))) == 400
