@@ -16,6 +16,7 @@ from peft_space.data.records import (
     UnpairedPreference,
 )
 from peft_space.data.schemas import Fix
+from peft_space.redaction import has_secret
 
 _MOST_ROWS = 100
 """Row numbers that a finding lists."""
@@ -135,22 +136,12 @@ class Findings:
         return found
 
 
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{50,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
-    r"|xox[baprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
-)
-_SECRET_HINTS = ("hf_", "sk-", "gh", "AKIA", "AIza", "xox", "PRIVATE KEY", "eyJ")
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _PLACEHOLDER = re.compile(
     r"\{\{\s*\w[\w .-]{0,40}\}\}|<(?:INSERT|YOUR)[ _][A-Z _]{2,30}>|\[(?:INSERT|YOUR)[ _][A-Z _a-z]{2,30}\]"
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u00bf]|\ufffd")
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
-
-
-def holds_secret(text: str) -> bool:
-    """Whether there is something in a text that looks like a key or a token."""
-    return any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text) is not None
 
 
 def texts_of(row: Row) -> Iterable[str]:
@@ -177,7 +168,7 @@ def inspect(row: Row) -> list[str]:
     )
     if ("{{" in text or "<" in text or "[" in text) and _PLACEHOLDER.search(text):
         found.append("placeholders")
-    if holds_secret(text):
+    if has_secret(text):
         found.append("secrets")
     if "@" in text and _EMAIL.search(text):
         found.append("emails")

@@ -108,12 +108,9 @@ def _found(adapter: str, scratch: Path) -> Path:
     if not settings.on_space() and os.path.isdir(path):
         return path
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+
+    from peft_space.compat.huggingface_hub import explain_hub_error
 
     try:
         if has_secret(adapter):
@@ -124,10 +121,13 @@ def _found(adapter: str, scratch: Path) -> Path:
             "todo",
             f"{adapter} on the Hub is no adapter that can be opened: it has no {_FILES[0]} or no {_FILES[1]}.",
         ) from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:
+        failure = explain_hub_error(error, adapter)
+        reason = f": {failure.reason}" if failure else ""
         raise UserError(
             "todo",
-            f"There is no adapter {adapter!r}, or the Hub cannot be reached. Give a Hub id like OWNER/NAME, a .zip, or a folder on your own machine.",
+            f"The adapter {adapter!r} cannot be opened{reason}. Give a Hub id like OWNER/NAME, "
+            "a .zip, or a folder on your own machine.",
         ) from error
 
 
