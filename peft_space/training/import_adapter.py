@@ -22,7 +22,7 @@ from peft_space.models.resolve import DEMO_MODEL, find_base, model_name, pin_rev
 from peft_space.recipe import Recipe, make_recipe
 from peft_space.redaction import has_secret
 from peft_space.runs.events import OnProgress, no_progress
-from peft_space.runs.plan import Plan, as_asked, write_plan
+from peft_space.runs.plan import Plan, plan_fields_of, write_plan
 from peft_space.runs.run import Run
 from peft_space.training.prepare import prepare
 
@@ -285,6 +285,6 @@ def _plan(recipe: Recipe, base: Any, goal: Any, num_wrapped: int, run: Run) -> P
     return Plan(
         device="", device_name="another machine", compute_dtype="float32", threads=1, why="It was made elsewhere.", base_name=base.name,
         base_revision=base.revision, base_on_hub=base.on_hub, task=goal.task, labels=goal.labels, target_modules=list(recipe.target_modules),
-        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known", **as_asked(recipe),
+        num_wrapped=num_wrapped, trainable_parameters=trainable, all_parameters=total, learning_rate=0.0, learning_rate_why="not known", **plan_fields_of(recipe),
         versions=versions,
     )  # fmt: skip

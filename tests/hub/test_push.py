@@ -20,14 +20,14 @@ from peft_space.export.model_card import write_card
 from peft_space.hub import push as hub_push
 from peft_space.recipe import Recipe
 from peft_space.runs import events
-from peft_space.runs.plan import Plan, as_asked, write_plan
+from peft_space.runs.plan import Plan, plan_fields_of, write_plan
 from peft_space.runs.run import Run
 from tests.conftest import READER, WRITER
 from tests.fixtures.fake_hub import GITATTRIBUTES
 
 PLAN = Plan(
     device="cpu", device_name="a CPU", compute_dtype="float32", threads=1, why="", base_name="peft_space/demo/model", base_revision=None,
-    target_modules=["q_proj"], num_wrapped=2, trainable_parameters=100, all_parameters=1000, learning_rate=1e-3, learning_rate_why="chosen", **as_asked(Recipe()),
+    target_modules=["q_proj"], num_wrapped=2, trainable_parameters=100, all_parameters=1000, learning_rate=1e-3, learning_rate_why="chosen", **plan_fields_of(Recipe()),
     versions={"peft": "0"},
 )  # fmt: skip
 
