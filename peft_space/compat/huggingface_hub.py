@@ -9,41 +9,41 @@ from huggingface_hub._jobs_api import TERMINAL_JOB_STAGES, JobHardwareInfo
 
 __all__ = [
     "TERMINAL_JOB_STAGES",
-    "FailureKind",
+    "FailureCode",
     "HubFailure",
     "JobHardwareInfo",
     "explain_hub_error",
-    "unreachable",
+    "hub.unreachable",
 ]
 
-FailureKind = Literal[
-    "no_token",
-    "offline",
-    "gated",
-    "no_revision",
-    "not_found",
-    "unauthorized",
-    "payment_required",
-    "forbidden",
-    "rate_limited",
-    "server_error",
-    "refused",
-    "unreachable",
+FailureCode = Literal[
+    "hub.no_token",
+    "hub.offline",
+    "hub.gated",
+    "hub.no_revision",
+    "hub.not_found",
+    "hub.unauthorized",
+    "hub.payment_required",
+    "hub.forbidden",
+    "hub.rate_limited",
+    "hub.server_error",
+    "hub.refused",
+    "hub.unreachable",
 ]
-_BY_STATUS: dict[int, FailureKind] = {
-    401: "unauthorized",
-    402: "payment_required",
-    403: "forbidden",
-    404: "not_found",
-    429: "rate_limited",
+_BY_STATUS: dict[int, FailureCode] = {
+    401: "hub.unauthorized",
+    402: "hub.payment_required",
+    403: "hub.forbidden",
+    404: "hub.not_found",
+    429: "hub.rate_limited",
 }
-_NO_REASONS: Mapping[FailureKind, str] = {}
+_NO_REASONS: Mapping[FailureCode, str] = {}
 
 
 class HubFailure(NamedTuple):
     """Why the Hub did not do what the app asked."""
 
-    kind: FailureKind
+    code: FailureCode
     reason: str
     """Completes the sentence "X failed: …"; it says what to do and has no period at its end."""
 
@@ -53,7 +53,7 @@ def explain_hub_error(
     repo: str,
     repo_type: Literal["model", "dataset"] = "model",
     revision: str | None = None,
-    reasons: Mapping[FailureKind, str] = _NO_REASONS,
+    reasons: Mapping[FailureCode, str] = _NO_REASONS,
 ) -> HubFailure | None:
     """Return what an exception of the Hub's client means.
 
@@ -61,46 +61,46 @@ def explain_hub_error(
         error: the exception, or one that was raised from it.
         repo: the repository that was asked for.
         revision: the branch, tag or commit that was asked for.
-        reasons: replace the reasons of these kinds.
+        reasons: replace the reasons of these failures.
 
     Returns:
         None if the exception has nothing to do with the Hub or the network.
     """
     causes = _causes(error)
-    kind, response = _classify(causes)
-    if kind is None:
+    code, response = _classify(causes)
+    if code is None:
         return None
     status = response.response.status_code if response else None
     message = response.server_message if response else None
-    all_reasons: dict[FailureKind, str] = {
-        "no_token": "there is no Hub token. Paste one with write access, or sign in with "
+    all_reasons: dict[FailureCode, str] = {
+        "hub.no_token": "there is no Hub token. Paste one with write access, or sign in with "
         "`hf auth login`",
-        "offline": "HF_HUB_OFFLINE is set, and the file is not in the local cache. Unset it and "
+        "hub.offline": "HF_HUB_OFFLINE is set, and the file is not in the local cache. Unset it and "
         "try again",
-        "gated": f"its authors require an agreement first. Accept it on the {repo_type}'s page "
+        "hub.gated": f"its authors require an agreement first. Accept it on the {repo_type}'s page "
         "on the Hub and sign in, then try again",
-        "no_revision": f"it has no revision {revision!r}. Check the branch, tag or commit",
-        "not_found": f"the Hub has no {repo_type} {repo!r}, or the token has no access to it. "
+        "hub.no_revision": f"it has no revision {revision!r}. Check the branch, tag or commit",
+        "hub.not_found": f"the Hub has no {repo_type} {repo!r}, or the token has no access to it. "
         "Check the name and the token, or sign in",
-        "unauthorized": "the Hub does not accept the token. Create one with write access on the "
+        "hub.unauthorized": "the Hub does not accept the token. Create one with write access on the "
         "Hub's settings page and try again",
-        "payment_required": f"the Hub requires a payment ({message or 'it gives no reason'}). "
+        "hub.payment_required": f"the Hub requires a payment ({message or 'it gives no reason'}). "
         "Check the billing page of the Hub's settings",
-        "forbidden": f"the token has no write access to {repo!r}. Use a token with write access "
+        "hub.forbidden": f"the token has no write access to {repo!r}. Use a token with write access "
         "to that owner, or choose another owner",
-        "rate_limited": "the Hub received too many requests. Wait a few minutes and try again",
-        "server_error": f"the Hub reported an internal error ({status}). Try again in a few "
+        "hub.rate_limited": "the Hub received too many requests. Wait a few minutes and try again",
+        "hub.server_error": f"the Hub reported an internal error ({status}). Try again in a few "
         "minutes",
-        "refused": f"the Hub rejected the request ({status}: {message or 'it gives no reason'})",
-        "unreachable": unreachable(causes[-1]).reason,
+        "hub.refused": f"the Hub rejected the request ({status}: {message or 'it gives no reason'})",
+        "hub.unreachable": unreachable(causes[-1]).reason,
     }
-    return HubFailure(kind, (all_reasons | dict(reasons))[kind])
+    return HubFailure(code, (all_reasons | dict(reasons))[code])
 
 
 def unreachable(error: BaseException) -> HubFailure:
     """The failure of a request that the Hub never answered."""
     reason = f"the Hub cannot be reached ({type(error).__name__}). Check the network and try again"
-    return HubFailure("unreachable", reason)
+    return HubFailure("hub.unreachable", reason)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -113,26 +113,28 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _classify(
     causes: list[BaseException],
-) -> tuple[FailureKind | None, errors.HfHubHTTPError | None]:
-    """The kind of failure, and the answer of the Hub if there was one."""
-    by_class: tuple[tuple[type[BaseException], FailureKind], ...] = (
-        (errors.LocalTokenNotFoundError, "no_token"),
-        (errors.OfflineModeIsEnabled, "offline"),
-        (errors.GatedRepoError, "gated"),
-        (errors.RevisionNotFoundError, "no_revision"),
+) -> tuple[FailureCode | None, errors.HfHubHTTPError | None]:
+    """The code of the failure, and the answer of the Hub if there was one."""
+    by_class: tuple[tuple[type[BaseException], FailureCode], ...] = (
+        (errors.LocalTokenNotFoundError, "hub.no_token"),
+        (errors.OfflineModeIsEnabled, "hub.offline"),
+        (errors.GatedRepoError, "hub.gated"),
+        (errors.RevisionNotFoundError, "hub.no_revision"),
     )
-    for cls, kind in by_class:
+    for cls, code in by_class:
         if any(isinstance(cause, cls) for cause in causes):
-            return kind, None
+            return code, None
     response = next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
     if isinstance(response, errors.RepositoryNotFoundError):
-        return "not_found", response  # also with status 401: the Hub hides private repositories
+        return "hub.not_found", response  # also with status 401: the Hub hides private repositories
     if response is not None:
         status = response.response.status_code
-        return _BY_STATUS.get(status, "server_error" if status >= 500 else "refused"), response
+        return _BY_STATUS.get(
+            status, "hub.server_error" if status >= 500 else "hub.refused"
+        ), response
     if any(
         isinstance(cause, errors.LocalEntryNotFoundError | httpx2.HTTPError | ConnectionError)
         for cause in causes
     ):
-        return "unreachable", None
+        return "hub.unreachable", None
     return None, None

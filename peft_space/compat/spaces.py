@@ -3,13 +3,13 @@
 import re
 from typing import Literal, NamedTuple
 
-GpuErrorKind = Literal[
-    "illegal_duration",
-    "quota_exceeded",
-    "no_gpu_available",
-    "sign_in_expired",
-    "gpu_taken_away",
-    "visitor_left",
+GpuErrorCode = Literal[
+    "runtime.gpu_illegal_duration",
+    "runtime.gpu_quota_exceeded",
+    "runtime.no_gpu_available",
+    "runtime.sign_in_expired",
+    "runtime.gpu_taken_away",
+    "runtime.visitor_left",
 ]
 
 
@@ -19,24 +19,24 @@ class GpuError(NamedTuple):
     `requested` and `left` are seconds of the visitor's quota, where `spaces` reports them.
     """
 
-    kind: GpuErrorKind
+    code: GpuErrorCode
     requested: int | None = None
     left: int | None = None
 
 
 #: Exact titles of `spaces`' errors.
-TITLES: dict[str, GpuErrorKind] = {
-    "ZeroGPU illegal duration": "illegal_duration",
-    "ZeroGPU quota exceeded": "quota_exceeded",
-    "ZeroGPU pending credits exceeded": "quota_exceeded",
-    "ZeroGPU queue timeout": "no_gpu_available",
-    "ZeroGPU worker error": "gpu_taken_away",
+TITLES: dict[str, GpuErrorCode] = {
+    "ZeroGPU illegal duration": "runtime.gpu_illegal_duration",
+    "ZeroGPU quota exceeded": "runtime.gpu_quota_exceeded",
+    "ZeroGPU pending credits exceeded": "runtime.gpu_quota_exceeded",
+    "ZeroGPU queue timeout": "runtime.no_gpu_available",
+    "ZeroGPU worker error": "runtime.gpu_taken_away",
 }
 #: Parts of the messages of errors that have another title, or none.
-MESSAGES: dict[str, GpuErrorKind] = {
-    "No GPU was available": "no_gpu_available",
-    "Expired ZeroGPU proxy token": "sign_in_expired",
-    "Connection closed by visitor": "visitor_left",
+MESSAGES: dict[str, GpuErrorCode] = {
+    "No GPU was available": "runtime.no_gpu_available",
+    "Expired ZeroGPU proxy token": "runtime.sign_in_expired",
+    "Connection closed by visitor": "runtime.visitor_left",
 }
 _QUOTA = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)")
 
@@ -44,8 +44,8 @@ _QUOTA = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)")
 def parse_gpu_error(error: BaseException) -> GpuError | None:
     """Return what an error of `spaces` means; None for any other error."""
     title, message = getattr(error, "title", ""), str(getattr(error, "message", error))
-    in_message = (kind for part, kind in MESSAGES.items() if part in message)
-    if kind := TITLES.get(title) or next(in_message, None):
+    in_message = (code for part, code in MESSAGES.items() if part in message)
+    if code := TITLES.get(title) or next(in_message, None):
         quota = _QUOTA.search(message) if title == "ZeroGPU quota exceeded" else None
-        return GpuError(kind, *map(int, quota.groups())) if quota else GpuError(kind)
+        return GpuError(code, *map(int, quota.groups())) if quota else GpuError(code)
     return None

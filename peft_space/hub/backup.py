@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
 from peft_space import settings
-from peft_space.compat.huggingface_hub import FailureKind
+from peft_space.compat.huggingface_hub import FailureCode
 from peft_space.errors import UserError
 from peft_space.formatting import gigabytes
 from peft_space.hub.client import open_client, translate_errors
@@ -262,16 +262,16 @@ def _create_or_open(repository: RunRepository) -> dict[str, str]:
     return repository.run_files()
 
 
-def _reading(repo: str) -> dict[FailureKind, str]:
+def _reading(repo: str) -> dict[FailureCode, str]:
     """Why a stored run cannot be read."""
     advice = (
         "Use a token of its owner with read access: signing in on a Space gives access only to "
         "what was saved from there"
     )
     return {
-        "unauthorized": f"the Hub does not accept the token for the dataset {repo!r}. {advice}",
-        "forbidden": f"the token has no access to the dataset {repo!r}. {advice}",
-        "not_found": f"the Hub has no dataset {repo!r}, or the token has no access to it. Check "
+        "hub.unauthorized": f"the Hub does not accept the token for the dataset {repo!r}. {advice}",
+        "hub.forbidden": f"the token has no access to the dataset {repo!r}. {advice}",
+        "hub.not_found": f"the Hub has no dataset {repo!r}, or the token has no access to it. Check "
         f"the name. {advice}",
     }
 

@@ -8,11 +8,11 @@ from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import validate_repo_id
 
 from peft_space import settings
-from peft_space.compat.huggingface_hub import FailureKind, explain_hub_error, unreachable
+from peft_space.compat.huggingface_hub import FailureCode, explain_hub_error, unreachable
 from peft_space.errors import UserError, as_user_error
 from peft_space.redaction import has_secret
 
-_NO_REASONS: Mapping[FailureKind, str] = {}
+_NO_REASONS: Mapping[FailureCode, str] = {}
 
 
 def open_client(repo: str, token: str | None) -> HfApi:
@@ -53,7 +53,7 @@ def check_token(token: str | None) -> None:
 
 @contextlib.contextmanager
 def translate_errors(
-    repo: str, failed: str, unchanged: str = "", reasons: Mapping[FailureKind, str] = _NO_REASONS
+    repo: str, failed: str, unchanged: str = "", reasons: Mapping[FailureCode, str] = _NO_REASONS
 ) -> Iterator[None]:
     """Turn the errors of the Hub's client and of the network into a UserError.
 
@@ -70,7 +70,7 @@ def translate_errors(
             raise user_error from None
         failure = explain_hub_error(error, repo, reasons=reasons) or unreachable(error)
         message = f"{failed}: {failure.reason}. {unchanged}".strip()
-        raise UserError(f"hub.{failure.kind}", message) from None
+        raise UserError(failure.code, message) from None
 
 
 def _is_repository_name(repo: str) -> bool:

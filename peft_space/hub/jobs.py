@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, JobInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from pydantic import ValidationError
 
-from peft_space.compat.huggingface_hub import TERMINAL_JOB_STAGES, FailureKind, JobHardwareInfo
+from peft_space.compat.huggingface_hub import TERMINAL_JOB_STAGES, FailureCode, JobHardwareInfo
 from peft_space.errors import UserError
 from peft_space.estimation.hub_hardware import TERAFLOPS, HardwareOffer, SpaceHardware
 from peft_space.formatting import duration
@@ -433,10 +433,10 @@ def _events_of_lost_job(
 
 
 def _hub_errors(repo: str, failed: str) -> AbstractContextManager[None]:
-    reasons: dict[FailureKind, str] = {
-        "payment_required": "your account has no credit for jobs. Add some on the Hub's billing "
+    reasons: dict[FailureCode, str] = {
+        "hub.payment_required": "your account has no credit for jobs. Add some on the Hub's billing "
         "page",
-        "forbidden": "the token has no permission for this. It needs write access and the right "
+        "hub.forbidden": "the token has no permission for this. It needs write access and the right "
         "to run jobs",
     }
     return translate_errors(repo, failed, reasons=reasons)

@@ -237,7 +237,7 @@ def hub_error_reason(error: BaseException, name: str, revision: str | None) -> s
             "it requires its own code to run, which the app never allows. Choose a model that "
             "transformers supports"
         )
-    reasons = {"offline": OUT_OF_REACH, "unreachable": OUT_OF_REACH}
+    reasons = {"hub.offline": OUT_OF_REACH, "hub.unreachable": OUT_OF_REACH}
     failure = explain_hub_error(error, name, "model", revision, reasons)  # type: ignore[arg-type]
     return failure.reason if failure else None
 

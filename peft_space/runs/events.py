@@ -99,7 +99,7 @@ class Step(_Event):
 
 
 class Evaluated(_Event):
-    """Mean loss on the held-out rows: DPO or KTO loss, else nats per trained token, tag or label."""
+    """Mean loss on the held-out rows: DPO or KTO loss, else nats per token, tag or label."""
 
     event: Literal["Evaluated"] = "Evaluated"
     attempt: int

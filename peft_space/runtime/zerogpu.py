@@ -309,29 +309,29 @@ def gpu_error(error: Exception, limit: int, again: str = "resume") -> tuple[str,
             return user_error.code, str(user_error)
         logger.exception("a slice failed", exc_info=error)
         return "runtime.slice_failed", user_message(error)
-    if gpu.kind == "quota_exceeded" and gpu.left is not None:
+    if gpu.code == "runtime.gpu_quota_exceeded" and gpu.left is not None:
         message = (
             f"Your GPU quota is used up: {gpu.requested} s were requested and {gpu.left} s are "
             f"left. When you have more, {again}."
         )
-    elif gpu.kind == "gpu_taken_away" and again == "resume":
+    elif gpu.code == "runtime.gpu_taken_away" and again == "resume":
         message = (
             "The GPU was taken away before the end of the slice. Everything up to the last "
             "checkpoint is saved: resume the training."
         )
     else:
         message = {
-            "illegal_duration": f"ZeroGPU does not grant a GPU for {limit} s at once. Choose "
+            "runtime.gpu_illegal_duration": f"ZeroGPU does not grant a GPU for {limit} s at once. Choose "
             f"shorter slices, then {again}.",
-            "quota_exceeded": "Your GPU quota is used up, or you are not signed in. Sign in, or "
+            "runtime.gpu_quota_exceeded": "Your GPU quota is used up, or you are not signed in. Sign in, or "
             f"wait until you have more, then {again}.",
-            "no_gpu_available": "No GPU was available within a minute. Wait a little, "
+            "runtime.no_gpu_available": "No GPU was available within a minute. Wait a little, "
             f"then {again}.",
-            "sign_in_expired": "Your sign-in on this page has expired. Reload the page, "
+            "runtime.sign_in_expired": "Your sign-in on this page has expired. Reload the page, "
             f"then {again}.",
-            "gpu_taken_away": "The GPU was taken away before the end of the slice. Please "
+            "runtime.gpu_taken_away": "The GPU was taken away before the end of the slice. Please "
             f"{again}.",
-            "visitor_left": "The page was closed while it waited for a GPU. Please "
+            "runtime.visitor_left": "The page was closed while it waited for a GPU. Please "
             f"{again}; it continues from here.",
-        }[gpu.kind]
-    return f"runtime.gpu_{gpu.kind.removeprefix('gpu_')}", message
+        }[gpu.code]
+    return gpu.code, message

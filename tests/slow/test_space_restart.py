@@ -15,7 +15,7 @@ from peft_space.runtime import machine_queue
 from peft_space.web.context import owner_of
 from tests.fixtures.app_process import App
 from tests.runtime.test_machine_queue import end_everything
-from tests.runtime.test_worker_pool import wait_for
+from tests.fixtures.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 RECIPE = {"max_steps": 60, "num_epochs": 8, "save_steps": 5, "compute_dtype": "float32"}

@@ -204,7 +204,7 @@ def _reason(dataset: HubDataset, error: BaseException) -> str:
 
     name, revision = dataset.name, dataset.revision
     failure = explain_hub_error(error, name, "dataset", revision)
-    if "gated" in str(error) and (failure is None or failure.kind != "not_found"):
+    if "gated" in str(error) and (failure is None or failure.code != "hub.not_found"):
         return (
             "its authors require an agreement first. Accept it on the dataset's page on the Hub "
             "and sign in, then try again"
