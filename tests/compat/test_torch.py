@@ -5,10 +5,7 @@ import os
 import pytest
 import torch
 
-from peft_space.compat.torch import (
-    is_cpu_out_of_memory,
-    is_gpu_out_of_memory,
-)
+from peft_space.compat.torch import is_cpu_out_of_memory, is_gpu_out_of_memory, is_write_failure
 from peft_space.errors import as_user_error
 
 
