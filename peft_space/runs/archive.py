@@ -21,8 +21,8 @@ from peft_space.storage import atomic_io
 
 #: The manifest's file, and the folder next to it with the run's files.
 MANIFEST, FOLDER = "archive.json", "run/"
-#: The size of the manifest itself; it has about 150 bytes for each file.
-_MAX_FILES, _MAX_MANIFEST_BYTES = 10_000, 4_000_000
+#: Limits. A manifest has about 150 bytes for each file.
+MAX_FILES, _MAX_MANIFEST_BYTES = 10_000, 4_000_000
 #: A text file of a run is smaller than this. Weights and rows may be larger.
 _MAX_TEXT_BYTES = 200e6
 _BINARY = (".safetensors", ".pt", ".pth", ".bin", ".arrow")
@@ -46,7 +46,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    files: dict[str, str] = Field(max_length=_MAX_FILES)
+    files: dict[str, str] = Field(max_length=MAX_FILES)
     """Path in the run -> SHA-256."""
 
     def to_bytes(self) -> bytes:
@@ -186,8 +186,8 @@ def check_sizes(sizes: Mapping[str, int], limit: float, source: str) -> None:
     Raises:
         UserError: there are more files, or larger ones, than a run can have.
     """
-    if len(sizes) > _MAX_FILES:
-        problem = f"the archive has {len(sizes):,} files, and a run has at most {_MAX_FILES:,}"
+    if len(sizes) > MAX_FILES:
+        problem = f"the archive has {len(sizes):,} files, and a run has at most {MAX_FILES:,}"
         raise _too_large(source, problem)
     for name, size in sizes.items():
         small = _MAX_MANIFEST_BYTES if name == MANIFEST else _MAX_TEXT_BYTES

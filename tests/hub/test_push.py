@@ -171,7 +171,10 @@ def test_the_front_matter_names_a_base_model_on_the_hub(the_hub, push, run, tmp_
     )
 
 
-DOWNLOAD = "import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1], local_dir=sys.argv[2], token=sys.argv[3]))"
+DOWNLOAD = (
+    "import sys, huggingface_hub as h; "
+    "h.snapshot_download(sys.argv[1], local_dir=sys.argv[2], token=sys.argv[3])"
+)
 
 
 def test_the_pushed_adapter_loads_with_peft_and_gives_the_same_logits(
