@@ -81,7 +81,7 @@ def visitor(app: App) -> Client:
     return Client(app.url, verbose=False, download_files=False, analytics_enabled=False)
 
 
-def test_five_runs_of_three_visitors_survive_two_restarts_and_compare_beside_a_training_keeps_within_the_memory(
+def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(
     space, monkeypatch
 ):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
@@ -152,11 +152,11 @@ def restart_during(run: Run, app: App, runs: list[Run]) -> None:
     app.start()
 
 
-def test_the_home_of_the_rehearsal_is_not_mounted_and_the_page_says_so(space):
+def test_the_page_warns_that_home_is_not_on_a_mounted_volume(space):
     assert "The disk of this Space is not kept" in str(visitor(space).config)
 
 
-def test_every_run_lies_under_the_one_home(space, monkeypatch):
+def test_every_run_is_stored_under_home(space, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
     started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/start")
     folder = Path(owner_directory(owner_of(started["owner"]))) / started["run"]
