@@ -1,4 +1,4 @@
-"""One child process creates a run and trains it; the parent stays light, and a kill leaves no lock."""
+"""One child creates a run and trains it; the parent stays light, and a kill frees the lock."""
 
 import contextlib
 import json
