@@ -8,7 +8,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "machine.out_of_memory": (
         "The GPU or the machine ran out of memory.",
-        "Choose a smaller batch size, a smaller length limit, nf4 quantization or a smaller base model.",
+        "Choose a smaller batch size, a smaller length limit, nf4 quantization or a smaller base "
+        "model.",
     ),
     "machine.folder_not_empty": (
         "The folder to create already exists and contains files.",

@@ -13,7 +13,7 @@ __all__ = [
     "HubFailure",
     "JobHardwareInfo",
     "explain_hub_error",
-    "hub.unreachable",
+    "unreachable",
 ]
 
 FailureCode = Literal[
@@ -75,23 +75,24 @@ def explain_hub_error(
     all_reasons: dict[FailureCode, str] = {
         "hub.no_token": "there is no Hub token. Paste one with write access, or sign in with "
         "`hf auth login`",
-        "hub.offline": "HF_HUB_OFFLINE is set, and the file is not in the local cache. Unset it and "
+        "hub.offline": "HF_HUB_OFFLINE is set, and the file is not in the cache. Unset it and "
         "try again",
         "hub.gated": f"its authors require an agreement first. Accept it on the {repo_type}'s page "
         "on the Hub and sign in, then try again",
         "hub.no_revision": f"it has no revision {revision!r}. Check the branch, tag or commit",
         "hub.not_found": f"the Hub has no {repo_type} {repo!r}, or the token has no access to it. "
         "Check the name and the token, or sign in",
-        "hub.unauthorized": "the Hub does not accept the token. Create one with write access on the "
-        "Hub's settings page and try again",
+        "hub.unauthorized": "the Hub does not accept the token. Create one with write access "
+        "on the Hub's settings page and try again",
         "hub.payment_required": f"the Hub requires a payment ({message or 'it gives no reason'}). "
         "Check the billing page of the Hub's settings",
-        "hub.forbidden": f"the token has no write access to {repo!r}. Use a token with write access "
-        "to that owner, or choose another owner",
+        "hub.forbidden": f"the token has no write access to {repo!r}. Use a token with write "
+        "access to that owner, or choose another owner",
         "hub.rate_limited": "the Hub received too many requests. Wait a few minutes and try again",
         "hub.server_error": f"the Hub reported an internal error ({status}). Try again in a few "
         "minutes",
-        "hub.refused": f"the Hub rejected the request ({status}: {message or 'it gives no reason'})",
+        "hub.refused": f"the Hub rejected the request "
+        f"({status}: {message or 'it gives no reason'})",
         "hub.unreachable": unreachable(causes[-1]).reason,
     }
     return HubFailure(code, (all_reasons | dict(reasons))[code])

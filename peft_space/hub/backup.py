@@ -271,8 +271,8 @@ def _reading(repo: str) -> dict[FailureCode, str]:
     return {
         "hub.unauthorized": f"the Hub does not accept the token for the dataset {repo!r}. {advice}",
         "hub.forbidden": f"the token has no access to the dataset {repo!r}. {advice}",
-        "hub.not_found": f"the Hub has no dataset {repo!r}, or the token has no access to it. Check "
-        f"the name. {advice}",
+        "hub.not_found": f"the Hub has no dataset {repo!r}, or the token has no access to it. "
+        f"Check the name. {advice}",
     }
 
 

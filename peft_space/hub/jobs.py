@@ -434,9 +434,9 @@ def _events_of_lost_job(
 
 def _hub_errors(repo: str, failed: str) -> AbstractContextManager[None]:
     reasons: dict[FailureCode, str] = {
-        "hub.payment_required": "your account has no credit for jobs. Add some on the Hub's billing "
-        "page",
-        "hub.forbidden": "the token has no permission for this. It needs write access and the right "
-        "to run jobs",
+        "hub.payment_required": "your account has no credit for jobs. Add some on the Hub's "
+        "billing page",
+        "hub.forbidden": "the token has no permission for this. It needs write access and the "
+        "right to run jobs",
     }
     return translate_errors(repo, failed, reasons=reasons)

@@ -321,10 +321,10 @@ def gpu_error(error: Exception, limit: int, again: str = "resume") -> tuple[str,
         )
     else:
         message = {
-            "runtime.gpu_illegal_duration": f"ZeroGPU does not grant a GPU for {limit} s at once. Choose "
-            f"shorter slices, then {again}.",
-            "runtime.gpu_quota_exceeded": "Your GPU quota is used up, or you are not signed in. Sign in, or "
-            f"wait until you have more, then {again}.",
+            "runtime.gpu_illegal_duration": f"ZeroGPU does not grant a GPU for {limit} s at once. "
+            f"Choose shorter slices, then {again}.",
+            "runtime.gpu_quota_exceeded": "Your GPU quota is used up, or you are not signed in. "
+            f"Sign in, or wait until you have more, then {again}.",
             "runtime.no_gpu_available": "No GPU was available within a minute. Wait a little, "
             f"then {again}.",
             "runtime.sign_in_expired": "Your sign-in on this page has expired. Reload the page, "

@@ -1,4 +1,4 @@
-"""PyTorch and safetensors still report memory and disk problems in the texts that the app parses."""
+"""PyTorch and safetensors still report full memory and disks in the texts that the app parses."""
 
 import os
 

@@ -184,7 +184,7 @@ def test_a_job_pauses_before_its_time_limit_and_loses_nothing(jobs_hub, job, row
 def test_a_training_that_fails_in_a_job_reports_its_own_error(jobs_hub, job, rows, tmp_path):
     run = make_run(tmp_path / "run", rows, RECIPE)
     run.path("data", "about.json").write_text("{")
-    status, out, err = done(job(run, "--flavor", "cpu-basic", "--timeout", "10m", "--follow"))
+    status, _, err = done(job(run, "--flavor", "cpu-basic", "--timeout", "10m", "--follow"))
     assert status == 0, err
     last = run.history()[-1]
     assert (run.status(), last.code, last.fault) == ("failed", "bug", True)

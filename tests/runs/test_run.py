@@ -145,7 +145,10 @@ def test_the_status_without_a_process_follows_from_the_events(run, last, status)
 
 def test_a_started_run_is_running_while_its_process_lives_and_interrupted_after(run):
     run.append(events.Started(attempt=1, from_step=0, total_steps=3))
-    code = f"import sys; from peft_space.runs.run import Run\nwith Run({str(run.directory)!r}).lock(): print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from peft_space.runs.run import Run\n"
+        f"with Run({str(run.directory)!r}).lock(): print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Workers stay usable after every failure; a training starts once and can be stopped in the queue."""
+"""Workers survive every failure; a training starts once and can be stopped in the queue."""
 
 import fcntl
 import os

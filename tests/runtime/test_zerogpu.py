@@ -224,7 +224,7 @@ def hasty(tmp_path, much_to_score):
 
 
 def asked_until_done(client, **asked):
-    """The result of an endpoint that may take several slices, and the results of the calls before."""
+    """The result of an endpoint that may take several slices, and the earlier results."""
     before = []
     while (found := client.predict(run=TRAINED, **asked))["more"]:
         before.append(found)
