@@ -1,10 +1,8 @@
-"""The one exception whose text is written for the person using the product.
-
-Knows nothing about where it will be shown: the page, the API and the command line show the same sentence.
-"""
+"""The exception for mistakes that a user can fix; every surface shows its message unchanged."""
 
 import errno
 
+from peft_space.compat import torch as torch_errors
 from peft_space.redaction import redact
 
 
@@ -28,49 +26,41 @@ class UserError(Exception):
 
 
 def as_user_error(error: BaseException) -> UserError | None:
-    """The exception as one that the user can mend, whichever library raised it; None where it is our fault."""
+    """Return the exception as a `UserError` if the user can fix its cause, else None.
+
+    A full disk and a lack of memory count as such, whichever library reports them.
+    """
     if isinstance(error, UserError):
         return error
-    if _disk_full(error):
+    if _is_disk_full(error):
         return UserError(
             "machine.disk_full",
-            "The disk is full. Free some space on it, then try again, or Resume a training: what was saved so far is kept.",
+            "The disk is full. Free some space. Then try again, or resume the training: "
+            "everything saved so far is kept.",
         )
-    if where := oom_device(error):
+    if device := oom_device(error):
         return UserError(
             "machine.out_of_memory",
-            f"{where} has not enough memory for this. Set a smaller batch_size or max_length in the recipe, "
-            "hold the base in 4 bits (quantization nf4), or choose a smaller base model.",
+            f"{device} does not have enough memory for this. Set a smaller batch_size or "
+            "max_length in the recipe, hold the base model in 4 bits (quantization nf4), or "
+            "choose a smaller base model.",
         )
     return None
 
 
-def _disk_full(error: BaseException) -> bool:
-    """Whether something could not be written for want of room. PyTorch and safetensors say it only by their words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    words = str(error)
-    unwritten = isinstance(error, RuntimeError) and (
-        "unexpected pos" in words or "iostream error" in words
-    )
-    return unwritten or "No space left on device" in words
+def _is_disk_full(error: BaseException) -> bool:
+    is_os_error = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return is_os_error or torch_errors.is_write_failure(error)
 
 
 def oom_device(error: BaseException) -> str | None:
-    """What ran out of memory, if anything did. PyTorch says it by classes that are not imported here, and on a CPU only by its words."""
-    words = str(error)
-    if isinstance(error, RuntimeError) and (
-        "out of memory" in words or "CUBLAS_STATUS_ALLOC_FAILED" in words
-    ):
+    """Return what ran out of memory, as the subject of a sentence; None if nothing did."""
+    if torch_errors.is_gpu_out_of_memory(error):
         return "The GPU"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    ):
+    is_os_error = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or is_os_error or torch_errors.is_cpu_out_of_memory(error):
         return "This machine"
-    # PyTorch's words are "can't allocate memory", the system's "Cannot allocate memory"
-    return (
-        "This machine" if isinstance(error, RuntimeError) and "t allocate memory" in words else None
-    )
+    return None
 
 
 def user_message(error: BaseException) -> str:
@@ -80,8 +70,8 @@ def user_message(error: BaseException) -> str:
         error: any exception. A `UserError`, or what counts as one, is shown in its own words and
             with its code; anything else is reported as a bug.
     """
-    if found := as_user_error(error):
-        return redact(f"{found} [{found.code}]")
+    if user_error := as_user_error(error):
+        return redact(f"{user_error} [{user_error.code}]")
     return redact(
         f"This is a bug in the app ({type(error).__name__}: {error}). "
         "The log has the details. Please report it."
@@ -95,6 +85,6 @@ def error_json(error: BaseException) -> dict[str, str | bool]:
         `error`: the message. `code`: the code of a `UserError`, or "bug". `users`: whether the
         user can fix it.
     """
-    if found := as_user_error(error):
-        return {"error": redact(str(found)), "code": found.code, "users": True}
+    if user_error := as_user_error(error):
+        return {"error": redact(str(user_error)), "code": user_error.code, "users": True}
     return {"error": user_message(error), "code": "bug", "users": False}

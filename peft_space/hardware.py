@@ -1,4 +1,4 @@
-"""What this machine has: device, memory, cores, speed. What is fastest on it is measured on a layer of the model, in `training/autotune.py`."""
+"""The device, memory, cores and speed of this machine."""
 
 import os
 import resource
@@ -13,30 +13,30 @@ Device = Literal["cpu", "cuda"]
 
 
 def device() -> Device:
-    """Where models compute here."""
+    """The device that models run on."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def num_devices() -> int:
-    """How many devices a training can be shared by: GPUs, or the machine itself."""
+    """How many devices a training can use: the GPUs, or 1 for the CPU."""
     import torch
 
     return torch.cuda.device_count() or 1
 
 
 def device_name() -> str:
-    """The device in words, for the plan and the model card."""
+    """The name of the device, for the plan and the model card."""
     import torch
 
-    return (
-        torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {num_cores()} cores"
-    )
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {num_cores()} cores"
 
 
 def peak_memory() -> int:
-    """Most bytes that this process held so far: of the GPU where there is one, else of the machine's memory."""
+    """Peak memory of this process in bytes: of the GPU if there is one, else of the machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -45,19 +45,24 @@ def peak_memory() -> int:
 
 
 def resident_memory(at_most: bool = False) -> int:
-    """Bytes of the machine's memory that this process holds, or held at most so far. A child does not inherit them, as it does `peak_memory`."""
-    key = "VmHWM:" if at_most else "VmRSS:"
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
-    )
-    return int(line.split()[1]) * 1024
+    """Bytes of the machine's memory that this process uses.
+
+    Args:
+        at_most: return the peak instead. A child does not inherit it, unlike `peak_memory`.
+    """
+    return _counter(Path("/proc/self/status"), "VmHWM:" if at_most else "VmRSS:") * 1024
 
 
 _MEASURED_SECONDS = 0.05
+_MIN_MEASUREMENTS = 3
 
 
 def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
-    """Floating-point operations a second in products of (num_rows, width) and (width, width), the median of what runs in 50 ms."""
+    """Measure the speed of products of (num_rows, width) and (width, width) matrices for 50 ms.
+
+    Returns:
+        The median of floating-point operations per second.
+    """
     import torch
 
     where = device()
@@ -68,52 +73,44 @@ def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
     seconds: list[float] = []
     with torch.inference_mode():
         torch.nn.functional.linear(rows, weight)  # warms up
-        while sum(seconds) < _MEASURED_SECONDS or len(seconds) < 3:
-            began = time.perf_counter()
+        while sum(seconds) < _MEASURED_SECONDS or len(seconds) < _MIN_MEASUREMENTS:
+            start = time.perf_counter()
             torch.nn.functional.linear(rows, weight)
             if where == "cuda":
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
     return 2 * num_rows * width**2 / statistics.median(seconds)
 
 
 def free_memory() -> int:
-    """Bytes that can still be taken: of the GPU where there is one, else of the machine's memory."""
+    """Free memory in bytes: of the GPU if there is one, else of the machine."""
     import torch
 
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_ram()
 
 
 def free_ram() -> int:
-    """Bytes of the machine's memory that this process can still take: what is available, and what a container's limits leave."""
-    left = [
-        limit
-        - used
-        + _counter(
-            folder / "memory.stat",
-            "total_inactive_file" if folder.is_relative_to(_CGROUPS_V1) else "inactive_file",
-        )
-        for folder in _cgroups()
-        for limit, used in [
-            (
-                _number(folder, "memory.max", "memory.limit_in_bytes"),
-                _number(folder, "memory.current", "memory.usage_in_bytes"),
-            )
-        ]
-        if limit is not None and used is not None
-    ]
-    return max(0, min([psutil.virtual_memory().available, *left]))
+    """Bytes of the machine's memory that this process can still use, within container limits."""
+    free = [psutil.virtual_memory().available]
+    for group in _cgroups():
+        limit = _number(group, "memory.max", "memory.limit_in_bytes")
+        used = _number(group, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            is_v1 = group.is_relative_to(_CGROUPS_V1)
+            cached = "total_inactive_file" if is_v1 else "inactive_file"
+            free.append(limit - used + _counter(group / "memory.stat", cached))
+    return max(0, min(free))
 
 
 def kills_for_memory() -> int:
-    """How many processes the system ended so far for want of memory, on the machine or in this container; counted up, for differences."""
-    machine = _counter(Path("/proc/vmstat"), "oom_kill")
-    groups = [
-        _counter(folder / name, "oom_kill")
-        for folder in _cgroups()
-        for name in ("memory.events", "memory.oom_control")
-    ]
-    return machine + sum(groups)
+    """How many processes the system has killed for memory, on the machine or in this container.
+
+    The counter only grows; compare two values.
+    """
+    files = [Path("/proc/vmstat")]
+    for group in _cgroups():
+        files += [group / "memory.events", group / "memory.oom_control"]
+    return sum(_counter(file, "oom_kill") for file in files)
 
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -121,7 +118,7 @@ _CGROUPS_V1 = _CGROUPS / "memory"
 
 
 def _cgroups() -> list[Path]:
-    """Folders of the control groups that limit this process's memory, from its own outwards. (man 7 cgroups)"""
+    """The control groups that limit this process's memory, the innermost first (man 7 cgroups)."""
     groups = []
     for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -137,20 +134,19 @@ def _cgroups() -> list[Path]:
 
 
 def _number(folder: Path, *names: str) -> int | None:
-    """What stands in the first of these files that is there; None where it is no number, as `max`."""
+    """The number in the first of these files that exists; None for "max" or no file."""
     text = next((text for name in names if (text := _text(folder / name).strip())), "")
     return int(text) if text.isdigit() else None
 
 
 def _counter(path: Path, name: str) -> int:
-    """The number beside `name` in a file of such lines; 0 where there is none."""
-    return next(
-        (int(line.split()[1]) for line in _text(path).splitlines() if line.split()[:1] == [name]), 0
-    )
+    """The number after `name` in a file of "name number" lines; 0 if there is none."""
+    lines = (line.split() for line in _text(path).splitlines())
+    return next((int(fields[1]) for fields in lines if fields[:1] == [name]), 0)
 
 
 def _text(path: Path) -> str:
-    """What a file of the system says; nothing where this system has no such file."""
+    """The content of a system file; empty if this system does not have it."""
     try:
         return path.read_text()
     except OSError:
@@ -158,5 +154,7 @@ def _text(path: Path) -> str:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

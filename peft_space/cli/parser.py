@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
         help="with --resume, where memory did not do: cut rows off at half their length",
     )
     command.add_argument(
+        "--ignore-mismatch",
         "--anyway",
+        dest="anyway",
         action="store_true",
         help="with --resume: also where rows, recipe or libraries have changed since",
     )

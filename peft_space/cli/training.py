@@ -13,7 +13,11 @@ from peft_space.cli.output import Show, telling
 from peft_space.errors import UserError
 from peft_space.recipe import read_recipe
 from peft_space.runs.run import Run, ensure_not_on_job
-from peft_space.runtime.supervisor import halve_max_length_of, supervise_training
+from peft_space.runtime.supervisor import (
+    halve_max_length_of,
+    make_and_train,
+    supervise_training,
+)
 
 
 def train(given: argparse.Namespace, show: Show) -> None:
@@ -27,38 +31,47 @@ def train(given: argparse.Namespace, show: Show) -> None:
             "todo", "Say what to train: `train DATA --out RUN_DIR`, or `train --resume RUN_DIR`."
         )
     if given.data:
-        recipe = read_recipe(given.recipe).model_dump(exclude_defaults=True)
-        run = Run(
-            operations.make_run(
-                given.out, data_of(given), recipe, given.held_out, column_mapping_of(given)
-            )["run"]
-        )
+        arguments = {
+            "directory": given.out,
+            "data": data_of(given),
+            "recipe": read_recipe(given.recipe).model_dump(exclude_defaults=True),
+            "held_out": given.held_out,
+            "column_mapping": column_mapping_of(given),
+        }
+        if given.later:
+            directory = operations.make_run(**arguments)["run"]
+            show(
+                {"run": directory, "outcome": None},
+                f"The run is in {directory}. Next: python -m peft_space job {directory}",
+            )
+            return
+        run, outcome = make_and_train(arguments, _watching, given.report_to or settings.report_to())
     else:
         run = Run(given.resume)
-    if given.later:
-        show(
-            {"run": str(run.directory), "outcome": None},
-            f"The run is in {run.directory}. Next: python -m peft_space job {run.directory}",
-        )
-        return
-    ensure_not_on_job(run)
-    with run.lock() as own:
-        if run.status() == "finished":
-            show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
-            return
-        if run.status() != "queued":
-            run.clear_stop_request()  # left by a worker that was killed
-        run.truncate_partial_event()
-        if given.shorter:
-            halve_max_length_of(run)
-        with _stopping_on_interrupt(run), telling(run):
-            outcome = supervise_training(
-                run, own, given.anyway, given.report_to or settings.report_to()
-            ).model_dump()
+        ensure_not_on_job(run)
+        with run.lock() as own:
+            if run.status() == "finished":
+                show({"run": str(run.directory), "outcome": "Finished"}, "This run is finished.")
+                return
+            if run.status() != "queued":
+                run.clear_stop_request()  # left by a process that was killed
+            run.truncate_partial_event()
+            if given.shorter:
+                halve_max_length_of(run)
+            with _watching(run):
+                outcome = supervise_training(
+                    run, own, given.anyway, given.report_to or settings.report_to()
+                )
     show(
-        {"run": str(run.directory), "outcome": outcome["event"], "step": outcome["step"]},
-        f"{outcome['event']} at step {outcome['step']}. Next: python -m peft_space evaluate {run.directory}",
+        {"run": str(run.directory), "outcome": outcome.event, "step": outcome.step},
+        f"{outcome.event} at step {outcome.step}. Next: python -m peft_space evaluate {run.directory}",
     )
+
+
+@contextlib.contextmanager
+def _watching(run: Run) -> Iterator[None]:
+    with _stopping_on_interrupt(run), telling(run):
+        yield
 
 
 def adopt(given: argparse.Namespace, show: Show) -> None:

@@ -16,6 +16,7 @@ from peft_space.data.records import (
     UnpairedPreference,
 )
 from peft_space.data.schemas import Fix
+from peft_space.redaction import has_secret
 
 _MAX_ROW_NUMBERS = 100
 _MAX_IMBALANCE = 20
@@ -133,12 +134,6 @@ class Findings:
         return findings
 
 
-_SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{50,}"
-    r"|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[baprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
-)
-_SECRET_HINTS = ("hf_", "sk-", "gh", "AKIA", "AIza", "xox", "PRIVATE KEY", "eyJ")
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _PLACEHOLDER_SIGN = re.compile(r"\{\{|[<\[]")
 _PLACEHOLDER = re.compile(
@@ -147,11 +142,6 @@ _PLACEHOLDER = re.compile(
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u00bf]|\ufffd")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
-
-
-def holds_secret(text: str) -> bool:
-    """Return True if the text contains a likely key or token."""
-    return any(hint in text for hint in _SECRET_HINTS) and _SECRET.search(text) is not None
 
 
 def texts_of(row: Row) -> Sequence[str]:
@@ -177,7 +167,7 @@ def inspect(row: Row) -> list[str]:
     is_found = {
         "padded": any(part and (part[0].isspace() or part[-1].isspace()) for part in texts),
         "placeholders": _PLACEHOLDER_SIGN.search(text) and _PLACEHOLDER.search(text),
-        "secrets": holds_secret(text),
+        "secrets": has_secret(text),
         "emails": "@" in text and _EMAIL.search(text),
         "mojibake": not text.isascii() and _MOJIBAKE.search(text),
         "odd": not text.isprintable() and _INVISIBLE.search(text),

@@ -1,4 +1,4 @@
-"""A client of the Hub for a token, and the one translation of the Hub's errors into sentences."""
+"""Clients for a token, and the translation of the Hub's errors into UserErrors."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,62 +8,69 @@ from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import validate_repo_id
 
 from peft_space import settings
+from peft_space.compat.huggingface_hub import FailureCode, explain_hub_error, unreachable
 from peft_space.errors import UserError, as_user_error
 from peft_space.redaction import has_secret
 
-_NONE: Mapping[int, str] = {}
+_NO_REASONS: Mapping[FailureCode, str] = {}
 
 
 def open_client(repo: str, token: str | None) -> HfApi:
-    """A client of the Hub for `token`, or on one's own machine for the token it is signed in with. Raises UserError for a wrong name or token."""
+    """Return a client for `repo`.
+
+    Args:
+        repo: OWNER/NAME.
+        token: None uses the token that this machine is signed in with, except on a Space.
+
+    Raises:
+        UserError: the name or the token is malformed, or there is no token.
+    """
     if not _is_repository_name(repo):
         raise UserError(
-            "todo",
-            f"{repo!r} is no repository name. Write it as OWNER/NAME, for example maria/my-adapter.",
+            "hub.invalid_name",
+            f"Invalid repository name {repo!r}. Write it as OWNER/NAME, for example "
+            "maria/my-adapter.",
         )
     check_token(token)
     return HfApi(token=token or None)
 
 
 def check_token(token: str | None) -> None:
-    """Raise UserError where it can be seen that the Hub will not take a visitor's token."""
-    if settings.on_space() and not token:  # the Space's own token is not a visitor's
+    """Raise UserError if a token is missing on a Space, or cannot be one."""
+    if settings.on_space() and not token:  # the Space's own token is not the visitor's
         raise UserError(
-            "todo",
-            "There is no Hub token. Sign in at the top of the page, or paste one with write access.",
+            "hub.no_token",
+            "There is no Hub token. Sign in at the top of the page, or paste a token with write "
+            "access.",
         )
     if token and not (token.isascii() and token.isprintable()):  # such as the dots of a hidden one
         raise UserError(
-            "todo",
-            "The token has characters that no Hub token has. Copy it whole from the Hub's settings page.",
+            "hub.invalid_token",
+            "The token contains characters that no Hub token has. Copy all of it from the Hub's "
+            "settings page.",
         )
 
 
 @contextlib.contextmanager
 def translate_errors(
-    repo: str, failed: str, kept: str, reasons: Mapping[int, str] = _NONE
+    repo: str, failed: str, unchanged: str = "", reasons: Mapping[FailureCode, str] = _NO_REASONS
 ) -> Iterator[None]:
-    """Raise what the Hub or the network refuses as a UserError: what `failed`, why, and what is `kept`.
+    """Turn the errors of the Hub's client and of the network into a UserError.
 
     Args:
-        reasons: by HTTP status, where they are others than of a repository.
+        repo: the repository, for the message.
+        failed: what failed; the first clause of the message.
+        unchanged: what is as it was before; the last sentence of the message.
+        reasons: replace the reasons for these failures.
     """
     try:
         yield
-    except errors.LocalTokenNotFoundError:
-        raise UserError(
-            "todo",
-            "There is no Hub token. Paste one with write access, or sign in with `hf auth login`.",
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise UserError(
-            "todo",
-            "The Hub cannot be reached because HF_HUB_OFFLINE is set. Unset it and try again.",
-        ) from None
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
-        raise (
-            as_user_error(error) or UserError("todo", _why(repo, error, failed, kept, reasons))
-        ) from None
+        if user_error := as_user_error(error):
+            raise user_error from None
+        failure = explain_hub_error(error, repo, reasons=reasons) or unreachable(error)
+        message = f"{failed}: {failure.reason}. {unchanged}".strip()
+        raise UserError(failure.code, message) from None
 
 
 def _is_repository_name(repo: str) -> bool:
@@ -72,27 +79,3 @@ def _is_repository_name(repo: str) -> bool:
     except errors.HFValidationError:
         return False
     return "/" in repo and not has_secret(repo)
-
-
-def _why(repo: str, error: Exception, failed: str, kept: str, others: Mapping[int, str]) -> str:
-    while not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what befalls a large file, or a download, comes wrapped
-    if not isinstance(error, errors.HfHubHTTPError):
-        return f"The Hub cannot be reached ({type(error).__name__}). Check the network and try again. {kept}".strip()
-    status = error.response.status_code
-    reasons = {
-        401: "the Hub does not accept the token. Make a new one with write access on the Hub's settings page and try again",
-        402: f"the Hub asks for payment ({error.server_message or 'it does not say for what'}). See the Hub's settings for billing",
-        403: f"the token may not write to {repo!r}. Use a token with write access to that owner, or another owner",
-        404: f"the Hub does not find {repo!r}, or the token may not see it. Check the name and the token",
-        429: "the Hub asks to slow down. Wait a few minutes and try again",
-        **others,
-    }
-    if status >= 500:
-        reason = f"the Hub answered with an error of its own ({status}). Try again in a few minutes"
-    else:
-        reason = reasons.get(
-            status,
-            f"the Hub refuses it ({status}: {error.server_message or 'it does not say why'})",
-        )
-    return f"{failed}: {reason}. {kept}".strip()

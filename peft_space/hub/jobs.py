@@ -1,89 +1,101 @@
-"""A run handed over to Hugging Face Jobs: it goes into a private dataset of the user, is trained from there, and comes back by it, verified.
+"""Trains a run as a Hugging Face Job: sends it, follows the job, and imports what comes back.
 
-What happens inside the job is `runtime/hf_job_main.py`. Tokens are used and passed on to the job as a secret; none is written down.
+The run travels through a private dataset of the user. `runtime/hf_job_main.py` is the job's side.
+Tokens are passed to the job as a secret and never written down.
 """
 
 import collections
-import functools
-import json
 import logging
 import re
 import shutil
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import get_args
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, JobInfo, get_token
-from huggingface_hub._jobs_api import TERMINAL_JOB_STAGES, JobHardwareInfo
+from huggingface_hub import HfApi, JobInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from pydantic import ValidationError
 
-from peft_space import settings
+from peft_space.compat.huggingface_hub import TERMINAL_JOB_STAGES, FailureCode, JobHardwareInfo
 from peft_space.errors import UserError
 from peft_space.estimation.hub_hardware import TERAFLOPS, HardwareOffer, SpaceHardware
 from peft_space.formatting import duration
+from peft_space.hardware import Device
+from peft_space.hub.backup import RunRepository, Snapshot
 from peft_space.hub.client import check_token, translate_errors
-from peft_space.runs import archive as run_archive
-from peft_space.runs import events
+from peft_space.runs import archive, checkpoints, events
+from peft_space.runs.archive import Manifest
 from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
 from peft_space.runs.status import active_job
 from peft_space.storage import atomic_io
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = "package.zip"
-RUN = "run/"
-"""Where the run's files lie in the dataset, beside this package and the manifest."""
-_MOST_LINES, _LONGEST_LINE = 10_000, 2_000
-"""Of a job's log."""
+_PACKAGE = "package.zip"
+_MAX_LOG_LINES, _MAX_LINE_LENGTH = 10_000, 2_000
 _LABEL = "peft-space-run"
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_BEGIN = (
-    "import sys,tempfile,zipfile;from huggingface_hub import snapshot_download as get;w=tempfile.mkdtemp();"
-    "get(sys.argv[1],repo_type='dataset',revision=sys.argv[2],local_dir=w);zipfile.ZipFile(w+'/package.zip').extractall(w);"
-    "sys.path.insert(0,w);from peft_space.execution.in_job import main;main(w,sys.argv[1],float(sys.argv[3]))"
+#: The program of the job: it needs no file, and runs one commit of the dataset, which is exactly
+#: what was sent.
+_BOOTSTRAP = (
+    "import sys,tempfile,zipfile;from huggingface_hub import snapshot_download as get;"
+    "w=tempfile.mkdtemp();"
+    "get(sys.argv[1],repo_type='dataset',revision=sys.argv[2],local_dir=w);"
+    f"zipfile.ZipFile(w+'/{_PACKAGE}').extractall(w);sys.path.insert(0,w);"
+    "from peft_space.runtime.hf_job_main import main;main(w,sys.argv[1],float(sys.argv[3]))"
 )
-"""What the job runs: so short that it needs no file of its own, and from one commit of the dataset, so that it is what was sent."""
+_NOT_STARTED = "The job was not started"
+_TIME_LIMIT = re.compile(r"time.?(d.?)?out|time limit|deadline")
+_ADVICE = "Submit the run again, or resume it here"
 
 
 def seconds_of(timeout: str) -> float:
-    """How long `90m`, `2h` or a number of seconds is. Raises UserError for what is none."""
+    """Parse a duration such as `90m`, `2h` or a number of seconds.
+
+    Raises:
+        UserError: it is not a duration above 0.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", timeout.strip())
     if not match or float(match[1]) == 0:
-        raise UserError("todo", f"{timeout!r} is no length of time. Write it like 90m or 2h.")
+        message = f"Invalid duration {timeout!r}. Write it like 90m or 2h."
+        raise UserError("hub.invalid_duration", message)
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
 def offers(token: str | None) -> list[HardwareOffer]:
-    """The hardware that jobs can have, as the Hub lists it now. Raises UserError where it cannot be reached."""
+    """Return the hardware that jobs can use, as the Hub lists it now.
+
+    Raises:
+        UserError: the Hub cannot be reached, or rejects the token.
+    """
     check_token(token)
     with _hub_errors("Jobs", "The hardware could not be listed"):
-        return [
-            offer
-            for info in HfApi(token=token or None).list_jobs_hardware()
-            if (offer := _offer(info))
-        ]
+        return _offers(HfApi(token=token or None))
+
+
+def _offers(api: HfApi) -> list[HardwareOffer]:
+    return [offer for info in api.list_jobs_hardware() if (offer := _offer(info))]
 
 
 def _offer(info: JobHardwareInfo) -> HardwareOffer | None:
-    a_unit = {"second": 1, "minute": 60, "hour": 3_600}.get(info.unit_label)
+    """One kind of hardware; None if its price unit is unknown, or it has another accelerator."""
+    unit_seconds = {"second": 1, "minute": 60, "hour": 3_600}.get(info.unit_label)
     gpu = info.accelerator
-    if a_unit is None or (gpu and gpu.type != "gpu"):
+    if unit_seconds is None or (gpu and gpu.type != "gpu"):
         return None
     count = int(gpu.quantity) if gpu else 1
     memory = _gigabytes(gpu.vram) / count if gpu else _gigabytes(info.ram)
     teraflops = TERAFLOPS.get(gpu.model) if gpu else None
-    kind = SpaceHardware(
-        info.name, info.pretty_name, "cuda" if gpu else "cpu", round(memory), teraflops
-    )
-    return HardwareOffer(kind, count, info.unit_cost_usd * 3_600 / a_unit)
+    device: Device = "cuda" if gpu else "cpu"
+    kind = SpaceHardware(info.name, info.pretty_name, device, round(memory), teraflops)
+    return HardwareOffer(kind, count, info.unit_cost_usd * 3_600 / unit_seconds)
 
 
 def _gigabytes(text: str) -> float:
-    """What a size in words is; nothing where it is written in another way, so that nothing fits there."""
+    """Parse a size such as "16 GB"; 0 if it has another form, so that nothing fits there."""
     match = re.fullmatch(r"([\d.]+)\s*([GT])i?B", text.strip())
     return float(match[1]) * (1_000 if match[2] == "T" else 1) if match else 0.0
 
@@ -91,333 +103,340 @@ def _gigabytes(text: str) -> float:
 def submit(
     run: Run, flavor: str, seconds: float, token: str | None, on_progress: OnProgress = no_progress
 ) -> events.SubmittedToJob:
-    """Send a run to a job with hardware `flavor`, which is ended after so many seconds. It may be trained here again when it has come back.
+    """Send a run to the Hub and start a job that trains it.
 
-    Raises UserError where the run, the hardware, the token or the Hub stands against it; then nothing is handed over.
+    Until the job's outcome arrives, the run cannot be trained here.
+
+    Args:
+        run: it is not queued, running or finished.
+        flavor: the Hub's name of the hardware.
+        seconds: the time limit of the job.
+        token: with write access and permission to run jobs; None uses this machine's.
+        on_progress: called with the completed share and the current work.
+
+    Raises:
+        UserError: the run, the hardware or the token is not suitable, or the Hub rejects the
+            request. Then no job was started.
     """
     api, token = _signed_in(token)
-    with run.lock(), _hub_errors("Jobs", "The job was not started"):
-        _refuse(run)
-        on_progress(0.0, "Asking the Hub whose token this is")
+    with run.lock(), _hub_errors("Jobs", _NOT_STARTED):
+        _check_run(run)
+        on_progress(0.0, "Checking the token")
         owner = api.whoami()["name"]
-        _refuse_hardware(
-            run, flavor, [offer for info in api.list_jobs_hardware() if (offer := _offer(info))]
-        )
+        _check_hardware(run, flavor, _offers(api))
         run.truncate_partial_event()
-        name = f"peft-space-run-{int(run.about['created'] * 1e6):x}"
-        repo, labels = f"{owner}/{name}", {_LABEL: name}
-        job = next(
-            (
-                job
-                for job in api.list_jobs(labels=labels, namespace=owner)
-                if job.status.stage not in TERMINAL_JOB_STAGES
-            ),
-            None,
+        name = f"{_LABEL}-{int(run.about['created'] * 1e6):x}"
+        repository, labels = RunRepository(api, f"{owner}/{name}"), {_LABEL: name}
+        running = (
+            job
+            for job in api.list_jobs(labels=labels, namespace=owner)
+            if job.status.stage not in TERMINAL_JOB_STAGES
         )
-        if job is None:  # else the Hub's answer to an earlier try was lost
-            on_progress(0.2, f"Uploading the run to {repo}")
-            revision, libraries = _upload(api, run, repo)
+        job = next(running, None)
+        if job is None:  # otherwise the Hub's answer to an earlier attempt was lost
+            on_progress(0.2, f"Uploading the run to {repository.repo}")
+            revision, libraries = _upload(repository, run)
             on_progress(0.9, "Starting the job")
             job = api.run_uv_job(
-                "python", script_args=["-c", _BEGIN, repo, revision, str(seconds)], dependencies=libraries, flavor=flavor, timeout=seconds,
-                secrets={"HF_TOKEN": token}, labels=labels, namespace=owner, name=name,
-            )  # fmt: skip
-        handed = events.SubmittedToJob(
-            job=job.id,
-            owner=owner,
-            repo=repo,
-            address=job.url,
-            flavor=flavor,
-            timeout=seconds,
-            num_events=len(run.history()),
-        )
-        run.append(handed)
-        return handed
+                "python",
+                script_args=["-c", _BOOTSTRAP, repository.repo, revision, str(seconds)],
+                dependencies=libraries,
+                flavor=flavor,
+                timeout=seconds,
+                secrets={"HF_TOKEN": token},
+                labels=labels,
+                namespace=owner,
+                name=name,
+            )
+        num_events = len(run.history())
+        submitted = events.SubmittedToJob(
+            job=job.id, owner=owner, repo=repository.repo, address=job.url, flavor=flavor,
+            timeout=seconds, num_events=num_events,
+        )  # fmt: skip
+        run.append(submitted)
+        return submitted
 
 
 def _signed_in(token: str | None) -> tuple[HfApi, str]:
+    """A client, and its token, which the job needs too."""
     check_token(token)
     token = token or get_token()
     if not token:
         raise UserError(
-            "todo",
+            "hub.no_token",
             "There is no Hub token. Paste one with write access, or sign in with `hf auth login`.",
         )
     return HfApi(token=token), token
 
 
-def _refuse(run: Run) -> None:
+def _check_run(run: Run) -> None:
     status = run.status()
     if status in ("queued", "running", "on_job", "finished"):
         raise UserError(
-            "todo",
-            f"The run {run.name!r} is {status} already, so no job was started. Wait for it, or stop it first.",
+            "hub.run_not_available",
+            f"{_NOT_STARTED}: the run {run.name!r} is {status}. Wait for it, or stop it first.",
         )
     if Path(run.recipe.base_model).expanduser().is_dir():
         raise UserError(
-            "todo",
-            f"The base model {run.recipe.base_model} is a folder on this machine, which a job does not see. Push it to the Hub and name it by its id.",
+            "hub.local_base_model",
+            f"{_NOT_STARTED}: the base model {run.recipe.base_model} is a folder on this machine, "
+            "which a job cannot read. Push it to the Hub and use its id.",
         )
 
 
-def _refuse_hardware(run: Run, flavor: str, found: list[HardwareOffer]) -> None:
-    offer = next((offer for offer in found if offer.kind.name == flavor), None)
+def _check_hardware(run: Run, flavor: str, available: list[HardwareOffer]) -> None:
+    """Raise UserError if the hardware does not exist, or cannot use the run's checkpoints."""
+    offer = next((offer for offer in available if offer.kind.name == flavor), None)
     if offer is None:
-        known = ", ".join(offer.kind.name for offer in found)
-        raise UserError("todo", f"Jobs have no hardware {flavor!r} now. Choose one of: {known}.")
-    if not _checkpoints(run):
+        names = ", ".join(offer.kind.name for offer in available)
+        message = f"Jobs do not offer the hardware {flavor!r} now. Choose one of: {names}."
+        raise UserError("hub.unknown_hardware", message)
+    if not checkpoints.complete(run):
         return
-    if not run.path("plan.json").is_file():
+    plan = read_plan(run)
+    if plan is None:
         raise UserError(
-            "todo",
-            "This run has checkpoints, and no plan.json, which says how it computes. Put it back, or train anew.",
+            "hub.plan_missing",
+            "This run has checkpoints but no plan.json, which says how it computes. Restore that "
+            "file, or train the recipe again.",
         )
-    device = json.loads(run.path("plan.json").read_text())["device"]
-    if device != offer.kind.device:
-        words = {"cpu": "a CPU", "cuda": "a GPU"}
+    if plan.device != offer.kind.device:
+        devices = {"cpu": "a CPU", "cuda": "a GPU"}
         raise UserError(
-            "todo",
-            f"This run was begun on {words[device]}, and {flavor} is {words[offer.kind.device]}: its checkpoints cannot go on there. "
-            "Choose hardware of the same kind, or train its recipe anew.",
+            "hub.other_device",
+            f"This run started on {devices[plan.device]}, and {flavor} is "
+            f"{devices[offer.kind.device]}, which cannot resume its checkpoints. Choose hardware "
+            "of the same kind, or train the recipe again.",
         )
 
 
-def _upload(api: HfApi, run: Run, repo: str) -> tuple[str, list[str]]:
-    """Bring the run and this package into the dataset; (commit, the libraries that it needs)."""
-    from peft_space.export import standalone_script  # brings transformers
-    from peft_space.runs.plan import read_plan
+def _upload(repository: RunRepository, run: Run) -> tuple[str, list[str]]:
+    """Upload the run and this package. Returns the commit, and the libraries that it needs."""
+    from peft_space.export import standalone_script  # imports transformers
 
-    packed = run_archive.pack(run)
-    if not _checkpoints(run):
-        packed.pop("plan.json", None)  # it was measured for this machine
-    api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-    there = {
-        name for name in api.list_repo_files(repo, repo_type="dataset") if name.startswith(RUN)
-    }
-    digests = run_archive.digests_of(packed)
-    gone = [
-        CommitOperationDelete(name) for name in sorted(there - {f"{RUN}{name}" for name in packed})
-    ]
-    added = [CommitOperationAdd(f"{RUN}{name}", content) for name, content in packed.items()]
-    added.append(
-        CommitOperationAdd(
-            PACKAGE, standalone_script.zipped(standalone_script.package(run.recipe.base_model))
-        )
+    packed = archive.pack(run)
+    plan = read_plan(run)
+    if not checkpoints.complete(run):
+        packed.pop("plan.json", None)  # it was measured on this machine
+        plan = None
+    package = standalone_script.package(run.recipe.base_model)
+    repository.api.create_repo(repository.repo, repo_type="dataset", private=True, exist_ok=True)
+    manifest, commit = repository.upload(
+        packed,
+        repository.run_files(),
+        "Submit the run",
+        {_PACKAGE: standalone_script.zipped(package)},
     )
-    added.append(
-        CommitOperationAdd(run_archive.ARCHIVE_MANIFEST, json.dumps(digests, indent=1).encode())
-    )
-    commit = api.create_commit(
-        repo, [*gone, *added], commit_message="Hand the run over", repo_type="dataset"
-    )
-    atomic_io.write_text(run.path("job.json"), json.dumps(digests))
-    return commit.oid, standalone_script.dependencies(
-        read_plan(run) if "plan.json" in packed else None
-    )
+    _write_known(run, manifest)
+    return commit, standalone_script.dependencies(plan)
 
 
 def poll(run: Run, token: str | None) -> bool:
-    """Bring what the job has done since the last look into the run; whether the job is over. Only for who holds the run's lock.
+    """Import what the job has sent since the last call. Needs the run's lock.
 
-    Raises UserError where the run has no job, or the Hub cannot be asked.
+    Returns:
+        True if the job has ended.
+
+    Raises:
+        UserError: the run has no job, the Hub cannot be reached, or what the job sent is invalid.
     """
-    handed = _handed(run)
+    submitted = _submitted(run)
     api, _ = _signed_in(token)
-    with _hub_errors(handed.repo, "The job could not be looked at"):
-        job = _job(api, handed)
-        over = job is None or job.status.stage in TERMINAL_JOB_STAGES
+    with _hub_errors(submitted.repo, "The job could not be checked"):
+        job = _job(api, submitted)
+        is_over = job is None or job.status.stage in TERMINAL_JOB_STAGES
         try:
-            theirs = _told_events(_take_files(api, run, handed.repo)[handed.num_events :])
-            lost = None
+            lines = _download(RunRepository(api, submitted.repo), run)
+            received = _parse_events(lines[submitted.num_events :])
+            problem = None
         except (RepositoryNotFoundError, UserError) as error:
-            if not over:
+            if not is_over:
                 raise
-            theirs, lost = [], error
-        _keep_log(api, run, handed)
-    if over and not (theirs and isinstance(theirs[-1], get_args(events.Outcome))):
-        theirs += (
-            [events.Failed(message=str(lost))]
-            if isinstance(lost, UserError)
-            else _without_outcome(run, handed, job)
-        )
-    _write_events(run, theirs, job, over)
-    return over
+            received, problem = [], error
+        _save_log(api, run, submitted)
+    if is_over and not (received and isinstance(received[-1], events.OUTCOMES)):
+        if isinstance(problem, UserError):
+            received += [events.Failed(message=str(problem), code=problem.code)]
+        else:
+            received += _events_of_lost_job(run, submitted, job)
+    _write_events(run, received, job, is_over)
+    return is_over
 
 
 def cancel(run: Run, token: str | None) -> None:
-    """End the job. What it has sent so far comes back with the next look. Raises UserError where there is none, or the Hub refuses."""
-    handed = _handed(run)
+    """End the job. The next `poll` imports what it has sent.
+
+    Raises:
+        UserError: the run has no job, or the Hub rejects the request.
+    """
+    submitted = _submitted(run)
     api, _ = _signed_in(token)
-    with _hub_errors(handed.repo, "The job was not cancelled"):
-        job = _job(api, handed)
+    with _hub_errors(submitted.repo, "The job was not cancelled"):
+        job = _job(api, submitted)
         if job and job.status.stage not in TERMINAL_JOB_STAGES:
-            api.cancel_job(job_id=handed.job, namespace=handed.owner)
+            api.cancel_job(job_id=submitted.job, namespace=submitted.owner)
 
 
-def _handed(run: Run) -> events.SubmittedToJob:
-    if handed := active_job(run.history()):
-        return handed
-    raise UserError(
-        "todo", f"The run {run.name!r} has no job: it is {run.status()}. Hand it over first."
-    )
+def _submitted(run: Run) -> events.SubmittedToJob:
+    if submitted := active_job(run.history()):
+        return submitted
+    message = f"The run {run.name!r} has no job: it is {run.status()}. Submit it first."
+    raise UserError("hub.no_job", message)
 
 
-def _job(api: HfApi, handed: events.SubmittedToJob) -> JobInfo | None:
-    """The job; None where the Hub does not know it any more."""
+def _job(api: HfApi, submitted: events.SubmittedToJob) -> JobInfo | None:
+    """The job; None if the Hub has deleted it."""
     try:
-        return api.inspect_job(job_id=handed.job, namespace=handed.owner)
+        return api.inspect_job(job_id=submitted.job, namespace=submitted.owner)
     except HfHubHTTPError as error:
         if error.response.status_code == 404:
             return None
         raise
 
 
-def _take_files(api: HfApi, run: Run, repo: str) -> list[bytes]:
-    """Take what is new in the dataset, all of one commit; the lines of the job's events."""
-    info = api.repo_info(repo, repo_type="dataset", files_metadata=True)
-    commit, sizes = info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []}
-    known = json.loads(run.path("job.json").read_text()) if run.path("job.json").is_file() else {}
+def _download(repository: RunRepository, run: Run) -> list[bytes]:
+    """Install what is new in the newest commit. Returns the lines of the job's events."""
+    known = _read_known(run)
     with tempfile.TemporaryDirectory(dir=run.directory, prefix=".job-") as scratch:
-        run_archive.refuse_large(
-            {run_archive.ARCHIVE_MANIFEST: sizes.get(run_archive.ARCHIVE_MANIFEST, 0)},
-            settings.largest_run_bytes(),
-        )
-        fetch = functools.partial(
-            api.hf_hub_download, repo, repo_type="dataset", revision=commit, local_dir=scratch
-        )
-        digests = run_archive.read_manifest(
-            Path(fetch(run_archive.ARCHIVE_MANIFEST)).read_text(encoding="utf-8")
-        )
-        coming = {
-            name: sizes.get(f"{RUN}{name}", 0)
-            for name in digests
-            if _comes_back(name) or name == "events.jsonl"
-        }
-        run_archive.refuse_large(coming, settings.largest_run_bytes())
-        new = {
-            name
-            for name, digest in digests.items()
-            if known.get(name) != digest and _comes_back(name)
-        }
-        run_archive.install(run.directory, digests, new, lambda name: Path(fetch(f"{RUN}{name}")))
-        for folder in _checkpoints(run):
-            if not any(name.startswith(f"checkpoints/{folder.name}/") for name in digests):
-                shutil.rmtree(folder)
-        atomic_io.write_text(run.path("job.json"), json.dumps(digests))
-        if "events.jsonl" not in digests:
+        snapshot = repository.snapshot(scratch)
+        names = [name for name in snapshot.manifest.files if _comes_back(name)]
+        has_events = "events.jsonl" in snapshot.manifest.files
+        snapshot.check([*names, *["events.jsonl"] * has_events])
+        changed = [name for name in names if known.get(name) != snapshot.manifest.files[name]]
+        snapshot.install(run.directory, changed)
+        _remove_old_checkpoints(run, snapshot)
+        _write_known(run, snapshot.manifest)
+        if not has_events:
             return []
-        return (
-            run_archive.verified(
-                Path(fetch(f"{RUN}events.jsonl")), digests["events.jsonl"], "events.jsonl"
-            )
-            .read_bytes()
-            .splitlines()
-        )
+        return snapshot.verified("events.jsonl").read_bytes().splitlines()
+
+
+def _remove_old_checkpoints(run: Run, snapshot: Snapshot) -> None:
+    """Remove the checkpoints that the job has removed."""
+    for folder in checkpoints.complete(run):
+        prefix = f"checkpoints/{folder.name}/"
+        if not any(name.startswith(prefix) for name in snapshot.manifest.files):
+            shutil.rmtree(folder)
+
+
+def _read_known(run: Run) -> dict[str, str]:
+    """The files that the run and the dataset have in common, with their SHA-256."""
+    path = run.path("job.json")
+    return Manifest.model_validate_json(path.read_bytes()).files if path.is_file() else {}
+
+
+def _write_known(run: Run, manifest: Manifest) -> None:
+    atomic_io.write_text(run.path("job.json"), manifest.to_bytes().decode())
 
 
 def _comes_back(name: str) -> bool:
+    """Return False for what a job cannot change, and for events, which are merged."""
     return not name.startswith("data/") and name not in ("recipe.json", "run.json", "events.jsonl")
 
 
-def _keep_log(api: HfApi, run: Run, handed: events.SubmittedToJob) -> None:
-    """Keep the end of what the job has printed as job.log."""
+def _save_log(api: HfApi, run: Run, submitted: events.SubmittedToJob) -> None:
+    """Write the end of the job's output to job.log."""
     try:
-        log = api.fetch_job_logs(job_id=handed.job, namespace=handed.owner)
+        log = api.fetch_job_logs(job_id=submitted.job, namespace=submitted.owner)
         lines = collections.deque(
-            (line.rstrip()[:_LONGEST_LINE] for line in log), maxlen=_MOST_LINES
+            (line.rstrip()[:_MAX_LINE_LENGTH] for line in log), maxlen=_MAX_LOG_LINES
         )
-    except httpx2.HTTPError as error:  # the rest tells how it goes
-        logger.warning("the log of the job %s cannot be read: %s", handed.job, error)
+    except httpx2.HTTPError as error:  # the run's events do not depend on the log
+        logger.warning("the log of the job %s cannot be read: %s", submitted.job, error)
         return
     atomic_io.write_text(run.path("job.log"), "".join(f"{line}\n" for line in lines))
 
 
-def _told_events(lines: list[bytes]) -> list[events.Event]:
-    """What a job has sent. Raises UserError where no training tells such: the dataset was written by others too."""
+def _parse_events(lines: list[bytes]) -> list[events.Event]:
+    """Parse what a job has sent. The dataset belongs to the user, so others can write to it.
+
+    Raises:
+        UserError: an event is invalid, or cannot come from a training.
+    """
     try:
-        told = [events.parse_event(line) for line in lines]
+        received = [events.parse_event(line) for line in lines]
     except ValidationError:
+        received = None
+    if received is None or any(
+        isinstance(event, events.SubmittedToJob | events.Queued) for event in received
+    ):
         raise UserError(
-            "todo",
-            "The events that came back from the job cannot be read. Resume the run here, or hand it over again.",
-        ) from None
-    if any(isinstance(event, events.SubmittedToJob | events.Queued) for event in told):
-        raise UserError(
-            "todo",
-            "Events came back from the job that no training tells. Resume the run here, or hand it over again.",
+            "hub.invalid_job_events",
+            f"The job sent events that no training writes. {_ADVICE}.",
         )
-    return told
+    return received
 
 
-def _write_events(run: Run, theirs: list[events.Event], job: JobInfo | None, over: bool) -> None:
-    """Let the job's events follow those that the run had. Its outcome comes last of all, when the job is over: it gives the run back."""
+def _write_events(
+    run: Run, received: list[events.Event], job: JobInfo | None, is_over: bool
+) -> None:
+    """Append the job's events to those that were sent.
+
+    The outcome makes the run available again, so it is written only after the job has ended.
+    """
     own = run.history()
-    begin = 1 + max(
-        place for place, event in enumerate(own) if isinstance(event, events.SubmittedToJob)
-    )
-    if not over and theirs and isinstance(theirs[-1], get_args(events.Outcome)):
-        theirs = theirs[:-1]
-    if not over and not theirs and job is not None:
-        waiting = events.Preparing(what=_WAITING.get(job.status.stage, "The job is beginning"))
-        same = (
-            own[begin:] and isinstance(own[-1], events.Preparing) and own[-1].what == waiting.what
-        )
-        theirs = own[begin:] if same else [waiting]
-    if theirs != own[begin:]:
-        atomic_io.write_text(
-            run.path("events.jsonl"),
-            "".join(f"{event.model_dump_json()}\n" for event in [*own[:begin], *theirs]),
-        )
-    if over:
+    submissions = [i for i, event in enumerate(own) if isinstance(event, events.SubmittedToJob)]
+    sent, known = own[: submissions[-1] + 1], own[submissions[-1] + 1 :]
+    if not is_over and received and isinstance(received[-1], events.OUTCOMES):
+        received = received[:-1]
+    if not is_over and not received and job is not None:
+        received = _waiting_events(job, known)
+    if received != known:
+        lines = "".join(f"{event.model_dump_json()}\n" for event in [*sent, *received])
+        atomic_io.write_text(run.path("events.jsonl"), lines)
+    if is_over:
         run.path("job.json").unlink(missing_ok=True)
 
 
-_WAITING = {
-    "SCHEDULING": "Waiting for a machine of Hugging Face Jobs",
-    "RUNNING": "Installing the libraries on the job's machine",
-}
+def _waiting_events(job: JobInfo, known: list[events.Event]) -> list[events.Event]:
+    """The state of a job that has not sent an event yet; `known` if the run says so already."""
+    states = {
+        "SCHEDULING": "Waiting for a machine of Hugging Face Jobs",
+        "RUNNING": "Installing the libraries on the job's machine",
+    }
+    state = states.get(job.status.stage, "Starting the job")
+    if known and isinstance(known[-1], events.Preparing) and known[-1].what == state:
+        return known
+    return [events.Preparing(what=state)]
 
 
-def _without_outcome(
-    run: Run, handed: events.SubmittedToJob, job: JobInfo | None
+def _events_of_lost_job(
+    run: Run, submitted: events.SubmittedToJob, job: JobInfo | None
 ) -> list[events.Event]:
-    """How a job ended that did not say so itself."""
-    steps = [int(folder.name.rpartition("-")[2]) for folder in _checkpoints(run)]
-    going_on = (
-        f"from step {max(steps)}, its last checkpoint"
-        if steps
-        else "from the first step, for no checkpoint had come back"
-    )
+    """The outcome of a job that ended without writing one."""
+    steps = [checkpoints.step_of(folder) for folder in checkpoints.complete(run)]
+    if steps:
+        position = f"from step {max(steps)}, its last checkpoint"
+    else:
+        position = "from the first step, because no checkpoint has arrived"
     stage, message = (job.status.stage, job.status.message or "") if job else ("DELETED", "")
     if stage == "CANCELED":
-        cancelled = events.Notice(
-            what="The job was cancelled.",
-            why=f"Training goes on {going_on}, here or in another job.",
-        )
-        return [cancelled, events.Paused(step=max(steps, default=0))]
-    ran = job.durations.running_secs if job and job.durations else None
-    if re.search(r"time.?(d.?)?out|time limit|deadline", message.lower()) or (
-        ran and ran >= handed.timeout
-    ):
-        why = f"The job was ended by its time limit of {duration(handed.timeout)}. Hand the run over again with more time, or Resume it here"
+        why = f"Training resumes {position}, here or in another job."
+        return [
+            events.Notice(what="The job was cancelled.", why=why),
+            events.Paused(step=max(steps, default=0)),
+        ]
+    seconds = job.durations.running_secs if job and job.durations else None
+    timed_out = _TIME_LIMIT.search(message.lower()) or (seconds or 0) >= submitted.timeout
+    if timed_out:
+        limit = duration(submitted.timeout)
+        code, why = "hub.job_timeout", f"The job reached its time limit of {limit}"
+        advice = "Submit the run again with more time, or resume it here"
     elif stage == "DELETED":
-        why = "The Hub does not know the job any more. Hand the run over again, or Resume it here"
+        code, why = "hub.job_deleted", "The Hub has deleted the job"
+        advice = _ADVICE
     else:
-        said = f" ({message})" if message else ""
-        why = f"The job ended with an error{said}; job.log in the run's folder has its last words. Mend that, and hand the run over again or Resume it here"
-    return [events.Failed(message=f"{why}: it goes on {going_on}.")]
-
-
-def _checkpoints(run: Run) -> list[Path]:
-    return [path.parent for path in run.path("checkpoints").glob("checkpoint-*/manifest.json")]
-
-
-_REASONS = {
-    402: "there is no credit for jobs. Add some on the Hub's billing page",
-    403: "the token may not do this. It needs write access and the right to run jobs",
-}
+        detail = f" ({message})" if message else ""
+        code, why = "hub.job_failed", f"The job ended with an error{detail}"
+        advice = f"job.log in the run's folder has the end of its output. {_ADVICE}"
+    return [events.Failed(code=code, message=f"{why}. {advice}: it resumes {position}.")]
 
 
 def _hub_errors(repo: str, failed: str) -> AbstractContextManager[None]:
-    """What the Hub refuses, in a sentence."""
-    return translate_errors(repo, failed, "", _REASONS)
+    reasons: dict[FailureCode, str] = {
+        "hub.payment_required": "your account has no credit for jobs. Add some on the Hub's "
+        "billing page",
+        "hub.forbidden": "the token has no permission for this. It needs write access and the "
+        "right to run jobs",
+    }
+    return translate_errors(repo, failed, reasons=reasons)

@@ -1,4 +1,4 @@
-"""Pushes an adapter to the Hugging Face Hub: private unless asked otherwise, never over somebody's files. Tokens are used and forgotten."""
+"""Pushes an adapter to the Hub: private by default, and never over somebody's files."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from peft_space.hub.client import open_client, translate_errors
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 
-_KEPT = "The adapter is kept in the run."
+_UNCHANGED = "The adapter is still in the run."
 
 
 def push(
@@ -26,29 +26,38 @@ def push(
     what: str = "adapter",
     write: Callable[[Run, Path], Any] = copy_adapter,
 ) -> str:
-    """Push the run's adapter, or what else is made of it, to `repo` and return the address of what was made.
+    """Push a run's adapter, or an export of it, to the Hub.
 
-    A new repository is made, private unless `public`; to one that exists a pull request is opened, so nothing in it is overwritten.
+    A new repository is created for it. For an existing one a pull request is opened, so nothing
+    in it is overwritten.
 
     Args:
-        token: a Hub token with write access; None takes the one this machine is signed in with.
-        card: the README in place of the one that is written from the run.
-        what: is pushed, in words.
-        write: writes it into a folder that is not there yet, once the Hub knows the token.
+        run: it has an adapter.
+        repo: OWNER/NAME.
+        token: a Hub token with write access; None uses the one this machine is signed in with.
+        public: create a public repository.
+        on_progress: called with the completed share and the current work.
+        card: replaces the README that is generated from the run.
+        what: the name of what is pushed, for messages.
+        write: writes it into a folder that does not exist yet.
 
-    Raises UserError where the name, the token or the Hub refuses.
+    Returns:
+        The URL of the repository or the pull request.
+
+    Raises:
+        UserError: the name or the token is invalid, or the Hub rejects the request.
     """
     api = open_client(repo, token)
-    _ = run.adapter  # where there is none, that is told before the Hub is asked
+    _ = run.adapter  # raises before the Hub is asked
     with tempfile.TemporaryDirectory() as scratch:
         folder, failed = Path(scratch, "files"), f"The {what} was not pushed"
-        with translate_errors(repo, failed, _KEPT):
-            on_progress(0.0, "Asking the Hub whose token this is")
-            api.whoami()  # a wrong token is told before anything is made
+        with translate_errors(repo, failed, _UNCHANGED):
+            on_progress(0.0, "Checking the token")
+            api.whoami()  # before the export, which may take long
         write(run, folder)
         if card:
             put_card(folder, card)
-        with translate_errors(repo, failed, _KEPT):
+        with translate_errors(repo, failed, _UNCHANGED):
             return _upload(api, repo, folder, public, what, on_progress)
 
 
@@ -63,10 +72,10 @@ def _upload(
             raise
         existed, url = True, f"{api.endpoint}/{repo}"
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    on_progress(
-        0.9, f"Uploading {sum(path.stat().st_size for path in files) / 1e6:.1f} MB to {repo}"
-    )
-    # not upload_folder: with Xet it opens a draft before it commits, and leaves it empty where that fails
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    on_progress(0.9, f"Uploading {megabytes:.1f} MB to {repo}")
+    # not upload_folder: with Xet it opens a draft pull request before it commits, and leaves the
+    # draft empty if the commit fails
     added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     commit = api.create_commit(repo, added, commit_message=f"Add the {what}", create_pr=existed)
     return commit.pr_url or url

@@ -1,4 +1,4 @@
-"""Checks a running page from outside, as a program uses it: a Space or one's own machine trains the demo for a few steps and compares."""
+"""Tests a running page from outside: trains the demo for a few steps and compares the answers."""
 
 import time
 from collections.abc import Callable
@@ -12,84 +12,89 @@ from peft_space.errors import UserError
 from peft_space.runs.events import OnProgress, no_progress
 
 _STEPS = 4
-_SECONDS = 600
-"""For the training; on a Space it may wait for its turn."""
+_TRAINING_TIMEOUT = 600  # on a Space the training may have to wait for its turn
+_ENDPOINTS = {"/check_data", "/start", "/status", "/resume", "/compare"}
 
 
 def smoke_test(
     url: str, token: str | None = None, on_progress: OnProgress = no_progress
 ) -> list[dict[str, Any]]:
-    """What was tried, with `what`, `seconds` and `found`, each of which went well.
+    """Use a page as a program would.
 
     Args:
         url: of the page, or OWNER/SPACE.
-        token: for a private Space; without one, that of HF_TOKEN or of this machine.
+        token: for a private Space; None uses HF_TOKEN or the one this machine is signed in with.
+        on_progress: called with the completed share and the current check.
 
-    Raises UserError naming what did not go well.
+    Returns:
+        For each check `what`, `seconds` and `found`, its result as text.
+
+    Raises:
+        UserError: a check failed.
     """
-    done: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
-    def tried(what: str, do: Callable[[], tuple[Any, str]]) -> Any:
-        on_progress(len(done) / 4, what)
-        began = time.monotonic()
+    def check(what: str, do: Callable[[], tuple[Any, str]]) -> Any:
+        on_progress(len(results) / 4, what)
+        start = time.monotonic()
         try:
-            value, found = do()
+            value, text = do()
         except (AppError, httpx.HTTPError, OSError, ValueError, TimeoutError) as error:
-            raise UserError(
-                "todo", f"{url}: {what} did not go well: {str(error) or type(error).__name__}"
-            ) from None
-        done.append({"what": what, "seconds": round(time.monotonic() - began, 1), "found": found})
+            reason = str(error) or type(error).__name__
+            message = f"{url}: {what} failed: {reason}. Check the log of the page."
+            raise UserError("hub.smoke_test_failed", message) from None
+        seconds = round(time.monotonic() - start, 1)
+        results.append({"what": what, "seconds": seconds, "found": text})
         return value
 
-    client = tried("Opening the page", lambda: _opened(url, token))
-    tried("Checking the sample data", lambda: _checked(client))
-    run = tried("Training the demo for a few steps", lambda: _trained(client))
-    tried("Comparing base and adapter", lambda: _compared(client, run))
-    return done
+    client = check("Opening the page", lambda: _open(url, token))
+    check("Checking the sample data", lambda: _check_data(client))
+    run = check("Training the demo for a few steps", lambda: _train(client))
+    check("Comparing base model and adapter", lambda: _compare(client, run))
+    return results
 
 
-def _opened(url: str, token: str | None) -> tuple[Client, str]:
+def _open(url: str, token: str | None) -> tuple[Client, str]:
     client = Client(url, token=token, verbose=False, download_files=False, analytics_enabled=False)
-    endpoints = client.view_api(print_info=False, return_format="dict")["named_endpoints"]  # type: ignore[index]
-    missing = {"/check_data", "/start", "/status", "/resume", "/compare"} - set(endpoints)
-    if missing:
+    endpoints = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    if missing := _ENDPOINTS - set(endpoints):
         raise ValueError(f"it is another app, without {', '.join(sorted(missing))}")
     return client, f"{len(endpoints)} endpoints"
 
 
-def _checked(client: Client) -> tuple[None, str]:
-    found = client.predict("demo", api_name="/check_data")
-    if not found["to_train"] or not found["examples"]:
-        raise ValueError("no row can be trained")
-    return None, f"{found['to_train']} rows to train, {found['held_out']} to score on"
+def _check_data(client: Client) -> tuple[None, str]:
+    report = client.predict("demo", api_name="/check_data")
+    if not report["to_train"] or not report["examples"]:
+        raise ValueError("the sample data has no row to train on")
+    return None, f"{report['to_train']} rows to train on, {report['held_out']} held out"
 
 
-def _trained(client: Client) -> tuple[dict[str, str], str]:
+def _train(client: Client) -> tuple[dict[str, str], str]:
     started = client.predict("demo", {"max_steps": _STEPS}, api_name="/start")
     run = {"run": started["run"], "owner": started["owner"]}
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + _TRAINING_TIMEOUT
     while time.monotonic() < deadline:
-        now = client.predict(**run, api_name="/status")
-        if now["status"] == "finished":
-            return (
-                run,
-                f"{now['step']} steps, the last with a loss of {now['losses'][-1]['loss']:.2f}",
-            )
-        if now["status"] == "failed":
-            raise ValueError(now["message"])
-        if now["status"] in ("paused", "interrupted"):
+        state = client.predict(**run, api_name="/status")
+        if state["status"] == "finished":
+            loss = state["losses"][-1]["loss"]
+            return run, f"{state['step']} steps, the last with a loss of {loss:.2f}"
+        if state["status"] == "failed":
+            raise ValueError(state["message"])
+        if state["status"] in ("paused", "interrupted"):
             client.predict(**run, api_name="/resume")
         time.sleep(1)
-    raise TimeoutError(f"after {_SECONDS} s it was {now['status']} at step {now['step']}")
+    raise TimeoutError(
+        f"after {_TRAINING_TIMEOUT} s it was {state['status']} at step {state['step']}"
+    )
 
 
-def _compared(client: Client, run: dict[str, str]) -> tuple[None, str]:
-    found = client.predict(
+def _compare(client: Client, run: dict[str, str]) -> tuple[None, str]:
+    result = client.predict(
         **run,
         prompts=["My parcel has not arrived."],
         sampling={"max_new_tokens": 16},
         api_name="/compare",
     )
-    if not found["fairness"]["fair"]:
-        raise ValueError(found["fairness"]["words"])
-    return None, found["fairness"]["words"]
+    if not result["fairness"]["fair"]:
+        raise ValueError(result["fairness"]["words"])
+    return None, result["fairness"]["words"]

@@ -1,18 +1,19 @@
-"""Makes a Hugging Face Space of this clone, or brings one up to date: what git tracks and the app needs, and nothing that looks like a secret."""
+"""Creates a Hugging Face Space from this clone, or updates one, with the files that git tracks."""
 
-import re
 import subprocess
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
-from peft_space.data.quality import holds_secret
 from peft_space.errors import UserError
 from peft_space.hub.client import open_client, translate_errors
+from peft_space.redaction import has_secret, is_secret_file
 from peft_space.runs.events import OnProgress, no_progress
 
 ROOT = Path(__file__).parents[2]
-_NOT_RUN = {
+#: Tracked files and folders that only development needs.
+_FOR_DEVELOPMENT = {
     "tests",
     "benchmarks",
     "tools",
@@ -23,12 +24,7 @@ _NOT_RUN = {
     "requirements-dev.txt",
     "pyproject.toml",
 }
-"""Tracked, and needed only to develop."""
-_KEYS = re.compile(
-    r"\.env(\..+)?|.*\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519)|\.netrc|\.pypirc|credentials|token"
-)
-"""Names of files that hold secrets, whatever is in them."""
-_MADE_BY_THE_HUB = {".gitattributes", "README.md"}
+_CREATED_BY_THE_HUB = {".gitattributes", "README.md"}
 
 
 def deploy_space(
@@ -38,76 +34,94 @@ def deploy_space(
     public: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> str:
-    """Make or update the Space `space` from this clone, in one commit, and return its address. A new one is private unless `public`.
+    """Create or update a Space from this clone, in one commit.
 
     Args:
-        hardware: the Hub's name of what it is to run on; without it a new Space gets what the Hub gives, and another keeps what it has.
+        space: OWNER/NAME.
+        token: with write access; None uses the one that this machine is signed in with.
+        hardware: the Hub's name of the hardware. By default a new Space gets the Hub's default,
+            and an existing one keeps its hardware.
+        public: create a public Space.
+        on_progress: called with the completed share and the current work.
 
-    Raises UserError where something does not belong, or the Hub refuses.
+    Returns:
+        The URL of the Space.
+
+    Raises:
+        UserError: a file must not be uploaded, the Space is another app, or the Hub rejects the
+            request.
     """
     api = open_client(space, token)
     files = files_to_upload(ROOT)
-    with translate_errors(space, "The Space was not deployed", ""):
-        on_progress(0.0, "Asking the Hub whose token this is")
+    with translate_errors(space, "The Space was not deployed"):
+        on_progress(0.0, "Checking the token")
         api.whoami()
-        there = _files_there(api, space)
-        if there is None:
-            wanted = {"space_hardware": hardware} if hardware else {}
+        existing = _existing_files(api, space)
+        if existing is None:
+            options: dict[str, Any] = {"space_hardware": hardware} if hardware else {}
             api.create_repo(
-                space, repo_type="space", space_sdk="gradio", private=not public, **wanted
+                space, repo_type="space", space_sdk="gradio", private=not public, **options
             )
         on_progress(0.1, f"Uploading {len(files)} files to {space}")
-        gone = sorted(there - set(files) - {".gitattributes"}) if there else []
-        changes = [
+        removed = sorted((existing or set()) - set(files) - {".gitattributes"})
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(name, ROOT / name) for name in files),
-            *(CommitOperationDelete(name) for name in gone),
+            *(CommitOperationDelete(name) for name in removed),
         ]
-        api.create_commit(space, changes, commit_message="Deploy", repo_type="space")
-        if hardware and there is not None:
-            api.request_space_hardware(space, hardware)  # type: ignore[arg-type] - the Hub may know more than this client
+        api.create_commit(space, operations, commit_message="Deploy", repo_type="space")
+        if hardware and existing is not None:
+            # the Hub may have hardware that this version of the client does not list
+            api.request_space_hardware(space, hardware)  # type: ignore[arg-type]
     return f"{api.endpoint}/spaces/{space}"
 
 
 def files_to_upload(root: Path) -> list[str]:
-    """What of the clone `root` a Space needs. Raises UserError where that is no clone, or where a file must not be uploaded."""
+    """Return the tracked files of a clone that a Space needs.
+
+    Raises:
+        UserError: `root` is not a clone, or a file is missing, a link, or seems to hold a secret.
+    """
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True, text=True
-        ).stdout
+        command = ["git", "ls-files", "-z"]
+        listed = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         raise UserError(
-            "todo",
-            f"{root} is not a git clone, so it is not known which files belong to it. Clone the repository and deploy from there.",
+            "hub.not_a_clone",
+            f"{root} is not a git clone, so the app cannot tell which files to upload. Clone the "
+            "repository and deploy from there.",
         ) from None
-    files = [
-        name for name in listed.split("\0") if name and PurePosixPath(name).parts[0] not in _NOT_RUN
-    ]
-    for name in files:
-        path = root / name
-        if path.is_symlink() or not path.is_file():
-            raise UserError(
-                "todo",
-                f"git tracks {name}, but it is no file here. Commit what is there, and deploy again.",
-            )
-        if _KEYS.fullmatch(path.name) or holds_secret(
-            path.read_bytes().decode("utf-8", errors="ignore")
-        ):
-            raise UserError(
-                "todo",
-                f"{name} looks as if it held a key or a token, so nothing was uploaded. Take it out of the repository.",
-            )
-    return files
+    names = [name for name in listed.stdout.split("\0") if name]
+    names = [name for name in names if PurePosixPath(name).parts[0] not in _FOR_DEVELOPMENT]
+    for name in names:
+        _check_file(root / name, name)
+    return names
 
 
-def _files_there(api: HfApi, space: str) -> set[str] | None:
-    """The files of the Space; None where there is none yet. Raises UserError where it is another app."""
+def _check_file(path: Path, name: str) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise UserError(
+            "hub.tracked_file_missing",
+            f"git tracks {name}, but it is not a regular file here. Commit the current state and "
+            "deploy again.",
+        )
+    text = path.read_bytes().decode("utf-8", errors="ignore")
+    if is_secret_file(path.name) or has_secret(text):
+        raise UserError(
+            "hub.secret_in_repository",
+            f"{name} seems to contain a key or a token, so nothing was uploaded. Remove it from "
+            "the repository.",
+        )
+
+
+def _existing_files(api: HfApi, space: str) -> set[str] | None:
+    """The files of the Space; None if it does not exist. Raises UserError if it is another app."""
     try:
-        there = set(api.list_repo_files(space, repo_type="space"))
+        names = set(api.list_repo_files(space, repo_type="space"))
     except errors.RepositoryNotFoundError:
         return None
-    if "peft_space/__init__.py" not in there and not there <= _MADE_BY_THE_HUB:
+    if "peft_space/__init__.py" not in names and not names <= _CREATED_BY_THE_HUB:
         raise UserError(
-            "todo",
-            f"The Space {space!r} is another app. Nothing of it was changed: choose another name.",
+            "hub.repository_in_use",
+            f"The Space {space!r} is another app. Nothing in it was changed. Choose another name.",
         )
-    return there
+    return names

@@ -132,7 +132,7 @@ def _loading_error(base: BaseModelRef, error: Exception) -> UserError:
     logger.info("the weights of %s cannot be loaded", base.name, exc_info=error)
     remedy = "Download the model again, or choose one that is stored as safetensors"
     damaged = Fault("models.weights_damaged", f"{first_line(error)} {remedy}")
-    fault = hub_fault(error, base.revision) or damaged
+    fault = hub_fault(error, base.name, base.revision) or damaged
     return UserError(fault.code, f"The weights of {base.name} cannot be loaded: {fault.reason}.")
 
 

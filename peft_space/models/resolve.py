@@ -17,7 +17,7 @@ from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer
-from peft_space.models.repo_files import UNREACHABLE, Fault, config_fault, has_vocabulary
+from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
 from peft_space.recipe import Task
 from peft_space.redaction import has_secret
 
@@ -208,7 +208,7 @@ def _load_own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
             raise
         if has_vocabulary(base.location, revision, ()):
             invalid = _library_fault("models.invalid_tokenizer", error)
-            fault = hub_fault(error, base.revision) or invalid
+            fault = hub_fault(error, base.name, base.revision) or invalid
             raise UserError(
                 fault.code,
                 f"The tokenizer of the base model {base.name} cannot be loaded: {fault.reason}.",
@@ -236,7 +236,7 @@ def _load_config(location: str, revision: str | None) -> "PreTrainedConfig":
         if as_user_error(error):
             raise
         fault = (
-            hub_fault(error, revision)
+            hub_fault(error, location, revision)
             or config_fault(location, revision)
             or _library_fault("models.invalid_config", error)
         )
@@ -249,38 +249,24 @@ def _library_fault(code: str, error: Exception) -> Fault:
     return Fault(code, f"{first_line(error)} Choose another base model")
 
 
-def hub_fault(error: BaseException, revision: str | None) -> Fault | None:
+def hub_fault(error: BaseException, name: str, revision: str | None) -> Fault | None:
     """Why the Hub did not deliver a model, or why its files are rejected.
 
     Args:
         error: what a library raised while it loaded the model.
-        revision: the one that was asked for.
+        name: the model that was requested.
+        revision: the requested branch, tag or commit.
 
     Returns:
         None if the error has another cause.
     """
-    from huggingface_hub import errors
+    from peft_space.compat.huggingface_hub import explain_hub_error
 
-    causes = _chain(error)
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if caused_by(errors.GatedRepoError):
-        reason = "its authors ask you to accept their conditions first. Accept them on the model's"
-        return Fault("models.gated", f"{reason} page on the Hub and sign in, then try again")
-    if caused_by(errors.RevisionNotFoundError):
-        reason = f"it has no revision {revision!r}. Check the branch, tag or commit"
-        return Fault("models.unknown_revision", reason)
-    if caused_by(errors.RepositoryNotFoundError):
-        reason = "the Hub has no model of this name, or it is private"
-        return Fault("models.not_found", f"{reason}. Check the spelling, or sign in")
     if "trust_remote_code" in str(error):
         reason = "it needs its own code to run, which is never allowed here"
         return Fault("models.needs_code", f"{reason}. Choose a model that transformers supports")
-    if caused_by(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        return UNREACHABLE
-    return None
+    failure = explain_hub_error(error, name, "model", revision)
+    return Fault(failure.code, failure.reason) if failure else None
 
 
 def _chain(error: BaseException) -> list[BaseException]:

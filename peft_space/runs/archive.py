@@ -1,173 +1,227 @@
-"""What of a run's directory a training needs to go on elsewhere, and how it is taken from there: whole, each file by its SHA-256, nothing outside."""
+"""The one way in which a run travels: its files, and a manifest with the SHA-256 of each.
+
+Backups, Hugging Face Jobs and exported scripts use it. Nothing that fails a check is installed.
+"""
 
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_space.errors import UserError
 from peft_space.formatting import gigabytes
 from peft_space.runs.run import Run
 from peft_space.storage import atomic_io
 
-ARCHIVE_MANIFEST = "packed.json"
-"""The file beside packed ones that holds the SHA-256 of each."""
-_MOST_FILES = 10_000
-_LARGEST_TEXT = 200e6
-"""Bytes of a file of text; what has more are numbers, or rows."""
-_OF_NUMBERS = (".safetensors", ".pt", ".pth", ".bin", ".arrow")
-_FOLDERS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
+#: The manifest's file, and the folder next to it with the run's files.
+MANIFEST, FOLDER = "archive.json", "run/"
+#: Limits. A manifest has about 150 bytes for each file.
+MAX_FILES, _MAX_MANIFEST_BYTES = 10_000, 4_000_000
+#: A text file of a run is smaller than this. Weights and rows may be larger.
+_MAX_TEXT_BYTES = 200e6
+_BINARY = (".safetensors", ".pt", ".pth", ".bin", ".arrow")
+#: Folders that are replaced as a whole.
+_UNITS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
 _NAME = r"/\w[\w.-]*"
-_BELONGS = re.compile(
-    rf"(recipe|run|plan|ready|scores|votes)\.json|(events|scoring)\.jsonl|data({_NAME})+\.(json|arrow)"
-    rf"|(adapter|start|checkpoints/checkpoint-\d+)({_NAME})+\.(json|safetensors|md|svg|jinja|txt|model|pt|pth)"
+_ALLOWED = re.compile(
+    r"(recipe|run|plan|ready|scores|votes)\.json|(events|scoring)\.jsonl"
+    rf"|data({_NAME})+\.(json|arrow)"
+    rf"|(adapter|start|checkpoints/checkpoint-\d+)({_NAME})+"
+    r"\.(json|safetensors|md|svg|jinja|txt|model|pt|pth)"
     r"|checkpoints/checkpoint-\d+/training_args\.bin"
 )
 
+Content = bytes | Path
 
-def pack(run: Run) -> dict[str, bytes | Path]:
-    """What belongs to a resumable run, by its path in it: a file, or of the events, which grow, their whole lines so far."""
-    found = [path for path in run.directory.rglob("*") if path.is_file() and not path.is_symlink()]
-    names = {path.relative_to(run.directory).as_posix(): path for path in found}
-    packed: dict[str, bytes | Path] = {
-        name: names[name]
-        for name in sorted(names)
-        if is_allowed_path(name) and _is_complete(name, names)
-    }
+
+class Manifest(BaseModel):
+    """The files of an archived run. A manifest with another format, or other fields, is invalid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    files: dict[str, str] = Field(max_length=MAX_FILES)
+    """Path in the run -> SHA-256."""
+
+    def to_bytes(self) -> bytes:
+        """The content of `archive.json`."""
+        return self.model_dump_json(indent=1).encode()
+
+
+def pack(run: Run, checkpoints: Collection[str] | None = None) -> dict[str, Content]:
+    """Return the files of a run that training needs to resume elsewhere, and its adapter.
+
+    Args:
+        run: it may be in training: only the complete lines of its events are included.
+        checkpoints: names of the checkpoint folders to include; all complete ones by default.
+
+    Returns:
+        Path in the run -> the file, or its content.
+    """
+    paths = (path for path in run.directory.rglob("*") if path.is_file() and not path.is_symlink())
+    files = {path.relative_to(run.directory).as_posix(): path for path in paths}
+    packed: dict[str, Content] = {}
+    for name in sorted(filter(is_allowed_path, files)):
+        unit = _unit(name)
+        if unit.startswith("checkpoints/"):
+            is_complete = f"{unit}/manifest.json" in files
+            is_chosen = checkpoints is None or Path(unit).name in checkpoints
+            if not (is_complete and is_chosen):
+                continue
+        packed[name] = files[name]
     if "events.jsonl" in packed:
-        happened = names["events.jsonl"].read_bytes()
-        packed["events.jsonl"] = happened[: happened.rfind(b"\n") + 1]
+        lines = files["events.jsonl"].read_bytes()
+        packed["events.jsonl"] = lines[: lines.rfind(b"\n") + 1]
     return packed
 
 
-def digests_of(packed: Mapping[str, bytes | Path]) -> dict[str, str]:
-    """The SHA-256 of each."""
-    return {name: sha256(content) for name, content in packed.items()}
+def manifest_of(packed: Mapping[str, Content]) -> Manifest:
+    """Return the manifest of packed files."""
+    return Manifest(files={name: _sha256(content) for name, content in packed.items()})
 
 
-def read_manifest(text: str) -> dict[str, str]:
-    """The digests that a manifest holds. Raises UserError where it names what belongs to no run."""
-    try:
-        digests = json.loads(text)
-        foreign = [
-            name
-            for name, digest in digests.items()
-            if not is_allowed_path(name) or not re.fullmatch("[0-9a-f]{64}", digest)
-        ]
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(
-            "todo",
-            f"What was packed cannot be read: its {ARCHIVE_MANIFEST} is damaged. Pack the run anew.",
-        ) from None
-    if foreign:
-        raise UserError(
-            "todo",
-            f"What was packed names {foreign[0]!r}, which belongs to no run. Nothing was taken of it.",
-        )
-    return digests
+def read_manifest(content: bytes, source: str) -> Manifest:
+    """Parse a manifest.
 
+    Args:
+        content: of `archive.json`.
+        source: where it comes from, for error messages.
 
-def refuse_large(sizes: Mapping[str, int], most: float) -> None:
-    """Raise UserError where files, which nobody has fetched yet, are more, or larger, than those of a run can be, or take more than `most` bytes."""
-    if len(sizes) > _MOST_FILES:
-        raise UserError(
-            "todo",
-            f"What was packed has {len(sizes):,} files, and a run has at most {_MOST_FILES:,}. Nothing was taken of it.",
-        )
-    for name, size in sizes.items():
-        if size > _LARGEST_TEXT and not name.endswith(_OF_NUMBERS):
-            raise UserError(
-                "todo",
-                f"{name} has {gigabytes(size)}, and no such file of a run has more than {gigabytes(_LARGEST_TEXT)}. Nothing was taken.",
-            )
-    if (needed := sum(sizes.values())) > most:
-        raise UserError(
-            "todo",
-            f"What was packed takes {gigabytes(needed)}, and at most {gigabytes(most)} are taken here (PEFT_SPACE_MAX_RUN_MB). Nothing was taken of it.",
-        )
-
-
-def install(
-    run_directory: Path,
-    digests: Mapping[str, str],
-    names: Iterable[str],
-    fetch: Callable[[str], Path],
-) -> None:
-    """Bring `names` into a run's directory, a folder of them as a whole, from where `fetch` puts each; all of it or nothing.
-
-    Raises UserError for what is not as packed.
+    Raises:
+        UserError: it is damaged, has another format, or names a file that no run has.
     """
-    places = {_folder(name) or name for name in names}
-    asides = {
-        place: (run_directory / place).with_name(f".{Path(place).name}.taken")
-        for place in sorted(places)
-    }
     try:
-        for aside in asides.values():
-            _remove(aside)
-        for name, digest in digests.items():
-            if (place := _folder(name) or name) in asides:
-                _copy(
-                    verified(fetch(name), digest, name),
-                    asides[place] / name.removeprefix(place).removeprefix("/"),
-                )
-        for place, aside in asides.items():
-            if aside.is_dir():
-                shutil.rmtree(run_directory / place, ignore_errors=True)
-                atomic_io.atomic_rename(aside, run_directory / place)
-            else:
-                atomic_io.sync(aside)
-                os.replace(aside, run_directory / place)
-    finally:
-        for aside in asides.values():
-            _remove(aside)
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(
+            "runs.archive_damaged",
+            f"{source}: {MANIFEST} is damaged, or another version wrote it ({reason}). Nothing "
+            "was imported. Save the run again.",
+        ) from None
+    for name, digest in manifest.files.items():
+        if not (is_allowed_path(name) and re.fullmatch("[0-9a-f]{64}", digest)):
+            raise UserError(
+                "runs.archive_foreign_file",
+                f"{source}: the archive contains an unexpected file, {name!r}. Nothing was "
+                "imported.",
+            )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A run that was packed elsewhere."""
+
+    source: str
+    """Where it is, for error messages."""
+    manifest: Manifest
+    fetch: Callable[[str], Path]
+    """Returns a file of the run, by its path in the run, after downloading it if necessary."""
+
+    def install(self, directory: Path, names: Collection[str]) -> None:
+        """Move files into a run's directory: all of them, or none if one fails its check.
+
+        Args:
+            directory: of the run; it exists.
+            names: files in the manifest. The folders `data`, `adapter`, `start` and each
+                checkpoint are replaced as a whole, even if only one of their files is named.
+
+        Raises:
+            UserError: a file is missing, a link, or not what was packed.
+        """
+        units = sorted({_unit(name) for name in names})
+        asides = {unit: (directory / unit).with_name(f".{Path(unit).name}.new") for unit in units}
+        try:
+            for aside in asides.values():
+                _remove(aside)
+            for name in self.manifest.files:
+                if (unit := _unit(name)) in asides:
+                    target = asides[unit] / Path(name).relative_to(unit)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(self.verified(name), target)
+            for unit, aside in asides.items():
+                if aside.is_dir():
+                    shutil.rmtree(directory / unit, ignore_errors=True)
+                    atomic_io.atomic_rename(aside, directory / unit)
+                else:
+                    atomic_io.sync(aside)
+                    os.replace(aside, directory / unit)
+        finally:
+            for aside in asides.values():
+                _remove(aside)
+
+    def verified(self, name: str) -> Path:
+        """Fetch a file and check it. Raises UserError if it is not what was packed."""
+        path = self.fetch(name)
+        if path.is_symlink():
+            problem = "is a link"
+        elif not path.is_file():
+            problem = "is missing"
+        elif _sha256(path) != self.manifest.files[name]:
+            problem = "has another SHA-256 than when it was packed"
+        else:
+            return path
+        raise UserError(
+            "runs.archive_damaged",
+            f"{self.source}: {name} {problem}. Nothing was imported. Try again, or save the run "
+            "again from where it was trained.",
+        )
+
+
+def check_sizes(sizes: Mapping[str, int], limit: float, source: str) -> None:
+    """Check the files of an archive before any of them is downloaded.
+
+    Args:
+        sizes: name -> bytes.
+        limit: bytes of all files together.
+        source: where they come from, for error messages.
+
+    Raises:
+        UserError: there are more files, or larger ones, than a run can have.
+    """
+    if len(sizes) > MAX_FILES:
+        problem = f"the archive has {len(sizes):,} files, and a run has at most {MAX_FILES:,}"
+        raise _too_large(source, problem)
+    for name, size in sizes.items():
+        small = _MAX_MANIFEST_BYTES if name == MANIFEST else _MAX_TEXT_BYTES
+        if size > small and not name.endswith(_BINARY):
+            problem = f"{name} has {gigabytes(size)}, and the limit is {gigabytes(small)}"
+            raise _too_large(source, problem)
+    if (total := sum(sizes.values())) > limit:
+        limit_text = f"the limit is {gigabytes(limit)} (PEFT_SPACE_MAX_RUN_MB)"
+        raise _too_large(source, f"the run has {gigabytes(total)}, and {limit_text}")
+
+
+def _too_large(source: str, problem: str) -> UserError:
+    return UserError("runs.archive_too_large", f"{source}: {problem}. Nothing was downloaded.")
+
+
+def is_allowed_path(name: str) -> bool:
+    """Return True for files that travel with a run.
+
+    No log, lock or request, no path that leads out of the run, and no program.
+    """
+    return _ALLOWED.fullmatch(name) is not None
+
+
+def _unit(name: str) -> str:
+    """The folder that is replaced as a whole with this file, or the file itself."""
+    match = _UNITS.fullmatch(name)
+    return match[1] if match else name
+
+
+def _sha256(content: Content) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return atomic_io.sha256_file(content)
 
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def is_allowed_path(name: str) -> bool:
-    """Whether a path is of what goes with a run: no log, lock or request, nothing that could lead out of its folder, or that is a program."""
-    return _BELONGS.fullmatch(name) is not None
-
-
-def _is_complete(name: str, names: Mapping[str, Path]) -> bool:
-    """Not of a checkpoint that is being written or removed, which has no manifest."""
-    folder = _folder(name) or ""
-    return not folder.startswith("checkpoints/") or f"{folder}/manifest.json" in names
-
-
-def _folder(name: str) -> str | None:
-    """What is replaced as a whole."""
-    match = _FOLDERS.fullmatch(name)
-    return match[1] if match else None
-
-
-def verified(path: Path, digest: str, name: str) -> Path:
-    """The file, where it is what was packed. Raises UserError where it is another, or a link."""
-    if path.is_symlink():
-        raise UserError(
-            "todo", f"What was packed has a link in place of {name}. Nothing was taken of it."
-        )
-    if not path.is_file() or sha256(path) != digest:
-        raise UserError(
-            "todo",
-            f"{name} is not as it was packed: its SHA-256 is another. Try again, or pack the run anew.",
-        )
-    return path
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
-def sha256(content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with open(content, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

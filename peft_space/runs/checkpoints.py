@@ -1,6 +1,5 @@
-"""Checkpoints that are complete or absent: a manifest with the SHA-256 of every file is written last, and only what matches it is used."""
+"""Checkpoints that are complete or absent: a manifest with SHA-256 digests is written last."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,23 +15,23 @@ from peft_space.runs.run import Run, append_notice_once
 from peft_space.storage import atomic_io
 
 MANIFEST, ORIGIN = "manifest.json", "origin.json"
-KEPT = 2
-"""Complete checkpoints that stay on disk, the newest ones."""
+#: Complete checkpoints that stay on the disk: the newest ones. The best one is kept as well.
+MAX_KEPT = 2
+#: Bytes for each trainable parameter: its value in float32, and AdamW's two moments.
 _ADAPTER_BYTES, _OPTIMIZER_BYTES = 4, 8
-"""Of each trainable parameter: itself in float32, and AdamW's two moments."""
 
 
 class Provenance(BaseModel):
-    """What a checkpoint is of."""
+    """The inputs that a checkpoint was trained from."""
 
     model_config = ConfigDict(frozen=True)
 
     rows: str
-    """SHA-256 of the files that the rows lie in."""
+    """SHA-256 of the data files."""
     tokens: str
-    """SHA-256 of what the model was given of them, in order."""
+    """SHA-256 of the token ids that the model received, in order."""
     cut_at: int
-    """Tokens after which rows are cut off."""
+    """The length limit in tokens."""
     recipe: dict[str, Any]
     base: str
     compute_dtype: str
@@ -41,87 +40,83 @@ class Provenance(BaseModel):
 
 
 def seal(folder: Path, origin: Provenance) -> None:
-    """Declare a checkpoint complete: every file is on disk, then the manifest, which appears whole or not at all."""
+    """Declare a checkpoint complete: flush every file to the disk, then write the manifest."""
     (folder / MANIFEST).unlink(missing_ok=True)
     atomic_io.write_text(folder / ORIGIN, origin.model_dump_json(indent=1))
-    digests = {
-        str(path.relative_to(folder)): _sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    digests = {str(path.relative_to(folder)): atomic_io.sha256_file(path) for path in files}
     atomic_io.sync_tree(folder)
-    for parent in folder.parents[:2]:  # which name it
+    for parent in folder.parents[:2]:  # their directory entries name the checkpoint
         atomic_io.sync(parent)
     atomic_io.write_text(folder / MANIFEST, json.dumps(digests, indent=1))
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used; None where every file is what it was when the checkpoint was sealed."""
+    """Return why a checkpoint cannot be used, as a clause; None if every file is intact."""
     if not (folder / MANIFEST).is_file():
-        return f"it has no {MANIFEST}, as where writing it was cut short"
+        return f"it has no {MANIFEST}, so it was not written completely"
     try:
         digests: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        changed = [
-            name
-            for name, digest in digests.items()
-            if not (folder / name).is_file() or _sha256(folder / name) != digest
-        ]
+        changed = (name for name, digest in digests.items() if _changed(folder / name, digest))
+        name = next(changed, None)
     except (ValueError, AttributeError):
         return f"{MANIFEST} cannot be read"
     if ORIGIN not in digests:
         return f"{ORIGIN} is missing"
-    if not changed:
+    if name is None:
         return None
-    path = folder / changed[0]
-    return f"{changed[0]} {'is missing' if not path.is_file() else 'has changed' if path.stat().st_size else 'is empty'}"
+    if not (folder / name).is_file():
+        return f"{name} is missing"
+    return f"{name} has changed" if (folder / name).stat().st_size else f"{name} is empty"
+
+
+def _changed(path: Path, digest: str) -> bool:
+    return not path.is_file() or atomic_io.sha256_file(path) != digest
 
 
 def newest_checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint that can be used. Any that cannot is told in the run and removed. Only for who holds the lock."""
+    """Return the newest intact checkpoint. Needs the run's lock.
+
+    Damaged checkpoints are removed, with a notice in the run's events.
+    """
     damaged = {folder: why for folder in in_order(run) if (why := damage(folder))}
     newest = next((folder for folder in reversed(in_order(run)) if folder not in damaged), None)
-    going_on = (
-        f"Going on from step {step_of(newest)}."
-        if newest
-        else "Starting again from the first step."
-    )
+    if newest:
+        consequence = f"Training resumes from step {step_of(newest)}."
+    else:
+        consequence = "Training starts again from the first step."
     for folder, why in damaged.items():
-        sealed_once = (folder / MANIFEST).is_file()
-        if (
-            sealed_once or newest is None or step_of(folder) > step_of(newest)
-        ):  # else it was being removed
-            append_notice_once(
-                run,
-                events.Notice(
-                    what=f"Checkpoint {step_of(folder)} is damaged ({why}).", why=going_on
-                ),
-            )
+        was_sealed = (folder / MANIFEST).is_file()
+        # an older checkpoint without a manifest was being removed on purpose
+        if was_sealed or newest is None or step_of(folder) > step_of(newest):
+            what = f"Checkpoint {step_of(folder)} is damaged ({why})."
+            append_notice_once(run, events.Notice(what=what, why=consequence))
         _remove(folder)
-    if newest and not any(
-        isinstance(event, events.Checkpointed) and event.step == step_of(newest)
-        for event in run.history()
-    ):
-        run.append(
-            events.Checkpointed(step=step_of(newest))
-        )  # training was killed before it said so
+    if newest and step_of(newest) not in {
+        event.step for event in run.history() if isinstance(event, events.Checkpointed)
+    }:  # training was killed before it wrote the event
+        run.append(events.Checkpointed(step=step_of(newest)))
     return newest
 
 
 def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's folder."""
     return int(folder.name.rpartition("-")[2])
 
 
 def checkpoint_provenance(folder: Path) -> Provenance:
-    """What a complete checkpoint is of."""
+    """Return what a complete checkpoint was trained from."""
     return Provenance.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8"))
 
 
 def remove_all_but_newest(run: Run, best_at: Callable[[int], int | None]) -> None:
-    """Remove complete checkpoints beyond the newest `KEPT`.
+    """Remove complete checkpoints except the newest `MAX_KEPT` and the best ones they refer to.
 
-    Each of the newest stays together with that of the step `best_at` its own: whichever is resumed from, its best adapter is there.
+    Args:
+        best_at: the step of the best checkpoint, as the checkpoint of a given step recorded it.
+            Any of the newest can be resumed from, so the best of each must exist.
     """
-    newest = complete(run)[-KEPT:]
+    newest = complete(run)[-MAX_KEPT:]
     best = {best_at(step_of(folder)) for folder in newest}
     for folder in complete(run):
         if folder not in newest and step_of(folder) not in best:
@@ -129,44 +124,46 @@ def remove_all_but_newest(run: Run, best_at: Callable[[int], int | None]) -> Non
 
 
 def remove_unfinished(run: Run) -> None:
-    """Remove what a save that failed has left."""
+    """Remove what a failed save left behind."""
     for folder in in_order(run):
         if not (folder / MANIFEST).is_file():
             _remove(folder)
 
 
 def ensure_disk_space(run: Run, trainable_parameters: int, tokenizer_bytes: int) -> None:
-    """Raise UserError where the disk has no room for the checkpoints and the adapter that training is going to write."""
+    """Check that the checkpoints and the adapter of a training fit on the disk.
+
+    Args:
+        trainable_parameters: their number; each takes 12 bytes in a checkpoint, 4 in the adapter.
+        tokenizer_bytes: size of the tokenizer's files, which are stored with both.
+
+    Raises:
+        UserError: the disk has too little free space.
+    """
     checkpoint = (_ADAPTER_BYTES + _OPTIMIZER_BYTES) * trainable_parameters + tokenizer_bytes
     adapter = _ADAPTER_BYTES * trainable_parameters + tokenizer_bytes
-    to_come = max(
-        1, KEPT + 2 - len(complete(run))
-    )  # the best is kept besides, and the oldest removed when the next is complete
-    needed, free = to_come * checkpoint + adapter, shutil.disk_usage(run.directory).free
+    # the best one is kept too, and the oldest is removed only when the next is complete
+    num_missing = max(1, MAX_KEPT + 2 - len(complete(run)))
+    needed, free = num_missing * checkpoint + adapter, shutil.disk_usage(run.directory).free
     if free < needed:
         raise UserError(
-            "todo",
-            f"The disk has {gigabytes(free)} left, and this training needs {gigabytes(needed)} for checkpoints and the adapter. "
-            "Free some space on it, then Resume.",
+            "machine.disk_too_small",
+            f"The disk has {gigabytes(free)} left, and this training needs {gigabytes(needed)} "
+            "for checkpoints and the adapter. Free some space, then resume the training.",
         )
 
 
 def in_order(run: Run) -> list[Path]:
-    """The folders of a run's checkpoints, whether complete or not, the newest last."""
+    """The folders of all checkpoints, complete or not, the newest last."""
     return sorted(run.path("checkpoints").glob("checkpoint-*"), key=step_of)
 
 
 def complete(run: Run) -> list[Path]:
-    """Those whose manifest was written, the newest last; whether their files still match it is not looked at."""
+    """The folders of the checkpoints with a manifest, the newest last. Digests are not checked."""
     return [folder for folder in in_order(run) if (folder / MANIFEST).is_file()]
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, its manifest first, so that half of it does not look damaged."""
+    """Remove a checkpoint, its manifest first, so that a partly removed one is not damaged."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

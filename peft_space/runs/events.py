@@ -1,4 +1,4 @@
-"""What can happen to a run, one type an event; each is one line of events.jsonl. Knows nothing about files."""
+"""The events of a run: one type for each kind, one line of events.jsonl for each event."""
 
 import time
 from collections.abc import Callable
@@ -9,70 +9,69 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from peft_space.errors import error_json
 
 OnProgress = Callable[[float, str], None]
-"""What a long step tells while it works, where that is no event of a run: the share that is done, 0 to 1, and what is being done."""
+"""Called by long operations with the completed share, 0 to 1, and a description of the work."""
 
 
 def no_progress(share: float, what: str) -> None:
-    """The OnProgress of who does not listen."""
+    """Ignore the progress."""
 
 
 class _Event(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", ser_json_inf_nan="constants"
-    )  # a loss can become NaN
+    # a loss can become NaN
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
     at: float = Field(default_factory=time.time)
     """Seconds since 1970."""
 
 
 class Queued(_Event):
-    """Somebody asked for training; a worker will take it up when the machine is free."""
+    """The user started training; it begins when the machine is free."""
 
     event: Literal["Queued"] = "Queued"
 
 
 class Preparing(_Event):
-    """What the worker is busy with before the first step, in words for the user."""
+    """The work before the first step; `what` is shown to the user."""
 
     event: Literal["Preparing"] = "Preparing"
     what: str
 
 
 class Waiting(Preparing):
-    """The machine is busy with others; `before` of them come first."""
+    """The machine is busy; `before` other operations come first."""
 
     event: Literal["Waiting"] = "Waiting"  # type: ignore[assignment]
     before: int
 
 
 class SliceStarted(_Event):
-    """A slice of borrowed GPU time began: at most so many `seconds`, of which those up to its last event were used."""
+    """A ZeroGPU slice of at most `seconds` began; it used the time up to its last event."""
 
     event: Literal["SliceStarted"] = "SliceStarted"
     seconds: int
 
 
 class SubmittedToJob(_Event):
-    """The run is trained elsewhere, as a job on Hugging Face; nobody here may train it until its outcome has come back."""
+    """A job on Hugging Face trains the run; until its outcome arrives, nothing else may."""
 
     event: Literal["SubmittedToJob"] = "SubmittedToJob"
     job: str
     owner: str
-    """Whose job it is on the Hub."""
+    """The account on the Hub that runs the job."""
     repo: str
-    """The private dataset that the run went to and comes back by."""
+    """The private dataset through which the run is sent and received."""
     address: str
-    """Of the job's page."""
+    """URL of the job's page."""
     flavor: str
     """The hardware."""
     timeout: float
     """Seconds after which the job is ended."""
     num_events: int
-    """How many of the run's events went along; the job's own come after them."""
+    """Number of events that were sent; those that the job adds come after them."""
 
 
 class Started(_Event):
-    """A worker began an attempt, from step `from_step` of `total_steps`."""
+    """An attempt at training began at step `from_step` of `total_steps`."""
 
     event: Literal["Started"] = "Started"
     attempt: int
@@ -81,7 +80,7 @@ class Started(_Event):
 
 
 class Step(_Event):
-    """One optimizer step. Where a resume replays steps, readers keep the last line of each step."""
+    """One optimizer step. A resume may repeat a step; then its last line counts."""
 
     event: Literal["Step"] = "Step"
     attempt: int
@@ -90,35 +89,35 @@ class Step(_Event):
     learning_rate: float
     grad_norm: float
     tokens: int
-    """Tokens trained on so far in the whole run, padding not counted."""
+    """Tokens trained on so far in the whole run, without padding."""
     seconds: float
     """Duration of this step alone."""
     memory: int = 0
-    """Most bytes that the worker held so far: of the GPU where it computes on one, else of the machine."""
+    """Peak memory of the process in bytes: of the GPU if it uses one, else of the machine."""
     metrics: dict[str, float] = {}
-    """What else the task measures, by its name: `reward margin` and `better answer likelier`."""
+    """Further metrics of the task: `reward margin` and `better answer likelier`."""
 
 
 class Evaluated(_Event):
-    """Mean loss on the held-out rows: of a trained token, tag or label in nats; of preferences what DPO or KTO make of them."""
+    """Mean loss on the held-out rows: DPO or KTO loss, else nats per token, tag or label."""
 
     event: Literal["Evaluated"] = "Evaluated"
     attempt: int
     step: int
     loss: float
     metrics: dict[str, float] = {}
-    """As of a Step; of labels and tags `accuracy` and `macro-F1`."""
+    """As in a Step; for labels and tags `accuracy` and `macro-F1`."""
 
 
 class Checkpointed(_Event):
-    """From here training can go on."""
+    """A complete checkpoint exists; training can resume from it."""
 
     event: Literal["Checkpointed"] = "Checkpointed"
     step: int
 
 
 class Notice(_Event):
-    """The worker did something other than asked, or chose something: what, and why, in words for the user."""
+    """The trainer chose something, or deviated from the recipe: what and why, for the user."""
 
     event: Literal["Notice"] = "Notice"
     what: str
@@ -126,13 +125,13 @@ class Notice(_Event):
 
 
 class OutOfMemory(Notice):
-    """Memory ran out, and training goes on from its last checkpoint with less: with what, and why."""
+    """Memory ran out; training resumes from its last checkpoint with a changed plan."""
 
     event: Literal["OutOfMemory"] = "OutOfMemory"  # type: ignore[assignment]
 
 
 class Warned(_Event):
-    """Training goes on, but something is wrong: what, and what to do about it, in words for the user."""
+    """Training continues, but something is wrong: what, and what the user can do about it."""
 
     event: Literal["Warned"] = "Warned"
     step: int
@@ -141,7 +140,7 @@ class Warned(_Event):
 
 
 class CheckpointSelected(_Event):
-    """The adapter of this step is kept as the run's, and why, in words for the user. The last line counts."""
+    """The adapter of this step became the run's adapter, and why. The last line counts."""
 
     event: Literal["CheckpointSelected"] = "CheckpointSelected"
     step: int
@@ -149,18 +148,18 @@ class CheckpointSelected(_Event):
 
 
 class Paused(_Event):
-    """Training left at its deadline, or because the user asked, and goes on when it is called again."""
+    """Training saved and ended at its deadline or on request; it can be resumed."""
 
     event: Literal["Paused"] = "Paused"
     step: int
     asked: bool = False
-    """Whether somebody asked for it; else its time was up."""
+    """True if the user asked for it; False if the time was over."""
     why: str = ""
-    """What came in between, in words for the user; nothing where all is as it should be."""
+    """What interrupted it, for the user; empty if nothing went wrong."""
 
 
 class Stopped(_Event):
-    """Training ended early because the user asked; there is an adapter, and training can still be resumed."""
+    """Training ended early on request, with an adapter; it can still be resumed."""
 
     event: Literal["Stopped"] = "Stopped"
     step: int
@@ -172,20 +171,20 @@ class Finished(_Event):
     event: Literal["Finished"] = "Finished"
     step: int
     seconds: float
-    """Time spent in training over all attempts."""
+    """Time spent training, over all attempts."""
 
 
 class Failed(_Event):
-    """Training ended with an error; `message` is for the user, the traceback is in the run's worker.log."""
+    """Training ended with an error. The traceback is in the run's worker.log."""
 
     event: Literal["Failed"] = "Failed"
     message: str
     code: str = "bug"
-    """Of the `UserError` that ended it."""
+    """Code of the `UserError`, or "bug"."""
     fault: bool = False
-    """Whether it is the app's fault and not the user's."""
+    """True if it is a bug in the app."""
     for_memory: bool = False
-    """Whether memory ran out though all was done that could be done without asking: shorter rows may still do."""
+    """True if memory ran out and only a shorter `max_length`, which users must allow, may help."""
 
 
 Event = Annotated[
@@ -209,12 +208,16 @@ Event = Annotated[
     Field(discriminator="event"),
 ]
 Outcome = Paused | Stopped | Finished | Failed
-"""How a call of `train` can end."""
+"""The ways in which a training can end."""
+Ended = Paused | Stopped | Finished
+"""Those that are not an error."""
+OUTCOMES = (Paused, Stopped, Finished, Failed)
 
-parse_event = TypeAdapter(Event).validate_json
+_events: TypeAdapter[Event] = TypeAdapter(Event)
+parse_event = _events.validate_json
 
 
 def failed_event(error: BaseException) -> Failed:
-    """The event that says how an exception ended a training."""
-    told = error_json(error)
-    return Failed(message=str(told["error"]), code=str(told["code"]), fault=not told["users"])
+    """The event for an exception that ended a training."""
+    fields = error_json(error)
+    return Failed(message=str(fields["error"]), code=str(fields["code"]), fault=not fields["users"])

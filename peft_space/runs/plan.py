@@ -1,6 +1,5 @@
-"""The Plan: what a run was trained with on this machine. Written once to plan.json, and used again on every resume."""
+"""The Plan: the settings a run was trained with here, written once and used again on resume."""
 
-import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,7 @@ from peft_space.storage import atomic_io
 
 
 class Plan(BaseModel):
-    """What was used, besides the recipe, which stays as it was asked."""
+    """What was used in addition to the recipe, which keeps what the user chose."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -19,18 +18,18 @@ class Plan(BaseModel):
     device_name: str
     compute_dtype: str
     frozen_dtype: str = ""
-    """What frozen weights are cast to once, on a CPU; empty where they stay as they were loaded."""
+    """The dtype that frozen weights are cast to once, on a CPU; empty if they are not cast."""
     threads: int
     why: str
     """How dtype and threads were chosen, for the user."""
     num_processes: int
     batch_size: int
-    """Of each process."""
+    """Rows in each process."""
     gradient_accumulation_steps: int
     max_length: int
     gradient_checkpointing: bool
     by_length: bool = False
-    """Whether rows of about the same length share a step."""
+    """True if rows of similar length share a step."""
     base_name: str
     base_revision: str | None
     base_on_hub: bool = False
@@ -38,12 +37,12 @@ class Plan(BaseModel):
     labels: tuple[str, ...] = ()
     """Of a classification, in the order of the head's outputs."""
     quantization: str = ""
-    """How the base was held; of a model that comes quantized how it came."""
+    """How the base model was held; for a pre-quantized model, its own method."""
     saved_modules: list[str] = []
-    """Trained in full and kept with the adapter."""
+    """Modules that are trained in full and saved with the adapter."""
     target_modules: list[str]
     num_wrapped: int
-    """Layers that have an adapter."""
+    """Number of layers that have an adapter."""
     trainable_parameters: int
     all_parameters: int
     learning_rate: float
@@ -52,52 +51,56 @@ class Plan(BaseModel):
 
 
 def read_plan(run: Run) -> Plan | None:
-    """The plan of a run that has been started."""
+    """Return the plan of a run; None if it was never started."""
     path = run.path("plan.json")
-    if not path.is_file():
-        return None
-    return Plan.model_validate(
-        as_asked(run.recipe) | json.loads(path.read_text())
-    )  # the first versions' plans do not say all
+    return Plan.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def as_asked(recipe: Recipe) -> dict[str, Any]:
-    """What of a plan is the recipe's own wish, where nothing stands against it."""
-    asked = {
-        name: getattr(recipe, name)
-        for name in ("batch_size", "gradient_accumulation_steps", "max_length")
-    }
-    return asked | {
+def write_plan(run: Run, plan: Plan) -> None:
+    """Write plan.json completely or not at all."""
+    atomic_io.write_text(run.path("plan.json"), plan.model_dump_json(indent=2) + "\n")
+
+
+def plan_fields_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a plan that follow the recipe unless memory or devices prevent it."""
+    return {
         "num_processes": 1,
+        "batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "max_length": recipe.max_length,
         "gradient_checkpointing": recipe.gradient_checkpointing == "on",
     }
 
 
-def write_plan(run: Run, plan: Plan) -> None:
-    """Write plan.json, whole or not at all."""
-    atomic_io.write_text(run.path("plan.json"), plan.model_dump_json(indent=2) + "\n")
-
-
 def processes_for(recipe: Recipe, num_devices: int) -> int:
-    """How many processes, one a device, share the rows of a step: as many as divide them."""
+    """Return the number of processes, one per device, that divide the rows of a step evenly."""
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     return next(count for count in range(min(rows, num_devices), 0, -1) if rows % count == 0)
 
 
-def split_step_rows(rows: int, at_most: int, num_processes: int) -> tuple[int, int]:
-    """(batch size, accumulation) of each of `num_processes`, which together take the `rows` of a step, `at_most` so many at once each."""
+def split_step_rows(rows: int, max_batch_size: int, num_processes: int) -> tuple[int, int]:
+    """Split the rows of a step over processes.
+
+    Args:
+        rows: of one step, over all processes; a multiple of `num_processes`.
+        max_batch_size: rows that one process holds at once, at most.
+        num_processes: how many share the step.
+
+    Returns:
+        (batch size, accumulation steps) of each process.
+    """
     own = rows // num_processes
-    batch_size = next(size for size in range(min(at_most, own), 0, -1) if own % size == 0)
+    batch_size = next(size for size in range(min(max_batch_size, own), 0, -1) if own % size == 0)
     return batch_size, own // batch_size
 
 
 def plan_for_processes(plan: Plan, num_processes: int) -> Plan:
-    """The same plan for another number of processes: a step keeps its rows."""
+    """Return the plan for another number of processes; a step keeps its rows."""
     rows = plan.batch_size * plan.gradient_accumulation_steps * plan.num_processes
-    batch_size, accumulated = split_step_rows(rows, plan.batch_size, num_processes)
-    changed = {
+    batch_size, accumulation_steps = split_step_rows(rows, plan.batch_size, num_processes)
+    changes = {
         "num_processes": num_processes,
         "batch_size": batch_size,
-        "gradient_accumulation_steps": accumulated,
+        "gradient_accumulation_steps": accumulation_steps,
     }
-    return plan.model_copy(update=changed)
+    return plan.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""What a visitor may have at once, and what becomes of what they leave. Limits are for Spaces; one's own machine has none unless they are set."""
+"""Limits on a visitor's runs, and the removal of idle runs; on by default only on a Space."""
 
 import logging
 import shutil
@@ -12,60 +12,63 @@ from peft_space.formatting import gigabytes
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, new_run_directory
 
-_SECONDS_BETWEEN = 3600.0
-"""Between two looks for what nobody comes back to."""
+_PRUNE_INTERVAL = 3600.0
 
 logger = logging.getLogger(__name__)
 
 
 def new_run(owner: str) -> Path:
-    """A folder that nobody can guess, for a run of `owner` that is about to be made. Raises UserError where they have enough."""
+    """Return an unguessable directory for a new run of `owner`.
+
+    Raises:
+        UserError: the owner has reached a limit.
+    """
     check_open_runs(owner)
-    most = settings.most_stored_bytes()
-    if most is not None and (stored := sum(run.size() for run in list_runs(owner))) >= most:
+    limit = settings.max_stored_bytes()
+    if limit is not None and (stored := sum(run.size() for run in list_runs(owner))) >= limit:
         raise UserError(
-            "todo",
-            f"Your runs take {gigabytes(stored)}, and {gigabytes(most)} are yours here. Take with you what you need, and delete a run on Runs.",
+            "runs.storage_quota",
+            f"Your runs use {gigabytes(stored)} of your {gigabytes(limit)} quota. Download what "
+            "you need, then delete a run on the Runs tab.",
         )
     return new_run_directory(owner)
 
 
 def check_open_runs(owner: str) -> None:
-    """Raise UserError where `owner` has as many trainings queued or running as they may have."""
-    most = settings.most_open_runs()
-    if most is None:
+    """Raise UserError if `owner` has reached the limit of queued and running trainings."""
+    limit = settings.max_open_runs()
+    if limit is None:
         return
-    opened = [run.name for run in list_runs(owner) if run.status() in ("queued", "running")]
-    if len(opened) >= most:
+    num_open = sum(run.status() in ("queued", "running") for run in list_runs(owner))
+    if num_open >= limit:
         raise UserError(
-            "todo",
-            f"You have {len(opened)} trainings queued or running, and may have {most}. Wait for one, or stop it.",
+            "runs.too_many_open",
+            f"You have {num_open} queued or running trainings, and the limit is {limit}. Wait "
+            "for one to finish, or stop it.",
         )
 
 
 def prune_idle_runs() -> list[str]:
-    """Remove the runs, and the kept work on data, that nothing has happened to for `settings.keep_days`; the names of these runs."""
+    """Remove runs and cached data that did not change for `settings.keep_days()`.
+
+    Returns:
+        The ids of the removed runs.
+    """
     days = settings.keep_days()
     if days is None:
         return []
-    since, removed = time.time() - days * 86400, []
-    for told in (settings.home() / "runs").glob("*/[!.]*/run.json"):
+    limit, removed = time.time() - days * 86400, []
+    for path in (settings.home() / "runs").glob("*/[!.]*/run.json"):
         try:
-            run = Run(told.parent)
-            if _changed(run.directory) < since and run.status() not in ("queued", "running"):
+            run = Run(path.parent)
+            if _last_change(run.directory) < limit and run.status() not in ("queued", "running"):
                 run.delete()
                 removed.append(run.directory.name)
-        except (
-            ValueError,
-            OSError,
-            UserError,
-        ):  # it has just been taken up again, or cannot be read
-            logger.exception("the run %s was not removed", told.parent)
-    for kept in (settings.home() / "cache").glob("*/*"):
-        if max(kept.stat().st_mtime, kept.stat().st_atime) < since:
-            shutil.rmtree(kept, ignore_errors=True) if kept.is_dir() else kept.unlink(
-                missing_ok=True
-            )
+        except (ValueError, OSError, UserError):  # it has just been resumed, or is unreadable
+            logger.exception("the run %s was not removed", path.parent)
+    for cached in (settings.home() / "cache").glob("*/*"):
+        if max(cached.stat().st_mtime, cached.stat().st_atime) < limit:
+            _remove(cached)
     for folder in (settings.home() / "runs").glob("*"):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -73,27 +76,26 @@ def prune_idle_runs() -> list[str]:
 
 
 def start_pruner() -> None:
-    """Look for what is idle now and every hour, beside whatever else is done."""
+    """Prune idle runs now and every hour, in a background thread."""
 
-    def look() -> None:
+    def prune_forever() -> None:
         while True:
             if removed := prune_idle_runs():
-                logger.info(
-                    "removed %d runs that were idle for %s days", len(removed), settings.keep_days()
-                )
-            time.sleep(_SECONDS_BETWEEN)
+                logger.info("removed %d runs, idle for %s days", len(removed), settings.keep_days())
+            time.sleep(_PRUNE_INTERVAL)
 
     if settings.keep_days() is not None:
-        threading.Thread(target=look, daemon=True).start()
+        threading.Thread(target=prune_forever, daemon=True).start()
 
 
-def _changed(folder: Path) -> float:
-    """When something in a run was last written."""
-    return max(
-        (
-            path.stat().st_mtime
-            for path in (folder, folder / "events.jsonl", folder / "run.json")
-            if path.exists()
-        ),
-        default=0.0,
-    )
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _last_change(folder: Path) -> float:
+    """The time at which a run was last written to."""
+    paths = (folder, folder / "events.jsonl", folder / "run.json")
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)

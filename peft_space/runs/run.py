@@ -1,16 +1,13 @@
-"""A Run is a directory: its recipe, data, plan, events, checkpoints and adapter, and the lock of who works on it.
+"""A run is a directory with a recipe, data, plan, events, checkpoints, an adapter and a lock.
 
-Knows nothing about models. Its status is derived from its events and its lock, never stored, so it cannot be out of date.
+Its status is derived from its events and its lock, never stored, so it cannot be out of date.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
-import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +18,7 @@ from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
 from peft_space.runs.status import active_job
-from peft_space.storage import atomic_io
-
-logger = logging.getLogger(__name__)
+from peft_space.storage import atomic_io, file_lock
 
 Status = Literal[
     "new", "queued", "on_job", "running", "paused", "stopped", "interrupted", "finished", "failed"
@@ -31,45 +26,60 @@ Status = Literal[
 
 StopKind = Literal["stop", "pause"]
 
-_START_SECONDS = 60  # a queued run without a worker for longer than this has lost it
+#: The format of a run's files. A run of another format is not opened.
+FORMAT = 1
+_START_SECONDS = 60  # a run that is queued for longer than this without a process has lost it
+_LOCK_TIMEOUT = 1.0  # `is_locked` holds the lock for an instant, so one failure proves nothing
+_MAX_NAME_LENGTH = 100
 
 
 class Run:
     """One fine-tuning, in one directory.
 
-    recipe.json  run.json  plan.json  data/  events.jsonl  checkpoints/  adapter/  README.md  worker.log
+    recipe.json  run.json  plan.json  data/  events.jsonl  checkpoints/  adapter/  README.md
+    worker.log
     """
 
     def __init__(self, directory: str | Path):
-        """Open an existing run. Raises UserError where `directory` is none."""
+        """Open an existing run.
+
+        Raises:
+            UserError: `directory` is not a run, or a version with another format wrote it.
+        """
         self.directory = Path(directory).absolute()
         if not (self.directory / "run.json").is_file():
             raise UserError(
-                "todo",
-                f"{directory} is not a run: it has no run.json. Give the folder that `train --out` wrote.",
+                "runs.not_a_run",
+                f"{directory} is not a run: it has no run.json. Give the directory that "
+                "`train --out` created.",
+            )
+        self.about: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+        if (written := self.about.get("format")) != FORMAT:
+            raise UserError(
+                "runs.other_format",
+                f"The run in {directory} has the format {written!r}, and this version reads only "
+                f"format {FORMAT}. Open it with the version of peft_space that created it, or "
+                "train its recipe and data again.",
             )
         self.recipe = Recipe.model_validate_json((self.directory / "recipe.json").read_text())
-        self.about: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
 
     @classmethod
     def create(
         cls, directory: str | Path, recipe: Recipe, files: Mapping[str, str | Path], name: str = ""
     ) -> "Run":
-        """Make a run whole or not at all: written aside, then renamed.
+        """Create a run completely or not at all: it is written elsewhere, then renamed.
 
         Args:
-            directory: where; must not exist, or be empty.
-            files: relative path -> text, or a file to copy, that the data module wants kept (see `data.check`).
+            directory: where; it must not exist, or be empty.
+            files: relative path -> text, or a file to copy.
+            name: for people; the name of the directory if empty.
+
+        Raises:
+            UserError: `directory` already contains something.
         """
         target = Path(directory).absolute()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(
-                "todo",
-                f"{directory} already exists and is not empty. Choose another folder, or go on with `train --resume {directory}`.",
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        advice = f"Choose another folder, or resume it with `train --resume {directory}`."
+        with atomic_io.atomic_directory(target, advice, private=True) as aside:
             for path, content in files.items():
                 (aside / path).parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):
@@ -77,36 +87,44 @@ class Run:
                 else:
                     (aside / path).write_text(content, encoding="utf-8")
             (aside / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-            (aside / "run.json").write_text(
-                json.dumps({"name": name or target.name, "created": time.time()}) + "\n"
-            )
-            atomic_io.atomic_rename(aside, target)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+            about = {"format": FORMAT, "name": name or target.name, "created": time.time()}
+            (aside / "run.json").write_text(json.dumps(about) + "\n")
         return cls(target)
 
     @property
     def name(self) -> str:
+        """The name that people see; several runs may share it."""
         return self.about["name"]
 
     def rename(self, name: str) -> None:
-        """Give the run another name. Raises UserError where it is empty or long."""
-        if not 0 < len(name.strip()) <= 100:
-            raise UserError("todo", "A run's name has 1 to 100 characters. Choose another one.")
+        """Give the run another name.
+
+        Raises:
+            UserError: the name is empty or too long.
+        """
+        if not 0 < len(name.strip()) <= _MAX_NAME_LENGTH:
+            raise UserError(
+                "runs.name_length",
+                f"The name of a run must have 1 to {_MAX_NAME_LENGTH} characters. "
+                "Choose another one.",
+            )
         self.about |= {"name": name.strip()}
         atomic_io.write_text(self.path("run.json"), json.dumps(self.about) + "\n")
 
     def delete(self) -> None:
-        """Remove the run and all that is in it. Raises UserError while it is being trained, here or elsewhere."""
+        """Remove the run's directory.
+
+        Raises:
+            UserError: the run is being trained, on this machine or by a job.
+        """
         ensure_not_on_job(self)
         with self.lock():
-            gone = self.directory.with_name(f".{self.directory.name}-deleted")
-            self.directory.rename(gone)  # at once out of every list
-            shutil.rmtree(gone)
+            aside = self.directory.with_name(f".{self.directory.name}-deleted")
+            self.directory.rename(aside)  # no list shows it from now on
+            shutil.rmtree(aside)
 
     def size(self) -> int:
-        """Bytes on the disk, roughly: a training may be removing files meanwhile."""
+        """Bytes on the disk; approximate while a training removes files."""
         total = 0
         for folder, _, names in os.walk(self.directory):
             for name in names:
@@ -122,30 +140,41 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter. Raises UserError where training has not got that far."""
+        """The folder of the trained adapter.
+
+        Raises:
+            UserError: the run does not have an adapter yet.
+        """
         folder = self.path("adapter")
         if not (folder / "adapter_config.json").is_file():
             raise UserError(
-                "todo",
-                f"The run {self.name!r} has no adapter yet: it is {self.status()}. Finish the training first.",
+                "runs.no_adapter",
+                f"The run {self.name!r} does not have an adapter yet: it is {self.status()}. "
+                "Finish the training first.",
             )
         return folder
 
     # Events
 
     def append(self, event: events.Event) -> None:
-        """Add one line to events.jsonl; all but the frequent Step lines are on disk when this returns."""
+        """Add one line to events.jsonl.
+
+        Every event except the frequent Step is on the disk when this returns.
+        """
         line = event.model_dump_json().encode() + b"\n"
         with open(self.path("events.jsonl"), "ab", buffering=0) as file:
-            begin = file.seek(0, os.SEEK_END)
-            if file.write(line) < len(line):  # half a line fitted on a full disk
-                file.truncate(begin)
+            start = file.seek(0, os.SEEK_END)
+            if file.write(line) < len(line):  # the disk is full, and part of the line fitted
+                file.truncate(start)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not isinstance(event, events.Step):
                 os.fsync(file.fileno())
 
     def history(self) -> list[events.Event]:
-        """All events so far. A last line without its end is being written, or was torn by a kill, and is left out."""
+        """All events so far.
+
+        A last line without a newline is being written, or a kill cut it off; it is left out.
+        """
         try:
             lines = self.path("events.jsonl").read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -153,110 +182,101 @@ class Run:
         return [events.parse_event(line) for line in lines[:-1]]
 
     def truncate_partial_event(self) -> None:
-        """Cut off what a killed worker left of its last line. Only for who holds the lock."""
+        """Cut off the incomplete last line that a killed process left. Needs the run's lock."""
         path = self.path("events.jsonl")
         if path.is_file():
-            data = path.read_bytes()
-            os.truncate(path, data.rfind(b"\n") + 1)
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
-    # Who works on it
+    # The lock, and requests to the process that holds it
 
     @contextmanager
     def lock(self) -> Iterator[int]:
-        """Hold the run for this process; the lock ends with the process, however it ends.
+        """Hold the run's lock, which ends with this process, however it ends.
 
-        Yields the descriptor that holds it, for a child to inherit. Raises UserError where another process holds the run.
+        Yields:
+            The descriptor of the lock file. A child that inherits it keeps the lock.
+
+        Raises:
+            UserError: another process holds the lock.
         """
-        with open(self.path("lock"), "a") as file:
-            for attempt in range(
-                20
-            ):  # `is_locked` holds it for an instant, so one refusal proves nothing
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == 19:
-                        raise UserError(
-                            "todo",
-                            f"The run {self.name!r} is being trained by another process. Wait for it, or stop it first.",
-                        ) from None
-                    time.sleep(0.05)
+        with contextlib.ExitStack() as stack:
             try:
-                yield file.fileno()
-            finally:
-                fcntl.flock(
-                    file, fcntl.LOCK_UN
-                )  # a process forked meanwhile has the descriptor too, and would hold the lock as long as it lives
+                locked = file_lock.file_lock(self.path("lock"), timeout=_LOCK_TIMEOUT)
+                descriptor = stack.enter_context(locked)
+            except BlockingIOError:
+                raise UserError(
+                    "runs.locked",
+                    f"Another process is working on the run {self.name!r}. Wait for it, or stop "
+                    "it first.",
+                ) from None
+            yield descriptor
 
     def is_locked(self) -> bool:
-        """Whether a living process works on this run."""
-        with open(self.path("lock"), "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)  # as in `lock`
-            return False
+        """Return True if a living process works on this run."""
+        return file_lock.is_locked(self.path("lock"))
 
-    def request_stop(self, how: StopKind) -> None:
-        """Ask the worker to save and leave after its current step: to stop for good, with an adapter, or to pause."""
-        self.path("request").write_text(how)
+    def request_stop(self, kind: StopKind) -> None:
+        """Ask the training to save and end after its current step.
+
+        Args:
+            kind: "stop" ends it for good and writes an adapter, "pause" only saves a checkpoint.
+        """
+        self.path("request").write_text(kind)
 
     def requested_stop(self) -> StopKind | None:
-        """What was asked of the worker, or None."""
+        """The current request; None if there is none, or while it is being written."""
         try:
-            asked = self.path("request").read_text()
+            text = self.path("request").read_text()
         except FileNotFoundError:
             return None
-        return {"pause": "pause", "stop": "stop"}.get(asked)  # type: ignore[return-value] - nothing while it is being written
+        kinds: dict[str, StopKind] = {"pause": "pause", "stop": "stop"}
+        return kinds.get(text)
 
     def clear_stop_request(self) -> None:
-        """Nothing is asked of the worker any more."""
+        """Withdraw the request."""
         self.path("request").unlink(missing_ok=True)
 
-    def status(self, happened: list[events.Event] | None = None) -> Status:
-        """What state the run is in, from its events (read anew unless given) and its lock."""
-        kinds = (
-            events.Queued,
-            events.Started,
-            events.Paused,
-            events.Stopped,
-            events.Finished,
-            events.Failed,
-        )
-        happened = self.history() if happened is None else happened
-        if active_job(happened):
+    def status(self, history: list[events.Event] | None = None) -> Status:
+        """The run's state.
+
+        Args:
+            history: the run's events, if the caller has read them already.
+        """
+        history = self.history() if history is None else history
+        if active_job(history):
             return "on_job"
-        decisive = [event for event in happened if isinstance(event, kinds)]
-        if not decisive:
+        decisive = (events.Queued, events.Started, *events.OUTCOMES)
+        last = next((event for event in reversed(history) if isinstance(event, decisive)), None)
+        if last is None:
             return "new"
-        last = decisive[-1]
         if isinstance(last, events.Started):
             return "running" if self.is_locked() else "interrupted"
         if isinstance(last, events.Queued):
-            waiting = self.is_locked() or time.time() - last.at < _START_SECONDS
-            return "queued" if waiting else "interrupted"
+            is_waiting = self.is_locked() or time.time() - last.at < _START_SECONDS
+            return "queued" if is_waiting else "interrupted"
         return last.event.lower()  # type: ignore[return-value]
 
 
 def ensure_not_on_job(run: Run) -> None:
-    """Raise UserError where a job trains the run."""
-    if handed := active_job(run.history()):
+    """Raise UserError if a job on Hugging Face trains the run."""
+    if job := active_job(run.history()):
         raise UserError(
-            "todo",
-            f"The run {run.name!r} is trained on Hugging Face Jobs ({handed.address}). Wait for it, or cancel the job first; then it goes on here.",
+            "runs.on_job",
+            f"A job on Hugging Face trains the run {run.name!r} ({job.address}). Wait for it, or "
+            "cancel the job first. You can then resume the run here.",
         )
 
 
-def append_notice_once(run: Run, event: events.Notice, ever: bool = False) -> None:
-    """Append an event, unless it has been told since training last started, or `ever`: a kill may come between telling and doing."""
-    happened = run.history()
-    last_start = max(
-        (place for place, one in enumerate(happened) if isinstance(one, events.Started)), default=0
-    )
-    told = [one for one in happened[0 if ever else last_start :] if isinstance(one, events.Notice)]
-    if (event.what, event.why) not in [(one.what, one.why) for one in told]:
-        run.append(event)
+def append_notice_once(run: Run, notice: events.Notice, ever: bool = False) -> None:
+    """Append a notice unless it is there already, which a kill before the next step can cause.
 
-
-# The runs of one owner
+    Args:
+        notice: what the trainer did, and why.
+        ever: compare with the whole history, not only with the events since the last start.
+    """
+    history = run.history()
+    starts = [index for index, event in enumerate(history) if isinstance(event, events.Started)]
+    recent = history if ever or not starts else history[starts[-1] :]
+    known = {(event.what, event.why) for event in recent if isinstance(event, events.Notice)}
+    if (notice.what, notice.why) not in known:
+        run.append(notice)

@@ -1,12 +1,10 @@
-"""The runs of one owner: where they are stored, how one is opened, listed and named."""
+"""The runs of an owner: where they are stored, and how they are opened, listed and named."""
 
 import logging
 import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from peft_space import settings
 from peft_space.errors import UserError
@@ -18,53 +16,52 @@ _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def owner_directory(owner: str) -> Path:
-    """Where the runs of `owner` are; no name leads anywhere else."""
-    assert _OWNER.fullmatch(owner), "owners are made by us, never typed"
+    """Return the directory of an owner's runs; no name leads to another place."""
+    assert _OWNER.fullmatch(owner), "the app creates owners; nobody types them"
     return settings.home() / "runs" / owner
 
 
 def new_run_directory(owner: str) -> Path:
-    """A folder that nobody can guess, for a run that is about to be made."""
+    """Return an unguessable directory for a new run, which does not exist yet."""
     return owner_directory(owner) / secrets.token_hex(12)
 
 
 def open_run(owner: str | Sequence[str], run_id: str) -> Run:
-    """The run of `owner`, or of one of several, with this id. Raises UserError where there is none, or it is another's."""
-    owners = [owner] if isinstance(owner, str) else owner
-    for folder in (
-        [owner_directory(one) / run_id for one in owners]
-        if re.fullmatch(r"[0-9a-f]{24}", run_id)
-        else []
-    ):
-        if (folder / "run.json").is_file():
-            return Run(folder)
-    raise UserError("todo", f"You have no run {run_id!r}. Choose one from the list of your runs.")
+    """Open the run with this id that belongs to `owner`, or to one of several owners.
+
+    Raises:
+        UserError: there is no such run, or it belongs to somebody else.
+    """
+    if re.fullmatch(r"[0-9a-f]{24}", run_id):
+        for name in [owner] if isinstance(owner, str) else owner:
+            folder = owner_directory(name) / run_id
+            if (folder / "run.json").is_file():
+                return Run(folder)
+    message = f"You have no run {run_id!r}. Choose one from the list of your runs."
+    raise UserError("runs.unknown", message)
 
 
 def list_runs(*owners: str) -> list[Run]:
-    """The runs of `owners`, newest first. One that another version wrote and this one cannot read is left out, and logged."""
+    """Return the runs of `owners`, newest first. Unreadable ones are logged and left out."""
     runs = []
-    for path in (
-        path for owner in owners for path in owner_directory(owner).glob("[!.]*/run.json")
-    ):
-        try:
-            runs.append(Run(path.parent))
-        except (ValidationError, ValueError, OSError):
-            logger.exception("the run %s cannot be read", path.parent)
+    for owner in owners:
+        for path in owner_directory(owner).glob("[!.]*/run.json"):
+            try:
+                runs.append(Run(path.parent))
+            except (UserError, ValueError, OSError) as error:
+                logger.warning("the run %s cannot be opened: %s", path.parent, error)
     return sorted(runs, key=lambda run: run.about["created"], reverse=True)
 
 
 def list_sibling_runs(run: Run) -> list[Run]:
-    """The runs of the same owner."""
+    """Return all runs of the same owner, this one included."""
     return list_runs(run.directory.parent.name)
 
 
 def unique_name(owner: str, name: str, but: Run) -> str:
-    """`name`, with a number where another run of `owner` than `but` has it already."""
+    """Return `name`, with a number if another run of `owner` than `but` has it already."""
     taken = {run.name for run in list_runs(owner) if run.directory != but.directory}
-    number = 2
-    wanted = name
-    while wanted in taken:
-        wanted = f"{name} ({number})"
-        number += 1
-    return wanted
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name} ({number})", number + 1
+    return candidate

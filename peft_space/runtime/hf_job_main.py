@@ -1,144 +1,128 @@
-"""What a job on Hugging Face does: takes the run from the dataset, trains it, and sends events, checkpoints and adapter back while it goes on.
+"""Trains a run inside a Hugging Face Job, and sends events, checkpoints and adapter to the Hub.
 
-Run by `jobs.py`'s one line, with this package from the dataset. The token is the environment's, where the job's secrets are.
+`hub/jobs.py` starts it. The token is in the job's environment, where its secrets are.
 """
 
-import json
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import HfApi
 
 from peft_space import settings
 from peft_space.formatting import duration
-from peft_space.hub.jobs import RUN
-from peft_space.runs import archive as run_archive
-from peft_space.runs import events
+from peft_space.hub.backup import RunRepository
+from peft_space.runs import archive, events
 from peft_space.runs.events import failed_event
 from peft_space.runs.run import Run
+from peft_space.runs.status import steps_of
 from peft_space.runtime.supervisor import supervise_training
 from peft_space.runtime.worker_pool import WorkerFault
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN = 60.0
-"""Between looks at what is new: the Hub takes about a hundred commits an hour into a repository."""
-_MOST_TO_LEAVE = 900.0
-"""Seconds before the job's end at which training leaves: the machine was made ready before this began, and all has to be sent."""
-_LAST_TRIES = 6
+_SEND_INTERVAL = 60.0  # the Hub accepts about a hundred commits an hour in a repository
+#: Seconds before the end of the job at which training stops: the machine was set up before this
+#: process began, and everything still has to be sent.
+_MAX_RESERVE = 900.0
+_MAX_ATTEMPTS = 6
+_NETWORK_ERRORS = (httpx2.HTTPError, OSError, RuntimeError)
 
 
 def main(folder: str, repo: str, timeout: float) -> None:
-    """Train what `folder` holds, and end the process with 0 where the run's last event says how that went."""
+    """Train the run in a downloaded dataset, then exit.
+
+    The exit status is 0 if the run's last event says how the training ended.
+
+    Args:
+        folder: the dataset: `archive.json`, the run's files, and this package.
+        repo: the dataset's name, to which everything new is sent.
+        timeout: seconds after which the Hub ends the job.
+    """
     settings.prepare_libraries()
     os.environ["PYTHONPATH"] = folder  # for the processes that train
-    run = _take_up(Path(folder))
-    sender = Sender(
-        run, repo, HfApi(), json.loads(Path(folder, run_archive.ARCHIVE_MANIFEST).read_text())
-    )
-    over = threading.Event()
-    between = float(os.environ.get("PEFT_SPACE_JOB_SECONDS", _SECONDS_BETWEEN))
-    helpers = [
-        threading.Thread(target=work, daemon=True)
-        for work in (
-            lambda: sender.keep_sending(over, between),
-            lambda: _leave_in_time(run, timeout, over),
-        )
+    run, manifest = _open(Path(folder), repo)
+    sender = Sender(run, RunRepository(HfApi(), repo), manifest.files)
+    ended = threading.Event()
+    interval = float(os.environ.get("PEFT_SPACE_JOB_SECONDS", _SEND_INTERVAL))
+    threads = [
+        _start(lambda: sender.send_regularly(ended, interval)),
+        _start(lambda: _stop_in_time(run, timeout, ended)),
     ]
-    for helper in helpers:
-        helper.start()
     try:
-        with run.lock() as own:
-            outcome: object = supervise_training(run, own)
-    except (WorkerFault, Exception) as error:  # noqa: BLE001 - what comes back is the run's last event; the rest is in the job's log
+        with run.lock() as descriptor:
+            outcome: object = supervise_training(run, descriptor)
+    except (WorkerFault, Exception) as error:  # noqa: BLE001 - becomes the run's last event
         outcome = error
-        if not run.history() or not isinstance(run.history()[-1], events.Failed):
+        history = run.history()
+        if not history or not isinstance(history[-1], events.Failed):
             run.append(failed_event(error))
-    over.set()
-    for helper in helpers:
-        helper.join()
+    ended.set()
+    for thread in threads:
+        thread.join()
     sender.send_last()
     print(f"{outcome}", file=sys.stderr)
     sys.exit(isinstance(outcome, Exception))
 
 
-def _take_up(folder: Path) -> Run:
-    """The run as it was packed, verified."""
-    directory = folder / "taken"
+def _start(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def _open(folder: Path, repo: str) -> tuple[Run, archive.Manifest]:
+    """The run that was sent, after checking every file."""
+    directory = folder / "received"
     directory.mkdir()
-    digests = run_archive.read_manifest((folder / run_archive.ARCHIVE_MANIFEST).read_text())
-    run_archive.install(directory, digests, digests, lambda name: folder / RUN / name)
-    return Run(directory)
+    manifest = archive.read_manifest((folder / archive.MANIFEST).read_bytes(), repo)
+    sent = archive.Archive(repo, manifest, lambda name: folder / archive.FOLDER / name)
+    sent.install(directory, list(manifest.files))
+    return Run(directory), manifest
 
 
-def _leave_in_time(run: Run, timeout: float, over: threading.Event) -> None:
-    """Ask the training to save and leave before the job is ended by force."""
-    left = timeout - min(_MOST_TO_LEAVE, timeout / 4)
-    if not over.wait(left):
-        run.append(
-            events.Notice(
-                what="Paused:", why=f"the job's time of {duration(timeout)} is nearly over."
-            )
-        )
+def _stop_in_time(run: Run, timeout: float, ended: threading.Event) -> None:
+    """Ask the training to save and end before the Hub ends the job."""
+    if not ended.wait(timeout - min(_MAX_RESERVE, timeout / 4)):
+        why = f"the job's time limit of {duration(timeout)} is nearly reached."
+        run.append(events.Notice(what="Paused:", why=why))
         run.request_stop("pause")
 
 
 class Sender:
     """Sends what is new in a run to the dataset, each time as one commit."""
 
-    def __init__(self, run: Run, repo: str, api: HfApi, sent: dict[str, str]):
-        self._run, self._repo, self._api, self._sent = run, repo, api, sent
+    def __init__(self, run: Run, repository: RunRepository, sent: dict[str, str]):
+        """Args: `sent` is path in the run -> SHA-256, of what the dataset has already."""
+        self._run, self._repository, self._sent = run, repository, sent
 
-    def keep_sending(self, over: threading.Event, between: float) -> None:
-        """Until it is over. What cannot be sent is sent with the next."""
-        while not over.wait(between):
+    def send_regularly(self, ended: threading.Event, interval: float) -> None:
+        """Send until the training has ended. After an error, the next attempt sends everything."""
+        while not ended.wait(interval):
             try:
                 self.send()
-            except (
-                httpx2.HTTPError,
-                OSError,
-                RuntimeError,
-            ) as error:  # OSError: a checkpoint was removed meanwhile
+            except _NETWORK_ERRORS as error:  # OSError: a checkpoint was removed meanwhile
                 logger.warning("nothing was sent this time: %s", error)
 
     def send_last(self) -> None:
-        """Send all that there is. Raises what stands against it in the end."""
-        for number in range(_LAST_TRIES):
+        """Send everything, with several attempts. The last error is raised."""
+        for number in range(_MAX_ATTEMPTS):
             try:
                 return self.send()
-            except (httpx2.HTTPError, OSError, RuntimeError) as error:
-                if number == _LAST_TRIES - 1:
+            except _NETWORK_ERRORS as error:
+                if number == _MAX_ATTEMPTS - 1:
                     raise
                 logger.warning("trying again: %s", error)
                 time.sleep(2**number)
 
     def send(self) -> None:
-        packed = run_archive.pack(self._run)
-        digests = run_archive.digests_of(packed)
-        if digests == self._sent:
-            return
-        changed = [
-            CommitOperationAdd(f"{RUN}{name}", content)
-            for name, content in packed.items()
-            if self._sent.get(name) != digests[name]
-        ]
-        gone = [CommitOperationDelete(f"{RUN}{name}") for name in self._sent if name not in digests]
-        manifest = CommitOperationAdd(
-            run_archive.ARCHIVE_MANIFEST, json.dumps(digests, indent=1).encode()
-        )
-        step = max(
-            (event.step for event in self._run.history() if isinstance(event, events.Step)),
-            default=0,
-        )
-        self._api.create_commit(
-            self._repo,
-            [*gone, *changed, manifest],
-            commit_message=f"Step {step}",
-            repo_type="dataset",
-        )
-        self._sent = digests
+        """Send what has changed since the last commit."""
+        steps = steps_of(self._run.history())
+        message = f"Step {steps[-1].step if steps else 0}"
+        manifest, _ = self._repository.upload(archive.pack(self._run), self._sent, message)
+        self._sent = manifest.files

@@ -1,6 +1,6 @@
-"""A process that follows a run's job until it is over, and brings back what comes. It outlives the page, holds the run's lock, and knows no torch.
+"""A process that follows a run's job until it ends. It outlives the page and holds the run's lock.
 
-It is told the token on its standard input, so that it stands in no environment and on no command line.
+It reads the token from standard input, so that no environment or command line contains it.
 """
 
 import subprocess
@@ -14,24 +14,21 @@ from peft_space.hub import jobs
 from peft_space.runs.run import Run
 
 SECONDS_BETWEEN = 5.0
-_MOST_FAILURES = 720
-"""Looks in a row that may fail, an hour of them, before it is given up; the page then offers to follow again."""
+#: Failures in a row, about one hour of them, after which it gives up. The page then offers to
+#: follow the job again.
+_MAX_FAILURES = 720
 
 
 def start_watching(run: Run, token: str | None) -> None:
-    """Follow the run's job from a process of its own, unless one does already."""
+    """Follow the run's job from a new process, unless a process does already."""
     if run.is_locked():
         return
     with open(run.path("worker.log"), "a") as log:
         command = [sys.executable, "-m", "peft_space.runtime.job_watcher", str(run.directory)]
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             text=True,
-        )
+        )  # fmt: skip
     assert process.stdin is not None
     with process.stdin as pipe:
         pipe.write(f"{token or ''}\n")
@@ -41,9 +38,19 @@ def watch_job(
     run: Run,
     token: str | None,
     between: float = SECONDS_BETWEEN,
-    told: Callable[[str], None] = print,
+    on_failure: Callable[[str], None] = print,
 ) -> None:
-    """Look again and again until the job is over. Only for who holds the lock. Raises UserError where that fails for too long."""
+    """Import what the job sends until it ends. Needs the run's lock.
+
+    Args:
+        run: it has a job.
+        token: of the job's owner; None uses the one this machine is signed in with.
+        between: seconds between two requests.
+        on_failure: called with the message of each failure.
+
+    Raises:
+        UserError: the job could not be checked for about an hour.
+    """
     failures = 0
     while True:
         try:
@@ -52,19 +59,19 @@ def watch_job(
             failures = 0
         except UserError as error:
             failures += 1
-            if failures > _MOST_FAILURES:
+            if failures > _MAX_FAILURES:
                 raise
-            told(str(error))
+            on_failure(str(error))
         time.sleep(between)
 
 
 def main(directory: str) -> None:
-    """Follow the job of a run in a directory."""
+    """Follow the job of the run in a directory."""
     settings.prepare_libraries()
     token = sys.stdin.readline().strip() or None
     run = Run(directory)
     with run.lock():
-        watch_job(run, token, told=lambda words: print(words, file=sys.stderr, flush=True))
+        watch_job(run, token, on_failure=lambda text: print(text, file=sys.stderr, flush=True))
 
 
 if __name__ == "__main__":

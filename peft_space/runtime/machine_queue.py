@@ -1,9 +1,9 @@
-"""Whose turn it is: what takes the whole machine goes one after the other, in the order in which it was asked for.
+"""First come, first served access to the machine, for everything that needs all of it.
 
-A ticket is a file named by its time and locked by the process that waits or works; when that ends, however it ends, the ticket counts no more.
+A ticket is a file that is named by its time and locked by the process that waits or works. When
+that process ends, however it ends, the ticket no longer counts.
 """
 
-import fcntl
 import hashlib
 import os
 import time
@@ -13,12 +13,14 @@ from pathlib import Path
 
 from peft_space import settings
 from peft_space.runs.run import Run
+from peft_space.storage import file_lock
 
-_START_SECONDS = 60
-"""A ticket whose process has not come for longer than this has lost it."""
+_START_SECONDS = 60  # a ticket without a process for longer than this has lost it
+_POLL_SECONDS = 0.3
 
-Held = tuple[int, ...]
-"""File descriptors whose locks are a turn. A child that inherits them keeps the turn until it ends, even where its parent is killed."""
+#: File descriptors whose locks are a turn. A child that inherits them keeps the turn until it
+#: ends, even if its parent is killed.
+HeldLocks = tuple[int, ...]
 
 
 def enqueue(run: Run) -> None:
@@ -34,27 +36,25 @@ def dequeue(run: Run) -> None:
 
 
 def refresh_ticket(run: Run) -> None:
-    """Let the ticket of a run count while a new process starts for it, so that none of a later one overtakes it."""
+    """Keep the place of a run while a new process starts for it."""
     for ticket in _queue().glob(f"*-{_name(run)}"):
         ticket.touch()
 
 
 def num_ahead(run: Run) -> int | None:
-    """How many turns come before that of a run; None where it does not wait."""
-    waiting = [path for path in _tickets() if _counts(path)]
-    places = [place for place, path in enumerate(waiting) if path.name.endswith(_name(run))]
-    return places[0] if places else None
+    """Return how many turns come before that of a run; None if it is not in the queue."""
+    waiting = [ticket for ticket in _tickets() if _counts(ticket)]
+    places = (i for i, ticket in enumerate(waiting) if ticket.name.endswith(_name(run)))
+    return next(places, None)
 
 
 def orphaned_runs() -> list[Run]:
-    """Runs that were in the queue when their processes ended, as all do with the machine; in the order in which they were asked for."""
+    """Return the queued runs whose processes have ended, such as after a reboot, in order."""
     runs = []
     for ticket in _tickets():
-        if _is_locked(ticket):
+        if file_lock.is_locked(ticket):
             continue
-        directory = (
-            ticket.read_text()
-        )  # nothing where nobody put it into the queue but the process itself
+        directory = ticket.read_text()  # empty if the process itself created the ticket
         if directory and Path(directory, "run.json").is_file():
             runs.append(Run(directory))
         else:
@@ -64,40 +64,42 @@ def orphaned_runs() -> list[Run]:
 
 @contextmanager
 def machine_slot(
-    run: Run | None, tell: Callable[[int], None], leave: Callable[[], bool] = lambda: False
-) -> Iterator[Held | None]:
-    """Wait for the turn of a run, or of something else, and hold it. Yields None where it was to leave before that.
+    run: Run | None,
+    on_wait: Callable[[int], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[HeldLocks | None]:
+    """Wait for a turn, and hold it.
 
     Args:
-        tell: called with the number of turns that come before, whenever that changes.
-        leave: asked again and again whether to wait any longer.
+        run: whose turn; None for any other operation of this process.
+        on_wait: called with the number of turns ahead, whenever it changes.
+        is_cancelled: called repeatedly; waiting ends when it returns True.
+
+    Yields:
+        The locks of the turn; None if it was cancelled first.
     """
-    known = next(iter(_queue().glob(f"*-{_name(run)}")), None) if run else None
-    with (
-        open(known or _new_ticket(_name(run)), "a+") as ticket,
-        open(settings.home() / "machine.lock", "a") as machine,
-    ):
-        fcntl.flock(ticket, fcntl.LOCK_EX)
-        told = None
+    own = next(iter(_queue().glob(f"*-{_name(run)}")), None) if run else None
+    own = own or _new_ticket(_name(run))
+    with file_lock.file_lock(own) as ticket, open(settings.home() / "machine.lock", "a") as machine:
+        reported = None
         try:
-            while not leave():
-                if (before := _before(Path(ticket.name))) == 0 and _lock(machine):
-                    yield ticket.fileno(), machine.fileno()
+            while not is_cancelled():
+                ahead = sum(_counts(path) for path in _tickets() if path.name < own.name)
+                if ahead == 0 and file_lock.try_lock(machine):
+                    yield ticket, machine.fileno()
                     return
-                if told != (told := max(before, 1)):
-                    tell(told)
-                time.sleep(0.3)
+                if reported != (reported := max(ahead, 1)):
+                    on_wait(reported)
+                time.sleep(_POLL_SECONDS)
             yield None
         finally:
-            Path(ticket.name).unlink(missing_ok=True)
+            own.unlink(missing_ok=True)
 
 
 def _name(run: Run | None) -> str:
-    return (
-        hashlib.sha256(str(run.directory).encode()).hexdigest()[:16]
-        if run
-        else f"process-{os.getpid()}"
-    )
+    if run is None:
+        return f"process-{os.getpid()}"
+    return hashlib.sha256(str(run.directory).encode()).hexdigest()[:16]
 
 
 def _queue() -> Path:
@@ -114,31 +116,10 @@ def _tickets() -> list[Path]:
     return sorted(_queue().iterdir())
 
 
-def _before(own: Path) -> int:
-    return sum(_counts(path) for path in _tickets() if path.name < own.name)
-
-
 def _counts(ticket: Path) -> bool:
+    """Return True if a process holds the ticket, or may still be starting."""
     try:
-        return _is_locked(ticket) or time.time() - ticket.stat().st_mtime < _START_SECONDS
+        is_new = time.time() - ticket.stat().st_mtime < _START_SECONDS
+        return file_lock.is_locked(ticket) or is_new
     except FileNotFoundError:  # its turn is over
         return False
-
-
-def _is_locked(ticket: Path) -> bool:
-    try:
-        with open(ticket) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
-
-
-def _lock(file: object) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
-    except BlockingIOError:
-        return False
-    return True

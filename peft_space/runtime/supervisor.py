@@ -1,13 +1,21 @@
-"""Trainings on this machine: each waits for its turn, and computes in a child process, so that who looks after it survives what it does.
+"""Queues trainings and supervises them; the training itself runs in a child process.
 
-Knows no torch: it takes little memory, and the system, where it ends something for memory, ends the child.
+This process does not import torch, so it needs little memory: if the system kills a process for
+memory, it kills the child.
 """
 
+import contextlib
+import functools
 import itertools
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from peft_space import hardware
 from peft_space.errors import UserError
@@ -15,40 +23,43 @@ from peft_space.runs import events
 from peft_space.runs.run import Run, ensure_not_on_job
 from peft_space.runs.status import steps_of
 from peft_space.runtime import machine_queue
-from peft_space.runtime.worker_pool import WorkerFault
+from peft_space.runtime.worker_pool import WorkerFault, raise_from_json
 
-_MOST_RESTARTS = 2
-"""How often a run is started again by itself without having come a step further."""
+_MAX_RESTARTS = 2  # automatic ones, without a new step
+_NICE = 10  # a training gives way to the page; on an idle machine this costs nothing
+_CHILD = (sys.executable, "-m", "peft_space.runtime.train_process")
+_STDERR = 2  # what libraries print must not mix with the result on standard output
 
-_NICE = 10
-"""How far a training steps back for the page, the answers and whatever else this machine does; where there is nothing else, it loses nothing."""
 
-
-def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> None:
-    """Begin or go on with training in a process of its own, which survives the page, writes to the run and waits for its turn.
+def start_training(run: Run, halve_max_length: bool = False, ignore_mismatch: bool = False) -> None:
+    """Start or resume training in a new process, which survives the page.
 
     Args:
-        shorter: whether the rows of a training for which memory did not do are cut off at half their length.
-        anyway: whether to go on also where rows, recipe or libraries have changed since the last checkpoint.
+        run: it is not queued, running or finished.
+        halve_max_length: after a training ran out of memory, halve its length limit.
+        ignore_mismatch: resume even if rows, recipe or libraries differ from the checkpoint's.
+
+    Raises:
+        UserError: the run is in a state in which it cannot be started.
     """
     ensure_not_on_job(run)
-    with run.lock():  # two clicks do not start two workers
-        if run.status() in ("queued", "finished"):
+    with run.lock():  # two clicks do not start two processes
+        if (status := run.status()) in ("queued", "finished"):
             raise UserError(
-                "todo",
-                f"The run {run.name!r} is {run.status()} already. Wait for it, or start another one.",
+                "runtime.already_started",
+                f"The run {run.name!r} is already {status}. Wait for it, or start another run.",
             )
         run.truncate_partial_event()
-        if shorter:
+        if halve_max_length:
             halve_max_length_of(run)
         run.clear_stop_request()
         machine_queue.enqueue(run)
         run.append(events.Queued())
-    _start_process(run, ["--anyway"] * anyway)
+    _start_process(run, ["--ignore-mismatch"] * ignore_mismatch)
 
 
 def resume_interrupted() -> None:
-    """Start what was queued or being trained when the machine went down, in the same order; called when the app starts."""
+    """Resume, in the same order, what was queued or running when the machine went down."""
     for run in machine_queue.orphaned_runs():
         if run.status() in ("queued", "interrupted") and not _keeps_failing(run):
             run.truncate_partial_event()
@@ -60,103 +71,210 @@ def resume_interrupted() -> None:
 
 
 def _keeps_failing(run: Run) -> bool:
-    """Whether it has had its turn again and again since its last step."""
-    told = [event for event in run.history() if not isinstance(event, events.Waiting)]
-    since = next(
-        (place for place in range(len(told), 0, -1) if isinstance(told[place - 1], events.Step)), 0
+    """Return True if the run had too many turns since its last step."""
+    history = [event for event in run.history() if not isinstance(event, events.Waiting)]
+    last_step = max((i for i, e in enumerate(history) if isinstance(e, events.Step)), default=-1)
+    num_turns = sum(
+        isinstance(event, events.Queued) and isinstance(following, events.Preparing)
+        for event, following in itertools.pairwise(history[last_step + 1 :])
     )
-    turns = sum(
-        isinstance(one, events.Queued) and isinstance(other, events.Preparing)
-        for one, other in itertools.pairwise(told[since:])
-    )
-    return turns > _MOST_RESTARTS
+    return num_turns > _MAX_RESTARTS
 
 
 def _start_process(run: Run, options: Sequence[str] = ()) -> None:
+    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
     with open(run.path("worker.log"), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory), *options],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
 
 
 def halve_max_length_of(run: Run) -> None:
-    """Let a run go on with rows of half the length, to which the user agreed. Raises UserError where memory was not what it failed for."""
+    """Halve the length limit of a run that ran out of memory, as the user has agreed.
+
+    Raises:
+        UserError: shorter rows would not help, or the run did not fail for memory.
+    """
     from peft_space.training.oom_fallback import halve_max_length
 
-    happened = run.history()
-    failed = happened[-1] if happened else None
-    if (
-        not (isinstance(failed, events.Failed) and failed.for_memory)
-        or halve_max_length(run) is None
-    ):
+    history = run.history()
+    failed_for_memory = (
+        bool(history) and isinstance(history[-1], events.Failed) and history[-1].for_memory
+    )
+    if not failed_for_memory or halve_max_length(run) is None:
         raise UserError(
-            "todo",
-            f"The run {run.name!r} did not fail for memory that shorter rows would save. Resume it without shortening its rows.",
+            "runtime.shorter_rows_do_not_help",
+            f"The run {run.name!r} did not run out of memory in a way that shorter rows can fix. "
+            "Resume it without halving its length limit.",
         )
 
 
-def supervise_training(
-    run: Run, own: int, anyway: bool = False, report_to: Sequence[str] = ()
-) -> events.Outcome:
-    """Wait for the turn of a run and train it in a child process, until it ends in one of the ways in which a training ends.
+def make_and_train(
+    arguments: Mapping[str, Any],
+    watching: Callable[[Run], AbstractContextManager[None]],
+    report_to: Sequence[str] = (),
+) -> tuple[Run, events.Ended]:
+    """Create a run and train it, both in one child process.
+
+    So torch is imported only once, and never in this process.
 
     Args:
-        own: the descriptor with which the caller holds the run's lock.
-        anyway: as of `start_training`.
-        report_to: of `reporting.TOOLS`, those that the losses are also told to.
+        arguments: of `training.prepare.make_run`, as JSON values.
+        watching: entered with the new run before it waits for its turn, left after the training.
+        report_to: names of trackers that receive the losses.
 
-    Raises UserError in the training's own words, WorkerFault where it is our fault or it was killed.
+    Returns:
+        The run, and how its training ended.
+
+    Raises:
+        UserError: the run cannot be created, or the training ended with an error of the user.
+        WorkerFault: there is a bug, or the child was killed.
+    """
+    with _Preparation(arguments) as preparation:
+        run = preparation.run
+        with run.lock() as descriptor, watching(run):
+            outcome = supervise_training(
+                run, descriptor, report_to=report_to, first_attempt=preparation.train
+            )
+    return run, outcome
+
+
+class _Preparation:
+    """A child process that has created a run, and waits for the locks to train it.
+
+    The run does not exist when the child starts, so the child cannot inherit the run's lock. It
+    receives the descriptors over a socket. They stay locked while they are in the socket's
+    buffer, so no moment exists in which a kill of this process leaves a training without a lock.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*_CHILD, "--prepare", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=_STDERR,
+                pass_fds=[theirs.fileno()],
+            )
+        self._request = json.dumps(dict(arguments)).encode() + b"\n"
+        self.run: Run
+
+    def __enter__(self) -> "_Preparation":
+        try:
+            self._socket.sendall(self._request)
+            with self._socket.makefile("rb") as answers:
+                line = answers.readline()
+            if not line:
+                raise WorkerFault(
+                    "The process that checks the data was killed, probably because it ran out of "
+                    "memory. Use fewer rows, or a smaller base model."
+                )
+            answer = json.loads(line)
+            if "error" in answer:
+                raise_from_json(answer)
+            self.run = Run(answer["run"])
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def train(self, locks: machine_queue.HeldLocks, options: list[str]) -> int:
+        """Let the child train, while it holds the locks. Returns its exit status."""
+        message = json.dumps(options).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError):  # it was killed; its exit status says so
+            socket.send_fds(self._socket, [message], list(locks))
+        return self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()  # a child that still waits ends
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)  # removes the run that it is creating
+            self._process.wait()
+
+
+def supervise_training(
+    run: Run,
+    own: int,
+    ignore_mismatch: bool = False,
+    report_to: Sequence[str] = (),
+    first_attempt: Callable[[machine_queue.HeldLocks, list[str]], int] | None = None,
+) -> events.Ended:
+    """Wait for the run's turn, and train it in child processes until it ends.
+
+    After a child ran out of memory, the next one is a new process with a changed plan.
+
+    Args:
+        run: what to train.
+        own: the descriptor with which the caller holds the run's lock.
+        ignore_mismatch: as for `start_training`.
+        report_to: names of trackers that receive the losses.
+        first_attempt: trains with the given locks and options, and returns the exit status; by
+            default a new process does.
+
+    Returns:
+        How the training ended; never as Failed.
+
+    Raises:
+        UserError: the training ended with an error that the user can fix.
+        WorkerFault: there is a bug, or the child was killed.
     """
     with machine_queue.machine_slot(
-        run, lambda before: run.append(_waiting(before)), lambda: run.requested_stop() is not None
+        run,
+        lambda ahead: run.append(_waiting(ahead)),
+        lambda: run.requested_stop() is not None,
     ) as held:
         if held is None:
-            return _leave_before_training(run)
-        options = ["--anyway"] * anyway + [f"--report-to={tool}" for tool in report_to]
-        num_events, ended_for_memory = len(run.history()), False
+            return _leave_queue(run)
+        options = ["--ignore-mismatch"] * ignore_mismatch
+        options += [f"--report-to={tool}" for tool in report_to]
+        new_process = functools.partial(_attempt, run)
+        attempt = first_attempt or new_process
+        num_events, killed_for_memory = len(run.history()), False
         while True:
-            kills = hardware.kills_for_memory()
-            child = _attempt(
-                run, (own, *held), [*options, *["--ended-for-memory"] * ended_for_memory]
-            )
+            kills_before = hardware.kills_for_memory()
+            status = attempt((own, *held), [*options, *["--killed-for-memory"] * killed_for_memory])
             last = next(reversed(run.history()), None)
-            ended_for_memory = (
-                bool(child)
-                and hardware.kills_for_memory() > kills
+            killed_for_memory = (
+                status != 0
+                and hardware.kills_for_memory() > kills_before
                 and not isinstance(last, events.Failed | events.OutOfMemory)
             )
-            if not ended_for_memory and not isinstance(last, events.OutOfMemory):
-                break  # else another attempt, in a fresh process: this one's memory may be in pieces
+            if not killed_for_memory and not isinstance(last, events.OutOfMemory):
+                return _outcome(run, status, num_events)
             run.truncate_partial_event()
-    return _how_it_ended(run, child, num_events)
+            # a new process, because the memory of this one may be fragmented
+            attempt = new_process
 
 
-def _waiting(before: int) -> events.Waiting:
-    others = "another training is" if before == 1 else f"{before} others are"
-    return events.Waiting(what=f"Waiting for its turn: {others} before it", before=before)
+def _waiting(ahead: int) -> events.Waiting:
+    others = "another one is" if ahead == 1 else f"{ahead} others are"
+    return events.Waiting(what=f"Waiting for its turn: {others} ahead", before=ahead)
 
 
-def _attempt(run: Run, held: machine_queue.Held, options: list[str]) -> int:
-    """Train in a child process, which inherits the locks in `held`. Returns its exit status."""
-    command = [sys.executable, "-m", "peft_space.runtime.train_process", str(run.directory)]
-    return subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, pass_fds=held).wait()
+def _attempt(run: Run, locks: machine_queue.HeldLocks, options: list[str]) -> int:
+    """Train in a child process, which inherits the locks. Returns its exit status."""
+    command = [*_CHILD, str(run.directory), *options]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=locks)
+    return process.wait()
 
 
-def _leave_before_training(run: Run) -> events.Outcome:
-    """The outcome of a run that was asked to leave while it waited for its turn."""
+def _leave_queue(run: Run) -> events.Ended:
+    """The outcome of a run that was stopped while it waited for its turn."""
     steps = steps_of(run.history())
-    outcome = (events.Paused if run.requested_stop() == "pause" else events.Stopped)(
-        step=steps[-1].step if steps else 0
-    )
+    event_type = events.Paused if run.requested_stop() == "pause" else events.Stopped
+    outcome = event_type(step=steps[-1].step if steps else 0)
     run.append(outcome)
     run.clear_stop_request()
     return outcome
 
 
-def _how_it_ended(run: Run, status: int, num_events: int) -> events.Outcome:
-    """The outcome that the training has written after the first `num_events`."""
+def _outcome(run: Run, status: int, num_events: int) -> events.Ended:
+    """The outcome that the child wrote after the first `num_events` events."""
     last = next(reversed(run.history()[num_events:]), None)
     if status == 0 and isinstance(last, events.Paused | events.Stopped | events.Finished):
         return last
@@ -165,5 +283,6 @@ def _how_it_ended(run: Run, status: int, num_events: int) -> events.Outcome:
             raise WorkerFault(last.message)
         raise UserError(last.code, last.message)
     raise WorkerFault(
-        f"The process that trained the run {run.name!r} ended unexpectedly (status {status}). Resume it: it goes on from its last checkpoint."
+        f"The process that trained the run {run.name!r} ended unexpectedly (status {status}). "
+        "Resume it to continue from its last checkpoint."
     )

@@ -1,48 +1,90 @@
-"""The process in which a run is trained: one attempt of it, on one device, or on several by way of `accelerate launch`.
+"""The process that trains a run, on one device, or on several with `accelerate launch`.
 
-Exit status: 0 it ended as the run's last event says, 1 it did not; what went wrong is the run's Failed event, where there was time to write it.
+Exit status 0: the run's last event says how the training ended. 1: it failed, and the run's Failed
+event says why, if there was time to write it.
 """
 
 import argparse
-import gc
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import psutil
 
 from peft_space import settings
-from peft_space.errors import as_user_error
+from peft_space.errors import as_user_error, error_json
 from peft_space.redaction import print_traceback
 from peft_space.runs import events
 from peft_space.runs.run import Run
 
+_MAX_LOCKS = 8
 
-def main(arguments: list[str]) -> int:
-    """Train the run in a directory, whose lock a parent holds."""
+
+def main(arguments: Sequence[str]) -> int:
+    """Train a run while its parent lives. Returns the exit status.
+
+    With `--prepare FD` it first creates the run, as the parent says over that socket.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("directory")
+    parser.add_argument("directory", nargs="?")
+    parser.add_argument("--prepare", type=int)
     parser.add_argument("--parent", type=int, default=os.getppid())
-    parser.add_argument("--anyway", action="store_true")
-    parser.add_argument("--ended-for-memory", action="store_true")
+    parser.add_argument("--ignore-mismatch", action="store_true")
+    parser.add_argument("--killed-for-memory", action="store_true")
     parser.add_argument("--report-to", action="append", default=[])
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     settings.prepare_libraries()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the parent is asked too, and asks the training to leave
-    threading.Thread(target=_end_with, args=(given.parent,), daemon=True).start()
-    run = Run(given.directory)
-    gc.disable()  # imports make a million objects that live to the end; looking through them again and again is a seventh of the start
+    threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+    if options.prepare is not None:
+        received = _prepare(options.prepare)
+        return main(received) if received else 1
+    # Ctrl-C reaches the parent too, which asks the training to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run = Run(options.directory)
     num_processes = _num_processes(run)
-    return _together(num_processes, arguments) if num_processes > 1 else _attempt(run, given)
+    return _launch(num_processes, arguments) if num_processes > 1 else _attempt(run, options)
+
+
+def _prepare(descriptor: int) -> list[str] | None:
+    """Create a run, report it to the parent, and receive its locks, which stay open to the end.
+
+    Returns:
+        The arguments of the training; None if there will be none.
+    """
+    with socket.socket(fileno=descriptor) as connection:
+        with connection.makefile("rb") as requests:
+            arguments = json.loads(requests.readline())
+        try:
+            directory = _make_run(arguments)
+        except KeyboardInterrupt:
+            return None
+        except Exception as error:  # noqa: BLE001 - the parent raises it again
+            if as_user_error(error) is None:
+                print_traceback()
+            connection.sendall(json.dumps(error_json(error)).encode() + b"\n")
+            return None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        connection.sendall(json.dumps({"run": directory}).encode() + b"\n")
+        message, _, _, _ = socket.recv_fds(connection, 65_536, _MAX_LOCKS)
+    return [directory, *json.loads(message)] if message else None
+
+
+def _make_run(arguments: dict[str, object]) -> str:
+    from peft_space.recipe import make_recipe
+    from peft_space.training.prepare import make_run
+
+    recipe = make_recipe(arguments.pop("recipe"))  # type: ignore[arg-type]
+    return str(make_run(recipe=recipe, **arguments).directory)  # type: ignore[arg-type]
 
 
 def _num_processes(run: Run) -> int:
-    """How many processes are still to be started to share the training."""
+    """How many processes to start for the training."""
     from peft_space import hardware
     from peft_space.runs.plan import processes_for
 
@@ -51,68 +93,48 @@ def _num_processes(run: Run) -> int:
     return processes_for(run.recipe, settings.num_processes() or hardware.num_devices())
 
 
-def _together(num_processes: int, arguments: list[str]) -> int:
-    """Start as many processes with accelerate's own launcher, on this machine, and wait for them.
+def _launch(num_processes: int, arguments: Sequence[str]) -> int:
+    """Train in several processes on this machine. Returns their exit status.
 
-    `--multi_gpu` stands for torchrun, which several CPU processes need as well.
+    `--multi_gpu` selects torchrun, which several CPU processes need as well.
     """
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            str(num_processes),
-            "--num_machines",
-            "1",
-            "--multi_gpu",
-        ),
-        *(
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-            "-m",
-            "peft_space.runtime.train_process",
-        ),
-    ]
+    options = (
+        f"--num_processes={num_processes} --num_machines=1 --multi_gpu --mixed_precision=no "
+        "--dynamo_backend=no --main_process_port=0 -m peft_space.runtime.train_process"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
     return subprocess.run([*command, *arguments, "--parent", str(os.getpid())]).returncode
 
 
-def _attempt(run: Run, given: argparse.Namespace) -> int:
+def _attempt(run: Run, options: argparse.Namespace) -> int:
     from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import TrainOptions, attempt
 
-    gc.freeze()
-    gc.enable()
     try:
-        options = TrainOptions(
-            ignore_mismatch=given.anyway,
-            report_to=given.report_to,
+        training = TrainOptions(
+            ignore_mismatch=options.ignore_mismatch,
+            report_to=options.report_to,
             on_adapter_saved=describe_adapter,
         )
-        outcome = attempt(run, options, ended_for_memory=given.ended_for_memory)
-    except Exception as error:  # noqa: BLE001 - the run's Failed event tells it in words
+        outcome = attempt(run, training, ended_for_memory=options.killed_for_memory)
+    except Exception as error:  # noqa: BLE001 - the run's Failed event says what happened
         if as_user_error(error) is None:
             print_traceback()
         return 1
-    return int(
-        isinstance(outcome, events.OutOfMemory)
-    )  # so that what is trained together ends together
+    # not 0, so that all processes of a shared training end
+    return int(isinstance(outcome, events.OutOfMemory))
 
 
 def _end_with(parent: int) -> None:
-    """A training whose parent was killed must not go on unwatched."""
-    while _lives(parent):
+    """End this process when its parent is killed: nobody would supervise it."""
+    while _is_alive(parent):
         time.sleep(0.5)
     os._exit(1)
 
 
-def _lives(number: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
-        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

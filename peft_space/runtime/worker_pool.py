@@ -1,4 +1,4 @@
-"""Runs verbs on this machine, outside the page, in worker processes that it keeps. Trainings have processes of their own: `trainings.py`."""
+"""Runs operations in worker processes, outside the page, which therefore never holds a model."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from peft_space.errors import UserError
 
-_MOST_WORKERS = 2
+_MAX_WORKERS = 2
 
 
 class WorkerFault(Exception):
-    """Something failed in a worker that is not the user's mistake; its text says so, the worker's log has the traceback."""
+    """A bug in another process. Its text is for the user; that process has logged the traceback."""
 
 
 def raise_from_json(message: dict[str, Any]) -> NoReturn:
@@ -30,68 +30,83 @@ def raise_from_json(message: dict[str, Any]) -> NoReturn:
 
 
 class Workers:
-    """The worker processes of a page. A request takes a free one, or starts one, or waits."""
+    """A pool of worker processes. A request uses an idle one, or starts one, or waits."""
 
-    def __init__(self, most: int = _MOST_WORKERS):
-        self._free: list[subprocess.Popen[str]] = []
-        self._places = threading.Semaphore(most)
+    def __init__(self, max_workers: int = _MAX_WORKERS):
+        self._idle: list[subprocess.Popen[str]] = []
+        self._slots = threading.Semaphore(max_workers)
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """The result of a verb of `peft_space.operations`. Raises UserError with the verb's own words, WorkerFault where it is our fault."""
+        """Return the result of an operation.
+
+        Raises:
+            UserError: as the operation raised it.
+            WorkerFault: the operation has a bug, or its process was killed.
+        """
         *_, last = self.stream(verb, **arguments)
         return last["result"]
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        """{"report": …} again and again, then {"result": …}. Closing the iterator early ends the work, by ending its process.
+        """Run an operation, and report its progress.
 
-        Every second there is at least an empty report, so that whoever wants to close the iterator gets the occasion.
+        Closing the iterator early kills the process that does the work.
+
+        Yields:
+            {"report": …} at least every second, empty if there is nothing new, so that the caller
+            can close the iterator; then {"result": …}.
         """
-        with self._places:
-            worker = self._free_worker()
+        with self._slots:
+            worker = self._idle_worker()
             try:
                 yield from _ask(worker, {"verb": verb, "arguments": arguments})
             except UserError:
-                self._free.append(worker)
+                self._idle.append(worker)
                 raise
             except BaseException:
-                worker.kill()
-                worker.wait()
+                _kill(worker)
                 raise
-            self._free.append(worker)
+            self._idle.append(worker)
 
     def warm(self) -> None:
-        """Have a free worker that has imported what a check of data needs, so that the first visitor's file need not wait for it."""
-        if not self._free and self._places.acquire(blocking=False):
+        """Start a worker and import what checking data needs, before the first visitor waits."""
+        if not self._idle and self._slots.acquire(blocking=False):
             try:
                 worker = _start_worker()
                 for _ in _ask(worker, {"verb": "warm", "arguments": {}}):
                     pass
-                self._free.append(worker)
+                self._idle.append(worker)
             finally:
-                self._places.release()
+                self._slots.release()
 
-    def _free_worker(self) -> subprocess.Popen[str]:
+    def _idle_worker(self) -> subprocess.Popen[str]:
         while True:
             try:
-                worker = self._free.pop()
+                worker = self._idle.pop()
             except IndexError:
                 return _start_worker()
-            if worker.poll() is None:  # the system may have ended an idle one for its memory
+            if worker.poll() is None:  # the system may have killed an idle one for its memory
                 return worker
 
     def close(self) -> None:
         """End the idle workers."""
-        while self._free:
-            worker = self._free.pop()
-            worker.kill()
-            worker.wait()
+        while self._idle:
+            _kill(self._idle.pop())
+
+
+def _kill(worker: subprocess.Popen[str]) -> None:
+    worker.kill()
+    worker.wait()
 
 
 def _start_worker() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "peft_space.operations.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        [sys.executable, "-m", "peft_space.operations.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    )
 
 
 def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -107,5 +122,6 @@ def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> Iterator[dic
         if "result" in message:
             return
     raise WorkerFault(
-        "The process that did this ended, most likely for want of memory. Choose a smaller model or a shorter length and try again."
+        "The worker process was killed, probably because it ran out of memory. Choose a smaller "
+        "model or a shorter length and try again."
     )

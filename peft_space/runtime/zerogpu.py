@@ -1,13 +1,12 @@
-"""Trainings on ZeroGPU: `train(run, deadline)` in slices, each in a function that a GPU is lent to for so many seconds.
+"""Runs trainings and other GPU work on ZeroGPU, in slices that are each granted a GPU.
 
-Such a function runs in a forked process, in another thread than the main one; it takes paths, leaves its results on the disk, and says what
-went wrong as a value, because of an exception only its class would come back. What needs no GPU is done before, by the workers of `local.py`.
+A slice is a function that runs in a forked process, in another thread than the main one. It takes
+paths, leaves its results on the disk, and returns errors as values, because of an exception only
+the class would arrive. Work that needs no GPU is done before, by `worker_pool.py`.
 """
 
-import gc
 import logging
 import queue
-import re
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ import psutil
 import spaces
 
 from peft_space import settings
+from peft_space.compat.spaces import parse_gpu_error
 from peft_space.errors import UserError, as_user_error, error_json, user_message
 from peft_space.evaluation import resumable
 from peft_space.runs import events
@@ -30,16 +30,15 @@ from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
 logger = logging.getLogger(__name__)
 
-_IN_SLICES = {"compare", "evaluate", "vote_pairs", "dry_run", "reduce_rank"}
-"""Verbs that compute on a GPU."""
-_GOING_ON = {"evaluate", "vote_pairs"}
-"""Those that keep what they have measured in the run, and go on from there in another slice."""
-_SPARE_SECONDS = 2.0
-"""Before the end of its slice a verb leaves."""
+#: Operations that need a GPU.
+_ON_GPU = {"compare", "evaluate", "vote_pairs", "dry_run", "reduce_rank"}
+#: Those that store what they have measured in the run, and resume in the next slice.
+_RESUMABLE = {"evaluate", "vote_pairs"}
+_SPARE_SECONDS = 2.0  # before the end of a slice, in which an operation stops
 
 
 def import_libraries() -> None:
-    """Import what slices need in the process that they are forked from, so that none of their time goes on it."""
+    """Import what slices need into the process that they are forked from, to save their time."""
     import peft_space.evaluation.compare
     import peft_space.evaluation.evaluate
     import peft_space.export.model_card
@@ -47,39 +46,53 @@ def import_libraries() -> None:
     import peft_space.planning.facts
     import peft_space.training.train  # noqa: F401
 
-    gc.collect()
-    gc.freeze()  # a forked process need not look through it again
+
+# Training
 
 
-# A training
-
-
-def start(run: Run, shorter: bool = False) -> None:
-    """Let a run be trained in slices from now on. Raises UserError where it or another one of the same owner is being trained.
+def start(run: Run, halve_max_length: bool = False) -> None:
+    """Queue a run for training in slices.
 
     Args:
-        shorter: as of `trainings.start_training`.
+        run: it is not finished.
+        halve_max_length: as for `supervisor.start_training`.
+
+    Raises:
+        UserError: the run is finished, or another run of the same owner is being trained.
     """
     for other in list_sibling_runs(run):
         if other.status() in ("queued", "running"):
             raise UserError(
-                "todo",
-                f"The run {other.name!r} is being trained. A page trains one at a time: wait for it, or pause it first.",
+                "runtime.one_at_a_time",
+                f"The run {other.name!r} is being trained, and a page trains one run at a time. "
+                "Wait for it, or pause it first.",
             )
     with run.lock():
         if run.status() == "finished":
-            raise UserError("todo", f"The run {run.name!r} is finished already. Start another one.")
+            raise UserError(
+                "runtime.already_started",
+                f"The run {run.name!r} is already finished. Start another run.",
+            )
         run.truncate_partial_event()
-        if shorter:
+        if halve_max_length:
             halve_max_length_of(run)
         run.clear_stop_request()
         run.append(events.Queued())
 
 
-def run_slice(run: Run, workers: Workers, limit: int, anyway: bool = False) -> bool:
-    """Train for one slice of at most `limit` seconds; whether another one is needed. To be called in the event of a visitor, whose quota it takes.
+def run_slice(run: Run, workers: Workers, limit: int, ignore_mismatch: bool = False) -> bool:
+    """Train for one slice. Call it in an event of the visitor whose quota it uses.
 
-    What comes in between leaves the run paused, and says why in its Paused event.
+    After any problem the run is paused, and its Paused event says why.
+
+    Args:
+        run: it was started.
+        workers: do the work before the slice that needs no GPU.
+        limit: seconds of the slice, at most.
+        ignore_mismatch: as for `supervisor.start_training`.
+
+    Returns:
+        True if another slice is needed.
     """
     if run.requested_stop() == "pause":
         _pause(run, "", asked=True)
@@ -89,9 +102,9 @@ def run_slice(run: Run, workers: Workers, limit: int, anyway: bool = False) -> b
         workers.call("prefetch", run=str(run.directory))
         with run.lock():
             run.append(events.Queued())
-        answer = _train(str(run.directory), seconds, anyway)
-    except Exception as error:  # noqa: BLE001 - the package raises its own, and what is not known is logged
-        _pause(run, gpu_error_message(error, limit))
+        answer = _train(str(run.directory), seconds, ignore_mismatch)
+    except Exception as error:  # noqa: BLE001 - becomes a Paused event; unknown ones are logged
+        _pause(run, gpu_error(error, limit)[1])
         return False
     if "error" in answer:
         if run.status() != "failed":
@@ -108,56 +121,53 @@ def _pause(run: Run, why: str, asked: bool = False) -> None:
         run.clear_stop_request()
 
 
-def _duration(what: str, seconds: int, *others: Any, **named: Any) -> int:
+def _duration(name: str, seconds: int, *others: Any, **options: Any) -> int:
     return seconds
 
 
-_served = False
-"""In the process of slices: whether it has had one already."""
-_warm: Any = None
+_had_slice = False  # in a forked process: it has had a slice before
+_model_cache: Any = None
 
 
 @spaces.GPU(duration=_duration)
-def _train(directory: str, seconds: int, anyway: bool = False) -> dict[str, Any]:
-    """One slice: how `train` ended, or what went wrong."""
-    global _warm
+def _train(directory: str, seconds: int, ignore_mismatch: bool = False) -> dict[str, Any]:
+    """One slice of a training. Returns its outcome, or an error."""
+    global _model_cache
     from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import ModelCache, TrainOptions, train
 
-    began = _began()
-    _warm = _warm or ModelCache()
+    start_time = _slice_start()
+    _model_cache = _model_cache or ModelCache()
     run = Run(directory)
 
-    def slice_of_it() -> dict[str, Any]:
+    def train_slice() -> dict[str, Any]:
         with run.lock():
             run.truncate_partial_event()
-            deadline = began + seconds - zerogpu_slices.margin_of(run.history(), seconds)
-            run.append(events.SliceStarted(at=began, seconds=seconds))
+            margin = zerogpu_slices.margin_of(run.history(), seconds)
+            run.append(events.SliceStarted(at=start_time, seconds=seconds))
             options = TrainOptions(
-                deadline=deadline,
-                ignore_mismatch=anyway,
+                deadline=start_time + seconds - margin,
+                ignore_mismatch=ignore_mismatch,
                 report_to=settings.report_to(),
-                model_cache=_warm,
+                model_cache=_model_cache,
                 on_adapter_saved=describe_adapter,
             )
             return train(run, options).model_dump()
 
-    return _or_error(slice_of_it)
+    return _or_error(train_slice)
 
 
-def _began() -> float:
-    """When this slice began: a fresh process is forked after the GPU was given."""
-    global _served
-    fresh, _served = not _served, True
-    return (
-        min(time.time(), psutil.Process().create_time())
-        if fresh and settings.on_zerogpu()
-        else time.time()
-    )
+def _slice_start() -> float:
+    """When this slice began. A new process is forked after the GPU was granted."""
+    global _had_slice
+    is_new, _had_slice = not _had_slice, True
+    if is_new and settings.on_zerogpu():
+        return min(time.time(), psutil.Process().create_time())
+    return time.time()
 
 
 def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` returns, or {"error", "users"} as a worker says it."""
+    """Return the result of `work`, or its error as `errors.error_json` writes it."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - see the module's docstring
@@ -166,35 +176,31 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return error_json(error)
 
 
-# All else that wants a GPU
+# Other operations
 
 
 class SlicedWorkers(Workers):
-    """Workers whose verbs that want a GPU take a slice each; all others run in worker processes as ever.
+    """Workers that run the operations that need a GPU in slices, and all others in processes.
 
-    Where a slice was too short for a verb that goes on, its result is `more`, and the `share` that is done: ask again, in an event of its own.
+    If a slice was too short for a resumable operation, the result is `more`, with the completed
+    `share`. Call it again, in a new event of the visitor.
     """
 
     def __init__(self, operations: Mapping[str, Callable[..., Any]]):
-        """`operations`: by name, what a slice can be asked for."""
+        """Args: `operations` is name -> function, everything that a slice may run."""
         super().__init__()
         _operations.update(operations)
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        proves_adapter = (
-            verb == "export" and arguments.get("target", "adapter") == "adapter"
-        )  # merging is work for a CPU
-        if verb not in _IN_SLICES and not proves_adapter:
+        """Run an operation; see `Workers.stream`."""
+        # merging runs on the CPU, verifying an adapter on the GPU
+        verifies_adapter = verb == "export" and arguments.get("target", "adapter") == "adapter"
+        if verb not in _ON_GPU and not verifies_adapter:
             yield from super().stream(verb, **arguments)
             return
-        if (
-            verb == "dry_run"
-        ):  # the rows are rendered, and the estimate refused where it must be, before a GPU is asked for
-            yield from (
-                message
-                for message in super().stream("estimate", **arguments)
-                if "report" in message
-            )
+        if verb == "dry_run":  # renders the rows, and fails if necessary, without a GPU
+            estimate = super().stream("estimate", **arguments)
+            yield from (message for message in estimate if "report" in message)
         limit = settings.slice_seconds()
         try:
             for message in _run_on_gpu(verb, limit, arguments):
@@ -204,7 +210,7 @@ class SlicedWorkers(Workers):
         except (UserError, WorkerFault):
             raise
         except Exception as error:
-            raise UserError("todo", gpu_error_message(error, limit, "ask again")) from error
+            raise UserError(*gpu_error(error, limit, "try again")) from error
 
 
 class _SliceExpired(Exception):
@@ -212,50 +218,42 @@ class _SliceExpired(Exception):
 
 
 class _ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """Nobody waits for the result."""
 
 
 _computing = threading.Lock()
+#: Inherited by the forked process of a slice.
 _operations: dict[str, Callable[..., Any]] = {}
-"""Inherited by the forked process of a slice."""
 
 
 @spaces.GPU(duration=_duration)
 def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The messages of a verb, as a worker process writes them."""
+    """One slice of an operation. Yields messages as a worker process writes them."""
     messages: queue.Queue[dict[str, Any]] = queue.Queue()
-    left, deadline, share = threading.Event(), _began() + seconds - _SPARE_SECONDS, 0.0
+    client_gone = threading.Event()
+    deadline, share = _slice_start() + seconds - _SPARE_SECONDS, 0.0
 
-    def report(told: dict[str, Any]) -> None:
+    def report(progress: dict[str, Any]) -> None:
         nonlocal share
-        if left.is_set():
+        if client_gone.is_set():
             raise _ClientGone
         if time.time() > deadline:
             raise _SliceExpired
-        share = told.get("share", share)
-        messages.put({"report": told})
+        share = progress.get("share", share)
+        messages.put({"report": progress})
 
-    def slice_of_it() -> dict[str, Any]:
-        before = resumable.num_saved_batches(Run(arguments["run"])) if verb in _GOING_ON else None
+    def run_slice() -> dict[str, Any]:
+        saved_before = _num_saved(verb, arguments)
         try:
             return {"result": _operations[verb](**arguments, report=report)}
         except _SliceExpired:
-            if verb not in _GOING_ON:
-                raise UserError(
-                    "todo",
-                    f"This took longer than the {seconds} s for which it had a GPU. Ask for less at once.",
-                ) from None
-            if resumable.num_saved_batches(Run(arguments["run"])) == before:
-                raise UserError(
-                    "todo",
-                    f"Slices of {seconds} s are too short for this: nothing more of it was done in one. "
-                    "Whoever runs this Space can set longer ones: PEFT_SPACE_SLICE_SECONDS.",
-                ) from None
+            _check_progress(verb, arguments, seconds, saved_before)
             return {"result": {"more": True, "share": share}}
 
     def work() -> None:
-        with _computing:  # what nobody waits for any more ends at its next report, and switches the same adapter on and off until then
-            messages.put(_or_error(slice_of_it))
+        # abandoned work ends only at its next report, and switches the same adapter until then
+        with _computing:
+            messages.put(_or_error(run_slice))
 
     threading.Thread(target=work, daemon=True).start()
     try:
@@ -268,40 +266,71 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
             if "report" not in message:
                 return
     finally:
-        left.set()
+        client_gone.set()
 
 
-# What the platform refuses, in words
+def _num_saved(verb: str, arguments: dict[str, Any]) -> list[int] | None:
+    """Batches that a resumable operation has stored in the run."""
+    return resumable.num_saved_batches(Run(arguments["run"])) if verb in _RESUMABLE else None
 
-_LEFT = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)")
+
+def _check_progress(
+    verb: str, arguments: dict[str, Any], seconds: int, saved_before: list[int] | None
+) -> None:
+    """Raise UserError if another slice would not help."""
+    if verb not in _RESUMABLE:
+        raise UserError(
+            "runtime.slice_too_short",
+            f"This takes longer than the {seconds} s for which it had a GPU. Request less at once.",
+        )
+    if _num_saved(verb, arguments) == saved_before:
+        raise UserError(
+            "runtime.slice_too_short",
+            f"GPU slices of {seconds} s are too short for this: nothing was completed in one. "
+            "The owner of this Space can set longer ones with PEFT_SPACE_SLICE_SECONDS.",
+        )
 
 
-def gpu_error_message(error: Exception, limit: int, again: str = "Resume") -> str:
-    """Why there was no GPU, or no longer one, in one sentence, and what to do.
+# Errors of the platform
+
+
+def gpu_error(error: Exception, limit: int, again: str = "resume") -> tuple[str, str]:
+    """Return the code and the message for an error that ended a slice, or prevented it.
 
     Args:
-        again: how what was asked for is asked for again; what a training has kept goes on by Resume.
+        error: of `spaces`, or any other.
+        limit: seconds of a slice, at most.
+        again: how to repeat the work; "resume" for a training, which keeps its checkpoints.
     """
-    title, said = getattr(error, "title", ""), str(getattr(error, "message", error))
-    if title == "ZeroGPU illegal duration":
-        return f"ZeroGPU does not lend you a GPU for as long as {limit} s at once: choose shorter slices, then {again}."
-    if title == "ZeroGPU quota exceeded" and (left := _LEFT.search(said)):
-        return f"Your GPU quota is used up: {left[1]} s were asked for and {left[2]} s are left, so {again} when you have more."
-    if title in ("ZeroGPU quota exceeded", "ZeroGPU pending credits exceeded"):
-        return f"Your GPU quota is used up, or you are not signed in: sign in, or wait until you have more, then {again}."
-    if title == "ZeroGPU queue timeout" or "No GPU was available" in said:
-        return f"No GPU was free within a minute: {again} in a while."
-    if "Expired ZeroGPU proxy token" in said:
-        return f"Your sign-in with this page has expired: reload the page, then {again}."
-    if title == "ZeroGPU worker error":
-        kept = (
-            ", and nothing before the last checkpoint is lost: Resume goes on from there"
-            if again == "Resume"
-            else f": {again}"
-        )
-        return f"The GPU was taken away before the slice was over{kept}."
-    if "Connection closed by visitor" in said:
-        return f"The page was closed while it waited for a GPU: {again}, and it goes on from here."
-    if as_user_error(error) is None:
+    gpu = parse_gpu_error(error)
+    if gpu is None:
+        if (user_error := as_user_error(error)) is not None:
+            return user_error.code, str(user_error)
         logger.exception("a slice failed", exc_info=error)
-    return user_message(error)
+        return "runtime.slice_failed", user_message(error)
+    if gpu.code == "runtime.gpu_quota_exceeded" and gpu.left is not None:
+        message = (
+            f"Your GPU quota is used up: {gpu.requested} s were requested and {gpu.left} s are "
+            f"left. When you have more, {again}."
+        )
+    elif gpu.code == "runtime.gpu_taken_away" and again == "resume":
+        message = (
+            "The GPU was taken away before the end of the slice. Everything up to the last "
+            "checkpoint is saved: resume the training."
+        )
+    else:
+        message = {
+            "runtime.gpu_illegal_duration": f"ZeroGPU does not grant a GPU for {limit} s at once. "
+            f"Choose shorter slices, then {again}.",
+            "runtime.gpu_quota_exceeded": "Your GPU quota is used up, or you are not signed in. "
+            f"Sign in, or wait until you have more, then {again}.",
+            "runtime.no_gpu_available": "No GPU was available within a minute. Wait a little, "
+            f"then {again}.",
+            "runtime.sign_in_expired": "Your sign-in on this page has expired. Reload the page, "
+            f"then {again}.",
+            "runtime.gpu_taken_away": "The GPU was taken away before the end of the slice. Please "
+            f"{again}.",
+            "runtime.visitor_left": "The page was closed while it waited for a GPU. Please "
+            f"{again}; it continues from here.",
+        }[gpu.code]
+    return gpu.code, message

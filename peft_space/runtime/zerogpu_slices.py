@@ -1,4 +1,4 @@
-"""How long a training's next slice of borrowed GPU time is to be, when it has to save, and what is used and left: from the run's events alone."""
+"""Derives the length of the next ZeroGPU slice, and what is used and left, from a run's events."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from peft_space.errors import UserError
 from peft_space.runs import events
 from peft_space.runs.status import steps_of
 
+#: Seconds. A shorter slice would mostly load and save.
 SHORTEST = 10
-"""Seconds; of a slice that is shorter most goes on beginning and saving."""
-_RESERVE, _MOST_RESERVE = 0.25, 10.0
-"""What is kept for saving before a save has been measured: this share of a slice, at most so many seconds."""
+#: Before the first save was measured, this share of a slice is reserved for it, up to a limit.
+_SAVE_SHARE, _MAX_SAVE_SECONDS = 0.25, 10.0
 _SPARE_SECONDS = 0.5
-_MOST_IN_VAIN = 3
-"""Slices in a row that ended before their first checkpoint."""
+#: Slices in a row that may end before their first checkpoint.
+_MAX_WITHOUT_CHECKPOINT = 3
 
 
 @dataclass(frozen=True)
 class SliceAccount:
-    """What of a training on borrowed time is used, and about what is left; None before the first steps were measured."""
+    """What a training in slices has used and still needs; None before the first steps."""
 
     slices: int
     seconds: float
@@ -27,167 +27,166 @@ class SliceAccount:
     seconds_left: float | None
 
 
-def next_slice_seconds(happened: list[events.Event], limit: int) -> int:
-    """How long the next slice has to be, at most `limit`. Raises UserError where too little can be done in it."""
-    if _slices_without_checkpoint(happened) >= _MOST_IN_VAIN:
-        raise _too_short(limit, "the last ones ended before anything could be saved")
-    steps = steps_of(happened)
-    if not steps:
+def next_slice_seconds(history: list[events.Event], limit: int) -> int:
+    """Return the length of the next slice.
+
+    Args:
+        history: of the run.
+        limit: seconds, at most.
+
+    Raises:
+        UserError: slices of `limit` seconds are too short for this training.
+    """
+    if _slices_without_checkpoint(history) >= _MAX_WITHOUT_CHECKPOINT:
+        raise _too_short(limit, "the last ones ended before anything was saved")
+    if not steps_of(history):
         return limit
-    loads, step, margin = _loads(happened), _longest_step(happened), margin_of(happened, limit)
-    if (
-        len(loads) > 1 and min(loads) + step + margin > limit
-    ):  # the first slice also measures what is fastest
-        raise _too_short(
-            limit,
-            f"loading takes {min(loads):.0f} s, a step {step:.1f} s, and {margin:.0f} s are kept for saving",
+    loads, step, margin = _load_seconds(history), _longest_step(history), margin_of(history, limit)
+    # the first slice also measures which settings are fastest, so it does not count
+    if len(loads) > 1 and min(loads) + step + margin > limit:
+        reason = (
+            f"loading takes {min(loads):.0f} s, a step {step:.1f} s, and {margin:.0f} s are "
+            "reserved for saving"
         )
-    needed = max(loads) + _steps_left(happened) * _pace(happened) + margin
+        raise _too_short(limit, reason)
+    needed = max(loads) + _steps_left(history) * _seconds_per_step(history) + margin
     return max(min(SHORTEST, limit), min(limit, math.ceil(1.2 * needed)))
 
 
 def _too_short(limit: int, why: str) -> UserError:
     return UserError(
-        "todo",
-        f"Slices of {limit} s are too short for this training: {why}. Choose longer slices, then Resume.",
+        "runtime.slice_too_short",
+        f"Slices of {limit} s are too short for this training: {why}. Choose longer slices, then "
+        "resume.",
     )
 
 
-def margin_of(happened: list[events.Event], seconds: float) -> float:
-    """How long before the end of a slice training has to leave: a step, an evaluation and a save may still come."""
-    saves = _saves(happened)
-    measured = (
-        _longest_step(happened) + _evaluation(happened) + 1.5 * max(saves[-5:])
-        if saves
-        else min(_RESERVE * seconds, _MOST_RESERVE)
-    )
-    return min((measured + _SPARE_SECONDS) * 2 ** _slices_without_checkpoint(happened), seconds / 2)
+def margin_of(history: list[events.Event], seconds: float) -> float:
+    """Return how many seconds before the end of a slice training has to stop.
+
+    A step, an evaluation and a save may follow. After slices without a checkpoint, the margin
+    doubles each time. It never exceeds half of the slice.
+    """
+    if saves := _save_seconds(history):
+        needed = _longest_step(history) + _evaluation_seconds(history) + 1.5 * max(saves[-5:])
+    else:
+        needed = min(_SAVE_SHARE * seconds, _MAX_SAVE_SECONDS)
+    doubled = (needed + _SPARE_SECONDS) * 2 ** _slices_without_checkpoint(history)
+    return min(doubled, seconds / 2)
 
 
-def slice_account(happened: list[events.Event], limit: int) -> SliceAccount:
-    """What is used and what is left, in slices of at most `limit` seconds."""
-    slices = _slices(happened)
-    used = sum(_used(one) for one in slices)
-    if not steps_of(happened):
+def slice_account(history: list[events.Event], limit: int) -> SliceAccount:
+    """Return what is used, and what is left in slices of at most `limit` seconds."""
+    slices = _slices(history)
+    used = sum(_used_seconds(one) for one in slices)
+    if not steps_of(history):
         return SliceAccount(len(slices), used, None, None)
-    working = _steps_left(happened) * _pace(happened)
-    load = min(_loads(happened))
-    count = math.ceil(working / max(limit - load - margin_of(happened, limit), 1.0))
-    return SliceAccount(len(slices), used, count, working + count * load)
+    training = _steps_left(history) * _seconds_per_step(history)
+    load = min(_load_seconds(history))
+    count = math.ceil(training / max(limit - load - margin_of(history, limit), 1.0))
+    return SliceAccount(len(slices), used, count, training + count * load)
 
 
 def count_for(seconds: float, limit: float) -> int:
-    """How many slices of at most `limit` seconds a training takes whose whole time was measured: each also loads, and leaves before its end."""
+    """Return how many slices a training takes whose duration was measured.
+
+    Each slice of `limit` seconds also loads the model, and stops before its end.
+    """
     return math.ceil(seconds / max(0.85 * limit, 1.0))
 
 
-def is_between_slices(happened: list[events.Event]) -> bool:
-    """Whether training left because its slice was over, and nothing else came in between."""
-    kinds = (
-        events.Queued,
-        events.Started,
-        events.Paused,
-        events.Stopped,
-        events.Finished,
-        events.Failed,
-    )
-    last = next((event for event in reversed(happened) if isinstance(event, kinds)), None)
-    return (
-        isinstance(last, events.Paused)
-        and not last.asked
-        and not last.why
-        and any(isinstance(one, events.SliceStarted) for one in happened)
-    )
+def is_between_slices(history: list[events.Event]) -> bool:
+    """Return True if training paused only because its slice was over."""
+    decisive = (events.Queued, events.Started, *events.OUTCOMES)
+    last = next((event for event in reversed(history) if isinstance(event, decisive)), None)
+    if not isinstance(last, events.Paused) or last.asked or last.why:
+        return False
+    return any(isinstance(event, events.SliceStarted) for event in history)
 
 
-def _slices(happened: list[events.Event]) -> list[list[events.Event]]:
+def _slices(history: list[events.Event]) -> list[list[events.Event]]:
     """The events of each slice."""
-    starts = [
-        place for place, event in enumerate(happened) if isinstance(event, events.SliceStarted)
-    ]
-    return [happened[start:end] for start, end in pairwise([*starts, len(happened)])]
+    starts = [i for i, event in enumerate(history) if isinstance(event, events.SliceStarted)]
+    return [history[start:end] for start, end in pairwise([*starts, len(history)])]
 
 
-def _used(one: list[events.Event]) -> float:
-    """Seconds from the beginning of a slice to its end; of one that was cut short by others all that it had."""
-    begun = one[0]
-    assert isinstance(begun, events.SliceStarted)
-    ends = [
-        event
-        for event in one
-        if isinstance(event, events.Finished | events.Failed | events.Stopped | events.Paused)
-    ]
-    cut_short = not ends or (isinstance(ends[0], events.Paused) and ends[0].why)
-    return begun.seconds if cut_short else ends[0].at - begun.at
+def _used_seconds(slice_events: list[events.Event]) -> float:
+    """The duration of a slice; its full length if it was interrupted."""
+    start = slice_events[0]
+    assert isinstance(start, events.SliceStarted)
+    end = next((event for event in slice_events if isinstance(event, events.OUTCOMES)), None)
+    if end is None or (isinstance(end, events.Paused) and end.why):
+        return start.seconds
+    return end.at - start.at
 
 
-def _slices_without_checkpoint(happened: list[events.Event]) -> int:
-    """How many slices in a row, up to now, have left no checkpoint."""
+def _slices_without_checkpoint(history: list[events.Event]) -> int:
+    """How many of the last slices in a row have saved no checkpoint."""
+    saving = (events.Checkpointed, events.Finished, events.Stopped, events.Failed)
     count = 0
-    for event in reversed(happened):
-        if isinstance(
-            event, events.Checkpointed | events.Finished | events.Stopped | events.Failed
-        ):
+    for event in reversed(history):
+        if isinstance(event, saving):
             break
         count += isinstance(event, events.SliceStarted)
     return count
 
 
-def _steps_left(happened: list[events.Event]) -> int:
-    total = max(
-        (event.total_steps for event in happened if isinstance(event, events.Started)), default=0
-    )
-    saved = [event.step for event in happened if isinstance(event, events.Checkpointed)]
-    return total - (saved[-1] if saved else 0)
+def _steps_left(history: list[events.Event]) -> int:
+    totals = [event.total_steps for event in history if isinstance(event, events.Started)]
+    saved = [event.step for event in history if isinstance(event, events.Checkpointed)]
+    return max(totals, default=0) - (saved[-1] if saved else 0)
 
 
-def _longest_step(happened: list[events.Event]) -> float:
-    return max((step.seconds for step in steps_of(happened)[-20:]), default=0.0)
+def _longest_step(history: list[events.Event]) -> float:
+    return max((step.seconds for step in steps_of(history)[-20:]), default=0.0)
 
 
-def _loads(happened: list[events.Event]) -> list[float]:
-    """Seconds from the beginning of each of the last slices to its training. A fresh process loads the base, one that is warm has it."""
-    return [
-        event.at - one[0].at
-        for one in _slices(happened)
-        for event in one
+def _load_seconds(history: list[events.Event]) -> list[float]:
+    """Seconds until training began in each of the last slices.
+
+    A new process loads the base model; one that has had a slice before still holds it.
+    """
+    loads = [
+        event.at - slice_events[0].at
+        for slice_events in _slices(history)
+        for event in slice_events
         if isinstance(event, events.Started)
-    ][-3:] or [0.0]
-
-
-def _pace(happened: list[events.Event]) -> float:
-    """Seconds a step with all that comes between steps, as it was from the start of training to the last step of each slice."""
-    steps, seconds = 0, 0.0
-    for one in _slices(happened):
-        started = [event for event in one if isinstance(event, events.Started)]
-        trained = [event for event in one if isinstance(event, events.Step)]
-        if started and trained:
-            steps += len(trained)
-            seconds += trained[-1].at - started[-1].at
-    return seconds / steps if steps else 0.0
-
-
-def _saves(happened: list[events.Event]) -> list[float]:
-    """Seconds that each save took: it follows the step, or the evaluation after it."""
-    between = [
-        event
-        for event in happened
-        if isinstance(event, events.Step | events.Evaluated | events.Checkpointed)
     ]
+    return loads[-3:] or [0.0]
+
+
+def _seconds_per_step(history: list[events.Event]) -> float:
+    """Mean seconds for a step and everything between steps, without loading."""
+    num_steps, seconds = 0, 0.0
+    for slice_events in _slices(history):
+        started = [event for event in slice_events if isinstance(event, events.Started)]
+        trained = [event for event in slice_events if isinstance(event, events.Step)]
+        if started and trained:
+            num_steps += len(trained)
+            seconds += trained[-1].at - started[-1].at
+    return seconds / num_steps if num_steps else 0.0
+
+
+def _save_seconds(history: list[events.Event]) -> list[float]:
+    """The duration of each save, which follows a step, or the evaluation after it."""
+    kinds = (events.Step, events.Evaluated, events.Checkpointed)
+    relevant = [event for event in history if isinstance(event, kinds)]
     return [
         later.at - earlier.at
-        for earlier, later in pairwise(between)
+        for earlier, later in pairwise(relevant)
         if isinstance(later, events.Checkpointed)
         and earlier.step == later.step
         and not isinstance(earlier, events.Checkpointed)
     ]
 
 
-def _evaluation(happened: list[events.Event]) -> float:
-    between = [event for event in happened if isinstance(event, events.Step | events.Evaluated)]
-    taken = [
+def _evaluation_seconds(history: list[events.Event]) -> float:
+    """The longest of the last evaluations, each of which follows a step."""
+    kinds = (events.Step, events.Evaluated)
+    relevant = [event for event in history if isinstance(event, kinds)]
+    durations = [
         later.at - earlier.at
-        for earlier, later in pairwise(between)
+        for earlier, later in pairwise(relevant)
         if isinstance(later, events.Evaluated)
     ]
-    return max(taken[-3:], default=0.0)
+    return max(durations[-3:], default=0.0)

@@ -28,7 +28,7 @@ from peft_space.models.resolve import (
 from peft_space.recipe import TaskSpec, make_recipe
 from peft_space.redaction import has_secret
 from peft_space.runs.events import OnProgress, no_progress
-from peft_space.runs.plan import Plan, as_asked, write_plan
+from peft_space.runs.plan import Plan, plan_fields_of, write_plan
 from peft_space.runs.run import Run
 from peft_space.training.prepare import prepare
 
@@ -131,12 +131,9 @@ def _find_adapter(adapter: str, scratch: Path) -> Path:
     if not settings.on_space() and os.path.isdir(path):
         return path
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+
+    from peft_space.compat.huggingface_hub import explain_hub_error
 
     try:
         if has_secret(adapter):
@@ -149,11 +146,13 @@ def _find_adapter(adapter: str, scratch: Path) -> Path:
             f"{adapter} on the Hub is not a complete adapter: it has no {_CONFIG} or no "
             f"{_WEIGHTS}. Choose the repository of an adapter saved by PEFT.",
         ) from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:
+        failure = explain_hub_error(error, adapter)
+        reason = f": {failure.reason}" if failure else ""
         raise UserError(
             "training.adapter_not_found",
-            f"There is no adapter {adapter!r}, or the Hub cannot be reached. "
-            "Give a Hub id like OWNER/NAME, a .zip file, or a folder on your own machine.",
+            f"The adapter {adapter!r} cannot be opened{reason}. Give a Hub id like OWNER/NAME, "
+            "a .zip file, or a folder on your own machine.",
         ) from error
 
 
@@ -320,5 +319,5 @@ def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
         learning_rate=0.0,
         learning_rate_why="not known",
         versions={"peft": importlib.metadata.version("peft")},
-        **as_asked(recipe),
+        **plan_fields_of(recipe),
     )

@@ -10,7 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from peft_space import settings
-from peft_space.compat import gradio_sessions
+from peft_space.compat import gradio as gradio_compat
 from peft_space.data.dataset import DEMO_DATA, source_of
 from peft_space.runs.quotas import start_pruner
 from peft_space.runs.store import list_runs
@@ -256,10 +256,10 @@ def launch(**options: Any) -> Any:
         theme=theme.theme(),
         css_paths=[theme.CSS],
         run_history=False,
-        state_session_capacity=gradio_sessions.MOST,
+        state_session_capacity=gradio_compat.MAX_SESSIONS,
         app_kwargs={
             "middleware": [Middleware(SecurityMiddleware)],
-            "lifespan": gradio_sessions.lean,
+            "lifespan": gradio_compat.lean_sessions,
         },
         mcp_server=True,  # the endpoints of api/ as an agent's tools
         ssr_mode=False,

@@ -126,7 +126,7 @@ def workers():
     """The page's worker processes; one is started while the size limit of these tests is set, and keeps it."""
     from peft_space.runtime.worker_pool import Workers
 
-    made = Workers(most=1)
+    made = Workers(max_workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.002")
         made.call("layers", recipe={})

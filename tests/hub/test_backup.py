@@ -1,4 +1,4 @@
-"""Runs saved to a private dataset repository and taken up elsewhere: the real client against a Hub of our own (hub_server.py)."""
+"""Backs runs up to a fake Hub with the real client, and restores them elsewhere."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from peft_space.errors import UserError
-from peft_space.hub.backup import BACKUP_MANIFEST
 from peft_space.runs import events
+from peft_space.runs.archive import MANIFEST
 from peft_space.runs.run import Run
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
@@ -32,7 +32,7 @@ NOT_SAVED = (
 
 @pytest.fixture
 def run(own_run) -> Run:
-    """A run as after a pause, with files in it that are nobody else's business."""
+    """A paused run, with files in it that a backup must leave out."""
     for name in NOT_SAVED:
         own_run.path(name).parent.mkdir(exist_ok=True)
         own_run.path(name).write_text("x")
@@ -49,15 +49,15 @@ def save(ask, run):
 
 
 @pytest.fixture
-def take_up(ask, tmp_path):
-    def take_up_run(repo: str = NAME, token: str | None = WRITER) -> Run:
+def restore(ask, tmp_path):
+    def restore_run(repo: str = NAME, token: str | None = WRITER) -> Run:
         return Run(
             ask("restore", directory=str(tmp_path / "elsewhere" / "run"), repo=repo, token=token)[
                 "run"
             ]
         )
 
-    return take_up_run
+    return restore_run
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -68,18 +68,19 @@ def files_in(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_what_is_saved_is_what_it_takes_to_go_on_and_private(the_hub, save, run):
+def test_a_backup_is_private_and_has_what_a_resume_needs(the_hub, save, run):
     assert save() == f"{the_hub.url}/{REPO}"
     repository = the_hub.repositories[REPO]
     assert (repository.private, len(repository.commits)) == (True, 2)
-    there = set(repository.files) - {".gitattributes", "README.md", BACKUP_MANIFEST}
-    best = json.loads(run.path("checkpoints", "checkpoint-12", "trainer_state.json").read_text())[
-        "log_history"
-    ]
-    best = min(
-        (entry for entry in best if "eval_loss" in entry), key=lambda entry: entry["eval_loss"]
-    )["step"]
-    folders = {name.split("/")[1] for name in there if name.startswith("checkpoints/")}
+    stored = {
+        name.removeprefix("run/"): content
+        for name, content in repository.files.items()
+        if name not in {".gitattributes", "README.md", MANIFEST}
+    }
+    state = json.loads(run.path("checkpoints/checkpoint-12/trainer_state.json").read_text())
+    evaluations = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    best = min(evaluations, key=lambda entry: entry["eval_loss"])["step"]
+    folders = {name.split("/")[1] for name in stored if name.startswith("checkpoints/")}
     assert folders == {"checkpoint-12", f"checkpoint-{best}"}
     assert {
         "recipe.json",
@@ -88,41 +89,41 @@ def test_what_is_saved_is_what_it_takes_to_go_on_and_private(the_hub, save, run)
         "events.jsonl",
         "data/rows.arrow",
         "adapter/adapter_model.safetensors",
-    } <= there
-    assert not there & set(NOT_SAVED)
-    assert all(repository.files[name] == run.path(name).read_bytes() for name in there)
+    } <= set(stored)
+    assert not set(stored) & set(NOT_SAVED)
+    assert all(content == run.path(name).read_bytes() for name, content in stored.items())
     assert not any(WRITER.encode() in content for content in repository.files.values())
 
 
-def test_what_was_saved_is_taken_up_byte_for_byte_in_a_folder_of_its_own(
-    the_hub, save, take_up, run
-):
+def test_a_run_is_restored_byte_for_byte(the_hub, save, restore, run):
     save()
-    taken = take_up()
+    restored = restore()
     saved = the_hub.repositories[REPO].files
-    assert files_in(taken.directory) == {
-        name: saved[name] for name in json.loads(saved[BACKUP_MANIFEST])["files"]
+    assert files_in(restored.directory) == {
+        name: saved[f"run/{name}"] for name in json.loads(saved[MANIFEST])["files"]
     }
-    assert (taken.status(), taken.name, taken.recipe) == ("paused", run.name, run.recipe)
-    assert {path.name for path in taken.directory.parent.iterdir()} == {"run"}
+    assert (restored.status(), restored.name, restored.recipe) == ("paused", run.name, run.recipe)
+    assert {path.name for path in restored.directory.parent.iterdir()} == {"run"}
 
 
-def test_saving_again_is_one_commit_and_leaves_no_old_checkpoint(the_hub, save, run):
+def test_a_second_backup_is_one_commit_and_removes_old_checkpoints(the_hub, save, run):
     save()
     shutil.rmtree(run.path("checkpoints", "checkpoint-12"))
     save()
     repository = the_hub.repositories[REPO]
     assert len(repository.commits) == 3
-    assert not [name for name in repository.files if name.startswith("checkpoints/checkpoint-12/")]
+    assert not [
+        name for name in repository.files if name.startswith("run/checkpoints/checkpoint-12/")
+    ]
 
 
-def test_of_a_damaged_checkpoint_nothing_is_saved(the_hub, save, run):
+def test_a_damaged_checkpoint_is_not_saved(the_hub, save, run):
     run.path("checkpoints", "checkpoint-12", "optimizer.pt").write_bytes(b"torn")
     save()
     assert not [
         name
         for name in the_hub.repositories[REPO].files
-        if name.startswith("checkpoints/checkpoint-12/")
+        if name.startswith("run/checkpoints/checkpoint-12/")
     ]
 
 
@@ -130,103 +131,121 @@ def test_a_finished_run_is_saved_without_checkpoints(the_hub, save, run):
     run.append(events.Finished(step=12, seconds=1.0))
     save()
     assert not [
-        name for name in the_hub.repositories[REPO].files if name.startswith("checkpoints/")
+        name for name in the_hub.repositories[REPO].files if name.startswith("run/checkpoints/")
     ]
 
 
 def test_a_run_is_not_saved_while_it_is_trained(the_hub, save, run):
-    with run.lock(), pytest.raises(UserError, match="being trained by another process"):
+    with run.lock(), pytest.raises(UserError) as error:
         save()
+    assert error.value.code == "runs.locked"
     assert not the_hub.repositories
 
 
 @pytest.mark.parametrize(
-    ("files", "private", "words"),
+    ("files", "private", "code"),
     [
-        ({"data.csv": b"theirs"}, True, "holds something else"),
-        ({BACKUP_MANIFEST: b"{}"}, False, "is public"),
+        ({"data.csv": b"theirs"}, True, "hub.repository_in_use"),
+        ({MANIFEST: b"{}"}, False, "hub.repository_public"),
     ],
 )
-def test_a_dataset_of_something_else_or_that_all_can_see_is_left_alone(
-    the_hub, save, files, private, words
+def test_a_public_dataset_or_one_with_other_content_is_left_alone(
+    the_hub, save, files, private, code
 ):
     repository = the_hub.add_repository(REPO, files, private)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError) as error:
         save()
+    assert error.value.code == code
     assert len(repository.commits) == 2
 
 
 @pytest.mark.parametrize(
-    ("token", "fault", "words"),
+    ("token", "fault", "code"),
     [
-        ("hf_wrong", None, "The run was not saved: the Hub does not accept the token"),
-        (READER, None, "may not write to 'maria/tickets'"),
-        (None, None, "There is no Hub token"),
-        (WRITER, ("commit", 500), r"an error of its own \(500\).*It is here as it was"),
-        (WRITER, ("storage", 403), "may not write to 'maria/tickets'"),
+        ("hf_wrong", None, "hub.unauthorized"),
+        (READER, None, "hub.forbidden"),
+        (None, None, "hub.no_token"),
+        (WRITER, ("commit", 500), "hub.server_error"),
+        (WRITER, ("storage", 403), "hub.forbidden"),
     ],
 )
-def test_a_refusal_is_a_sentence_and_what_was_saved_before_stays(
-    the_hub, save, run, token, fault, words
+def test_a_failed_backup_changes_neither_the_run_nor_the_repository(
+    the_hub, save, run, token, fault, code
 ):
     if fault:
         the_hub.fail_next(*fault, times=10)
     before = files_in(run.directory)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError) as error:
         save(token=token)
+    assert error.value.code == code
     assert files_in(run.directory) == before
     assert all(len(made.commits) == 1 for made in the_hub.repositories.values())
 
 
 def changed(files: dict[str, bytes], name: str, content: bytes | None) -> dict[str, bytes]:
-    """The files with one more, which the manifest names; without content, with one that only it names."""
-    manifest = json.loads(files[BACKUP_MANIFEST])
+    """The files, with one more in the manifest. Without content, the file itself is missing."""
+    manifest = json.loads(files[MANIFEST])
     manifest["files"][name] = hashlib.sha256(content or b"").hexdigest()
-    return (
-        files
-        | {BACKUP_MANIFEST: json.dumps(manifest).encode()}
-        | ({name: content} if content is not None else {})
-    )
+    added = {} if content is None else {f"run/{name}": content}
+    return files | {MANIFEST: json.dumps(manifest).encode()} | added
 
 
-TORN = {
-    "a file is missing": lambda files: {
-        name: content for name, content in files.items() if name != "plan.json"
-    },
-    "a file has changed": lambda files: (
-        files | {"plan.json": files["plan.json"].replace(b"1", b"2", 1)}
+def without(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    return {other: content for other, content in files.items() if other != name}
+
+
+DAMAGED, FOREIGN = "runs.archive_damaged", "runs.archive_foreign_file"
+CHANGES = {
+    "a file is missing": (DAMAGED, lambda files: without(files, "run/plan.json")),
+    "a file has changed": (
+        DAMAGED,
+        lambda files: files | {"run/plan.json": files["run/plan.json"].replace(b"1", b"2", 1)},
     ),
-    "a large file has changed": lambda files: files | {"adapter/adapter_model.safetensors": b"x"},
-    "there is no manifest": lambda files: {
-        name: content for name, content in files.items() if name != BACKUP_MANIFEST
-    },
-    "the manifest is cut off": lambda files: (
-        files | {BACKUP_MANIFEST: files[BACKUP_MANIFEST][:-20]}
+    "a large file has changed": (
+        DAMAGED,
+        lambda files: files | {"run/adapter/adapter_model.safetensors": b"x"},
     ),
-    "of another format": lambda files: (
-        files | {BACKUP_MANIFEST: files[BACKUP_MANIFEST].replace(b'"format": 1', b'"format": 2')}
+    "no manifest": ("hub.not_a_backup", lambda files: without(files, MANIFEST)),
+    "a truncated manifest": (DAMAGED, lambda files: files | {MANIFEST: files[MANIFEST][:-20]}),
+    "another format": (
+        DAMAGED,
+        lambda files: files | {MANIFEST: files[MANIFEST].replace(b'"format": 1', b'"format": 2')},
     ),
-    "a file that only the manifest names": lambda files: changed(files, "scores.json", None),
-    "a path out of the folder": lambda files: changed(files, "../outside.json", b"{}"),
-    "a path out of the folder, deeper": lambda files: changed(
-        files, "data/../../outside.json", b"{}"
+    "a file only in the manifest": (DAMAGED, lambda files: changed(files, "scores.json", None)),
+    "a path out of the folder": (FOREIGN, lambda files: changed(files, "../outside.json", b"{}")),
+    "a deeper path out of the folder": (
+        FOREIGN,
+        lambda files: changed(files, "data/../../outside.json", b"{}"),
     ),
-    "an absolute path": lambda files: changed(files, "/tmp/outside.json", b"{}"),
-    "a program": lambda files: changed(files, "adapter/model.py", b"print()"),
-    "a pickle of weights": lambda files: changed(files, "adapter/adapter_model.bin", b"x"),
-    "a hidden file": lambda files: changed(files, "data/.hidden.json", b"{}"),
-    "a lock": lambda files: changed(files, "lock", b""),
-    "no recipe": lambda files: changed(
-        files | {BACKUP_MANIFEST: json.dumps({"format": 1, "name": "x", "files": {}}).encode()},
-        "run.json",
-        files["run.json"],
+    "an absolute path": (FOREIGN, lambda files: changed(files, "/tmp/outside.json", b"{}")),
+    "a program": (FOREIGN, lambda files: changed(files, "adapter/model.py", b"print()")),
+    "a pickle": (FOREIGN, lambda files: changed(files, "adapter/adapter_model.bin", b"x")),
+    "a hidden file": (FOREIGN, lambda files: changed(files, "data/.hidden.json", b"{}")),
+    "a lock": (FOREIGN, lambda files: changed(files, "lock", b"")),
+    "no recipe": (
+        "hub.not_a_backup",
+        lambda files: changed(
+            files | {MANIFEST: json.dumps({"format": 1, "files": {}}).encode()},
+            "run.json",
+            files["run/run.json"],
+        ),
     ),
-    "a recipe that is none": lambda files: changed(files, "recipe.json", b'{"lora_rank": "many"}'),
-    "events that are none": lambda files: changed(files, "events.jsonl", b"{}\n"),
+    "an invalid recipe": (
+        "hub.not_a_backup",
+        lambda files: changed(files, "recipe.json", b'{"lora_rank": "many"}'),
+    ),
+    "a run of another format": (
+        "runs.other_format",
+        lambda files: changed(files, "run.json", b'{"format": 2, "name": "x", "created": 1.0}'),
+    ),
+    "invalid events": (
+        "hub.not_a_backup",
+        lambda files: changed(files, "events.jsonl", b"{}\n"),
+    ),
 }
 
 
-_IN_EVERY_RUN = (
+_FAST = (
     "a file is missing",
     "a large file has changed",
     "a path out of the folder",
@@ -236,77 +255,63 @@ _IN_EVERY_RUN = (
 
 @pytest.mark.parametrize(
     "how",
-    [how if how in _IN_EVERY_RUN else pytest.param(how, marks=pytest.mark.slow) for how in TORN],
+    [how if how in _FAST else pytest.param(how, marks=pytest.mark.slow) for how in CHANGES],
 )
-def test_what_is_torn_or_does_not_belong_is_refused_and_nothing_is_left(
-    the_hub, save, take_up, tmp_path, how
-):
+def test_a_changed_backup_is_rejected_and_nothing_is_left(the_hub, save, restore, tmp_path, how):
+    code, change = CHANGES[how]
     save()
     repository = the_hub.repositories[REPO]
-    repository.commits[-1] = type(repository.commits[-1])("changed", TORN[how](repository.files))
+    repository.commits[-1] = type(repository.commits[-1])("changed", change(repository.files))
     before = files_in(tmp_path)
-    with pytest.raises(UserError, match="maria/tickets") as refusal:
-        take_up()
-    assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match="maria/tickets") as error:
+        restore()
+    assert error.value.code == code
+    assert "\n" not in str(error.value)
     assert files_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("token", "words"),
+    ("token", "code"),
     [
-        (
-            "hf_wrong",
-            "the Hub does not let the dataset 'maria/tickets' be read with this token, or without one. Give a token that may read it",
-        ),
-        (
-            None,
-            "the Hub does not let the dataset 'maria/tickets' be read with this token, or without one. Give a token that may read it",
-        ),
-        (
-            NARROW,
-            "the token may not read the dataset 'maria/tickets'. Give a token that may read it, of its owner's account",
-        ),
-        (
-            OTHERS,
-            "the Hub does not find the dataset 'maria/tickets', or the token may not read it. Check the name. If it is right, give a token",
-        ),
+        ("hf_wrong", "hub.unauthorized"),
+        (None, "hub.not_found"),
+        (NARROW, "hub.forbidden"),
+        (OTHERS, "hub.not_found"),
     ],
 )
-def test_who_may_not_read_it_does_not_get_it_and_is_told_what_to_do(
-    the_hub, save, take_up, tmp_path, token, words
+def test_without_read_access_nothing_is_restored_and_the_message_says_why(
+    the_hub, save, restore, tmp_path, token, code
 ):
     save()
-    with pytest.raises(UserError, match=f"The run was not taken up: {words}") as refusal:
-        take_up(token=token)
-    assert "write" not in str(refusal.value), "to read it takes no such token"
+    with pytest.raises(UserError, match="'maria/tickets'") as error:
+        restore(token=token)
+    assert error.value.code == code
+    assert "write" not in str(error.value), "reading does not need write access"
     assert not list(tmp_path.glob("elsewhere/*"))
 
 
-def test_a_download_that_breaks_off_leaves_nothing_and_can_be_tried_again(
-    the_hub, save, take_up, tmp_path
-):
+def test_a_failed_download_leaves_nothing_and_can_be_repeated(the_hub, save, restore, tmp_path):
     save()
     the_hub.fail_next("resolve/", 403, times=100)
-    with pytest.raises(
-        UserError,
-        match=r"The run was not taken up: the token may not read the dataset 'maria/tickets'",
-    ):
-        take_up()
+    with pytest.raises(UserError, match="'maria/tickets'") as error:
+        restore()
+    assert error.value.code == "hub.forbidden"
     assert not list(tmp_path.glob("elsewhere/*"))
     the_hub._faults.clear()
-    assert take_up().status() == "paused"
+    assert restore().status() == "paused"
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(the_hub, save, take_up, tmp_path):
+def test_a_folder_with_content_is_left_alone(the_hub, save, restore, tmp_path):
     save()
     (tmp_path / "elsewhere" / "run").mkdir(parents=True)
     (tmp_path / "elsewhere" / "run" / "mine").write_text("x")
-    with pytest.raises(UserError, match="is not empty"):
-        take_up()
+    with pytest.raises(UserError) as error:
+        restore()
+    assert error.value.code == "machine.folder_not_empty"
 
 
 @pytest.mark.slow
-def test_a_paused_training_that_is_finished_on_another_machine_ends_with_the_adapter_of_an_uninterrupted_one(
+def test_a_training_finished_on_another_machine_gives_the_same_adapter(
     the_hub, hub_environment, tmp_path
 ):
     made = make_run(tmp_path / "run", "demo", SHORT)
@@ -334,9 +339,9 @@ def test_a_paused_training_that_is_finished_on_another_machine_ends_with_the_ada
             timeout=240,
         )
 
-    command("here", "save", str(made.directory), "--repo", NAME)
+    command("here", "backup", str(made.directory), "--repo", NAME)
     shutil.rmtree(made.directory)
-    command("there", "take-up", NAME, "--out", str(tmp_path / "there" / "run"))
+    command("there", "restore", NAME, "--out", str(tmp_path / "there" / "run"))
     command("there", "train", "--resume", str(tmp_path / "there" / "run"))
     finished = Run(tmp_path / "there" / "run")
     assert finished.status() == "finished"

@@ -1,4 +1,4 @@
-"""`deploy` and `smoke`: the real client makes a Space on a Hub of our own, of what belongs there alone; a running page is checked from outside."""
+"""Deploys to a fake Hub with the real client, and runs the smoke test against a real page."""
 
 import json
 import subprocess
@@ -15,7 +15,15 @@ SPACE = "spaces/maria/lora"
 
 
 def deploy(hub_environment, *arguments, token: str = WRITER):
-    command = [sys.executable, "-m", "peft_space", "deploy", "maria/lora", "--json", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "peft_space",
+        "deploy-space",
+        "maria/lora",
+        "--json",
+        *arguments,
+    ]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -36,16 +44,14 @@ def tracked() -> set[str]:
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    """A clone with one file, to which a test may add others."""
+    """A clone with one file; tests add others."""
     (tmp_path / "app.py").write_text("")
     for command in (["init", "-q"], ["add", "--all"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     return tmp_path
 
 
-def test_a_new_space_is_private_and_holds_what_git_tracks_and_the_app_needs(
-    the_hub, hub_environment
-):
+def test_a_new_space_is_private_and_has_the_tracked_files_of_the_app(the_hub, hub_environment):
     done = deploy(hub_environment, "--hardware", "t4-small")
     assert (done.returncode, json.loads(done.stdout)) == (
         0,
@@ -79,22 +85,20 @@ def test_a_new_space_is_private_and_holds_what_git_tracks_and_the_app_needs(
 
 
 @pytest.mark.slow
-def test_what_was_deployed_starts(the_hub, hub_environment, tmp_path):
+def test_a_deployed_space_starts(the_hub, hub_environment, tmp_path):
     deploy(hub_environment)
     for name, content in the_hub.repositories[SPACE].files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     done = subprocess.run(
-        [sys.executable, "-c", "import app; from peft_space.ui.app import build; build()"],
+        [sys.executable, "-c", "import app; from peft_space.web.app import build; build()"],
         cwd=tmp_path,
         text=True,
     )
     assert done.returncode == 0
 
 
-def test_an_update_is_one_commit_that_also_removes_what_is_not_tracked_any_more(
-    the_hub, hub_environment
-):
+def test_an_update_is_one_commit_that_removes_untracked_files(the_hub, hub_environment):
     deploy(hub_environment)
     space = the_hub.repositories[SPACE]
     the_hub.repositories[SPACE].commits[-1].files["peft_space/old.py"] = b"gone since"
@@ -104,7 +108,7 @@ def test_an_update_is_one_commit_that_also_removes_what_is_not_tracked_any_more(
     assert "peft_space/old.py" not in space.files
 
 
-def test_the_same_again_changes_nothing(the_hub, hub_environment):
+def test_deploying_the_same_files_again_changes_nothing(the_hub, hub_environment):
     deploy(hub_environment, "--hardware", "t4-small")
     deploy(hub_environment)
     space = the_hub.repositories[SPACE]
@@ -115,28 +119,28 @@ def test_another_app_is_left_alone(the_hub, hub_environment):
     theirs = the_hub.add_repository(SPACE, {"app.py": b"theirs", "README.md": b"theirs"})
     done = deploy(hub_environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is another app" in done.stderr
+    assert "[hub.repository_in_use]" in done.stderr
     assert len(theirs.commits) == 2
 
 
 @pytest.mark.parametrize(
-    ("fault", "token", "words"),
+    ("fault", "token", "code"),
     [
-        (None, READER, "may not write to 'maria/lora'"),
-        (None, "hf_wrong", "does not accept the token"),
-        (("create", 402), WRITER, "asks for payment"),
-        (("commit", 500), WRITER, r"an error of its own (500)"),
+        (None, READER, "hub.forbidden"),
+        (None, "hf_wrong", "hub.unauthorized"),
+        (("create", 402), WRITER, "hub.payment_required"),
+        (("commit", 500), WRITER, "hub.server_error"),
     ],
 )
-def test_a_refusal_is_one_sentence(the_hub, hub_environment, fault, token, words):
+def test_an_error_of_the_hub_is_one_line(the_hub, hub_environment, fault, token, code):
     if fault:
         the_hub.fail_next(*fault)
     done = deploy(hub_environment, token=token)
     assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr.splitlines()[-1]
+    assert f"[{code}]" in done.stderr.splitlines()[-1]
 
 
-def test_hardware_that_the_hub_does_not_know_is_told(the_hub, hub_environment):
+def test_the_reason_of_the_hub_for_unknown_hardware_is_shown(the_hub, hub_environment):
     done = deploy(hub_environment, "--hardware", "abacus")
     assert done.returncode == 2
     assert "Invalid hardware flavor: abacus" in done.stderr
@@ -153,42 +157,45 @@ def test_hardware_that_the_hub_does_not_know_is_told(the_hub, hub_environment):
         ("server.pem", "x"),
     ],
 )
-def test_nothing_is_uploaded_where_a_tracked_file_looks_like_a_secret(clone, name, text):
+def test_a_tracked_file_that_looks_like_a_secret_prevents_the_upload(clone, name, text):
     (clone / name).write_text(text)
     subprocess.run(["git", "add", "-f", name], cwd=clone, check=True)
-    with pytest.raises(UserError, match=f"{name} looks as if it held a key"):
+    with pytest.raises(UserError, match=name) as error:
         files_to_upload(clone)
+    assert error.value.code == "hub.secret_in_repository"
 
 
-def test_what_git_does_not_track_is_not_uploaded(clone):
+def test_untracked_files_are_not_uploaded(clone):
     (clone / ".env").write_text("HF_TOKEN=x")
     assert files_to_upload(clone) == ["app.py"]
 
 
-def test_a_link_out_of_the_clone_is_refused(clone, tmp_path_factory):
+def test_a_link_out_of_the_clone_is_rejected(clone, tmp_path_factory):
     secret = tmp_path_factory.mktemp("elsewhere") / "secret"
     secret.write_text("x")
     (clone / "link").symlink_to(secret)
     subprocess.run(["git", "add", "link"], cwd=clone, check=True)
-    with pytest.raises(UserError, match="git tracks link"):
+    with pytest.raises(UserError, match="link") as error:
         files_to_upload(clone)
+    assert error.value.code == "hub.tracked_file_missing"
 
 
-def test_a_folder_that_is_no_clone_is_told(tmp_path):
-    with pytest.raises(UserError, match="is not a git clone"):
+def test_a_folder_that_is_not_a_clone_is_rejected(tmp_path):
+    with pytest.raises(UserError) as error:
         files_to_upload(tmp_path)
+    assert error.value.code == "hub.not_a_clone"
 
 
 @pytest.mark.slow
-def test_a_page_that_runs_is_checked_from_outside(app, run_command):
-    status, out, err = run_command("smoke", app.url, "--json")
+def test_the_smoke_test_passes_on_a_running_page(app, run_command):
+    status, out, err = run_command("smoke-test", app.url, "--json")
     assert status == 0, err
     checks = json.loads(out)["checks"]
     assert len(checks) == 4
     assert checks[2]["found"].startswith("4 steps")
 
 
-def test_a_page_that_is_not_there_is_told_in_one_sentence(run_command):
-    status, out, err = run_command("smoke", "http://127.0.0.1:9")
+def test_the_smoke_test_reports_a_missing_page_on_one_line(run_command):
+    status, out, err = run_command("smoke-test", "http://127.0.0.1:9")
     assert (status, out) == (2, "")
-    assert "Opening the page did not go well" in err.splitlines()[-1]
+    assert "[hub.smoke_test_failed]" in err.splitlines()[-1]

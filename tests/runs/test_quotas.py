@@ -1,4 +1,4 @@
-"""What a visitor of a Space may have at once, and that what nobody comes back to is removed. One's own machine sets no limit."""
+"""Limits for visitors of a Space, and the removal of idle runs; without a Space there are none."""
 
 import os
 import time
@@ -32,27 +32,29 @@ def age(run: Run, days: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_a_fourth_open_training_is_refused_and_anothers_do_not_count():
+def test_a_fourth_open_training_is_rejected_and_others_runs_do_not_count():
     for _ in range(3):
         made("anna", events.Queued())
     made("ben", events.Queued())
-    with pytest.raises(UserError, match="You have 3 trainings queued or running, and may have 3"):
+    with pytest.raises(UserError) as error:
         quotas.new_run("anna")
+    assert error.value.code == "runs.too_many_open"
     assert quotas.new_run("ben").parent.name == "ben"
 
 
-def test_who_has_stored_as_much_as_they_may_is_told_to_delete(monkeypatch):
+def test_a_visitor_at_the_storage_limit_must_delete_a_run_first(monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_MAX_STORED_MB", "0.001")
     run = made("anna", events.Finished(step=1, seconds=1.0))
     run.path("adapter").mkdir()
     run.path("adapter", "weights").write_bytes(b"0" * 2000)
-    with pytest.raises(UserError, match="delete a run on Runs"):
+    with pytest.raises(UserError) as error:
         quotas.new_run("anna")
+    assert error.value.code == "runs.storage_quota"
     run.delete()
     quotas.new_run("anna")
 
 
-def test_runs_that_nothing_happens_to_are_removed_and_others_stay(tmp_path):
+def test_idle_runs_are_removed_and_others_stay(tmp_path):
     idle, fresh = (
         made("anna", events.Finished(step=1, seconds=1.0)),
         made("anna", events.Paused(step=1)),
@@ -62,7 +64,7 @@ def test_runs_that_nothing_happens_to_are_removed_and_others_stay(tmp_path):
     (tmp_path / "cache" / "tokens" / "0a").mkdir(parents=True)
     for run in (idle, trained, alone):
         age(run, 15)
-    with trained.lock():  # as whoever trains it does
+    with trained.lock():  # as its training does
         assert sorted(quotas.prune_idle_runs()) == sorted(
             [idle.directory.name, alone.directory.name]
         )
@@ -72,9 +74,9 @@ def test_runs_that_nothing_happens_to_are_removed_and_others_stay(tmp_path):
     assert (tmp_path / "cache" / "tokens" / "0a").is_dir()
 
 
-def test_on_ones_own_machine_there_is_no_limit_unless_it_is_set(monkeypatch):
+def test_outside_a_space_there_is_no_limit_unless_one_is_set(monkeypatch):
     monkeypatch.delenv("SYSTEM")
-    assert (settings.most_open_runs(), settings.most_stored_bytes(), settings.keep_days()) == (
+    assert (settings.max_open_runs(), settings.max_stored_bytes(), settings.keep_days()) == (
         None,
         None,
         None,

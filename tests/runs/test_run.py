@@ -1,4 +1,4 @@
-"""The run directory: made whole or not at all, its status derived from events and lock."""
+"""The run directory: complete or absent, with a status derived from its events and its lock."""
 
 import subprocess
 import sys
@@ -31,18 +31,20 @@ def step(number, attempt=1, loss=1.0):
     )
 
 
-def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path):
+def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         Run.create(tmp_path / "run", Recipe(), {"data/train.jsonl": None})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(run):
-    with pytest.raises(UserError, match="not empty"):
+def test_a_folder_with_content_is_not_overwritten(run):
+    with pytest.raises(UserError) as error:
         Run.create(run.directory, Recipe(), {})
+    assert error.value.code == "machine.folder_not_empty"
+    assert str(run.directory) in str(error.value)
 
 
-def test_events_come_back_as_they_were_written(run):
+def test_events_are_read_back_as_they_were_written(run):
     written = [
         events.Queued(),
         events.Started(attempt=1, from_step=0, total_steps=3),
@@ -54,7 +56,7 @@ def test_events_come_back_as_they_were_written(run):
     assert run.history() == written
 
 
-def test_a_step_whose_loss_is_no_number_is_kept_and_read_back(run):
+def test_a_step_with_a_nan_or_infinite_loss_is_stored_and_read_back(run):
     run.append(step(1, loss=float("nan")))
     run.append(step(2, loss=float("inf")))
     nan, inf = (event.loss for event in run.history())
@@ -62,13 +64,14 @@ def test_a_step_whose_loss_is_no_number_is_kept_and_read_back(run):
     assert inf == float("inf")
 
 
-def test_a_run_whose_recipe_cannot_be_read_does_not_hide_the_others():
-    good, bad = (Run.create(new_run_directory("anna"), Recipe(), {}) for _ in range(2))
+def test_an_unreadable_run_does_not_hide_the_others():
+    good, bad, old = (Run.create(new_run_directory("anna"), Recipe(), {}) for _ in range(3))
     bad.path("recipe.json").write_text('{"from_another_version": 1}')
+    old.path("run.json").write_text('{"name": "old", "created": 1.0}')
     assert [run.directory for run in list_runs("anna")] == [good.directory]
 
 
-def test_a_name_that_is_taken_gets_a_number():
+def test_a_name_in_use_gets_a_number():
     one, two = (Run.create(new_run_directory("berta"), Recipe(), {}, name="mine") for _ in range(2))
     two.rename(unique_name("berta", "mine", but=two))
     assert [one.name, two.name, unique_name("berta", "mine", but=two)] == [
@@ -81,17 +84,20 @@ def test_a_name_that_is_taken_gets_a_number():
 def test_a_run_is_renamed_and_deleted_but_not_while_it_is_trained(run):
     run.rename(" better ")
     assert Run(run.directory).name == "better"
-    with pytest.raises(UserError, match="1 to 100"):
-        run.rename(" ")
-    with Run(run.directory).lock(), pytest.raises(UserError, match="another process"):
+    for name in (" ", "x" * 101):
+        with pytest.raises(UserError) as error:
+            run.rename(name)
+        assert error.value.code == "runs.name_length"
+    with Run(run.directory).lock(), pytest.raises(UserError) as error:
         run.delete()
+    assert error.value.code == "runs.locked"
     assert run.size() > 0
     parent = run.directory.parent
     run.delete()
     assert list(parent.iterdir()) == []
 
 
-def test_a_torn_last_line_is_left_out_and_then_cut_off(run):
+def test_a_partial_last_event_is_left_out_and_then_cut_off(run):
     run.append(step(1))
     with open(run.path("events.jsonl"), "a") as file:
         file.write('{"event": "St')
@@ -101,7 +107,7 @@ def test_a_torn_last_line_is_left_out_and_then_cut_off(run):
     assert [event.step for event in run.history()] == [1, 2]
 
 
-def test_a_replayed_step_counts_once_with_its_last_value():
+def test_a_repeated_step_counts_once_with_its_last_value():
     happened = [step(1), step(2, loss=5.0), step(2, attempt=2, loss=3.0), step(3, attempt=2)]
     assert [(event.step, event.loss) for event in steps_of(happened)] == [
         (1, 1.0),
@@ -128,9 +134,9 @@ def test_a_replayed_step_counts_once_with_its_last_value():
         (events.Failed(message="no"), "failed"),
     ],
 )
-def test_the_status_follows_from_events_when_nobody_works_on_it(run, last, status):
+def test_the_status_without_a_process_follows_from_the_events(run, last, status):
     if last:
-        # made when the tests were collected; what counts is its age now
+        # created when the tests were collected; its age now matters
         run.append(
             last if last.at < time.time() - 3000 else last.model_copy(update={"at": time.time()})
         )
@@ -139,14 +145,18 @@ def test_the_status_follows_from_events_when_nobody_works_on_it(run, last, statu
 
 def test_a_started_run_is_running_while_its_process_lives_and_interrupted_after(run):
     run.append(events.Started(attempt=1, from_step=0, total_steps=3))
-    code = f"import sys; from peft_space.run import Run\nwith Run({str(run.directory)!r}).lock(): print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from peft_space.runs.run import Run\n"
+        f"with Run({str(run.directory)!r}).lock(): print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout.readline() == b"held\n"
     assert run.status() == "running"
-    with pytest.raises(UserError, match="being trained by another process"), run.lock():
+    with pytest.raises(UserError) as error, run.lock():
         pass
+    assert error.value.code == "runs.locked"
     holder.kill()
     holder.wait()
     assert run.status() == "interrupted"
@@ -164,10 +174,12 @@ def test_a_visitor_finds_their_own_runs_and_no_others(tmp_path):
         "../..",
         str(theirs.directory),
     ):
-        with pytest.raises(UserError, match="You have no run"):
+        with pytest.raises(UserError) as error:
             open_run("anna", guess)
+        assert error.value.code == "runs.unknown"
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a run"):
+def test_a_folder_that_is_not_a_run_is_rejected(tmp_path):
+    with pytest.raises(UserError) as error:
         Run(tmp_path)
+    assert error.value.code == "runs.not_a_run"

@@ -1,4 +1,4 @@
-"""The queue of the machine: first come, first served; who is gone does not hold it; a restart of the app loses nobody."""
+"""The machine's queue: first come, first served, and no run is lost by kills and restarts."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from peft_space.runs.store import new_run_directory
 from peft_space.runtime import machine_queue
 from peft_space.runtime.supervisor import resume_interrupted, start_training
 from peft_space.training.prepare import make_run
-from tests.runtime.test_worker_pool import wait_for
+from tests.fixtures.waiting import wait_for
 
 TINY = Recipe(
     max_steps=2,
@@ -31,50 +31,50 @@ def runs_of(*owners: str) -> list[Run]:
     return [Run.create(new_run_directory(owner), TINY, {}) for owner in owners]
 
 
-def never(before: int) -> None:
-    raise AssertionError(f"{before} before it")
+def never(ahead: int) -> None:
+    raise AssertionError(f"{ahead} ahead of it")
 
 
-def test_turns_come_in_the_order_in_which_they_were_asked_for():
+def test_turns_come_in_the_order_of_the_requests():
     first, second, third = runs_of("anna", "ben", "anna")
     for run in (first, second, third):
         machine_queue.enqueue(run)
     assert [machine_queue.num_ahead(run) for run in (first, second, third)] == [0, 1, 2]
-    told, had = [], []
+    reported, turns = [], []
 
     def wait(run: Run) -> None:
-        with machine_queue.machine_slot(run, told.append) as held:
-            had.append((run, held is not None))
+        with machine_queue.machine_slot(run, reported.append) as held:
+            turns.append((run, held is not None))
 
     waiting = threading.Thread(target=wait, args=(third,))
     waiting.start()
-    wait_for(lambda: told == [2])
+    wait_for(lambda: reported == [2])
     with machine_queue.machine_slot(first, never):
-        assert had == []
-    wait_for(lambda: told == [2, 1])
+        assert turns == []
+    wait_for(lambda: reported == [2, 1])
     with machine_queue.machine_slot(second, never):
         pass
     waiting.join(timeout=20)
-    assert had == [(third, True)]
+    assert turns == [(third, True)]
     assert machine_queue.num_ahead(third) is None
 
 
-def test_who_asks_again_goes_to_the_end():
+def test_a_second_request_goes_to_the_end():
     first, second = runs_of("anna", "ben")
     for run in (first, second, first):
         machine_queue.enqueue(run)
     assert (machine_queue.num_ahead(second), machine_queue.num_ahead(first)) == (0, 1)
 
 
-def test_who_is_asked_to_leave_gets_no_turn_and_is_out_of_the_queue():
+def test_a_cancelled_run_gets_no_turn_and_leaves_the_queue():
     [run] = runs_of("anna")
     machine_queue.enqueue(run)
-    with machine_queue.machine_slot(run, never, leave=lambda: True) as held:
+    with machine_queue.machine_slot(run, never, is_cancelled=lambda: True) as held:
         assert held is None
     assert machine_queue.num_ahead(run) is None
 
 
-def test_a_ticket_whose_process_never_came_counts_for_a_minute():
+def test_a_ticket_whose_process_never_started_counts_for_a_minute():
     gone, waiting = runs_of("anna", "ben")
     for run in (gone, waiting):
         machine_queue.enqueue(run)
@@ -86,7 +86,7 @@ def test_a_ticket_whose_process_never_came_counts_for_a_minute():
         assert [run.directory for run in machine_queue.orphaned_runs()] == [gone.directory]
 
 
-def test_a_run_that_had_its_turns_and_never_took_a_step_is_not_started_a_third_time(monkeypatch):
+def test_a_run_without_a_step_in_its_turns_is_not_started_a_third_time(monkeypatch):
     [run] = runs_of("anna")
     for _ in range(3):
         run.append(events.Queued())
@@ -98,7 +98,7 @@ def test_a_run_that_had_its_turns_and_never_took_a_step_is_not_started_a_third_t
     assert machine_queue.num_ahead(run) is None
 
 
-def test_after_a_restart_a_run_whose_process_starts_slowly_is_not_overtaken(monkeypatch):
+def test_after_a_restart_a_slow_start_keeps_its_place(monkeypatch):
     runs = runs_of("anna", "ben")
     for run in runs:
         run.append(events.Queued())
@@ -111,7 +111,7 @@ def test_after_a_restart_a_run_whose_process_starts_slowly_is_not_overtaken(monk
 
 
 @pytest.mark.slow
-def test_five_runs_of_three_visitors_survive_the_end_of_all_processes_and_each_finishes_once_and_in_order():
+def test_five_runs_survive_the_kill_of_all_processes_and_finish_once_in_order():
     runs = [
         make_run(new_run_directory(owner), "demo", TINY)
         for owner in ("anna", "ben", "anna", "carla", "ben")
@@ -134,14 +134,14 @@ def test_five_runs_of_three_visitors_survive_the_end_of_all_processes_and_each_f
 
 
 def end_everything(runs: list[Run]) -> None:
-    """As when the machine goes down: every process that works on these runs is killed at once."""
+    """Kill every process that works on these runs at once, as when the machine goes down."""
     folders = {str(run.directory) for run in runs}
-    found = [
+    processes = [
         process
         for process in psutil.process_iter(["cmdline"])
         if folders & set(process.info["cmdline"] or [])
     ]
-    for process in found:
+    for process in processes:
         process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(found, timeout=20)
+    psutil.wait_procs(processes, timeout=20)
     wait_for(lambda: not any(run.is_locked() for run in runs))

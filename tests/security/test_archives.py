@@ -165,7 +165,7 @@ def refused(path, tmp_path, write, said):
 
 
 @pytest.mark.parametrize("fill", ZIPS, ids=lambda fill: fill.__name__)
-def test_an_archive_of_an_adapter_is_bounded_and_leaves_its_folder_nowhere(fill, tmp_path, write):
+def test_a_hostile_adapter_archive_is_bounded_and_stays_in_its_folder(fill, tmp_path, write):
     path = tmp_path / "mine.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         fill(archive)
@@ -173,7 +173,7 @@ def test_an_archive_of_an_adapter_is_bounded_and_leaves_its_folder_nowhere(fill,
 
 
 @pytest.mark.parametrize("break_it", BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_archive_of_an_adapter_is_told(break_it, tmp_path, write):
+def test_a_broken_archive_of_an_adapter_is_reported(break_it, tmp_path, write):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         adapter(archive)

@@ -29,7 +29,7 @@ from peft_space.runs.plan import write_plan
 from peft_space.runs.run import Run
 from tests.fixtures.app_process import App
 from tests.fixtures.fake_hub import User
-from tests.hub.test_push import PLAN
+from tests.fixtures.plans import PLAN
 
 ROWS = [{"prompt": "a", "completion": "b"}] * 4
 WRITES = ("whoami", "create", "preupload", "commit", "lfs", "storage")
@@ -218,7 +218,7 @@ def flows(doors, the_hub, run, write, most):
         the_hub._faults.clear()
 
 
-def test_tokens_of_thirty_flows_are_found_nowhere(doors, the_hub, run, write):
+def test_tokens_of_thirty_flows_are_stored_nowhere(doors, the_hub, run, write):
     flows(doors, the_hub, str(run.directory), write, 30)
     assert len(doors.said) >= 30
     doors.nothing_is_left()
@@ -226,7 +226,7 @@ def test_tokens_of_thirty_flows_are_found_nowhere(doors, the_hub, run, write):
 
 
 @pytest.mark.slow
-def test_tokens_of_three_hundred_flows_are_found_nowhere(doors, the_hub, run, write):
+def test_tokens_of_three_hundred_flows_are_stored_nowhere(doors, the_hub, run, write):
     flows(doors, the_hub, str(run.directory), write, 300)
     assert len(doors.tokens) >= 300
     doors.nothing_is_left()
@@ -395,11 +395,11 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
     assert found_in_files([tmp_path], tokens) == []
 
 
-def test_messages_logs_and_tracebacks_are_masked(capsys, caplog):
+def test_messages_logs_and_tracebacks_are_redacted(capsys, caplog):
     token = new_token()
     redact_logs()
     error = UserError("todo", f"There is no model {token}. Check its name.")
-    assert user_message(error) == "There is no model hf_…. Check its name."
+    assert user_message(error) == "There is no model hf_…. Check its name. [todo]"
     assert token not in user_message(ValueError(token))
     try:
         raise ValueError(f"Authorization: Bearer {token}")
@@ -413,7 +413,7 @@ def test_messages_logs_and_tracebacks_are_masked(capsys, caplog):
     assert token not in crashed.stderr
 
 
-def test_of_a_token_of_signing_in_no_part_is_left():
+def test_no_part_of_a_sign_in_token_remains():
     parts = [base64.urlsafe_b64encode(secrets.token_bytes(30)).decode() for _ in range(3)]
     for token in ("hf_oauth_" + ".".join(parts), "hf_jwt_" + ".".join(parts)):
         told = redact(f"the Hub refuses it (400: no {token} here), {token}.")
@@ -423,7 +423,7 @@ def test_of_a_token_of_signing_in_no_part_is_left():
         assert has_secret(f"maria/{token}")
 
 
-def test_what_is_no_token_stays():
+def test_text_that_is_not_a_token_is_unchanged():
     for text in (
         "hf-internal-testing/tiny",
         "maria/hf_oauth_demo",

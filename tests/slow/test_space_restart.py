@@ -14,8 +14,8 @@ from peft_space.runs.store import owner_directory
 from peft_space.runtime import machine_queue
 from peft_space.web.context import owner_of
 from tests.fixtures.app_process import App
+from tests.fixtures.waiting import wait_for
 from tests.runtime.test_machine_queue import end_everything
-from tests.runtime.test_worker_pool import wait_for
 
 pytestmark = pytest.mark.slow
 RECIPE = {"max_steps": 60, "num_epochs": 8, "save_steps": 5, "compute_dtype": "float32"}
@@ -81,9 +81,7 @@ def visitor(app: App) -> Client:
     return Client(app.url, verbose=False, download_files=False, analytics_enabled=False)
 
 
-def test_five_runs_of_three_visitors_survive_two_restarts_and_compare_beside_a_training_keeps_within_the_memory(
-    space, monkeypatch
-):
+def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(space, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
     secrets: dict[str, str] = {}
     runs = []
@@ -152,11 +150,11 @@ def restart_during(run: Run, app: App, runs: list[Run]) -> None:
     app.start()
 
 
-def test_the_home_of_the_rehearsal_is_not_mounted_and_the_page_says_so(space):
+def test_the_page_warns_that_home_is_not_on_a_mounted_volume(space):
     assert "The disk of this Space is not kept" in str(visitor(space).config)
 
 
-def test_every_run_lies_under_the_one_home(space, monkeypatch):
+def test_every_run_is_stored_under_home(space, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
     started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/start")
     folder = Path(owner_directory(owner_of(started["owner"]))) / started["run"]

@@ -14,7 +14,7 @@ from peft_space.recipe import Recipe
 from peft_space.runs import events
 from peft_space.runs.plan import (
     Plan,
-    as_asked,
+    plan_fields_of,
     processes_for,
     read_plan,
     split_step_rows,
@@ -39,7 +39,7 @@ STEPS = {
 def started_run(folder, **changes) -> Run:
     """A run in its first step."""
     run = make_run(folder / "run", "demo", Recipe(**STEPS | changes))
-    write_plan(run, Plan.model_validate(PLAN.model_dump() | as_asked(run.recipe)))
+    write_plan(run, Plan.model_validate(PLAN.model_dump() | plan_fields_of(run.recipe)))
     run.append(events.Preparing(what="Loading"))
     run.append(events.Started(attempt=1, from_step=0, total_steps=3))
     return run

@@ -208,24 +208,22 @@ def _choose(options: list[str], choice: str | None, default: str, name: str, wha
 
 
 def _reason(dataset: HubDataset, error: BaseException) -> str:
+    """Why a dataset cannot be loaded. The datasets library reports some causes in text only."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import errors
 
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    is_gated = any(isinstance(cause, errors.GatedRepoError) for cause in causes)
-    is_missing = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(
-        error, errors.GatedRepoError
-    )
-    if is_gated or ("gated" in str(error) and not is_missing):
+    from peft_space.compat.huggingface_hub import explain_hub_error, unreachable
+
+    name, revision = dataset.name, dataset.revision
+    failure = explain_hub_error(error, name, "dataset", revision)
+    if "gated" in str(error) and (failure is None or failure.code != "hub.not_found"):
         return (
-            "it is gated. Accept its conditions on its page on the Hub and sign in, then try again"
+            "its authors require an agreement first. Accept it on the dataset's page on the Hub "
+            "and sign in, then try again"
         )
-    if isinstance(error, errors.RevisionNotFoundError) or str(error).startswith("Revision"):
-        return f"it has no revision {dataset.revision!r}. Check the branch, tag or commit"
-    if is_missing or isinstance(error, DatasetNotFoundError):
-        return "the Hub has no such dataset, or it is private. Check the spelling, or sign in"
-    if isinstance(error, FileNotFoundError):
-        return "no data files were found in it. Download what you need and use the files"
-    return "the Hub cannot be reached. Check the network, or use files"
+    if str(error).startswith("Revision"):
+        return f"it has no revision {revision!r}. Check the branch, tag or commit"
+    if isinstance(error, DatasetNotFoundError):
+        return f"the Hub has no dataset {name!r}, or it is private. Check the spelling, or sign in"
+    if failure is None and isinstance(error, FileNotFoundError):
+        return "it has no data files that the app recognizes. Download the files and upload them"
+    return (failure or unreachable(error)).reason

@@ -1,4 +1,4 @@
-"""What Gradio keeps of each session: next to nothing, and all that it needs."""
+"""Gradio stores only the settings of components that a session has changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from peft_space.compat import gradio_sessions
+from peft_space.compat import gradio as gradio_compat
 from peft_space.web.app import build
 
 
@@ -33,8 +33,8 @@ def sessions_of(app: App) -> list[tuple[str, Any]]:
     return list(app.state_holder.session_data.items())
 
 
-def test_a_session_of_the_page_keeps_no_settings_but_of_what_it_used():
-    app = App.create_app(build(), app_kwargs={"lifespan": gradio_sessions.lean})
+def test_a_session_stores_only_the_settings_of_components_it_used():
+    app = App.create_app(build(), app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
         assert "[]" in asked(client, "v2/runs", owner="ab" * 8)
     ((_, session),) = sessions_of(app)
@@ -42,13 +42,13 @@ def test_a_session_of_the_page_keeps_no_settings_but_of_what_it_used():
     assert len(session.blocks_config.blocks) > 100, "the page itself is known to the session"
 
 
-def test_what_a_handler_changed_in_a_session_is_kept_for_it_alone():
+def test_a_change_by_a_handler_is_stored_for_its_session_only():
     with gr.Blocks() as blocks:
         count, box = gr.State(0), gr.Number(0)
         gr.Button().click(
             lambda n: (n + 1, gr.Number(n + 1, minimum=n)), count, [count, box], api_name="more"
         )
-    app = App.create_app(blocks, app_kwargs={"lifespan": gradio_sessions.lean})
+    app = App.create_app(blocks, app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
         for session, times in (("first", 3), ("second", 1)):
             for _ in range(times):
