@@ -3,7 +3,7 @@
 import html
 import re
 
-RESUME_ANYWAY = "*Resume anyway* on the page, or `train --resume RUN_DIR --anyway`"
+RESUME_ANYWAY = "*Resume anyway* on the page, or `peft-space resume RUN_DIR --ignore-mismatch`"
 """How to go on from a checkpoint of other rows, another recipe or other libraries."""
 
 

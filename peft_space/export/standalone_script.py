@@ -100,7 +100,7 @@ def write_script(run: Run, out: str | Path) -> Path:
     if size > _MOST_BYTES:
         raise UserError(
             "todo",
-            f"The rows of this run are too many for one script ({gigabytes(size)}). Copy its folder instead, and train it there with `train --resume`.",
+            f"The rows of this run are too many for one script ({gigabytes(size)}). Copy its folder instead, and train it there with `peft-space resume`.",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(run.name, dependencies(plan), zipped(files)), encoding="utf-8")
@@ -140,7 +140,7 @@ def main():
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "package"), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("PEFT_SPACE_HOME", str(folder / "home"))
     if "WORLD_SIZE" not in os.environ:
-        command = ["-m", "peft_space", "train", "--resume", str(folder)]
+        command = ["-m", "peft_space", "resume", str(folder)]
     else:  # one of several, which accelerate has started
         command = ["-m", "peft_space.runtime.train_process", str(folder)]
         if os.environ["RANK"] == "0":

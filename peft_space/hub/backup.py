@@ -30,7 +30,7 @@ tags:
 - peft_space
 ---
 
-A fine-tuning of peft_space, with its data. To go on with it elsewhere: `python -m peft_space take-up {repo} --out RUN_DIR`
+A fine-tuning of peft_space, with its data. To go on with it elsewhere: `peft-space restore {repo} --out RUN_DIR`
 """
 
 

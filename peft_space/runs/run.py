@@ -65,7 +65,7 @@ class Run:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(
                 "todo",
-                f"{directory} already exists and is not empty. Choose another folder, or go on with `train --resume {directory}`.",
+                f"{directory} already exists and is not empty. Choose another folder, or go on with `peft-space resume {directory}`.",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -44,7 +44,7 @@ def start_training(run: Run, shorter: bool = False, anyway: bool = False) -> Non
         run.clear_stop_request()
         machine_queue.enqueue(run)
         run.append(events.Queued())
-    _start_process(run, ["--anyway"] * anyway)
+    _start_process(run, ["--ignore-mismatch"] * anyway)
 
 
 def resume_interrupted() -> None:
@@ -75,7 +75,7 @@ def _keeps_failing(run: Run) -> bool:
 def _start_process(run: Run, options: Sequence[str] = ()) -> None:
     with open(run.path("worker.log"), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory), *options],
+            [sys.executable, "-m", "peft_space", "resume", str(run.directory), *options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)

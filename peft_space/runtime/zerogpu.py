@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import spaces
@@ -30,10 +30,6 @@ from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
 logger = logging.getLogger(__name__)
 
-_IN_SLICES = {"compare", "evaluate", "vote_pairs", "dry_run", "reduce_rank"}
-"""Verbs that compute on a GPU."""
-_GOING_ON = {"evaluate", "vote_pairs"}
-"""Those that keep what they have measured in the run, and go on from there in another slice."""
 _SPARE_SECONDS = 2.0
 """Before the end of its slice a verb leaves."""
 
@@ -169,22 +165,32 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 # All else that wants a GPU
 
 
+class GpuOperation(Protocol):
+    """What a slice needs to know about an operation."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it stores partial results in the run and continues from them in a later slice."""
+
+    def needs_gpu(self, arguments: dict[str, Any]) -> bool:
+        """Return True if a call with these arguments computes on a GPU."""
+
+    def __call__(self, **arguments: Any) -> Any: ...
+
+
 class SlicedWorkers(Workers):
     """Workers whose verbs that want a GPU take a slice each; all others run in worker processes as ever.
 
     Where a slice was too short for a verb that goes on, its result is `more`, and the `share` that is done: ask again, in an event of its own.
     """
 
-    def __init__(self, operations: Mapping[str, Callable[..., Any]]):
+    def __init__(self, operations: Mapping[str, GpuOperation]):
         """`operations`: by name, what a slice can be asked for."""
         super().__init__()
         _operations.update(operations)
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        proves_adapter = (
-            verb == "export" and arguments.get("target", "adapter") == "adapter"
-        )  # merging is work for a CPU
-        if verb not in _IN_SLICES and not proves_adapter:
+        if not _operations[verb].needs_gpu(arguments):
             yield from super().stream(verb, **arguments)
             return
         if (
@@ -216,7 +222,7 @@ class _ClientGone(Exception):
 
 
 _computing = threading.Lock()
-_operations: dict[str, Callable[..., Any]] = {}
+_operations: dict[str, GpuOperation] = {}
 """Inherited by the forked process of a slice."""
 
 
@@ -236,11 +242,15 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
         messages.put({"report": told})
 
     def slice_of_it() -> dict[str, Any]:
-        before = resumable.num_saved_batches(Run(arguments["run"])) if verb in _GOING_ON else None
+        before = (
+            resumable.num_saved_batches(Run(arguments["run"]))
+            if _operations[verb].resumable
+            else None
+        )
         try:
             return {"result": _operations[verb](**arguments, report=report)}
         except _SliceExpired:
-            if verb not in _GOING_ON:
+            if not _operations[verb].resumable:
                 raise UserError(
                     "todo",
                     f"This took longer than the {seconds} s for which it had a GPU. Ask for less at once.",

@@ -105,7 +105,7 @@ def test_held_out_rows_are_put_up_by_the_verbs_without_their_columns(
         "left_to_vote": len(found) - 1
     }
     status, out, _ = run_command(
-        "votes", own_run.directory, "--csv", tmp_path / "votes.csv", "--json"
+        "blind-vote", own_run.directory, "--csv", tmp_path / "votes.csv", "--json"
     )
     assert (status, len(json.loads(out)["votes"])) == (0, 1)
     assert (tmp_path / "votes.csv").read_text().count("\n") >= 2

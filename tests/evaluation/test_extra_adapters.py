@@ -50,7 +50,7 @@ def test_a_checkpoint_and_another_run_answer_as_they_do_alone(run, other):
     found = operations.compare(
         str(run.directory),
         PROMPTS,
-        also=["checkpoint-4", str(other.directory)],
+        compare_with=["checkpoint-4", str(other.directory)],
         sampling={"max_new_tokens": 24},
     )
     conversations = [[{"role": "user", "content": text}] for text in PROMPTS]
@@ -106,13 +106,13 @@ def test_what_cannot_answer_beside_is_told(run, other, tmp_path):
         UserError,
         match=r"has no checkpoint-5 to compare: it is not there. Complete checkpoints: checkpoint-4",
     ):
-        operations.compare(str(run.directory), PROMPTS, also=["checkpoint-5"])
+        operations.compare(str(run.directory), PROMPTS, compare_with=["checkpoint-5"])
     with pytest.raises(UserError, match="Ask without a history"):
         operations.compare(
             str(run.directory),
             ["Yes"],
             history=[{"prompt": "a", "base": "b", "adapter": "c"}],
-            also=["checkpoint-4"],
+            compare_with=["checkpoint-4"],
         )
     moved = Run(shutil.copytree(other.directory, tmp_path / "moved"))
     config = moved.path("adapter", "adapter_config.json")
@@ -122,4 +122,4 @@ def test_what_cannot_answer_beside_is_told(run, other, tmp_path):
         )
     )
     with pytest.raises(UserError, match="was trained on someone/else"):
-        operations.compare(str(run.directory), PROMPTS, also=[str(moved.directory)])
+        operations.compare(str(run.directory), PROMPTS, compare_with=[str(moved.directory)])

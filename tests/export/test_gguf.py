@@ -128,8 +128,7 @@ def test_a_run_is_exported_with_its_proof(target, short_run, tmp_path):
     found = operations.export(
         str(short_run.directory),
         str(tmp_path / "out"),
-        target,
-        gguf={"numbers": "q8_0", "apart": target == "ollama"},
+        {"target": target, "gguf_type": "q8_0", "separate_adapter": target == "ollama"},
     )
     files = {
         "gguf": {"model-q8_0.gguf"},
@@ -159,7 +158,9 @@ def test_the_proof_is_of_the_numbers_in_the_file(short_run, tmp_path, monkeypatc
         UserError, match="Not exported, because it does not answer as the adapter does"
     ):
         operations.export(
-            str(short_run.directory), str(tmp_path / "out"), "gguf", gguf={"numbers": "f32"}
+            str(short_run.directory),
+            str(tmp_path / "out"),
+            {"target": "gguf", "gguf_type": "f32"},
         )
     assert not (tmp_path / "out").exists()
 

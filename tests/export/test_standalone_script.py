@@ -66,7 +66,7 @@ def test_it_trains_in_an_environment_of_its_own_to_the_same_adapter_byte_for_byt
     run = make_run(tmp_path / "run", str(rows), RECIPE)
     written = standalone_script.write_script(run, tmp_path / "elsewhere" / "train.py")
     there = started(fresh_python, written, folder=written.parent)
-    assert main(["train", "--resume", str(run.directory)]) == 0
+    assert main(["resume", str(run.directory)]) == 0
     errors = there.communicate(timeout=120)[1]
     assert there.returncode == 0, errors
     made = Run(written.with_name("train-run"))

@@ -200,7 +200,7 @@ def test_of_a_classification_labels_and_probabilities_are_compared(
     tmp_path, write, bert, rows, what
 ):
     run = trained(tmp_path, write, rows(), bert)
-    found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    found = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
     assert found["proof"]["passed"]
     assert "agree (99% are needed)" in found["words"]
     assert f" {what} " in found["words"]
@@ -215,7 +215,7 @@ def test_of_a_classification_labels_and_probabilities_are_compared(
 
 def test_an_encoder_decoder_is_compared_on_what_it_writes(tmp_path, write, t5):
     run = trained(tmp_path, write, translated(), t5)
-    found = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    found = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
     assert found["proof"]["passed"], found["words"]
     assert found["proof"]["identical"] == found["proof"]["num_answers"] == 4
     assert torch.tensor(found["proof"]["mean_kl"]) < 1e-9

@@ -334,10 +334,10 @@ def test_a_paused_training_that_is_finished_on_another_machine_ends_with_the_ada
             timeout=240,
         )
 
-    command("here", "save", str(made.directory), "--repo", NAME)
+    command("here", "backup", str(made.directory), "--repo", NAME)
     shutil.rmtree(made.directory)
-    command("there", "take-up", NAME, "--out", str(tmp_path / "there" / "run"))
-    command("there", "train", "--resume", str(tmp_path / "there" / "run"))
+    command("there", "restore", NAME, "--out", str(tmp_path / "there" / "run"))
+    command("there", "resume", str(tmp_path / "there" / "run"))
     finished = Run(tmp_path / "there" / "run")
     assert finished.status() == "finished"
     for name in ("adapter_model.safetensors", "adapter_config.json"):

@@ -15,7 +15,7 @@ SPACE = "spaces/maria/lora"
 
 
 def deploy(hub_environment, *arguments, token: str = WRITER):
-    command = [sys.executable, "-m", "peft_space", "deploy", "maria/lora", "--json", *arguments]
+    command = [sys.executable, "-m", "peft_space", "deploy-space", "maria/lora", "--json", *arguments]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_clone_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_page_that_runs_is_checked_from_outside(app, run_command):
-    status, out, err = run_command("smoke", app.url, "--json")
+    status, out, err = run_command("smoke-test", app.url, "--json")
     assert status == 0, err
     checks = json.loads(out)["checks"]
     assert len(checks) == 4
@@ -189,6 +189,6 @@ def test_a_page_that_runs_is_checked_from_outside(app, run_command):
 
 
 def test_a_page_that_is_not_there_is_told_in_one_sentence(run_command):
-    status, out, err = run_command("smoke", "http://127.0.0.1:9")
+    status, out, err = run_command("smoke-test", "http://127.0.0.1:9")
     assert (status, out) == (2, "")
     assert "Opening the page did not go well" in err.splitlines()[-1]

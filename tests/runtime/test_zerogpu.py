@@ -52,7 +52,7 @@ def paused_why(run):
 def trained_alone(path, recipe):
     """The same training in a process of its own without slices or interruption."""
     run = make_run(path, "demo", recipe)
-    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     subprocess.run(
         command, cwd=fake_zerogpu.ROOT, env=dict(os.environ), check=True, capture_output=True
     )
@@ -177,7 +177,7 @@ def test_programs_resume_slice_after_slice_and_ask_for_answers_in_slices(space):
     running, lending = space
     client = Client(running.url, verbose=False)
     recipe = PLAIN.model_dump(exclude_defaults=True) | {"max_steps": 150}
-    started = client.predict(data="demo", recipe=recipe, api_name="/start")
+    started = client.predict(data="demo", recipe=recipe, api_name="/train")
     assert started["status"] == "new"
     calls = 0
     while True:
@@ -244,7 +244,7 @@ def test_a_scoring_and_a_vote_that_outgrow_their_slices_go_on_in_the_next_to_the
     )
     sampling = {"max_new_tokens": 8, "temperature": 0.7}
     found, before = asked_until_done(
-        client, count=100, sampling=sampling, seed=3, api_name="/pairs"
+        client, count=100, sampling=sampling, seed=3, api_name="/vote_pairs"
     )
     assert before
     assert (
@@ -304,7 +304,9 @@ def test_an_adapter_is_proven_in_a_slice_and_a_merged_model_on_the_cpu(
     for target, slices_taken in (("adapter", 1), ("merged", 0)):
         before = len(lending.asked)
         with zipfile.ZipFile(
-            client.predict(run=TRAINED, target=target, dtype="float32", api_name="/export")
+            client.predict(
+                run=TRAINED, options={"target": target, "dtype": "float32"}, api_name="/export"
+            )
         ) as made:
             [proof] = [name for name in made.namelist() if name.endswith("proof.json")]
             assert json.loads(made.read(proof))["passed"]

@@ -251,7 +251,7 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(
         more = (
             [run.directory, "--repo", "maria/a"]
             if verb == "push"
-            else [write("rows.json", ROWS), "--model", f"maria/{token}"]
+            else [write("rows.json", ROWS), "--base-model", f"maria/{token}"]
         )
         done = subprocess.run(
             [sys.executable, "-m", "peft_space", verb, *map(str, more)],
@@ -274,10 +274,10 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(
 
 REPO = {"repo": "maria/a"}
 FOR_THE_HUB = {
-    "save": {"run": True} | REPO,
-    "take_up": REPO,
+    "backup": {"run": True} | REPO,
+    "restore": REPO,
     "job_hardware": {"run": True},
-    "hand_over": {"run": True, "flavor": "cpu-basic", "timeout": "1h"},
+    "submit_job": {"run": True, "flavor": "cpu-basic", "timeout": "1h"},
     "follow_job": {"run": True},
     "cancel_job": {"run": True},
 }
