@@ -100,16 +100,29 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser of all commands; only `command` gets its arguments, which saves start-up time."""
     parser = argparse.ArgumentParser(prog="peft-space", description=_ABOUT, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    unset: Json = {"allow_abbrev": False, "argument_default": argparse.SUPPRESS}
     for operation in operations_on("cli"):
-        about = operation.help.replace("%", "%%")
-        name = operation.command
-        subparser = commands.add_parser(
-            name, help=about, description=about, allow_abbrev=False, argument_default=_UNSET
-        )
+        about, name = operation.help.replace("%", "%%"), operation.command
+        subparser = commands.add_parser(name, help=about, description=about, **unset)
         subparser.set_defaults(operation=operation)
         if name == command:
+            subparser.usage = f"{usage_of(operation)} [options]".replace("%", "%%")
             add_arguments(subparser, operation)
     return parser
+
+
+def usage_of(operation: Operation) -> str:
+    """The command with the arguments that it requires."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser, operation)
+    words = ["peft-space", operation.command]
+    for action in parser._actions:
+        shown = str(action.metavar or action.dest.upper())
+        if action.required and action.option_strings:
+            words.append(f"{action.option_strings[0]} {shown}")
+        elif action.required:
+            words.append(f"{shown}…" if action.nargs == "+" else shown)
+    return " ".join(words)
 
 
 def add_arguments(parser: argparse.ArgumentParser, operation: Operation) -> None:
@@ -168,7 +181,7 @@ def _add_plain(parser: Any, parameter: Parameter) -> None:
     if parameter.type is bool:
         off = not parameter.default
         action = "store_true" if off else argparse.BooleanOptionalAction
-        parser.add_argument(flag_of(parameter), action=action, help=about, default=_UNSET)
+        parser.add_argument(flag_of(parameter), action=action, help=about)
         return
     if parameter.required and parameter.type is str:
         parser.add_argument(parameter.name, help=about, metavar=parameter.name.upper())

@@ -69,11 +69,11 @@ def check(
 ) -> Json:
     """Show what is in a dataset, and which rows cannot be used.
 
-    With a recipe, also render the rows for its base model. While a large file is read, `report`
-    receives a `preview` of its first rows.
+    With a recipe, also render the rows for its base model.
 
     Args:
-        rows_shown: how many rendered rows the result has.
+        rows_shown: how many rendered rows the result has
+        report: while a large file is read, also receives a `preview` of its first rows
 
     Returns:
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `problems`, `findings` and more;
@@ -244,12 +244,7 @@ def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
     return preview(tokenizer, rows, recipe.max_length, recipe.train_on, task)
 
 
-_FOR_THE_WORKER = "The page prepares its worker processes with it."
-
-
-@operation(
-    group="data", surfaces=(), why_not=dict.fromkeys(("cli", "api", "page"), _FOR_THE_WORKER)
-)
+@operation(group="data", internal="The page prepares its worker processes with it.")
 def warm() -> Json:
     """Import what a check of data needs, which takes seconds."""
     import peft_space.training.prepare

@@ -1,9 +1,10 @@
 """Compares and scores the base model and the adapter, side by side and in blind votes."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic accepts no other before Python 3.12
@@ -14,6 +15,7 @@ from peft_space.operations.registry import (
     LocalFile,
     Options,
     OtherAdapters,
+    OwnPrompts,
     Progress,
     Prompts,
     Report,
@@ -97,11 +99,10 @@ def compare(
 ) -> Json:
     """Answer prompts with the base model and the adapter, and check that the comparison is fair.
 
-    While answers grow, `report` receives {column, prompt, text}.
-
     Args:
         system: a system message before each prompt
         history: earlier turns, as `answers` has them: {prompt, base, adapter} each
+        report: receives {column, prompt, text} while answers grow
 
     Returns:
         `answers`, each with `base`, `adapter` and `others`; and `fairness`.
@@ -160,7 +161,7 @@ def _check_history(task: str, has_history: bool, has_others: bool) -> None:
         )
 
 
-def _turns(system: str, history: list[Turn], side: str, prompt: str) -> list[Any]:
+def _turns(system: str, history: Sequence[Any], side: str, prompt: str) -> list[Any]:
     messages = [{"role": "system", "content": system}] if system.strip() else []
     for turn in history:
         messages.append({"role": "user", "content": turn["prompt"]})
@@ -220,7 +221,7 @@ _VOTE_ON_CLI = "A blind vote needs a screen that shows both answers: the page, o
 )
 def vote_pairs(
     run: TrainedRun,
-    prompts: Prompts | None = None,
+    prompts: OwnPrompts = None,
     count: Annotated[int, Field(ge=1, le=200)] = 10,
     system: str = "",
     sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
@@ -283,19 +284,19 @@ def _answer_unseen(
 @operation(
     group="evaluation", in_process=True, surfaces=("api", "page"), why_not={"cli": _VOTE_ON_CLI}
 )
-def vote(run: TrainedRun, pair: str, choice: str) -> Json:
+def vote(run: TrainedRun, pair: str, choice: Literal["left", "right", "same"]) -> Json:
     """Vote on a pair of answers.
 
     Args:
         pair: its number in `pairs`
-        choice: "left", "right" or "same"
+        choice: the better answer
 
     Returns:
         `left_to_vote`, the number of pairs without a vote.
     """
     from peft_space.evaluation import blind_vote
 
-    blind_vote.vote(Run(run), pair, choice)  # type: ignore[arg-type] - it checks the choice
+    blind_vote.vote(Run(run), pair, choice)
     return {"left_to_vote": len(blind_vote.open_pairs(Run(run)))}
 
 

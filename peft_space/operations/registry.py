@@ -24,6 +24,8 @@ Report = Callable[[Json], None]
 Surface = Literal["cli", "api", "page"]
 """Where an operation is offered. The API includes the tools of agents (MCP)."""
 SURFACES: tuple[Surface, ...] = ("cli", "api", "page")
+GROUPS = ("data", "planning", "runs", "evaluation", "export", "hub", "jobs", "spaces")
+"""The groups of operations, in the order in which the documentation lists them."""
 
 _SECONDS_BETWEEN = 0.5
 """Until unchanged progress is reported again."""
@@ -111,6 +113,7 @@ Adapter = Annotated[
     str, Kind("adapter", "an adapter: a .zip file, or its name on the Hub", "ADAPTER")
 ]
 Prompts = Annotated[list[str], Kind("prompts", "what to ask", "TEXT")]
+OwnPrompts = Annotated[list[str] | None, Kind("prompts", "what to ask", "TEXT")]
 OtherAdapters = Annotated[
     list[str] | None,
     Kind("adapters", "also answer with checkpoint-N, or with another run on the base model", "RUN"),
@@ -168,12 +171,13 @@ class Parameter:
             return f"object of any of {', '.join(self.kind.model.model_fields)}"
         if self.kind.model:
             return f"object of {'; '.join(one.describe() for one in fields_of(self.kind.model))}"
+        if self.kind.role in _FILES:
+            return _FILES[self.kind.role]
         words = " or ".join(f'"{word}"' for word in self.words)
         names = [] if words and not self.is_list else [_type_name(self.type)]
-        below, least = self.limits.get("exclusiveMinimum"), self.limits.get("minimum")
-        above, most = self.limits.get("exclusiveMaximum"), self.limits.get("maximum")
-        ranges = [(">", below), ("≥", least), ("<", above), ("≤", most)]
-        bounds = [f"{sign} {limit:g}" for sign, limit in ranges if limit is not None]
+        bounds = [
+            f"{sign} {self.limits[key]:.10g}" for key, sign in _SIGNS.items() if key in self.limits
+        ]
         return ", ".join(filter(None, [words, *names, *bounds]))
 
     def describe(self) -> str:
@@ -182,6 +186,12 @@ class Parameter:
         return f"{self.name} ({self.describe_type()}{default}): {self.help.rstrip('.')}"
 
 
+_FILES = {
+    "data": "file, files or text",
+    "held_out": "file or text",
+    "adapter": "file or text",
+}
+_SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _MAX_LISTED = 12
 """Settings with more fields are described by their names alone."""
 
@@ -339,8 +349,9 @@ def operation(
 
 
 def operations_on(surface: Surface) -> list[Operation]:
-    """The operations that a surface offers."""
-    return [one for one in REGISTRY.values() if surface in one.surfaces]
+    """The operations that a surface offers, by group."""
+    offered = [one for one in REGISTRY.values() if surface in one.surfaces]
+    return sorted(offered, key=lambda one: GROUPS.index(one.group))
 
 
 def _parameter(name: str, hint: Any, default: Any, about: str) -> Parameter:

@@ -57,13 +57,15 @@ def make_run(
 ) -> Json:
     """Train a LoRA adapter on your data.
 
-    This function checks the data and makes the run, or nothing if there is a mistake. The surface
-    then trains it: the command line in the foreground, the API in the background, ZeroGPU in
-    slices, one for each call of resume.
+    A mistake in the data or recipe leaves no run. The command line trains in the foreground, the
+    API in the background, and ZeroGPU in slices, one for each call of `resume`.
 
     Args:
         no_train: only make the run, to train it later or elsewhere
         report_to: also report the losses to this tool; may be repeated
+
+    Returns:
+        The folder of the `run`. The surface trains it afterwards.
     """
     from peft_space.training.prepare import make_run as make
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import gradio as gr
 from gradio.context import Context
 from gradio.exceptions import InvalidPathError
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict, is_typeddict
 
 from peft_space import settings
 from peft_space.data.dataset import DEMO_DATA
@@ -27,6 +28,7 @@ from peft_space.operations.registry import (
     Operation,
     Parameter,
     describe_fault,
+    fields_of,
     make_options,
     operations_on,
 )
@@ -184,6 +186,8 @@ def endpoint_parameters(operation: Operation) -> list[Parameter]:
         changes = dict(_AS_SHOWN.get(one.kind.role, {}))
         if one.kind.role == "prompts" and not one.required:
             changes["default"] = []
+        if one.kind.model:
+            changes["hint"] = _schema(one.kind.model)
         shown.append(replace(one, **changes))
     roles = {one.kind.role for one in operation.parameters}
     required = [one for one in shown if one.required]
@@ -192,6 +196,16 @@ def endpoint_parameters(operation: Operation) -> list[Parameter]:
     if roles & {"run", "trained_run"}:
         return [*required, owner, *optional]
     return [*required, *optional, *([owner] if roles & {"new_run", "owners"} else [])]
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> Any:
+    """The settings as a type that Gradio describes to clients and agents, field by field."""
+    fields = {
+        one.name: one.type if one.default is not None else one.type | None
+        for one in fields_of(model)
+    }
+    return TypedDict(model.__name__, fields, total=False)  # type: ignore[operator]
 
 
 def _caller(operation: Operation, workers: Workers, files: Files) -> Callable[..., Any]:
@@ -362,7 +376,7 @@ def _checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     takes_token = _SIGNED_IN.name in declared
     declared[_SIGNED_IN.name] = _signature_parameter(_SIGNED_IN)  # Gradio passes it if declared
     types = {
-        name: TypeAdapter(one.annotation)
+        name: TypeAdapter(dict if is_typeddict(one.annotation) else one.annotation)
         for name, one in declared.items()
         if name != _SIGNED_IN.name
     }

@@ -1,9 +1,13 @@
 """The command line: its words, its exit status, one JSON object on standard output, and one sentence for a mistake."""
 
+import dataclasses
 import json
 
 import pytest
 
+from peft_space.errors import UserError, user_message
+from peft_space.operations import REGISTRY, Json
+from peft_space.operations.registry import DataSource
 from peft_space.runs.run import Run
 
 
@@ -21,7 +25,7 @@ def test_check_says_what_is_in_a_file(run_command, write):
 
 
 def test_check_counts_tokens_for_a_model(run_command):
-    status, out, _ = run_command("check", "demo", "--model", "demo", "--json")
+    status, out, _ = run_command("check", "demo", "--base-model", "demo", "--json")
     assert status == 0
     assert json.loads(out)["lengths"]["num_cut"] == 0
 
@@ -32,7 +36,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     status, out, err = run_command("train", "demo", "--recipe", recipe, "--out", run_dir, "--json")
     assert (status, json.loads(out)["outcome"]) == (0, "Finished")
     assert "step 2: loss" in err
-    assert run_command("train", "--resume", run_dir)[0] == 0
+    assert run_command("resume", run_dir)[0] == 0
     status, out, _ = run_command(
         "compare", run_dir, "--prompt", "Hi.", "--max-new-tokens", "5", "--json"
     )
@@ -54,7 +58,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
         tmp_path / "prompts.txt",
         "--max-new-tokens",
         "2",
-        "--also",
+        "--compare-with",
         "checkpoint-2",
     )
     assert (
@@ -69,7 +73,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     found = json.loads(out)
     assert {"exact_match", "loss"} <= set(found["base"]) & set(found["adapter"])
     status, out, _ = run_command(
-        "export", run_dir, "--as", "adapter", "--out", tmp_path / "adapter", "--json"
+        "export", run_dir, "--target", "adapter", "--out", tmp_path / "adapter", "--json"
     )
     assert (status, json.loads(out)["path"]) == (0, str(tmp_path / "adapter"))
 
@@ -135,7 +139,6 @@ def workers():
 
 
 def what_the_page_says(workers, path, recipe, tmp_path):
-    from peft_space.errors import UserError
     from peft_space.recipe import make_recipe
 
     def start():  # as the page's Start does
@@ -145,15 +148,13 @@ def what_the_page_says(workers, path, recipe, tmp_path):
     with pytest.raises(UserError) as refusal:
         start()
     assert not (tmp_path / "run").exists()
-    return str(refusal.value)
+    return user_message(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train"], "Say what to train"),
-        (["train", "demo"], "Say what to train"),
-        (["train", "--resume", "/nowhere"], "is not a run"),
+        (["resume", "/nowhere"], "is not a run"),
         (["compare", "/nowhere", "--prompt", "a"], "is not a run"),
         (["check", "/nowhere.csv"], "cannot be read"),
         (["train", "demo", "--recipe", "nowhere.json", "--out", "x"], "cannot be read"),
@@ -167,9 +168,11 @@ def test_what_is_not_there_is_told_with_exit_status_2(run_command, arguments, sa
 
 
 def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(run_command, tmp_path, monkeypatch):
-    from peft_space import operations
+    def check(data: DataSource) -> Json:
+        """Fail."""
+        return {"rows": 1 / 0}
 
-    monkeypatch.setattr(operations, "check", lambda *args, **named: 1 / 0)
+    monkeypatch.setitem(REGISTRY, "check", dataclasses.replace(REGISTRY["check"], function=check))
     status, out, err = run_command("check", "demo")
     assert (status, out) == (1, "")
     assert "ZeroDivisionError" in err
@@ -178,7 +181,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(run_command, tmp_p
 
 def test_a_run_that_another_process_trains_is_not_trained_twice(run_command, own_run):
     with Run(own_run.directory).lock():
-        status, _, err = run_command("train", "--resume", own_run.directory)
+        status, _, err = run_command("resume", own_run.directory)
     assert status == 2
     assert "another process" in err
 
@@ -191,4 +194,4 @@ def test_a_file_that_can_be_read_in_several_ways_is_told_with_all_of_them_and_ex
     )
     assert status == 2
     assert out.count("--column-mapping") == 3
-    assert "not decided" in err
+    assert "[cli.ambiguous_columns]" in err

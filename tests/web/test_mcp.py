@@ -54,8 +54,8 @@ def test_an_agent_takes_the_demo_from_data_to_an_exported_adapter(space):
         tools = (await session.list_tools()).tools
         assert {tool.name for tool in tools} == set(ENDPOINTS)
         assert all(tool.description for tool in tools)
-        assert (await told(session, "check_data", data="demo"))["num_problems"] == 0
-        started = await told(session, "start", data="demo", recipe={"max_steps": 2})
+        assert (await told(session, "check", data="demo"))["num_problems"] == 0
+        started = await told(session, "train", data="demo", recipe={"max_steps": 2})
         mine = {"run": started["run"], "owner": started["owner"]}
         while (now := await told(session, "status", **mine))["status"] in ("queued", "running"):
             await asyncio.sleep(0.5)
@@ -77,15 +77,15 @@ def test_an_agent_brings_rows_as_text_and_is_told_of_mistakes(space):
     rows = "".join(f'{{"prompt": "What is {n}?", "completion": "It is {n}."}}\n' for n in range(20))
 
     async def bring(session):
-        brought = await told(session, "bring_text", text=rows)
-        found = await told(session, "check_data", data=brought["data"])
-        refused = await session.call_tool("bring_text", {"text": rows, "name": "../rows.jsonl"})
+        brought = await told(session, "upload_text", text=rows)
+        found = await told(session, "check", data=brought["data"])
+        refused = await session.call_tool("upload_text", {"text": rows, "name": "../rows.jsonl"})
         unknown = await session.call_tool("status", {"run": "0" * 24, "owner": "x" * 20})
         return found, refused, unknown
 
     found, refused, unknown = with_tools(space.url, bring)
     assert (found["rows"], found["num_problems"]) == (20, 0)
     assert refused.isError
-    assert "is no name for text" in refused.content[0].text
+    assert "[web.invalid_file_name]" in refused.content[0].text
     assert unknown.isError
     assert "You have no run" in unknown.content[0].text

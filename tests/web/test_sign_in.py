@@ -113,7 +113,9 @@ def test_a_program_with_a_token_has_the_runs_of_its_account_as_the_page_has(
     space, the_hub, provider
 ):
     program = client(space.url, oauth_token=WRITER)
-    started = program.predict(data="demo", recipe={"max_steps": 1}, no_train=True, api_name="/train")
+    started = program.predict(
+        data="demo", recipe={"max_steps": 1}, no_train=True, api_name="/train"
+    )
     assert (started["owner"], started["status"]) == ("", "new")
     assert [
         path.parent.parent.name for path in space.home.glob(f"runs/*/{started['run']}/run.json")
