@@ -168,7 +168,6 @@ _AS_SHOWN: dict[str, Json] = {
     "adapter": {"hint": Upload},
     "options": _OBJECT,
     "json": _OBJECT,
-    "prompts": {"hint": Annotated[list[str], Field(max_length=_MAX_PROMPTS)]},
     "adapters": {"hint": Annotated[list[str], Field(max_length=_MAX_ADAPTERS)], "default": []},
     "token": _TEXT,
     "job_token": _TEXT,
@@ -184,8 +183,12 @@ def endpoint_parameters(operation: Operation) -> list[Parameter]:
         if one.kind.role in ("new_run", "output", "owners"):
             continue
         changes = dict(_AS_SHOWN.get(one.kind.role, {}))
-        if one.kind.role == "prompts" and not one.required:
-            changes["default"] = []
+        if one.kind.role == "prompts":
+            least = int(one.required)
+            limits = Field(min_length=least, max_length=_MAX_PROMPTS)
+            changes = {"hint": Annotated[list[str], limits], "default": one.default or []}
+            if one.required:
+                del changes["default"]
         if one.kind.model:
             changes["hint"] = _schema(one.kind.model)
         shown.append(replace(one, **changes))
@@ -214,10 +217,9 @@ def _caller(operation: Operation, workers: Workers, files: Files) -> Callable[..
     def endpoint(owner: str = "", signed_in: gr.OAuthToken | None = None, **values: Any) -> Any:
         creates = any(one.kind.role == "new_run" for one in operation.parameters)
         call = _Call(files, new_owner(owner) if creates else owner, signed_in)
-        arguments = {
-            one.name: _resolve(one, values.get(one.name), call)
-            for one in operation.parameters_on("api")
-        }
+        # settings first: whether they are valid does not depend on the run
+        ordered = sorted(operation.parameters_on("api"), key=lambda one: one.kind.model is None)
+        arguments = {one.name: _resolve(one, values.get(one.name), call) for one in ordered}
         if any(one.kind.role == "zip" for one in operation.parameters):
             arguments["as_zip"] = True
         if operation.in_process:
@@ -232,6 +234,7 @@ def _caller(operation: Operation, workers: Workers, files: Files) -> Callable[..
     about = [f"    {one.name}: {_describe(one)}" for one in shown[:-1]]
     summary = (inspect.getdoc(operation.function) or "").split("\n\nArgs:")[0]
     summary = summary.split("\n\nReturns:")[0].split("\n\nRaises:")[0]
+    endpoint.__name__ = operation.name  # Gradio names the tools of agents by it
     endpoint.__doc__ = "\n".join([summary, "", "Args:", *about] if about else [summary])
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [_signature_parameter(one) for one in shown],

@@ -213,7 +213,9 @@ def test_a_program_hands_a_run_over_follows_it_and_has_its_adapter(
             app.url, verbose=False, download_files=tmp_path / "downloads", analytics_enabled=False
         )
         recipe = RECIPE.model_dump(exclude_defaults=True)
-        made = client.predict(data=handle_file(rows), recipe=recipe, no_train=True, api_name="/train")
+        made = client.predict(
+            data=handle_file(rows), recipe=recipe, no_train=True, api_name="/train"
+        )
         assert made["status"] == "new"
         mine = {"run": made["run"]}
         hardware = client.predict(**mine, token=WRITER, api_name="/job_hardware")["hardware"]

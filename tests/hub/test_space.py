@@ -15,7 +15,15 @@ SPACE = "spaces/maria/lora"
 
 
 def deploy(hub_environment, *arguments, token: str = WRITER):
-    command = [sys.executable, "-m", "peft_space", "deploy-space", "maria/lora", "--json", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "peft_space",
+        "deploy-space",
+        "maria/lora",
+        "--json",
+        *arguments,
+    ]
     return subprocess.run(
         command,
         cwd=ROOT,

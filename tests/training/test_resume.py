@@ -61,7 +61,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(run):
 
 def test_another_recipe_is_named_and_gone_on_with_only_knowingly(run):
     change_recipe(run, batch_size=2)
-    with pytest.raises(UserError, match=r"Checkpoint 2 .*batch_size was \d and is 2.*--ignore-mismatch"):
+    with pytest.raises(
+        UserError, match=r"Checkpoint 2 .*batch_size was \d and is 2.*--ignore-mismatch"
+    ):
         one_more_step(run)
     assert run.status() == "failed"
     assert can_go_on_anyway(run.history())

@@ -322,9 +322,9 @@ def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
         assert refusal(client, endpoint, run=run, owner=stranger, **more).startswith(
             f"You have no run {run!r}."
         )
-        assert "whose runs these are" in refusal(client, endpoint, run=run, **more)
+        assert "`owner`" in refusal(client, endpoint, run=run, **more)
     for nobody in ("", "short"):
-        assert "Give the `owner` that /train returned" in refusal(client, "list", owner=nobody)
+        assert "`owner`" in refusal(client, "list", owner=nobody)
     ended(client, run, owner)
     kept = [
         path

@@ -149,7 +149,7 @@ def test_no_endpoint_opens_a_run_to_another_secret(victim, stranger, untouched):
                     stranger.predict, run=victim.run, owner=owner, api_name=f"/{endpoint}", **more
                 )
             )
-            assert "You have no run" in said or "whose runs these are" in said, (
+            assert "You have no run" in said or "`owner`" in said, (
                 endpoint,
                 owner,
                 said,
