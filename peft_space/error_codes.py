@@ -46,13 +46,9 @@ CODES: dict[str, tuple[str, str]] = {
         "The columns of the file can be read in several ways.",
         "Run `check` and pass one of the mappings it prints with --column-mapping.",
     ),
-    "cli.invalid_json": (
-        "The value of a flag is not valid JSON, or not the expected kind.",
-        "Write it in single quotes, like '{\"schema\": \"text\"}'.",
-    ),
-    "cli.invalid_number": (
-        "The value of a flag is not a number, or not a list of numbers.",
-        "Write numbers like 8, and lists like 2,8,32.",
+    "cli.invalid_argument": (
+        "The value of a flag has the wrong type or range, or is not the JSON that it should be.",
+        "Run the command with --help. Write lists like 2,8,32, and JSON in single quotes.",
     ),
     "cli.missing_prompt": (
         "The command `compare` has no prompt.",

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from peft_space import settings
 from peft_space.cli.output import print_events, print_progress
 from peft_space.errors import UserError, as_user_error, user_message
@@ -21,6 +23,7 @@ from peft_space.operations.registry import (
     Json,
     Operation,
     Parameter,
+    describe_fault,
     fields_of,
     make_options,
     operations_on,
@@ -189,20 +192,11 @@ def _add_plain(parser: Any, parameter: Parameter) -> None:
     named: Json = {"help": about, "required": parameter.required}
     if parameter.words and not parameter.is_list:
         named["choices"] = parameter.words
-    elif _lists_words(parameter):
-        named |= {"choices": _item_words(parameter), "action": "append"}
+    elif parameter.item_words:
+        named |= {"choices": parameter.item_words, "action": "append"}
     else:
         named["metavar"] = parameter.kind.metavar or parameter.name.rpartition("_")[2].upper()
     parser.add_argument(flag_of(parameter), **named)
-
-
-def _item_words(parameter: Parameter) -> tuple[Any, ...]:
-    [item, *_] = getattr(parameter.type, "__args__", ()) or (None,)
-    return getattr(item, "__args__", ()) if hasattr(item, "__args__") else ()
-
-
-def _lists_words(parameter: Parameter) -> bool:
-    return parameter.is_list and not parameter.words and bool(_item_words(parameter))
 
 
 # Arguments
@@ -224,48 +218,23 @@ def _resolve(parameter: Parameter, parsed: Json) -> Any:
             return _prompts(parsed)
     if value is _UNSET:
         return None if parameter.required else parameter.default
-    match parameter.kind.role:
-        case "json":
-            return _json(parameter, value)
-        case "text":
-            return _read(value, parameter)
-        case "":
-            return _plain(parameter, value)
-    return value
+    return _read(value, parameter) if parameter.kind.role == "text" else _parse(parameter, value)
 
 
-def _plain(parameter: Parameter, value: Any) -> Any:
-    if parameter.is_list and isinstance(value, str):
-        if parameter.type == list[int]:
-            return _numbers(parameter, value)
-        return _json(parameter, value)
-    if parameter.type in (int, float):
-        try:
-            return parameter.type(value)
-        except ValueError:
-            message = f"{flag_of(parameter)} {value!r} is not a number. Write it like 8."
-            raise UserError("cli.invalid_number", message) from None
-    return value
-
-
-def _numbers(parameter: Parameter, value: str) -> list[int]:
-    if not all(part.strip().isdigit() for part in value.split(",")):
-        message = f"{flag_of(parameter)} {value!r} is not a list of numbers. Write it like 2,8,32."
-        raise UserError("cli.invalid_number", message)
-    return [int(part) for part in value.split(",")]
-
-
-def _json(parameter: Parameter, value: str) -> Any:
+def _parse(parameter: Parameter, text: Any) -> Any:
+    """The value of a flag, checked against its type and range."""
+    is_object = parameter.kind.role == "json"
     try:
-        read = json.loads(value)
+        if isinstance(text, str) and (is_object or text.startswith("[")):
+            text = json.loads(text)
+        elif isinstance(text, str) and parameter.is_list and text not in parameter.words:
+            text = [part.strip() for part in text.split(",") if part.strip()]
+        return TypeAdapter(parameter.hint).validate_python(text)
+    except ValidationError as error:
+        message = f"{describe_fault(flag_of(parameter), error)} See --help."
     except ValueError as error:
-        message = f"{flag_of(parameter)} is not JSON ({error}). Write it like {{}}."
-        raise UserError("cli.invalid_json", message) from None
-    if not isinstance(read, list if parameter.is_list else dict):
-        kind = "list" if parameter.is_list else "object"
-        message = f"{flag_of(parameter)} is not a JSON {kind}. Run with --help for an example."
-        raise UserError("cli.invalid_json", message)
-    return read
+        message = f"{flag_of(parameter)} is not JSON ({error}). See --help for an example."
+    raise UserError("cli.invalid_argument", message)
 
 
 def _read(path: str, parameter: Parameter) -> str:
@@ -282,11 +251,9 @@ def _options(parameter: Parameter, parsed: Json) -> Any:
     flags: Json = {}
     for one in fields_of(model):
         value = parsed.get(one.name, _UNSET)
-        if value is _UNSET:
-            continue
-        if one.is_list and isinstance(value, str) and value not in one.words:
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        flags[one.name] = value
+        if value is not _UNSET:
+            splits = one.is_list and value not in one.words
+            flags[one.name] = _parse(one, value) if splits else value
     if model is not Recipe:
         return make_options(model, flags, parameter.name)
     source = parsed.get("recipe", _UNSET)

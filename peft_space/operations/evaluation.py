@@ -302,37 +302,22 @@ def vote(run: TrainedRun, pair: str, choice: Literal["left", "right", "same"]) -
 
 @operation(
     group="evaluation",
+    command_name="blind-vote",
     in_process=True,
-    surfaces=("cli",),
-    why_not=dict.fromkeys(("api", "page"), "Vote results are /vote_results and a panel there."),
     text=lambda result, _: result["words"],
 )
-def blind_vote(run: TrainedRun, csv: LocalFile = None) -> Json:
+def vote_results(run: TrainedRun, csv: LocalFile = None) -> Json:
     """Show the result of the blind vote that was held on the page or in a program.
 
     Args:
         csv: also write the votes to this file
-    """
-    from peft_space.evaluation.blind_vote import as_csv
-
-    result = vote_results(run)
-    if csv:
-        Path(csv).write_text(as_csv(result["votes"]), encoding="utf-8", newline="")
-    return result
-
-
-@operation(
-    group="evaluation",
-    in_process=True,
-    surfaces=("api", "page"),
-    why_not={"cli": "The command is `blind-vote`, which can also write a file."},
-)
-def vote_results(run: TrainedRun) -> Json:
-    """Show the result of the blind vote.
 
     Returns:
         The adapter's `win_rate` with its `interval`, a summary in `words`, and the `votes`.
     """
-    from peft_space.evaluation.blind_vote import result
+    from peft_space.evaluation.blind_vote import as_csv, result
 
-    return result(Run(run))
+    outcome = result(Run(run))
+    if csv:
+        Path(csv).write_text(as_csv(outcome["votes"]), encoding="utf-8", newline="")
+    return outcome

@@ -259,7 +259,7 @@ def deploy_space(
     surfaces=("cli",),
     why_not=_FROM_OUTSIDE,
     text=lambda result, _: "\n".join(
-        f"✓ {check['what']}: {check['found']} ({check['seconds']} s)" for check in result["checks"]
+        f"✓ {one['what']}: {one['found']} ({one['seconds']} s)" for one in result["checks"]
     ),
 )
 def smoke_test(url: str, token: HubToken = None, report: Progress = None) -> Json:

@@ -165,6 +165,12 @@ class Parameter:
     def is_list(self) -> bool:
         return any(typing.get_origin(part) is list for part in _union(self.type))
 
+    @property
+    def item_words(self) -> tuple[Any, ...]:
+        """The values that the items of a list may have, where its type lists them."""
+        items = typing.get_args(self.type)[0] if typing.get_origin(self.type) is list else None
+        return typing.get_args(items) if typing.get_origin(items) is Literal else ()
+
     def describe_type(self) -> str:
         """The type and range in words: `integer, 1 to 4096`."""
         if self.kind.model and len(self.kind.model.model_fields) > _MAX_LISTED:
@@ -246,6 +252,8 @@ class Operation:
     function: Callable[..., Any]
     name: str
     group: str
+    command_name: str = ""
+    """The name on the command line, where it differs from the name with hyphens."""
     gpu: bool | Callable[[Json], bool] = False
     """Whether it computes on a GPU; a function decides by the arguments."""
     resumable: bool = False
@@ -275,7 +283,7 @@ class Operation:
     @property
     def command(self) -> str:
         """The name on the command line."""
-        return self.name.replace("_", "-")
+        return self.command_name or self.name.replace("_", "-")
 
     @property
     def help(self) -> str:

@@ -55,7 +55,7 @@ def _last_message(request: dict[str, Any], report: Report) -> dict[str, Any]:
     try:
         with _turn(report) if operation.takes_turn else contextlib.nullcontext():
             return {"result": operation(**arguments)}
-    except Exception as error:  # noqa: BLE001 - the one place that turns a worker's errors into messages
+    except Exception as error:  # noqa: BLE001 - turns every error into a message
         if as_user_error(error) is None:
             print_traceback()
         return error_json(error)

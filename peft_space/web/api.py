@@ -402,7 +402,8 @@ def _checked(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             request_token.reset(previous)
 
-    checked.__signature__ = signature.replace(parameters=list(declared.values()))  # type: ignore[attr-defined]
+    parameters = list(declared.values())
+    checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     checked.__annotations__ = {name: one.annotation for name, one in declared.items()}
     checked.__annotations__["return"] = signature.return_annotation
     return checked

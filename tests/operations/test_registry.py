@@ -44,12 +44,12 @@ EVERYWHERE = {
         "model_card",
         "script",
     ),
-    *("push", "backup", "restore"),
+    *("push", "backup", "restore", "vote_results"),
 }
-PROGRAMS_AND_PAGE = {"vote_pairs", "vote", "vote_results"} | {
+PROGRAMS_AND_PAGE = {"vote_pairs", "vote"} | {
     *("job_hardware", "submit_job", "follow_job", "cancel_job"),
 }
-ONLY_COMMANDS = {"blind_vote", "job", "deploy_space", "smoke_test"}
+ONLY_COMMANDS = {"job", "deploy_space", "smoke_test"}
 INTERNAL = {"warm", "prefetch"}
 
 

@@ -1,4 +1,4 @@
-"""The API from outside: real clients of a real app do what docs/api.md says, apart from each other, and are refused all else."""
+"""Clients of a running app can do what docs/api.md describes, and nothing else."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_the_examples_in_the_docs_run_as_one_story(app, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_two_clients_go_their_ways_at_the_same_time_and_each_gets_its_own(app, connect, write):
+def test_two_concurrent_clients_each_get_their_own_results(app, connect, write):
     def journey(client, word, steps):
         path = write(
             f"{word}.jsonl",
@@ -207,7 +207,7 @@ def test_two_clients_go_their_ways_at_the_same_time_and_each_gets_its_own(app, c
     ids=["an empty file", "not JSON", "wrong columns", "an unknown key", "an unknown layer"],
 )
 @pytest.mark.parametrize("endpoint", ["check", "train"])
-def test_a_mistake_is_the_same_sentence_as_on_the_command_line(
+def test_a_mistake_has_the_same_message_as_on_the_command_line(
     app, connect, write, tmp_path, capfd, monkeypatch, endpoint, content, recipe
 ):
     path = write("rows.json", content)
@@ -243,11 +243,11 @@ def test_a_mistake_is_the_same_sentence_as_on_the_command_line(
         ("export", {"run": "../local"}, "You have no run"),
     ],
 )
-def test_a_wrong_argument_is_told_in_words(app, connect, endpoint, arguments, said):
+def test_a_wrong_argument_is_named_in_the_message(app, connect, endpoint, arguments, said):
     assert refusal(connect(app), endpoint, **arguments).startswith(said)
 
 
-def test_exactly_the_endpoints_of_the_documentation_are_public_and_say_what_they_do(app, connect):
+def test_exactly_the_documented_endpoints_are_public(app, connect):
     shown = connect(app).view_api(print_info=False, return_format="dict")
     assert set(shown["named_endpoints"]) == {f"/{name}" for name in ENDPOINTS}
     assert shown["unnamed_endpoints"] == {}
@@ -336,7 +336,7 @@ def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
         assert httpx.get(f"{space.url}/gradio_api/file={path}").status_code == 403, path
 
 
-def test_the_page_reports_nothing_and_keeps_no_history_of_what_was_run(app):
+def test_the_page_sends_no_telemetry_and_keeps_no_history(app):
     with urllib.request.urlopen(f"{app.url}/config") as answer:
         config = json.load(answer)
     assert config["run_history"] is False

@@ -1,6 +1,7 @@
-"""A stranger on a Space tries every door to another visitor's run: ids, paths, addresses, Gradio's own routes, private handlers, MCP. None opens.
+"""A stranger on a Space cannot reach another visitor's run.
 
-What belongs to the victim carries a mark. No answer may have it, nothing of theirs may change, and no address that a stranger names is visited.
+They try ids, paths, addresses, Gradio's own routes, private handlers and MCP. The victim's data
+carry a mark that no answer may contain, and the app visits no address that a stranger names.
 """
 
 import functools
@@ -127,7 +128,7 @@ def answer_to(attempt) -> str:
 
 
 def owners(victim: Victim) -> list[str]:
-    """Secrets that a stranger could try: none, theirs, and what can be seen or guessed of the victim's."""
+    """Secrets that a stranger could try: none, their own, and guesses of the victim's."""
     return [
         "",
         STRANGER,

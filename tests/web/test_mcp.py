@@ -1,4 +1,4 @@
-"""An agent's tools, by the official client of the Model Context Protocol: the demo from data to an exported adapter."""
+"""An agent can use every endpoint as a tool, with the official MCP client."""
 
 import ast
 import asyncio
@@ -17,7 +17,7 @@ from tests.web.test_api import ENDPOINTS
 
 
 def with_tools(url: str, use) -> Any:
-    """What `use` makes of a session with the app's tools."""
+    """Return what `use` returns for a session with the app's tools."""
 
     async def talk():
         async with (
@@ -34,7 +34,7 @@ def with_tools(url: str, use) -> Any:
 
 
 async def told(session: ClientSession, tool: str, **arguments: Any) -> Any:
-    """What a tool answers; Gradio writes it as Python does."""
+    """The answer of a tool, which Gradio writes as a Python literal."""
     answer = await session.call_tool(tool, arguments)
     assert not answer.isError, answer.content[0].text
     text = answer.content[0].text
@@ -49,7 +49,7 @@ def space(tmp_path_factory):
     running.kill()
 
 
-def test_an_agent_takes_the_demo_from_data_to_an_exported_adapter(space):
+def test_an_agent_trains_the_demo_and_exports_the_adapter(space):
     async def journey(session):
         tools = (await session.list_tools()).tools
         assert {tool.name for tool in tools} == set(ENDPOINTS)
@@ -73,7 +73,7 @@ def test_an_agent_takes_the_demo_from_data_to_an_exported_adapter(space):
         )
 
 
-def test_an_agent_brings_rows_as_text_and_is_told_of_mistakes(space):
+def test_an_agent_uploads_text_and_sees_error_messages(space):
     rows = "".join(f'{{"prompt": "What is {n}?", "completion": "It is {n}."}}\n' for n in range(20))
 
     async def bring(session):
