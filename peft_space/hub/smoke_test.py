@@ -51,21 +51,21 @@ def smoke_test(
 def _opened(url: str, token: str | None) -> tuple[Client, str]:
     client = Client(url, token=token, verbose=False, download_files=False, analytics_enabled=False)
     endpoints = client.view_api(print_info=False, return_format="dict")["named_endpoints"]  # type: ignore[index]
-    missing = {"/check_data", "/start", "/status", "/resume", "/compare"} - set(endpoints)
+    missing = {"/check", "/train", "/status", "/resume", "/compare"} - set(endpoints)
     if missing:
         raise ValueError(f"it is another app, without {', '.join(sorted(missing))}")
     return client, f"{len(endpoints)} endpoints"
 
 
 def _checked(client: Client) -> tuple[None, str]:
-    found = client.predict("demo", api_name="/check_data")
+    found = client.predict("demo", api_name="/check")
     if not found["to_train"] or not found["examples"]:
         raise ValueError("no row can be trained")
     return None, f"{found['to_train']} rows to train, {found['held_out']} to score on"
 
 
 def _trained(client: Client) -> tuple[dict[str, str], str]:
-    started = client.predict("demo", {"max_steps": _STEPS}, api_name="/start")
+    started = client.predict("demo", {"max_steps": _STEPS}, api_name="/train")
     run = {"run": started["run"], "owner": started["owner"]}
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:

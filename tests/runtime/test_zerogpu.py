@@ -274,7 +274,7 @@ def test_what_is_refused_or_too_long_for_a_slice_is_told_and_what_was_scored_is_
     endless = {
         "count": 8,
         "sampling": {"max_new_tokens": 4096, "temperature": 5},
-        "api_name": "/pairs",
+        "api_name": "/vote_pairs",
     }
     with pytest.raises(Exception, match=f"Slices of {HASTY_SECONDS} s are too short for this"):
         asked_until_done(client, **endless)

@@ -330,9 +330,7 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
     try:
         client = Client(app.url, verbose=False)
         data = handle_file(str(write("rows.json", ROWS)))
-        started = client.predict(
-            data, {"max_steps": 1, "quantization": "none"}, None, "", {}, api_name="/start"
-        )
+        started = client.predict(data, {"max_steps": 1, "quantization": "none"}, api_name="/train")
         while (
             client.predict(started["run"], started["owner"], 0, api_name="/status")["status"]
             != "finished"
@@ -345,15 +343,11 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
                 the_hub.tokens[token] = User("maria")
                 the_hub.fail_next(place, status, times=9, message=token)
                 try:
-                    given = (
-                        started["run"],
-                        repo.format(token=token),
-                        token,
-                        False,
-                        started["owner"],
-                        "",
+                    given = {"run": started["run"], "owner": started["owner"], "token": token}
+                    answer = client.predict(
+                        **given, repo=repo.format(token=token), api_name="/push"
                     )
-                    said.append(str(client.predict(*given, api_name="/push")))
+                    said.append(str(answer))
                 except Exception as error:  # noqa: BLE001 - what the client shows is what is looked at
                     said.append(f"{error!r}")
                 the_hub._faults.clear()

@@ -89,7 +89,7 @@ def test_five_runs_of_three_visitors_survive_two_restarts_and_compare_beside_a_t
     runs = []
     for name in ("anna", "ben", "anna", "carla", "ben"):
         started = visitor(space).predict(
-            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/start"
+            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/train"
         )
         secrets[name] = started["owner"]
         runs.append(Run(owner_directory(owner_of(started["owner"])) / started["run"]))
@@ -134,7 +134,7 @@ def test_five_runs_of_three_visitors_survive_two_restarts_and_compare_beside_a_t
         ]
     wait_for(lambda: machine_queue._tickets() == [])
     for name, count in (("anna", 2), ("ben", 2), ("carla", 1)):
-        assert len(visitor(space).predict(owner=secrets[name], api_name="/runs")) == count
+        assert len(visitor(space).predict(owner=secrets[name], api_name="/list")) == count
 
 
 def restart_during(run: Run, app: App, runs: list[Run]) -> None:
@@ -158,7 +158,7 @@ def test_the_home_of_the_rehearsal_is_not_mounted_and_the_page_says_so(space):
 
 def test_every_run_lies_under_the_one_home(space, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
-    started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/start")
+    started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/train")
     folder = Path(owner_directory(owner_of(started["owner"]))) / started["run"]
     assert folder.is_relative_to(space.home)
     wait_for(lambda: Run(folder).status() == "finished", seconds=240)
