@@ -41,13 +41,15 @@ def endpoints() -> str:
     from peft_space.operations.registry import operations_on
     from peft_space.web.api import endpoint_parameters
 
-    parts, models = [], {}
+    parts: list[str] = [_ABOUT_OWNERS]
+    models: dict = {}
     for group, operations in itertools.groupby(operations_on("api"), lambda one: one.group):
         parts.append(f"### {group.capitalize()}")
         for operation in operations:
             shown = endpoint_parameters(operation)
             models |= {one.kind.model.__name__: one.kind.model for one in shown if one.kind.model}
-            arguments = _table(_ARGUMENTS, map(_argument, shown)) if shown else ""
+            rows = [_argument(one) for one in shown if one.name != "owner"]
+            arguments = _table(_ARGUMENTS, rows) if rows else ""
             parts += [f"**/{operation.name}** — {operation.help}", arguments]
     parts.append("**/upload_text** — Upload data as text, if no file can be uploaded.")
     models.pop("Recipe", None)
@@ -71,6 +73,10 @@ def error_codes() -> str:
     return _table(("code", "cause", "fix"), rows)
 
 
+_ABOUT_OWNERS = (
+    "Every endpoint with a `run` also takes `owner`, the secret that /train returned. So do "
+    "/train, /import_adapter, /restore and /list."
+)
 _ARGUMENTS = ("argument", "type", "default", "meaning")
 
 
