@@ -49,10 +49,10 @@ def _serve(request: dict[str, Any], answers: IO[str]) -> None:
 
 def _last_message(request: dict[str, Any], report: Report) -> dict[str, Any]:
     """Run the operation and return {"result": …} or {"error": …}."""
-    operation, arguments = OPERATIONS[request["verb"]], request["arguments"]
-    if operation.reports:
-        arguments["report"] = report
     try:
+        operation, arguments = OPERATIONS[request["verb"]], request["arguments"]
+        if operation.reports:
+            arguments["report"] = report
         with _turn(report) if operation.takes_turn else contextlib.nullcontext():
             return {"result": operation(**arguments)}
     except Exception as error:  # noqa: BLE001 - turns every error into a message

@@ -144,11 +144,13 @@ def test_a_new_operation_is_an_endpoint_and_a_tool(sing):
     assert set(shown) == {"title", "volume", "verses"}
     assert shown["volume"]["type"]["properties"]["level"] == {"type": "integer"}
     server = GradioMCPServer(blocks)
-    tool = server.get_input_schema("sing_song")
-    schema = tool[0] if isinstance(tool, tuple) else tool
-    assert set(schema["properties"]) == {"title", "volume", "verses"}
-    assert "level (integer, ≥ 1, ≤ 11, default 5): The level" in str(schema)
     [handler] = [one for one in blocks.fns.values() if one.api_name == "sing_song"]
+    description, about = server.get_fn_description(handler, "sing_song")
+    assert description.startswith("Sing a song about the run.")
+    schema, _ = server.get_input_schema("sing_song", about)
+    assert set(schema["properties"]) == {"title", "volume", "verses"}
+    described = schema["properties"]["volume"]["description"]
+    assert "level (integer, ≥ 1, ≤ 11, default 5): The level of the sound" in described
     answer = handler.fn("do", {"level": 3}, 1, None)
     assert answer == {"song": "do", "level": 3, "tone": "low"}
     for wrong in ({"loudness": 3}, {"level": 99}):
