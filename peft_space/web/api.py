@@ -251,7 +251,7 @@ def _signature_parameter(parameter: Parameter) -> inspect.Parameter:
 
 def _describe(parameter: Parameter) -> str:
     about = parameter.help or parameter.name
-    return f"{about}: {parameter.describe_type()}" if parameter.kind.model else about
+    return f"{about.rstrip('.')}: {parameter.describe_type()}" if parameter.kind.model else about
 
 
 def _resolve(parameter: Parameter, value: Any, call: _Call) -> Any:
