@@ -1,6 +1,6 @@
 """Models, rows and timed trainings that the benchmarks of speed share. Each training runs in a process of its own and tells its own times.
 
-`ours` is what the page starts: `python -m peft_space train --resume RUN`, from the process's start to its end. The others are scripts as a
+`ours` is what the page starts: `python -m peft_space resume RUN`, from the process's start to its end. The others are scripts as a
 person writes them for the same rows: a bare transformers Trainer, TRL's SFTTrainer with equal settings and with its defaults, and a plain loop.
 """
 
@@ -153,9 +153,10 @@ def _ours(settings: Json) -> Json:
     from peft_space.__main__ import main
 
     directory = Path(settings["run"])
-    command = ["--resume", str(directory)]
+    command = ["resume", str(directory)]
     if not (directory / "run.json").is_file():
         command = [
+            "train",
             settings["rows"],
             "--out",
             str(directory),
@@ -163,7 +164,7 @@ def _ours(settings: Json) -> Json:
             json.dumps(recipe_of(settings)),
         ]
     with contextlib.redirect_stdout(sys.stderr):
-        assert main(["train", *command]) == 0
+        assert main(command) == 0
     plan = json.loads((directory / "plan.json").read_text())
     dtype = f"{plan['frozen_dtype']} weights" if plan["frozen_dtype"] else plan["compute_dtype"]
     told = json.loads((directory / "told.json").read_text()) | {

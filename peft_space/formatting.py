@@ -4,7 +4,7 @@ import html
 import re
 
 #: How to resume from a checkpoint of other rows, another recipe or other libraries.
-RESUME_ANYWAY = "*Resume anyway* on the page, or `train --resume RUN_DIR --ignore-mismatch`"
+RESUME_ANYWAY = "*Resume anyway* on the page, or `peft-space resume RUN_DIR --ignore-mismatch`"
 
 
 def gigabytes(size: float) -> str:

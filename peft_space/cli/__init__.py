@@ -1,1 +1,1 @@
-"""The command line: one function a command, in the rooms of `verbs/`."""
+"""The command line, made from the registry of operations."""

@@ -1,37 +1,36 @@
-"""How commands tell what they do: progress and events on standard error, the result as text or JSON."""
+"""Prints progress and the events of a run to standard error."""
 
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from peft_space.runs import events
 from peft_space.runs.run import Run
 
-Show = Callable[[Any, str], None]
-"""Takes a result as JSON and as text, and prints the one that was asked for."""
 
-
-def tell(report: dict[str, Any]) -> None:
-    """What a verb is doing, on standard error."""
-    print(f"{report['share']:4.0%} {report['what']}", file=sys.stderr)
+def print_progress(report: dict[str, Any]) -> None:
+    """Print what an operation is doing."""
+    if "what" in report:
+        share = f"{report['share']:4.0%} " if "share" in report else ""
+        print(f"{share}{report['what']}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def telling(run: Run) -> Iterator[None]:
-    """Prints the run's events to standard error while they come."""
+def print_events(run: Run) -> Iterator[None]:
+    """Print the events of a run while they are written."""
     ended = threading.Event()
     start = len(run.history())
 
     def follow() -> None:
-        told = start
+        num_printed = start
         while True:
             last_round = ended.wait(1.0)
-            happened = run.history()
-            for event in happened[told:]:
-                print(_in_words(event), file=sys.stderr)
-            told = len(happened)
+            history = run.history()
+            for event in history[num_printed:]:
+                print(_describe(event), file=sys.stderr)
+            num_printed = len(history)
             if last_round:
                 return
 
@@ -44,7 +43,7 @@ def telling(run: Run) -> Iterator[None]:
         thread.join()
 
 
-def _in_words(event: events.Event) -> str:
+def _describe(event: events.Event) -> str:
     match event:
         case events.Step():
             return f"step {event.step}: loss {event.loss:.4f}, {event.seconds:.2f} s"
@@ -59,8 +58,10 @@ def _in_words(event: events.Event) -> str:
         case events.Warned():
             return f"step {event.step}: {event.what} {event.advice}"
         case events.CheckpointSelected():
-            return f"the adapter of step {event.step} is kept: {event.why}"
+            return f"the adapter of step {event.step} is selected: {event.why}"
         case events.Checkpointed():
             return f"step {event.step}: checkpoint written"
+        case events.SubmittedToJob():
+            return f"submitted to the job {event.address}"
         case _:
             return event.event.lower()

@@ -106,7 +106,7 @@ def write_script(run: Run, out: str | Path) -> Path:
     size = sum(_size(content) for content in files.values())
     if size > _MAX_BYTES:
         message = f"The run's data is too large for one script ({gigabytes(size)}). Copy the run's "
-        message += "folder instead and continue there with `train --resume`."
+        message += "folder instead and continue there with `peft-space resume`."
         raise UserError("export.script_too_large", message)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(run.name, dependencies(plan), zipped(files)), encoding="utf-8")
@@ -160,7 +160,7 @@ def main():
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PEFT_SPACE_HOME", str(folder / "home"))
     if "WORLD_SIZE" not in os.environ:
-        command = ["-m", "peft_space", "train", "--resume", str(folder)]
+        command = ["-m", "peft_space", "resume", str(folder)]
     else:  # one of several processes that accelerate started
         command = ["-m", "peft_space.runtime.train_process", str(folder)]
         if os.environ["RANK"] == "0":

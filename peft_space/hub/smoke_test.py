@@ -63,14 +63,14 @@ def _open(url: str, token: str | None) -> tuple[Client, str]:
 
 
 def _check_data(client: Client) -> tuple[None, str]:
-    report = client.predict("demo", api_name="/check_data")
+    report = client.predict("demo", api_name="/check")
     if not report["to_train"] or not report["examples"]:
         raise ValueError("the sample data has no row to train on")
     return None, f"{report['to_train']} rows to train on, {report['held_out']} held out"
 
 
 def _train(client: Client) -> tuple[dict[str, str], str]:
-    started = client.predict("demo", {"max_steps": _STEPS}, api_name="/start")
+    started = client.predict("demo", {"max_steps": _STEPS}, api_name="/train")
     run = {"run": started["run"], "owner": started["owner"]}
     deadline = time.monotonic() + _TRAINING_TIMEOUT
     while time.monotonic() < deadline:

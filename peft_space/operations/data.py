@@ -1,103 +1,167 @@
-"""What is in files, and how a recipe would have it trained."""
+"""Shows what is in data files, and how a recipe renders their rows for training."""
 
 import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft_space.data.quality import as_json
-from peft_space.data.table import Data
 from peft_space.errors import UserError
-from peft_space.operations.progress import Json, Report, progress
+from peft_space.operations.registry import (
+    ColumnMapping,
+    DataSource,
+    HeldOut,
+    Json,
+    Progress,
+    RecipeChoices,
+    Report,
+    operation,
+    progress,
+)
 from peft_space.recipe import Recipe, Task, make_recipe
 
-_PEEKED = 200
+if TYPE_CHECKING:
+    from peft_space.data.dataset import TrainingData
+    from peft_space.data.schemas import ColumnMapping as Mapping
+    from peft_space.data.table import Table
+
+_NUM_PEEKED = 200
 _SMALL_BYTES = 100_000
+_MAX_RAW = 20_000
+"""Characters of an unusable row that are shown."""
 
 
+def _check_text(result: Json, arguments: Json) -> str:
+    if "question" in result:
+        mappings = [
+            json.dumps({name: one[name] for name in ("schema", "columns")}, ensure_ascii=False)
+            for one in result["question"]
+        ]
+        choose = f"{result['source']}: the columns can be read in several ways. Choose one:"
+        flags = [f"  --column-mapping '{one}'" for one in mappings]
+        return "\n".join([*result["notes"], choose, *flags])
+    repeated = result["num_repeated"]
+    lines = [
+        f"{result['source']}: {result['rows']} rows. {result['why']}",
+        *result["notes"],
+        f"{result['to_train']} to train, {result['held_out']} to score on"
+        f"{f'; {repeated} duplicates are left out' if repeated else ''}.",
+    ]
+    if counts := result.get("lengths"):
+        lines.append(
+            f"Tokens per row: median {counts['median']}, longest {counts['longest']}; "
+            f"{counts['num_cut']} rows are truncated at the limit."
+        )
+    for finding in result["findings"]:
+        lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
+    lines += [f"Row {problem['row']}: {problem['problem']}." for problem in result["problems"]]
+    return "\n".join(lines)
+
+
+@operation(group="data", streams=True, text=_check_text)
 def check(
-    data: Data,
-    model: str | None = None,
-    recipe: Json | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
     rows_shown: int = 50,
-    report: Report | None = None,
+    report: Progress = None,
 ) -> Json:
-    """What is in a data file: `rows`, `schema`, `columns`, `problems`, `findings`; with a model or recipe also how its rows are rendered for training.
+    """Show what is in a dataset, and which rows cannot be used.
 
-    Where the columns can be read in several ways and `column_mapping` does not say which, the result has these ways as `question` and nothing rendered.
-    While the rest is still being read, `report` gets a `preview` of the first rows.
+    With a recipe, also render the rows for its base model.
+
+    Args:
+        rows_shown: how many rendered rows the result has
+        report: while a large file is read, also receives a `preview` of its first rows
+
+    Returns:
+        `rows`, `schema`, `column_mapping`, `columns`, `notes`, `problems`, `findings` and more;
+        with a recipe `lengths`, `histogram` and `examples`. If the columns can be read in several
+        ways and `column_mapping` does not decide, the ways are listed in `question`.
     """
     from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
-
-    values = dict(recipe or {}) | ({"base_model": model} if model else {})
-    wanted = make_recipe(values)
-    if not (column_mapping or {}).get("schema"):
-        if values and report and not _is_small(data):
-            _report_first_rows(data, wanted, rows_shown, report)
-        table, plausible = detect_mappings(data, progress(report))
-        if len(plausible) > 1:
-            told = {
-                "source": table.source,
-                "rows": table.num_rows,
-                "columns": table.columns,
-                "notes": table.notes,
-            }
-            _, row = next(table.rows(0, 1))
-            ways = [
-                one.as_json()
-                | {"first_row": {role: row.get(column) for role, column in one.columns.items()}}
-                for one in plausible
-            ]
-            return told | {"question": ways, "problems": [], "to_train": 0, "held_out": 0}
     from peft_space.training.prepare import prepare
 
-    rendered = prepare(data, wanted, held_out, column_mapping, progress(report)) if values else None
-    found = (
-        rendered.data
-        if rendered
-        else load_dataset(
-            data, wanted.eval_split, wanted.seed, held_out, column_mapping, progress(report)
+    values, on_progress = dict(recipe or {}), progress(report)
+    chosen = make_recipe(values)
+    if not (column_mapping or {}).get("schema"):
+        if values and report and not _is_small(data):
+            _report_first_rows(data, chosen, rows_shown, report)
+        table, mappings = detect_mappings(data, on_progress)
+        if len(mappings) > 1:
+            return _question(table, mappings)
+    if not values:
+        return _describe(
+            load_dataset(
+                data, chosen.eval_split, chosen.seed, held_out, column_mapping, on_progress
+            )
         )
-    )
-    result: Json = {
-        "source": found.source,
-        "rows": found.num_rows,
-        "schema": found.column_mapping.schema,
-        "column_mapping": found.column_mapping.as_json(),
-        "columns": found.columns,
-        "notes": found.notes,
-        "why": found.column_mapping.why(),
-        "task": rendered.task_spec.task if rendered else None,
-        "to_train": len(found.train),
-        "held_out": len(found.held_out),
-        "num_problems": found.num_problems,
-        "num_repeated": found.num_repeated,
-        "problems": [asdict(problem) for problem in found.problems],
-        "findings": as_json(found.findings),
-        "labels": found.labels,
+    prepared = prepare(data, chosen, held_out, column_mapping, on_progress)
+    width, counts = histogram(prepared.train, chosen.max_length)
+    task = prepared.task_spec.task
+    return _describe(prepared.data) | {
+        "task": task,
+        "lengths": asdict(lengths(prepared.train)),
+        "max_length": chosen.max_length,
+        "bin_width": width,
+        "histogram": counts,
+        "examples": _render(chosen, task, list(prepared.data.train[:rows_shown])),
     }
-    if rendered:
-        result["lengths"] = asdict(lengths(rendered.train))
-        result["max_length"] = wanted.max_length
-        result["bin_width"], result["histogram"] = histogram(rendered.train, wanted.max_length)
-        result["examples"] = _drawn(wanted, rendered.task_spec.task, list(found.train[:rows_shown]))
-    return result
 
 
-def _is_small(data: Data) -> bool:
-    """Whether data are read and rendered about as soon as their first rows are."""
+def _describe(data: "TrainingData") -> Json:
+    from peft_space.data.quality import as_json
+
+    return {
+        "source": data.source,
+        "rows": data.num_rows,
+        "schema": data.column_mapping.schema,
+        "column_mapping": data.column_mapping.as_json(),
+        "columns": data.columns,
+        "notes": data.notes,
+        "why": data.column_mapping.why(),
+        "task": None,
+        "to_train": len(data.train),
+        "held_out": len(data.held_out),
+        "num_problems": data.num_problems,
+        "num_repeated": data.num_repeated,
+        "problems": [asdict(problem) for problem in data.problems],
+        "findings": as_json(data.findings),
+        "labels": data.labels,
+    }
+
+
+def _question(table: "Table", mappings: "list[Mapping]") -> Json:
+    """The result where the columns can be read in several ways."""
+    _, row = next(table.rows(0, 1))
+    first_rows = [
+        {role: row.get(column) for role, column in one.columns.items()} for one in mappings
+    ]
+    pairs = zip(mappings, first_rows, strict=True)
+    return {
+        "source": table.source,
+        "rows": table.num_rows,
+        "columns": table.columns,
+        "notes": table.notes,
+        "question": [one.as_json() | {"first_row": first_row} for one, first_row in pairs],
+        "problems": [],
+        "to_train": 0,
+        "held_out": 0,
+    }
+
+
+def _is_small(data: str | list[str]) -> bool:
+    """Return True if reading all data takes hardly longer than reading the first rows."""
     paths = [Path(one) for one in ([data] if isinstance(data, str | Path) else data)]
-    return (
-        all(path.is_file() for path in paths)
-        and sum(path.stat().st_size for path in paths) < _SMALL_BYTES
-    )
+    sizes = [path.stat().st_size if path.is_file() else _SMALL_BYTES for path in paths]
+    return sum(sizes) < _SMALL_BYTES
 
 
-def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Report) -> None:
-    """Show the first rows of a large file while the rest is read. What is wrong with them is told later, with all the others."""
+def _report_first_rows(
+    data: str | list[str], recipe: Recipe, rows_shown: int, report: Report
+) -> None:
+    """Report the first rows of a large file while the rest is read. Its problems follow later."""
     from peft_space.data.dataset import DEMO_DATA
     from peft_space.data.records import BadRow, normalize_record
     from peft_space.data.schemas import detect_schema
@@ -106,58 +170,60 @@ def _report_first_rows(data: Data, recipe: Recipe, rows_shown: int, report: Repo
     if data == DEMO_DATA:
         return
     try:
-        columns, rows = peek(data, _PEEKED)
-        plausible = detect_schema("", columns, [row for _, row in rows])
-    except UserError:  # the whole reading, which goes on, says it too
+        columns, rows = peek(data, _NUM_PEEKED)
+        mappings = detect_schema("", columns, [row for _, row in rows])
+    except UserError:  # reading the whole file raises it again
         return
-    if len(plausible) > 1:
+    if len(mappings) > 1:
         return
-    understood = []
+    records = []
     for number, row in rows[:rows_shown]:
         with contextlib.suppress(BadRow):
-            understood.append(normalize_record(number, row, plausible[0]))
-    if understood:
-        report({"preview": _drawn(recipe, _task(recipe, plausible[0].schema), understood)})
+            records.append(normalize_record(number, row, mappings[0]))
+    if records:
+        report({"preview": _render(recipe, _task(recipe, mappings[0].schema), records)})
 
 
+@operation(group="data")
 def show_rows(
-    data: Data,
-    recipe: Json,
+    data: DataSource,
     numbers: list[int],
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
 ) -> Json:
-    """The rows of these numbers as `examples`: as they are rendered for training, or, where they are left out, as they stand in the file (`raw`)."""
+    """Show rows as they are rendered for training.
+
+    Args:
+        numbers: the numbers of the rows, from 1.
+
+    Returns:
+        `examples`. Rows that cannot be used have their `problem` and their `raw` text.
+    """
     from peft_space.data.dataset import detect_mappings
     from peft_space.data.records import BadRow, normalize_record
     from peft_space.data.schemas import make_column_mapping
 
-    wanted = make_recipe(recipe)
-    table, plausible = detect_mappings(data)
-    chosen = (
-        make_column_mapping(column_mapping, table.columns)
-        if column_mapping and column_mapping.get("schema")
-        else plausible[0]
-    )
-    left, examples, understood = set(numbers), {}, []
+    chosen = make_recipe(recipe or {})
+    table, mappings = detect_mappings(data)
+    mapping = mappings[0]
+    if column_mapping and column_mapping.get("schema"):
+        mapping = make_column_mapping(column_mapping, table.columns)
+    remaining, examples, records = set(numbers), {}, []
     for number, row in table.rows():
-        if number in left:
-            left.discard(number)
-            try:
-                understood.append(normalize_record(number, row, chosen))
-            except BadRow as problem:
-                raw = json.dumps(row, ensure_ascii=False, indent=2)
-                examples[number] = {
-                    "row": number,
-                    "tokens": [],
-                    "cut": 0,
-                    "raw": raw[:20_000],
-                    "problem": str(problem),
-                }
-            if not left:
-                break
-    drawn = _drawn(wanted, _task(wanted, chosen.schema), understood) if understood else []
-    examples |= {example["row"]: example for example in drawn}
+        if not remaining:
+            break
+        if number not in remaining:
+            continue
+        remaining.discard(number)
+        try:
+            records.append(normalize_record(number, row, mapping))
+        except BadRow as problem:
+            raw = json.dumps(row, ensure_ascii=False, indent=2)[:_MAX_RAW]
+            unusable = {"tokens": [], "cut": 0, "raw": raw, "problem": str(problem)}
+            examples[number] = {"row": number, **unusable}
+    rendered = _render(chosen, _task(chosen, mapping.schema), records) if records else []
+    examples |= {example["row"]: example for example in rendered}
     return {"examples": [examples[number] for number in numbers if number in examples]}
 
 
@@ -168,19 +234,19 @@ def _task(recipe: Recipe, schema: Any) -> Task:
     return choose_task(recipe, find_base(recipe.base_model, recipe.revision).config, schema)
 
 
-def _drawn(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
-    """Rows as they will be trained, to be shown."""
+def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
+    """Rows as they are trained, for a preview."""
     from peft_space.data.tokenization.tokenize import preview
     from peft_space.models.resolve import find_base, load_tokenizer
 
-    tokenizer = load_tokenizer(
-        find_base(recipe.base_model, recipe.revision), recipe.chat_template, task
-    )
+    base = find_base(recipe.base_model, recipe.revision)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task)
     return preview(tokenizer, rows, recipe.max_length, recipe.train_on, task)
 
 
+@operation(group="data", internal="The page prepares its worker processes with it.")
 def warm() -> Json:
-    """Import what a check of data needs; it takes seconds."""
+    """Import what a check of data needs, which takes seconds."""
     import peft_space.training.prepare
     from peft_space.models.resolve import find_base, load_tokenizer
 

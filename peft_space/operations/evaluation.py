@@ -1,178 +1,323 @@
-"""What base and adapter answer, side by side and unseen, and how they score."""
+"""Compares and scores the base model and the adapter, side by side and in blind votes."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic accepts no other before Python 3.12
 
 from peft_space.errors import UserError
-from peft_space.operations.model_cache import load_cached
-from peft_space.operations.progress import Json, Report, progress
+from peft_space.operations.registry import (
+    Json,
+    LocalFile,
+    Options,
+    OtherAdapters,
+    OwnPrompts,
+    Progress,
+    Prompts,
+    Report,
+    TrainedRun,
+    operation,
+    progress,
+)
 from peft_space.runs.run import Run
 
-_ANSWERED_AT_ONCE = 8
+if TYPE_CHECKING:
+    from peft_space.models.loading import AdaptedModel
+
+_PROMPTS_PER_BATCH = 8
 
 
+class Sampling(Options):
+    """How both sides draw their tokens."""
+
+    max_new_tokens: int = Field(128, ge=1, le=4096, title="Max new tokens")
+    """The length limit of an answer, in tokens."""
+
+    temperature: float = Field(0.0, ge=0, le=5, title="Temperature")
+    """0 always takes the likeliest token."""
+
+    top_p: float = Field(1.0, ge=0.01, le=1, title="Top p")
+    """Draw from the likeliest tokens that have this probability together."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed")
+    """The same seed gives the same answers."""
+
+
+@with_config(ConfigDict(extra="ignore"))
+class Turn(TypedDict):
+    """A turn of a conversation, as an answer of `compare` has it."""
+
+    prompt: str
+    base: str
+    adapter: str
+
+
+_loaded: dict[tuple[str, float], Any] = {}
+"""The model of the last run that was used, by run and time of its adapter."""
+
+
+def load_cached(run: str) -> "AdaptedModel":
+    """The base model and adapter of a run, kept in memory until another or newer one is needed."""
+    from peft_space.models.loading import load_adapted
+
+    opened = Run(run)
+    key = (run, (opened.adapter / "adapter_config.json").stat().st_mtime)
+    if key not in _loaded:
+        _loaded.clear()  # before the next is loaded, so that there are never two
+        _loaded[key] = load_adapted(opened)
+    return _loaded[key]
+
+
+def release_model() -> None:
+    """Release the memory of the cached model, for work that loads models itself."""
+    _loaded.clear()
+
+
+def _compare_text(result: Json, arguments: Json) -> str:
+    texts = []
+    for answer in result["answers"]:
+        sides = {"Base": answer["base"], "Adapter": answer["adapter"], **answer["others"]}
+        titled = {"Prompt": answer["prompt"], **sides}.items()
+        texts.append("\n\n".join(f"{title}:\n{text}" for title, text in titled))
+    following = f"Next: peft-space evaluate {arguments['run']}"
+    return "\n\n---\n\n".join([*texts, f"{result['fairness']['words']}\n{following}"])
+
+
+@operation(group="evaluation", gpu=True, streams=True, text=_compare_text)
 def compare(
-    run: str,
-    prompts: list[str],
+    run: TrainedRun,
+    prompts: Prompts,
     system: str = "",
-    sampling: Json | None = None,
-    history: list[Json] | None = None,
-    also: list[str] | None = None,
-    report: Report | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    history: Annotated[list[Turn] | None, Field(max_length=100)] = None,
+    compare_with: OtherAdapters = None,
+    report: Progress = None,
 ) -> Json:
-    """Both columns' answers to each prompt, and whether the comparison was fair; while they grow, `report` gets {column, prompt, text}.
+    """Answer prompts with the base model and the adapter, and check that the comparison is fair.
 
     Args:
-        history: the turns before, as earlier `answers` give them: {prompt, base, adapter} each. Each column goes on with its own.
-        also: checkpoints of the run (`checkpoint-40`), or directories of other runs on the same base, that answer too: `others` of each answer.
+        system: a system message before each prompt
+        history: earlier turns, as `answers` has them: {prompt, base, adapter} each
+        report: receives {column, prompt, text} while answers grow
+
+    Returns:
+        `answers`, each with `base`, `adapter` and `others`; and `fairness`.
     """
     from peft_space.evaluation import base_check, extra_adapters
     from peft_space.evaluation import compare as comparing
     from peft_space.evaluation.evaluate import commonest_label
 
-    conversations = {
-        column: [_turns(system, history or [], column, prompt) for prompt in prompts]
-        for column in base_check.SIDES
+    history, others = history or [], compare_with or []
+    turns = {
+        side: [_turns(system, history, side, prompt) for prompt in prompts]
+        for side in base_check.SIDES
     }
-
-    def on_text(column: str, prompt: int, text: str) -> None:
-        if report:
-            report({"column": column, "prompt": prompt, "text": text})
-
-    progress(report)(0.0, "Loading the base and the adapter")
-    wanted = comparing.Sampling(**(sampling or {}))
-    adapted = load_cached(run)
-    if history and adapted.goal.task in ("seq2seq-lm", *comparing.CLASSIFYING):
-        raise UserError(
-            "todo",
-            "This model answers one text at a time, without a conversation. Ask without a history.",
-        )
-    if history and also:
-        raise UserError(
-            "todo",
-            "Others can answer beside the adapter only where a conversation begins. Ask without a history.",
-        )
+    on_text = (
+        (lambda side, prompt, text: report({"column": side, "prompt": prompt, "text": text}))
+        if report
+        else None
+    )
+    progress(report)(0.0, "Loading the base model and the adapter")
+    draw, adapted = comparing.Sampling(**sampling.model_dump()), load_cached(run)
+    _check_history(adapted.goal.task, bool(history), bool(others))
     seen: base_check.SeenTokens = {"base": [], "adapter": []}
-    answers = comparing.compare(
-        adapted,
-        conversations["base"],
-        wanted,
-        on_text if report else None,
-        seen,
-        conversations["adapter"],
-    )
-    progress(report)(0.5, "The others answer") if also else None
-    others = (
-        extra_adapters.extra_answers(adapted, Run(run), also, conversations["adapter"], wanted)
-        if also
-        else [{} for _ in prompts]
-    )
-    checked = base_check.check(
-        adapted, seen, comparing.can_batch_both_sides(adapted, wanted), own_histories=bool(history)
-    )
+    answers = comparing.compare(adapted, turns["base"], draw, on_text, seen, turns["adapter"])
+    other_answers: list[Json] = [{} for _ in prompts]
+    if others:
+        progress(report)(0.5, "The other adapters answer")
+        other_answers = extra_adapters.extra_answers(
+            adapted, Run(run), others, turns["adapter"], draw
+        )
+    batched = comparing.can_batch_both_sides(adapted, draw)
+    checked = base_check.check(adapted, seen, batched, own_histories=bool(history))
     return {
         "task": adapted.goal.task,
         "commonest": commonest_label(Run(run)) if adapted.goal.labels else None,
-        "sampling": asdict(wanted),
+        "sampling": asdict(draw),
         "answers": [
-            asdict(given) | {"others": more} for given, more in zip(answers, others, strict=True)
+            asdict(answer) | {"others": more}
+            for answer, more in zip(answers, other_answers, strict=True)
         ],
         "fairness": asdict(checked) | {"fair": checked.fair, "words": checked.in_words()},
     }
 
 
-def _turns(system: str, history: list[Json], column: str, prompt: str) -> list[Json]:
-    turns = [
+def _check_history(task: str, has_history: bool, has_others: bool) -> None:
+    from peft_space.models.architecture import CLASSIFYING
+
+    if has_history and task in ("seq2seq-lm", *CLASSIFYING):
+        raise UserError(
+            "operations.no_conversation",
+            "This model answers single texts, not conversations. Ask without `history`.",
+        )
+    if has_history and has_others:
+        raise UserError(
+            "operations.no_conversation",
+            "Other adapters can only answer the first turn. Ask without `history`.",
+        )
+
+
+def _turns(system: str, history: Sequence[Any], side: str, prompt: str) -> list[Any]:
+    messages = [{"role": "system", "content": system}] if system.strip() else []
+    for turn in history:
+        messages.append({"role": "user", "content": turn["prompt"]})
+        messages.append({"role": "assistant", "content": turn[side]})
+    return [*messages, {"role": "user", "content": prompt}]
+
+
+def _evaluate_text(result: Json, arguments: Json) -> str:
+    from peft_space.evaluation import results
+
+    scores = results.evaluation_from_json(result)
+    base = results.shown_with_intervals(scores, "base")
+    adapter = results.shown_with_intervals(scores, "adapter")
+    change = results.differences(scores)
+    lines = [
+        f"{name}: base {base[name]}, adapter {adapter[name]}, difference {change[name]}"
+        for name in adapter
+    ]
+    forgetting = scores.general.in_words() if scores.general else ""
+    notes = [results.majority_words(scores), forgetting, scores.fairness]
+    return "\n".join(
         [
-            {"role": "user", "content": turn["prompt"]},
-            {"role": "assistant", "content": turn[column]},
+            f"On {result['num_rows']} held-out rows, with 95 % intervals:",
+            *lines,
+            *filter(None, notes),
+            f"Next: peft-space compare {arguments['run']} --prompt TEXT",
         ]
-        for turn in history
-    ]
-    opened = [{"role": "system", "content": system}] if system.strip() else []
-    return [
-        *opened,
-        *(message for turn in turns for message in turn),
-        {"role": "user", "content": prompt},
-    ]
+    )
 
 
-def evaluate(run: str, report: Report | None = None) -> Json:
-    """Scores of `base` and `adapter` on the held-out rows, with `intervals`, and how much general answers changed (`general`).
+@operation(group="evaluation", gpu=True, resumable=True, text=_evaluate_text)
+def evaluate(run: TrainedRun, report: Progress = None) -> Json:
+    """Score the base model and the adapter on the held-out rows.
 
-    A scoring that was interrupted goes on where it was.
+    An interrupted evaluation continues from its stored scores. On ZeroGPU each call scores for one
+    slice; `more` says whether to call again.
+
+    Returns:
+        The scores of `base` and `adapter` with `intervals`, and the change of general answers
+        (`general`).
     """
     from peft_space.evaluation.evaluate import evaluate as evaluate_run
 
-    progress(report)(0.0, "Loading the base and the adapter")
+    progress(report)(0.0, "Loading the base model and the adapter")
     return asdict(evaluate_run(Run(run), load_cached(run), progress(report)))
 
 
-def vote_pairs(
-    run: str,
-    prompts: list[str] | None = None,
-    count: int = 10,
-    system: str = "",
-    sampling: Json | None = None,
-    seed: int = 0,
-    report: Report | None = None,
-) -> Json:
-    """A new blind vote: `pairs` of answers without their columns, in random order and on random sides. Votes before are forgotten.
+_VOTE_ON_CLI = "A blind vote needs a screen that shows both answers: the page, or a program."
 
-    Answers that were interrupted go on where they were.
+
+@operation(
+    group="evaluation",
+    gpu=True,
+    resumable=True,
+    surfaces=("api", "page"),
+    why_not={"cli": _VOTE_ON_CLI},
+)
+def vote_pairs(
+    run: TrainedRun,
+    prompts: OwnPrompts = None,
+    count: Annotated[int, Field(ge=1, le=200)] = 10,
+    system: str = "",
+    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    seed: int = 0,
+    report: Progress = None,
+) -> Json:
+    """Start a blind vote on pairs of answers, in random order and on random sides.
+
+    Earlier votes are discarded. An interrupted call continues from its stored answers. On ZeroGPU
+    each call answers for one slice; `more` says whether to call again.
 
     Args:
-        prompts: what to ask; without them, `count` of the held-out rows.
+        prompts: what to ask; without them, held-out rows
+        count: how many held-out rows
+        system: a system message before each prompt
+        seed: of the order and the sides
     """
     from peft_space.evaluation import blind_vote
     from peft_space.evaluation.prompts import held_out_prompts
     from peft_space.evaluation.resumable import ANSWERING, ResumableBatches, key_of
 
     opened, on_progress = Run(run), progress(report)
-
-    def both(prompts: list[str], system: str, start: int) -> list[Json]:
-        def still(_: Json) -> None:  # not what they say: it would be seen whose it is
-            on_progress(start / len(asked), "Both answer, unseen")
-
-        given = compare(run, prompts, system, sampling, report=still)
-        if given["task"].endswith("classification"):
-            raise UserError(
-                "todo",
-                "A label is right or wrong, so there is nothing to vote on. Score both columns instead.",
-            )
-        if not given["fairness"]["fair"]:
-            raise UserError("todo", given["fairness"]["words"])
-        return given["answers"]
-
-    asked = (
-        [{"prompt": prompt, "system": system} for prompt in prompts]
-        if prompts
-        else held_out_prompts(opened, count)
-    )
+    own = [{"prompt": prompt, "system": system} for prompt in prompts or []]
+    questions = own or held_out_prompts(opened, count)
+    key = key_of(opened, questions, sampling.model_dump(exclude_unset=True))
+    answering = ResumableBatches(opened, key, lambda _: None, ANSWERING)
     answers: list[Json] = []
-    answering = ResumableBatches(opened, key_of(opened, asked, sampling), lambda _: None, ANSWERING)
-    for start in range(0, len(asked), _ANSWERED_AT_ONCE):
-        on_progress(start / len(asked), "Both answer, unseen")
-        some = asked[start : start + _ANSWERED_AT_ONCE]
-        for said in dict.fromkeys(
-            one["system"] for one in some
-        ):  # the rows of one system message together
-            together = [one["prompt"] for one in some if one["system"] == said]
-            answers += answering.batch(said, start, functools.partial(both, together, said, start))
+    for start in range(0, len(questions), _PROMPTS_PER_BATCH):
+        share = start / len(questions)
+        on_progress(share, "Both sides answer, unseen")
+        batch = questions[start : start + _PROMPTS_PER_BATCH]
+        for message in dict.fromkeys(question["system"] for question in batch):
+            together = [one["prompt"] for one in batch if one["system"] == message]
+            # not the answers themselves: they would show which side gave which
+            still = functools.partial(_report_share, on_progress, share)
+            answer = functools.partial(_answer_unseen, run, together, message, sampling, still)
+            answers += answering.batch(message, start, answer)
     answering.done()
     return {"pairs": blind_vote.create_pairs(opened, answers, seed)}
 
 
-def vote(run: str, pair: str, choice: str) -> Json:
-    """Keep a vote on a pair: `left`, `right`, or `same`. Returns how many pairs are left, `left_to_vote`."""
+def _report_share(on_progress: Any, share: float, message: Json) -> None:
+    on_progress(share, "Both sides answer, unseen")
+
+
+def _answer_unseen(
+    run: str, prompts: list[str], system: str, sampling: Sampling, report: Report
+) -> list[Json]:
+    result = compare(run, prompts, system, sampling, report=report)
+    if result["task"].endswith("classification"):
+        raise UserError(
+            "operations.no_vote_on_labels",
+            "A label is right or wrong, so there is nothing to vote on. Evaluate the run instead.",
+        )
+    if not result["fairness"]["fair"]:
+        raise UserError("operations.unfair_comparison", result["fairness"]["words"])
+    return result["answers"]
+
+
+@operation(
+    group="evaluation", in_process=True, surfaces=("api", "page"), why_not={"cli": _VOTE_ON_CLI}
+)
+def vote(run: TrainedRun, pair: str, choice: Literal["left", "right", "same"]) -> Json:
+    """Vote on a pair of answers.
+
+    Args:
+        pair: its number in `pairs`
+        choice: the better answer
+
+    Returns:
+        `left_to_vote`, the number of pairs without a vote.
+    """
     from peft_space.evaluation import blind_vote
 
-    blind_vote.vote(Run(run), pair, choice)  # type: ignore[arg-type]
+    blind_vote.vote(Run(run), pair, choice)
     return {"left_to_vote": len(blind_vote.open_pairs(Run(run)))}
 
 
-def vote_results(run: str) -> Json:
-    """How the blind vote stands: `win_rate` of the adapter, its `interval`, the same in `words`, and the `votes` one by one."""
-    from peft_space.evaluation import blind_vote as voting
+@operation(
+    group="evaluation",
+    command_name="blind-vote",
+    in_process=True,
+    text=lambda result, _: result["words"],
+)
+def vote_results(run: TrainedRun, csv: LocalFile = None) -> Json:
+    """Show the result of the blind vote that was held on the page or in a program.
 
-    return voting.result(Run(run))
+    Args:
+        csv: also write the votes to this file
+
+    Returns:
+        The adapter's `win_rate` with its `interval`, a summary in `words`, and the `votes`.
+    """
+    from peft_space.evaluation.blind_vote import as_csv, result
+
+    outcome = result(Run(run))
+    if csv:
+        Path(csv).write_text(as_csv(outcome["votes"]), encoding="utf-8", newline="")
+    return outcome

@@ -1,135 +1,213 @@
-"""What becomes of a trained adapter: exported, compressed, described, pushed."""
+"""Exports, describes and shrinks trained adapters."""
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from peft_space.operations.model_cache import forget, load_cached
-from peft_space.operations.progress import Json, Report, progress
+from pydantic import Field
+
+from peft_space.operations.evaluation import load_cached, release_model
+from peft_space.operations.registry import (
+    AnyRun,
+    AsZip,
+    Json,
+    Options,
+    OutputDir,
+    OutputFile,
+    Progress,
+    TrainedRun,
+    operation,
+    progress,
+)
 from peft_space.runs.run import Run
 
+if TYPE_CHECKING:
+    from peft_space.export.export import ExportSpec
 
+
+class ExportOptions(Options):
+    """What to export, and in which format."""
+
+    target: Literal["adapter", "merged", "gguf", "ollama"] = Field("adapter", title="Target")
+    """The adapter; a merged model, for engines without adapter support; GGUF files for llama.cpp;
+    or these with a Modelfile for Ollama."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", title="Dtype")
+    """The format of a merged model's weights."""
+
+    merge_into: Literal["full", "dequantized"] | None = Field(None, title="Merge into")
+    """For a base that was quantized in training: its full precision, or the dequantized weights
+    that the adapter was trained on (default)."""
+
+    gguf_type: Literal["f32", "f16", "q8_0"] = Field("f16", title="GGUF type")
+    """The format of weights in GGUF files."""
+
+    separate_adapter: bool = Field(False, title="Separate adapter")
+    """Write base model and adapter as two GGUF files instead of one merged model."""
+
+    system: str = Field("", title="System message")
+    """For Ollama: the system message of conversations that have none."""
+
+    force: bool = Field(False, title="Keep despite a failed check")
+    """Keep the export even if its answers differ from the adapter's."""
+
+    def spec(self) -> "ExportSpec":
+        """The export as the export package describes it."""
+        from peft_space.export.export import make_export_spec
+
+        gguf = {"numbers": self.gguf_type, "apart": self.separate_adapter, "system": self.system}
+        return make_export_spec(self.target, self.dtype, self.merge_into, self.force, gguf)
+
+
+def _exports_adapter(arguments: Json) -> bool:
+    """Verifying an exported adapter takes a GPU; merging is work for the CPU."""
+    options = arguments.get("options") or {}
+    return (options if isinstance(options, dict) else options.model_dump()).get(
+        "target", "adapter"
+    ) == "adapter"
+
+
+def _export_text(result: Json, arguments: Json) -> str:
+    target = arguments["options"].target
+    name = {"adapter": "adapter", "merged": "merged model"}.get(target, "GGUF export")
+    serve = [f"Serve it in {engine}: {command}" for engine, command in result["commands"].items()]
+    following = f"peft-space push {arguments['run']} --repo OWNER/NAME --target {target}"
+    lines = [f"The {name} is in {result['path']}.", result["words"], *serve]
+    return "\n".join([*lines, f"Next: {following}"])
+
+
+@operation(group="export", gpu=_exports_adapter, text=_export_text)
 def export(
-    run: str,
-    out: str,
-    target: str = "adapter",
-    dtype: str = "bfloat16",
-    merge_into: str | None = None,
-    insist: bool = False,
-    as_zip: bool = False,
-    gguf: Json | None = None,
-    report: Report | None = None,
+    run: TrainedRun,
+    out: OutputDir,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - it is frozen
+    as_zip: AsZip = False,
+    report: Progress = None,
 ) -> Json:
-    """The adapter, or a model that it is merged into, or either as GGUF files (`gguf`, `ollama`), in the new folder `out`, or as a .zip in the folder `out`; with its `proof`, in `words` too.
+    """Export the adapter or a merged model, and verify that it answers as in the app.
 
-    `commands` serve it, by engine. Raises UserError where the proof does not pass, unless `insist`.
+    Returns:
+        The `path`, the `proof` with its summary in `words`, and `commands` to serve it, by engine.
 
-    Args:
-        gguf: `numbers` (f32, f16, q8_0), whether base and adapter are `apart`, and for Ollama a `system` message.
+    Raises:
+        UserError: the answers differ from the adapter's, and `force` is off.
     """
-    from peft_space.export.export import make_export_spec, serving_commands, zip_of
+    from peft_space.export.export import serving_commands, zip_of
 
-    folder, opened = Path(out, target) if as_zip else Path(out), Run(run)
-    asked = make_export_spec(target, dtype, merge_into, insist, gguf)
-    forget()  # two models are compared, one after the other, and a third would take room
-    made = asked.deliver(opened, folder, progress(report))
-    path = zip_of(made.path, opened, target) if as_zip else made.path
-    proof = asdict(made.proof) | {"passed": made.proof.passed}
-    at = Path("path/of/the/unpacked", target) if as_zip else made.path
-    serve = serving_commands(opened, target, at, dtype, elsewhere=as_zip, gguf=asked.gguf)  # type: ignore[arg-type]
-    return {"path": str(path), "proof": proof, "words": made.proof.words(), "commands": serve}
+    target, opened, spec = options.target, Run(run), options.spec()
+    release_model()  # the check loads two models, one after the other; a third would not fit
+    exported = spec.deliver(opened, Path(out, target) if as_zip else Path(out), progress(report))
+    path = zip_of(exported.path, opened, target) if as_zip else exported.path
+    served = Path("path/of/the/unpacked", target) if as_zip else exported.path
+    commands = serving_commands(
+        opened, target, served, options.dtype, elsewhere=as_zip, gguf=spec.gguf
+    )
+    proof = exported.proof
+    return {
+        "path": str(path),
+        "proof": asdict(proof) | {"passed": proof.passed},
+        "words": proof.words(),
+        "commands": commands,
+    }
 
 
-def serving(run: str) -> Json:
-    """How PEFT, vLLM and TGI can serve the run's adapter: `ways`, each as an adapter, merged, or not; `quantization` of the base in training."""
+@operation(group="export")
+def serving(run: TrainedRun) -> Json:
+    """Show how PEFT, vLLM and TGI can serve the adapter of a run.
+
+    Returns:
+        `ways`, one for each engine, and the `quantization` of the base model in training.
+    """
     from peft_space.export.export import traits_of
     from peft_space.export.serving_support import engine_support
 
     traits = traits_of(Run(run))
-    return {
-        "ways": [asdict(way) for way in engine_support(traits)],
-        "quantization": traits.quantization,
-    }
+    ways = [asdict(engine) for engine in engine_support(traits)]
+    return {"ways": ways, "quantization": traits.quantization}
 
 
-def spectrum(run: str) -> Json:
-    """How much of its rank the run's adapter uses: `rank`, `used`, `curve` (mean singular value as a share of the largest), `layers` (used by each)."""
+@operation(group="export")
+def spectrum(run: TrainedRun) -> Json:
+    """Show how much of its rank an adapter uses.
+
+    Returns:
+        `rank`, `used`, the mean singular values as shares of the largest (`curve`), and the rank
+        that each of the `layers` uses.
+    """
     from peft_space.export.rank_reduction import KEPT_ENERGY, read_spectrum
 
-    found = read_spectrum(Run(run))
-    used = dict(zip(found.layers, found.rank_for(KEPT_ENERGY).tolist(), strict=True))
-    return {
-        "rank": found.rank,
-        "used": found.used_rank,
-        "curve": found.mean_curve().tolist(),
-        "layers": used,
-    }
+    read = read_spectrum(Run(run))
+    used = dict(zip(read.layers, read.rank_for(KEPT_ENERGY).tolist(), strict=True))
+    curve = read.mean_curve().tolist()
+    return {"rank": read.rank, "used": read.used_rank, "curve": curve, "layers": used}
 
 
-def reduce_rank(run: str, out: str, rank: int | None = None, report: Report | None = None) -> Json:
-    """A smaller adapter in the folder `out`, of `rank` or the rank that is used, and the held-out loss before and after."""
+@operation(
+    group="export",
+    gpu=True,
+    text=lambda result, _: (
+        f"An adapter of rank {result['rank']} is in {result['path']}: held-out loss "
+        f"{result['loss_before']:.4f} before, {result['loss_after']:.4f} after."
+    ),
+)
+def reduce_rank(
+    run: TrainedRun,
+    out: OutputDir,
+    rank: int | None = None,
+    as_zip: AsZip = False,
+    report: Progress = None,
+) -> Json:
+    """Write a copy of the adapter with a smaller rank, and measure what it loses.
+
+    Args:
+        rank: the new rank; without it, the rank that the adapter uses
+
+    Returns:
+        `path`, `rank`, and the held-out loss before and after.
+    """
     from peft_space.evaluation.evaluate import held_out_loss
-    from peft_space.export.rank_reduction import reduce_rank as compress_run
+    from peft_space.export.folder import zip_of
+    from peft_space.export.rank_reduction import reduce_rank as write_smaller
     from peft_space.models.loading import load_adapted
 
     opened, on_progress = Run(run), progress(report)
-    on_progress(0.0, "Taking the adapter apart")
-    smaller = compress_run(opened, out, rank)
+    folder = Path(out, "adapter").absolute() if as_zip else Path(out).absolute()
+    on_progress(0.0, "Decomposing the adapter")
+    smaller = write_smaller(opened, folder, rank)
     on_progress(0.3, "Scoring the adapter as it was")
     before = held_out_loss(opened, load_cached(run))
     on_progress(0.6, "Scoring the smaller adapter")
-    after = held_out_loss(opened, load_adapted(opened, Path(out)))
-    return {
-        "path": str(Path(out).absolute()),
-        "rank": smaller,
-        "loss_before": before,
-        "loss_after": after,
-    }
+    after = held_out_loss(opened, load_adapted(opened, folder))
+    path = zip_of(folder, opened, f"rank-{smaller}") if as_zip else folder
+    return {"path": str(path), "rank": smaller, "loss_before": before, "loss_after": after}
 
 
-def model_card(run: str) -> Json:
-    """The model card as it would be pushed now: `card`; and `pictures`, the SVG of each by the name that the card has for it."""
-    import tempfile
+@operation(group="export", text=lambda result, _: result["card"])
+def model_card(run: TrainedRun) -> Json:
+    """Write the model card that would be pushed now.
 
+    Returns:
+        The `card`, and `pictures`, the SVG of each by its name in the card.
+    """
     from peft_space.export.export import copy_adapter
 
     with tempfile.TemporaryDirectory() as scratch:
         copy_adapter(Run(run), Path(scratch))
-        pictures = {
-            path.name: path.read_text(encoding="utf-8") for path in Path(scratch).glob("*.svg")
-        }
-        return {
-            "card": Path(scratch, "README.md").read_text(encoding="utf-8"),
-            "pictures": pictures,
-        }
+        card = Path(scratch, "README.md").read_text(encoding="utf-8")
+        drawings = Path(scratch).glob("*.svg")
+        pictures = {path.name: path.read_text(encoding="utf-8") for path in drawings}
+        return {"card": card, "pictures": pictures}
 
 
-def push(
-    run: str,
-    repo: str,
-    token: str | None = None,
-    public: bool = False,
-    card: str | None = None,
-    export: Json | None = None,
-    report: Report | None = None,
-) -> Json:
-    """Push the adapter to the Hub: `url`. A `card` takes the place of the one that `card` shows.
+@operation(
+    group="export",
+    text=lambda result, _: (
+        f"{result['path']} trains the run on any machine: uv run {result['path']}"
+    ),
+)
+def script(run: AnyRun, out: OutputFile = "train.py") -> Json:
+    """Write a run as one script that trains it on any machine or cluster."""
+    from peft_space.export.standalone_script import write_script
 
-    Args:
-        export: what to push in place of the adapter as it is: `target`, `dtype`, `merge_into`, `insist` and `gguf` as `export` takes them. It is proven first.
-    """
-    from peft_space.export.export import make_export_spec
-    from peft_space.hub import push as hub_push
-
-    if not export or export.get("target", "adapter") == "adapter":
-        return {"url": hub_push.push(Run(run), repo, token, public, progress(report), card)}
-    asked = make_export_spec(**export)
-    forget()
-
-    def write(opened: Run, folder: Path) -> None:
-        asked.deliver(opened, folder, progress(report))
-
-    return {
-        "url": hub_push.push(
-            Run(run), repo, token, public, progress(report), card, asked.in_words(), write
-        )
-    }
+    return {"path": str(write_script(Run(run), out))}

@@ -1,16 +1,32 @@
-"""What is to be known before a training: layers, advice, memory and time."""
+"""Answers what to know before a training: layers, recommendations, memory, time and rank."""
 
+import json
+import shlex
 from collections import Counter
 from dataclasses import asdict
 
-from peft_space.data.table import Data
 from peft_space.errors import UserError
-from peft_space.operations.progress import Json, Report, progress
+from peft_space.operations.registry import (
+    ColumnMapping,
+    DataSource,
+    HeldOut,
+    Json,
+    Progress,
+    RecipeChoices,
+    operation,
+    progress,
+)
 from peft_space.recipe import make_recipe
 
 
-def layers(recipe: Json) -> Json:
-    """Which linear layers the recipe's base model has, which of them get an adapter, and how many parameters that trains."""
+@operation(group="planning")
+def layers(recipe: RecipeChoices = None) -> Json:
+    """List the linear layers of the base model and which of them get an adapter.
+
+    Returns:
+        The `layers`, those `wrapped`, the number of `trainable` parameters, how engines can serve
+        the adapter (`serving`), and the `memory` of a training at the length limit.
+    """
     from peft_space.export.serving_support import engine_support, traits_of_recipe
     from peft_space.models.architecture import (
         linear_layers,
@@ -23,126 +39,183 @@ def layers(recipe: Json) -> Json:
     from peft_space.models.resolve import find_base
     from peft_space.planning.estimates import memory_here
 
-    wanted = make_recipe(recipe)
-    config = find_base(wanted.base_model, wanted.revision).config
-    can = tasks_of(config)
-    if not can:
+    chosen = make_recipe(recipe or {})
+    config = find_base(chosen.base_model, chosen.revision).config
+    tasks = tasks_of(config)
+    if not tasks:
         raise UserError(
-            "todo",
-            f"Models of the kind {config.model_type!r} can learn none of the tasks here. Choose another base model.",
+            "operations.model_without_task",
+            f"Models of type {config.model_type!r} support none of the tasks of this app. "
+            "Choose another base model.",
         )
-    task = can[0] if wanted.task == "automatic" else wanted.task
-    found = linear_layers(config, task)
-    wrapped = wrapped_layers(wanted, found)
-    saved = modules_to_save(wanted, found)
-    served = engine_support(traits_of_recipe(wanted, found, quantization_of(wanted, config)))
-    trainable, total = expected_parameter_counts(wanted, found, task)
-    memory = memory_here(wanted, config, task, wanted.max_length)
+    task = tasks[0] if chosen.task == "automatic" else chosen.task
+    linear = linear_layers(config, task)
+    wrapped = wrapped_layers(chosen, linear)
+    quantization = quantization_of(chosen, config)
+    trainable, total = expected_parameter_counts(chosen, linear, task)
+    memory = memory_here(chosen, config, task, chosen.max_length)
+    engines = engine_support(traits_of_recipe(chosen, linear, quantization))
     return {
-        "tasks": can,
+        "tasks": tasks,
         "task": task,
-        "layers": found.counts,
+        "layers": linear.counts,
         "wrapped": dict(Counter(name.rpartition(".")[2] for name in wrapped)),
-        "head": found.head,
-        "saved": saved,
-        "fused_experts": found.fused_experts,
-        "taken_for_experts": found.taken_for_experts,
+        "head": linear.head,
+        "saved": modules_to_save(chosen, linear),
+        "fused_experts": linear.fused_experts,
+        "taken_for_experts": linear.taken_for_experts,
         "trainable": trainable,
         "parameters": total,
-        "serving": [asdict(way) for way in served],
+        "serving": [asdict(engine) for engine in engines],
         "memory": asdict(memory) if memory else None,
     }
 
 
-def estimate(
-    data: Data,
-    recipe: Json | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
-) -> Json:
-    """What training the recipe will take: `memory`, `time`, on which hardware of a Space it would fit (`spaces`), and the same in `words`."""
-    from peft_space.planning.estimates import describe_estimates, estimate_training
-
-    found = estimate_training(
-        data, make_recipe(recipe or {}), held_out, column_mapping, progress(report)
-    )
-    return asdict(found) | {"words": describe_estimates(found)}
-
-
-def dry_run(
-    data: Data,
-    recipe: Json | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
-) -> Json:
-    """A few steps trained for real: `memory`, `step_seconds` and `seconds` of the whole training, the `estimates` before, and how far they were off."""
-    from peft_space.planning import dry_run as measuring
-
-    found = measuring.dry_run(
-        data, make_recipe(recipe or {}), held_out, column_mapping, progress(report)
-    )
-    return asdict(found) | {"words": measuring.describe_dry_run(found)}
+def _recommend_text(result: Json, arguments: Json) -> str:
+    lines = [
+        f"{advice['field']}: {json.dumps(advice['value'])}"
+        f"{'' if advice['changes'] else ' (unchanged)'}. {advice['why']} [{advice['source']}]"
+        for advice in result["advice"]
+    ]
+    for line in result["red_lines"]:
+        kind = "Not possible" if line["kind"] == "stop" else "Warning"
+        lines.append(f"{kind}: {line['words']}")
+    recipe = json.dumps(make_recipe(result["recipe"]).model_dump(exclude_defaults=True))
+    data = arguments["data"]
+    files = shlex.join([data] if isinstance(data, str) else data)
+    following = f"peft-space train {files} --recipe {shlex.quote(recipe)} --out RUN_DIR"
+    return "\n".join([*lines, f"Next: {following}"])
 
 
+@operation(group="planning", text=_recommend_text)
 def recommend(
-    data: Data,
-    recipe: Json | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    report: Progress = None,
 ) -> Json:
-    """What to choose for these data, this base model and this machine: `advice`, each with its reason, the `recipe` with all of it, and `red_lines`."""
+    """Recommend a recipe for the data, the base model and this machine, with reasons.
+
+    Returns:
+        `advice`, each item with its reason and source; the `recipe` that follows all of it; and
+        `red_lines`, with which training is not possible or not advisable.
+    """
     from peft_space.models.resolve import find_base
     from peft_space.planning.facts import data_facts, machine_facts, model_facts
     from peft_space.recommend import rules
     from peft_space.training.prepare import prepare
 
-    wanted = make_recipe(recipe or {})
-    on_progress = progress(report)
-    # the longest row decides on the limit, and a recipe that crosses a red line is to be told how to mend it
-    prepared = prepare(data, wanted, held_out, column_mapping, on_progress, allow_red_lines=True)
-    base = find_base(wanted.base_model, wanted.revision)
-    on_progress(0.9, "Measuring how well the base knows such answers")
-    facts, model = (
-        data_facts(prepared, base, wanted),
-        model_facts(base, wanted, prepared.task_spec.task),
-    )
-    advices = rules.recommend(facts, model, machine_facts())
-    changed = rules.changed_recommendations(wanted, advices)
-    better = rules.recommended_recipe(wanted, advices)
+    chosen, on_progress = make_recipe(recipe or {}), progress(report)
+    # the longest row decides on the length limit, and a recipe beyond a red line gets its remedy
+    prepared = prepare(data, chosen, held_out, column_mapping, on_progress, allow_red_lines=True)
+    base = find_base(chosen.base_model, chosen.revision)
+    on_progress(0.9, "Measuring how well the base model predicts such answers")
+    facts = data_facts(prepared, base, chosen)
+    model = model_facts(base, chosen, prepared.task_spec.task)
+    advice = rules.recommend(facts, model, machine_facts())
+    changed = rules.changed_recommendations(chosen, advice)
     return {
         "task": prepared.task_spec.task,
         "advice": [
-            asdict(one) | {"now": getattr(wanted, one.field), "changes": one in changed}
-            for one in advices
+            asdict(item) | {"now": getattr(chosen, item.field), "changes": item in changed}
+            for item in advice
         ],
-        "recipe": better.model_dump(),
-        "red_lines": [asdict(line) for line in rules.red_lines(wanted, model, facts)],
+        "recipe": rules.recommended_recipe(chosen, advice).model_dump(),
+        "red_lines": [asdict(line) for line in rules.red_lines(chosen, model, facts)],
         "facts": {**asdict(facts), "lengths": None, **asdict(model)},
     }
 
 
-def rank_sweep(
-    data: Data,
-    recipe: Json | None = None,
-    ranks: list[int] | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
-) -> Json:
-    """The recipe trained briefly at several ranks: `results` of each (rank, trainable_parameters, loss, seconds), and the rank that is `enough`."""
-    from peft_space.planning.rank_sweep import RANKS
-    from peft_space.planning.rank_sweep import rank_sweep as study_ranks
+def _estimate_text(result: Json, arguments: Json) -> str:
+    lines = [
+        f"{line['name']:14} {'fits' if line['fits'] else 'does not fit'}: "
+        f"{line['need'] / 1e9:,.2f} of {line['memory'] / 1e9:,.0f} GB"
+        for line in result["spaces"]
+    ]
+    return "\n".join([*result["words"], *lines])
 
+
+@operation(group="planning", text=_estimate_text)
+def estimate(
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    report: Progress = None,
+) -> Json:
+    """Estimate the memory and time of a training, and which Space hardware it fits.
+
+    Returns:
+        `memory`, `time`, the hardware of Spaces (`spaces`), and a summary in `words`.
+    """
+    from peft_space.planning.time import estimates, in_words
+
+    chosen = make_recipe(recipe or {})
+    result = estimates(data, chosen, held_out, column_mapping, progress(report))
+    return asdict(result) | {"words": in_words(result)}
+
+
+@operation(
+    group="planning",
+    gpu=True,
+    takes_turn=True,
+    text=lambda result, arguments: "\n".join(result["words"]),
+)
+def dry_run(
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    report: Progress = None,
+) -> Json:
+    """Train four steps to measure the memory and time of the whole training.
+
+    Nothing of the training is kept.
+
+    Returns:
+        `memory`, `step_seconds` and `seconds` as measured, the `estimates`, and their errors.
+    """
+    from peft_space.planning import dry_run as planning
+
+    chosen = make_recipe(recipe or {})
+    result = planning.dry_run(data, chosen, held_out, column_mapping, progress(report))
+    return asdict(result) | {"words": planning.in_words(result)}
+
+
+def _rank_sweep_text(result: Json, arguments: Json) -> str:
+    lines = [
+        f"rank {one['rank']:3}: held-out loss {one['loss']:.4f}, "
+        f"{one['trainable_parameters']:,} trainable"
+        for one in result["results"]
+    ]
+    enough = (
+        f"Rank {result['enough']} is enough: its loss after {result['steps']} steps is within 2 %, "
+        "or 0.01, of the best."
+    )
+    return "\n".join([*lines, enough])
+
+
+@operation(group="planning", takes_turn=True, text=_rank_sweep_text)
+def rank_sweep(
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    ranks: list[int] | None = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    report: Progress = None,
+) -> Json:
+    """Train briefly at several ranks to find the smallest that is enough.
+
+    Args:
+        ranks: the ranks to try; without them 2, 4, 8, 16, 32 and 64.
+
+    Returns:
+        `results`, for each rank `trainable_parameters`, `loss` and `seconds`; and `enough`.
+    """
+    from peft_space.planning import rank_sweep as planning
+
+    chosen, tried = make_recipe(recipe or {}), tuple(ranks or planning.RANKS)
     return asdict(
-        study_ranks(
-            data,
-            make_recipe(recipe or {}),
-            tuple(ranks or RANKS),
-            held_out,
-            column_mapping,
-            progress(report),
-        )
+        planning.rank_sweep(data, chosen, tried, held_out, column_mapping, progress(report))
     )

@@ -1,64 +1,81 @@
-"""Runs made and trained, here or by a job, and saved to go on elsewhere."""
+"""Makes, trains, follows and manages runs."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from peft_space import settings
-from peft_space.data.table import Data
-from peft_space.operations.progress import Json, Report, progress
+from peft_space.operations.registry import (
+    Adapter,
+    AnyRun,
+    ColumnMapping,
+    DataSource,
+    HeldOut,
+    Json,
+    Kind,
+    NewRun,
+    Owners,
+    Progress,
+    RecipeChoices,
+    operation,
+    progress,
+)
 from peft_space.recipe import make_recipe
-from peft_space.runs.run import Run
+from peft_space.runs import events
+from peft_space.runs.run import Run, ensure_not_on_job
+from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of, warnings_of
+from peft_space.runs.store import list_runs as runs_of
+
+CLI_ONLY, API_ONLY = Kind("", only="cli"), Kind("", only="api")
+Tool = Literal["tensorboard", "trackio", "wandb"]
+_LOSS_FIELDS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
 
 
+def _trained_text(result: Json, arguments: Json) -> str:
+    run = result["run"]
+    if "step" in result:
+        following = f"Next: peft-space evaluate {run}"
+        return f"{result['outcome']} at step {result['step']}. {following}"
+    if result.get("outcome"):
+        return "This run is finished."
+    return f"The run is in {run}. Next: peft-space job {run}, or peft-space resume {run}"
+
+
+@operation(group="runs", name="train", trains=True, text=_trained_text)
 def make_run(
-    directory: str,
-    data: Data,
-    recipe: Json,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
+    directory: NewRun,
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    no_train: bool = False,
+    report_to: Annotated[list[Tool] | None, CLI_ONLY] = None,
+    report: Progress = None,
 ) -> Json:
-    """A new run, checked and ready to be trained. Nothing is made where something is wrong."""
-    from peft_space.training.prepare import make_run
+    """Train a LoRA adapter on your data.
 
-    return {
-        "run": str(
-            make_run(
-                directory, data, make_recipe(recipe), held_out, column_mapping, progress(report)
-            ).directory
-        )
-    }
+    A mistake in the data or recipe leaves no run. The command line trains in the foreground, the
+    API in the background, and ZeroGPU in slices, one for each call of `resume`.
 
+    Args:
+        no_train: only make the run, to train it later or elsewhere
+        report_to: also report the losses to this tool; may be repeated
 
-def import_adapter(
-    directory: str,
-    adapter: str,
-    data: Data,
-    recipe: Json | None = None,
-    held_out: Data | None = None,
-    column_mapping: Json | None = None,
-    report: Report | None = None,
-) -> Json:
-    """A new run of an adapter that was made elsewhere, with rows to score on and to go on with."""
-    from peft_space.training.import_adapter import import_adapter as adopt_adapter
+    Returns:
+        The folder of the `run`. The surface trains it afterwards.
+    """
+    from peft_space.training.prepare import make_run as make
 
-    return {
-        "run": str(
-            adopt_adapter(
-                directory, adapter, data, recipe, held_out, column_mapping, progress(report)
-            ).directory
-        )
-    }
-
-
-def prefetch(run: str) -> Json:
-    """Have on this machine what training a run needs and a slice of GPU time should not go on: rendered rows, and the base model's files."""
-    from peft_space.training.prepare import prefetch as fetch_for
-
-    return {"rows": fetch_for(Run(run))}
+    chosen = make_recipe(recipe or {})
+    run = make(directory, data, chosen, held_out, column_mapping, progress(report))
+    return {"run": str(run.directory)}
 
 
 def train(run: str) -> Json:
-    """Train a run to its end, or until it is asked to leave."""
+    """Train a run in this process, until it ends or is asked to stop."""
     from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import TrainOptions
     from peft_space.training.train import train as train_run
@@ -69,50 +86,188 @@ def train(run: str) -> Json:
         return train_run(opened, options).model_dump()
 
 
-def script(run: str, out: str) -> Json:
-    """The run as one script that trains it anywhere: its `path`."""
-    from peft_space.export.standalone_script import write_script
-
-    return {"path": str(write_script(Run(run), out))}
-
-
-def backup(run: str, repo: str, token: str | None = None, report: Report | None = None) -> Json:
-    """Save the run to a private dataset repository on the Hub, with all that it takes to go on elsewhere: `url`."""
-    from peft_space.hub.backup import backup as save_run
-
-    return {"url": save_run(Run(run), repo, token, progress(report))}
-
-
-def restore(
-    directory: str, repo: str, token: str | None = None, report: Report | None = None
+@operation(group="runs", trains=True, in_process=True, text=_trained_text)
+def resume(
+    run: AnyRun,
+    halve_max_length: bool = False,
+    ignore_mismatch: bool = False,
+    slice_seconds: Annotated[int, Field(ge=0), API_ONLY] = 0,
+    report_to: Annotated[list[Tool] | None, CLI_ONLY] = None,
 ) -> Json:
-    """A run that was saved, as a new run here, ready to go on."""
-    from peft_space.hub.backup import restore as take_up_run
+    """Resume the training of a run from its last checkpoint.
 
-    return {"run": str(take_up_run(repo, directory, token, progress(report)).directory)}
+    Args:
+        halve_max_length: after a training that ran out of memory, cut rows at half their length
+        ignore_mismatch: resume even if rows, recipe or libraries have changed since
+        slice_seconds: on ZeroGPU, the limit of this slice; 0 is the app's own, mostly 60
+        report_to: also report the losses to this tool; may be repeated
+    """
+    opened = Run(run)
+    ensure_not_on_job(opened)
+    return {"run": str(opened.directory)}
 
 
-def job_hardware(run: str, token: str | None = None) -> Json:
-    """The `hardware` that a job of the run could have now, each with what it would take: memory, time, cost, and a timeout with margin."""
-    from peft_space.hub import jobs
-    from peft_space.planning.job_costs import job_options
-
-    return {"hardware": [asdict(choice) for choice in job_options(Run(run), jobs.offers(token))]}
-
-
-def submit_job(
-    run: str, flavor: str, timeout: str, token: str | None = None, report: Report | None = None
+@operation(
+    group="runs",
+    text=lambda result, _: (
+        f"The adapter is in the run {result['run']}. Next: peft-space evaluate {result['run']}, "
+        f"or peft-space resume {result['run']}"
+    ),
+)
+def import_adapter(
+    directory: NewRun,
+    adapter: Adapter,
+    data: DataSource,
+    recipe: RecipeChoices = None,
+    held_out: HeldOut = None,
+    column_mapping: ColumnMapping = None,
+    report: Progress = None,
 ) -> Json:
-    """Let a job on Hugging Face train the run: its `job`, its `address`, and the private dataset that it went to, `repo`."""
-    from peft_space.hub import jobs
+    """Make a run of an existing adapter, to compare, score, export or train it further."""
+    from peft_space.training.import_adapter import import_adapter as import_into_run
 
-    handed = jobs.submit(Run(run), flavor, jobs.seconds_of(timeout), token, progress(report))
-    return handed.model_dump(exclude={"event", "at", "num_events"})
+    run = import_into_run(
+        directory, adapter, data, recipe, held_out, column_mapping, progress(report)
+    )
+    return {"run": str(run.directory)}
 
 
-def cancel_job(run: str, token: str | None = None) -> Json:
-    """End the run's job; what it has sent comes back to who follows it."""
-    from peft_space.hub import jobs
+# What a run is doing
 
-    jobs.cancel(Run(run), token)
-    return {"status": Run(run).status()}
+
+def _summary(run: Run, history: list[events.Event]) -> Json:
+    steps = steps_of(history)
+    return {
+        "run": str(run.directory),
+        "name": run.name,
+        "status": run.status(history),
+        "step": steps[-1].step if steps else 0,
+    }
+
+
+def _list_text(result: list[Json], arguments: Json) -> str:
+    lines = [
+        f"{line['run']}  {line['status']:11} step {line['step']:6}  {line['name']}"
+        for line in result
+    ]
+    return "\n".join(lines) or "There are no runs."
+
+
+@operation(group="runs", name="list", in_process=True, text=_list_text)
+def list_runs(owners: Owners) -> list[Json]:
+    """List your runs, the newest first."""
+    return [
+        _summary(run, run.history())
+        | {"created": run.about["created"], "base_model": run.recipe.base_model}
+        for run in runs_of(*owners)
+    ]
+
+
+def _status_text(result: Json, arguments: Json) -> str:
+    total = f" of {result['total_steps']}" if result["total_steps"] else ""
+    words = f"The run is {result['status']}, at step {result['step']}{total}."
+    return f"{words} {result['message'] or ''}".strip()
+
+
+@operation(group="runs", in_process=True, text=_status_text)
+def status(run: AnyRun, since_step: int = 0) -> Json:
+    """Show how far the training of a run is, and what it measured.
+
+    Args:
+        since_step: leave out the losses up to this step
+
+    Returns:
+        `status`, `step`, `total_steps`, `losses`, `evaluations`, `message` and more; see
+        docs/api.md.
+    """
+    from peft_space.training.loss_analysis import overfits_from
+
+    opened = Run(run)
+    history, plan = opened.history(), opened.path("plan.json")
+    started = [event for event in history if isinstance(event, events.Started)]
+    losses = [event for event in steps_of(history) if event.step > since_step]
+    notices = [event for event in history if isinstance(event, events.Notice)]
+    selected = selected_checkpoint(history)
+    return _summary(opened, history) | {
+        "total_steps": started[-1].total_steps if started else None,
+        "recipe": opened.recipe.model_dump(),
+        "plan": json.loads(plan.read_text()) if plan.is_file() else None,
+        "losses": _fields(losses, *_LOSS_FIELDS),
+        "evaluations": _fields(evaluations_of(history), "step", "loss"),
+        "overfits_from": overfits_from(history),
+        "adjustments": _fields(notices, "what", "why"),
+        "warnings": _fields(warnings_of(history), "step", "what", "advice"),
+        "kept": _fields([selected], "step", "why")[0] if selected else None,
+        **slices_of(opened),
+    }
+
+
+def _fields(happened: Sequence[events.Event], *names: str) -> list[Json]:
+    return [event.model_dump(include=set(names)) for event in happened]
+
+
+def slices_of(run: Run) -> Json:
+    """The GPU quota used on ZeroGPU (`slices`), and why the run failed or paused (`message`)."""
+    from peft_space.runtime.zerogpu_slices import slice_account
+
+    history = run.history()
+    state = run.status(history)
+    failures = [event.message for event in history if isinstance(event, events.Failed)]
+    pauses = [event.why for event in history if isinstance(event, events.Paused)]
+    reasons = {"failed": failures, "paused": pauses}.get(state, [])
+    on_zerogpu = settings.on_zerogpu()
+    used = asdict(slice_account(history, settings.slice_seconds())) if on_zerogpu else None
+    return {"message": (reasons and reasons[-1]) or None, "slices": used}
+
+
+def _state_text(result: Json, arguments: Json) -> str:
+    return f"The run is {result['status']}."
+
+
+def _request(run: str, kind: Literal["pause", "stop"]) -> Json:
+    opened = Run(run)
+    if opened.status() in ("queued", "running"):
+        opened.request_stop(kind)
+    return {"run": str(opened.directory), "status": opened.status()}
+
+
+@operation(group="runs", in_process=True, text=_state_text)
+def pause(run: AnyRun) -> Json:
+    """Pause a training after its current step, with a checkpoint."""
+    return _request(run, "pause")
+
+
+@operation(group="runs", in_process=True, text=_state_text)
+def stop(run: AnyRun) -> Json:
+    """Stop a training after its current step, with a checkpoint and an adapter."""
+    return _request(run, "stop")
+
+
+@operation(group="runs", in_process=True, text=lambda result, _: f"Renamed to {result['name']}.")
+def rename(run: AnyRun, name: str) -> Json:
+    """Give a run another name.
+
+    Args:
+        name: the new name, at most 100 characters
+    """
+    opened = Run(run)
+    opened.rename(name)
+    return {"run": str(opened.directory), "name": opened.name}
+
+
+@operation(group="runs", in_process=True, text=lambda result, _: "The run is deleted.")
+def delete(run: AnyRun) -> Json:
+    """Delete a run and everything in it."""
+    opened = Run(run)
+    opened.delete()
+    return {"run": str(opened.directory), "deleted": True}
+
+
+@operation(
+    group="runs", internal="Each ZeroGPU slice runs it first, so that no GPU time is spent on it."
+)
+def prefetch(run: AnyRun) -> Json:
+    """Render the rows of a run and download the files of its base model."""
+    from peft_space.training.prepare import prefetch as prefetch_run
+
+    return {"rows": prefetch_run(Run(run))}

@@ -1,6 +1,6 @@
-"""A process that does the page's verbs: reads one JSON request a line, writes JSON lines of reports and one of the result or error.
+"""A process that runs operations for the page: JSON requests in, JSON reports and results out.
 
-A model stays loaded between requests, so the second comparison does not wait for it.
+It reads one request a line. A model stays loaded between requests.
 """
 
 import contextlib
@@ -8,11 +8,11 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
 from typing import IO, Any
 
 from peft_space.errors import as_user_error, error_json
-from peft_space.operations import OPERATIONS, REPORTING, TAKING_TURNS
+from peft_space.operations import OPERATIONS
+from peft_space.operations.registry import Report
 from peft_space.redaction import print_traceback
 from peft_space.runtime import machine_queue
 from peft_space.settings import prepare_libraries
@@ -35,46 +35,38 @@ def _serve(request: dict[str, Any], answers: IO[str]) -> None:
             answers.write(json.dumps(message) + "\n")
             answers.flush()
 
-    def beat() -> (
-        None
-    ):  # so that a page whose visitor pressed Stop can end this process while a model is being loaded
+    def beat() -> None:  # lets the page end this process while a model is being loaded
         while not ended.wait(1.0):
             write({"report": {}})
 
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()
-    last = _last_message(request, write)
+    last = _last_message(request, lambda report: write({"report": report}))
     ended.set()
     heart.join()
     write(last)
 
 
-def _last_message(
-    request: dict[str, Any], write: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Do what is asked: {"result": …} or {"error": …}."""
-    verb, arguments = request["verb"], request["arguments"]
-    if verb in REPORTING:
-        arguments["report"] = lambda report: write({"report": report})
+def _last_message(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Run the operation and return {"result": …} or {"error": …}."""
     try:
-        with _turn(arguments["report"]) if verb in TAKING_TURNS else contextlib.nullcontext():
-            return {"result": OPERATIONS[verb](**arguments)}
-    except Exception as error:  # noqa: BLE001 - the one place where errors of a worker are put into words for the page
+        operation, arguments = OPERATIONS[request["verb"]], request["arguments"]
+        if operation.reports:
+            arguments["report"] = report
+        with _turn(report) if operation.takes_turn else contextlib.nullcontext():
+            return {"result": operation(**arguments)}
+    except Exception as error:  # noqa: BLE001 - turns every error into a message
         if as_user_error(error) is None:
             print_traceback()
         return error_json(error)
 
 
-def _turn(report: Callable[[dict[str, Any]], None]) -> contextlib.AbstractContextManager[Any]:
-    return machine_queue.machine_slot(
-        None,
-        lambda before: report(
-            {
-                "share": 0.0,
-                "what": f"Waiting for {before} training{'s' * (before > 1)} on this machine",
-            }
-        ),
-    )
+def _turn(report: Report) -> contextlib.AbstractContextManager[Any]:
+    def on_wait(before: int) -> None:
+        trainings = f"{before} training{'s' * (before > 1)}"
+        report({"share": 0.0, "what": f"Waiting for {trainings} on this machine"})
+
+    return machine_queue.machine_slot(None, on_wait)
 
 
 if __name__ == "__main__":

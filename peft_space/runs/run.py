@@ -78,7 +78,7 @@ class Run:
             UserError: `directory` already contains something.
         """
         target = Path(directory).absolute()
-        advice = f"Choose another folder, or resume it with `train --resume {directory}`."
+        advice = f"Choose another folder, or resume it with `peft-space resume {directory}`."
         with atomic_io.atomic_directory(target, advice, private=True) as aside:
             for path, content in files.items():
                 (aside / path).parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def _keeps_failing(run: Run) -> bool:
 
 
 def _start_process(run: Run, options: Sequence[str] = ()) -> None:
-    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     with open(run.path("worker.log"), "a") as log:
         process = subprocess.Popen(
             [*command, *options],

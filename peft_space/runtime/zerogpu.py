@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import spaces
@@ -30,10 +30,6 @@ from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
 logger = logging.getLogger(__name__)
 
-#: Operations that need a GPU.
-_ON_GPU = {"compare", "evaluate", "vote_pairs", "dry_run", "reduce_rank"}
-#: Those that store what they have measured in the run, and resume in the next slice.
-_RESUMABLE = {"evaluate", "vote_pairs"}
 _SPARE_SECONDS = 2.0  # before the end of a slice, in which an operation stops
 
 
@@ -179,6 +175,19 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 # Other operations
 
 
+class GpuOperation(Protocol):
+    """What a slice needs to know about an operation."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it stores partial results in the run and continues from them in a later slice."""
+
+    def needs_gpu(self, arguments: dict[str, Any]) -> bool:
+        """Return True if a call with these arguments computes on a GPU."""
+
+    def __call__(self, **arguments: Any) -> Any: ...
+
+
 class SlicedWorkers(Workers):
     """Workers that run the operations that need a GPU in slices, and all others in processes.
 
@@ -186,16 +195,14 @@ class SlicedWorkers(Workers):
     `share`. Call it again, in a new event of the visitor.
     """
 
-    def __init__(self, operations: Mapping[str, Callable[..., Any]]):
-        """Args: `operations` is name -> function, everything that a slice may run."""
+    def __init__(self, operations: Mapping[str, GpuOperation]):
+        """Args: `operations` is name -> operation, everything that a slice may run."""
         super().__init__()
         _operations.update(operations)
 
     def stream(self, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Run an operation; see `Workers.stream`."""
-        # merging runs on the CPU, verifying an adapter on the GPU
-        verifies_adapter = verb == "export" and arguments.get("target", "adapter") == "adapter"
-        if verb not in _ON_GPU and not verifies_adapter:
+        if not _operations[verb].needs_gpu(arguments):
             yield from super().stream(verb, **arguments)
             return
         if verb == "dry_run":  # renders the rows, and fails if necessary, without a GPU
@@ -223,7 +230,7 @@ class _ClientGone(Exception):
 
 _computing = threading.Lock()
 #: Inherited by the forked process of a slice.
-_operations: dict[str, Callable[..., Any]] = {}
+_operations: dict[str, GpuOperation] = {}
 
 
 @spaces.GPU(duration=_duration)
@@ -271,14 +278,16 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
 
 def _num_saved(verb: str, arguments: dict[str, Any]) -> list[int] | None:
     """Batches that a resumable operation has stored in the run."""
-    return resumable.num_saved_batches(Run(arguments["run"])) if verb in _RESUMABLE else None
+    return (
+        resumable.num_saved_batches(Run(arguments["run"])) if _operations[verb].resumable else None
+    )
 
 
 def _check_progress(
     verb: str, arguments: dict[str, Any], seconds: int, saved_before: list[int] | None
 ) -> None:
     """Raise UserError if another slice would not help."""
-    if verb not in _RESUMABLE:
+    if not _operations[verb].resumable:
         raise UserError(
             "runtime.slice_too_short",
             f"This takes longer than the {seconds} s for which it had a GPU. Request less at once.",

@@ -33,7 +33,7 @@ def account_of(token: str) -> str:
     if who.get("type") != "user":
         raise UserError(
             "todo",
-            "The token belongs to no user, so there are no runs of an account. Bring a user's token, or the `owner` that /start returned.",
+            "The token belongs to no user, so there are no runs of an account. Bring a user's token, or the `owner` that /train returned.",
         )
     with _lock:
         if len(_known) >= _MOST:

@@ -158,7 +158,7 @@ def owner_of(secret: str) -> str:
     ):  # a shorter one could be guessed, and the empty one would be everybody's
         raise UserError(
             "todo",
-            "It is not said whose runs these are. Give the `owner` that /start returned; on the page, reload it.",
+            "It is not said whose runs these are. Give the `owner` that /train returned; on the page, reload it.",
         )
     return _digest(secret)
 

@@ -1,13 +1,22 @@
-"""The command line: its words, its exit status, one JSON object on standard output, and one sentence for a mistake."""
+"""Commands print text or one JSON object, and end a mistake with one message and status 2."""
 
+import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
+from peft_space import settings
+from peft_space.cli.main import flag_of, main
+from peft_space.errors import UserError, user_message
+from peft_space.operations import REGISTRY, Json
+from peft_space.operations.registry import DataSource, fields_of, operations_on
 from peft_space.runs.run import Run
 
 
-def test_check_says_what_is_in_a_file(run_command, write):
+def test_check_reports_what_is_in_a_file(run_command, write):
     path = write("rows.json", [{"prompt": "a", "completion": "b"}, {"prompt": "c"}])
     status, out, _ = run_command("check", path, "--json")
     found = json.loads(out)
@@ -21,7 +30,7 @@ def test_check_says_what_is_in_a_file(run_command, write):
 
 
 def test_check_counts_tokens_for_a_model(run_command):
-    status, out, _ = run_command("check", "demo", "--model", "demo", "--json")
+    status, out, _ = run_command("check", "demo", "--base-model", "demo", "--json")
     assert status == 0
     assert json.loads(out)["lengths"]["num_cut"] == 0
 
@@ -32,7 +41,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     status, out, err = run_command("train", "demo", "--recipe", recipe, "--out", run_dir, "--json")
     assert (status, json.loads(out)["outcome"]) == (0, "Finished")
     assert "step 2: loss" in err
-    assert run_command("train", "--resume", run_dir)[0] == 0
+    assert run_command("resume", run_dir)[0] == 0
     status, out, _ = run_command(
         "compare", run_dir, "--prompt", "Hi.", "--max-new-tokens", "5", "--json"
     )
@@ -54,7 +63,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
         tmp_path / "prompts.txt",
         "--max-new-tokens",
         "2",
-        "--also",
+        "--compare-with",
         "checkpoint-2",
     )
     assert (
@@ -69,7 +78,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     found = json.loads(out)
     assert {"exact_match", "loss"} <= set(found["base"]) & set(found["adapter"])
     status, out, _ = run_command(
-        "export", run_dir, "--as", "adapter", "--out", tmp_path / "adapter", "--json"
+        "export", run_dir, "--target", "adapter", "--out", tmp_path / "adapter", "--json"
     )
     assert (status, json.loads(out)["path"]) == (0, str(tmp_path / "adapter"))
 
@@ -108,7 +117,7 @@ MISTAKES = [
     [case[1:] for case in MISTAKES],
     ids=[case[0] for case in MISTAKES],
 )
-def test_a_mistake_is_one_sentence_the_same_for_the_page_and_leaves_no_run(
+def test_a_mistake_is_one_message_as_on_the_page_and_leaves_no_run(
     run_command, write, tmp_path, monkeypatch, name, content, recipe, workers
 ):
     monkeypatch.setenv("PEFT_SPACE_MAX_FILE_MB", "0.002")
@@ -123,7 +132,7 @@ def test_a_mistake_is_one_sentence_the_same_for_the_page_and_leaves_no_run(
 
 @pytest.fixture(scope="module")
 def workers():
-    """The page's worker processes; one is started while the size limit of these tests is set, and keeps it."""
+    """The page's worker processes, started with the size limit of these tests."""
     from peft_space.runtime.worker_pool import Workers
 
     made = Workers(max_workers=1)
@@ -135,7 +144,6 @@ def workers():
 
 
 def what_the_page_says(workers, path, recipe, tmp_path):
-    from peft_space.errors import UserError
     from peft_space.recipe import make_recipe
 
     def start():  # as the page's Start does
@@ -145,50 +153,102 @@ def what_the_page_says(workers, path, recipe, tmp_path):
     with pytest.raises(UserError) as refusal:
         start()
     assert not (tmp_path / "run").exists()
-    return str(refusal.value)
+    return user_message(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
-        (["train"], "Say what to train"),
-        (["train", "demo"], "Say what to train"),
-        (["train", "--resume", "/nowhere"], "is not a run"),
-        (["compare", "/nowhere", "--prompt", "a"], "is not a run"),
-        (["check", "/nowhere.csv"], "cannot be read"),
-        (["train", "demo", "--recipe", "nowhere.json", "--out", "x"], "cannot be read"),
+        (["resume", "/nowhere"], "/nowhere"),
+        (["compare", "/nowhere", "--prompt", "a"], "/nowhere"),
+        (["check", "/nowhere.csv"], "nowhere.csv"),
+        (["train", "demo", "--recipe", "nowhere.json", "--out", "x"], "nowhere.json"),
+        (["train", "demo", "--column-mapping", "[", "--out", "x"], "[cli.invalid_argument]"),
+        (["rank-sweep", "demo", "--ranks", "2;8"], "[cli.invalid_argument]"),
     ],
 )
-def test_what_is_not_there_is_told_with_exit_status_2(run_command, arguments, said):
+def test_a_missing_file_or_wrong_flag_exits_with_2(run_command, arguments, named):
     status, out, err = run_command(*arguments)
     assert (status, out) == (2, "")
-    assert said in err
+    assert named in err
     assert "Traceback" not in err
 
 
-def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(run_command, tmp_path, monkeypatch):
-    from peft_space import operations
+def test_a_bug_prints_its_traceback_and_exits_with_1(run_command, tmp_path, monkeypatch):
+    def check(data: DataSource) -> Json:
+        """Fail."""
+        return {"rows": 1 / 0}
 
-    monkeypatch.setattr(operations, "check", lambda *args, **named: 1 / 0)
+    monkeypatch.setitem(REGISTRY, "check", dataclasses.replace(REGISTRY["check"], function=check))
     status, out, err = run_command("check", "demo")
     assert (status, out) == (1, "")
     assert "ZeroDivisionError" in err
     assert "Traceback" in err
 
 
-def test_a_run_that_another_process_trains_is_not_trained_twice(run_command, own_run):
+def test_two_processes_do_not_train_one_run(run_command, own_run):
     with Run(own_run.directory).lock():
-        status, _, err = run_command("train", "--resume", own_run.directory)
+        status, _, err = run_command("resume", own_run.directory)
     assert status == 2
-    assert "another process" in err
+    assert "being trained" in err
 
 
-def test_a_file_that_can_be_read_in_several_ways_is_told_with_all_of_them_and_exit_status_2(
-    run_command, write
-):
+def test_ambiguous_columns_list_every_mapping_and_exit_with_2(run_command, write):
     status, out, err = run_command(
         "check", write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n")
     )
     assert status == 2
     assert out.count("--column-mapping") == 3
-    assert "not decided" in err
+    assert "[cli.ambiguous_columns]" in err
+
+
+def test_the_help_starts_without_heavy_libraries():
+    code = """
+import contextlib, io, sys
+from peft_space.cli.main import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main(["--help"])
+heavy = ("torch", "transformers", "gradio", "datasets", "pyarrow", "huggingface_hub")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("operation", operations_on("cli"), ids=lambda one: one.name)
+def test_every_command_prints_help_for_each_of_its_arguments(operation, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([operation.command, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert operation.help in printed
+    for parameter in operation.parameters_on("cli"):
+        for field in fields_of(parameter.kind.model) if parameter.kind.model else ():
+            assert flag_of(field) in printed
+            assert field.help.split()[0] in printed
+
+
+def test_flags_of_the_recipe_override_its_file(run_command, tmp_path):
+    (tmp_path / "recipe.json").write_text('{"lora_rank": 4, "max_length": 64}')
+    status, out, err = run_command(
+        *("train", "demo", "--recipe", tmp_path / "recipe.json", "--lora-rank", "8"),
+        *("--modules-to-save", "lm_head,norm", "--no-double-quantization", "--no-train"),
+        *("--out", tmp_path / "run", "--json"),
+    )
+    assert (status, json.loads(out)["outcome"]) == (0, None), err
+    recipe = Run(tmp_path / "run").recipe
+    assert (recipe.lora_rank, recipe.max_length, recipe.double_quantization) == (8, 64, False)
+    assert recipe.modules_to_save == ["lm_head", "norm"]
+
+
+def test_runs_are_listed_renamed_and_deleted(run_command, own_run):
+    assert run_command("rename", own_run.directory, "Best")[0] == 0
+    _, out, _ = run_command("status", own_run.directory, "--json")
+    assert (json.loads(out)["name"], json.loads(out)["status"]) == ("Best", "finished")
+    home = settings.home() / "runs" / "local"
+    home.mkdir(parents=True)
+    shutil.copytree(own_run.directory, home / ("0" * 24))
+    _, out, _ = run_command("list", "--json")
+    assert [line["name"] for line in json.loads(out)] == ["Best"]
+    assert run_command("delete", own_run.directory)[0] == 0
+    assert not own_run.directory.exists()

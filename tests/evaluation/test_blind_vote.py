@@ -87,6 +87,6 @@ def test_votes_on_held_out_rows_hide_the_sides(own_run, run_command, tmp_path):
     left_to_vote = operations.vote(run, pairs[0]["pair"], "right")["left_to_vote"]
     assert left_to_vote == len(pairs) - 1
     table = tmp_path / "votes.csv"
-    status, out, _ = run_command("vote-results", own_run.directory, "--csv", table, "--json")
+    status, out, _ = run_command("blind-vote", own_run.directory, "--csv", table, "--json")
     assert (status, len(json.loads(out)["votes"])) == (0, 1)
     assert table.read_text().count("\n") >= 2

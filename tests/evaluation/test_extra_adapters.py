@@ -52,7 +52,7 @@ def test_a_checkpoint_and_another_run_answer_as_they_do_alone(run, other):
     answers = operations.compare(
         str(run.directory),
         PROMPTS,
-        also=["checkpoint-4", str(other.directory)],
+        compare_with=["checkpoint-4", str(other.directory)],
         sampling={"max_new_tokens": 24},
     )["answers"]
     alone = load_adapted(run, run.path("checkpoints", "checkpoint-4"))
@@ -91,15 +91,17 @@ def test_comparable_adapters_are_complete_and_of_the_same_base(run, other, tmp_p
 
 def test_an_adapter_that_cannot_be_compared_is_rejected(run, other, tmp_path):
     with pytest.raises(UserError, match=r"checkpoint-5 .*checkpoint-4") as error:
-        operations.compare(str(run.directory), PROMPTS, also=["checkpoint-5"])
+        operations.compare(str(run.directory), PROMPTS, compare_with=["checkpoint-5"])
     assert error.value.code == "evaluation.no_such_checkpoint"
     history = [{"prompt": "a", "base": "b", "adapter": "c"}]
     with pytest.raises(UserError):
-        operations.compare(str(run.directory), ["Yes"], history=history, also=["checkpoint-4"])
+        operations.compare(
+            str(run.directory), ["Yes"], history=history, compare_with=["checkpoint-4"]
+        )
     moved = Run(shutil.copytree(other.directory, tmp_path / "moved"))
     path = moved.path("adapter", "adapter_config.json")
     config = json.loads(path.read_text()) | {"base_model_name_or_path": "someone/else"}
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="someone/else") as error:
-        operations.compare(str(run.directory), PROMPTS, also=[str(moved.directory)])
+        operations.compare(str(run.directory), PROMPTS, compare_with=[str(moved.directory)])
     assert error.value.code == "models.adapter_mismatch"

@@ -118,9 +118,9 @@ def few_rows(monkeypatch):
 @pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("target", ["gguf", "ollama"])
 def test_a_run_is_exported_with_its_verification(target, short_run, tmp_path):
-    options = {"numbers": "q8_0", "apart": target == "ollama"}
+    options = {"target": target, "gguf_type": "q8_0", "separate_adapter": target == "ollama"}
     out = tmp_path / "out"
-    result = operations.export(str(short_run.directory), str(out), target, gguf=options)
+    result = operations.export(str(short_run.directory), str(out), options)
     files = {
         "gguf": {"model-q8_0.gguf"},
         "ollama": {"base-q8_0.gguf", "adapter-q8_0.gguf", "Modelfile"},
@@ -138,9 +138,9 @@ def test_verification_reads_the_numbers_in_the_file(short_run, tmp_path, monkeyp
 
     monkeypatch.setattr(architectures, "_interleave", lambda weight, num_heads: weight[::-1].copy())
     monkeypatch.setattr(writer, "tensor_undo", lambda name, config: None)
-    arguments = (str(short_run.directory), str(tmp_path / "out"), "gguf")
+    arguments = (str(short_run.directory), str(tmp_path / "out"))
     with pytest.raises(UserError) as error:
-        operations.export(*arguments, gguf={"numbers": "f32"})
+        operations.export(*arguments, {"target": "gguf", "gguf_type": "f32"})
     assert error.value.code == "export.mismatch"
     assert not (tmp_path / "out").exists()
 

@@ -54,7 +54,7 @@ def test_it_trains_the_same_adapter_byte_for_byte(fresh_python, rows, tmp_path, 
     run = make_run(tmp_path / "run", str(rows), RECIPE)
     script = standalone_script.write_script(run, tmp_path / "elsewhere" / "train.py")
     process = start(fresh_python, script, folder=script.parent)
-    assert main(["train", "--resume", str(run.directory)]) == 0
+    assert main(["resume", str(run.directory)]) == 0
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors
     other = Run(script.with_name("train-run"))

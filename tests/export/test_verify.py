@@ -185,7 +185,7 @@ def test_labels_and_probabilities_of_a_classification_are_compared(
     tmp_path, write, bert, rows, what
 ):
     run = trained(tmp_path, write, rows(), bert)
-    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    result = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
     assert result["proof"]["passed"]
     assert (result["proof"]["needed"], result["proof"]["what"]) == (0.99, what)
     assert 0 < result["proof"]["max_probability_difference"] < 1e-5
@@ -196,7 +196,7 @@ def test_labels_and_probabilities_of_a_classification_are_compared(
 
 def test_an_encoder_decoder_is_compared_on_its_own_answers(tmp_path, write, t5):
     run = trained(tmp_path, write, translated(), t5)
-    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    result = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
     assert result["proof"]["passed"], result["words"]
     assert result["proof"]["identical"] == result["proof"]["num_answers"] == 4
     assert torch.tensor(result["proof"]["mean_kl"]) < 1e-9
@@ -209,6 +209,6 @@ def test_texts_without_held_out_rows_are_continued_from_their_middle(tmp_path, w
     recipe = Recipe(quantization="none", max_steps=2, eval_split=0)
     run = operations.make_run(str(tmp_path / "run"), str(rows), recipe.model_dump())["run"]
     operations.train(run)
-    result = operations.export(run, str(tmp_path / "out"), "merged", "float32")
+    result = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
     assert result["proof"]["rows"].startswith("4 training rows")
     assert result["proof"]["num_tokens"] > 8

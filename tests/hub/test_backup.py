@@ -342,7 +342,7 @@ def test_a_training_finished_on_another_machine_gives_the_same_adapter(
     command("here", "backup", str(made.directory), "--repo", NAME)
     shutil.rmtree(made.directory)
     command("there", "restore", NAME, "--out", str(tmp_path / "there" / "run"))
-    command("there", "train", "--resume", str(tmp_path / "there" / "run"))
+    command("there", "resume", str(tmp_path / "there" / "run"))
     finished = Run(tmp_path / "there" / "run")
     assert finished.status() == "finished"
     for name in ("adapter_model.safetensors", "adapter_config.json"):

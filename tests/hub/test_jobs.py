@@ -100,7 +100,7 @@ def test_a_job_returns_the_same_adapter_as_a_local_training(
     run = make_run(tmp_path / "run", rows, RECIPE)
     here = Run(shutil.copytree(run.directory, tmp_path / "here"))
     following = job(run, "--flavor", "cpu-basic", "--timeout", "10m", "--follow")
-    assert main(["train", "--resume", str(here.directory)]) == 0
+    assert main(["resume", str(here.directory)]) == 0
     status, out, err = done(following)
     assert status == 0, err
     assert "The run is finished, at step 4." in out
@@ -148,7 +148,7 @@ def test_after_a_cancelled_job_the_run_resumes_from_its_last_checkpoint(
     )
     assert run.status() == "on_job"
     [sent] = jobs_hub.jobs.values()
-    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert (refused.returncode, "[runs.on_job]" in refused.stderr) == (2, True)
     sent.end("CANCELED", "Job was canceled")
@@ -157,7 +157,7 @@ def test_after_a_cancelled_job_the_run_resumes_from_its_last_checkpoint(
     run.path("recipe.json").write_text(
         run.recipe.model_copy(update={"max_steps": 12}).model_dump_json()
     )
-    assert main(["train", "--resume", str(run.directory), "--ignore-mismatch"]) == 0
+    assert main(["resume", str(run.directory), "--ignore-mismatch"]) == 0
     begun = [event for event in run.history() if isinstance(event, events.Started)]
     assert begun[-1].from_step > 0
 
@@ -203,13 +203,15 @@ def test_a_program_submits_a_run_and_gets_its_adapter(jobs_hub, hub_environment,
             app.url, verbose=False, download_files=tmp_path / "downloads", analytics_enabled=False
         )
         recipe = RECIPE.model_dump(exclude_defaults=True)
-        made = client.predict(data=handle_file(rows), recipe=recipe, later=True, api_name="/start")
+        made = client.predict(
+            data=handle_file(rows), recipe=recipe, no_train=True, api_name="/train"
+        )
         assert made["status"] == "new"
         mine = {"run": made["run"]}
         hardware = client.predict(**mine, token=WRITER, api_name="/job_hardware")["hardware"]
         assert "cpu-basic" in [one["name"] for one in hardware]
         handed = client.predict(
-            **mine, flavor="cpu-basic", timeout="10m", token=WRITER, api_name="/hand_over"
+            **mine, flavor="cpu-basic", timeout="10m", token=WRITER, api_name="/submit_job"
         )
         assert handed["status"] == "on_job"
         with pytest.raises(AppError, match="nothing to resume"):

@@ -375,7 +375,7 @@ def test_gguf_files_are_pushed_with_their_proof(the_hub, ask, run):
         run=str(run.directory),
         repo="maria/gguf",
         token=WRITER,
-        export={"target": "gguf", "gguf": {"numbers": "f32"}},
+        options={"target": "gguf", "gguf_type": "f32"},
     )
     pushed = the_hub.repositories["maria/gguf"].files
     assert json.loads(pushed["proof.json"])["passed"]

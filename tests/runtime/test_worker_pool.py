@@ -80,7 +80,7 @@ def test_a_finished_run_is_not_started_again(short_run):
 def test_a_stop_request_left_by_a_kill_does_not_stop_the_next_training(own_run):
     own_run.append(events.Started(attempt=1, from_step=0, total_steps=12))
     own_run.request_stop("stop")
-    assert main(["train", "--resume", str(own_run.directory)]) == 0
+    assert main(["resume", str(own_run.directory)]) == 0
     assert own_run.status() == "finished"
 
 
@@ -91,7 +91,7 @@ def test_a_run_in_the_queue_reports_it_and_can_be_stopped(own_run):
     with open(settings.home() / "machine.lock", "a") as other_training:
         fcntl.flock(other_training, fcntl.LOCK_EX)
         waiting = subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(own_run.directory)]
+            [sys.executable, "-m", "peft_space", "resume", str(own_run.directory)]
         )
         wait_for(lambda: any(isinstance(event, events.Waiting) for event in own_run.history()))
         own_run.request_stop("stop")

@@ -58,7 +58,7 @@ def pause_reason(run):
 def trained_alone(path, recipe):
     """The same training in one process, without slices or interruption."""
     run = make_run(path, "demo", recipe)
-    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     subprocess.run(
         command, cwd=fake_zerogpu.ROOT, env=dict(os.environ), check=True, capture_output=True
     )
@@ -181,7 +181,7 @@ def test_programs_train_and_compare_in_slices_through_the_api(space):
     running, lending = space
     client = Client(running.url, verbose=False)
     recipe = PLAIN.model_dump(exclude_defaults=True) | {"max_steps": 150}
-    started = client.predict(data="demo", recipe=recipe, api_name="/start")
+    started = client.predict(data="demo", recipe=recipe, api_name="/train")
     assert started["status"] == "new"
     calls = 0
     while True:
@@ -246,7 +246,7 @@ def test_evaluation_and_vote_continue_over_slices_to_the_same_result(hasty, much
     )
     sampling = {"max_new_tokens": 8, "temperature": 0.7}
     found, before = asked_until_done(
-        client, count=100, sampling=sampling, seed=3, api_name="/pairs"
+        client, count=100, sampling=sampling, seed=3, api_name="/vote_pairs"
     )
     assert before
     assert (
@@ -274,7 +274,7 @@ def test_after_a_rejected_slice_the_evaluation_keeps_its_progress(hasty):
     endless = {
         "count": 8,
         "sampling": {"max_new_tokens": 4096, "temperature": 5},
-        "api_name": "/pairs",
+        "api_name": "/vote_pairs",
     }
     with pytest.raises(Exception, match=f"slices of {HASTY_SECONDS} s"):
         asked_until_done(client, **endless)
@@ -296,7 +296,9 @@ def test_an_adapter_is_verified_in_a_slice_and_a_merged_model_on_the_cpu(
     for target, slices_taken in (("adapter", 1), ("merged", 0)):
         before = len(lending.asked)
         with zipfile.ZipFile(
-            client.predict(run=TRAINED, target=target, dtype="float32", api_name="/export")
+            client.predict(
+                run=TRAINED, options={"target": target, "dtype": "float32"}, api_name="/export"
+            )
         ) as made:
             [proof] = [name for name in made.namelist() if name.endswith("proof.json")]
             assert json.loads(made.read(proof))["passed"]

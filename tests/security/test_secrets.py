@@ -190,8 +190,8 @@ def flows(doors, the_hub, run, write, most):
         lambda token: ("check", {"data": f"hf://datasets/maria/{token}"}),
         lambda token: ("check", {"data": f"hf://datasets/maria/rows?token={token}"}),
         lambda token: ("check", {"data": f"/nowhere/{token}.json"}),
-        lambda token: ("adopt", {"directory": str(doors.folder / "run"), "adapter": token, "data": rows}),
-        lambda token: ("adopt", {"directory": str(doors.folder / "run"), "adapter": f"maria/{token}", "data": rows}),
+        lambda token: ("import_adapter", {"directory": str(doors.folder / "run"), "adapter": token, "data": rows}),
+        lambda token: ("import_adapter", {"directory": str(doors.folder / "run"), "adapter": f"maria/{token}", "data": rows}),
         lambda token: ("push", {"run": run, "repo": token, "token": None}),
         lambda token: ("push", {"run": run, "repo": f"maria/{token}", "token": doors.token()}),
         lambda token: ("push", {"run": run, "repo": "maria/a", "token": f"{token}\n"}),
@@ -251,7 +251,7 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(
         more = (
             [run.directory, "--repo", "maria/a"]
             if verb == "push"
-            else [write("rows.json", ROWS), "--model", f"maria/{token}"]
+            else [write("rows.json", ROWS), "--base-model", f"maria/{token}"]
         )
         done = subprocess.run(
             [sys.executable, "-m", "peft_space", verb, *map(str, more)],
@@ -274,10 +274,10 @@ def test_the_environments_token_reaches_no_output_and_on_a_space_no_child(
 
 REPO = {"repo": "maria/a"}
 FOR_THE_HUB = {
-    "save": {"run": True} | REPO,
-    "take_up": REPO,
+    "backup": {"run": True} | REPO,
+    "restore": REPO,
     "job_hardware": {"run": True},
-    "hand_over": {"run": True, "flavor": "cpu-basic", "timeout": "1h"},
+    "submit_job": {"run": True, "flavor": "cpu-basic", "timeout": "1h"},
     "follow_job": {"run": True},
     "cancel_job": {"run": True},
 }
@@ -330,9 +330,7 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
     try:
         client = Client(app.url, verbose=False)
         data = handle_file(str(write("rows.json", ROWS)))
-        started = client.predict(
-            data, {"max_steps": 1, "quantization": "none"}, None, "", {}, api_name="/start"
-        )
+        started = client.predict(data, {"max_steps": 1, "quantization": "none"}, api_name="/train")
         while (
             client.predict(started["run"], started["owner"], 0, api_name="/status")["status"]
             != "finished"
@@ -345,15 +343,11 @@ def test_tokens_sent_to_the_running_app_are_found_nowhere(
                 the_hub.tokens[token] = User("maria")
                 the_hub.fail_next(place, status, times=9, message=token)
                 try:
-                    given = (
-                        started["run"],
-                        repo.format(token=token),
-                        token,
-                        False,
-                        started["owner"],
-                        "",
+                    given = {"run": started["run"], "owner": started["owner"], "token": token}
+                    answer = client.predict(
+                        **given, repo=repo.format(token=token), api_name="/push"
                     )
-                    said.append(str(client.predict(*given, api_name="/push")))
+                    said.append(str(answer))
                 except Exception as error:  # noqa: BLE001 - what the client shows is what is looked at
                     said.append(f"{error!r}")
                 the_hub._faults.clear()

@@ -46,7 +46,7 @@ def test_sixty_started_and_stopped_runs_leave_nothing_behind(tmp_path):
     client = Client(app.url, verbose=False, analytics_enabled=False)
     try:
         for number in range(RUNS):
-            started = client.predict(data="demo", recipe={"max_steps": 500}, api_name="/start")
+            started = client.predict(data="demo", recipe={"max_steps": 500}, api_name="/train")
             while (
                 number % 3 and client.predict(run=started["run"], api_name="/status")["step"] < 1
             ):  # every third is stopped before it trains
@@ -60,7 +60,7 @@ def test_sixty_started_and_stopped_runs_leave_nothing_behind(tmp_path):
             if number == 2:
                 before = settled(process, app.home)
         after = settled(process, app.home)
-        assert client.predict(api_name="/runs")
+        assert client.predict(api_name="/list")
         assert len(list(app.home.glob("runs/local/[!.]*"))) == RUNS
         print(
             f"after 3 and after {RUNS} runs: processes {before[0]} and {after[0]}, open files {before[1]} and {after[1]}"

@@ -87,7 +87,7 @@ def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(space, monk
     runs = []
     for name in ("anna", "ben", "anna", "carla", "ben"):
         started = visitor(space).predict(
-            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/start"
+            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/train"
         )
         secrets[name] = started["owner"]
         runs.append(Run(owner_directory(owner_of(started["owner"])) / started["run"]))
@@ -132,7 +132,7 @@ def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(space, monk
         ]
     wait_for(lambda: machine_queue._tickets() == [])
     for name, count in (("anna", 2), ("ben", 2), ("carla", 1)):
-        assert len(visitor(space).predict(owner=secrets[name], api_name="/runs")) == count
+        assert len(visitor(space).predict(owner=secrets[name], api_name="/list")) == count
 
 
 def restart_during(run: Run, app: App, runs: list[Run]) -> None:
@@ -156,7 +156,7 @@ def test_the_page_warns_that_home_is_not_on_a_mounted_volume(space):
 
 def test_every_run_is_stored_under_home(space, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(space.home))
-    started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/start")
+    started = visitor(space).predict("demo", {"max_steps": 1}, api_name="/train")
     folder = Path(owner_directory(owner_of(started["owner"]))) / started["run"]
     assert folder.is_relative_to(space.home)
     wait_for(lambda: Run(folder).status() == "finished", seconds=240)

@@ -37,7 +37,7 @@ def test_a_missing_package_fails_the_run_and_names_its_installation(tmp_path, ru
     if not missing:
         pytest.skip("all of them are installed here")
     run = make_run(tmp_path / "run", "demo", Recipe())
-    status, _, err = run_command("train", "--resume", run.directory, "--report-to", missing[0])
+    status, _, err = run_command("resume", run.directory, "--report-to", missing[0])
     assert status == 2
     assert f"pip install {missing[0]}" in err
     assert run.status() == "failed"

@@ -29,7 +29,7 @@ RECIPE = Recipe(
 def start(run: Run, num_processes: int) -> subprocess.Popen:
     environment = os.environ | {"PEFT_SPACE_PROCESSES": str(num_processes)}
     return subprocess.Popen(
-        [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)],
+        [sys.executable, "-m", "peft_space", "resume", str(run.directory)],
         env=environment,
         start_new_session=True,
     )

@@ -295,7 +295,7 @@ def test_a_training_killed_at_many_moments_keeps_the_same_adapter(wild, tmp_path
     run = make(tmp_path / "run", wild.recipe, like=wild)
     for number in range(12):
         process = subprocess.Popen(
-            [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+            [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
         )
         start, deadline = len(run.history()), time.time() + 60
         while (

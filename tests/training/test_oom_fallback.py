@@ -193,7 +193,7 @@ def limited(folder: Path, num_bytes: int) -> Callable[[], None]:
 def test_a_training_killed_by_the_system_continues_with_less_memory(tmp_path, memory_group):
     changes = {"batch_size": 128, "num_epochs": 2, "gradient_checkpointing": "on", "save_steps": 1}
     run = make_run(tmp_path / "run", "demo", Recipe(**STEPS | changes))
-    command = [sys.executable, "-m", "peft_space", "train", "--resume", str(run.directory)]
+    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     kills = hardware.kills_for_memory()
     assert subprocess.run(command, preexec_fn=limited(memory_group, 750_000_000)).returncode == 0
     assert hardware.kills_for_memory() > kills

@@ -1,4 +1,4 @@
-"""An agent's tools, by the official client of the Model Context Protocol: the demo from data to an exported adapter."""
+"""An agent can use every endpoint as a tool, with the official MCP client."""
 
 import ast
 import asyncio
@@ -17,7 +17,7 @@ from tests.web.test_api import ENDPOINTS
 
 
 def with_tools(url: str, use) -> Any:
-    """What `use` makes of a session with the app's tools."""
+    """Return what `use` returns for a session with the app's tools."""
 
     async def talk():
         async with (
@@ -34,7 +34,7 @@ def with_tools(url: str, use) -> Any:
 
 
 async def told(session: ClientSession, tool: str, **arguments: Any) -> Any:
-    """What a tool answers; Gradio writes it as Python does."""
+    """The answer of a tool, which Gradio writes as a Python literal."""
     answer = await session.call_tool(tool, arguments)
     assert not answer.isError, answer.content[0].text
     text = answer.content[0].text
@@ -49,13 +49,13 @@ def space(tmp_path_factory):
     running.kill()
 
 
-def test_an_agent_takes_the_demo_from_data_to_an_exported_adapter(space):
+def test_an_agent_trains_the_demo_and_exports_the_adapter(space):
     async def journey(session):
         tools = (await session.list_tools()).tools
         assert {tool.name for tool in tools} == set(ENDPOINTS)
         assert all(tool.description for tool in tools)
-        assert (await told(session, "check_data", data="demo"))["num_problems"] == 0
-        started = await told(session, "start", data="demo", recipe={"max_steps": 2})
+        assert (await told(session, "check", data="demo"))["num_problems"] == 0
+        started = await told(session, "train", data="demo", recipe={"max_steps": 2})
         mine = {"run": started["run"], "owner": started["owner"]}
         while (now := await told(session, "status", **mine))["status"] in ("queued", "running"):
             await asyncio.sleep(0.5)
@@ -73,19 +73,19 @@ def test_an_agent_takes_the_demo_from_data_to_an_exported_adapter(space):
         )
 
 
-def test_an_agent_brings_rows_as_text_and_is_told_of_mistakes(space):
+def test_an_agent_uploads_text_and_sees_error_messages(space):
     rows = "".join(f'{{"prompt": "What is {n}?", "completion": "It is {n}."}}\n' for n in range(20))
 
     async def bring(session):
-        brought = await told(session, "bring_text", text=rows)
-        found = await told(session, "check_data", data=brought["data"])
-        refused = await session.call_tool("bring_text", {"text": rows, "name": "../rows.jsonl"})
+        brought = await told(session, "upload_text", text=rows)
+        found = await told(session, "check", data=brought["data"])
+        refused = await session.call_tool("upload_text", {"text": rows, "name": "../rows.jsonl"})
         unknown = await session.call_tool("status", {"run": "0" * 24, "owner": "x" * 20})
         return found, refused, unknown
 
     found, refused, unknown = with_tools(space.url, bring)
     assert (found["rows"], found["num_problems"]) == (20, 0)
     assert refused.isError
-    assert "is no name for text" in refused.content[0].text
+    assert "[web.invalid_file_name]" in refused.content[0].text
     assert unknown.isError
     assert "You have no run" in unknown.content[0].text

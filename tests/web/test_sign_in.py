@@ -53,7 +53,7 @@ def run(space, own_run, monkeypatch):
 def maria_s(space):
     """The id of a run of maria's account."""
     program = client(space.url, oauth_token=WRITER)
-    return program.predict(data="demo", recipe={"max_steps": 1}, later=True, api_name="/start")[
+    return program.predict(data="demo", recipe={"max_steps": 1}, no_train=True, api_name="/train")[
         "run"
     ]
 
@@ -99,11 +99,11 @@ def test_who_is_signed_in_pushes_without_a_token(space, the_hub, run):
 def test_a_programs_oauth_token_counts_as_signing_in(space, the_hub, run):
     caller = client(space.url, oauth_token=WRITER)
     caller.predict(run=run, owner=SECRET, repo="maria/by-a-program", api_name="/push")
-    saved = caller.predict(run=run, owner=SECRET, repo="maria/saved", api_name="/save")
+    saved = caller.predict(run=run, owner=SECRET, repo="maria/saved", api_name="/backup")
     assert saved["url"] == f"{the_hub.url}/datasets/maria/saved"
-    taken = caller.predict(repo="maria/saved", owner=SECRET, api_name="/take_up")
+    taken = caller.predict(repo="maria/saved", owner=SECRET, api_name="/restore")
     assert (taken["owner"], taken["status"]) == (SECRET, "finished")
-    assert {line["run"] for line in caller.predict(owner=SECRET, api_name="/runs")} >= {
+    assert {line["run"] for line in caller.predict(owner=SECRET, api_name="/list")} >= {
         run,
         taken["run"],
     }
@@ -113,7 +113,9 @@ def test_a_program_with_a_token_has_the_runs_of_its_account_as_the_page_has(
     space, the_hub, provider
 ):
     program = client(space.url, oauth_token=WRITER)
-    started = program.predict(data="demo", recipe={"max_steps": 1}, later=True, api_name="/start")
+    started = program.predict(
+        data="demo", recipe={"max_steps": 1}, no_train=True, api_name="/train"
+    )
     assert (started["owner"], started["status"]) == ("", "new")
     assert [
         path.parent.parent.name for path in space.home.glob(f"runs/*/{started['run']}/run.json")
@@ -125,18 +127,18 @@ def test_a_program_with_a_token_has_the_runs_of_its_account_as_the_page_has(
         client(space.url, oauth_token=WRITER),
         client(space.url, oauth_token=READER),
     ):  # both tokens are maria's
-        assert started["run"] in {line["run"] for line in same.predict(api_name="/runs")}
+        assert started["run"] in {line["run"] for line in same.predict(api_name="/list")}
         assert same.predict(run=started["run"], api_name="/status")["status"] == "new"
     own = program.predict(
-        data="demo", recipe={"max_steps": 1}, later=True, owner=SECRET, api_name="/start"
+        data="demo", recipe={"max_steps": 1}, no_train=True, owner=SECRET, api_name="/train"
     )
     assert own["owner"] == SECRET
     assert own["run"] in {
-        line["run"] for line in client(space.url).predict(owner=SECRET, api_name="/runs")
+        line["run"] for line in client(space.url).predict(owner=SECRET, api_name="/list")
     }
-    assert own["run"] not in {line["run"] for line in program.predict(api_name="/runs")}
+    assert own["run"] not in {line["run"] for line in program.predict(api_name="/list")}
     assert {started["run"], own["run"]} <= {
-        line["run"] for line in program.predict(owner=SECRET, api_name="/runs")
+        line["run"] for line in program.predict(owner=SECRET, api_name="/list")
     }
 
 
@@ -145,7 +147,7 @@ def test_the_hub_is_not_asked_at_every_call_whose_a_token_is(space, the_hub):
     the_hub.tokens[token] = User("maria")
     program = client(space.url, oauth_token=token)
     for _ in range(3):
-        program.predict(api_name="/runs")
+        program.predict(api_name="/list")
     assert [request.path for request in the_hub.requests if request.token == token] == [
         "/api/whoami-v2"
     ]
@@ -176,17 +178,17 @@ def test_neither_a_wrong_token_nor_anothers_opens_a_run_of_an_account(
 def test_a_wrong_token_lists_no_runs_and_anothers_lists_none_of_mine(space, the_hub, maria_s):
     the_hub.tokens["hf_of_otto"] = User("otto", id="60" * 12)
     assert maria_s in {
-        line["run"] for line in client(space.url, oauth_token=WRITER).predict(api_name="/runs")
+        line["run"] for line in client(space.url, oauth_token=WRITER).predict(api_name="/list")
     }
-    assert client(space.url, oauth_token="hf_of_otto").predict(api_name="/runs") == []
+    assert client(space.url, oauth_token="hf_of_otto").predict(api_name="/list") == []
     with pytest.raises(AppError, match="does not accept the `oauth_token`"):
-        client(space.url, oauth_token="hf_wrong").predict(api_name="/runs")
+        client(space.url, oauth_token="hf_wrong").predict(api_name="/list")
     the_hub.fail_next("whoami", 500, times=9)
     with pytest.raises(
         AppError,
         match=r"The runs of your account were not looked up: the Hub answered with an error of its own \(500\)",
     ):
-        client(space.url, oauth_token="hf_never_asked_for").predict(api_name="/runs")
+        client(space.url, oauth_token="hf_never_asked_for").predict(api_name="/list")
 
 
 def test_a_typed_token_counts_before_the_one_of_signing_in(space, the_hub, run):
@@ -195,7 +197,7 @@ def test_a_typed_token_counts_before_the_one_of_signing_in(space, the_hub, run):
         caller.predict(run=run, owner=SECRET, repo="maria/new", token="hf_wrong", api_name="/push")
 
 
-@pytest.mark.parametrize("endpoint", ["push", "save"])
+@pytest.mark.parametrize("endpoint", ["push", "backup"])
 def test_without_either_nothing_is_pushed_with_the_spaces_own_token(space, the_hub, run, endpoint):
     with pytest.raises(
         AppError, match=r"There is no Hub token\. Sign in at the top of the page, or paste one"

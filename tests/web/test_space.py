@@ -1,4 +1,4 @@
-"""What makes this repository a Space: the README's front matter, the requirements, and what the app asks of where it runs."""
+"""The repository is a valid Space: front matter, requirements, and settings of its host."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def pinned(package):
     ]
 
 
-def test_the_front_matter_is_what_the_hub_takes():
+def test_the_front_matter_is_valid_for_the_hub():
     assert list(space_metadata.faults(front_matter())) == []
 
 
@@ -47,33 +47,33 @@ def test_the_front_matter_is_what_the_hub_takes():
         ("storage", "large"),
     ],
 )
-def test_what_the_hub_does_not_take_is_found(field, value):
+def test_an_invalid_front_matter_field_is_found(field, value):
     [fault] = space_metadata.faults(front_matter() | {field: value})
     assert field in fault
 
 
-def test_it_starts_this_app_with_the_gradio_that_the_tests_ran_with():
+def test_the_space_uses_the_gradio_of_the_tests():
     fields = front_matter()
     assert (ROOT / fields["app_file"]).is_file()
     assert fields["sdk_version"] == pinned("gradio")
     assert fields["sdk_version"] in requirements()["gradio"]
 
 
-def test_signing_in_asks_for_no_more_than_new_repositories_and_pull_requests():
+def test_sign_in_requests_only_repositories_and_pull_requests():
     assert set(front_matter()["hf_oauth_scopes"]) == {"contribute-repos", "write-discussions"}
 
 
 @pytest.mark.parametrize("torch", ["2.10.0", "2.11.0", pinned("torch")])
-def test_a_torch_that_zerogpu_brings_is_new_enough(torch):
+def test_the_torch_of_zerogpu_is_new_enough(torch):
     assert torch in requirements()["torch"]
 
 
-def test_the_address_to_listen_on_is_left_to_gradio_which_knows_of_spaces():
+def test_gradio_chooses_the_address_to_listen_on():
     sources = [ROOT / "app.py", *(ROOT / "peft_space").rglob("*.py")]
     assert not [path for path in sources if "server_name" in path.read_text()]
 
 
-def test_spaces_is_not_pinned_because_a_space_brings_its_own():
+def test_the_spaces_package_is_not_pinned():
     assert str(requirements()["spaces"]) == ""
 
 
@@ -87,9 +87,7 @@ def test_spaces_is_not_pinned_because_a_space_brings_its_own():
         ("/database", False),
     ],
 )
-def test_on_a_space_the_disk_is_kept_only_where_a_volume_is_mounted(
-    home, kept, tmp_path, monkeypatch
-):
+def test_on_a_space_only_a_mounted_volume_is_persistent(home, kept, tmp_path, monkeypatch):
     (tmp_path / "mounts").write_text(
         "overlay / overlay rw 0 0\ntmpfs /tmp tmpfs rw 0 0\nbucket /data fuse.hf rw 0 0\n"
     )
@@ -98,7 +96,7 @@ def test_on_a_space_the_disk_is_kept_only_where_a_volume_is_mounted(
     assert settings.disk_is_kept(tmp_path / "mounts") == kept
 
 
-def test_on_ones_own_machine_the_disk_is_kept():
+def test_on_your_own_machine_the_disk_is_persistent():
     assert settings.disk_is_kept()
 
 
@@ -106,7 +104,7 @@ def test_on_ones_own_machine_the_disk_is_kept():
     ("missing", "offered"),
     [(None, True), ("SYSTEM", False), ("SPACE_ID", False), ("OAUTH_CLIENT_ID", False)],
 )
-def test_signing_in_is_offered_where_the_hub_has_set_it_up(missing, offered, monkeypatch):
+def test_sign_in_is_offered_only_where_the_hub_provides_it(missing, offered, monkeypatch):
     for name, value in {
         "SYSTEM": "spaces",
         "SPACE_ID": "maria/lora",

@@ -82,20 +82,16 @@ def build(page: PageContext) -> Choice:
             values[target] != "adapter"
             and page.workers.call("serving", run=of)["quantization"] != "none"
         )
-        asked = {"target": values[target], "dtype": values[dtype], "insist": bool(values[insist])}
+        asked = {"target": values[target], "dtype": values[dtype], "force": bool(values[insist])}
         asked["merge_into"] = values[into] if quantized else None
-        asked["gguf"] = (
-            {"numbers": values[numbers], "apart": values[apart]}
-            if values[target] in ("gguf", "ollama")
-            else None
-        )
+        asked |= {"gguf_type": values[numbers], "separate_adapter": values[apart]}
         return asked
 
     def _made(page: PageContext, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
         folder, kept = served_folder(), False
         try:
             with contextlib.closing(
-                page.workers.stream("export", run=run, out=folder, as_zip=True, **wanted)
+                page.workers.stream("export", run=run, out=folder, as_zip=True, options=wanted)
             ) as messages:
                 for message in messages:  # every second at least
                     if run in stopping:

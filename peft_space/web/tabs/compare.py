@@ -175,7 +175,7 @@ class CompareTab:
             prompts=prompts,
             system=values[self.system] or "",
             sampling=sampling,
-            also=self.beside(values),
+            compare_with=self.beside(values),
         ):
             report = message.get("report")
             if report == {}:

@@ -75,7 +75,7 @@ def build(page: PageContext) -> None:
             push: gr.update(interactive=False),
             cancel: gr.update(visible=True),
         }
-        wanted["export"] = wanted_export(values) if values[what] == "export" else None
+        wanted["options"] = wanted_export(values) if values[what] == "export" else None
         yield from page.working(pushed, show, "push", run=str(run.directory), **wanted)
 
     def show(found: dict[str, Any]) -> dict[Any, Any]:
