@@ -4,21 +4,21 @@ A run opens only for who has its owner's secret, and no file is read but one tha
 """
 
 import gradio as gr
-from gradio.context import Context
 
-from peft_space.web.api.arguments import Files, checked, say_why_files_are_refused
+from peft_space.compat.gradio import current_blocks, explain_rejected_files, uploaded_files
+from peft_space.web.api.arguments import NOT_UPLOADED, Files, checked
 from peft_space.web.api.remote import Elsewhere
 from peft_space.web.api.results import Results
 from peft_space.web.api.training import Training
-from peft_space.web.context import PageContext, show_errors
+from peft_space.web.components import show_errors
+from peft_space.web.context import PageContext
 
 
 def build(page: PageContext) -> None:
     """Offer the endpoints. To be called inside `gr.Blocks`."""
-    blocks = Context.root_block
-    assert blocks is not None, "endpoints belong to a page"
-    say_why_files_are_refused(blocks)
-    training = Training(page.workers, Files(blocks.upload_file_set))
+    blocks = current_blocks()
+    explain_rejected_files(blocks, NOT_UPLOADED)
+    training = Training(page.workers, Files(uploaded_files(blocks)))
     results, elsewhere = Results(page.workers), Elsewhere(page.workers)
     endpoints = (
         *(

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import gradio as gr
-from gradio.exceptions import InvalidPathError
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
+from peft_space.compat.gradio import served_folder
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.hub import is_address
 from peft_space.errors import UserError
 from peft_space.operations import Json
 from peft_space.runs.store import open_run
-from peft_space.web.context import owners_of, request_token, served_folder, token_of
+from peft_space.web.auth import owners_of, request_token, token_of
 
 Upload = gr.FileData | str
 Uploads = gr.FileData | str | list[gr.FileData | str]
 AS_IT_IS: Json = {}
-_NOT_UPLOADED = 'This is no uploaded file. Give handle_file("rows.jsonl") of gradio_client, or the word "demo" for the sample data.'
+NOT_UPLOADED = 'This is no uploaded file. Give handle_file("rows.jsonl") of gradio_client, or the word "demo" for the sample data.'
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -72,7 +72,7 @@ class Files:
             return str(data)
         path = data if isinstance(data, str) else data.path
         if path not in self._uploads:
-            raise UserError("todo", _NOT_UPLOADED)
+            raise UserError("todo", NOT_UPLOADED)
         return path
 
 
@@ -132,17 +132,3 @@ def _fault(name: str, error: ValidationError) -> str:
         str(part) for part in fault["loc"] if part not in ("FileData", "str")
     ]  # those name a branch, not a place
     return f"{' '.join([name, *inside])}: {fault['msg'][0].lower()}{fault['msg'][1:]}. docs/api.md says what each endpoint takes."
-
-
-def say_why_files_are_refused(blocks: gr.Blocks) -> None:
-    """Gradio refuses a file that it did not receive before any endpoint is called, and tells the caller nothing; this tells it."""
-    receive = blocks.preprocess_data
-
-    @functools.wraps(receive)
-    async def preprocess_data(*args: Any, **named: Any) -> Any:
-        try:
-            return await receive(*args, **named)
-        except InvalidPathError:
-            raise gr.Error(_NOT_UPLOADED, print_exception=False) from None
-
-    blocks.preprocess_data = preprocess_data  # type: ignore[method-assign]

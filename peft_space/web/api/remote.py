@@ -4,13 +4,14 @@ import os
 
 import gradio as gr
 
+from peft_space.compat.gradio import served_folder
 from peft_space.operations import Json
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run
 from peft_space.runtime.job_watcher import start_watching
 from peft_space.runtime.worker_pool import Workers
-from peft_space.web.context import new_owner, owners_of, served_folder, token_of
+from peft_space.web.auth import new_owner, owners_of, token_of
 
 
 class Elsewhere:

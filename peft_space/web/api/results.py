@@ -7,10 +7,11 @@ import gradio as gr
 from pydantic import Field
 
 from peft_space import operations
+from peft_space.compat.gradio import served_folder
 from peft_space.operations import Json
 from peft_space.runtime.worker_pool import Workers
 from peft_space.web.api.arguments import AS_IT_IS, Sampling, Turn, open_trained_run
-from peft_space.web.context import served_folder, token_of
+from peft_space.web.auth import token_of
 
 
 class Results:

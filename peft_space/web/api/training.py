@@ -20,7 +20,7 @@ from peft_space.runtime.supervisor import start_training
 from peft_space.runtime.worker_pool import Workers
 from peft_space.training.loss_analysis import overfits_from
 from peft_space.web.api.arguments import AS_IT_IS, Files, Upload, Uploads
-from peft_space.web.context import new_owner, owners_of
+from peft_space.web.auth import new_owner, owners_of
 
 
 class Training:
