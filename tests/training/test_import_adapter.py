@@ -14,7 +14,7 @@ from peft_space.errors import UserError
 from peft_space.models.loading import load_adapted
 from peft_space.runs.run import Run
 from peft_space.runs.status import steps_of
-from peft_space.web.tabs.runs import named_adapter
+from peft_space.web.tabs.runs import adapter_source
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for number in range(20)]
 
@@ -126,8 +126,9 @@ def test_on_a_space_nobody_opens_a_file_of_the_server_by_its_path(
     monkeypatch, theirs, tmp_path, write
 ):
     monkeypatch.setenv("SYSTEM", "spaces")
-    with pytest.raises(UserError, match="has to be uploaded"):
-        named_adapter(None, str(tmp_path / "another.zip"))
+    with pytest.raises(UserError) as error:
+        adapter_source(None, str(tmp_path / "another.zip"))
+    assert error.value.code == "web.zip_not_uploaded"
     with pytest.raises(UserError, match="There is no adapter"):
         adopt(tmp_path, theirs, write)
-    assert named_adapter("/uploaded/mine.zip", "") == "/uploaded/mine.zip"
+    assert adapter_source("/uploaded/mine.zip", "") == "/uploaded/mine.zip"

@@ -9,7 +9,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from peft_space.runs.store import owner_directory
-from peft_space.web.context import _digest, owner_of
+from peft_space.web.auth import _digest, owner_of
 from tests.conftest import READER, WRITER
 from tests.fixtures.app_process import App
 from tests.fixtures.fake_hub import User
