@@ -105,7 +105,7 @@ def _place_header() -> gr.Button:
         with gr.Column(min_width=320):
             gr.Markdown(_PITCH)
         with gr.Column(min_width=320):
-            demo = gr.Button("Run the 1-minute demo", elem_id="try-demo")
+            demo = gr.Button("Run the demo", elem_id="try-demo")
             gr.Markdown(_DEMO_PITCH)
             if settings.signs_in():
                 gr.LoginButton(elem_id="sign-in")

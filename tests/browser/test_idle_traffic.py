@@ -30,15 +30,17 @@ def test_the_page_recovers_from_a_lost_answer(somewhere, page):
     lost = []
 
     def lose(route):
-        asked = json.loads(route.request.post_data)
-        if not lost and asked["fn_index"] in looks:
+        call = json.loads(route.request.post_data)
+        if not lost and call["fn_index"] in checks:
             lost.append(route)  # never answered
         else:
             route.continue_()
 
     dependencies = httpx.get(f"{somewhere.url}/config").json()["dependencies"]
-    looks = [
-        one["id"] for one in dependencies if any(target[1] == "tick" for target in one["targets"])
+    checks = [
+        handler["id"]
+        for handler in dependencies
+        if any(target[1] == "tick" for target in handler["targets"])
     ][:1]
     page.route("**/queue/join*", lose)
     wait_until_finished(page)
@@ -49,18 +51,18 @@ def test_the_page_recovers_from_a_lost_answer(somewhere, page):
 def test_a_reloaded_page_with_a_finished_run_is_idle(somewhere, page):
     start_with_sample_data(page, somewhere, 2)
     wait_until_finished(page)
-    asked = []
+    calls = []
     page.on(
         "request",
         lambda request: (
-            asked.append(json.loads(request.post_data)) if "queue/join" in request.url else None
+            calls.append(json.loads(request.post_data)) if "queue/join" in request.url else None
         ),
     )
     page.reload()
     expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
     page.wait_for_timeout(10_000)
-    asked.clear()
+    calls.clear()
     page.wait_for_timeout(10_000)
-    assert len(asked) <= 4, [
-        (one["trigger_id"], one["fn_index"]) for one in asked
-    ]  # a look at the run every five seconds
+    assert len(calls) <= 4, [
+        (call["trigger_id"], call["fn_index"]) for call in calls
+    ]  # a check of the run every five seconds

@@ -55,20 +55,20 @@ class Wire:
         while True:
             browser, _ = self._server.accept()
             app = socket.create_connection((self._app.hostname, self._app.port))
-            kept = bytearray()
-            self._sent.append(kept)
-            for come, go, keep in ((browser, app, None), (app, browser, kept)):
+            sent = bytearray()
+            self._sent.append(sent)
+            for come, go, keep in ((browser, app, None), (app, browser, sent)):
                 threading.Thread(target=self._pass_on, args=(come, go, keep), daemon=True).start()
 
-    def _pass_on(self, come: socket.socket, go: socket.socket, kept: bytearray | None) -> None:
+    def _pass_on(self, come: socket.socket, go: socket.socket, sent: bytearray | None) -> None:
         with suppress(OSError):
             while content := come.recv(1 << 16):
-                if kept is None:  # no compression, in a header of the same length
+                if sent is None:  # no compression, in a header of the same length
                     content = re.sub(
                         rb"(?i)\r\naccept-encoding:", b"\r\nNo-Accept-Coding:", content
                     )
                 else:
-                    kept += content
+                    sent += content
                 go.sendall(content)
         for end in (come, go):
             with suppress(OSError):
@@ -119,11 +119,11 @@ class Visit:
     def look(self) -> None:
         """Store the page as it is, and what its scripts have stored in the browser."""
         self.flows += 1
-        kept = self.page.evaluate(
+        contents = self.page.evaluate(
             "() => [document.documentElement.outerHTML, {...localStorage}, {...sessionStorage}]"
         )
         (self.folder / f"page-{self.flows}").write_text(
-            "\n".join(map(str, kept)) + self.page.title() + self.page.url
+            "\n".join(map(str, contents)) + self.page.title() + self.page.url
         )
 
 

@@ -28,8 +28,8 @@ def test_each_visitor_sees_only_their_own_runs_also_after_a_restart(
         expect(stranger.locator("#next-step")).to_be_visible(timeout=SLOW)
         expect(stranger.locator("#run")).to_be_hidden()
         assert run.name not in stranger.content()
-        kept = stranger.evaluate("() => Object.keys(localStorage)")
-        assert "peft_space_visitor" in kept
+        stored = stranger.evaluate("() => Object.keys(localStorage)")
+        assert "peft_space_visitor" in stored
         for guess in ('""', f'"{owner}"', f'"{run.directory.name}"', '"local"', "not even JSON"):
             stranger.evaluate("guess => localStorage.setItem('peft_space_visitor', guess)", guess)
             stranger.reload()

@@ -86,7 +86,7 @@ def test_labels_show_probabilities_and_tags_are_marked():
 
 
 def test_an_unfair_comparison_is_marked_as_unfair():
-    found = {
+    comparison = {
         "sampling": {"temperature": 0, "top_p": 1, "seed": 3, "max_new_tokens": 8},
         "fairness": {"words": "NOT FAIR: <x>"},
     }
@@ -94,7 +94,7 @@ def test_an_unfair_comparison_is_marked_as_unfair():
         {"base": "a", "adapter": "a", "expected": "a"},
         {"base": "b", "adapter": "c", "expected": "c"},
     ]
-    shown = render_compare.summary_html(found, rows)
+    shown = render_compare.summary_html(comparison, rows)
     assert '<p class="unfair">NOT FAIR: &lt;x&gt;</p>' in shown
     assert "1 of 2 answers" in shown
     assert "base 1/2, adapter 2/2" in shown

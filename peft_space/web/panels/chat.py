@@ -50,10 +50,10 @@ def build(
 
         def show(result: dict[str, Any]) -> Updates:
             answered = result["answers"][0]
-            kept = {key: answered[key] for key in ("prompt", "rendered", "base", "adapter")}
-            html = render_compare.answers_html([*history, kept])
+            new_turn = {key: answered[key] for key in ("prompt", "rendered", "base", "adapter")}
+            html = render_compare.answers_html([*history, new_turn])
             html += render_compare.fairness_html(result["fairness"]["words"])
-            return {progress: "", answers: html, turns: [*history, kept], message: ""}
+            return {progress: "", answers: html, turns: [*history, new_turn], message: ""}
 
         yield operation.begin()
         directory = str(run.directory)
