@@ -69,7 +69,7 @@ class PageContext:
         )
         self.run_id = gr.State("")
         """The id of the selected run. Gradio fires the dropdown's `change` repeatedly for the same
-        value (endlessly on a Space), and each time everything shown was cleared. This changes once."""
+        value, endlessly on a Space, and each time cleared everything shown. This changes once."""
 
     @property
     def selection(self) -> Inputs:

@@ -77,7 +77,7 @@ class ExportPanel:
         self.file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
         self.operation = Operation(page, self.progress, [self.export], self.cancel)
         self._stopping: set[str] = set()
-        """Runs whose export should end. Gradio's `cancels` would swallow the next click on Export."""
+        """Runs whose export should end. Gradio's `cancels` would swallow the next click."""
 
     def _place_formats(self) -> None:
         with gr.Row(visible=False) as self.merge_row:
