@@ -6,103 +6,115 @@ CODES: dict[str, tuple[str, str]] = {
         "The disk is full.",
         "Free some space. Then try again, or resume the run: saved work is kept.",
     ),
-    "machine.out_of_memory": (
-        "The GPU or the machine ran out of memory.",
-        "Choose a smaller batch size, a smaller length limit, nf4 quantization or a smaller base "
-        "model.",
+    "machine.disk_too_small": (
+        "The disk does not have enough free space for this operation.",
+        "Free some space on the disk, then repeat it.",
     ),
     "machine.folder_not_empty": (
         "The folder to create already exists and contains files.",
         "Choose another folder, or empty it.",
     ),
-    "machine.disk_too_small": (
-        "The disk does not have enough free space for this operation.",
-        "Free some space on the disk, then repeat it.",
+    "machine.out_of_memory": (
+        "The GPU or the machine ran out of memory.",
+        "Choose a smaller batch size, a smaller length limit, nf4 quantization or a smaller "
+        "base model.",
     ),
     # data
-    "data.file_not_readable": (
-        "The file does not exist, is not a file, or cannot be opened.",
-        "Check the name and the permissions of the file.",
+    "data.ambiguous_columns": (
+        "The columns can be used in more than one way.",
+        "Choose the schema and the column of each role.",
     ),
-    "data.unsupported_file_type": (
-        "The ending of the file name is not supported.",
-        "Convert the file to JSON, JSON Lines, CSV, TSV, Parquet, .xlsx, .txt or .conll.",
-    ),
-    "data.wrong_file_type": (
-        "The content of the file is of another type than its name says.",
-        "Rename, unpack or convert the file as the message says.",
-    ),
-    "data.file_too_large": (
-        "The file, or its uncompressed content, exceeds the size limit.",
-        "Use fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
-    ),
-    "data.damaged_file": (
-        "The file is damaged or incomplete.",
-        "Download or save it again.",
-    ),
-    "data.empty_file": (
-        "The file contains only white space.",
-        "Use a file with at least one row.",
-    ),
-    "data.no_rows": (
-        "The file is valid but contains no rows.",
-        "Use a file with at least one row.",
-    ),
-    "data.not_text": (
-        "A text file contains a zero byte.",
-        "Remove it, or save the file as UTF-8 text.",
-    ),
-    "data.unknown_encoding": (
-        "Some bytes of the file are not valid in the encoding of the rest.",
-        "Correct the line that the message names, or save the file as UTF-8.",
-    ),
-    "data.lone_surrogate": (
-        "A row contains half of a character.",
-        "Save the file as UTF-8.",
-    ),
-    "data.invalid_json": (
-        "A part of the file is not valid JSON.",
-        "Correct the place that the message names.",
-    ),
-    "data.row_not_object": (
-        "A row is a list, a text or a number.",
-        "Write every row as an object with named values.",
-    ),
-    "data.not_rows": (
-        "The file contains a single value.",
-        "Write a list of objects.",
-    ),
-    "data.several_tables": (
-        "A JSON file contains more than one list of rows.",
-        "Use one file for each list.",
-    ),
-    "data.unequal_columns": (
-        "The columns of a JSON file have different lengths.",
-        "Give all columns the same number of values.",
-    ),
-    "data.invalid_csv": (
-        "A quotation mark in a CSV file is not closed or not doubled.",
-        "Correct the quotation marks in the line that the message names.",
-    ),
-    "data.ragged_row": (
-        "A row has more or fewer cells than the header.",
-        "Check the separators and quotation marks of the row.",
-    ),
-    "data.duplicate_column": (
-        "Two columns have the same name.",
-        "Rename one of them.",
-    ),
-    "data.too_many_columns": (
-        "The data have more columns than the limit.",
-        "Keep the columns that the model should see.",
+    "data.ambiguous_split": (
+        "The dataset has several configurations or splits, and none is the default.",
+        "Choose one in the address.",
     ),
     "data.binary_column": (
         "A Parquet column contains bytes, such as images.",
         "Remove the column.",
     ),
+    "data.damaged_file": (
+        "The file is damaged or incomplete.",
+        "Download or save it again.",
+    ),
+    "data.duplicate_column": (
+        "Two columns have the same name.",
+        "Rename one of them.",
+    ),
+    "data.empty_file": (
+        "The file contains only white space.",
+        "Use a file with at least one row.",
+    ),
+    "data.external_files": (
+        "A dataset on the Hub refers to files outside its repository.",
+        "Download the files and use them.",
+    ),
+    "data.file_not_readable": (
+        "The file does not exist, is not a file, or cannot be opened.",
+        "Check the name and the permissions of the file.",
+    ),
+    "data.file_too_large": (
+        "The file, or its uncompressed content, exceeds the size limit.",
+        "Use fewer rows, or raise PEFT_SPACE_MAX_FILE_MB.",
+    ),
+    "data.hub_dataset_unavailable": (
+        "A dataset on the Hub does not exist, is private or gated, or the Hub cannot be reached.",
+        "Check the name and your access, or download the files and use them.",
+    ),
+    "data.invalid_csv": (
+        "A quotation mark in a CSV file is not closed or not doubled.",
+        "Correct the quotation marks in the line that the message names.",
+    ),
+    "data.invalid_hub_address": (
+        "The address of a dataset on the Hub has another form.",
+        "Write it as hf://datasets/OWNER/NAME@REVISION?config=CONFIG&split=SPLIT.",
+    ),
+    "data.invalid_json": (
+        "A part of the file is not valid JSON.",
+        "Correct the place that the message names.",
+    ),
+    "data.lone_surrogate": (
+        "A row contains half of a character.",
+        "Save the file as UTF-8.",
+    ),
+    "data.missing_column": (
+        "A required role of the schema has no column.",
+        "Choose a column for it.",
+    ),
     "data.missing_tag": (
         "A line of a CoNLL file has a token without a tag.",
         "Write TOKEN, a tab and TAG on every line.",
+    ),
+    "data.mixed_schemas": (
+        "The files have different schemas.",
+        "Use one file at a time, or convert the files to one schema.",
+    ),
+    "data.no_rows": (
+        "The file is valid but contains no rows.",
+        "Use a file with at least one row.",
+    ),
+    "data.no_usable_rows": (
+        "No row of the dataset can be used for training.",
+        "Correct the problem that the message names.",
+    ),
+    "data.not_rows": (
+        "The file contains a single value.",
+        "Write a list of objects.",
+    ),
+    "data.not_text": (
+        "A text file contains a zero byte.",
+        "Remove it, or save the file as UTF-8 text.",
+    ),
+    "data.private_use_characters": (
+        "A row contains private-use characters that the app needs to escape special tokens.",
+        "Remove these characters or the special tokens from the row.",
+    ),
+    "data.ragged_row": (
+        "A row has more or fewer cells than the header.",
+        "Check the separators and quotation marks of the row.",
+    ),
+    "data.row_not_object": (
+        "A row is a list, a text or a number.",
+        "Write every row as an object with named values.",
     ),
     "data.row_too_long": (
         "A row or value is too long, often because a quotation mark is missing.",
@@ -112,73 +124,13 @@ CODES: dict[str, tuple[str, str]] = {
         "Some rows took too long to read.",
         "Check the rows that the message names for a very long value.",
     ),
-    "data.invalid_hub_address": (
-        "The address of a dataset on the Hub has another form.",
-        "Write it as hf://datasets/OWNER/NAME@REVISION?config=CONFIG&split=SPLIT.",
+    "data.several_tables": (
+        "A JSON file contains more than one list of rows.",
+        "Use one file for each list.",
     ),
-    "data.hub_dataset_unavailable": (
-        "A dataset on the Hub does not exist, is private or gated, or the Hub cannot be reached.",
-        "Check the name and your access, or download the files and use them.",
-    ),
-    "data.unknown_split": (
-        "The dataset has no such configuration or split.",
-        "Choose one that the message lists.",
-    ),
-    "data.ambiguous_split": (
-        "The dataset has several configurations or splits, and none is the default.",
-        "Choose one in the address.",
-    ),
-    "data.external_files": (
-        "A dataset on the Hub refers to files outside its repository.",
-        "Download the files and use them.",
-    ),
-    "data.unknown_columns": (
-        "The columns fit no known schema.",
-        "Rename the columns, or choose a schema and the column of each role.",
-    ),
-    "data.ambiguous_columns": (
-        "The columns can be used in more than one way.",
-        "Choose the schema and the column of each role.",
-    ),
-    "data.mixed_schemas": (
-        "The files have different schemas.",
-        "Use one file at a time, or convert the files to one schema.",
-    ),
-    "data.unknown_schema": (
-        "There is no schema with this name.",
-        "Choose one that the message lists.",
-    ),
-    "data.unknown_role": (
-        "The schema has no such role.",
-        "Choose one that the message lists.",
-    ),
-    "data.unknown_column": (
-        "The dataset has no column with this name.",
-        "Choose one that the message lists.",
-    ),
-    "data.missing_column": (
-        "A required role of the schema has no column.",
-        "Choose a column for it.",
-    ),
-    "data.unknown_fix": (
-        "There is no fix with this name.",
-        "Choose one that the message lists.",
-    ),
-    "data.no_usable_rows": (
-        "No row of the dataset can be used for training.",
-        "Correct the problem that the message names.",
-    ),
-    "data.template_timeout": (
-        "The model's chat template took too long or used too much memory.",
-        "Choose another base model, or another chat template in the recipe.",
-    ),
-    "data.template_rejects_row": (
-        "The model's chat template raises an error for a row.",
-        "Remove the row, or choose another base model or chat template.",
-    ),
-    "data.template_rewrites_prompt": (
-        "The model's chat template writes a prompt differently once it is answered.",
-        "Choose another base model or chat template.",
+    "data.several_turns": (
+        "A sequence-to-sequence model cannot learn conversations with tools or several answers.",
+        "Remove these rows, or choose a causal language model.",
     ),
     "data.template_changes_answer": (
         "The model's chat template changes the text of an answer.",
@@ -188,13 +140,61 @@ CODES: dict[str, tuple[str, str]] = {
         "The model's chat template does not write tool calls.",
         "Remove the rows with tool calls, or choose another base model or chat template.",
     ),
-    "data.private_use_characters": (
-        "A row contains private-use characters that the app needs to escape special tokens.",
-        "Remove these characters or the special tokens from the row.",
+    "data.template_rejects_row": (
+        "The model's chat template raises an error for a row.",
+        "Remove the row, or choose another base model or chat template.",
     ),
-    "data.several_turns": (
-        "A sequence-to-sequence model cannot learn conversations with tools or several answers.",
-        "Remove these rows, or choose a causal language model.",
+    "data.template_rewrites_prompt": (
+        "The model's chat template writes a prompt differently once it is answered.",
+        "Choose another base model or chat template.",
+    ),
+    "data.template_timeout": (
+        "The model's chat template took too long or used too much memory.",
+        "Choose another base model, or another chat template in the recipe.",
+    ),
+    "data.too_many_columns": (
+        "The data have more columns than the limit.",
+        "Keep the columns that the model should see.",
+    ),
+    "data.unequal_columns": (
+        "The columns of a JSON file have different lengths.",
+        "Give all columns the same number of values.",
+    ),
+    "data.unknown_column": (
+        "The dataset has no column with this name.",
+        "Choose one that the message lists.",
+    ),
+    "data.unknown_columns": (
+        "The columns fit no known schema.",
+        "Rename the columns, or choose a schema and the column of each role.",
+    ),
+    "data.unknown_encoding": (
+        "Some bytes of the file are not valid in the encoding of the rest.",
+        "Correct the line that the message names, or save the file as UTF-8.",
+    ),
+    "data.unknown_fix": (
+        "There is no fix with this name.",
+        "Choose one that the message lists.",
+    ),
+    "data.unknown_role": (
+        "The schema has no such role.",
+        "Choose one that the message lists.",
+    ),
+    "data.unknown_schema": (
+        "There is no schema with this name.",
+        "Choose one that the message lists.",
+    ),
+    "data.unknown_split": (
+        "The dataset has no such configuration or split.",
+        "Choose one that the message lists.",
+    ),
+    "data.unsupported_file_type": (
+        "The ending of the file name is not supported.",
+        "Convert the file to JSON, JSON Lines, CSV, TSV, Parquet, .xlsx, .txt or .conll.",
+    ),
+    "data.wrong_file_type": (
+        "The content of the file is of another type than its name says.",
+        "Rename, unpack or convert the file as the message says.",
     ),
     # recipe
     "recipe.invalid_value": (
@@ -444,7 +444,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The run has no complete checkpoint of this name.",
         "Choose one of the complete checkpoints in the message.",
     ),
-    "evaluation.no_vote": ("The run has no blind vote yet.", "Create pairs of answers first."),
+    "evaluation.no_vote": (
+        "The run has no blind vote yet.",
+        "Create pairs of answers first.",
+    ),
     "evaluation.too_many_prompts": (
         "The file has too many prompts.",
         "Remove some, or split the file.",
@@ -572,66 +575,95 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose bfloat16 or float32; for GGUF, f32.",
     ),
     # hub
-    "hub.no_token": (
-        "There is no Hub token.",
-        "Sign in, or paste a token with write access. On your own machine, `hf auth "
-        "login` stores one.",
-    ),
-    "hub.invalid_token": (
-        "The text is not a Hub token: it contains characters that no token has.",
-        "Copy the whole token from the Hub's settings page.",
-    ),
-    "hub.invalid_name": (
-        "The text is not the name of a repository.",
-        "Write it as OWNER/NAME.",
-    ),
-    "hub.offline": (
-        "HF_HUB_OFFLINE is set, so the app must not use the network.",
-        "Unset HF_HUB_OFFLINE and try again.",
+    "hub.forbidden": (
+        "The token has no permission for this.",
+        "Use a token with the permission that the message names.",
     ),
     "hub.gated": (
         "The authors of the repository require an agreement.",
         "Accept it on the repository's page on the Hub, sign in, and try again.",
     ),
+    "hub.invalid_duration": (
+        "The text is not a duration.",
+        "Write it like 90m or 2h.",
+    ),
+    "hub.invalid_job_events": (
+        "The job's dataset contains events that no training writes.",
+        "Submit the run again, or resume it on this machine.",
+    ),
+    "hub.invalid_name": (
+        "The text is not the name of a repository.",
+        "Write it as OWNER/NAME.",
+    ),
+    "hub.invalid_token": (
+        "The text is not a Hub token: it contains characters that no token has.",
+        "Copy the whole token from the Hub's settings page.",
+    ),
+    "hub.job_deleted": (
+        "The Hub has deleted the job.",
+        "Submit the run again, or resume it on this machine.",
+    ),
+    "hub.job_failed": (
+        "The job ended with an error.",
+        "Read job.log in the run's folder. Then submit the run again, or resume it on this "
+        "machine.",
+    ),
+    "hub.job_timeout": (
+        "The job reached its time limit.",
+        "Submit the run again with more time, or resume it on this machine.",
+    ),
+    "hub.local_base_model": (
+        "The base model is a folder on this machine, which a job cannot read.",
+        "Push the base model to the Hub and use its id.",
+    ),
+    "hub.no_job": (
+        "No job trains this run.",
+        "Submit the run to a job first.",
+    ),
     "hub.no_revision": (
         "The repository has no such branch, tag or commit.",
         "Check the revision.",
+    ),
+    "hub.no_token": (
+        "There is no Hub token.",
+        "Sign in, or paste a token with write access. On your own machine, `hf auth login` "
+        "stores one.",
+    ),
+    "hub.not_a_backup": (
+        "The dataset does not contain a stored run that can be opened.",
+        "Check the name, or save the run again from where it was trained.",
+    ),
+    "hub.not_a_clone": (
+        "The app does not run from a git clone, so it cannot tell which files to upload.",
+        "Clone the repository and deploy from there.",
     ),
     "hub.not_found": (
         "The repository does not exist, or the token has no access to it.",
         "Check the name and the token.",
     ),
-    "hub.unauthorized": (
-        "The Hub does not accept the token.",
-        "Create a token on the Hub's settings page and try again.",
+    "hub.offline": (
+        "HF_HUB_OFFLINE is set, so the app must not use the network.",
+        "Unset HF_HUB_OFFLINE and try again.",
+    ),
+    "hub.other_device": (
+        "A CPU cannot resume the checkpoints of a GPU, nor a GPU those of a CPU.",
+        "Choose hardware of the same kind, or train the recipe again.",
     ),
     "hub.payment_required": (
         "The Hub requires a payment or credit.",
         "Check the billing page of the Hub's settings.",
     ),
-    "hub.forbidden": (
-        "The token has no permission for this.",
-        "Use a token with the permission that the message names.",
+    "hub.plan_missing": (
+        "The run has checkpoints but no plan.json.",
+        "Restore plan.json, or train the recipe again.",
     ),
     "hub.rate_limited": (
         "The Hub received too many requests.",
         "Wait a few minutes and try again.",
     ),
-    "hub.server_error": (
-        "The Hub reported an internal error.",
-        "Try again in a few minutes.",
-    ),
     "hub.refused": (
         "The Hub rejected the request.",
         "Follow the reason that the message quotes.",
-    ),
-    "hub.unreachable": (
-        "The Hub cannot be reached.",
-        "Check the network and try again.",
-    ),
-    "hub.not_a_backup": (
-        "The dataset does not contain a stored run that can be opened.",
-        "Check the name, or save the run again from where it was trained.",
     ),
     "hub.repository_in_use": (
         "The repository exists and contains something else.",
@@ -641,104 +673,39 @@ CODES: dict[str, tuple[str, str]] = {
         "The dataset is public, and a run contains its data.",
         "Make the dataset private on the Hub, or choose another name.",
     ),
-    "hub.invalid_duration": (
-        "The text is not a duration.",
-        "Write it like 90m or 2h.",
-    ),
-    "hub.unknown_hardware": (
-        "Hugging Face Jobs do not offer this hardware now.",
-        "Choose one of the names in the message.",
-    ),
-    "hub.other_device": (
-        "A CPU cannot resume the checkpoints of a GPU, nor a GPU those of a CPU.",
-        "Choose hardware of the same kind, or train the recipe again.",
-    ),
-    "hub.plan_missing": (
-        "The run has checkpoints but no plan.json.",
-        "Restore plan.json, or train the recipe again.",
-    ),
-    "hub.local_base_model": (
-        "The base model is a folder on this machine, which a job cannot read.",
-        "Push the base model to the Hub and use its id.",
-    ),
     "hub.run_not_available": (
         "The run is queued, running, finished or already on a job.",
         "Wait for it, or stop it first.",
-    ),
-    "hub.no_job": (
-        "No job trains this run.",
-        "Submit the run to a job first.",
-    ),
-    "hub.invalid_job_events": (
-        "The job's dataset contains events that no training writes.",
-        "Submit the run again, or resume it on this machine.",
-    ),
-    "hub.job_timeout": (
-        "The job reached its time limit.",
-        "Submit the run again with more time, or resume it on this machine.",
-    ),
-    "hub.job_deleted": (
-        "The Hub has deleted the job.",
-        "Submit the run again, or resume it on this machine.",
-    ),
-    "hub.job_failed": (
-        "The job ended with an error.",
-        "Read job.log in the run's folder. Then submit the run again, or resume it on "
-        "this machine.",
-    ),
-    "hub.not_a_clone": (
-        "The app does not run from a git clone, so it cannot tell which files to upload.",
-        "Clone the repository and deploy from there.",
-    ),
-    "hub.tracked_file_missing": (
-        "A file that git tracks is missing, or is a link.",
-        "Commit the current state and deploy again.",
     ),
     "hub.secret_in_repository": (
         "A tracked file seems to contain a key or a token.",
         "Remove it from the repository. Revoke the key if it was pushed.",
     ),
+    "hub.server_error": (
+        "The Hub reported an internal error.",
+        "Try again in a few minutes.",
+    ),
     "hub.smoke_test_failed": (
         "A page did not work as expected.",
         "Read the log of the page.",
     ),
+    "hub.tracked_file_missing": (
+        "A file that git tracks is missing, or is a link.",
+        "Commit the current state and deploy again.",
+    ),
+    "hub.unauthorized": (
+        "The Hub does not accept the token.",
+        "Create a token on the Hub's settings page and try again.",
+    ),
+    "hub.unknown_hardware": (
+        "Hugging Face Jobs do not offer this hardware now.",
+        "Choose one of the names in the message.",
+    ),
+    "hub.unreachable": (
+        "The Hub cannot be reached.",
+        "Check the network and try again.",
+    ),
     # runs
-    "runs.not_a_run": (
-        "The folder is not a run: it has no run.json.",
-        "Give the folder that `train --out` created.",
-    ),
-    "runs.other_format": (
-        "Another version of the app wrote the run, in another format.",
-        "Open it with that version, or train its recipe and data again.",
-    ),
-    "runs.name_length": (
-        "The name of a run is empty or too long.",
-        "Choose a name with 1 to 100 characters.",
-    ),
-    "runs.no_adapter": (
-        "The run does not have an adapter yet.",
-        "Finish the training first.",
-    ),
-    "runs.locked": (
-        "Another process is working on the run.",
-        "Wait for it, or stop it first.",
-    ),
-    "runs.on_job": (
-        "A job on Hugging Face trains the run.",
-        "Wait for the job, or cancel it. Then resume the run here.",
-    ),
-    "runs.unknown": (
-        "There is no run with this id, or it belongs to somebody else.",
-        "Choose one from the list of your runs.",
-    ),
-    "runs.storage_quota": (
-        "Your runs use all the storage that a visitor may use.",
-        "Download what you need, then delete a run.",
-    ),
-    "runs.too_many_open": (
-        "You have reached the limit of queued and running trainings.",
-        "Wait for one to finish, or stop it.",
-    ),
     "runs.archive_damaged": (
         "A file of the stored run is missing or has changed.",
         "Try again, or save the run again from where it was trained.",
@@ -751,26 +718,46 @@ CODES: dict[str, tuple[str, str]] = {
         "The stored run has more or larger files than the limits allow.",
         "Raise PEFT_SPACE_MAX_RUN_MB if you trust its source.",
     ),
+    "runs.locked": (
+        "Another process is working on the run.",
+        "Wait for it, or stop it first.",
+    ),
+    "runs.name_length": (
+        "The name of a run is empty or too long.",
+        "Choose a name with 1 to 100 characters.",
+    ),
+    "runs.no_adapter": (
+        "The run does not have an adapter yet.",
+        "Finish the training first.",
+    ),
+    "runs.not_a_run": (
+        "The folder is not a run: it has no run.json.",
+        "Give the folder that `train --out` created.",
+    ),
+    "runs.on_job": (
+        "A job on Hugging Face trains the run.",
+        "Wait for the job, or cancel it. Then resume the run here.",
+    ),
+    "runs.other_format": (
+        "Another version of the app wrote the run, in another format.",
+        "Open it with that version, or train its recipe and data again.",
+    ),
+    "runs.storage_quota": (
+        "Your runs use all the storage that a visitor may use.",
+        "Download what you need, then delete a run.",
+    ),
+    "runs.too_many_open": (
+        "You have reached the limit of queued and running trainings.",
+        "Wait for one to finish, or stop it.",
+    ),
+    "runs.unknown": (
+        "There is no run with this id, or it belongs to somebody else.",
+        "Choose one from the list of your runs.",
+    ),
     # runtime
     "runtime.already_started": (
         "The run is already queued or finished.",
         "Wait for it, or start another run.",
-    ),
-    "runtime.one_at_a_time": (
-        "Another run of yours is being trained, and a page trains one at a time.",
-        "Wait for it, or pause it first.",
-    ),
-    "runtime.shorter_rows_do_not_help": (
-        "The run did not run out of memory, or its rows cannot be shorter.",
-        "Resume it without halving its length limit.",
-    ),
-    "runtime.slice_too_short": (
-        "A ZeroGPU slice is too short for this.",
-        "Choose longer slices, or request less at once.",
-    ),
-    "runtime.slice_failed": (
-        "A ZeroGPU slice ended with an unexpected error.",
-        "Try again. If it fails again, read the log of the Space.",
     ),
     "runtime.gpu_illegal_duration": (
         "ZeroGPU does not grant a GPU for that long.",
@@ -780,17 +767,33 @@ CODES: dict[str, tuple[str, str]] = {
         "Your ZeroGPU quota is used up.",
         "Sign in, or wait until you have more.",
     ),
+    "runtime.gpu_taken_away": (
+        "ZeroGPU took the GPU away before the end of the slice.",
+        "Resume. Checkpoints and completed batches are saved.",
+    ),
     "runtime.no_gpu_available": (
         "No GPU was available within a minute.",
         "Try again later.",
+    ),
+    "runtime.one_at_a_time": (
+        "Another run of yours is being trained, and a page trains one at a time.",
+        "Wait for it, or pause it first.",
+    ),
+    "runtime.shorter_rows_do_not_help": (
+        "The run did not run out of memory, or its rows cannot be shorter.",
+        "Resume it without halving its length limit.",
     ),
     "runtime.sign_in_expired": (
         "Your sign-in on the page has expired.",
         "Reload the page and try again.",
     ),
-    "runtime.gpu_taken_away": (
-        "ZeroGPU took the GPU away before the end of the slice.",
-        "Resume. Checkpoints and completed batches are saved.",
+    "runtime.slice_failed": (
+        "A ZeroGPU slice ended with an unexpected error.",
+        "Try again. If it fails again, read the log of the Space.",
+    ),
+    "runtime.slice_too_short": (
+        "A ZeroGPU slice is too short for this.",
+        "Choose longer slices, or request less at once.",
     ),
     "runtime.visitor_left": (
         "The page was closed while it waited for a GPU.",
@@ -835,6 +838,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Check the path, and that the file is UTF-8 text.",
     ),
     # web
+    "web.demo_not_finished": (
+        "The demo's training was paused or stopped, or it failed.",
+        "Press Resume on the Train tab, or run the demo again.",
+    ),
     "web.file_not_uploaded": (
         "A program passed a path that it did not upload.",
         "Upload the file with handle_file of gradio_client, or its text with /upload_text.",
@@ -847,6 +854,34 @@ CODES: dict[str, tuple[str, str]] = {
         "The name of an uploaded text is not allowed.",
         "Use letters and digits, and end it in .jsonl, .json, .csv, .tsv, .txt or .conll.",
     ),
+    "web.no_adapter_named": (
+        "An adapter was to be imported, but none was named or uploaded.",
+        "Enter the adapter's name on the Hub, or upload a .zip of it.",
+    ),
+    "web.no_data": (
+        "The page has no data.",
+        "Upload a file, choose a dataset on the Hub, or use the sample data on the Data tab.",
+    ),
+    "web.no_message": (
+        "The chat message is empty.",
+        "Type a message, then press Send.",
+    ),
+    "web.no_prompt": (
+        "There is no prompt to answer.",
+        "Type a prompt, or use test examples.",
+    ),
+    "web.no_run": (
+        "No run is selected.",
+        "Start a training, or select a run at the top.",
+    ),
+    "web.not_a_rank": (
+        "The rank of the smaller adapter is not a whole number.",
+        "Enter a whole number, or leave the field empty.",
+    ),
+    "web.not_a_user_token": (
+        "The Hub token belongs to an organization or app, not to a user.",
+        "Use a user's token, or the owner secret that you got when you started the run.",
+    ),
     "web.nothing_to_resume": (
         "The run is queued, training or finished.",
         "Call /status to see how far it is.",
@@ -854,6 +889,14 @@ CODES: dict[str, tuple[str, str]] = {
     "web.text_too_large": (
         "An uploaded text exceeds the size limit of data files.",
         "Upload less text, or raise PEFT_SPACE_MAX_FILE_MB on your own machine.",
+    ),
+    "web.unknown_owner": (
+        "The request has no owner secret and no signed-in account, or the secret is too short.",
+        "Reload the page. A program passes the owner secret that it got when it started the run.",
+    ),
+    "web.zip_not_uploaded": (
+        "On a Space, a .zip was named but not uploaded.",
+        "Upload the file, or enter the adapter's name on the Hub.",
     ),
 }
 """Code -> (cause, fix), both complete sentences."""

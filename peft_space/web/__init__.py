@@ -1,1 +1,1 @@
-"""The page: widgets, and what their values mean. Holds no model; asks workers for everything that needs one."""
+"""The web page and the API. Models run in worker processes, never in this one."""

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
-from gradio.context import Context
-from gradio.exceptions import InvalidPathError
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, is_typeddict
 
 from peft_space import settings
+from peft_space.compat.gradio import (
+    current_blocks,
+    explain_rejected_files,
+    served_folder,
+    uploaded_files,
+)
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.hub import is_address
 from peft_space.errors import UserError
@@ -41,15 +45,9 @@ from peft_space.runtime import zerogpu
 from peft_space.runtime.job_watcher import start_watching
 from peft_space.runtime.supervisor import start_training
 from peft_space.runtime.worker_pool import Workers
-from peft_space.web.context import (
-    PageContext,
-    new_owner,
-    owners_of,
-    request_token,
-    served_folder,
-    show_errors,
-    token_of,
-)
+from peft_space.web.auth import new_owner, owners_of, request_token, token_of
+from peft_space.web.components import show_errors
+from peft_space.web.context import PageContext
 
 Upload = gr.FileData | str
 Uploads = gr.FileData | str | list[gr.FileData | str]
@@ -68,10 +66,9 @@ _MAX_PROMPTS, _MAX_ADAPTERS = 100, 8
 
 def build(page: PageContext) -> None:
     """Add the endpoints. To be called inside `gr.Blocks`."""
-    blocks = Context.root_block
-    assert blocks is not None, "endpoints belong to a page"
-    _explain_rejected_files(blocks)
-    files = Files(blocks.upload_file_set)
+    blocks = current_blocks()
+    explain_rejected_files(blocks, _NOT_UPLOADED)
+    files = Files(uploaded_files(blocks))
     callers = {one.name: _caller(one, page.workers, files) for one in operations_on("api")}
     for name, endpoint in (callers | {"upload_text": _upload_text(files)}).items():
         handler = show_errors(_checked(endpoint))
@@ -126,20 +123,6 @@ def open_trained_run(run: str, owner: str) -> str:
     opened = open_run(owners_of(owner), run)
     _ = opened.adapter
     return str(opened.directory)
-
-
-def _explain_rejected_files(blocks: gr.Blocks) -> None:
-    """Gradio rejects files that it did not receive without a message; add one."""
-    preprocess = blocks.preprocess_data
-
-    @functools.wraps(preprocess)
-    async def preprocess_data(*args: Any, **named: Any) -> Any:
-        try:
-            return await preprocess(*args, **named)
-        except InvalidPathError:
-            raise gr.Error(_NOT_UPLOADED, print_exception=False) from None
-
-    blocks.preprocess_data = preprocess_data  # type: ignore[method-assign]
 
 
 # Endpoints

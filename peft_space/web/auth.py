@@ -1,42 +1,126 @@
-"""Whose a program's Hub token is. The Hub is asked, and its answer holds for some minutes; of the token only a digest is kept."""
+"""Decides whose runs a request may open: by a browser's secret, by sign-in, or by a Hub token."""
 
 import hashlib
+import secrets
 import threading
 import time
+from contextvars import ContextVar
 
+import gradio as gr
 from huggingface_hub import HfApi
 
+from peft_space import settings
+from peft_space.compat.gradio import session_of_request
 from peft_space.errors import UserError
 from peft_space.hub.client import check_token, translate_errors
 
-SECONDS = 600.0
-"""For which an answer holds: a token that is taken back opens nothing after it."""
-_MOST = 1_000
+TOKEN_SECONDS = 600.0
+"""How long the Hub's answer about a token is cached: a revoked token opens nothing after that."""
+MAX_CACHED_TOKENS = 1_000
+MIN_SECRET_LENGTH = 16
+"""Shorter secrets could be guessed, and the empty one would belong to everybody."""
 _REASONS = dict.fromkeys(
     (401, 403), "the Hub does not accept the `oauth_token`. Bring another, or none"
 )
 
-_known: dict[str, tuple[str, float]] = {}
+request_token: ContextVar[str | None] = ContextVar("request_token", default=None)
+"""The `oauth_token` of the program whose call is being handled."""
+
+_accounts: dict[str, tuple[str, float]] = {}
+"""Digest of a token -> (account id, valid until). The token itself is not stored."""
 _lock = threading.Lock()
 
 
+def owner_of(secret: str) -> str:
+    """Return the owner whose runs a secret opens; on one's own machine it is always "local".
+
+    Raises:
+        UserError: on a Space, if the secret is missing or too short.
+    """
+    if not settings.on_space():
+        return "local"
+    if len(secret) < MIN_SECRET_LENGTH:
+        raise UserError(
+            "web.unknown_owner",
+            "We couldn't tell whose runs these are. Reload the page; "
+            "a program passes the `owner` that it got when it started the run.",
+        )
+    return _digest(secret)
+
+
+def owners_of(secret: str) -> list[str]:
+    """Return the owners whose runs a program sees. New runs belong to the first.
+
+    Raises:
+        UserError: the program has neither a secret nor a token of an account.
+    """
+    account = account_owner()
+    if not secret and account:
+        return [account]
+    return [owner_of(secret), *([account] if account else [])]
+
+
+def account_owner() -> str | None:
+    """Return the owner of the runs of the Hub account behind this request, if there is one."""
+    account = signed_in_account()
+    return f"hub-{_digest(account)}" if account else None
+
+
+def signed_in_account() -> str | None:
+    """Return the id of the Hub account that is signed in, or whose token a program sent.
+
+    The id stays the same when the account is renamed.
+    """
+    if not settings.signs_in():
+        return None
+    info = session_of_request().get("oauth_info") or {}
+    if info.get("expires_at", 0) > time.time():
+        return info["userinfo"]["sub"]
+    token = request_token.get()
+    return account_of(token) if token else None
+
+
 def account_of(token: str) -> str:
-    """The id of the user whose token this is, as signing in tells it. Raises UserError where the Hub does not accept it, or cannot be asked."""
+    """Return the id of the Hub user that a token belongs to, as signing in reports it.
+
+    Raises:
+        UserError: the Hub rejects the token, cannot be reached, or the token is not a user's.
+    """
     digest = hashlib.sha256(token.encode()).hexdigest()
     with _lock:
-        account, until = _known.get(digest, ("", 0.0))
+        account, until = _accounts.get(digest, ("", 0.0))
     if time.monotonic() < until:
         return account
     check_token(token)
     with translate_errors("", "The runs of your account were not looked up", "", _REASONS):
-        who = HfApi(token=token).whoami()
-    if who.get("type") != "user":
+        identity = HfApi(token=token).whoami()
+    if identity.get("type") != "user":
         raise UserError(
-            "todo",
-            "The token belongs to no user, so there are no runs of an account. Bring a user's token, or the `owner` that /train returned.",
+            "web.not_a_user_token",
+            "This token does not belong to a user, so it has no runs. "
+            "Use a user's token, or the `owner` that you got when you started the run.",
         )
     with _lock:
-        if len(_known) >= _MOST:
-            _known.clear()
-        _known[digest] = (who["id"], time.monotonic() + SECONDS)
-    return who["id"]
+        if len(_accounts) >= MAX_CACHED_TOKENS:
+            _accounts.clear()
+        _accounts[digest] = (identity["id"], time.monotonic() + TOKEN_SECONDS)
+    return identity["id"]
+
+
+def token_of(typed: str | None, signed_in: gr.OAuthToken | None) -> str | None:
+    """Return the Hub token to use: the one that was typed, or the one from signing in."""
+    return (typed or "").strip() or (signed_in.token if signed_in else None)
+
+
+def new_visitor(secret: str) -> str:
+    """Return the visitor's secret; create one on the first visit."""
+    return secret or secrets.token_hex(24)
+
+
+def new_owner(secret: str) -> str:
+    """Return the secret for a program's new run; on a Space without an account, create one."""
+    return new_visitor(secret) if settings.on_space() and not signed_in_account() else secret
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()[:32]

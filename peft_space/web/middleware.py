@@ -1,45 +1,37 @@
-"""Stands before Gradio: refuses what it serves and this page does not need, and takes the cookies off what other sites' pages ask.
+"""Blocks routes of Gradio that the page does not need, and cookies on requests from other sites.
 
-Gradio fetches addresses that a visitor names (`file=http…`, `proxy=`) and keeps states of a page on the disk (`deep_link`). Away from localhost it
-lets every site's page read answers, with the visitor's cookies: a page elsewhere could do all that a signed-in visitor can.
+Gradio fetches addresses that a visitor names (`file=http…`, `proxy=`) and stores page states on
+disk (`deep_link`). Outside localhost it also lets pages of any site read answers with the
+visitor's cookies, so another site could do everything that a signed-in visitor can.
 """
 
-import re
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-_CLOSED = re.compile(
-    r"/(file[=/]\s*[a-z][a-z0-9+.-]*:|proxy=|deep_link|custom_component/|stream/)", re.IGNORECASE
-)
+from peft_space.compat.gradio import CLOSED_ROUTES
 
 
 class SecurityMiddleware:
-    """ASGI middleware."""
+    """ASGI middleware in front of Gradio."""
 
-    def __init__(self, app: Any):
+    def __init__(self, app: ASGIApp):
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if _CLOSED.search(scope["path"]):
-                await PlainTextResponse("This page does not serve that.", status_code=403)(
-                    scope, receive, send
-                )
+            if CLOSED_ROUTES.search(scope["path"]):
+                denied = PlainTextResponse("This page does not serve that.", status_code=403)
+                await denied(scope, receive, send)
                 return
-            if _of_another_site(Headers(scope=scope)):
-                scope = scope | {
-                    "headers": [
-                        (name, value)
-                        for name, value in scope["headers"]
-                        if name.lower() != b"cookie"
-                    ]
-                }
+            if _is_cross_site(Headers(scope=scope)):
+                headers = [header for header in scope["headers"] if header[0].lower() != b"cookie"]
+                scope = {**scope, "headers": headers}
         await self.app(scope, receive, send)
 
 
-def _of_another_site(headers: Headers) -> bool:
+def _is_cross_site(headers: Headers) -> bool:
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()

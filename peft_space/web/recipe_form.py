@@ -1,60 +1,75 @@
-"""The form of a Recipe: one widget a field, made from the field's own declaration, and back."""
+"""A form for any pydantic model of options: one widget for each field, and back to the model."""
 
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar
 
 import gradio as gr
-
-from peft_space.recipe import Recipe, make_recipe
+from pydantic import BaseModel
 
 GROUPS = {
     "model": "Base model",
     "adapter": "Adapter",
     "training": "Training",
-    "evaluation": "Evaluating and saving",
+    "evaluation": "Evaluation and checkpoints",
 }
+"""The groups of the recipe's fields, in the order of the page."""
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
-class Form:
-    """The widgets of every recipe field, not yet placed; `place` puts them where it is called."""
+class OptionsForm(Generic[Options]):
+    """The widgets of a model's fields, not yet on the page; `place` renders them.
 
-    def __init__(self) -> None:
+    Args:
+        model: declares each field's type, default, title, help and group.
+        validate: makes the model from the widgets' values, or raises UserError.
+        prefix: of the widgets' element ids.
+    """
+
+    def __init__(
+        self, model: type[Options], validate: Callable[[dict[str, Any]], Options], prefix: str
+    ):
+        self.model, self._validate = model, validate
         self.widgets: dict[str, gr.components.Component] = {
-            name: _widget(name) for name in Recipe.model_fields
+            name: _widget(model, name, f"{prefix}-{name}") for name in model.model_fields
         }
 
     @property
-    def inputs(self) -> set[gr.components.Component]:
-        """What a handler has to take to know the recipe."""
+    def inputs(self) -> set[Any]:
+        """Inputs of a handler that reads the form."""
         return set(self.widgets.values())
 
     def place(self, group: str) -> None:
         """Render the widgets of one group, in the order of their declaration."""
-        for name, field in Recipe.model_fields.items():
+        for name, field in self.model.model_fields.items():
             if typing.cast(dict[str, str], field.json_schema_extra)["group"] == group:
                 with gr.Column(min_width=260):
                     self.widgets[name].render()
 
-    def recipe(self, values: dict[Any, Any]) -> Recipe:
-        """The recipe that the widgets show. Raises UserError where it is none."""
-        shown = {name: _read(name, values[widget]) for name, widget in self.widgets.items()}
-        return make_recipe(shown)
+    def read(self, values: dict[Any, Any]) -> Options:
+        """Return the options that the widgets show. Raises UserError if one is not valid."""
+        fields = {
+            name: _parse(self.model, name, values[widget]) for name, widget in self.widgets.items()
+        }
+        return self._validate(fields)
 
-    def values(self, recipe: Recipe) -> dict[gr.components.Component, Any]:
-        """What the widgets have to show for `recipe`."""
+    def show(self, options: Options) -> dict[gr.components.Component, Any]:
+        """Return the value of each widget for these options."""
         return {
-            widget: _shown(name, getattr(recipe, name)) for name, widget in self.widgets.items()
+            widget: _format(self.model, name, getattr(options, name))
+            for name, widget in self.widgets.items()
         }
 
 
-def _kinds(name: str) -> tuple[Any, bool]:
-    """(the field's type without None, whether None is allowed)."""
-    annotation = Recipe.model_fields[name].annotation
+def _type_of(model: type[BaseModel], name: str) -> tuple[Any, bool]:
+    """Return the field's type without None (a tuple for a union), and whether None is allowed."""
+    annotation = model.model_fields[name].annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        inner = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-        optional = len(inner) < len(typing.get_args(annotation))
-        return (inner[0] if len(inner) == 1 else tuple(inner)), optional
+        members = typing.get_args(annotation)
+        inner = [member for member in members if member is not type(None)]
+        return (inner[0] if len(inner) == 1 else tuple(inner)), len(inner) < len(members)
     return annotation, False
 
 
@@ -62,52 +77,49 @@ def _is_list(kind: Any) -> bool:
     return typing.get_origin(kind) is list
 
 
-def _widget(name: str) -> gr.components.Component:
-    field = Recipe.model_fields[name]
-    kind, optional = _kinds(name)
-    about: dict[str, Any] = {
+def _literals(union: tuple[Any, ...]) -> list[str]:
+    """Return the fixed values of a field that is either a list or one of a few words."""
+    return list(next(typing.get_args(part) for part in union if typing.get_origin(part) is Literal))
+
+
+def _widget(model: type[BaseModel], name: str, elem_id: str) -> gr.components.Component:
+    field = model.model_fields[name]
+    kind, optional = _type_of(model, name)
+    shared: dict[str, Any] = {
         "label": field.title,
-        "info": " ".join(
-            (field.description or "").split()
-        ),  # a line that ends in the source does not end on the page
+        "info": " ".join((field.description or "").split()),  # joins the lines of the source
         "render": False,
-        "elem_id": f"recipe-{name}",
-        "value": _shown(name, field.default),
+        "elem_id": elem_id,
+        "value": _format(model, name, field.default),
     }
     if kind is bool:
-        return gr.Checkbox(**about)
+        return gr.Checkbox(**shared)
     if typing.get_origin(kind) is Literal:
-        return gr.Dropdown(list(typing.get_args(kind)), **about)
-    if isinstance(kind, tuple):  # a list, or one of a few words
-        words = next(typing.get_args(part) for part in kind if typing.get_origin(part) is Literal)
-        return gr.Dropdown(list(words), allow_custom_value=True, **about)
-    if (
-        kind in (int, float) and not optional
-    ):  # an empty gr.Number shows 0, so what may be empty is a Textbox
-        return gr.Number(precision=0 if kind is int else None, **about)
-    return gr.Textbox(placeholder="automatic" if kind in (int, float) else None, **about)
+        return gr.Dropdown(list(typing.get_args(kind)), **shared)
+    if isinstance(kind, tuple):
+        return gr.Dropdown(_literals(kind), allow_custom_value=True, **shared)
+    is_number = kind in (int, float)
+    if is_number and not optional:  # an empty gr.Number shows 0, so optional ones are text
+        return gr.Number(precision=0 if kind is int else None, **shared)
+    return gr.Textbox(placeholder="automatic" if is_number else None, **shared)
 
 
-def _read(name: str, value: Any) -> Any:
-    """A widget's value as the recipe has it: empty is None where None is allowed, lists are written with commas."""
-    kind, optional = _kinds(name)
+def _parse(model: type[BaseModel], name: str, value: Any) -> Any:
+    """Turn a widget's value into the field's: empty is None if allowed, commas make lists."""
+    kind, optional = _type_of(model, name)
     if value in (None, "") and optional:
         return None
     if isinstance(value, str) and (_is_list(kind) or isinstance(kind, tuple)):
-        words = (
-            ()
-            if _is_list(kind)
-            else next(typing.get_args(part) for part in kind if typing.get_origin(part) is Literal)
-        )
-        return (
-            value if value in words else [part.strip() for part in value.split(",") if part.strip()]
-        )
+        if isinstance(kind, tuple) and value in _literals(kind):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
-def _shown(name: str, value: Any) -> Any:
+def _format(model: type[BaseModel], name: str, value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) and _kinds(name)[1] else value
+    is_text = isinstance(value, float) and _type_of(model, name)[1]
+    return f"{value:g}" if is_text else value

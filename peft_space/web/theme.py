@@ -1,4 +1,4 @@
-"""How the page looks: one theme, light and dark. The few rules that a theme cannot say are in `style.css`."""
+"""The page's theme, light and dark. `style.css` holds the rules that a theme cannot express."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import gradio as gr
 CSS = Path(__file__).with_name("style.css")
 
 TEAL, AMBER, RED = "#0d9488", "#d97706", "#dc2626"
-"""Of plots: to be told apart on white and on slate, by at least 3 to 1 (WCAG 1.4.11)."""
+"""Colors of plots: at least 3 to 1 against white and slate (WCAG 1.4.11)."""
 
 
 def theme() -> gr.themes.Base:
-    """Quiet greys and one green, with text dark enough to read: at least 4.5 to 1 on its ground (WCAG AA)."""
+    """Return quiet grays and one green, with text at least 4.5 to 1 on its background (WCAG AA)."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
         neutral_hue=gr.themes.colors.slate,

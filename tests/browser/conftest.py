@@ -1,14 +1,18 @@
-"""A real app process and a real Chromium."""
+"""A real app process, a real Chromium, and what the tests do on the page."""
 
+import io
 import os
 import shutil
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from tests.fixtures.app_process import ROOT
 
-ARTEFACTS = ROOT / "test-artefacts"
+ARTIFACTS = ROOT / "test-artefacts"
+PICTURE_HEIGHT = 1_200
+MAX_PICTURE_BYTES = 150_000
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -22,7 +26,7 @@ QUIET = [
 
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium from the system; without one the tests are skipped, in CI they fail."""
+    """Start the system's headless Chromium. Without one, tests are skipped; in CI they fail."""
     path = (
         os.environ.get("CHROMIUM")
         or shutil.which("chromium")
@@ -30,7 +34,7 @@ def browser():
         or shutil.which("google-chrome")
     )
     if path is None:
-        message = "no Chromium on the path: install the system's chromium package, or name one in CHROMIUM"
+        message = "no Chromium: install the system's chromium package, or set CHROMIUM to a path"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     from playwright.sync_api import sync_playwright
 
@@ -40,57 +44,96 @@ def browser():
         chromium.close()
 
 
-_OF_GRADIO = {"Cannot read properties of null (reading 'getBoundingClientRect')"}
-"""Gradio measures a part that it has just taken off the page; seen once in some thirty walks, and nothing is lost by it."""
+_GRADIO_ERRORS = {"Cannot read properties of null (reading 'getBoundingClientRect')"}
+"""Gradio measures an element that it has just removed; harmless, seen once in some thirty runs."""
 
 
 @pytest.fixture
 def page(browser):
-    """A fresh page that has seen no JavaScript error when the test ends."""
+    """Open a new page; fail if it has seen a JavaScript error when the test ends."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    assert [error for error in errors if error not in _OF_GRADIO] == []
+    assert [error for error in errors if error not in _GRADIO_ERRORS] == []
 
 
 @pytest.fixture
 def shoot(request):
-    """Keeps a screenshot of a step as a test artefact."""
-    ARTEFACTS.mkdir(exist_ok=True)
+    """Save a screenshot of a step as a test artifact."""
+    ARTIFACTS.mkdir(exist_ok=True)
 
     def shoot_page(page, name: str) -> None:
-        page.screenshot(path=ARTEFACTS / f"{request.node.name}-{name}.png", full_page=True)
+        page.screenshot(path=ARTIFACTS / f"{request.node.name}-{name}.png", full_page=True)
 
     return shoot_page
 
 
 @pytest.fixture
+def picture():
+    """Save a picture of a view for the documentation, light and dark; do nothing by default.
+
+    Set PEFT_SPACE_PICTURES to the folder for the pictures.
+    """
+    folder = os.environ.get("PEFT_SPACE_PICTURES")
+
+    def save(page, name: str) -> None:
+        if not folder:
+            return
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        height = min(page.evaluate("document.documentElement.scrollHeight"), PICTURE_HEIGHT)
+        clip = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": height}
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(1_000)  # plots are drawn again
+            shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
+            path = ROOT / folder / f"{name}-{scheme}.webp"
+            shot.convert("RGB").save(path, quality=80, method=6)
+            assert path.stat().st_size <= MAX_PICTURE_BYTES, path
+        page.emulate_media(color_scheme="light")
+
+    return save
+
+
+@pytest.fixture
 def home(app, monkeypatch):
-    """The test looks into the app's home."""
+    """Let the test read the app's home directory."""
     monkeypatch.setenv("PEFT_SPACE_HOME", str(app.home))
 
-
-# What the tests do on the page
 
 SLOW = 120_000
 """Milliseconds that a step may take; two cores may be busy with other tests."""
 
-
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-"""Gradio sets the values of a folded part's fields once more in the frame in which it unfolds; nobody types before it is painted."""
+"""Gradio sets the values of an accordion's fields again in the frame in which it opens."""
 
 
 def open_tab(page, name):
     page.get_by_role("tab", name=name).first.click()
 
 
+def open_panel(page, elem_id):
+    """Open or close an accordion."""
+    page.locator(f"#{elem_id} button").first.click()
+
+
+def use_sample_data(page):
+    """Choose the sample data and wait until it has been read."""
+    page.locator("#use-sample").click()
+    expect(page.locator("#data-summary")).to_contain_text("300 rows for training", timeout=SLOW)
+
+
+def wait_until_finished(page):
+    """Wait until the selected run's training is finished."""
+    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+
+
 def set_steps(page, count, epochs=None):
-    """Open the Recipe tab and limit the training to `count` steps; four epochs of the sample data are 152."""
+    """Limit the training to `count` steps. Four epochs of the sample data are 152 steps."""
     open_tab(page, "Recipe")
-    page.get_by_role("button", name="Training").click()
+    open_panel(page, "group-training")
     field = page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first
     expect(field).to_be_visible()
     page.evaluate(PAINTED)
@@ -100,10 +143,9 @@ def set_steps(page, count, epochs=None):
 
 
 def start_with_sample_data(page, app, steps, epochs=None):
-    """Start a training of `steps` steps on the sample data, and wait until it has begun."""
+    """Start a training of `steps` steps on the sample data and wait for its first step."""
     page.goto(app.url)
-    page.locator("#use-sample").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    use_sample_data(page)
     set_steps(page, steps, epochs)
     open_tab(page, "Train")
     page.locator("#start").click()

@@ -1,4 +1,4 @@
-"""Every step is readable and reachable: no serious fault for Axe, light and dark, narrow and wide, and by keyboard alone."""
+"""Accessibility: no serious Axe violation, light and dark, narrow and wide; keyboard only."""
 
 import json
 
@@ -7,10 +7,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from peft_space.runs.store import list_runs
-from tests.browser.conftest import SLOW, open_tab, set_steps
+from tests.browser.conftest import SLOW, open_tab, set_steps, wait_until_finished
 
 pytestmark = pytest.mark.browser
-# What a finger needs; tables scroll in their own frame, and Gradio measures its tabs on a hidden copy
+# Tables scroll in their own frame, and Gradio measures its tabs on a hidden copy.
 TOO_WIDE = """[...document.querySelectorAll('button, input, textarea, p, label, pre, progress')]
     .filter(e => e.offsetParent && !e.closest('[aria-hidden=true], .table-wrap, .overflow-menu'))
     .filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 120))"""
@@ -19,7 +19,7 @@ TABS = ("Data", "Recipe", "Train", "Compare", "Publish", "Runs")
 
 @pytest.fixture(scope="module", params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def seen(request, app, browser, tmp_path_factory):
-    """A page with data, a finished run, an answer and scores on it."""
+    """Open a page with data, a finished run, an answer and scores."""
     data = tmp_path_factory.mktemp("data") / "questions.jsonl"
     data.write_text(
         "".join(
@@ -37,31 +37,29 @@ def seen(request, app, browser, tmp_path_factory):
     set_steps(page, 3)
     open_tab(page, "Train")
     page.locator("#start").click()
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     open_tab(page, "Compare")
     page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
-    page.locator("#ask").click()
+    page.locator("#generate").click()
     expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
-    page.locator("#score").click()
+    page.locator("#evaluate").click()
     expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
     yield page
     context.close()
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_axe_finds_no_serious_fault(seen, shoot, tab):
+def test_axe_finds_no_serious_violation(seen, shoot, tab):
     open_tab(seen, tab)
     seen.wait_for_timeout(500)  # plots are drawn late
     shoot(seen, "step")
-    found = [
-        fault
-        for fault in Axe().run(seen).response["violations"]
-        if fault["impact"] in ("serious", "critical")
+    violations = [
+        f"{violation['id']}: {node['html'][:200]}"
+        for violation in Axe().run(seen).response["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"][:3]
     ]
-    told = [
-        f"{fault['id']}: {node['html'][:200]}" for fault in found for node in fault["nodes"][:3]
-    ]
-    assert not told, "\n".join(told)
+    assert not violations, "\n".join(violations)
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -80,17 +78,17 @@ def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
     assert wide == []
 
 
-def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoot):
+def test_the_journey_works_with_the_keyboard_alone(app, home, page, shoot):
     page.goto(app.url)
     expect(page.locator("#use-sample")).to_be_visible(
         timeout=SLOW
     )  # before there is a page, Tab leads nowhere
     focus(page, "#use-sample")
     page.keyboard.press("Enter")
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    expect(page.locator("#data-summary")).to_contain_text("300 rows for training", timeout=SLOW)
     focus_tab(page, "Recipe")
     page.keyboard.press("Enter")
-    focus_button(page, "Training")
+    focus(page, "#group-training button")
     page.keyboard.press("Enter")
     focus(page, "#recipe-max_steps textarea")
     page.keyboard.type("2")
@@ -101,20 +99,20 @@ def test_the_journey_can_be_walked_with_the_keyboard_alone(app, home, page, shoo
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text(
         "Step 2 of 2", timeout=SLOW
-    )  # until then it tells of an earlier run
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    )  # until then it shows an earlier run
+    wait_until_finished(page)
     assert len(list_runs("local")) == before + 1
     shoot(page, "keyboard-train")
     focus_tab(page, "Compare", backwards=True)
     page.keyboard.press("Enter")
     focus(page, "#prompts textarea")
     page.keyboard.type("My lamp is broken.")
-    focus(page, "#ask")
+    focus(page, "#generate")
     page.keyboard.press("Enter")
     expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
     focus_tab(page, "Publish", backwards=True)
     page.keyboard.press("Enter")
-    focus(page, "#make-zip")
+    focus(page, "#export")
     page.keyboard.press("Enter")
     expect(page.locator("#zip")).to_contain_text(".zip", timeout=SLOW)
     focus(page, "#zip a[download]")
@@ -129,24 +127,15 @@ def focus(page, selector):
 
 
 def focus_tab(page, name, backwards=False):
-    press_until(
-        page,
-        f"document.activeElement && document.activeElement.role === 'tab' && document.activeElement.textContent.includes({name!r})",
-        backwards,
-    )
-
-
-def focus_button(page, name):
-    press_until(
-        page,
-        f"document.activeElement && document.activeElement.tagName === 'BUTTON' && document.activeElement.textContent.trim().startsWith({name!r})",
-    )
+    element = "document.activeElement"
+    is_tab = f"{element} && {element}.role === 'tab' && {element}.textContent.includes({name!r})"
+    press_until(page, is_tab, backwards)
 
 
 def press_until(page, condition, backwards=False):
-    """Press Tab until the focus is there; a keyboard user gives up sooner."""
+    """Press Tab until the focus is there, up to 80 times."""
     for _ in range(80):
         if page.evaluate(condition):
             return
         page.keyboard.press("Shift+Tab" if backwards else "Tab")
-    raise AssertionError(f"80 times Tab did not lead to {condition}")
+    raise AssertionError(f"pressing Tab 80 times did not lead to {condition}")

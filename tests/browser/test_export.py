@@ -1,45 +1,51 @@
-"""A merged model, and what Ollama takes of it, leave the page with their proofs."""
+"""The Publish tab: verified exports of a merged model and for Ollama, and a pushed card."""
 
 import json
+import re
 import zipfile
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import (
+    SLOW,
+    open_panel,
+    open_tab,
+    start_with_sample_data,
+    wait_until_finished,
+)
 from tests.conftest import WRITER
 from tests.fixtures.app_process import App
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
+def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
     start_with_sample_data(page, app, 12)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     open_tab(page, "Publish")
-    page.get_by_label("vLLM").click()
-    expect(page.locator("#deploy-advice")).to_contain_text(
-        "Serve it as an adapter, with --max-lora-rank 16", timeout=SLOW
-    )
-    page.get_by_label("Somewhere that takes whole models alone").click()
-    expect(page.locator("#deploy-advice")).to_contain_text(
-        "Merge it, and look at the proof", timeout=SLOW
-    )
+    page.locator("#deploy-target input[value=vLLM]").click()
+    expect(page.locator("#deploy-advice")).to_contain_text("--max-lora-rank 16", timeout=SLOW)
+    expect(page.locator("#export-target input:checked")).to_have_value("adapter")
+    page.locator("#deploy-target input[value=whole]").click()
+    expect(page.locator("#export-target input:checked")).to_have_value("merged", timeout=SLOW)
     expect(page.locator("#merge-into")).to_be_visible()
 
-    page.locator("#make-zip").click()
+    page.locator("#export").click()
     page.locator("#cancel-export").click()
-    expect(page.locator("#packing")).to_contain_text("Cancelled. Nothing was kept.", timeout=SLOW)
+    expect(page.locator("#export-progress")).to_contain_text(
+        "Canceled. Nothing was kept.", timeout=SLOW
+    )
 
     page.locator("#export-dtype input").click()
     page.get_by_role("option", name="float32, exact and twice as large").click()
     expect(page.locator("#cancel-export")).to_be_hidden(timeout=SLOW)
-    page.get_by_label("the numbers that the adapter was trained on").click()
-    page.locator("#make-zip").click()
-    expect(page.locator("#packing")).to_contain_text(
-        "60 of 60 greedy answers are the same", timeout=SLOW
+    page.locator("#merge-into input[value=dequantized]").click()
+    page.locator("#export").click()
+    expect(page.locator("#export-progress")).to_contain_text(
+        re.compile("60.60|60 of 60"), timeout=SLOW
     )
-    expect(page.locator("#packing")).to_contain_text("✓ Passed.")
+    expect(page.locator("#export-progress")).to_contain_text("✓")
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-merged", timeout=SLOW)
     shoot(page, "proven")
     with page.expect_download() as download:
@@ -48,10 +54,10 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
         assert json.loads(archive.read("merged/proof.json"))["passed"]
         assert "merged/model.safetensors" in archive.namelist()
 
-    page.get_by_label("Ollama", exact=True).click()
-    expect(page.locator("#deploy-advice")).to_contain_text("Ollama reads GGUF files", timeout=SLOW)
-    page.locator("#make-zip").click()
-    expect(page.locator("#packing")).to_contain_text("ollama create", timeout=SLOW)
+    page.locator("#deploy-target input[value=Ollama]").click()
+    expect(page.locator("#export-target input:checked")).to_have_value("ollama", timeout=SLOW)
+    page.locator("#export").click()
+    expect(page.locator("#export-progress")).to_contain_text("ollama create", timeout=SLOW)
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-ollama", timeout=SLOW)
     shoot(page, "ollama")
 
@@ -59,7 +65,7 @@ def test_a_merged_model_is_exported_with_its_proof(app, home, page, shoot):
 def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_server):
     hub_server.forget()
     start_with_sample_data(page, app, 2)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     online = App(
         app.home,
         HF_ENDPOINT=hub_server.url,
@@ -73,9 +79,9 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
         open_tab(page, "Publish")
         expect(page.locator("#push")).to_be_enabled(
             timeout=SLOW
-        )  # until the page knows the run, the card is written anew
-        page.get_by_role("button", name="The model card, to read and to edit before").click()
-        expect(page.locator("#card-shown")).to_contain_text("Ready for production?", timeout=SLOW)
+        )  # until the page knows the run, the card is generated again
+        open_panel(page, "card-panel")
+        expect(page.locator("#card-shown")).to_contain_text("demo", timeout=SLOW)
         assert (
             page.locator("#card-shown img").first.evaluate(
                 "picture => picture.decode().then(() => picture.naturalWidth)"
@@ -97,8 +103,8 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
         assert pushed.private
         assert pushed.files["README.md"].decode().rstrip().endswith("Seen by a person.")
 
-        page.get_by_label("What is chosen for the export above, with its proof").click()
-        page.get_by_label("Somewhere that takes whole models alone").click()
+        page.locator("#what-to-push input[value=export]").click()
+        page.locator("#deploy-target input[value=whole]").click()
         expect(page.locator("#merge-into")).to_be_visible(timeout=SLOW)
         page.locator("#repo textarea, #repo input").first.fill("maria/merged")
         page.locator("#token input").fill(WRITER)

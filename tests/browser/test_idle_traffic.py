@@ -1,4 +1,4 @@
-"""A page on which nothing happens asks for little: Gradio can tell of a change of the chosen run again and again, which would clear what it shows."""
+"""An idle page sends few requests: Gradio can repeat the run list's change event endlessly."""
 
 import json
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SLOW, start_with_sample_data
+from tests.browser.conftest import SLOW, start_with_sample_data, wait_until_finished
 from tests.fixtures.app_process import App
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 @pytest.fixture(scope="module", params=["own machine", "Space"])
 def somewhere(request, tmp_path_factory):
-    """The app."""
+    """Start the app, here or as on a Space."""
     running = App(
         tmp_path_factory.mktemp("home"),
         HF_HUB_OFFLINE="1",
@@ -25,42 +25,44 @@ def somewhere(request, tmp_path_factory):
     running.kill()
 
 
-def test_a_look_at_the_run_that_gets_lost_is_not_the_last(somewhere, page):
+def test_the_page_recovers_from_a_lost_answer(somewhere, page):
     start_with_sample_data(page, somewhere, 30)
     lost = []
 
     def lose(route):
-        asked = json.loads(route.request.post_data)
-        if not lost and asked["fn_index"] in looks:
-            lost.append(route)  # neither answered nor refused
+        call = json.loads(route.request.post_data)
+        if not lost and call["fn_index"] in checks:
+            lost.append(route)  # never answered
         else:
             route.continue_()
 
     dependencies = httpx.get(f"{somewhere.url}/config").json()["dependencies"]
-    looks = [
-        one["id"] for one in dependencies if any(target[1] == "tick" for target in one["targets"])
+    checks = [
+        handler["id"]
+        for handler in dependencies
+        if any(target[1] == "tick" for target in handler["targets"])
     ][:1]
     page.route("**/queue/join*", lose)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     assert lost
     page.unroute_all(behavior="ignoreErrors")
 
 
-def test_a_page_that_is_loaded_again_with_a_finished_run_rests(somewhere, page):
+def test_a_reloaded_page_with_a_finished_run_is_idle(somewhere, page):
     start_with_sample_data(page, somewhere, 2)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
-    asked = []
+    wait_until_finished(page)
+    calls = []
     page.on(
         "request",
         lambda request: (
-            asked.append(json.loads(request.post_data)) if "queue/join" in request.url else None
+            calls.append(json.loads(request.post_data)) if "queue/join" in request.url else None
         ),
     )
     page.reload()
     expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
     page.wait_for_timeout(10_000)
-    asked.clear()
+    calls.clear()
     page.wait_for_timeout(10_000)
-    assert len(asked) <= 4, [
-        (one["trigger_id"], one["fn_index"]) for one in asked
-    ]  # a look at the run every five seconds
+    assert len(calls) <= 4, [
+        (call["trigger_id"], call["fn_index"]) for call in calls
+    ]  # a check of the run every five seconds

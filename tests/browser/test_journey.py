@@ -1,4 +1,4 @@
-"""The journey in a real browser, with a real training: data in, adapter out; nothing is lost by reloads and kills."""
+"""The journey with a real training: data in, adapter out; reloads and kills lose nothing."""
 
 import json
 import re
@@ -16,7 +16,14 @@ from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
 from peft_space.runs.status import steps_of
 from peft_space.runs.store import list_runs
-from tests.browser.conftest import SLOW, open_tab, set_steps, start_with_sample_data
+from tests.browser.conftest import (
+    SLOW,
+    open_panel,
+    open_tab,
+    set_steps,
+    start_with_sample_data,
+    wait_until_finished,
+)
 from tests.fixtures.app_process import App
 
 pytestmark = pytest.mark.browser
@@ -24,21 +31,22 @@ TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
     span => [span.textContent.replaceAll(/[↵‧]/g, ''), span.classList.contains('trained')])"""
 
 
-def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path, tokenizer):
+def test_the_journey_from_an_uploaded_file_to_the_adapter(
+    app, home, page, shoot, tmp_path, tokenizer
+):
     rows = [
         {"question": f"What is thing {i} called?", "answer": f"It is called\nnumber {i}."}
         for i in range(40)
     ] + [{"question": "No answer"}]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page.goto(app.url)
-    expect(page.locator("#next-step")).to_contain_text("Bring your data", timeout=SLOW)
+    expect(page.locator("#next-step")).to_contain_text("Upload", timeout=SLOW)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "mine.jsonl")
-    expect(page.locator("#data-summary")).to_contain_text(
-        "41 rows. Recognised as question/answer", timeout=SLOW
-    )
-    expect(page.locator("#data-summary")).to_contain_text("1 row cannot be used and is left out")
-    expect(page.locator("#problems")).to_contain_text("the answer is empty")
-    expect(page.locator("#next-step")).to_contain_text("press Start training")
+    summary = page.locator("#data-summary")
+    expect(summary).to_contain_text("36 rows for training, 4 for testing", timeout=SLOW)
+    expect(summary).to_contain_text("1 row will be skipped")
+    expect(page.locator("#problems")).to_contain_text("41")
+    expect(page.locator("#next-step strong")).to_have_text("Train")
     shown = page.evaluate(TOKENS)
     shoot(page, "1-data")
 
@@ -50,44 +58,42 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
 
     open_tab(page, "Train")
     expect(page.locator("#about-to-train")).to_contain_text(
-        "mine.jsonl, 36 rows. Your choices: Maximum steps 12", timeout=SLOW
+        re.compile("mine.jsonl.*36 rows.* 12"), timeout=SLOW
     )
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
     page.reload()
-    expect(page.locator("#next-step")).to_contain_text(
-        re.compile("The training runs|The adapter is there"), timeout=SLOW
-    )
+    expect(page.get_by_role("tab", name=re.compile("Train [●✓]"))).to_be_visible(timeout=SLOW)
     open_tab(page, "Train")
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     expect(page.locator("#status")).to_contain_text("Step 12 of 12")
     shoot(page, "3-train")
 
     [run] = list_runs("local")
     [example] = render(tokenizer, load_run_data(run).train[:1], 512)
-    wanted = [
+    trained = [
         [text, label != MASKED] for text, label in zip(example.texts, example.labels, strict=True)
     ]
-    assert shown == wanted, "the preview shows other tokens, or another mask, than training gets"
+    assert shown == trained, "the preview shows other tokens, or another mask, than training gets"
 
     open_tab(page, "Compare")
     page.locator("#how-many input").fill("2")
-    page.locator("#take-rows").click()
+    page.locator("#use-rows").click()
     expect(page.locator("#prompts textarea")).to_have_value(
         "\n---\n".join(row.messages[-2]["content"] for row in load_run_data(run).held_out[:2]),
         timeout=SLOW,
     )
-    page.locator("#ask").click()
+    page.locator("#generate").click()
     expect(page.locator("#answers summary")).to_have_count(2, timeout=SLOW)
     expect(page.locator("#answers")).to_contain_text(
         load_run_data(run).held_out[1].messages[-1]["content"].split("\n")[1]
     )
-    page.locator("#score").click()
+    page.locator("#evaluate").click()
     expect(page.locator("#scores")).to_contain_text("adapter", timeout=SLOW)
     shoot(page, "4-compare")
 
     open_tab(page, "Publish")
-    page.locator("#make-zip").click()
+    page.locator("#export").click()
     expect(page.locator("#zip")).to_contain_text(".zip", timeout=SLOW)
     with page.expect_download() as download:
         page.locator("#zip a[download]").first.click()
@@ -96,24 +102,22 @@ def test_from_a_file_of_ones_own_to_the_adapter(app, home, page, shoot, tmp_path
     shoot(page, "5-publish")
 
 
-def test_a_mistake_is_told_where_one_looks_and_makes_no_run(app, home, page, shoot, tmp_path):
+def test_a_mistake_is_shown_on_the_page_and_makes_no_run(app, home, page, shoot, tmp_path):
     before = len(list_runs("local"))
     (tmp_path / "empty.csv").write_text("")
     page.goto(app.url)
     page.locator("#data-file input[type=file]").set_input_files(tmp_path / "empty.csv")
-    sentence = "empty.csv: the file is empty. Bring a file with at least one row."
-    expect(page.locator("#data-summary")).to_contain_text(sentence, timeout=SLOW)
+    error = re.compile(r"empty\.csv.*\[[a-z_.]+\]")
+    expect(page.locator("#data-summary")).to_contain_text(error, timeout=SLOW)
     shoot(page, "mistake")
     open_tab(page, "Train")
     page.locator("#start").click()
-    expect(page.get_by_text(sentence).last).to_be_visible(timeout=SLOW)
+    expect(page.locator("#preparing")).to_contain_text(error, timeout=SLOW)
     assert len(list_runs("local")) == before
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(
-    app, home, page, shoot
-):
+def test_a_training_survives_the_app_and_is_listed_after_a_restart(app, home, page, shoot):
     start_with_sample_data(page, app, 30)
     page.goto("about:blank")
     app.kill()
@@ -133,10 +137,10 @@ def test_a_run_goes_on_when_the_page_is_killed_and_is_listed_after_a_restart(
 
 @pytest.mark.parametrize(
     ("button", "state", "steps"),
-    [("#pause", "paused", 50), pytest.param("#stop", "stopped early", 40, marks=pytest.mark.slow)],
+    [("#pause", "paused", 50), pytest.param("#stop", "stopped", 40, marks=pytest.mark.slow)],
     ids=["pause", "stop"],
 )
-def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(
+def test_a_training_is_paused_or_stopped_and_resumed_from_the_page(
     app, home, page, shoot, button, state, steps
 ):
     start_with_sample_data(page, app, steps)
@@ -147,15 +151,15 @@ def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(
         for one in psutil.process_iter(["cmdline"])
         if str(run.directory) in (one.info["cmdline"] or [])
     }
-    assert steps_back == {psutil.Process().nice() + 10}, "the page comes before the training"
+    assert steps_back == {psutil.Process().nice() + 10}, "the page has priority over the training"
     page.locator(button).click()
     expect(page.locator("#status")).to_contain_text(state, timeout=SLOW)
     assert steps_of(run.history())[-1].step < steps
     shoot(page, state.replace(" ", "-"))
     if state == "paused":
-        shows_the_recipe_after_a_reload(page, run)
+        check_recipe_after_reload(page, run)
     page.locator("#resume").click()
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     happened = run.history()
     assert [event.step for event in steps_of(happened)] == list(range(1, steps + 1))
     assert len([event for event in happened if event.event == "Step"]) == steps, (
@@ -163,14 +167,14 @@ def test_a_training_leaves_when_it_is_asked_to_and_is_resumed_from_the_page(
     )
 
 
-def shows_the_recipe_after_a_reload(page, run):
+def check_recipe_after_reload(page, run):
     page.reload()
     open_tab(page, "Train")
     expect(page.locator("#status")).to_contain_text("paused", timeout=SLOW)
-    page.get_by_text("The same without the page").click()
+    open_panel(page, "snippets")
     expect(page.locator("#as-commands")).to_contain_text('"max_steps": 50', timeout=SLOW)
     open_tab(page, "Recipe")
-    page.get_by_role("button", name="Training", exact=False).click()
+    open_panel(page, "group-training")
     expect(page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first).to_have_value(
         "50", timeout=SLOW
     )
@@ -178,16 +182,16 @@ def shows_the_recipe_after_a_reload(page, run):
 
 
 @pytest.mark.slow
-def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, page, shoot):
+def test_ten_reloads_during_a_training_change_nothing(app, home, page, shoot):
     before = len(list_runs("local"))
     start_with_sample_data(page, app, 240, epochs=10)
     run = list_runs("local")[0]
     for _ in range(10):
         page.reload()
-        expect(page.locator("#next-step")).to_contain_text("The training runs", timeout=SLOW)
+        expect(page.get_by_role("tab", name="Train ●")).to_be_visible(timeout=SLOW)
         open_tab(page, "Train")
         expect(page.locator("#status")).to_contain_text("of 240", timeout=SLOW)
-    assert run.status() == "running", "all ten reloads fell into the training"
+    assert run.status() == "running", "all ten reloads happened during the training"
     assert len(list_runs("local")) == before + 1
     expect(page.locator("#status")).to_contain_text("finished", timeout=2 * SLOW)
     assert [event.step for event in run.history() if event.event == "Step"] == list(range(1, 241))
@@ -195,9 +199,9 @@ def test_ten_reloads_during_a_training_of_a_minute_change_nothing(app, home, pag
 
 
 @pytest.mark.slow
-def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
+def test_a_push_shows_its_progress_and_can_be_canceled(app, page, shoot):
     start_with_sample_data(page, app, 2)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
         online = App(
             app.home, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}", HF_HUB_OFFLINE="0"
@@ -209,19 +213,17 @@ def test_a_push_says_what_it_waits_for_and_can_be_cancelled(app, page, shoot):
             page.locator("#repo textarea, #repo input").first.fill("maria/adapter")
             page.locator("#token input").fill("hf_maria_may_write")
             page.locator("#push").click()
-            expect(page.locator("#pushed")).to_contain_text(
-                "Asking the Hub whose token this is", timeout=SLOW
-            )
+            expect(page.locator("#pushed")).to_contain_text("Hub", timeout=SLOW)
             expect(page.locator("#push")).to_be_disabled()
             shoot(page, "pushing")
             page.locator("#cancel-push").click()
-            expect(page.locator("#pushed")).to_contain_text("Cancelled", timeout=SLOW)
+            expect(page.locator("#pushed")).to_contain_text("Canceled", timeout=SLOW)
             expect(page.locator("#push")).to_be_enabled()
         finally:
             online.kill()
 
 
-def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot):
+def test_the_demo_runs_from_data_to_scores_with_one_click(app, home, page, shoot, picture):
     page.goto(app.url)
     page.locator("#try-demo").click()
     expect(page.locator("#status")).to_contain_text("Step ", timeout=SLOW)
@@ -233,9 +235,13 @@ def test_the_demo_is_one_click_from_upload_to_comparison(app, home, page, shoot)
     scores = read_scores(list_runs("local")[0])
     assert scores.base.exact_match <= 0.1
     assert scores.adapter.exact_match >= 0.8
+    picture(page, "compare")
+    for tab in ("Data", "Recipe", "Train", "Publish"):
+        open_tab(page, tab)
+        picture(page, tab.lower())
 
 
-def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home, page, shoot):
+def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, page, shoot):
     page.goto(app.url)
     open_tab(page, "Runs")
     newest, *others = list_runs("local")
@@ -243,10 +249,8 @@ def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home
     page.locator("#new-name textarea, #new-name input").first.fill("Renamed <b>")
     page.locator("#rename").click()
     expect(page.locator("#runs")).to_contain_text("Renamed <b>", timeout=SLOW)
-    page.locator("#reuse").click()
-    expect(page.locator("#runs-said")).to_contain_text(
-        "shows the recipe of Renamed <b>", timeout=SLOW
-    )
+    page.locator("#duplicate").click()
+    expect(page.locator("#runs-message")).to_contain_text("copied from Renamed <b>", timeout=SLOW)
     shoot(page, "runs")
     page.locator("#delete").click()
     expect(page.locator("#delete-question")).to_contain_text("cannot be undone", timeout=SLOW)
@@ -256,6 +260,6 @@ def test_runs_are_renamed_compared_reused_and_deleted_after_a_question(app, home
     expect(page.locator("#new-name textarea, #new-name input").first).to_have_value(
         "", timeout=SLOW
     )
-    page.locator("#delete-yes").click()  # a list that is read anew does not take the question away
-    expect(page.locator("#runs-said")).to_contain_text("is deleted", timeout=SLOW)
+    page.locator("#delete-confirm").click()  # refreshing the list keeps the question
+    expect(page.locator("#runs-message")).to_contain_text("was deleted", timeout=SLOW)
     assert [run.directory for run in list_runs("local")] == [run.directory for run in others]

@@ -1,9 +1,16 @@
-"""A run is made without training it here, handed over to a job, watched on the Train tab, cancelled, and written as a script."""
+"""A run is trained by a job, watched on the Train tab, canceled, and written as a script."""
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SLOW, open_tab, set_steps
+from tests.browser.conftest import (
+    SLOW,
+    open_panel,
+    open_tab,
+    set_steps,
+    use_sample_data,
+    wait_until_finished,
+)
 from tests.conftest import WRITER
 from tests.fixtures.app_process import App
 
@@ -12,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 @pytest.fixture
 def online(the_hub, hub_environment, tmp_path):
-    """The app, with a Hub whose jobs run."""
+    """Start the app with a Hub whose jobs run."""
     inherited = {
         name: value
         for name, value in hub_environment.items()
@@ -35,65 +42,62 @@ def online(the_hub, hub_environment, tmp_path):
     the_hub.end_jobs()
 
 
-def test_a_job_is_started_watched_and_comes_back_to_the_same_page(online, the_hub, page, shoot):
+def test_a_job_is_started_and_watched_and_its_adapter_comes_back(online, the_hub, page, shoot):
     page.goto(online.url)
-    page.locator("#use-sample").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    use_sample_data(page)
     set_steps(page, 12)
     open_tab(page, "Train")
-    page.get_by_role("button", name="Train it elsewhere").click()
-    page.locator("#make-only").click()
-    expect(page.locator("#status")).to_contain_text("ready to train", timeout=SLOW)
+    open_panel(page, "jobs")
+    page.locator("#prepare-run").click()
+    expect(page.locator("#status")).to_contain_text("ready", timeout=SLOW)
     page.locator("#job-token input").fill("hf_wrong")
     page.locator("#job-hardware").click()
-    expect(page.locator("#job-choices")).to_contain_text("cpu-basic", timeout=SLOW)
-    expect(page.locator("#job-choices")).to_contain_text("an hour")
-    expect(page.locator("#hand-over")).to_be_enabled(timeout=SLOW)
+    expect(page.locator("#job-offers")).to_contain_text("cpu-basic", timeout=SLOW)
+    expect(page.locator("#job-offers")).to_contain_text("an hour")
+    expect(page.locator("#submit-job")).to_be_enabled(timeout=SLOW)
     page.locator("#job-flavor input").click()
     page.get_by_role("option", name="cpu-basic").click()
     expect(page.locator("#job-timeout textarea, #job-timeout input").first).to_have_value(
         "360m", timeout=SLOW
     )
     shoot(page, "hardware")
-    page.locator("#hand-over").click()
-    expect(page.locator("#job-told")).to_contain_text(
-        "The job was not started: the Hub does not accept the token", timeout=SLOW
-    )
+    page.locator("#submit-job").click()
+    expect(page.locator("#job-progress")).to_contain_text("⚠", timeout=SLOW)
+    expect(page.locator("#job-progress")).to_contain_text("token")
     page.locator("#job-token input").fill(WRITER)
-    expect(page.locator("#hand-over")).to_be_enabled(timeout=SLOW)
-    page.locator("#hand-over").click()
+    expect(page.locator("#submit-job")).to_be_enabled(timeout=SLOW)
+    page.locator("#submit-job").click()
     expect(page.locator("#status")).to_contain_text("training on Hugging Face Jobs", timeout=SLOW)
     expect(page.locator("#resume")).to_be_disabled()
     expect(page.locator("#pause")).to_be_disabled()
     expect(page.locator("#status")).to_contain_text("of 12", timeout=SLOW)
-    shoot(page, "handed-over")
+    shoot(page, "submitted")
     page.reload()
     open_tab(page, "Train")
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     expect(page.locator("#status")).to_contain_text("Step 12 of 12")
     expect(page.locator("#loss")).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Train it elsewhere").click()
+    open_panel(page, "jobs")
     page.locator("#make-script").click()
     expect(page.locator("#script")).to_contain_text("MB", timeout=SLOW)
     shoot(page, "back")
 
 
-def test_a_job_is_cancelled_from_the_page(online, the_hub, page):
+def test_a_job_is_canceled_from_the_page(online, the_hub, page):
     page.goto(online.url)
-    page.locator("#use-sample").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    use_sample_data(page)
     set_steps(page, 2_000, epochs=100)
     open_tab(page, "Train")
-    page.get_by_role("button", name="Train it elsewhere").click()
-    page.locator("#make-only").click()
-    expect(page.locator("#status")).to_contain_text("ready to train", timeout=SLOW)
+    open_panel(page, "jobs")
+    page.locator("#prepare-run").click()
+    expect(page.locator("#status")).to_contain_text("ready", timeout=SLOW)
     page.locator("#job-token input").fill(WRITER)
     page.locator("#job-hardware").click()
-    expect(page.locator("#hand-over")).to_be_enabled(timeout=SLOW)
-    page.locator("#hand-over").click()
-    expect(page.locator("#job-told")).to_contain_text("Handed over", timeout=SLOW)
+    expect(page.locator("#submit-job")).to_be_enabled(timeout=SLOW)
+    page.locator("#submit-job").click()
+    expect(page.locator("#job-progress")).to_contain_text("Started", timeout=SLOW)
     page.locator("#cancel-job").click()
     expect(page.locator("#status")).to_contain_text("paused", timeout=SLOW)
-    page.get_by_role("button", name="What was chosen for this machine, and why").click()
-    expect(page.locator("#adjustments")).to_contain_text("The job was cancelled.", timeout=SLOW)
+    open_panel(page, "automatic-settings")
+    expect(page.locator("#adjustments")).to_contain_text("job", timeout=SLOW)
     expect(page.locator("#resume")).to_be_enabled()

@@ -1,9 +1,15 @@
-"""Signing in on a Space, in a real browser: the runs of the account and those of the browser."""
+"""Signing in on a Space: the account's runs and the browser's runs."""
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import (
+    SLOW,
+    open_panel,
+    open_tab,
+    start_with_sample_data,
+    wait_until_finished,
+)
 from tests.conftest import WRITER
 from tests.fixtures.app_process import App
 from tests.fixtures.fake_oidc import OpenIdProvider
@@ -32,7 +38,7 @@ def press_sign_in(page, shows):
 
 
 def listed(page, count):
-    """The page offers so many runs to the visitor."""
+    """Check that the visitor has `count` runs to choose from."""
     if not count:
         return expect(page.locator("#run")).to_have_count(0)
     expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
@@ -43,8 +49,8 @@ def listed(page, count):
 
 def test_signing_in_adds_the_runs_of_the_account_and_loses_none(space, page, browser, shoot):
     start_with_sample_data(page, space, 2)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
-    expect(page.locator("#not-kept")).to_contain_text("The disk of this Space is not kept")
+    wait_until_finished(page)
+    expect(page.locator("#storage-notice")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#download-adapter").click()
     assert download.value.suggested_filename.endswith("-adapter.zip")
@@ -52,7 +58,7 @@ def test_signing_in_adds_the_runs_of_the_account_and_loses_none(space, page, bro
     press_sign_in(page, "Logout (maria)")
     listed(page, 1)
     start_with_sample_data(page, space, 3)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     listed(page, 2)
     shoot(page, "signed-in")
 
@@ -69,18 +75,16 @@ def test_signing_in_adds_the_runs_of_the_account_and_loses_none(space, page, bro
     listed(page, 1)
 
 
-def test_who_is_signed_in_saves_a_run_and_takes_it_up_without_a_token(space, the_hub, page):
+def test_a_signed_in_visitor_backs_up_and_restores_without_a_token(space, the_hub, page):
     start_with_sample_data(page, space, 2)
-    expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+    wait_until_finished(page)
     open_tab(page, "Runs")
-    page.get_by_role("button", name="Save a run, and go on elsewhere").click()
-    page.locator("#save").click()
-    expect(page.locator("#saving")).to_contain_text("'' is no repository name", timeout=SLOW)
-    page.locator("#save-repo textarea, #save-repo input").first.fill("maria/kept")
-    page.locator("#save").click()
-    expect(page.locator("#saving")).to_contain_text(
-        "There is no Hub token. Sign in at the top of the page", timeout=SLOW
-    )
+    open_panel(page, "backup-panel")
+    page.locator("#backup").click()
+    expect(page.locator("#backup-progress")).to_contain_text("⚠", timeout=SLOW)
+    page.locator("#backup-repo textarea, #backup-repo input").first.fill("maria/kept")
+    page.locator("#backup").click()
+    expect(page.locator("#backup-progress")).to_contain_text("token", timeout=SLOW)
     page.reload()
     press_sign_in(page, "Logout (maria)")
     expect(page.locator("#run input")).to_be_visible(timeout=SLOW)
@@ -88,13 +92,13 @@ def test_who_is_signed_in_saves_a_run_and_takes_it_up_without_a_token(space, the
     had = page.locator("#run [role=option]").count()
     page.keyboard.press("Escape")
     open_tab(page, "Runs")
-    page.get_by_role("button", name="Save a run, and go on elsewhere").click()
-    page.locator("#save-repo textarea, #save-repo input").first.fill("maria/kept")
-    page.locator("#save").click()
-    expect(page.locator("#saving")).to_contain_text(
-        f"Saved to {the_hub.url}/datasets/maria/kept", timeout=SLOW
+    open_panel(page, "backup-panel")
+    page.locator("#backup-repo textarea, #backup-repo input").first.fill("maria/kept")
+    page.locator("#backup").click()
+    expect(page.locator("#backup-progress")).to_contain_text(
+        f"Backed up to {the_hub.url}/datasets/maria/kept", timeout=SLOW
     )
     assert the_hub.repositories["datasets/maria/kept"].private
-    page.locator("#take-up").click()
-    expect(page.locator("#saving")).to_contain_text("It is chosen as the run now", timeout=SLOW)
+    page.locator("#restore").click()
+    expect(page.locator("#backup-progress")).to_contain_text("✓ Restored", timeout=SLOW)
     listed(page, had + 1)

@@ -1,16 +1,16 @@
-"""Two visitors of a Space: each sees their own runs alone, and is the same visitor after a reload and after the app was started again."""
+"""Two visitors of a Space: each sees only their own runs, also after a reload or restart."""
 
 import pytest
 from playwright.sync_api import expect
 
 from peft_space.runs.store import list_runs
-from tests.browser.conftest import SLOW, open_tab, start_with_sample_data
+from tests.browser.conftest import SLOW, open_tab, start_with_sample_data, wait_until_finished
 from tests.fixtures.app_process import App
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(
+def test_each_visitor_sees_only_their_own_runs_also_after_a_restart(
     browser, page, shoot, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(tmp_path / "home"))
@@ -19,7 +19,7 @@ def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(
     stranger = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     try:
         start_with_sample_data(page, space, 2)
-        expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
+        wait_until_finished(page)
         [owner] = [folder.name for folder in (tmp_path / "home" / "runs").iterdir()]
         [run] = list_runs(owner)
 
@@ -28,8 +28,8 @@ def test_each_visitor_sees_their_own_runs_alone_and_again_after_a_restart(
         expect(stranger.locator("#next-step")).to_be_visible(timeout=SLOW)
         expect(stranger.locator("#run")).to_be_hidden()
         assert run.name not in stranger.content()
-        kept = stranger.evaluate("() => Object.keys(localStorage)")
-        assert "peft_space_visitor" in kept
+        stored = stranger.evaluate("() => Object.keys(localStorage)")
+        assert "peft_space_visitor" in stored
         for guess in ('""', f'"{owner}"', f'"{run.directory.name}"', '"local"', "not even JSON"):
             stranger.evaluate("guess => localStorage.setItem('peft_space_visitor', guess)", guess)
             stranger.reload()

@@ -1,4 +1,4 @@
-"""The page on ZeroGPU, in a browser: it begins slice after slice, and a tab that is closed or refused leaves a run that goes on."""
+"""The page on ZeroGPU starts slice after slice; a closed tab leaves a run that can resume."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from peft_space.runs import events
 from peft_space.runs.run import Run
-from tests.browser.conftest import SLOW, open_tab, set_steps
+from tests.browser.conftest import SLOW, open_panel, open_tab, set_steps, use_sample_data
 from tests.fixtures.fake_zerogpu import HASTY_SECONDS, TRAINED, Lender, Page, hasty_page
 from tests.fixtures.fake_zerogpu import much_to_score as much_to_score_in
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 @pytest.fixture
 def space(tmp_path):
-    """The page on ZeroGPU, and who lends it GPUs."""
+    """Start the page on ZeroGPU, and the stand-in that lends GPUs."""
     with Lender() as lending:
         running = Page(tmp_path / "home", PEFT_SPACE_SLICE_SECONDS="15", **lending.environment)
         running.start()
@@ -30,12 +30,12 @@ def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
     known = {run.directory for run in list_runs_of(running)}
     page = browser.new_page()
     page.goto(running.url)
-    page.get_by_text("Try the demo", exact=False).first.wait_for()
+    page.locator("#try-demo").wait_for()
     page.get_by_role("tab", name="1 · Data").click()
-    page.get_by_role("button", name="Use the sample data").click()
+    use_sample_data(page)
     page.get_by_role("tab", name="3 · Train").click()
-    page.get_by_text("It goes in slices of at most 15 s").wait_for(timeout=60_000)
-    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#about-to-train")).to_contain_text("15 s", timeout=SLOW)
+    page.locator("#start").click()
     run = wait_for(
         lambda: next((run for run in list_runs_of(running) if run.directory not in known), None)
     )
@@ -51,7 +51,7 @@ def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
     again.get_by_role("tab", name="3 · Train").click()
     lending.quota = 1
     again.locator("#resume").click()
-    again.get_by_text("Your GPU quota is used up").first.wait_for(timeout=60_000)
+    again.get_by_text("GPU quota is").first.wait_for(timeout=60_000)
     lending.quota = float("inf")
     again.locator("#resume").click()
     wait_for(lambda: number_of_slices(run) > had)
@@ -66,7 +66,7 @@ def much_to_score(tmp_path_factory):
 
 @pytest.fixture
 def hasty(tmp_path, much_to_score):
-    """The page where slices are so short that a scoring needs several, with a trained run; and who lends it GPUs."""
+    """Start the page with a trained run and slices so short that an evaluation needs several."""
     with Lender() as lending:
         running = hasty_page(tmp_path / "hasty", much_to_score, lending)
         running.start()
@@ -74,55 +74,51 @@ def hasty(tmp_path, much_to_score):
         running.kill()
 
 
-def test_a_scoring_and_a_vote_go_on_by_themselves_while_the_page_is_open(hasty, page):
+def test_evaluation_and_vote_continue_while_the_page_is_open(hasty, page):
     running, lending = hasty
     page.goto(running.url)
     open_tab(page, "Compare")
-    expect(page.locator("#score")).to_be_enabled(timeout=SLOW)
-    page.locator("#score").click()
-    expect(page.locator("#score-progress")).to_contain_text(
-        "held-out rows, each with the interval", timeout=2 * SLOW
-    )
+    expect(page.locator("#evaluate")).to_be_enabled(timeout=SLOW)
+    page.locator("#evaluate").click()
+    expect(page.locator("#scores")).to_be_visible(timeout=2 * SLOW)
     assert len(lending.asked) >= 2
     had = len(lending.asked)
-    page.locator("#score").click()
+    page.locator("#evaluate").click()
     wait_for(lambda: len(lending.asked) >= had + 2)
     page.locator("#stop-answers").click()
-    expect(page.locator("#compare-progress")).to_contain_text("goes on where it was", timeout=SLOW)
+    expect(page.locator("#compare-progress")).to_contain_text("Stopped", timeout=SLOW)
     time.sleep(3)
     had = len(lending.asked)
     time.sleep(HASTY_SECONDS + 3)
-    assert len(lending.asked) == had, "what was stopped begins no slice"
+    assert len(lending.asked) == had, "a stopped evaluation starts no slice"
 
-    page.get_by_role("button", name="Blind vote").click()
+    open_panel(page, "blind-vote")
     page.locator("#vote-count input").fill("100")
-    page.locator("#vote-begin").click()
-    expect(page.locator("#vote-progress")).to_contain_text("to go", timeout=2 * SLOW)
+    page.locator("#vote-start").click()
+    expect(page.locator("#vote-progress")).to_contain_text("left", timeout=2 * SLOW)
     assert len(lending.asked) >= had + 2
 
 
-def test_what_needs_no_gpu_is_done_on_the_cpu_and_the_page_says_so(space, much_to_score, page):
+def test_work_without_a_gpu_runs_on_the_cpu_and_the_page_says_so(space, much_to_score, page):
     running, lending = space
     shutil.copytree(much_to_score.directory, running.home / "runs" / "local" / TRAINED)
     page.goto(running.url)
-    page.locator("#use-sample").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows to train on", timeout=SLOW)
+    use_sample_data(page)
     set_steps(page, 2)
-    page.get_by_role("button", name="Which rank is enough? Measure it").click()
-    expect(page.get_by_text("The study runs on this Space's own CPU").first).to_be_visible(
-        timeout=SLOW
-    )
-    page.locator("#study").click()
-    expect(page.locator("#study-plot")).to_be_visible(timeout=4 * SLOW)
+    open_panel(page, "rank-panel")
+    notice = page.get_by_text("The rank sweep runs on this Space's CPU").first
+    expect(notice).to_be_visible(timeout=SLOW)
+    page.locator("#rank-sweep").click()
+    expect(page.locator("#rank-sweep-plot")).to_be_visible(timeout=4 * SLOW)
     page.locator("#recommend").click()
-    expect(page.locator("#advice")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#recommendations")).to_be_visible(timeout=SLOW)
     assert not lending.asked
     open_tab(page, "Publish")
-    page.get_by_role("button", name="How much of its rank does the adapter use?").click()
+    open_panel(page, "shrink-panel")
     page.locator("#smaller-rank textarea, #smaller-rank input").first.fill("4")
-    page.locator("#compress").click()
+    page.locator("#reduce-rank").click()
     expect(page.locator("#smaller-zip")).to_contain_text("adapter-rank-4", timeout=SLOW)
-    assert len(lending.asked) == 1, "its scores take one slice"
+    assert len(lending.asked) == 1, "scoring it takes one slice"
 
 
 def list_runs_of(running):
@@ -133,10 +129,10 @@ def number_of_slices(run):
     return len([event for event in run.history() if isinstance(event, events.SliceStarted)])
 
 
-def wait_for(found, seconds=120):
-    """What `found` returns once it is something."""
+def wait_for(condition, seconds=120):
+    """Wait until `condition` returns a true value, and return it."""
     deadline = time.time() + seconds
-    while not (value := found()):
-        assert time.time() < deadline, "it did not come"
+    while not (value := condition()):
+        assert time.time() < deadline, "timed out"
         time.sleep(0.2)
     return value

@@ -12,7 +12,7 @@ from peft_space.runs.run import Run
 from peft_space.runs.status import steps_of
 from peft_space.runs.store import owner_directory
 from peft_space.runtime import machine_queue
-from peft_space.web.context import owner_of
+from peft_space.web.auth import owner_of
 from tests.fixtures.app_process import App
 from tests.fixtures.waiting import wait_for
 from tests.runtime.test_machine_queue import end_everything

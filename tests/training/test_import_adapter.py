@@ -14,7 +14,7 @@ from peft_space.errors import UserError
 from peft_space.models.loading import load_adapted
 from peft_space.runs.run import Run
 from peft_space.runs.status import steps_of
-from peft_space.web.tabs.runs import named_adapter
+from peft_space.web.tabs.runs import adapter_source
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for number in range(20)]
 
@@ -135,9 +135,10 @@ def test_on_a_space_files_of_the_server_cannot_be_imported(
     monkeypatch, peft_adapter, tmp_path, write
 ):
     monkeypatch.setenv("SYSTEM", "spaces")
-    with pytest.raises(UserError):
-        named_adapter(None, str(tmp_path / "another.zip"))
+    with pytest.raises(UserError) as error:
+        adapter_source(None, str(tmp_path / "another.zip"))
+    assert error.value.code == "web.zip_not_uploaded"
     with pytest.raises(UserError) as error:
         import_run(tmp_path, peft_adapter, write)
     assert error.value.code == "training.adapter_not_found"
-    assert named_adapter("/uploaded/mine.zip", "") == "/uploaded/mine.zip"
+    assert adapter_source("/uploaded/mine.zip", "") == "/uploaded/mine.zip"

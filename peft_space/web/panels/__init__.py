@@ -1,1 +1,1 @@
-"""Parts of a tab that work on one subject."""
+"""Parts of a tab, each about one subject."""

@@ -1,133 +1,118 @@
-"""Runs that outlive the machine: saved to the Hub and taken up again; and what is said where the disk is not kept."""
+"""Back up runs to the Hub and restore them; the warning on a Space without persistent storage."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
+from peft_space.compat.gradio import upload_folder
 from peft_space.export.export import zip_adapter
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import unique_name
-from peft_space.web.context import PRIVATE, PageContext, reset_on_failure, show_errors, token_of
+from peft_space.web.auth import token_of
+from peft_space.web.components import Operation, show_errors
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import overview as render_overview
 
-_NOT_KEPT = (
-    "⚠ The disk of this Space is not kept: when it sleeps or restarts, your runs are gone. "
-    "Download the adapter as soon as it is there, or save the run to the Hub: *Runs*, *Save a run, and go on elsewhere*."
+_TEMPORARY = (
+    "⚠ Storage here is temporary. Runs are lost when this Space sleeps or restarts. "
+    "Download the adapter, or back up the run to the Hub on *Runs*."
 )
 
 
-def build(page: PageContext) -> None:
-    """Place and wire saving and taking up."""
-    with gr.Accordion("Save a run, and go on elsewhere", open=False):
+class BackupPanel:
+    """The panel's components and handlers."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
         gr.Markdown(
-            "The chosen run is saved to a **private** dataset repository of yours on the Hub, with its data and its newest checkpoint. "
-            "Here or on any other machine it is taken up and goes on from there."
+            "Stores the selected run in a **private** dataset repository on the Hub, with its data "
+            "and newest checkpoint. You can restore it here or on another machine."
         )
         with gr.Row():
-            repo = gr.Textbox(
-                label="Dataset repository", placeholder="owner/name", elem_id="save-repo"
+            self.repo = gr.Textbox(
+                label="Dataset repository", placeholder="owner/name", elem_id="backup-repo"
             )
-            token = gr.Textbox(
-                label="Token with write access", type="password", elem_id="save-token",
-                info="Used for this and forgotten. It may stay empty where you are signed in, here or on your own machine.",
-            )  # fmt: skip
+            self.token = gr.Textbox(
+                label="Token with write access",
+                type="password",
+                elem_id="backup-token",
+                info="Used once, not stored. Optional if you're signed in.",
+            )
         with gr.Row():
-            save = gr.Button("Save the chosen run", elem_id="save")
-            take_up = gr.Button("Take up the run saved there", elem_id="take-up")
-        said = gr.Markdown(elem_id="saving")
-    buttons = {save: gr.update(interactive=True), take_up: gr.update(interactive=True)}
+            self.backup = gr.Button("Back up", elem_id="backup")
+            self.restore = gr.Button("Restore", elem_id="restore")
+        self.progress = gr.Markdown(elem_id="backup-progress")
+        self.operation = Operation(page, self.progress, [self.backup, self.restore])
 
-    def work(verb: str, told: str, **arguments: Any) -> Iterator[dict[Any, Any]]:
-        """Run a verb, telling how far it is; the buttons rest meanwhile."""
-        yield {
-            said: told,
-            save: gr.update(interactive=False),
-            take_up: gr.update(interactive=False),
-        }
-        yield from page.working(said, show, verb, **arguments)
+    def _hub_arguments(self, values: Values, signed_in: gr.OAuthToken | None) -> dict[str, Any]:
+        repo = (values[self.repo] or "").strip()
+        return {"repo": repo, "token": token_of(values[self.token], signed_in)}
 
-    def show(found: dict[str, Any]) -> dict[Any, Any]:
-        url = found.get("url")
-        return (
-            {said: f"Saved to [{render_overview.escape(url)}]({url}).", token: "", **buttons}
-            if url
-            else {said: gr.skip()}
-        )
+    def back_up_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
+        """Back up the selected run."""
 
-    def save_run(
-        values: dict[Any, Any], signed_in: gr.OAuthToken | None
-    ) -> Iterator[dict[Any, Any]]:
-        run = page.chosen_run(values)
-        wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in)}
-        yield from work("backup", "Saving…", run=str(run.directory), **wanted)
+        def show(result: dict[str, Any]) -> Updates:
+            url = result["url"]
+            sentence = f"Backed up to [{render_overview.escape(url)}]({url})."
+            return {self.progress: sentence, self.token: ""}
 
-    def take_up_run(
-        values: dict[Any, Any], signed_in: gr.OAuthToken | None
-    ) -> Iterator[dict[Any, Any]]:
-        folder = quotas.new_run(page.owner(values))
-        wanted = {"repo": (values[repo] or "").strip(), "token": token_of(values[token], signed_in)}
-        yield from work("restore", "Taking it up…", directory=str(folder), **wanted)
-        run = Run(folder)
-        run.rename(unique_name(page.owner(values), run.name, but=run))
-        yield {
-            said: "✓ It is chosen as the run now. *Resume* on Train goes on with it.",
-            token: "",
-            page.run: page.runs(values, folder.name),
-            **buttons,
-        }
+        run, hub = self.page.selected_run(values), self._hub_arguments(values, signed_in)
+        yield self.operation.begin("Backing up…")
+        yield from self.operation.stream("backup", show, run=str(run.directory), **hub)
 
-    wanted = {page.visitor, page.run, repo, token}
-    shown: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    reset_on_failure(
-        save.click(
-            show_errors(save_run, where=said), wanted, [said, token, save, take_up], **shown
-        ),
-        buttons,
-    )
-    reset_on_failure(
-        take_up.click(
-            show_errors(take_up_run, where=said),
-            wanted,
-            [said, token, save, take_up, page.run],
-            **shown,
-        ),
-        buttons,
-    )
+    def restore_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
+        """Restore a run from the Hub and select it."""
+        page, owner = self.page, self.page.owner(values)
+        folder = quotas.new_run(owner)
+
+        def show(result: dict[str, Any]) -> Updates:
+            run = Run(folder)
+            run.rename(unique_name(owner, run.name, but=run))
+            return {
+                self.progress: "✓ Restored and selected. Resume it on Train.",
+                self.token: "",
+                page.run: page.run_list(values, folder.name),
+            }
+
+        hub = self._hub_arguments(values, signed_in)
+        yield self.operation.begin("Restoring…")
+        yield from self.operation.stream("restore", show, directory=str(folder), **hub)
+
+
+def build(page: PageContext) -> None:
+    """Place and wire the panel."""
+    with gr.Accordion("Back up to the Hub", open=False, elem_id="backup-panel"):
+        panel = BackupPanel(page)
+    inputs: Inputs = {*page.selection, panel.repo, panel.token}
+    panel.operation.on_click(panel.backup, panel.back_up_run, inputs, [panel.token])
+    panel.operation.on_click(panel.restore, panel.restore_run, inputs, [panel.token, page.run])
 
 
 def build_notice(page: PageContext) -> None:
-    """Say that the disk is not kept, and offer the adapter of the chosen run as soon as there is one."""
+    """Warn that storage is temporary, and offer the selected run's adapter for download."""
     with gr.Row(equal_height=True):
-        gr.Markdown(_NOT_KEPT, elem_id="not-kept")
+        gr.Markdown(_TEMPORARY, elem_id="storage-notice")
         download = gr.DownloadButton(
             "Download the adapter", visible=False, elem_id="download-adapter"
         )
 
     @show_errors
-    def offer(values: dict[Any, Any]) -> Any:
-        run = page.chosen_run(values) if values[page.run] else None
+    def offer(values: Values) -> Any:
+        run = page.selected_run(values) if values[page.run] else None
         if run is None or not run.path("adapter", "adapter_config.json").is_file():
             return gr.update(visible=False)
-        return gr.update(value=_packed(run), visible=True)
+        return gr.update(value=_zip_once(run), visible=True)
 
-    gr.on(
-        [page.state.change, page.shown.change],
-        offer,
-        {page.visitor, page.run},
-        download,
-        show_progress="hidden",
-        **PRIVATE,
-    )
+    changes = [page.run_state.change, page.run_id.change]
+    gr.on(changes, offer, page.selection, download, **HIDDEN)
 
 
-def _packed(run: Run) -> str:
-    """The adapter as a .zip where Gradio may send it from; it is packed once."""
+def _zip_once(run: Run) -> str:
+    """Return the adapter as a .zip in a folder that Gradio serves."""
     written = (run.adapter / "adapter_config.json").stat().st_mtime_ns
-    folder = Path(get_upload_folder()) / f"peft_space-{run.directory.name}-{written}"
+    folder = upload_folder() / f"peft_space-{run.directory.name}-{written}"
     os.makedirs(folder, exist_ok=True)
     return str(next(folder.glob("*.zip"), None) or zip_adapter(run, folder))

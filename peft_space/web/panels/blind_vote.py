@@ -1,9 +1,9 @@
-"""The blind vote on the Compare tab: which of two answers is better, without knowing whose they are."""
+"""The blind vote on the Compare tab: choose the better answer without knowing its author."""
 
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,146 +11,159 @@ import gradio as gr
 
 from peft_space.evaluation import blind_vote
 from peft_space.evaluation.prompts import split_prompts
-from peft_space.web.context import PRIVATE, PageContext, show_errors
+from peft_space.runs.run import Run
+from peft_space.web.components import SlicedOperation, show_errors
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import compare as render_compare
 from peft_space.web.render import overview as render_overview
-from peft_space.web.zerogpu_continuation import SliceContinuation
 
-_BUTTONS = (("left", "Left is better"), ("same", "They are as good"), ("right", "Right is better"))
+_CHOICES = (("left", "Left is better"), ("same", "Tie"), ("right", "Right is better"))
+_ROWS, _PROMPTS = "held-out rows", "the prompts above"
 
 
-def build(
-    page: PageContext,
-    settings: dict[str, gr.components.Component],
-    system: gr.Textbox,
-    prompts: gr.Textbox,
-) -> None:
-    """Place and wire it; sampling and prompts are those of the tab."""
-    with gr.Accordion("Blind vote", open=False):
-        gr.Markdown(
-            "You see two answers and choose the better one, without knowing which is the adapter's. Order and sides are random."
-        )
+class BlindVote:
+    """The panel's components and handlers.
+
+    Args:
+        page: the shared state.
+        sampling: the tab's sampling fields by name.
+        system: the tab's system prompt.
+        prompts: the tab's prompts.
+    """
+
+    def __init__(
+        self,
+        page: PageContext,
+        sampling: dict[str, gr.components.Component],
+        system: gr.Textbox,
+        prompts: gr.Textbox,
+    ):
+        self.page, self.sampling, self.system, self.prompts = page, sampling, system, prompts
+        gr.Markdown("Pick the better answer without knowing which model wrote it.")
         with gr.Row():
-            source = gr.Radio(
-                ["held-out rows", "the prompts above"],
-                value="held-out rows",
-                label="Vote on",
-                elem_id="vote-source",
+            self.source = gr.Radio(
+                [_ROWS, _PROMPTS], value=_ROWS, label="Vote on", elem_id="vote-source"
             )
-            count = gr.Number(
-                10, precision=0, minimum=1, maximum=200, label="How many rows", elem_id="vote-count"
+            self.count = gr.Number(
+                10, precision=0, minimum=1, maximum=200, label="Number", elem_id="vote-count"
             )
         with gr.Row():
-            begin = gr.Button("Begin a vote", interactive=False, elem_id="vote-begin")
-            tell = gr.Button("How does it stand?", interactive=False, elem_id="vote-result")
-            export = gr.Button("Download the votes", interactive=False, elem_id="vote-export")
-            stop = gr.Button("Stop", elem_id="vote-stop")
-        progress = gr.Markdown(elem_id="vote-progress")
-        with gr.Column(visible=False) as booth:
-            pair = gr.HTML(elem_id="vote-pair")
+            self.start = gr.Button("Start", interactive=False, elem_id="vote-start")
+            self.results = gr.Button("Results", interactive=False, elem_id="vote-results")
+            self.export = gr.Button("Download", interactive=False, elem_id="vote-export")
+            self.stop = gr.Button("Stop", elem_id="vote-stop")
+        self.progress = gr.Markdown(elem_id="vote-progress")
+        with gr.Column(visible=False) as self.booth:
+            self.pair = gr.HTML(elem_id="vote-pair")
             with gr.Row():
-                buttons = {
-                    choice: gr.Button(title, elem_id=f"vote-{choice}") for choice, title in _BUTTONS
+                self.choices = {
+                    choice: gr.Button(title, elem_id=f"vote-{choice}") for choice, title in _CHOICES
                 }
-        files = gr.File(
+        self.files = gr.File(
             label="Votes",
             visible=False,
             interactive=False,
             file_count="multiple",
             elem_id="vote-files",
         )
-    number = gr.State("")
-
-    def shown(run: Any) -> dict[Any, Any]:
-        """The next pair, or where all are voted on how it came out."""
-        left = blind_vote.open_pairs(run)
-        if not left:
-            return {
-                progress: render_overview.escape(blind_vote.result(run)["words"]),
-                booth: gr.update(visible=False),
-                number: "",
-            }
-        return {
-            progress: f"{len(left)} to go.",
-            pair: render_compare.pair_html(left[0]),
-            booth: gr.update(visible=True),
-            number: left[0]["pair"],
-        }
-
-    answering = SliceContinuation(page, "vote_pairs", progress, lambda run, _: shown(run))
-
-    def put_up(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        run = page.chosen_run(values)
-        _ = run.adapter
-        own = (
-            split_prompts(values[prompts] or "") if values[source] == "the prompts above" else None
+        self.pair_id = gr.State("")
+        self.operation = SlicedOperation(
+            page, "vote_pairs", self.progress, lambda run, _: self.show_next(run)
         )
-        sampling = {name: values[field] for name, field in settings.items()}
-        asked = {
-            "prompts": own,
-            "count": int(values[count]),
-            "system": values[system] or "",
-            "sampling": sampling,
-        }
-        yield {progress: "Starting…", booth: gr.update(visible=False)}
-        yield from answering.work(run, seed=secrets.randbelow(2**31), **asked)
 
-    def cast(choice: Any) -> Any:
-        def vote(values: dict[Any, Any]) -> dict[Any, Any]:
-            run = page.chosen_run(values)
-            blind_vote.vote(run, values[number], choice)
-            return shown(run)
+    def show_next(self, run: Run) -> Updates:
+        """Show the next pair; after the last one, the result."""
+        pairs = blind_vote.open_pairs(run)
+        if not pairs:
+            result = render_overview.escape(blind_vote.result(run)["words"])
+            return {self.progress: result, self.booth: gr.update(visible=False), self.pair_id: ""}
+        return {
+            self.progress: f"{len(pairs)} left.",
+            self.pair: render_compare.pair_html(pairs[0]),
+            self.booth: gr.update(visible=True),
+            self.pair_id: pairs[0]["pair"],
+        }
+
+    def create_pairs(self, values: Values) -> Iterator[Updates]:
+        """Generate the answers to vote on."""
+        run = self.page.trained_run(values)
+        typed = values[self.source] == _PROMPTS
+        arguments = {
+            "prompts": split_prompts(values[self.prompts] or "") if typed else None,
+            "count": int(values[self.count]),
+            "system": values[self.system] or "",
+            "sampling": {name: values[field] for name, field in self.sampling.items()},
+            "seed": secrets.randbelow(2**31),
+        }
+        yield self.operation.begin() | {self.booth: gr.update(visible=False)}
+        yield from self.operation.work(run, **arguments)
+
+    def voter(self, choice: Any) -> Callable[[Values], Updates]:
+        """Return the handler that votes for `choice`."""
+
+        def vote(values: Values) -> Updates:
+            run = self.page.selected_run(values)
+            blind_vote.vote(run, values[self.pair_id], choice)
+            return self.show_next(run)
 
         return vote
 
-    def write(values: dict[Any, Any]) -> Any:
-        found = blind_vote.result(page.chosen_run(values))
-        folder = Path(tempfile.mkdtemp(prefix="peft_space-"))
-        (folder / "votes.csv").write_text(
-            blind_vote.as_csv(found["votes"]), encoding="utf-8", newline=""
-        )
-        (folder / "votes.json").write_text(
-            json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
-        return gr.update(
-            value=[str(folder / "votes.csv"), str(folder / "votes.json")], visible=True
-        )
+    def show_result(self, values: Values) -> str:
+        """Return the result so far."""
+        return render_overview.escape(blind_vote.result(self.page.selected_run(values))["words"])
 
-    chosen = {page.visitor, page.run}
-    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    given = [progress, pair, booth, number]
-    begun = [*given, answering.next]
-    asked = {*chosen, source, count, prompts, system, *settings.values()}
-    beginning = begin.click(show_errors(put_up, where=progress), asked, begun, **hidden)
-    stopped = {
-        progress: "Stopped. Begun again with the same choices, it goes on where it was.",
-        answering.next: [],
+    def write_files(self, values: Values) -> Any:
+        """Write the votes as CSV and JSON."""
+        result = blind_vote.result(self.page.selected_run(values))
+        as_json = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
+        folder = Path(tempfile.mkdtemp(prefix="peft_space-"))
+        contents = {"votes.csv": blind_vote.as_csv(result["votes"]), "votes.json": as_json}
+        for name, text in contents.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+        return gr.update(value=[str(folder / name) for name in contents], visible=True)
+
+
+def build(
+    page: PageContext,
+    sampling: dict[str, gr.components.Component],
+    system: gr.Textbox,
+    prompts: gr.Textbox,
+) -> None:
+    """Place and wire the panel. Sampling and prompts are those of the tab."""
+    with gr.Accordion("Blind vote", open=False, elem_id="blind-vote"):
+        panel = BlindVote(page, sampling, system, prompts)
+    pair = [panel.progress, panel.pair, panel.booth, panel.pair_id]
+    slices = [*pair, panel.operation.next_slice]
+    inputs: Inputs = {
+        *page.selection,
+        panel.source,
+        panel.count,
+        prompts,
+        system,
+        *sampling.values(),
     }
-    stop.click(
-        lambda: stopped, None, list(stopped), cancels=[beginning, answering.build(begun)], **hidden
-    )
-    for choice, button in buttons.items():
-        button.click(show_errors(cast(choice)), {*chosen, number}, given, **hidden)
-    tell.click(
-        show_errors(
-            lambda values: render_overview.escape(
-                blind_vote.result(page.chosen_run(values))["words"]
-            )
-        ),
-        chosen,
-        progress,
-        **hidden,
-    )
-    export.click(show_errors(write), chosen, files, **hidden)
-    page.shown.change(
-        lambda: ["", gr.update(visible=False), "", gr.update(value=None, visible=False), []],
-        None,
-        [progress, booth, number, files, answering.next],
-        **hidden,
-    )
-    page.state.change(
-        lambda state: [gr.update(interactive=bool(state and state[1]))] * 3,
-        page.state,
-        [begin, tell, export],
-        **hidden,
+    create_pairs = show_errors(panel.create_pairs, panel.progress)
+    starting = panel.start.click(create_pairs, inputs, slices, **HIDDEN)
+    continuing = panel.operation.wire_slices(slices)
+    stopped = {
+        panel.progress: "Stopped. Start again to continue.",
+        panel.operation.next_slice: [],
+    }
+    events = [starting, continuing]
+    panel.stop.click(lambda: stopped, None, list(stopped), cancels=events, **HIDDEN)
+    for choice, button in panel.choices.items():
+        vote = show_errors(panel.voter(choice))
+        button.click(vote, {*page.selection, panel.pair_id}, pair, **HIDDEN)
+    show_result, write_files = show_errors(panel.show_result), show_errors(panel.write_files)
+    panel.results.click(show_result, page.selection, panel.progress, **HIDDEN)
+    panel.export.click(write_files, page.selection, panel.files, **HIDDEN)
+    page.enable_with_adapter(panel.start, panel.results, panel.export)
+    page.reset_with_run(
+        {
+            panel.progress: "",
+            panel.booth: gr.update(visible=False),
+            panel.pair_id: "",
+            panel.files: gr.update(value=None, visible=False),
+            panel.operation.next_slice: [],
+        }
     )

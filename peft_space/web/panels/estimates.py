@@ -1,127 +1,94 @@
-"""Memory and time before a training, on the Recipe tab: estimated at once, or measured in a few steps, and which hardware of a Space would do."""
+"""Memory and time of a training before it starts, on the Recipe tab: estimated or measured."""
 
-import functools
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.errors import UserError
-from peft_space.web.context import PRIVATE, PageContext, reset_on_failure, show_errors
-from peft_space.web.render import overview as render_overview
+from peft_space.web.components import Operation, cancel_button
+from peft_space.web.context import HIDDEN, PageContext, Updates, Values
+from peft_space.web.render.overview import escape, table_html
 
-_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 _SOURCES = (
-    "A tenth of each memory is left to the system. Sizes: Hub documentation, 2026. *At least*: all steps at the full speed of NVIDIA's "
-    "data sheets, where there is one; what is reached is less, by far with small models."
+    "10 % of memory is reserved. Sizes: Hub documentation, 2026. Times are lower bounds from the "
+    "peak speeds in NVIDIA's data sheets; small models are far slower than that."
 )
 
 
 def build(page: PageContext) -> None:
-    """Place and wire the estimates."""
-    with gr.Accordion("How much memory and time will it take?", open=False):
+    """Place and wire the panel."""
+    with gr.Accordion("Memory and time", open=False, elem_id="memory-and-time"):
         gr.Markdown(
-            "*Estimate* works it out. *Measure* trains four steps for real, the last with your longest rows; nothing of it is kept."
+            "*Estimate*: instant, rough. *Measure*: runs four real training steps, the last with "
+            "your longest rows; nothing is saved."
         )
         with gr.Row():
             estimate = gr.Button("Estimate memory and time", elem_id="estimate")
             measure = gr.Button("Measure a few steps", elem_id="dry-run")
-            cancel = gr.Button("Cancel", visible=False, elem_id="cancel-estimates")
-        told = gr.Markdown(elem_id="estimates")
+            cancel = cancel_button("cancel-estimates")
+        progress = gr.Markdown(elem_id="estimates")
         with gr.Accordion("Would it fit on a Space?", open=False, visible=False) as on_spaces:
             spaces = gr.HTML(elem_id="on-spaces")
             gr.Markdown(_SOURCES)
-    buttons = (estimate, measure)
-    ready = {
-        **dict.fromkeys(buttons, gr.update(interactive=True)),
-        cancel: gr.update(visible=False),
-    }
-    busy = {**dict.fromkeys(buttons, gr.update(interactive=False)), cancel: gr.update(visible=True)}
+    operation = Operation(page, progress, [estimate, measure], cancel)
 
-    def find_out(verb: str, values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        if not values[page.data]:
-            raise UserError(
-                "todo",
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
-            )
-        yield {told: "Starting…", **busy}
-        show = functools.partial(tell, verb)
-        yield from page.working(
-            told,
-            show,
-            verb,
-            recipe=page.form.recipe(values).model_dump(),
-            **page.data_arguments(values),
+    def show(result: dict[str, Any]) -> Updates:
+        hardware = result.get("estimates", result)["spaces"]
+        return {
+            progress: words_markdown(result["words"]),
+            page.measured_seconds: None,
+            spaces: spaces_html(hardware),
+            on_spaces: gr.update(visible=bool(hardware)),
+        }
+
+    def show_measured(result: dict[str, Any]) -> Updates:
+        return show(result) | {page.measured_seconds: result["seconds"]}
+
+    def handler(
+        name: str, show: Callable[[dict[str, Any]], Updates]
+    ) -> Callable[[Values], Iterator[Updates]]:
+        def run(values: Values) -> Iterator[Updates]:
+            arguments = page.data_arguments(values)
+            yield operation.begin()
+            yield from operation.stream(name, show, **arguments)
+
+        return run
+
+    outputs = [page.measured_seconds, spaces, on_spaces]
+    events = [
+        operation.on_click(button, handler(name, shown), page.data_inputs, outputs)
+        for button, name, shown in (
+            (estimate, "estimate", show),
+            (measure, "dry_run", show_measured),
         )
-
-    def tell(verb: str, found: dict[str, Any]) -> dict[Any, Any]:
-        lines = found.get("estimates", found)["spaces"]
-        shown = {spaces: spaces_html(lines), on_spaces: gr.update(visible=bool(lines))}
-        measured = {page.measured: found["seconds"] if verb == "dry_run" else None}
-        return {told: words_markdown(found["words"]), **measured, **shown, **ready}
-
-    def work_out(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        yield from find_out("estimate", values)
-
-    def train_a_little(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        yield from find_out("dry_run", values)
-
-    taken = {page.data, page.held_out, page.column_mapping, *page.form.inputs}
-    outputs = [told, page.measured, spaces, on_spaces, estimate, measure, cancel]
-    working = [
-        button.click(show_errors(handler, where=told), taken, outputs, **_HIDDEN)
-        for button, handler in ((estimate, work_out), (measure, train_a_little))
     ]
-    for one in working:
-        reset_on_failure(one, ready)
-    cancel.click(
-        lambda: {told: "Cancelled.", **ready},
-        None,
-        [told, *buttons, cancel],
-        cancels=working,
-        **_HIDDEN,
-    )
-    forgotten = {told: "", page.measured: None, on_spaces: gr.update(visible=False)}
-    page.data.change(lambda: forgotten, None, [told, page.measured, on_spaces], **_HIDDEN)
+    operation.cancel_events(events)
+    cleared = {progress: "", page.measured_seconds: None, on_spaces: gr.update(visible=False)}
+    page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
 
 
 def words_markdown(words: list[str]) -> str:
-    """Sentences of which each begins with what it is about, as paragraphs."""
+    """Return sentences such as "Time: 3 s." as paragraphs that begin in bold."""
     pairs = [sentence.split(": ", 1) for sentence in words]
-    return "\n\n".join(
-        f"**{render_overview.escape(about)}:** {render_overview.escape(rest)}"
-        for about, rest in pairs
-    )
+    return "\n\n".join(f"**{escape(subject)}:** {escape(rest)}" for subject, rest in pairs)
 
 
-def spaces_html(lines: list[dict[str, Any]]) -> str:
-    """One line a kind of hardware: its name, whether the training fits, and the time below which it cannot come."""
+def spaces_html(hardware: list[dict[str, Any]]) -> str:
+    """Return one line per hardware of a Space: name, whether training fits, and a minimal time."""
     rows = []
-    for line in lines:
-        need = f"{'✓ fits' if line['fits'] else '✗ does not fit'}: {line['need'] / 1e9:,.2f} of {line['memory'] / 1e9:,.0f} GB"
-        cells = {
-            "Hardware": f"{html.escape(line['title'])} <small>{html.escape(line['name'])}</small>",
-            "Memory": need,
-        }
-        cells["Time"] = _at_least(line["least_seconds"]) if line["fits"] else ""
-        rows.append(
-            "<tr>"
-            + "".join(f'<td data-title="{title}">{cell}</td>' for title, cell in cells.items())
-            + "</tr>"
-        )
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Hardware", "Memory", "Time"))
-    return f'<table class="answers advice"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    for item in hardware:
+        name = f"{html.escape(item['title'])} <small>{html.escape(item['name'])}</small>"
+        verdict = "✓ fits" if item["fits"] else "✗ does not fit"
+        need = f"{verdict}: {item['need'] / 1e9:,.2f} of {item['memory'] / 1e9:,.0f} GB"
+        rows.append([name, need, _at_least(item["least_seconds"]) if item["fits"] else ""])
+    return table_html(["Hardware", "Memory", "Time"], rows, "answers advice")
 
 
 def _at_least(seconds: float | None) -> str:
     if seconds is None:
         return "not known"
-    minutes = round(seconds / 60)
-    return (
-        "at least seconds"
-        if not minutes
-        else f"at least {minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"at least {minutes} min"
-    )
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours and not minutes:
+        return "at least seconds"
+    return f"at least {hours} h {minutes} min" if hours else f"at least {minutes} min"

@@ -1,204 +1,233 @@
-"""The export on the Publish tab: where it will be deployed, the adapter or a merged model, its proof in words, and the download."""
+"""The export on the Publish tab: target, adapter or merged model, verification and download."""
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.web.context import (
-    PRIVATE,
-    PageContext,
-    cpu_notice,
-    reset_on_failure,
-    served_folder,
-    show_errors,
+from peft_space.compat.gradio import served_folder
+from peft_space.formatting import code_block, escape
+from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values, has_adapter
+
+TARGETS = [
+    ("Python (PEFT), or not sure yet", "PEFT"),
+    ("vLLM", "vLLM"),
+    ("TGI", "TGI"),
+    ("llama.cpp", "llama.cpp"),
+    ("Ollama", "Ollama"),
+    ("Other (needs a full model)", "whole"),
+]
+"""Where the adapter can be deployed."""
+FORMATS = [
+    ("Adapter only", "adapter"),
+    ("Merged model", "merged"),
+    ("GGUF, for llama.cpp", "gguf"),
+    ("Ollama (GGUF + Modelfile)", "ollama"),
+]
+_GGUF_FORMAT = {"llama.cpp": "gguf", "Ollama": "ollama"}
+PRECISIONS = [("16 bits", "f16"), ("8 bits, half as large", "q8_0"), ("32 bits, exact", "f32")]
+DTYPES = [
+    ("bfloat16, as most models are published", "bfloat16"),
+    ("float16", "float16"),
+    ("float32, exact and twice as large", "float32"),
+]
+MERGE_BASES = [
+    ("the quantized base (matches training)", "dequantized"),
+    ("the full-precision base", "full"),
+]
+_ABOUT_MERGE_BASES = (
+    "The adapter was trained on quantized weights. Merging into those keeps its answers; merging "
+    "into full precision changes them slightly. The verification says by how much."
 )
-from peft_space.web.render import export as render_export
-from peft_space.web.render.overview import escape
-
-_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-
-
-Choice = tuple[set[gr.components.Component], Callable[[dict[Any, Any]], dict[str, Any]]]
-"""Widgets, and what to export as their values say, in the words of the verb."""
+_INTRODUCTION = (
+    "The adapter is a small file that works with its base model. "
+    "Merge it only if your server can't load adapters."
+)
 
 
-def build(page: PageContext) -> Choice:
-    """Place and wire it; what is chosen can be pushed too."""
-    gr.Markdown(
-        "The adapter is all that was trained: it names its base, and loads in PEFT anywhere. Merging it into the base is for deployment "
-        "alone, where an engine takes no adapter; the adapter always stays in the run."
-    )
-    where = gr.Radio(
-        render_export.PLACES,
-        value="PEFT",
-        label="Where will it be deployed?",
-        elem_id="deploy-where",
-    )
-    advised = gr.Markdown(elem_id="deploy-advice")
-    target = gr.Radio(
-        render_export.TARGETS, value="adapter", label="Export", elem_id="export-target"
-    )
-    merging, dtype, into, writing, numbers, apart = _formats()
-    cpu_notice(
-        "A merged model and GGUF files are made and proven",
-        "memory for the whole base at 4 bytes a parameter, and the time that a CPU needs to answer with it. An adapter is proven on a lent GPU",
-    )
-    insist = gr.Checkbox(
-        False,
-        label="Keep it although it does not answer as the adapter does",
-        visible=False,
-        elem_id="insist",
-    )
-    with gr.Row():
-        make = gr.Button(
-            "Export as a .zip, with its proof",
-            variant="primary",
-            interactive=False,
-            elem_id="make-zip",
+class ExportPanel:
+    """The panel's components and handlers."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        gr.Markdown(_INTRODUCTION)
+        self.target = gr.Radio(
+            TARGETS, value="PEFT", label="Where will you run it?", elem_id="deploy-target"
         )
-        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-export")
-    told = gr.Markdown(elem_id="packing")
-    file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
-    ready = {make: gr.update(interactive=True), cancel: gr.update(visible=False)}
-    stopping: set[str] = set()
-    """Runs whose export is to end. Gradio's own `cancels` swallows a click on Export that follows at once."""
+        self.advice = gr.Markdown(elem_id="deploy-advice")
+        self.format = gr.Radio(FORMATS, value="adapter", label="Export", elem_id="export-target")
+        self._place_formats()
+        cpu_notice(
+            "Merged models and GGUF files are made and verified",
+            "It needs memory for the whole base model at 4 bytes a parameter. "
+            "An adapter alone is verified on a GPU.",
+        )
+        self.force = gr.Checkbox(
+            False, label="Export anyway", visible=False, elem_id="export-force"
+        )
+        with gr.Row():
+            self.export = gr.Button(
+                "Export and verify (.zip)", variant="primary", interactive=False, elem_id="export"
+            )
+            self.cancel = cancel_button("cancel-export")
+        self.progress = gr.Markdown(elem_id="export-progress")
+        self.file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
+        self.operation = Operation(page, self.progress, [self.export], self.cancel)
+        self._stopping: set[str] = set()
+        """Runs whose export should end. Gradio's `cancels` would swallow the next click."""
 
-    def export(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        run = page.chosen_run(values)
-        yield {
-            told: "Starting…",
-            make: gr.update(interactive=False),
-            cancel: gr.update(visible=True),
-            file: gr.update(visible=False),
+    def _place_formats(self) -> None:
+        with gr.Row(visible=False) as self.merge_row:
+            self.dtype = gr.Dropdown(
+                DTYPES, value="bfloat16", label="Merged weights", elem_id="export-dtype"
+            )
+            self.merge_into = gr.Radio(
+                MERGE_BASES,
+                value="dequantized",
+                label="Merge into",
+                info=_ABOUT_MERGE_BASES,
+                visible=False,
+                elem_id="merge-into",
+            )
+        with gr.Row(visible=False) as self.gguf_row:
+            self.precision = gr.Dropdown(
+                PRECISIONS, value="f16", label="Precision", elem_id="export-precision"
+            )
+            self.separate = gr.Checkbox(
+                False, label="Separate base and adapter files", elem_id="export-separate"
+            )
+
+    @property
+    def inputs(self) -> Inputs:
+        """Inputs of `options`, besides the selection."""
+        precision = {self.precision, self.separate}
+        return {self.format, self.dtype, self.merge_into, self.force} | precision
+
+    def options(self, values: Values) -> dict[str, Any]:
+        """Return the options of the operation `export` that the widgets show."""
+        target = values[self.format]
+        options = {
+            "target": target,
+            "dtype": values[self.dtype],
+            "force": bool(values[self.force]),
+            "gguf_type": values[self.precision],
+            "separate_adapter": values[self.separate],
         }
-        yield from _made(page, str(run.directory), wanted(values))
+        if target != "adapter" and self._serving(values)["quantization"] != "none":
+            options["merge_into"] = values[self.merge_into]
+        return options
 
-    def wanted(values: dict[Any, Any]) -> dict[str, Any]:
-        of = str(page.chosen_run(values).directory)
-        quantized = (
-            values[target] != "adapter"
-            and page.workers.call("serving", run=of)["quantization"] != "none"
-        )
-        asked = {"target": values[target], "dtype": values[dtype], "force": bool(values[insist])}
-        asked["merge_into"] = values[into] if quantized else None
-        asked |= {"gguf_type": values[numbers], "separate_adapter": values[apart]}
-        return asked
+    def _serving(self, values: Values) -> dict[str, Any]:
+        run = self.page.selected_run(values)
+        return self.page.workers.call("serving", run=str(run.directory))
 
-    def _made(page: PageContext, run: str, wanted: dict[str, Any]) -> Iterator[dict[Any, Any]]:
-        folder, kept = served_folder(), False
+    def make(self, values: Values) -> Iterator[Updates]:
+        """Export the selected run, verify it and offer it for download."""
+        run = str(self.page.selected_run(values).directory)
+        yield self.operation.begin() | {self.file: gr.update(visible=False)}
+        arguments = {"options": self.options(values)}
+        folder, done = served_folder(), False
+
+        def show(result: dict[str, Any]) -> Updates:
+            nonlocal done
+            done = True
+            return {
+                self.progress: exported_markdown(result),
+                self.file: gr.update(value=result["path"], visible=True),
+                self.force: gr.update(value=False, visible=False),
+            }
+
+        arguments |= {"run": run, "out": folder, "as_zip": True}
         try:
-            with contextlib.closing(
-                page.workers.stream("export", run=run, out=folder, as_zip=True, options=wanted)
-            ) as messages:
-                for message in messages:  # every second at least
-                    if run in stopping:
+            with contextlib.closing(self.operation.stream("export", show, **arguments)) as updates:
+                for update in updates:  # every second at least
+                    if run in self._stopping:
                         break
-                    if report := message.get("report"):
-                        yield {told: f"{escape(report['what'])}…"}
-                    elif "result" in message:
-                        kept, found = True, message["result"]
-                        shown = {insist: gr.update(value=False, visible=False), **ready}
-                        yield {
-                            told: render_export.exported_markdown(found),
-                            file: gr.update(value=found["path"], visible=True),
-                            **shown,
-                        }
-                    else:
-                        yield {told: gr.skip()}
+                    yield update
         finally:
-            stopping.discard(run)
-            if not kept:  # cancelled or refused
+            self._stopping.discard(run)
+            if not done:
                 shutil.rmtree(folder, ignore_errors=True)
-        if not kept:
-            yield {told: "Cancelled. Nothing was kept.", **ready}
+        if not done:
+            yield {self.progress: "Canceled. Nothing was kept.", **self.operation.ready}
 
-    @show_errors
-    def stop(values: dict[Any, Any]) -> str:
-        stopping.add(str(page.chosen_run(values).directory))
-        return "Cancelling…"
+    def stop(self, values: Values) -> str:
+        """Ask the export of the selected run to end."""
+        self._stopping.add(str(self.page.selected_run(values).directory))
+        return "Canceling…"
 
-    chosen = {page.visitor, page.run}
-    outputs = [told, file, insist, make, cancel]
-    choice = {target, dtype, into, numbers, apart, insist}
-    making = make.click(show_errors(export, where=told), {*chosen, *choice}, outputs, **_HIDDEN)
-    reset_on_failure(making, ready)
-    making.failure(lambda how: gr.update(visible=how != "adapter"), target, insist, **_HIDDEN)
-    cancel.click(stop, chosen, told, **_HIDDEN)
-    _advise(page, where, advised, target, into)
-    target.change(_shown_formats, target, [merging, writing], **_HIDDEN)
-    page.state.change(
-        lambda state: gr.update(interactive=bool(state and state[1])), page.state, make, **_HIDDEN
-    )
-    cleared = {
-        file: gr.update(value=None, visible=False),
-        told: "",
-        advised: "",
-        insist: gr.update(value=False, visible=False),
-    }
-    page.shown.change(
-        lambda: cleared | {where: "PEFT", target: "adapter"},
-        None,
-        [*cleared, where, target],
-        **PRIVATE,
-    )
-    return choice, wanted
-
-
-def _advise(
-    page: PageContext, where: gr.Radio, advised: gr.Markdown, target: gr.Radio, into: gr.Radio
-) -> None:
-    """Wire what is advised for where it will be deployed."""
-
-    @show_errors
-    def advise(values: dict[Any, Any]) -> dict[Any, Any]:
-        place = values[where]
-        if not values[page.run] or not (values[page.state] or [None, False])[1]:
-            return {advised: "", target: gr.skip(), into: gr.skip()}
-        found = page.workers.call("serving", run=str(page.chosen_run(values).directory))
-        how, words = render_export.advice(place, found)
+    def advise(self, values: Values) -> Updates:
+        """Select the format that suits the target, and say why."""
+        if not values[self.page.run] or not has_adapter(values[self.page.run_state]):
+            return {self.advice: "", self.format: gr.skip(), self.merge_into: gr.skip()}
+        serving = self._serving(values)
+        target, reason = format_for(values[self.target], serving)
+        is_quantized = serving["quantization"] != "none"
         return {
-            advised: escape(words),
-            target: how,
-            into: gr.update(visible=found["quantization"] != "none"),
+            self.advice: escape(reason),
+            self.format: target,
+            self.merge_into: gr.update(visible=is_quantized),
         }
 
-    where.change(
-        advise, {page.visitor, page.run, page.state, where}, [advised, target, into], **_HIDDEN
+
+def build(page: PageContext) -> ExportPanel:
+    """Place and wire the panel. Its choice can also be pushed to the Hub."""
+    panel = ExportPanel(page)
+    inputs: Inputs = {*page.selection, *panel.inputs}
+    exporting = panel.operation.on_click(
+        panel.export, panel.make, inputs, [panel.file, panel.force]
     )
 
+    def offer_force(target: str) -> Any:
+        return gr.update(visible=target != "adapter")
 
-def _formats() -> tuple[gr.Row, gr.Dropdown, gr.Radio, gr.Row, gr.Dropdown, gr.Checkbox]:
-    """How weights are written: a row of choices for a merged model, and one for GGUF files."""
-    with gr.Row(visible=False) as merging:
-        dtype = gr.Dropdown(
-            render_export.DTYPES,
-            value="bfloat16",
-            label="Format of the merged weights",
-            elem_id="export-dtype",
-        )
-        into = gr.Radio(
-            render_export.INTO,
-            value="dequantized",
-            label="Merge into",
-            info=render_export.ABOUT_INTO,
-            visible=False,
-            elem_id="merge-into",
-        )
-    with gr.Row(visible=False) as writing:
-        numbers = gr.Dropdown(
-            render_export.NUMBERS,
-            value="f16",
-            label="Numbers in the file",
-            elem_id="export-numbers",
-        )
-        apart = gr.Checkbox(
-            False, label="Base and adapter as files of their own", elem_id="export-apart"
-        )
-    return merging, dtype, into, writing, numbers, apart
+    exporting.failure(offer_force, panel.format, panel.force, **HIDDEN)
+    panel.cancel.click(show_errors(panel.stop), page.selection, panel.progress, **HIDDEN)
+    advice_inputs: Inputs = {*page.selection, page.run_state, panel.target}
+    advice_outputs = [panel.advice, panel.format, panel.merge_into]
+    panel.target.change(show_errors(panel.advise), advice_inputs, advice_outputs, **HIDDEN)
+    rows = [panel.merge_row, panel.gguf_row]
+    panel.format.change(_show_rows, panel.format, rows, **HIDDEN)
+    page.enable_with_adapter(panel.export)
+    page.reset_with_run(
+        {
+            panel.file: gr.update(value=None, visible=False),
+            panel.progress: "",
+            panel.advice: "",
+            panel.force: gr.update(value=False, visible=False),
+            panel.target: "PEFT",
+            panel.format: "adapter",
+        }
+    )
+    return panel
 
 
-def _shown_formats(target: str) -> list[Any]:
+def _show_rows(target: str) -> list[Any]:
     return [gr.update(visible=target == "merged"), gr.update(visible=target in ("gguf", "ollama"))]
+
+
+def format_for(target: str, serving: dict[str, Any]) -> tuple[str, str]:
+    """Return the format to export for a target, and the reason.
+
+    Args:
+        target: a value of `TARGETS`.
+        serving: the result of the operation `serving`.
+    """
+    if target == "whole":
+        return "merged", "Merge it and check the verification before deploying."
+    if target in _GGUF_FORMAT:
+        reason = "The app writes a GGUF file, loads it back, and checks that the answers match."
+        return _GGUF_FORMAT[target], f"{target} reads GGUF files. {reason}"
+    engine = next(engine for engine in serving["ways"] if engine["engine"] == target)
+    return ("merged" if engine["how"] == "merged" else "adapter"), engine["why"]
+
+
+def exported_markdown(result: dict[str, Any]) -> str:
+    """Return the verification of an export, and the commands that serve it."""
+    commands = [
+        f"{engine}:\n{code_block(command)}" for engine, command in result["commands"].items()
+    ]
+    return "\n\n".join([f"**Verification.** {escape(result['words'])}", *commands])

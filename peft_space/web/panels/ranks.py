@@ -1,4 +1,4 @@
-"""Ranks, measured: the study before a training, on the Recipe tab, and how much of its rank an adapter uses, on the Publish tab."""
+"""LoRA ranks: the rank sweep on the Recipe tab, and smaller adapters on the Publish tab."""
 
 import shutil
 import tempfile
@@ -7,87 +7,79 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from peft_space.errors import UserError
-from peft_space.web.context import PRIVATE, PageContext, cpu_notice, reset_on_failure, show_errors
-from peft_space.web.render import ranks as render_ranks
-
-_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
+from peft_space.web.context import PRIVATE, PageContext, Updates, Values
 
 
-def build_study(page: PageContext) -> None:
-    """Place and wire the rank study."""
-    with gr.Accordion("Which rank is enough? Measure it", open=False):
+def build_rank_sweep(page: PageContext) -> None:
+    """Place and wire the rank sweep."""
+    with gr.Accordion("Find the right rank", open=False, elem_id="rank-panel"):
         gr.Markdown(
-            "Trains your recipe for at most 60 steps at each of the ranks 2 to 64, and compares the loss on held-out rows. Nothing of it is kept."
+            "Trains briefly (up to 60 steps) at ranks 2 to 64 and compares the loss on held-out "
+            "rows. Nothing is saved."
         )
-        cpu_notice(
-            "The study runs", "it trains as slowly as a CPU does, so it is for small base models"
-        )
+        cpu_notice("The rank sweep runs", "It is practical only for small base models.")
         with gr.Row():
-            begin = gr.Button("Study the ranks", elem_id="study")
-            cancel = gr.Button("Cancel", visible=False, elem_id="cancel-study")
-        told = gr.Markdown(elem_id="study-told")
+            start = gr.Button("Compare ranks", elem_id="rank-sweep")
+            cancel = cancel_button("cancel-rank-sweep")
+        progress = gr.Markdown(elem_id="rank-sweep-progress")
         plot = gr.LinePlot(
             x="rank",
             y="held-out loss",
             title="Loss on held-out rows",
             height=240,
             visible=False,
-            elem_id="study-plot",
+            elem_id="rank-sweep-plot",
         )
-    ready = {begin: gr.update(interactive=True), cancel: gr.update(visible=False)}
+    operation = Operation(page, progress, [start], cancel)
 
-    def study(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        if not values[page.data]:
-            raise UserError(
-                "todo",
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
-            )
-        yield {
-            told: "Starting…",
-            begin: gr.update(interactive=False),
-            cancel: gr.update(visible=True),
-        }
-        yield from page.working(
-            told,
-            show,
-            "rank_sweep",
-            recipe=page.form.recipe(values).model_dump(),
-            **page.data_arguments(values),
-        )
+    def run(values: Values) -> Iterator[Updates]:
+        arguments = page.data_arguments(values)
+        yield operation.begin()
+        yield from operation.stream("rank_sweep", show, **arguments)
 
-    def show(found: dict[str, Any]) -> dict[Any, Any]:
-        table = gr.update(value=render_ranks.study_table(found), visible=True)
-        return {told: render_ranks.study_markdown(found), plot: table, **ready}
+    def show(sweep: dict[str, Any]) -> Updates:
+        losses = [[result["rank"], result["loss"]] for result in sweep["results"]]
+        table = pd.DataFrame(losses, columns=["rank", "held-out loss"])
+        return {progress: sweep_markdown(sweep), plot: gr.update(value=table, visible=True)}
 
-    taken = {page.data, page.held_out, page.column_mapping, *page.form.inputs}
-    working = begin.click(
-        show_errors(study, where=told), taken, [told, plot, begin, cancel], **_HIDDEN
-    )
-    reset_on_failure(working, ready)
-    cancel.click(
-        lambda: {told: "Cancelled.", **ready},
-        None,
-        [told, begin, cancel],
-        cancels=working,
-        **_HIDDEN,
-    )
+    event = operation.on_click(start, run, page.data_inputs, [plot])
+    operation.cancel_events([event])
 
 
-def build_compress(page: PageContext) -> None:
-    """Place and wire the look at an adapter's rank, and the smaller adapter."""
-    with gr.Accordion("How much of its rank does the adapter use?", open=False):
+def sweep_markdown(sweep: dict[str, Any]) -> str:
+    """Return the result of a rank sweep: which rank is enough, and a table."""
+    lines = [
+        f"After {sweep['steps']} steps, **rank {sweep['enough']}** is enough: "
+        "its loss is within 2 %, or 0.01, of the best.",
+        "",
+        "| rank | trainable parameters | held-out loss | time |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {result['rank']} | {result['trainable_parameters']:,} | {result['loss']:.4f} "
+        f"| {result['seconds']:.1f} s |"
+        for result in sweep["results"]
+    ]
+    return "\n".join(lines)
+
+
+def build_reduce_rank(page: PageContext) -> None:
+    """Place and wire the adapter's spectrum, and the smaller adapter."""
+    with gr.Accordion("Shrink the adapter", open=False, elem_id="shrink-panel"):
         with gr.Row():
-            look = gr.Button("Look", interactive=False, elem_id="spectrum")
+            analyze = gr.Button("Show used rank", interactive=False, elem_id="spectrum")
             rank = gr.Textbox(
-                label="Rank of a smaller adapter",
+                label="Rank of the smaller adapter",
                 placeholder="automatic",
-                info="Empty: the rank that is used.",
+                info="Default: the rank that the adapter uses.",
                 elem_id="smaller-rank",
             )
-            make = gr.Button("Make a smaller adapter", interactive=False, elem_id="compress")
-        told = gr.Markdown(elem_id="spectrum-told")
+            reduce = gr.Button("Make a smaller adapter", interactive=False, elem_id="reduce-rank")
+        progress = gr.Markdown(elem_id="spectrum-progress")
         plot = gr.LinePlot(
             x="number",
             y="size",
@@ -97,50 +89,55 @@ def build_compress(page: PageContext) -> None:
             elem_id="spectrum-plot",
         )
         file = gr.File(label="Download", visible=False, interactive=False, elem_id="smaller-zip")
+    operation = Operation(page, progress)
 
     @show_errors
-    def show(values: dict[Any, Any]) -> dict[Any, Any]:
-        found = page.workers.call("spectrum", run=str(page.chosen_run(values).directory))
-        words = f"Of rank {found['rank']}, **{found['used']}** is used: so much keeps 99.9 % of what the adapter adds to every layer."
-        return {
-            told: words,
-            plot: gr.update(value=render_ranks.spectrum_table(found), visible=True),
-        }
+    def show_spectrum(values: Values) -> Updates:
+        run = page.selected_run(values)
+        spectrum = page.workers.call("spectrum", run=str(run.directory))
+        curve = pd.DataFrame(enumerate(spectrum["curve"], 1), columns=["number", "size"])
+        sentence = (
+            f"The adapter uses **{spectrum['used']}** of {spectrum['rank']} ranks: they keep "
+            "99.9 % of what it adds to every layer."
+        )
+        return {progress: sentence, plot: gr.update(value=curve, visible=True)}
 
-    def compress(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        wanted = (values[rank] or "").strip()
-        if wanted and not wanted.isdigit():
-            raise UserError(
-                "todo", f"{wanted!r} is no rank. Write a whole number, or leave it empty."
-            )
-        run, folder = page.chosen_run(values), Path(tempfile.mkdtemp(prefix="peft_space-"))
+    def reduce_rank(values: Values) -> Iterator[Updates]:
+        new_rank = parse_rank(values[rank])
+        run, folder = page.selected_run(values), Path(tempfile.mkdtemp(prefix="peft_space-"))
 
-        def show(found: dict[str, Any]) -> dict[Any, Any]:
-            packed = shutil.make_archive(
-                str(folder / f"adapter-rank-{found['rank']}"), "zip", folder, "adapter"
-            )
+        def show(result: dict[str, Any]) -> Updates:
+            name = str(folder / f"adapter-rank-{result['rank']}")
+            packed = shutil.make_archive(name, "zip", folder, "adapter")
             return {
-                told: render_ranks.compressed_markdown(found),
+                progress: smaller_markdown(result),
                 file: gr.update(value=packed, visible=True),
             }
 
-        out, new_rank = str(folder / "adapter"), int(wanted) if wanted else None
-        yield from page.working(
-            told, show, "reduce_rank", run=str(run.directory), out=out, rank=new_rank
-        )
+        out, directory = str(folder / "adapter"), str(run.directory)
+        yield from operation.stream("reduce_rank", show, run=directory, out=out, rank=new_rank)
 
-    chosen = {page.visitor, page.run}
-    look.click(show, chosen, [told, plot], **PRIVATE)
-    make.click(show_errors(compress, where=told), {*chosen, rank}, [told, file], **_HIDDEN)
-    page.state.change(
-        lambda state: [gr.update(interactive=bool(state and state[1]))] * 2,
-        page.state,
-        [look, make],
-        **_HIDDEN,
-    )
-    page.shown.change(
-        lambda: ["", gr.update(visible=False), gr.update(value=None, visible=False)],
-        None,
-        [told, plot, file],
-        **_HIDDEN,
+    analyze.click(show_spectrum, page.selection, [progress, plot], **PRIVATE)
+    operation.on_click(reduce, reduce_rank, {*page.selection, rank}, [file])
+    page.enable_with_adapter(analyze, reduce)
+    hidden = gr.update(visible=False)
+    page.reset_with_run({progress: "", plot: hidden, file: gr.update(value=None, visible=False)})
+
+
+def parse_rank(text: str | None) -> int | None:
+    """Return the rank that was typed; None if nothing was. Raises UserError if not a number."""
+    typed = (text or "").strip()
+    if typed and not typed.isdigit():
+        raise UserError(
+            "web.not_a_rank", f"{typed!r} is not a rank. Enter a whole number, or leave it empty."
+        )
+    return int(typed) if typed else None
+
+
+def smaller_markdown(result: dict[str, Any]) -> str:
+    """Return how the loss on held-out rows changed with a smaller rank."""
+    before, after = result["loss_before"], result["loss_after"]
+    return (
+        f"Rank {result['rank']}: held-out loss {after:.4f}, "
+        f"before {before:.4f} ({after / before - 1:+.1%})."
     )

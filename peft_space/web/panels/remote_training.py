@@ -1,186 +1,178 @@
-"""Training elsewhere, on the Train tab: what hardware Hugging Face Jobs have and what it costs, handing the run over, cancelling; or a script.
+"""Training on other hardware, on the Train tab: Hugging Face Jobs, or a script.
 
-What the job does, the tab shows as it shows any training.
+The Train tab shows a job's progress like that of any other training.
 """
 
 import html
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
+from peft_space.compat.gradio import served_folder
 from peft_space.runtime.job_watcher import start_watching
-from peft_space.web.context import (
-    PRIVATE,
-    PageContext,
-    reset_on_failure,
-    served_folder,
-    show_errors,
-)
+from peft_space.web.components import Operation, show_errors
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import overview as render_overview
 
-_HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
+TITLE = "Train on other hardware"
+_INTRODUCTION = (
+    "Rent a GPU on Hugging Face by the minute. Your run goes to a private dataset of yours, and "
+    "losses, checkpoints and the adapter come back here. You need credit and a token with write "
+    "and jobs access; the job gets the token as a secret."
+)
 
 
-def build(page: PageContext, make_only: Any) -> Any:
-    """Place and wire it. `make_only` makes a run of the page's data and recipe without training it here; that event is returned."""
-    with gr.Accordion(
-        "Train it elsewhere: on Hugging Face Jobs, or by a script", open=False, elem_id="jobs"
-    ):
-        gr.Markdown(
-            "For what does not fit here. The chosen run goes into a private dataset of yours, is trained on a machine that you rent by the minute, "
-            "and comes back here with its losses, checkpoints and adapter. Your Hub account needs credit, your token the right to write and to run jobs; "
-            "the job gets it as a secret."
-        )
+class RemoteTraining:
+    """The panel's components and handlers."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        gr.Markdown(_INTRODUCTION)
         with gr.Row():
-            make = gr.Button("Make a run, without training it here", elem_id="make-only")
-            token = gr.Textbox(
+            self.prepare = gr.Button("Prepare run", elem_id="prepare-run")
+            self.token = gr.Textbox(
                 label="Token",
                 type="password",
-                info="On your own machine it may stay empty, if that is signed in.",
+                info="Optional if this machine is signed in.",
                 elem_id="job-token",
             )
-        look = gr.Button("What would it take there?", elem_id="job-hardware")
-        table = gr.HTML(elem_id="job-choices")
+        self.offers_button = gr.Button("Show hardware and prices", elem_id="job-hardware")
+        self.table = gr.HTML(elem_id="job-offers")
         with gr.Row():
-            flavor = gr.Dropdown([], label="Hardware", elem_id="job-flavor")
-            timeout = gr.Textbox(
-                label="Ended at the latest after", placeholder="2h", elem_id="job-timeout"
-            )
+            self.flavor = gr.Dropdown([], label="Hardware", elem_id="job-flavor")
+            self.timeout = gr.Textbox(label="Time limit", placeholder="2h", elem_id="job-timeout")
         with gr.Row():
-            hand_over = gr.Button(
-                "Hand the chosen run over",
+            self.submit = gr.Button(
+                "Start on Hugging Face",
                 variant="primary",
                 interactive=False,
-                elem_id="hand-over",
+                elem_id="submit-job",
             )
-            cancel = gr.Button("Cancel the job", variant="stop", elem_id="cancel-job")
-            follow = gr.Button("Follow it again", elem_id="follow-job")
-        told = gr.Markdown(elem_id="job-told")
-        _build_script(page)
-    choices = gr.State({})
-    ready = {look: gr.update(interactive=True), hand_over: gr.update(interactive=True)}
-    busy = {look: gr.update(interactive=False), hand_over: gr.update(interactive=False)}
+            self.cancel = gr.Button("Cancel the job", variant="stop", elem_id="cancel-job")
+            self.reconnect = gr.Button("Reconnect", elem_id="follow-job")
+        self.progress = gr.Markdown(elem_id="job-progress")
+        self.timeouts = gr.State({})
+        """Hardware -> suggested time limit in seconds."""
+        self.operation = Operation(page, self.progress, [self.offers_button, self.submit])
 
-    def given(values: dict[Any, Any]) -> dict[str, Any]:
-        return {
-            "run": str(page.chosen_run(values).directory),
-            "token": (values[token] or "").strip() or None,
-        }
+    def _run_and_token(self, values: Values) -> dict[str, Any]:
+        run = str(self.page.selected_run(values).directory)
+        return {"run": run, "token": (values[self.token] or "").strip() or None}
 
-    def list_hardware(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        asked = given(values)
-        yield {told: "Asking the Hub, and working out what it takes…", **busy}
-        found = page.workers.call("job_hardware", **asked)["hardware"]
-        best = next((one for one in found if one["fits"] is not False), None)
-        names = [
-            (f"{one['title']} ({one['name']})", one["name"])
-            for one in found
-            if one["fits"] is not False
-        ]
+    def list_hardware(self, values: Values) -> Iterator[Updates]:
+        """Show what the selected run would need and cost on each kind of hardware."""
+        arguments = self._run_and_token(values)
+        yield self.operation.begin("Asking the Hub for hardware and prices…")
+        offers = self.page.workers.call("job_hardware", **arguments)["hardware"]
+        fitting = [offer for offer in offers if offer["fits"] is not False]
+        names = [(f"{offer['title']} ({offer['name']})", offer["name"]) for offer in fitting]
+        best = fitting[0]["name"] if fitting else None
         yield {
-            told: "",
-            table: hardware_html(found),
-            choices: {one["name"]: one["timeout"] for one in found},
-            flavor: gr.update(choices=names, value=best and best["name"]),
-            **ready,
+            self.progress: "",
+            self.table: hardware_html(offers),
+            self.timeouts: {offer["name"]: offer["timeout"] for offer in offers},
+            self.flavor: gr.update(choices=names, value=best),
+            **self.operation.ready,
         }
 
-    def start(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        asked = given(values)
-        yield {told: "Starting…", **busy}
-        wanted = {"flavor": values[flavor] or "", "timeout": values[timeout] or ""}
+    def submit_job(self, values: Values) -> Iterator[Updates]:
+        """Start a job that trains the selected run."""
+        arguments = self._run_and_token(values)
+        arguments |= {"flavor": values[self.flavor] or "", "timeout": values[self.timeout] or ""}
 
-        def show(handed: dict[str, Any]) -> dict[Any, Any]:
-            start_watching(page.chosen_run(values), asked["token"])
-            return {
-                told: f"Handed over: [the job's page]({handed['address']}). You can close this page.",
-                **ready,
-            }
+        def show(job: dict[str, Any]) -> Updates:
+            start_watching(self.page.selected_run(values), arguments["token"])
+            link = f"[the job's page]({job['address']})"
+            return {self.progress: f"Started: {link}. You can close this page."}
 
-        yield from page.working(told, show, "submit_job", **asked, **wanted)
+        yield self.operation.begin()
+        yield from self.operation.stream("submit_job", show, **arguments)
 
-    @show_errors
-    def end(values: dict[Any, Any]) -> str:
-        page.workers.call("cancel_job", **(asked := given(values)))
-        start_watching(page.chosen_run(values), asked["token"])
-        return "Cancelled. What it has sent is being brought back."
+    def cancel_job(self, values: Values) -> str:
+        """End the selected run's job."""
+        arguments = self._run_and_token(values)
+        self.page.workers.call("cancel_job", **arguments)
+        start_watching(self.page.selected_run(values), arguments["token"])
+        return "Canceled. Fetching what the job has stored."
 
-    @show_errors
-    def again(values: dict[Any, Any]) -> str:
-        if (run := page.chosen_run(values)).status() != "on_job":
-            return f"There is nothing to follow: the run is {render_overview.STATUS_WORDS[run.status()]}."
-        start_watching(run, given(values)["token"])
-        return "Following."
+    def reconnect_job(self, values: Values) -> str:
+        """Watch the selected run's job again, for instance after this machine restarted."""
+        run = self.page.selected_run(values)
+        if (status := run.status()) != "on_job":
+            state = render_overview.STATUS_WORDS[status]
+            return f"There is no job to reconnect to: the run is {state}."
+        start_watching(run, self._run_and_token(values)["token"])
+        return "Reconnected."
 
-    chosen = {page.visitor, page.run, token}
-    making = make.click(*make_only, **_HIDDEN)
-    listing = look.click(
-        show_errors(list_hardware, where=told),
-        chosen,
-        [told, table, choices, flavor, look, hand_over],
-        **_HIDDEN,
-    )
-    starting = hand_over.click(
-        show_errors(start, where=told),
-        {*chosen, flavor, timeout},
-        [told, look, hand_over],
-        **_HIDDEN,
-    )
-    reset_on_failure(listing, ready)
-    reset_on_failure(starting, ready)
-    flavor.change(
-        lambda name, known: f"{math.ceil(known[name] / 60)}m" if name in known else "",
-        [flavor, choices],
-        timeout,
-        **_HIDDEN,
-    )
-    cancel.click(end, chosen, told, **_HIDDEN)
-    follow.click(again, chosen, told, **_HIDDEN)
-    page.shown.change(lambda: ["", ""], None, [told, table], **_HIDDEN)
-    return making
+
+def build(
+    page: PageContext,
+    prepare: Callable[..., Any],
+    outputs: list[gr.components.Component],
+) -> Any:
+    """Place and wire the panel.
+
+    Args:
+        page: the shared state.
+        prepare: the handler that makes a run of the page's data and recipe without training it.
+        outputs: of `prepare`.
+
+    Returns:
+        The event of `prepare`.
+    """
+    with gr.Accordion(TITLE, open=False, elem_id="jobs"):
+        panel = RemoteTraining(page)
+        _build_script(page)
+    preparing = panel.prepare.click(prepare, page.training_inputs, outputs, **HIDDEN)
+    inputs: Inputs = {*page.selection, panel.token}
+    offers = [panel.table, panel.timeouts, panel.flavor]
+    panel.operation.on_click(panel.offers_button, panel.list_hardware, inputs, offers)
+    job_inputs: Inputs = {*inputs, panel.flavor, panel.timeout}
+    panel.operation.on_click(panel.submit, panel.submit_job, job_inputs)
+
+    def suggest_timeout(flavor: str, timeouts: dict[str, float]) -> str:
+        return f"{math.ceil(timeouts[flavor] / 60)}m" if flavor in timeouts else ""
+
+    choice = [panel.flavor, panel.timeouts]
+    panel.flavor.change(suggest_timeout, choice, panel.timeout, **HIDDEN)
+    cancel, reconnect = show_errors(panel.cancel_job), show_errors(panel.reconnect_job)
+    panel.cancel.click(cancel, inputs, panel.progress, **HIDDEN)
+    panel.reconnect.click(reconnect, inputs, panel.progress, **HIDDEN)
+    page.reset_with_run({panel.progress: "", panel.table: ""})
+    return preparing
 
 
 def _build_script(page: PageContext) -> None:
     gr.Markdown(
-        "On any other machine or cluster, with one or several GPUs: one file that holds recipe and rows. `uv run train.py` trains it."
+        "For any other machine or cluster with one or more GPUs: a single script with your "
+        "settings and data. Run it with `uv run train.py`."
     )
-    write = gr.Button("Write the chosen run as one script", elem_id="make-script")
+    write = gr.Button("Download training script", elem_id="make-script")
     script = gr.File(label="Script", visible=False, interactive=False, elem_id="script")
 
     @show_errors
-    def write_script(values: dict[Any, Any]) -> Any:
-        folder = served_folder()
-        run = str(page.chosen_run(values).directory)
-        made = page.workers.call("script", run=run, out=os.path.join(folder, "train.py"))
-        return gr.update(value=made["path"], visible=True)
+    def write_script(values: Values) -> Any:
+        path = os.path.join(served_folder(), "train.py")
+        run = str(page.selected_run(values).directory)
+        written = page.workers.call("script", run=run, out=path)
+        return gr.update(value=written["path"], visible=True)
 
-    write.click(write_script, {page.visitor, page.run}, script, **_HIDDEN)
-    page.shown.change(lambda: gr.update(value=None, visible=False), None, script, **_HIDDEN)
+    write.click(write_script, page.selection, script, **HIDDEN)
+    page.reset_with_run({script: gr.update(value=None, visible=False)})
 
 
-def hardware_html(found: list[dict[str, Any]]) -> str:
-    """One line a kind of hardware: whether the run fits, how long it takes there, and what that costs."""
+def hardware_html(offers: list[dict[str, Any]]) -> str:
+    """Return one line per hardware: if the run fits, how long it takes, what that costs."""
+    fits = {True: "✓ fits", False: "✗ does not fit", None: "not estimated"}
     rows = []
-    for one in found:
-        fits = {True: "✓ fits", False: "✗ does not fit", None: "not estimated"}[one["fits"]]
-        time = render_overview.about(one["seconds"])
-        cost = (
-            f"about ${one['dollars']:.2f}, at ${one['dollars_an_hour']:.2f} an hour"
-            if one["dollars"]
-            else f"${one['dollars_an_hour']:.2f} an hour"
-        )
-        name = f"{html.escape(one['title'])} <small>{html.escape(one['name'])}</small>"
-        cells = {"Hardware": name, "Memory": fits, "Time": time, "Cost, with making ready": cost}
-        rows.append(
-            "<tr>"
-            + "".join(f'<td data-title="{title}">{cell}</td>' for title, cell in cells.items())
-            + "</tr>"
-        )
-    head = "".join(
-        f'<th scope="col">{title}</th>'
-        for title in ("Hardware", "Memory", "Time", "Cost, with making ready")
-    )
-    return f'<table class="answers advice"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    for offer in offers:
+        cost = f"${offer['dollars_an_hour']:.2f} an hour"
+        if offer["dollars"]:
+            cost = f"about ${offer['dollars']:.2f}, at {cost}"
+        name = f"{html.escape(offer['title'])} <small>{html.escape(offer['name'])}</small>"
+        rows.append([name, fits[offer["fits"]], render_overview.about(offer["seconds"]), cost])
+    titles = ["Hardware", "Memory", "Time", "Cost incl. setup"]
+    return render_overview.table_html(titles, rows, "answers advice")

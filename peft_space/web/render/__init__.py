@@ -1,1 +1,1 @@
-"""Turns results into the Markdown, HTML and tables that the page shows."""
+"""Markdown, HTML and tables that the page shows, made from results without gradio."""

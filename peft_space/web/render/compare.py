@@ -1,4 +1,4 @@
-"""What the Compare tab shows, from results alone: without gradio."""
+"""HTML and tables of the Compare tab, made from results alone: without gradio."""
 
 import difflib
 import html
@@ -16,231 +16,216 @@ from peft_space.evaluation.results import (
     majority_words,
     shown_with_intervals,
 )
+from peft_space.web.render.overview import table_html
 
-_MOST_WORDS_MARKED = 2000
-_LABELS_SHOWN = 8
+MAX_MARKED_WORDS = 2000
+MAX_LABELS = 8
+_SIDES = ("base", "adapter")
 
 
 def answers_html(rows: Sequence[dict[str, Any]], marked: bool = False) -> str:
-    """Prompts with both columns' answers side by side; each row has prompt, base, adapter, and may have rendered, expected, chances, tags and others.
+    """Return prompts with the answers of base and adapter next to each other.
 
     Args:
-        marked: the words in which the columns differ are marked.
+        rows: each has prompt, base and adapter, and may have rendered, expected, chances, tags
+            and others.
+        marked: mark the words in which base and adapter differ.
     """
     if not rows:
         return ""
     others = list(rows[0].get("others") or {})
-    with_own = any(row.get("expected") for row in rows)
-    head_is_new = any(row.get("chances") or row.get("tags") for row in rows)
-    titles = [
-        "Prompt",
-        "Base, with an untrained head" if head_is_new else "Base",
-        "Adapter",
-        *map(html.escape, others),
-        *(["The row's own answer"] if with_own else []),
-    ]
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    show_expected = any(row.get("expected") for row in rows)
+    untrained_head = any(row.get("chances") or row.get("tags") for row in rows)
+    titles = ["Prompt", "Base (untrained classifier)" if untrained_head else "Base", "Adapter"]
+    titles += [html.escape(name) for name in others]
+    titles += ["Expected answer"] if show_expected else []
     lines = []
     for row in rows:
-        rendered = (
-            f"<details><summary>as the model sees it</summary><pre>{html.escape(row['rendered'])}</pre></details>"
-            if row.get("rendered")
-            else ""
-        )
-        cells = [f"<pre>{html.escape(row['prompt'])}</pre>{rendered}", *_columns(row, marked)]
-        cells += [f"<pre>{html.escape(row['others'][name])}</pre>" for name in others]
-        if with_own:
-            cells.append(f"<pre>{html.escape(row.get('expected') or '')}</pre>")
-        lines.append(
-            "<tr>"
-            + "".join(
-                f'<td data-title="{title}">{cell}</td>'
-                for title, cell in zip(titles, cells, strict=True)
-            )
-            + "</tr>"
-        )
-    return f'<table class="answers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        cells = [_pre(row["prompt"]) + _rendered_html(row), *_answer_cells(row, marked)]
+        cells += [_pre(row["others"][name]) for name in others]
+        cells += [_pre(row.get("expected") or "")] if show_expected else []
+        lines.append(cells)
+    return table_html(titles, lines)
 
 
-def _columns(row: dict[str, Any], marked: bool) -> list[str]:
+def _pre(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def _rendered_html(row: dict[str, Any]) -> str:
+    if not row.get("rendered"):
+        return ""
+    return f"<details><summary>as the model sees it</summary>{_pre(row['rendered'])}</details>"
+
+
+def _answer_cells(row: dict[str, Any], marked: bool) -> list[str]:
     if chances := row.get("chances"):
-        return [_chances_html(chances[column]) for column in ("base", "adapter")]
+        return [_chances_html(chances[side]) for side in _SIDES]
     if tags := row.get("tags"):
-        return [f"<p>{_tags_html(tags[column])}</p>" for column in ("base", "adapter")]
-    pair = (
-        marked_words(row["base"], row["adapter"])
-        if marked
-        else (html.escape(row["base"]), html.escape(row["adapter"]))
-    )
-    return [f"<pre>{text}</pre>" for text in pair]
+        return [f"<p>{_tags_html(tags[side])}</p>" for side in _SIDES]
+    if marked:
+        return [f"<pre>{text}</pre>" for text in marked_words(row["base"], row["adapter"])]
+    return [_pre(row[side]) for side in _SIDES]
 
 
 def marked_words(base: str, adapter: str) -> tuple[str, str]:
-    """Both texts as HTML; words of the base that the adapter does not say are `del`, words of the adapter that the base does not say are `ins`.
+    """Return both texts as HTML, with their differences marked.
 
-    Nothing is marked where nothing is common, or where texts are very long.
+    Words that only the base says are `del`; words that only the adapter says are `ins`. Nothing is
+    marked if the texts have nothing in common, or are very long.
     """
-    one, other = re.findall(r"\s+|[^\s]+", base), re.findall(r"\s+|[^\s]+", adapter)
-    plain = html.escape(base), html.escape(adapter)
-    if max(len(one), len(other)) > 2 * _MOST_WORDS_MARKED:
-        return plain
-    changes = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    words, others = re.findall(r"\s+|[^\s]+", base), re.findall(r"\s+|[^\s]+", adapter)
+    unmarked = html.escape(base), html.escape(adapter)
+    if max(len(words), len(others)) > 2 * MAX_MARKED_WORDS:
+        return unmarked
+    changes = difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes()
     if not any(
-        kind == "equal" and "".join(one[start:end]).strip() for kind, start, end, _, _ in changes
+        kind == "equal" and "".join(words[start:end]).strip() for kind, start, end, _, _ in changes
     ):
-        return plain
-    shown = ["", ""]
-    for kind, start, end, begin, stop in changes:
-        for side, (words, name) in enumerate(((one[start:end], "del"), (other[begin:stop], "ins"))):
-            text = html.escape("".join(words))
-            shown[side] += (
-                text if kind == "equal" or not text.strip() else f"<{name}>{text}</{name}>"
-            )
-    return shown[0], shown[1]
+        return unmarked
+    left = right = ""
+    for kind, start, end, other_start, other_end in changes:
+        left += _marked(words[start:end], "" if kind == "equal" else "del")
+        right += _marked(others[other_start:other_end], "" if kind == "equal" else "ins")
+    return left, right
+
+
+def _marked(words: list[str], tag: str) -> str:
+    text = html.escape("".join(words))
+    return f"<{tag}>{text}</{tag}>" if tag and text.strip() else text
 
 
 def _chances_html(chances: dict[str, float]) -> str:
-    likeliest = sorted(chances.items(), key=lambda one: -one[1])
-    lines = [
-        f'<li><meter min="0" max="1" value="{share:.4f}" aria-label="{html.escape(label)}"></meter> {html.escape(label)}: {share:.1%}</li>'
-        for label, share in likeliest[:_LABELS_SHOWN]
-    ]
-    more = (
-        f"<li>{len(likeliest) - _LABELS_SHOWN} more labels</li>"
-        if len(likeliest) > _LABELS_SHOWN
-        else ""
-    )
-    return f'<ul class="chances">{"".join(lines)}{more}</ul>'
+    ranked = sorted(chances.items(), key=lambda item: -item[1])
+    lines = []
+    for label, chance in ranked[:MAX_LABELS]:
+        name = html.escape(label)
+        meter = f'<meter min="0" max="1" value="{chance:.4f}" aria-label="{name}"></meter>'
+        lines.append(f"<li>{meter} {name}: {chance:.1%}</li>")
+    if len(ranked) > MAX_LABELS:
+        lines.append(f"<li>{len(ranked) - MAX_LABELS} more labels</li>")
+    return f'<ul class="chances">{"".join(lines)}</ul>'
 
 
 def _tags_html(tags: Sequence[Sequence[str]]) -> str:
-    return " ".join(
+    words = [
         html.escape(word)
         if tag == "O"
         else f"<mark>{html.escape(word)}<sub>{html.escape(tag)}</sub></mark>"
         for word, tag in tags
-    )
+    ]
+    return " ".join(words)
 
 
-def summary_html(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """What is to be said of all answers together, and whether the comparison was fair. `found` is the result of `verbs.compare`."""
-    said = []
-    if len(rows) > 1:
-        same = sum(row["base"] == row["adapter"] for row in rows)
-        said.append(f"{same} of {len(rows)} answers are the same.")
-    owned = [row for row in rows if row.get("expected")]
-    if owned and not any(row.get("chances") for row in rows):
-        columns = [
-            {"base": row["base"], "adapter": row["adapter"], **(row.get("others") or {})}
-            for row in owned
-        ]
-        right = {
-            name: sum(
-                given[name].strip() == row["expected"].strip()
-                for given, row in zip(columns, owned, strict=True)
-            )
-            for name in columns[0]
-        }
-        said.append(
-            "The row's own answer, word for word: "
-            + ", ".join(f"{name} {count} of {len(owned)}" for name, count in right.items())
-            + "."
+def summary_html(comparison: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Return what can be said of all answers together, and how the comparison was checked.
+
+    Args:
+        comparison: the result of the operation `compare`.
+        rows: the answers, as `answers_html` takes them.
+    """
+    generated = not rows or not (rows[0].get("chances") or rows[0].get("tags"))
+    sentences = [_same_answers(rows)] if len(rows) > 1 else []
+    with_expected = [row for row in rows if row.get("expected")]
+    if with_expected and not any(row.get("chances") for row in rows):
+        sentences.append(_exact_matches(with_expected))
+    if label := comparison.get("commonest"):
+        sentences.append(f'Baseline: always answering "{label}".')
+    if generated:
+        sentences.append(_sampling_sentence(comparison["sampling"]))
+    text = f"<p>{html.escape(' '.join(sentences))}</p>" if sentences else ""
+    return text + fairness_html(comparison["fairness"]["words"])
+
+
+def _same_answers(rows: Sequence[dict[str, Any]]) -> str:
+    same = sum(row["base"] == row["adapter"] for row in rows)
+    if not same:
+        return f"All {len(rows)} answers differ."
+    return f"{same} of {len(rows)} answers are the same."
+
+
+def _exact_matches(rows: Sequence[dict[str, Any]]) -> str:
+    answers = [{side: row[side] for side in _SIDES} | (row.get("others") or {}) for row in rows]
+    counts = {
+        name: sum(
+            answer[name].strip() == row["expected"].strip()
+            for answer, row in zip(answers, rows, strict=True)
         )
-    if found.get("commonest"):
-        said.append(
-            f"The commonest in training is {found['commonest']!r}: a column that says this always has learnt nothing else."
-        )
-    drawn = found["sampling"]
-    how = (
-        "the likeliest token always"
-        if not drawn["temperature"]
-        else f"temperature {drawn['temperature']:g}, top p {drawn['top_p']:g}"
-    )
-    if not rows or not (rows[0].get("chances") or rows[0].get("tags")):
-        said.append(
-            f"Both columns: {how}, seed {drawn['seed']}, {drawn['max_new_tokens']:,} tokens at most."
-        )
-    text = f"<p>{html.escape(' '.join(said))}</p>" if said else ""
-    return text + fairness_html(found["fairness"]["words"])
+        for name in answers[0]
+    }
+    parts = [f"{name} {count}/{len(rows)}" for name, count in counts.items()]
+    return f"Exact matches: {', '.join(parts)}."
+
+
+def _sampling_sentence(sampling: dict[str, Any]) -> str:
+    limit = f"up to {sampling['max_new_tokens']:,} tokens, seed {sampling['seed']}."
+    if not sampling["temperature"]:
+        return f"Greedy decoding, {limit}"
+    return f"Temperature {sampling['temperature']:g}, top p {sampling['top_p']:g}, {limit}"
 
 
 def fairness_html(words: str) -> str:
-    """What was checked of the columns."""
-    return (
-        f'<p class="{"unfair" if "NOT FAIR" in words else "fair"}">{html.escape(words)}</p>'
-        if words
-        else ""
-    )
+    """Return what was checked of the comparison."""
+    css = "unfair" if "NOT FAIR" in words else "fair"
+    return f'<p class="{css}">{html.escape(words)}</p>' if words else ""
 
 
 def scores_table(scores: Evaluation) -> pd.DataFrame:
-    """Each score of both columns and their difference, with intervals, a line each."""
-    base, adapter, change = (
-        shown_with_intervals(scores, "base"),
-        shown_with_intervals(scores, "adapter"),
-        differences(scores),
-    )
-    return pd.DataFrame(
-        [
-            [title, base.get(title, "–"), figure, change.get(title, "–")]
-            for title, figure in adapter.items()
-        ],
-        columns=["score", "base", "adapter", "difference"],
-    )
+    """Return a line per score: base, adapter and their difference, with confidence intervals."""
+    base, adapter = (shown_with_intervals(scores, side) for side in _SIDES)
+    change = differences(scores)
+    lines = [
+        [title, base.get(title, "–"), value, change.get(title, "–")]
+        for title, value in adapter.items()
+    ]
+    return pd.DataFrame(lines, columns=["score", "base", "adapter", "difference"])
 
 
 def score_bars(scores: Evaluation) -> tuple[str, pd.DataFrame]:
-    """The title and the bars of the score that says most about the task; shares in percent."""
+    """Return title and bars of the task's main score. Shares are in percent."""
     main = main_score(scores.adapter)
     factor, unit = (1, "") if main in ("margin", "loss") else (100, ", %")
-    bars = [
-        [name, factor * getattr(column, main)]
-        for name, column in (("base", scores.base), ("adapter", scores.adapter))
-    ]
+    bars = [[side, factor * getattr(getattr(scores, side), main)] for side in _SIDES]
     if main == "accuracy" and scores.majority:
-        bars.append(["commonest label", factor * scores.majority["share"]])
-    return f"{TITLES[main]}{unit}".capitalize(), pd.DataFrame(bars, columns=["column", "score"])
+        bars.append(["most frequent label", factor * scores.majority["share"]])
+    table = pd.DataFrame(bars, columns=["column", "score"])
+    return f"{TITLES[main]}{unit}".capitalize(), table
 
 
 def more_scores_html(scores: Evaluation) -> str:
-    """What stands beside the table: the commonest label, confusions, what became of general answers, and whether it was fair."""
+    """Return what the table of scores leaves out: baseline, side effects, confusion, fairness."""
     parts = [f"<p>{html.escape(words)}</p>" if (words := majority_words(scores)) else ""]
     if scores.general:
         answers = answers_html(scores.general.answers, marked=True)
         parts.append(
-            f"<h4>What the adapter does to other answers</h4><p>{html.escape(scores.general.in_words())}</p>"
-            f"<details><summary>The beginnings of these answers</summary>{answers}</details>"
+            "<h4>Side effects on unrelated prompts</h4>"
+            f"<p>{html.escape(scores.general.in_words())}</p>"
+            f"<details><summary>Show these answers</summary>{answers}</details>"
         )
     if scores.confusion:
-        tables = "".join(
-            _confusion_html(column, scores.confusion) for column in ("adapter", "base")
-        )
-        parts.append(f"<details><summary>Which was taken for which</summary>{tables}</details>")
+        tables = "".join(_confusion_html(side, scores.confusion) for side in reversed(_SIDES))
+        parts.append(f"<details><summary>Confusion matrix</summary>{tables}</details>")
     return "".join(parts) + fairness_html(scores.fairness)
 
 
-def _confusion_html(column: str, confusion: dict[str, Any]) -> str:
+def _confusion_html(side: str, confusion: dict[str, Any]) -> str:
     labels = [html.escape(label) for label in confusion["labels"]]
     head = "".join(f'<th scope="col">{label}</th>' for label in labels)
     lines = []
-    for place, (label, counts) in enumerate(zip(labels, confusion[column], strict=True)):
+    for actual, (label, counts) in enumerate(zip(labels, confusion[side], strict=True)):
         cells = "".join(
-            f"<td>{f'<b>{count}</b>' if other == place else count or '·'}</td>"
-            for other, count in enumerate(counts)
+            f"<td>{f'<b>{count}</b>' if predicted == actual else count or '·'}</td>"
+            for predicted, count in enumerate(counts)
         )
         lines.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
-    caption = f"{column}: each line is what was right, each column what was said"
+    caption = f"{side}: rows are actual labels, columns predicted labels"
     return (
-        f'<div class="wide"><table class="confusion"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="wide"><table class="confusion"><caption>{caption}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 def pair_html(pair: dict[str, str]) -> str:
-    """A pair to vote on, blind."""
-    cells = [("Prompt", pair["prompt"]), ("Left", pair["left"]), ("Right", pair["right"])]
-    head = "".join(f'<th scope="col">{title}</th>' for title, _ in cells)
-    line = "".join(
-        f'<td data-title="{title}"><pre>{html.escape(text)}</pre></td>' for title, text in cells
-    )
-    return f'<table class="answers"><thead><tr>{head}</tr></thead><tbody><tr>{line}</tr></tbody></table>'
+    """Return a pair of answers for the blind vote."""
+    titles = ["Prompt", "Left", "Right"]
+    return table_html(titles, [[_pre(pair[title.lower()]) for title in titles]])

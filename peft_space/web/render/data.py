@@ -1,4 +1,4 @@
-"""What the Data tab shows, from results alone: without gradio."""
+"""Text, HTML and tables of the Data tab, made from results alone: without gradio."""
 
 import html
 from typing import Any
@@ -8,189 +8,180 @@ import pandas as pd
 from peft_space.recipe import Task
 from peft_space.web.render.overview import escape
 
-TASKS_IN_WORDS: dict[Task, str] = {
-    "causal-lm": "to answer, or to go on with a text",
-    "seq2seq-lm": "to write one text from another",
-    "sequence-classification": "which label a text has",
-    "token-classification": "which tag each word has",
-    "dpo": "which of two answers is better (DPO)",
-    "kto": "which answers are good (KTO)",
+Check = dict[str, Any]
+"""The result of the operation `check`."""
+
+TASK_WORDS: dict[Task, str] = {
+    "causal-lm": "to answer questions (or continue a text)",
+    "seq2seq-lm": "to rewrite one text as another",
+    "sequence-classification": "to classify texts",
+    "token-classification": "to tag words",
+    "dpo": "to prefer the better of two answers (DPO)",
+    "kto": "to prefer good answers over bad ones (KTO)",
 }
-_MOST_TOKENS_SHOWN = 2_000
-_LONGEST_CELL = 60
+MAX_TOKENS = 2_000
+MAX_LABELS = 40
+MAX_CELL_LENGTH = 60
 _LEGEND = (
-    '<p class="legend"><span class="trained">trained</span> <span class="trained end">end of the answer, trained</span> '
-    '<span class="masked">read, not trained</span> <span class="cut">✂ cut off</span></p>'
+    '<p class="legend"><span class="trained">learned</span> '
+    '<span class="trained end">end-of-answer token</span> '
+    '<span class="masked">context only</span> <span class="cut">✂ truncated</span></p>'
 )
 
 
-def check_markdown(found: dict[str, Any]) -> str:
-    """What was understood of the data, in a few sentences."""
-    lines = [
-        f"**{escape(found['source'])}**: {found['rows']:,} rows. {escape(found['why'])} {escape(' '.join(found['notes']))}"
-    ]
-    if " + " in found["source"]:
-        lines.append(
-            "All files in the list are read as one. Take away with × what does not belong to them."
-        )
-    repeated = (
-        f"; {found['num_repeated']:,} that say the same as another are left out"
-        if found["num_repeated"]
-        else ""
-    )
+def check_markdown(check: Check) -> str:
+    """Return a few sentences about the data: format, split, task, lengths, skipped rows."""
+    source, notes = escape(check["source"]), escape(" ".join(check["notes"]))
+    lines = [f"**{source}**: {check['rows']:,} rows. {escape(check['why'])} {notes}"]
+    if " + " in check["source"]:
+        lines.append("All listed files are combined. Remove any that don't belong with ×.")
+    repeated = f"; {check['num_repeated']:,} duplicates skipped" if check["num_repeated"] else ""
     lines.append(
-        f"{found['to_train']:,} rows to train on, {found['held_out']:,} held out to score base and adapter{repeated}."
+        f"{check['to_train']:,} rows for training, {check['held_out']:,} for testing{repeated}."
     )
-    if found["task"]:
-        lines.append(f"The model will learn {TASKS_IN_WORDS[found['task']]}.")
-    if "lengths" in found:
-        counted = found["lengths"]
-        cut = (
-            f"{counted['num_cut']:,} of the rows are cut off at the limit of {found['max_length']}"
-            if counted["num_cut"]
-            else "no row is cut off"
-        )
+    if check["task"]:
+        lines.append(f"The model will learn {TASK_WORDS[check['task']]}.")
+    if lengths := check.get("lengths"):
+        count = lengths["num_cut"]
+        truncated = f"{count:,} rows are truncated at {check['max_length']:,} tokens."
         lines.append(
-            f"A row has {counted['median']:,} tokens (median), {counted['longest']:,} at most; {cut}."
+            f"Typical row: {lengths['median']:,} tokens. Longest: {lengths['longest']:,}. "
+            + (truncated if count else "Nothing is truncated.")
         )
-    count = found["num_problems"]
-    left_out = (
-        "1 row cannot be used and is left out; it is"
-        if count == 1
-        else f"{count:,} rows cannot be used and are left out; they are"
+    skipped = check["num_problems"]
+    rows = "1 row" if skipped == 1 else f"{skipped:,} rows"
+    lines.append(
+        f"⚠ {rows} will be skipped (see below)." if skipped else "✓ Every row can be used."
     )
-    lines.append(f"⚠ {left_out} listed below." if count else "✓ Every row can be used.")
     return "\n\n".join(lines)
 
 
-def findings_markdown(found: dict[str, Any]) -> str:
-    """What is worth telling before training, each with the first of its rows."""
+def findings_markdown(check: Check) -> str:
+    """Return a list of things to check before training, each with its first rows."""
     lines = []
-    for finding in found["findings"]:
+    for finding in check["findings"]:
         rows = ", ".join(map(str, finding["rows"][:5])) + (" …" if finding["count"] > 5 else "")
         where = f" ({'rows' if finding['count'] > 1 else 'row'} {rows})" if rows else ""
-        mended = " ✓ Mended." if finding["fix"] in found["column_mapping"]["fixes"] else ""
-        lines.append(
-            f"- **{escape(finding['title'])}: {finding['count']:,}**{where}. {escape(finding['words'])}{mended}"
-        )
-    return (
-        "\n".join(["**Worth knowing**", *lines])
-        if lines
-        else "✓ Nothing else stands out in the rows."
-    )
+        fixed = " ✓ Fixed" if finding["fix"] in check["column_mapping"]["fixes"] else ""
+        title = f"**{escape(finding['title'])}: {finding['count']:,}**{where}"
+        lines.append(f"- {title}. {escape(finding['words'])}{fixed}")
+    return "\n".join(["**Things to check**", *lines]) if lines else "✓ No other issues found."
 
 
-def findings_rows(found: dict[str, Any]) -> dict[str, list[int]]:
-    """Choice in the preview -> the numbers of its rows."""
+def findings_rows(check: Check) -> dict[str, list[int]]:
+    """Return the choices of the preview -> the numbers of their rows."""
     rows = {
-        f"{one['title']} ({one['count']:,})": one["rows"]
-        for one in found["findings"]
-        if one["rows"] and one["kind"] != "leaks"
+        f"{finding['title']} ({finding['count']:,})": finding["rows"]
+        for finding in check["findings"]
+        if finding["rows"] and finding["kind"] != "leaks"
     }
-    if found["problems"]:
-        rows[f"Rows that cannot be used ({found['num_problems']:,})"] = [
-            problem["row"] for problem in found["problems"]
-        ]
+    if check["problems"]:
+        title = f"Skipped rows ({check['num_problems']:,})"
+        rows[title] = [problem["row"] for problem in check["problems"]]
     return rows
 
 
-def reading_in_words(column_mapping: dict[str, Any]) -> str:
-    """One way to read a file, to choose from, with what the first row would then say."""
-    chosen = ", ".join(
-        f"“{column}” is the {role}" for role, column in column_mapping["columns"].items()
-    )
+def mapping_label(mapping: dict[str, Any]) -> str:
+    """Return one way to read a file, to choose from, with the first row read that way."""
+    roles = ", ".join(f"“{column}” is the {role}" for role, column in mapping["columns"].items())
     first = "; ".join(
-        f"{role}: {_shortened(str(cell))}" for role, cell in column_mapping["first_row"].items()
+        f"{role}: {_shorten(str(cell))}" for role, cell in mapping["first_row"].items()
     )
-    return f"{column_mapping['schema']}: {chosen}. First row: {first}"
+    return f"{mapping['schema']}: {roles}. First row: {first}"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_CELL else line[: _LONGEST_CELL - 1] + "…"
+    return line if len(line) <= MAX_CELL_LENGTH else line[: MAX_CELL_LENGTH - 1] + "…"
 
 
-def labels_table(found: dict[str, Any]) -> pd.DataFrame:
-    """The commonest labels and their rows."""
-    return pd.DataFrame(list(found["labels"].items())[:40], columns=["label", "rows"])
+def labels_table(check: Check) -> pd.DataFrame:
+    """Return the most frequent labels and their row counts, for a plot."""
+    return pd.DataFrame(list(check["labels"].items())[:MAX_LABELS], columns=["label", "rows"])
 
 
-def problems_table(found: dict[str, Any]) -> pd.DataFrame:
-    """One line a row that cannot be used."""
-    return pd.DataFrame(
-        [[problem["row"], problem["problem"]] for problem in found["problems"]],
-        columns=["row", "problem"],
-    )
+def problems_table(check: Check) -> pd.DataFrame:
+    """Return one line per skipped row."""
+    lines = [[problem["row"], problem["problem"]] for problem in check["problems"]]
+    return pd.DataFrame(lines, columns=["row", "problem"])
 
 
-def lengths_table(found: dict[str, Any]) -> pd.DataFrame:
-    """The histogram of token counts: tokens, rows, and whether a bar is within the limit."""
+def lengths_table(check: Check) -> pd.DataFrame:
+    """Return the histogram of row lengths, for a plot: tokens, rows, within the limit or not."""
     bars = [
-        [bar["tokens"], bar["rows"], "cut off" if bar["cut"] else "within the limit"]
-        for bar in found["histogram"]
+        [bar["tokens"], bar["rows"], "truncated" if bar["cut"] else "within the limit"]
+        for bar in check["histogram"]
     ]
-    return pd.DataFrame(bars, columns=["tokens", "rows", "fate"])
+    return pd.DataFrame(bars, columns=["tokens", "rows", "length"])
 
 
 def example_html(example: dict[str, Any]) -> str:
-    """A row as it will be trained, token by token, with its label, tags, target or rejected answer; else what is wrong with it."""
+    """Return a row as the model sees it in training, token by token, or why it is skipped."""
     name = f"Row {example['row']}"
     if "problem" in example:
         raw = f'<pre class="raw">{html.escape(example["raw"])}</pre>' if "raw" in example else ""
-        return (
-            f"<p><strong>{name} is left out:</strong> {html.escape(example['problem'])}.</p>{raw}"
-        )
+        problem = html.escape(example["problem"])
+        return f"<p><strong>{name} is skipped:</strong> {problem}.</p>{raw}"
     if "tags" in example:
         return _tags_html(name, example["tags"], example["cut"])
-    own = tokens_html(name, example["tokens"], example["cut"])
+    tokens = tokens_html(name, example["tokens"], example["cut"])
     if "rejected" in example:
-        worse = tokens_html(f"{name}, rejected", example["rejected"], example["rejected_cut"])
-        return f"{_LEGEND}<p><strong>Preferred</strong></p>{own}<p><strong>Rejected</strong></p>{worse}"
+        rejected = tokens_html(f"{name}, rejected", example["rejected"], example["rejected_cut"])
+        return _LEGEND + _titled("Preferred", tokens) + _titled("Rejected", rejected)
     if "target" in example:
         target = tokens_html(f"{name}, target", example["target"], example["target_cut"])
-        return f"{_LEGEND}<p><strong>Read</strong></p>{own}<p><strong>To be written</strong></p>{target}"
-    label = (
-        f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>"
-        if "label" in example
-        else ""
-    )
-    legend = (
-        _LEGEND
-        if any(trained for _, trained in example["tokens"])
-        else "<p>The text is read; what is trained is its label.</p>"
-    )
-    return f"{legend}{own}{label}"
+        return _LEGEND + _titled("Input", tokens) + _titled("Target", target)
+    is_label = "label" in example
+    label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if is_label else ""
+    learns_text = any(trained for _, trained in example["tokens"])
+    legend = _LEGEND if learns_text else "<p>The model reads the text and learns the label.</p>"
+    return f"{legend}{tokens}{label}"
 
 
-def _tags_html(name: str, tags: list[list[str]], cut: int) -> str:
-    """Tokens, each that is trained with its tag below it; the others, such as the later parts of a word, grey."""
+def _titled(title: str, content: str) -> str:
+    return f"<p><strong>{title}</strong></p>{content}"
+
+
+def _tags_html(name: str, tags: list[list[str]], num_cut: int) -> str:
+    """Return tokens with their tags; untagged ones, such as later parts of a word, are gray."""
     tokens = [
-        f'<span class="{"trained" if tag else "masked"}">{html.escape(text)}{f"<sub>{html.escape(tag)}</sub>" if tag else ""}</span>'
+        f'<span class="{"trained" if tag else "masked"}">{html.escape(text)}'
+        f"{f'<sub>{html.escape(tag)}</sub>' if tag else ''}</span>"
         for text, tag in tags
     ]
-    end = f'<span class="cut">✂ {cut:,} tokens are cut off here</span>' if cut else ""
-    legend = "<p>Trained is the tag below a token; grey tokens are read alone.</p>"
-    return f'{legend}<div class="tokens" role="group" aria-label="{name}, tags" tabindex="0">{" ".join(tokens)}{end}</div>'
+    legend = "<p>The model learns the tag below each token. Gray tokens are context only.</p>"
+    return legend + _tokens_box(f"{name}, tags", " ".join(tokens) + _cut_html(num_cut))
 
 
-def tokens_html(name: str, row: list[list[Any]], cut: int) -> str:
-    """A rendered row: trained tokens underlined on green, the end of an answer boxed, the others grey, and where it is cut off."""
-    tokens = row[:_MOST_TOKENS_SHOWN]
+def _cut_html(num_cut: int) -> str:
+    return f'<span class="cut">✂ {num_cut:,} tokens truncated</span>' if num_cut else ""
+
+
+def _tokens_box(label: str, content: str) -> str:
+    return f'<div class="tokens" role="group" aria-label="{label}" tabindex="0">{content}</div>'
+
+
+def tokens_html(name: str, row: list[list[Any]], num_cut: int) -> str:
+    """Return a rendered row: learned tokens marked, ends of answers boxed, the others gray.
+
+    Args:
+        name: of the row, for screen readers.
+        row: [text, whether the model learns it] of each token.
+        num_cut: tokens beyond the length limit.
+    """
+    tokens = row[:MAX_TOKENS]
     pieces = []
     for number, (text, trained) in enumerate(tokens):
-        ends = (
-            trained
-            and (number + 1 == len(row) or (number + 1 < len(tokens) and not tokens[number + 1][1]))
-            and not cut
-        )
-        kind = "trained end" if ends else "trained" if trained else "masked"
-        shown = (
-            html.escape(text).replace("\n", '<span class="break">↵</span>\n')
-            or '<span class="break">‧</span>'
-        )  # a character goes on
+        kind = "masked"
+        if trained:
+            kind = "trained end" if not num_cut and _ends_answer(row, number) else "trained"
+        shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
+        shown = shown or '<span class="break">‧</span>'  # the character continues
         pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
     if more := len(row) - len(tokens):
         pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')
-    if cut:
-        pieces.append(f'<span class="cut">✂ {cut:,} tokens are cut off here</span>')
-    return f'<div class="tokens" role="group" aria-label="{name}, token by token" tabindex="0">{"".join(pieces)}</div>'
+    return _tokens_box(f"{name}, token by token", "".join(pieces) + _cut_html(num_cut))
+
+
+def _ends_answer(row: list[list[Any]], number: int) -> bool:
+    return number + 1 == len(row) or (number + 1 < MAX_TOKENS and not row[number + 1][1])

@@ -1,13 +1,11 @@
-"""What the page shows around its tabs and in several of them, from results alone: without gradio.
-
-What one tab shows is in the module of its name: view_data, view_recipe, view_ranks, view_train, view_compare, view_runs.
-"""
+"""Text and HTML that several tabs show, made from results alone: without gradio."""
 
 import base64
 import html
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,172 +16,160 @@ from peft_space.recipe import Recipe
 from peft_space.runs.run import Run, Status
 
 STATUS_WORDS: dict[Status, str] = {
-    "new": "ready to train",
-    "queued": "waiting for its turn",
+    "new": "ready",
+    "queued": "queued",
     "on_job": "training on Hugging Face Jobs",
     "running": "training",
     "paused": "paused",
-    "stopped": "stopped early",
+    "stopped": "stopped",
     "interrupted": "interrupted",
     "finished": "finished",
     "failed": "failed",
 }
-UNFINISHED: tuple[Status, ...] = (
-    "new",
-    "queued",
-    "on_job",
-    "running",
-    "paused",
-    "interrupted",
-    "failed",
-)
-"""Of these runs the recipe is still what the visitor is busy with."""
+_ACTIVE: tuple[Status, ...] = ("queued", "on_job", "running")
+RESUMABLE: tuple[Status, ...] = ("paused", "interrupted", "failed")
+UNFINISHED: tuple[Status, ...] = ("new", *_ACTIVE, *RESUMABLE)
+"""The visitor is still working on the recipe of such a run."""
+
+
+def table_html(titles: Sequence[str], rows: Sequence[Sequence[str]], css: str = "answers") -> str:
+    """Return a table that stacks its cells on a narrow screen.
+
+    Args:
+        titles: the column titles, as HTML.
+        rows: the cells of each row, as HTML.
+        css: class names from `style.css`.
+    """
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    lines = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-title="{title}">{cell}</td>'
+            for title, cell in zip(titles, cells, strict=True)
+        )
+        + "</tr>"
+        for cells in rows
+    )
+    return f'<table class="{css}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
 
 
 def card_markdown(card: str, pictures: dict[str, str]) -> str:
-    """A model card as the Hub shows it: what stands between the first two lines of three hyphens is not shown, nor is HTML taken as such.
+    """Return a model card as the Hub shows it, without its metadata and with HTML escaped.
 
-    `pictures`: the SVG of each by its name in the card. They become part of the text, for they lie nowhere that the page could ask for them.
+    Args:
+        card: the Markdown.
+        pictures: file name -> SVG. They are inlined, because the page cannot request them.
     """
-    text = card.split("\n---\n", 1)[1] if card.startswith("---\n") and "\n---\n" in card else card
-    shown = html.escape(text, quote=False)
+    has_metadata = card.startswith("---\n") and "\n---\n" in card
+    text = html.escape(card.split("\n---\n", 1)[1] if has_metadata else card, quote=False)
     for name, svg in pictures.items():
-        shown = shown.replace(
-            f"]({name})", f"](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
-        )
-    return shown
+        encoded = base64.b64encode(svg.encode()).decode()
+        text = text.replace(f"]({name})", f"](data:image/svg+xml;base64,{encoded})")
+    return text
 
 
 def plain(value: Any) -> str:
-    """A value of a recipe, in words."""
-    return (
-        "automatic"
-        if value is None
-        else ", ".join(value)
-        if isinstance(value, list)
-        else str(value)
-    )
+    """Return a recipe's value as text."""
+    if value is None:
+        return "automatic"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def about(seconds: float | None) -> str:
-    """A rough estimate in words."""
-    return (
-        "not known"
-        if seconds is None
-        else "under a minute"
-        if seconds < 60
-        else f"about {duration(seconds)}"
-    )
+    """Return a rough duration as text."""
+    if seconds is None:
+        return "not known"
+    return "under a minute" if seconds < 60 else f"about {duration(seconds)}"
 
 
 def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
-    """(label, id) of each run, for a list to choose from."""
+    """Return (label, id) of each run, for a list to choose from."""
     return [(f"{run.name} · {date(run)}", run.directory.name) for run in runs]
 
 
 def date(run: Run) -> str:
-    """When a run was made, in the time of this machine."""
+    """Return when a run was created, in this machine's time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.about["created"]))
 
 
 def guide(
-    fresh: bool, num_rows: int, status: Status | None, has_adapter: bool
+    is_new: bool, num_rows: int, status: Status | None, has_adapter: bool
 ) -> tuple[list[str], str]:
-    """The marks of the five steps (done, next, busy, blocked), and one sentence that says what to do next.
+    """Return a mark for each of the five steps, and a sentence that says what to do next.
 
     Args:
-        fresh: whether there are data that no training was started with.
-        num_rows: rows of them that can be trained on, 0 while they are read, doubtful or refused.
-        status: of the chosen run, None where there is none.
+        is_new: no training was started with the data on the page.
+        num_rows: usable training rows; 0 while the data is read, ambiguous or rejected.
+        status: of the selected run, None if there is none.
+        has_adapter: of the selected run.
+
+    Returns:
+        ✓ done, → next, ● in progress, ○ blocked; and the sentence.
     """
     after = "→" if has_adapter else "○"
-    if status in ("queued", "on_job", "running"):
-        return [
-            "✓",
-            "✓",
-            "●",
-            "○",
-            "○",
-        ], "The training runs. Watch it on **Train**; **Compare** opens when it is finished."
-    if fresh and num_rows:
-        words = "Data and recipe are ready: press *Start training* on **Train**."
-        return [
-            "✓",
-            "✓",
-            "→",
-            after,
-            after,
-        ], words if has_adapter else f"{words} Compare and Publish need its adapter."
-    if fresh:
-        return [
-            "→",
-            "✓",
-            "○",
-            after,
-            after,
-        ], "Your data are not ready yet: **Data** says what they need."
-    if has_adapter:
-        words = "The adapter is there: see on **Compare** what it learnt, take it with you on **Publish**, or start another on **Data**."
-        return ["✓", "✓", "✓", "→", "→"], words
-    if status in ("paused", "interrupted", "failed"):
-        return (
-            ["✓", "✓", "→", "○", "○"],
-            "The run has not finished: press *Resume* on **Train**. Compare and Publish need its adapter.",
-        )
-    return (
-        ["→", "✓", "○", "○", "○"],
-        "Bring your data, or try the demo. Training needs data; Compare and Publish need a trained adapter.",
-    )
+    if status in _ACTIVE:
+        marks, sentence = "✓✓●○○", "Training in progress. You can compare when it finishes."
+    elif is_new and num_rows:
+        marks = f"✓✓→{after}{after}"
+        sentence = "Ready to train: press *Start training* on **Train**."
+    elif is_new:
+        marks = f"→✓○{after}{after}"
+        sentence = "Your data is not ready yet: see **Data**."
+    elif has_adapter:
+        marks = "✓✓✓→→"
+        sentence = "Your adapter is ready. **Compare** it with the base model, or **Publish** it."
+    elif status in RESUMABLE:
+        marks, sentence = "✓✓→○○", "Training is not finished: press *Resume* on **Train**."
+    else:
+        marks, sentence = "→✓○○○", "Upload **Data**, or run the demo."
+    return list(marks), sentence
 
 
 def commands(
-    data: Any, held_out: str, column_mapping: dict[str, Any], recipe: Recipe
+    data: str | list[str], held_out: str, column_mapping: dict[str, Any], recipe: Recipe
 ) -> tuple[str, str]:
-    """The journey that the page is about to do, as command lines and as Python. Of files the names alone: where they are is another's machine."""
-    chosen = recipe.model_dump(exclude_defaults=True)
+    """Return the page's workflow as command lines and as Python.
+
+    Files appear by name alone: their paths belong to this machine.
+    """
     files = [
-        _elsewhere(path)
-        for path in ([data or "YOUR_FILE.jsonl"] if isinstance(data, str) else data)
+        _portable(path) for path in ([data or "YOUR_FILE.jsonl"] if isinstance(data, str) else data)
     ]
-    held_out = _elsewhere(held_out)
-    line = f"python -m peft_space train {shlex.join(files)} --recipe {shlex.quote(json.dumps(chosen))} --out my-run"
-    line += f" --held-out {shlex.quote(held_out)}" if held_out else ""
-    line += (
-        f" --column-mapping {shlex.quote(json.dumps(column_mapping, ensure_ascii=False))}"
-        if column_mapping
-        else ""
+    held_out = _portable(held_out)
+    choices = recipe.model_dump(exclude_defaults=True)
+    options = {
+        "--recipe": json.dumps(choices),
+        "--out": "my-run",
+        "--held-out": held_out,
+        "--column-mapping": column_mapping and json.dumps(column_mapping, ensure_ascii=False),
+    }
+    flags = [part for flag, value in options.items() if value for part in (flag, value)]
+    steps = (
+        "evaluate my-run",
+        "compare my-run --prompt 'Hello.'",
+        "export my-run --out my-adapter",
+        "push my-run --repo OWNER/NAME",
     )
-    more = (f", held_out={held_out!r}" if held_out else "") + (
-        f", column_mapping={column_mapping!r}" if column_mapping else ""
-    )
-    shell = [
-        line,
-        *(
-            f"python -m peft_space {verb} my-run"
-            for verb in (
-                "evaluate",
-                "compare --prompt 'Hello.'",
-                "export --out my-adapter",
-                "push --repo OWNER/NAME",
-            )
-        ),
-    ]
+    shell = [shlex.join(["train", *files, *flags]), *steps]
+    named = {"held_out": held_out, "column_mapping": column_mapping}
+    more = "".join(f", {name}={value!r}" for name, value in named.items() if value)
+    source = files[0] if len(files) == 1 else files
     python = f"""\
 from peft_space.settings import prepare_libraries
 
 prepare_libraries()  # before torch is imported
 
-from peft_space import verbs
+from peft_space import operations
 
-run = verbs.make("my-run", {(files[0] if len(files) == 1 else files)!r}, {chosen!r}{more})["run"]
-verbs.train(run)
-print(verbs.evaluate(run))
-print(verbs.compare(run, ["Hello."]))
-verbs.export(run, "my-adapter")
-# verbs.push(run, "OWNER/NAME")"""
-    return "\n".join(shell), python
+run = operations.make_run("my-run", {source!r}, {choices!r}{more})["run"]
+operations.train(run)
+print(operations.evaluate(run))
+print(operations.compare(run, ["Hello."]))
+operations.export(run, "my-adapter")
+# operations.push(run, "OWNER/NAME")"""
+    return "\n".join(f"python -m peft_space {line}" for line in shell), python
 
 
-def _elsewhere(data: str) -> str:
-    """How data are named on another machine: a file by its name alone, a dataset on the Hub as here."""
+def _portable(data: str) -> str:
+    """Return how another machine names data: a file by its name, a Hub dataset by its address."""
     return data if is_address(data) else Path(data).name

@@ -1,105 +1,105 @@
-"""What the Recipe tab shows, from results alone: without gradio."""
+"""Text and tables of the Recipe tab, made from results alone: without gradio."""
 
 import html
 from typing import Any
 
 from peft_space.formatting import gigabytes
 from peft_space.recipe import Recipe
-from peft_space.web.render.overview import escape, plain
+from peft_space.web.render.overview import escape, plain, table_html
+
+BIG_MODEL = 1_000_000_000
+"""Parameters from which an adapter over 1 % is large; in smaller models it is normal."""
 
 
-def layers_markdown(found: dict[str, Any]) -> str:
-    """Which layers get an adapter, which do not, and how many parameters that trains."""
-    wrapped = [f"`{name}` ({count})" for name, count in found["wrapped"].items()]
-    left = {name: count - found["wrapped"].get(name, 0) for name, count in found["layers"].items()}
-    others = [f"`{name}` ({count})" for name, count in left.items() if count]
-    others += [f"the output layer `{found['head']}`"] if found["head"] else []
-    share = found["trainable"] / found["parameters"]
-    lines = [f"**{sum(found['wrapped'].values())} layers get an adapter:** {', '.join(wrapped)}."]
+def layers_markdown(layers: dict[str, Any]) -> str:
+    """Return which layers get an adapter, which do not, and how many parameters that trains."""
+    adapted = layers["wrapped"]
+    rest = {name: count - adapted.get(name, 0) for name, count in layers["layers"].items()}
+    others = _counted({name: count for name, count in rest.items() if count})
+    others += [f"`{layers['head']}` (output layer)"] if layers["head"] else []
+    lines = [f"**{sum(adapted.values())} layers get an adapter:** {', '.join(_counted(adapted))}."]
     if others:
-        lines.append(f"Without one: {', '.join(others)}.")
-    if found["saved"]:
-        lines.append(
-            f"Trained in full, and kept with the adapter: {', '.join(f'`{name}`' for name in found['saved'])}."
-        )
-    if found["fused_experts"]:
-        taken = (
-            f", and layers named {', '.join(found['taken_for_experts'])}, which PEFT takes for them"
-            if found["taken_for_experts"]
-            else ""
-        )
-        lines.append(
-            f"{found['fused_experts']} blocks of experts get no adapter, because each is one block of numbers{taken}."
-        )
-    lines.append(f"Models of this kind can learn: {', '.join(found['tasks'])}.")
+        lines.append(f"Not adapted: {', '.join(others)}.")
+    if layers["saved"]:
+        saved = ", ".join(f"`{name}`" for name in layers["saved"])
+        lines.append(f"Fully trained and saved with the adapter: {saved}.")
+    if layers["fused_experts"]:
+        lines.append(_experts_sentence(layers["fused_experts"], layers["taken_for_experts"]))
+    lines.append(f"This model supports: {', '.join(layers['tasks'])}.")
+    trainable, total = layers["trainable"], layers["parameters"]
+    share = trainable / total
     lines.append(
-        f"**{found['trainable']:,} trainable parameters**, {share:.2%} of {found['parameters']:,}. {_share_in_words(share, found['parameters'])}"
+        f"**{trainable:,} trainable parameters**, {share:.2%} of {total:,}. "
+        + _share_sentence(share, total)
     )
-    if found["memory"]:
-        lines.append(_memory_in_words(found["memory"]))
-    lines.append(serving_markdown(found["serving"]))
+    if layers["memory"]:
+        lines.append(_memory_sentence(layers["memory"]))
+    lines.append(serving_markdown(layers["serving"]))
     return "\n\n".join(lines)
 
 
-def serving_markdown(ways: list[dict[str, Any]]) -> str:
-    """How engines can serve the adapter."""
-    return "**Where it can be deployed.** " + " ".join(
-        f"**{way['engine']}:** {escape(way['why'])}" for way in ways
+def _counted(layers: dict[str, int]) -> list[str]:
+    return [f"`{name}` ({count})" for name, count in layers.items()]
+
+
+def _experts_sentence(num_blocks: int, mistaken: list[str]) -> str:
+    names = f", and neither do layers named {', '.join(mistaken)}: PEFT treats them as experts"
+    return (
+        f"{num_blocks} blocks of experts get no adapter, because each is stored as one tensor"
+        f"{names if mistaken else ''}."
     )
 
 
-def _memory_in_words(memory: dict[str, Any]) -> str:
-    """What training will need, and what would make it fit."""
+def serving_markdown(engines: list[dict[str, Any]]) -> str:
+    """Return how inference engines can serve the adapter."""
+    support = " ".join(f"**{engine['engine']}:** {escape(engine['why'])}" for engine in engines)
+    return f"**Serving.** {support}"
+
+
+def _memory_sentence(memory: dict[str, Any]) -> str:
+    """Say how much memory training needs, and what would make it fit."""
     how = ", with gradient checkpointing" if memory["gradient_checkpointing"] else ""
-    need = f"**About {gigabytes(memory['total'])} of memory** in training{how}, if rows are as long as the limit of {memory['length']:,} tokens"
     largest = sorted(memory["parts"].items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
+    need = (
+        f"**Up to {gigabytes(memory['total'])} of memory** in training{how}, if every row has "
+        f"{memory['length']:,} tokens (estimated: {parts})"
+    )
+    free = f"{gigabytes(memory['free'])} are free here."
     if memory["total"] <= memory["free"]:
-        return f"{need} (estimated: {parts}). {gigabytes(memory['free'])} are free here."
-    ways = "; or ".join(f"{one['what']} ({gigabytes(one['total'])})" for one in memory["to_fit"])
-    remedy = (
-        f"It would fit with {ways}."
-        if ways
-        else "No single change makes it fit: choose a smaller base model, or a larger machine."
+        return f"{need}. {free}"
+    ways = "; or ".join(f"{way['what']} ({gigabytes(way['total'])})" for way in memory["to_fit"])
+    too_large = (
+        "This model is too large for this machine. Choose a smaller one, or train on Hugging Face."
     )
-    return f"⚠ {need} (estimated: {parts}), and {gigabytes(memory['free'])} are free here. {remedy}"
+    return f"⚠ {need}. Only {free} " + (f"It would fit with {ways}." if ways else too_large)
 
 
-def _share_in_words(share: float, parameters: int) -> str:
+def _share_sentence(share: float, num_parameters: int) -> str:
     if share <= 0.01:
-        return "Below 1 %, as usual for LoRA."
-    if parameters < 1_000_000_000:
-        return "More than the usual 1 %, because the model is small: an adapter's size grows with the width of the layers, the model's with its square."
-    return "More than the usual 1 %: a lower rank, or attention alone, would do with less."
+        return "Under 1 %, typical for LoRA."
+    if num_parameters < BIG_MODEL:
+        return "More than the usual 1 %, because the model is small."
+    return "More than the usual 1 %: a lower rank or only attention layers would shrink it."
 
 
-def advice_html(found: dict[str, Any]) -> str:
-    """One line a choice: what is chosen now, what is recommended, why, and where that comes from."""
-    lines = []
-    for one in found["advice"]:
-        recommended = (
-            f"<strong>{html.escape(plain(one['value']))}</strong>" if one["changes"] else "as it is"
+def advice_html(recommendation: dict[str, Any]) -> str:
+    """Return one line per setting: current value, recommended value, reason and its source."""
+    rows = []
+    for advice in recommendation["advice"]:
+        value = f"<strong>{html.escape(plain(advice['value']))}</strong>"
+        rows.append(
+            [
+                html.escape(Recipe.model_fields[advice["field"]].title or ""),
+                html.escape(plain(advice["now"])),
+                value if advice["changes"] else "keep",
+                f"{html.escape(advice['why'])} <small>({html.escape(advice['source'])})</small>",
+            ]
         )
-        why = f"{html.escape(one['why'])} <small>({html.escape(one['source'])})</small>"
-        cells = {
-            "Choice": html.escape(Recipe.model_fields[one["field"]].title or ""),
-            "Now": html.escape(plain(one["now"])),
-            "Recommended": recommended,
-            "Why": why,
-        }
-        lines.append(
-            "<tr>"
-            + "".join(f'<td data-title="{title}">{cell}</td>' for title, cell in cells.items())
-            + "</tr>"
-        )
-    head = "".join(
-        f'<th scope="col">{title}</th>' for title in ("Choice", "Now", "Recommended", "Why")
-    )
-    return f'<table class="answers advice"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return table_html(["Setting", "Now", "Recommended", "Why"], rows, "answers advice")
 
 
 def red_lines_markdown(lines: list[dict[str, Any]]) -> str:
-    """What a recipe must not do, and what it had better not."""
-    return "\n".join(
-        f"- {'⛔' if line['kind'] == 'stop' else '⚠'} {escape(line['words'])}" for line in lines
-    )
+    """Return what a recipe must not do (⛔), and what it should avoid (⚠)."""
+    signs = {"stop": "⛔"}
+    return "\n".join(f"- {signs.get(line['kind'], '⚠')} {escape(line['words'])}" for line in lines)

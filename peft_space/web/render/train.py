@@ -1,7 +1,8 @@
-"""What the Train tab shows, from results alone: without gradio."""
+"""Text, HTML and tables of the Train tab, made from a run's events alone: without gradio."""
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,239 +24,264 @@ from peft_space.runtime import zerogpu_slices
 from peft_space.training.loss_analysis import overfits_from
 from peft_space.web.render.overview import STATUS_WORDS, escape, plain
 
-_SECONDS_TO_BEGIN = 60.0
-"""For who follows a job to begin with it."""
+SECONDS_TO_CONNECT = 60.0
+"""How long a job's watcher may take to start before the page reports that there is none."""
+RECENT_STEPS = 20
+"""Steps from which speed and remaining time are estimated."""
+
+History = list[events.Event]
 
 
-def names_of(data: Any) -> str:
-    """The names of the files or the dataset that were brought."""
+def names_of(data: str | list[str]) -> str:
+    """Return the names of the files or the dataset."""
     return " + ".join(short_name(path) for path in ([data] if isinstance(data, str) else data))
 
 
 def about_to_train(source: str, num_rows: int, recipe: Recipe) -> str:
-    """What *Start training* is about to train: the data, the base, and every choice that is not the default."""
-    chosen = recipe.model_dump(exclude_defaults=True)
-    chosen.pop("base_model", None)
-    own = [
+    """Return what *Start training* would train: base, data, and every setting that was changed."""
+    changed = recipe.model_dump(exclude_defaults=True, exclude={"base_model"})
+    rows = f" ({num_rows:,} rows)" if num_rows else ""
+    subject = f"{escape(recipe.base_model)} + **{escape(source)}**{rows}."
+    if not changed:
+        return f"{subject} Default settings."
+    settings_changed = ", ".join(
         f"{Recipe.model_fields[name].title} **{escape(plain(value))}**"
-        for name, value in chosen.items()
-    ]
-    rows = f", {num_rows:,} rows" if num_rows else ""
-    return (
-        f"*Start training* trains {escape(recipe.base_model)} on **{escape(source)}**{rows}. "
-        + (
-            f"Your choices: {', '.join(own)}; all else by default."
-            if own
-            else "All choices are the defaults."
-        )
+        for name, value in changed.items()
     )
+    return f"{subject} Changed: {settings_changed}."
 
 
-def status_markdown(run: Run, happened: list[events.Event]) -> str:
-    """How far a run is and what to do next, as it is now."""
-    status = run.status(happened)
-    steps = steps_of(happened)
-    lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _now(run, happened, status)]
-    if steps:
-        lines.append(_figures(happened, steps, status))
-    if any(isinstance(event, events.SliceStarted) for event in happened):
+def status_markdown(run: Run, history: History) -> str:
+    """Return a run's status, its latest figures, its warnings and what to do next."""
+    status = run.status(history)
+    lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _next_action(run, history, status)]
+    if steps := steps_of(history):
+        lines.append(_figures(history, steps, status))
+    if _is_sliced(history):
         lines.append(
-            slices_in_words(zerogpu_slices.slice_account(happened, settings.slice_seconds()))
+            slices_sentence(zerogpu_slices.slice_account(history, settings.slice_seconds()))
         )
     lines += [
         f"⚠ {escape(event.why)} {escape(event.what)}"
-        for event in happened
+        for event in history
         if isinstance(event, events.OutOfMemory)
     ]
     lines += [
-        f"⚠ Step {warned.step}: {escape(warned.what)} {escape(warned.advice)}"
-        for warned in warnings_of(happened)
+        f"⚠ Step {warning.step}: {escape(warning.what)} {escape(warning.advice)}"
+        for warning in warnings_of(history)
     ]
-    if overfitting := overfitting_in_words(happened):
+    if overfitting := overfitting_sentence(history):
         lines.append(f"⚠ {overfitting}")
     return "\n\n".join(lines)
 
 
-def wants_shorter_rows(happened: list[events.Event]) -> bool:
-    """Whether nothing but shorter rows is left to try, which the user has to agree to."""
-    return bool(happened) and isinstance(happened[-1], events.Failed) and happened[-1].for_memory
+def can_halve_max_length(history: History) -> bool:
+    """Return True if only shorter rows would fit into memory, which the user has to agree to."""
+    return bool(history) and isinstance(history[-1], events.Failed) and history[-1].for_memory
 
 
-def progress_html(happened: list[events.Event]) -> str:
-    """A bar: how many steps of how many."""
-    total = next(
-        (event.total_steps for event in reversed(happened) if isinstance(event, events.Started)), 0
+def can_go_on_anyway(history: History) -> bool:
+    """Return True if training refused to resume a checkpoint that does not match, and may."""
+    return any(
+        isinstance(event, events.Failed) and RESUME_ANYWAY in event.message
+        for event in history[-1:]
     )
-    steps = steps_of(happened)
+
+
+def progress_html(history: History) -> str:
+    """Return a progress bar of the steps."""
+    total, steps = _total_steps(history), steps_of(history)
     if not total:
         return ""
     done = steps[-1].step if steps else 0
-    return f'<progress class="steps" value="{done}" max="{total}" aria-label="Step {done} of {total}"></progress>'
+    label = f"Step {done} of {total}"
+    return f'<progress class="steps" value="{done}" max="{total}" aria-label="{label}"></progress>'
 
 
-def adjustments_markdown(happened: list[events.Event]) -> str:
-    """What was chosen for this machine, and why."""
+def _total_steps(history: History) -> int:
+    starts = (event for event in reversed(history) if isinstance(event, events.Started))
+    return next((event.total_steps for event in starts), 0)
+
+
+def adjustments_markdown(history: History) -> str:
+    """Return the settings that were chosen for this machine, and why."""
     lines = [
         f"- {escape(event.what)} {escape(event.why)}"
-        for event in happened
+        for event in history
         if isinstance(event, events.Notice)
     ]
-    return "\n".join(lines) or "Nothing has been chosen yet."
+    return "\n".join(lines) or "Nothing yet."
 
 
-def can_go_on_anyway(happened: list[events.Event]) -> bool:
-    """Whether training was refused because something differs from the last checkpoint, and may be gone on with all the same."""
-    return any(
-        isinstance(event, events.Failed) and RESUME_ANYWAY in event.message
-        for event in happened[-1:]
-    )
+def _is_sliced(history: History) -> bool:
+    return any(isinstance(event, events.SliceStarted) for event in history)
 
 
-def _now(run: Run, happened: list[events.Event], status: Status) -> str:
-    leave = run.requested_stop()
-    if leave and status in ("queued", "running"):
-        return "Saving after this step, then it " + ("pauses." if leave == "pause" else "stops.")
+def _next_action(run: Run, history: History, status: Status) -> str:
+    """Say what the run is doing, and what the user can do."""
+    if status in ("queued", "running"):
+        return _active_sentence(run, history, status)
+    if job := active_job(history):
+        return _job_sentence(run, history, job)
     if status == "failed":
-        return f"⚠ {escape(next(event.message for event in reversed(happened) if isinstance(event, events.Failed)))}"
-    working = next(
-        (
-            event
-            for event in reversed(happened)
-            if isinstance(event, events.Preparing | events.Step | events.Queued | events.Started)
-        ),
-        None,
-    )
-    if handed := active_job(happened):
-        doing = (
-            escape(working.what) if isinstance(working, events.Preparing) else "It is trained there"
+        failures = (event for event in reversed(history) if isinstance(event, events.Failed))
+        return f"⚠ {escape(next(failures).message)}"
+    if status == "paused":
+        return _paused_sentence(history)
+    sentences: dict[Status, str] = {
+        "new": "*Resume* trains it here. *Train on other hardware* offers a job or a script.",
+        "stopped": f"{checkpoint_sentence(history)} Compare it now, or resume training.",
+        "interrupted": "Training was interrupted. Resume from the last checkpoint.",
+        "finished": f"{checkpoint_sentence(history)} Next: *Compare*.",
+    }
+    return sentences.get(status, "").strip()
+
+
+def _active_sentence(run: Run, history: History, status: Status) -> str:
+    if request := run.requested_stop():
+        return "Pausing after this step…" if request == "pause" else "Stopping after this step…"
+    activity = _last_activity(history)
+    if isinstance(activity, events.Preparing):
+        return f"{escape(activity.what)}…"
+    if status == "queued" or not isinstance(activity, events.Step):
+        return "Starting…"
+    if _is_sliced(history):
+        return (
+            "Keep this page open: it starts each slice. "
+            "If you close it, training pauses after the current slice."
         )
-        return f"{doing}, on {escape(handed.flavor)}: [the job's page]({handed.address}). You can close this page. {_unfollowed(run, handed)}"
-    if status == "paused" and (why := _last_pause(happened).why):
-        return f"⚠ {escape(why)}"
-    if status == "paused" and zerogpu_slices.is_between_slices(happened):
-        return "A slice is over; this page begins the next one. If it was closed, *Resume* goes on exactly from here."
-    if status in ("queued", "running") and not isinstance(working, events.Step):
-        return f"{escape(working.what)}…" if isinstance(working, events.Preparing) else "Starting…"
-    sliced = any(isinstance(event, events.SliceStarted) for event in happened)
-    return {
-        "new": "*Resume* trains it here; *Train it elsewhere* hands it over to a job, or writes it as a script.",
-        "running": "Keep this page open: it begins each slice. If it is closed, the training pauses after this one."
-        if sliced
-        else "You can close this page; the training goes on, and the run is here when you come back.",
-        "paused": "*Resume* goes on exactly from here.",
-        "stopped": f"{kept_in_words(happened)} Compare it, or *Resume* to go on.".strip(),
-        "interrupted": "Its process ended. *Resume* goes on from the last checkpoint, and nothing before it is lost.",
-        "finished": f"{kept_in_words(happened)} Next: *Compare*.".strip(),
-    }.get(status, "")
+    return "You can close this page. Training continues."
 
 
-def _unfollowed(run: Run, handed: events.SubmittedToJob) -> str:
-    """What to do where nobody brings back what the job does, as when this machine was started again."""
+def _last_activity(history: History) -> events.Event | None:
+    kinds = events.Preparing | events.Step | events.Queued | events.Started
+    return next((event for event in reversed(history) if isinstance(event, kinds)), None)
+
+
+def _job_sentence(run: Run, history: History, job: events.SubmittedToJob) -> str:
+    activity = _last_activity(history)
+    doing = escape(activity.what) if isinstance(activity, events.Preparing) else "Training"
+    connecting = run.is_locked() or time.time() - job.at < SECONDS_TO_CONNECT
+    warning = (
+        "⚠ This page is not connected to it: press *Reconnect* under *Train on other hardware*."
+    )
     return (
-        ""
-        if run.is_locked() or time.time() - handed.at < _SECONDS_TO_BEGIN
-        else "⚠ Nobody here follows it: press *Follow it again* under *Train it elsewhere*."
+        f"{doing} on {escape(job.flavor)}: [the job's page]({job.address}). "
+        f"You can close this page. {'' if connecting else warning}"
     )
 
 
-def _last_pause(happened: list[events.Event]) -> events.Paused:
-    return next(event for event in reversed(happened) if isinstance(event, events.Paused))
+def _paused_sentence(history: History) -> str:
+    pauses = (event for event in reversed(history) if isinstance(event, events.Paused))
+    if reason := next(pauses).why:
+        return f"⚠ {escape(reason)}"
+    if zerogpu_slices.is_between_slices(history):
+        return (
+            "A slice has ended, and this page starts the next one. "
+            "If the page was closed, press *Resume*: nothing is lost."
+        )
+    return "Paused. Resume any time; nothing is lost."
 
 
-def slices_in_words(account: zerogpu_slices.SliceAccount) -> str:
-    """What of the GPU quota a training in slices has taken, and what it will take."""
-    used = f"{account.slices} slice{'s' * (account.slices != 1)} and {account.seconds:.0f} s of GPU quota used"
+def slices_sentence(account: zerogpu_slices.SliceAccount) -> str:
+    """Return how much GPU quota a training in slices has used and still needs."""
+    used = f"{_slices(account.slices)} and {account.seconds:.0f} s of GPU quota used"
     if account.slices_left is None or account.seconds_left is None:
-        return f"{used}; what is left is known after the first steps."
-    left = account.slices_left
+        return f"{used}. The rest is known after the first steps."
+    if not account.slices_left:
+        return f"{used}."
+    return f"{used}; about {_slices(account.slices_left)} and {account.seconds_left:.0f} s left."
+
+
+def slices_preview(limit: float, measured: float | None) -> str:
+    """Return how many slices a training takes, before it starts.
+
+    Args:
+        limit: seconds per slice.
+        measured: seconds of the whole training, from a dry run; None without one.
+    """
+    if measured is None:
+        return (
+            f"Trains in slices of up to {limit:.0f} s of GPU quota. "
+            "*Measure a few steps* on the Recipe tab shows how many."
+        )
+    count = _slices(zerogpu_slices.count_for(measured, limit))
     return (
-        f"{used}; about {left} more slice{'s' * (left != 1)} and {account.seconds_left:.0f} s to go."
-        if left
-        else f"{used}."
+        f"Trains in about {count} of up to {limit:.0f} s: "
+        f"{measured:.0f} s of GPU quota in total, as measured."
     )
 
 
-def before_slices(limit: float, measured: float | None) -> str:
-    """What is known of a training's slices before it begins."""
-    if measured is None:
-        return f"It goes in slices of at most {limit:.0f} s of your GPU quota. *Measure a few steps* on the Recipe tab tells how many, or the first slice."
-    count = zerogpu_slices.count_for(measured, limit)
-    return f"It will take about {count} slice{'s' * (count != 1)} of at most {limit:.0f} s, {measured:.0f} s of your GPU quota in all, as measured."
+def _slices(count: int) -> str:
+    return f"{count} slice{'s' * (count != 1)}"
 
 
-def kept_in_words(happened: list[events.Event]) -> str:
-    """Which step's adapter the run has, and why."""
-    kept = selected_checkpoint(happened)
-    return f"The adapter of step {kept.step} is kept: {escape(kept.why)}" if kept else ""
+def checkpoint_sentence(history: History) -> str:
+    """Return which step's adapter the run has, and why."""
+    checkpoint = selected_checkpoint(history)
+    if not checkpoint:
+        return ""
+    return f"Kept the adapter of step {checkpoint.step}: {escape(checkpoint.why)}"
 
 
-def overfitting_in_words(happened: list[events.Event]) -> str:
-    """From which step on the rows are learnt by heart, if they are, and what to do."""
-    best = overfits_from(happened)
+def overfitting_sentence(history: History) -> str:
+    """Return from which step on the model memorizes the rows, if it does, and what to do."""
+    best = overfits_from(history)
     if best is None:
         return ""
-    evaluations = {event.step: event.loss for event in evaluations_of(happened)}
-    rise = f"from {evaluations[best]:.3g} to {evaluations[max(evaluations)]:.3g}"
+    loss = {event.step: event.loss for event in evaluations_of(history)}
     return (
-        f"**Over-fitting from step {best} on**, where the red line stands: the held-out loss rises, {rise}, while the training loss falls. "
-        "The rows are being learnt by heart, and more steps make it worse. Next time fewer epochs or more rows will do."
+        f"**Overfitting since step {best}** (red line): held-out loss rose from {loss[best]:.3g} "
+        f"to {loss[max(loss)]:.3g} while training loss fell. Use fewer epochs or more data."
     )
 
 
-def _figures(happened: list[events.Event], steps: list[events.Step], status: Status) -> str:
-    total = next(
-        event.total_steps for event in reversed(happened) if isinstance(event, events.Started)
-    )
-    last, recent = steps[-1], steps[-20:]
+def _figures(history: History, steps: list[events.Step], status: Status) -> str:
+    total = _total_steps(history)
+    last, recent = steps[-1], steps[-RECENT_STEPS:]
+    before = steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0
     seconds = sum(step.seconds for step in recent)
-    goes_on = status in ("running", "on_job")
-    tokens = last.tokens - (steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0)
-    words = [
+    is_active = status in ("running", "on_job")
+    remaining = (total - last.step) * seconds / len(recent)
+    elapsed = duration(sum(step.seconds for step in steps))
+    figures = [
         f"Step {last.step} of {total}",
         f"loss {last.loss:.3f}",
-        f"{tokens / seconds:,.0f} tokens a second",
-        f"{gigabytes(last.memory)} at most" if last.memory else "",
-        duration(sum(step.seconds for step in steps)) + (" so far" if goes_on else ""),
-        f"about {duration((total - last.step) * seconds / len(recent))} left"
-        if goes_on and last.step < total
-        else "",
+        f"{(last.tokens - before) / seconds:,.0f} tokens/s",
+        f"{gigabytes(last.memory)} peak memory" if last.memory else "",
+        f"{elapsed} so far" if is_active else elapsed,
+        f"about {duration(remaining)} left" if is_active and last.step < total else "",
     ]
-    return " · ".join(word for word in words if word)
+    return " · ".join(figure for figure in figures if figure)
 
 
-def losses(happened: list[events.Event]) -> pd.DataFrame:
-    """Both loss curves, long form: step, loss, rows (training or held out); and `over-fitting`, an upright line where it begins."""
-    points = [(step.step, step.loss, "training") for step in steps_of(happened)]
-    points += [
-        (evaluation.step, evaluation.loss, "held out") for evaluation in evaluations_of(happened)
-    ]
-    if (
-        points and points[-1][2] == "training"
-    ):  # a curve that is not there from the start is not drawn when it comes
+def losses(history: History) -> pd.DataFrame:
+    """Return the loss curves in long form: step, loss, and which rows they are of.
+
+    `rows` is "training", "held out" or "overfitting", a vertical line where that starts. All three
+    are always present: Gradio does not draw a curve that is missing at first.
+    """
+    points = [(step.step, step.loss, "training") for step in steps_of(history)]
+    points += [(event.step, event.loss, "held out") for event in evaluations_of(history)]
+    if points and points[-1][2] == "training":
         points.append((points[0][0], math.nan, "held out"))
     if points:
-        points += _mark(
-            overfits_from(happened), [loss for _, loss, _ in points if math.isfinite(loss)]
-        )
+        finite = [loss for _, loss, _ in points if math.isfinite(loss)]
+        points += _overfitting_line(overfits_from(history), finite)
     return pd.DataFrame(points, columns=["step", "loss", "rows"])
 
 
-def _mark(step: int | None, losses: list[float]) -> list[tuple[int, float, str]]:
-    heights = (min(losses, default=0.0), max(losses, default=0.0)) if step else (math.nan, math.nan)
-    return [(step or 1, height, "over-fitting") for height in heights]
+def _overfitting_line(step: int | None, values: Sequence[float]) -> list[tuple[int, float, str]]:
+    ends = (min(values, default=0.0), max(values, default=0.0)) if step else (math.nan, math.nan)
+    return [(step or 1, end, "overfitting") for end in ends]
 
 
-def step_details(happened: list[events.Event]) -> pd.DataFrame:
-    """Learning rate, gradient norm and speed of each step."""
-    steps = steps_of(happened)
-    before = [0, *(step.tokens for step in steps)]
-    rows = [
-        (
-            step.step,
-            step.learning_rate,
-            step.grad_norm,
-            (step.tokens - seen) / step.seconds if step.seconds else 0.0,
-        )
-        for step, seen in zip(steps, before, strict=False)
-    ]
+def step_details(history: History) -> pd.DataFrame:
+    """Return learning rate, gradient norm and tokens per second of each step."""
+    steps = steps_of(history)
+    tokens_before = [0, *(step.tokens for step in steps)]
+    rows: list[tuple[Any, ...]] = []
+    for step, before in zip(steps, tokens_before, strict=False):
+        speed = (step.tokens - before) / step.seconds if step.seconds else 0.0
+        rows.append((step.step, step.learning_rate, step.grad_norm, speed))
     return pd.DataFrame(rows, columns=["step", "learning rate", "gradient norm", "tokens a second"])

@@ -1,4 +1,4 @@
-"""The Publish tab: the adapter or a merged model as a download, or pushed to the Hub."""
+"""The Publish tab: download the adapter or a merged model, or push it to the Hub."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,140 +6,137 @@ from typing import Any
 import gradio as gr
 
 from peft_space.export.readiness import checklist_markdown, read_checklist
-from peft_space.web.context import PRIVATE, PageContext, reset_on_failure, show_errors, token_of
+from peft_space.web.auth import token_of
+from peft_space.web.components import Operation, cancel_button, show_errors
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import export as export_panel
 from peft_space.web.panels import ranks as ranks_panel
 from peft_space.web.render import overview as render_overview
 
+_NO_ADAPTER = "Train an adapter first."
+
 
 def build(page: PageContext) -> None:
     """Place and wire the tab."""
-    choice, wanted_export = export_panel.build(page)
-    _build_ready(page)
-    ranks_panel.build_compress(page)
+    export = export_panel.build(page)
+    _build_checklist(page)
+    ranks_panel.build_reduce_rank(page)
     gr.Markdown("### Push to the Hugging Face Hub")
-    with gr.Row():
-        repo = gr.Textbox(
-            label="Repository",
-            placeholder="owner/name",
-            info="A new one is made; to one that exists a pull request is opened.",
-            elem_id="repo",
-        )
-        token = gr.Textbox(
-            label="Token with write access",
-            type="password",
-            info="Used for this push and forgotten. It may stay empty where you are signed in, here or on your own machine.",
-            elem_id="token",
-        )
-    what = gr.Radio(
-        [("The adapter", "adapter"), ("What is chosen for the export above, with its proof", "export")], value="adapter", label="What to push",
-        elem_id="what-to-push",
-    )  # fmt: skip
-    public = gr.Checkbox(False, label="Public", info="Everybody can see it. Off: only you can.")
-    with gr.Accordion("The model card, to read and to edit before", open=False) as card_open:
-        card = gr.Code(
-            language="markdown",
-            label="README.md",
-            interactive=True,
-            wrap_lines=True,
-            elem_id="card",
-        )
-        card_shown = gr.Markdown(elem_id="card-shown", container=True)
-    written = gr.State(["", "", {}])
-    """[run, card as it was written from it, its pictures], so that an edited card is known: that one is pushed and stays, another is written anew."""
-    with gr.Row():
-        push = gr.Button("Push", interactive=False, elem_id="push")
-        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-push")
-    pushed = gr.Markdown(elem_id="pushed")
+    panel = PushPanel(page, export)
+    inputs: Inputs = {*page.selection, *panel.inputs, *export.inputs}
+    event = panel.operation.on_click(panel.push, panel.push_run, inputs, [panel.token])
+    panel.operation.cancel_events([event], "Canceled. An empty repository may have been created.")
+    page.enable_with_adapter(panel.push)
+    page.reset_with_run({panel.progress: ""})
+    _wire_card(page, panel)
 
-    ready = {push: gr.update(interactive=True), cancel: gr.update(visible=False)}
 
-    def edited(values: dict[Any, Any]) -> bool:
-        of, text, _ = values[written]
-        return (
-            of == values[page.run] and bool(values[card]) and values[card].strip() != text.strip()
-        )
-
-    def push_adapter(
-        values: dict[Any, Any], signed_in: gr.OAuthToken | None
-    ) -> Iterator[dict[Any, Any]]:
-        run = page.chosen_run(values)
-        wanted = {
-            "repo": (values[repo] or "").strip(),
-            "token": token_of(values[token], signed_in),
-            "public": values[public],
-        }
-        wanted["card"] = values[card] if values[what] == "adapter" and edited(values) else None
-        yield {
-            pushed: "Starting…",
-            push: gr.update(interactive=False),
-            cancel: gr.update(visible=True),
-        }
-        wanted["options"] = wanted_export(values) if values[what] == "export" else None
-        yield from page.working(pushed, show, "push", run=str(run.directory), **wanted)
-
-    def show(found: dict[str, Any]) -> dict[Any, Any]:
-        return {
-            pushed: f"Pushed to [{render_overview.escape(found['url'])}]({found['url']}).",
-            token: "",
-            **ready,
-        }
-
-    chosen = {page.visitor, page.run}
-    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    pushing = push.click(
-        show_errors(push_adapter, where=pushed),
-        {*chosen, repo, token, public, card, written, what, *choice},
-        [pushed, token, push, cancel],
-        **hidden,
-    )
-    reset_on_failure(pushing, ready)
-    stopped = {
-        pushed: "Cancelled. If the upload had begun, the Hub may have made an empty repository.",
-        **ready,
-    }
-    cancel.click(lambda: stopped, None, [pushed, push, cancel], cancels=pushing, **hidden)
-    page.state.change(
-        lambda state: gr.update(interactive=bool(state and state[1])), page.state, push, **hidden
-    )
+def _build_checklist(page: PageContext) -> None:
+    with gr.Accordion("Is it ready for production?", open=False, elem_id="checklist"):
+        checklist = gr.Markdown(_NO_ADAPTER, elem_id="ready")
 
     @show_errors
-    def write_card(values: dict[Any, Any]) -> Any:
-        run = page.chosen_run(values)
-        if edited(values):
+    def show(values: Values) -> str:
+        checks = read_checklist(page.selected_run(values)) if values[page.run] else []
+        return checklist_markdown(checks) or _NO_ADAPTER
+
+    changes = [page.run_state.change, page.run_id.change]
+    gr.on(changes, show, page.selection, checklist, **HIDDEN)
+
+
+class PushPanel:
+    """The push to the Hub: its components and handlers."""
+
+    def __init__(self, page: PageContext, export: export_panel.ExportPanel):
+        self.page, self.export = page, export
+        with gr.Row():
+            self.repo = gr.Textbox(
+                label="Repository",
+                placeholder="owner/name",
+                info="Created if new; existing repos get a pull request.",
+                elem_id="repo",
+            )
+            self.token = gr.Textbox(
+                label="Token with write access",
+                type="password",
+                info="Used once, not stored. Optional if you're signed in.",
+                elem_id="token",
+            )
+        contents = [("The adapter", "adapter"), ("The export selected above", "export")]
+        self.content = gr.Radio(
+            contents, value="adapter", label="What to push", elem_id="what-to-push"
+        )
+        self.public = gr.Checkbox(False, label="Public", info="Visible to everyone.")
+        with gr.Accordion(
+            "Preview and edit the model card", open=False, elem_id="card-panel"
+        ) as self.card_panel:
+            self.card = gr.Code(
+                language="markdown",
+                label="README.md",
+                interactive=True,
+                wrap_lines=True,
+                elem_id="card",
+            )
+            self.card_preview = gr.Markdown(elem_id="card-shown", container=True)
+        self.generated = gr.State(["", "", {}])
+        """[run id, generated card, its pictures]: a card that differs was edited, so it stays."""
+        with gr.Row():
+            self.push = gr.Button("Push", interactive=False, elem_id="push")
+            cancel = cancel_button("cancel-push")
+        self.progress = gr.Markdown(elem_id="pushed")
+        self.operation = Operation(page, self.progress, [self.push], cancel)
+        card = {self.card, self.generated}
+        self.inputs = {self.repo, self.token, self.public, self.content, *card}
+
+    def is_edited(self, values: Values) -> bool:
+        """Return True if the card is of the selected run and was edited."""
+        run_id, text, _ = values[self.generated]
+        card = values[self.card] or ""
+        return run_id == values[self.page.run] and bool(card) and card.strip() != text.strip()
+
+    def push_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
+        """Push the selected run's adapter, or the export that is selected."""
+        run = self.page.selected_run(values)
+        is_adapter = values[self.content] == "adapter"
+        arguments = {
+            "repo": (values[self.repo] or "").strip(),
+            "token": token_of(values[self.token], signed_in),
+            "public": values[self.public],
+            "card": values[self.card] if is_adapter and self.is_edited(values) else None,
+        }
+
+        def show(result: dict[str, Any]) -> Updates:
+            url = result["url"]
+            link = f"[{render_overview.escape(url)}]({url})"
+            return {self.progress: f"Pushed to {link}.", self.token: ""}
+
+        yield self.operation.begin()
+        arguments["options"] = None if is_adapter else self.export.options(values)
+        yield from self.operation.stream("push", show, run=str(run.directory), **arguments)
+
+    def write_card(self, values: Values) -> tuple[Any, Any]:
+        """Generate the selected run's card, unless it was edited."""
+        run = self.page.selected_run(values)
+        if self.is_edited(values):
             return gr.skip(), gr.skip()
-        made = page.workers.call("model_card", run=str(run.directory))
-        return made["card"], [values[page.run], made["card"], made["pictures"]]
-
-    what.change(
-        lambda what: gr.update(visible=what == "adapter"), what, card_open, **hidden
-    )  # an export writes its own
-    card_open.expand(write_card, {*chosen, card, written}, [card, written], **PRIVATE)
-    card.change(
-        lambda text, written: render_overview.card_markdown(text or "", written[2]),
-        [card, written],
-        card_shown,
-        **hidden,
-    )
-    # Gradio tells of a change late where the page has just been loaded: the card may be of this run already
-    page.shown.change(
-        lambda run, written: gr.skip() if written[0] == run else "",
-        [page.run, written],
-        card,
-        **hidden,
-    )
-    page.shown.change(lambda: "", None, pushed, **PRIVATE)
+        card = self.page.workers.call("model_card", run=str(run.directory))
+        return card["card"], [values[self.page.run], card["card"], card["pictures"]]
 
 
-def _build_ready(page: PageContext) -> None:
-    """Place and wire the list of what makes the chosen run's adapter ready for production."""
-    with gr.Accordion("Is it ready for production?", open=False):
-        ready_list = gr.Markdown("Train an adapter first.", elem_id="ready")
+def _wire_card(page: PageContext, panel: PushPanel) -> None:
+    def show_card_panel(content: str) -> Any:  # an export writes its own card
+        return gr.update(visible=content == "adapter")
 
-    @show_errors
-    def look(values: dict[Any, Any]) -> str:
-        checks = read_checklist(page.chosen_run(values)) if values[page.run] else []
-        return checklist_markdown(checks) or "Train an adapter first."
+    def preview(text: str | None, generated: list[Any]) -> str:
+        return render_overview.card_markdown(text or "", generated[2])
 
-    changes = [page.state.change, page.shown.change]
-    gr.on(changes, look, {page.visitor, page.run}, ready_list, show_progress="hidden", **PRIVATE)
+    def clear_other(run_id: str, generated: list[Any]) -> Any:
+        # Gradio reports a change late after a reload: the card may already be of this run.
+        return gr.skip() if generated[0] == run_id else ""
+
+    panel.content.change(show_card_panel, panel.content, panel.card_panel, **HIDDEN)
+    card = [panel.card, panel.generated]
+    write_card = show_errors(panel.write_card)
+    panel.card_panel.expand(write_card, {*page.selection, *card}, card, **PRIVATE)
+    panel.card.change(preview, card, panel.card_preview, **HIDDEN)
+    page.run_id.change(clear_other, [page.run, panel.generated], panel.card, **HIDDEN)

@@ -1,13 +1,13 @@
-"""The Recipe tab: the form, which layers it wraps and what that trains, and recipes in and out as JSON."""
+"""The Recipe tab: a recommendation, the form, the adapted layers, and recipes as JSON files."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.errors import UserError
 from peft_space.recipe import make_recipe, read_recipe
-from peft_space.web.context import PRIVATE, PageContext, cpu_notice, reset_on_failure, show_errors
+from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
+from peft_space.web.context import HIDDEN, PRIVATE, PageContext, Updates, Values
 from peft_space.web.panels import estimates as estimates_panel
 from peft_space.web.panels import ranks as ranks_panel
 from peft_space.web.recipe_form import GROUPS
@@ -17,19 +17,82 @@ from peft_space.web.render import recipe as render_recipe
 def build(page: PageContext) -> None:
     """Place and wire the tab."""
     gr.Markdown(
-        "The defaults are a good start for most tasks. Let your data say what suits them better, or change what you have a reason to change."
+        "The defaults work for most tasks. "
+        "Get a recommendation for your data, or adjust settings yourself."
     )
-    _build_advice(page)
+    _build_recommendation(page)
     for group, title in GROUPS.items():
-        with gr.Accordion(title, open=group == "model"), gr.Row(equal_height=True):
+        is_open = group == "model"
+        with gr.Accordion(title, open=is_open, elem_id=f"group-{group}"), gr.Row(equal_height=True):
             page.form.place(group)
-    show_layers = gr.Button("Show which layers get an adapter", elem_id="show-layers")
-    layers = gr.Markdown(elem_id="layers")
+    _build_layers(page)
     estimates_panel.build(page)
-    ranks_panel.build_study(page)
-    with gr.Accordion("The recipe as a file", open=False):
+    ranks_panel.build_rank_sweep(page)
+    _build_file(page)
+
+
+def _build_recommendation(page: PageContext) -> None:
+    with gr.Row():
+        recommend = gr.Button("Recommend settings", variant="primary", elem_id="recommend")
+        apply = gr.Button("Apply recommendation", visible=False, elem_id="apply-recommendation")
+        cancel = cancel_button("cancel-recommend")
+    cpu_notice(
+        "The recommendation is computed",
+        "It takes seconds: models over 300 million parameters are not tried on your rows.",
+    )
+    progress = gr.Markdown(elem_id="recommend-progress")
+    table = gr.HTML(visible=False, elem_id="recommendations")
+    recommended = gr.State({})
+    operation = Operation(page, progress, [recommend], cancel)
+
+    def run(values: Values) -> Iterator[Updates]:
+        arguments = page.data_arguments(values)
+        yield operation.begin("Analyzing your data and model…")
+        yield from operation.stream("recommend", show, **arguments)
+
+    def show(result: dict[str, Any]) -> Updates:
+        changes = sum(advice["changes"] for advice in result["advice"])
+        count = f"{changes} recommended change{'s' * (changes != 1)}."
+        summary = count if changes else "✓ Your settings match the recommendation."
+        red_lines = render_recipe.red_lines_markdown(result["red_lines"])
+        return {
+            progress: "\n\n".join(filter(None, [summary, red_lines])),
+            table: gr.update(value=render_recipe.advice_html(result), visible=True),
+            apply: gr.update(visible=bool(changes), variant="primary"),
+            recommended: result["recipe"],
+        }
+
+    @show_errors
+    def use(recipe: dict[str, Any]) -> Updates:
+        shown = {progress: "✓ Applied.", apply: gr.update(visible=False)}
+        return {**page.form.show(make_recipe(recipe)), **shown}
+
+    event = operation.on_click(recommend, run, page.data_inputs, [table, apply, recommended])
+    operation.cancel_events([event], "")
+    apply.click(use, recommended, [*page.form.widgets.values(), progress, apply], **HIDDEN)
+    hidden = gr.update(visible=False)
+    cleared = {progress: "", table: hidden, apply: hidden}
+    page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
+
+
+def _build_layers(page: PageContext) -> None:
+    button = gr.Button("Show adapted layers", elem_id="show-layers")
+    layers = gr.Markdown(elem_id="layers")
+
+    @show_errors
+    def show_layers(values: Values) -> str:
+        recipe = page.form.read(values).model_dump()
+        if recipe["task"] == "automatic":
+            recipe["task"] = values[page.task]
+        return render_recipe.layers_markdown(page.workers.call("layers", recipe=recipe))
+
+    button.click(show_layers, {page.task, *page.form.inputs}, layers, **PRIVATE)
+
+
+def _build_file(page: PageContext) -> None:
+    with gr.Accordion("Recipe as a file", open=False, elem_id="recipe-file"):
         with gr.Row():
-            show_json = gr.Button("Show it as JSON, to copy or download", elem_id="show-json")
+            show = gr.Button("View as JSON", elem_id="show-json")
             upload = gr.UploadButton(
                 "Load a recipe.json", file_types=[".json"], elem_id="load-recipe"
             )
@@ -38,108 +101,12 @@ def build(page: PageContext) -> None:
         )
 
     @show_errors
-    def look(values: dict[Any, Any]) -> str:
-        recipe = page.form.recipe(values).model_dump()
-        task = values[page.task] if recipe["task"] == "automatic" else recipe["task"]
-        return render_recipe.layers_markdown(
-            page.workers.call("layers", recipe=recipe | {"task": task})
-        )
+    def show_json(values: Values) -> Any:
+        return gr.update(value=page.form.read(values).model_dump_json(indent=2), visible=True)
 
     @show_errors
-    def write(values: dict[Any, Any]) -> Any:
-        return gr.update(value=page.form.recipe(values).model_dump_json(indent=2), visible=True)
+    def load(path: str) -> Updates:
+        return page.form.show(read_recipe(path))
 
-    @show_errors
-    def load(path: str) -> dict[Any, Any]:
-        return page.form.values(read_recipe(path))
-
-    show_layers.click(look, {page.task, *page.form.inputs}, layers, **PRIVATE)
-    show_json.click(write, page.form.inputs, as_json, **PRIVATE)
+    show.click(show_json, page.form.inputs, as_json, **PRIVATE)
     upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)
-
-
-def _build_advice(page: PageContext) -> None:
-    """Place and wire what suits the data, the model and this machine."""
-    with gr.Row():
-        recommend = gr.Button(
-            "Recommend a recipe for my data", variant="primary", elem_id="recommend"
-        )
-        take = gr.Button("Use what is recommended", visible=False, elem_id="take-advice")
-        cancel = gr.Button("Cancel", visible=False, elem_id="cancel-advice")
-    cpu_notice(
-        "A recommendation is worked out",
-        "seconds: a base model is asked about your rows only up to 300 million parameters",
-    )
-    advising = gr.Markdown(elem_id="advising")
-    table = gr.HTML(visible=False, elem_id="advice")
-    advised = gr.State({})
-    ready = {recommend: gr.update(interactive=True), cancel: gr.update(visible=False)}
-
-    def advise(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        if not values[page.data]:
-            raise UserError(
-                "todo",
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
-            )
-        yield {
-            advising: "Looking at data and model…",
-            recommend: gr.update(interactive=False),
-            cancel: gr.update(visible=True),
-        }
-        recipe = page.form.recipe(values).model_dump()
-        yield from page.working(
-            advising,
-            lambda found: show(found) | ready,
-            "recommend",
-            recipe=recipe,
-            **page.data_arguments(values),
-        )
-
-    def show(found: dict[str, Any]) -> dict[Any, Any]:
-        changes = sum(one["changes"] for one in found["advice"])
-        said = (
-            f"{changes} of your choices would be others."
-            if changes
-            else "✓ Your recipe is what is recommended."
-        )
-        return {
-            advising: "\n\n".join(
-                filter(None, [said, render_recipe.red_lines_markdown(found["red_lines"])])
-            ),
-            table: gr.update(value=render_recipe.advice_html(found), visible=True),
-            take: gr.update(visible=bool(changes), variant="primary"),
-            advised: found["recipe"],
-        }
-
-    @show_errors
-    def use(recipe: dict[str, Any]) -> dict[Any, Any]:
-        shown = page.form.values(make_recipe(recipe))
-        return {
-            **shown,
-            advising: "✓ The form below shows what is recommended.",
-            take: gr.update(visible=False),
-        }
-
-    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    told = [advising, table, take, advised, recommend, cancel]
-    working = recommend.click(
-        show_errors(advise, where=advising),
-        {page.data, page.held_out, page.column_mapping, *page.form.inputs},
-        told,
-        **hidden,
-    )
-    reset_on_failure(working, ready)
-    cancel.click(
-        lambda: {advising: "", **ready},
-        None,
-        [advising, recommend, cancel],
-        cancels=working,
-        **hidden,
-    )
-    take.click(use, advised, [*page.form.widgets.values(), advising, take], **hidden)
-    page.data.change(
-        lambda: {advising: "", table: gr.update(visible=False), take: gr.update(visible=False)},
-        None,
-        [advising, table, take],
-        **hidden,
-    )

@@ -1,198 +1,212 @@
-"""The Runs tab: one's runs as a table; open, rename, use as a new recipe, compare two recipes, delete."""
+"""The Runs tab: list, select, rename, duplicate, compare and delete runs; import an adapter."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from peft_space import settings
+from peft_space.data.dataset import source_of
 from peft_space.errors import UserError
-from peft_space.evaluation.results import read_scores
+from peft_space.evaluation.results import Evaluation, read_scores, shown
+from peft_space.recipe import Recipe
 from peft_space.runs import quotas
+from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, open_run
-from peft_space.web.context import PRIVATE, PageContext, show_errors
+from peft_space.web.components import Operation, show_errors
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import backup as backup_panel
-from peft_space.web.render import overview as render_overview
-from peft_space.web.render import runs as render_runs
+from peft_space.web.render.overview import STATUS_WORDS, date, escape, plain, run_choices
 
 
-def build(page: PageContext, tab: gr.Tab) -> None:
-    """Place and wire the tab; it is read anew whenever it is opened."""
-    gr.Markdown(
-        "The run that is chosen at the top of the page is the one that the buttons here are about. Click a line to choose its run."
-    )
-    table = gr.Dataframe(interactive=False, label="Your runs", elem_id="runs")
-    ids = gr.State([])
-    in_question = gr.State("")
-    with gr.Row():
-        name = gr.Textbox(label="New name", max_length=100, elem_id="new-name")
-        rename = gr.Button("Rename the chosen run", elem_id="rename")
-        reuse = gr.Button("Use its recipe for a new run", elem_id="reuse")
-        delete = gr.Button("Delete the chosen run…", variant="stop", elem_id="delete")
-    with gr.Row(visible=False) as question:
-        asked = gr.Markdown(elem_id="delete-question")
-        yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
-        no = gr.Button("No, keep it", elem_id="delete-no")
-    _build_adopt(page)
-    backup_panel.build(page)
-    other = gr.Dropdown(
-        [], label="Compare the chosen run's recipe with that of", elem_id="other-run"
-    )
-    differences = gr.Dataframe(
-        interactive=False,
-        visible=False,
-        label="Where the two recipes differ",
-        elem_id="recipe-differences",
-    )
-    said = gr.Markdown(elem_id="runs-said")
+class RunsTab:
+    """The tab's components and handlers."""
 
-    @show_errors
-    def refresh(values: dict[Any, Any]) -> dict[Any, Any]:
-        runs = list_runs(*page.owners(values))
+    def __init__(self, page: PageContext):
+        self.page = page
+        gr.Markdown("Select a run to manage it.")
+        self.table = gr.Dataframe(interactive=False, label="Your runs", elem_id="runs")
+        self.ids = gr.State([])
+        """The run ids in the order of the table."""
+        self.to_delete = gr.State("")
+        with gr.Row():
+            self.name = gr.Textbox(label="New name", max_length=100, elem_id="new-name")
+            self.rename = gr.Button("Rename", elem_id="rename")
+            self.duplicate = gr.Button("Duplicate", elem_id="duplicate")
+            self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
+        with gr.Row(visible=False) as self.confirmation:
+            self.question = gr.Markdown(elem_id="delete-question")
+            self.confirm = gr.Button("Delete permanently", variant="stop", elem_id="delete-confirm")
+            self.keep = gr.Button("Cancel", elem_id="delete-cancel")
+        _build_import(page)
+        backup_panel.build(page)
+        self.other = gr.Dropdown([], label="Compare with", elem_id="other-run")
+        self.differences = gr.Dataframe(
+            interactive=False, visible=False, label="Differences", elem_id="recipe-differences"
+        )
+        self.message = gr.Markdown(elem_id="runs-message")
+
+    def refresh(self, values: Values) -> Updates:
+        """Read the visitor's runs again."""
+        runs = list_runs(*self.page.owners(values))
+        others = [run for run in runs if run.directory.name != values[self.page.run]]
         return {
-            table: render_runs.runs_table(
-                runs, {run.directory.name: read_scores(run) for run in runs}
-            ),
-            ids: [run.directory.name for run in runs],
-            other: gr.update(
-                choices=render_overview.run_choices(
-                    [run for run in runs if run.directory.name != values[page.run]]
-                ),
-                value=None,
-            ),
+            self.table: runs_table(runs, {run.directory.name: read_scores(run) for run in runs}),
+            self.ids: [run.directory.name for run in runs],
+            self.other: gr.update(choices=run_choices(others), value=None),
         }
 
-    @show_errors
-    def give_name(values: dict[Any, Any]) -> dict[Any, Any]:
-        page.chosen_run(values).rename(values[name] or "")
-        return {page.run: page.runs(values), name: ""}
+    def rename_run(self, values: Values) -> Updates:
+        """Rename the selected run."""
+        self.page.selected_run(values).rename(values[self.name] or "")
+        return {self.page.run: self.page.run_list(values), self.name: ""}
 
-    @show_errors
-    def take_recipe(values: dict[Any, Any]) -> dict[Any, Any]:
-        run = page.chosen_run(values)
-        return {
-            **page.form.values(run.recipe),
-            said: f"The Recipe tab shows the recipe of {render_overview.escape(run.name)} now. Change it, bring data, and train.",
-        }
+    def copy_recipe(self, values: Values) -> Updates:
+        """Show the selected run's recipe on the Recipe tab."""
+        run = self.page.selected_run(values)
+        sentence = f"Settings copied from {escape(run.name)}. Edit them on the Recipe tab."
+        return {**self.page.form.show(run.recipe), self.message: sentence}
 
-    @show_errors
-    def ask(values: dict[Any, Any]) -> dict[Any, Any]:
-        run = page.chosen_run(values)
-        text = f"Delete **{render_overview.escape(run.name)}** with its data, checkpoints and adapter? This cannot be undone."
-        return {question: gr.update(visible=True), asked: text, in_question: run.directory.name}
+    def ask(self, values: Values) -> Updates:
+        """Ask before the selected run is deleted."""
+        run = self.page.selected_run(values)
+        question = (
+            f"Delete **{escape(run.name)}** with its data, checkpoints and adapter? "
+            "This cannot be undone."
+        )
+        shown = {self.confirmation: gr.update(visible=True), self.question: question}
+        return {**shown, self.to_delete: run.directory.name}
 
-    @show_errors
-    def remove(values: dict[Any, Any]) -> dict[Any, Any]:
-        run = open_run(
-            page.owners(values), values[in_question]
-        )  # the one that the question named, whichever is chosen by now
+    def delete_run(self, values: Values) -> Updates:
+        """Delete the run that the question named, even if another is selected by now."""
+        run = open_run(self.page.owners(values), values[self.to_delete])
         run.delete()
         return {
-            page.run: page.runs(values),
-            said: f"{render_overview.escape(run.name)} is deleted.",
-            question: gr.update(visible=False),
+            self.page.run: self.page.run_list(values),
+            self.message: f"{escape(run.name)} was deleted.",
+            self.confirmation: gr.update(visible=False),
         }
 
-    @show_errors
-    def differ(values: dict[Any, Any]) -> Any:
-        if not values[other]:
+    def compare(self, values: Values) -> Any:
+        """Compare the recipes of the selected run and another."""
+        if not values[self.other]:
             return gr.update(visible=False)
-        two = open_run(page.owners(values), values[other])
-        return gr.update(
-            value=render_runs.recipe_differences(page.chosen_run(values), two), visible=True
-        )
+        other = open_run(self.page.owners(values), values[self.other])
+        table = recipe_differences(self.page.selected_run(values), other)
+        return gr.update(value=table, visible=True)
 
-    def choose(known: list[str], event: gr.SelectData) -> str:
-        return known[event.index[0]]
 
-    chosen = {page.visitor, page.run}
-    refreshed = [table, ids, other]
-    hidden: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-    gr.on([tab.select, page.shown.change, page.state.change], refresh, chosen, refreshed, **hidden)
-    table.select(choose, ids, page.run, **hidden)
-    rename.click(give_name, {*chosen, name}, [page.run, name], **PRIVATE).then(
-        refresh, chosen, refreshed, **hidden
+def build(page: PageContext, tab_item: gr.Tab) -> None:
+    """Place and wire the tab. It is read again whenever it is opened."""
+    tab, selection = RunsTab(page), page.selection
+    refresh, runs = show_errors(tab.refresh), [tab.table, tab.ids, tab.other]
+    changes = [tab_item.select, page.run_id.change, page.run_state.change]
+    gr.on(changes, refresh, selection, runs, **HIDDEN)
+
+    def select(ids: list[str], event: gr.SelectData) -> str:
+        return ids[event.index[0]]
+
+    tab.table.select(select, tab.ids, page.run, **HIDDEN)
+    rename, delete = show_errors(tab.rename_run), show_errors(tab.delete_run)
+    renaming = tab.rename.click(rename, {*selection, tab.name}, [page.run, tab.name], **PRIVATE)
+    renaming.then(refresh, selection, runs, **HIDDEN)
+    copied = [*page.form.widgets.values(), tab.message]
+    tab.duplicate.click(show_errors(tab.copy_recipe), selection, copied, **PRIVATE)
+    question = [tab.confirmation, tab.question, tab.to_delete]
+    tab.delete.click(show_errors(tab.ask), selection, question, **PRIVATE)
+    tab.keep.click(lambda: gr.update(visible=False), None, tab.confirmation, **HIDDEN)
+    deleted = [page.run, tab.message, tab.confirmation]
+    deleting = tab.confirm.click(delete, {*selection, tab.to_delete}, deleted, **PRIVATE)
+    deleting.then(refresh, selection, runs, **HIDDEN)
+    compare = show_errors(tab.compare)
+    tab.other.change(compare, {*selection, tab.other}, tab.differences, **HIDDEN)
+
+
+def runs_table(runs: list[Run], scores: dict[str, Evaluation | None]) -> pd.DataFrame:
+    """Return one line per run.
+
+    Args:
+        runs: in the order of the table.
+        scores: run id -> its scores, of which the adapter's main one is shown.
+    """
+    lines = []
+    for run in runs:
+        evaluation, score = scores[run.directory.name], ""
+        if evaluation:
+            title, value = next(iter(shown(evaluation.adapter).items()))
+            score = f"{value} {title}"
+        status, size = STATUS_WORDS[run.status()], f"{run.size() / 1e6:.1f} MB"
+        base = run.recipe.base_model
+        lines.append([run.name, base, source_of(run), status, score, date(run), size])
+    columns = ["Name", "Base model", "Data", "Status", "Score", "Created", "Size"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def recipe_differences(run: Run, other: Run) -> pd.DataFrame:
+    """Return the settings in which two recipes differ, one per line."""
+    left, right = run.recipe.model_dump(), other.recipe.model_dump()
+    lines = [
+        [Recipe.model_fields[name].title, plain(left[name]), plain(right[name])]
+        for name in left
+        if left[name] != right[name]
+    ]
+    other_name = other.name if other.name != run.name else f"{other.name} (2)"
+    return pd.DataFrame(
+        lines or [["no difference", "", ""]], columns=["Setting", run.name, other_name]
     )
-    reuse.click(take_recipe, chosen, [*page.form.widgets.values(), said], **PRIVATE)
-    delete.click(ask, chosen, [question, asked, in_question], **PRIVATE)
-    no.click(lambda: gr.update(visible=False), None, question, **hidden)
-    yes.click(remove, {*chosen, in_question}, [page.run, said, question], **PRIVATE).then(
-        refresh, chosen, refreshed, **hidden
-    )
-    other.change(differ, {*chosen, other}, differences, **hidden)
 
 
-def named_adapter(uploaded: str | None, typed: str | None) -> str:
-    """The adapter that is meant. Raises UserError for none, and on a Space for the path of a file that was not uploaded: it may be another's."""
-    name = (typed or "").strip()
-    if not uploaded and not name:
-        raise UserError("todo", "Which adapter? Give its name on the Hub, or a .zip of it.")
-    if not uploaded and settings.on_space() and name.endswith(".zip"):
-        raise UserError(
-            "todo",
-            "A .zip has to be uploaded here. Bring it, or give the adapter's name on the Hub.",
-        )
-    return uploaded or name
-
-
-def _build_adopt(page: PageContext) -> None:
-    """Place and wire the opening of an adapter that was made elsewhere. It becomes the chosen run, which refreshes the rest of the tab."""
-    with gr.Accordion("Open an adapter that was made elsewhere", open=False):
+def _build_import(page: PageContext) -> None:
+    """Place and wire the import of an adapter, which becomes the selected run."""
+    with gr.Accordion("Import an adapter", open=False, elem_id="import-panel"):
         gr.Markdown(
-            "It becomes a run with the data of the Data tab, to score on and to go on with. Its base, rank and layers are its own."
+            "It's tested on, and can continue training with, the current data. "
+            "Base model, rank and layers are the adapter's."
         )
         with gr.Row():
-            elsewhere = gr.Textbox(
-                label="Adapter", placeholder="OWNER/NAME on the Hub", elem_id="adopt-name"
+            name = gr.Textbox(
+                label="Adapter", placeholder="OWNER/NAME on the Hub", elem_id="import-name"
             )
-            packed = gr.File(
-                label="or a .zip of it", file_types=[".zip"], height=100, elem_id="adopt-zip"
+            upload = gr.File(
+                label="or upload a .zip", file_types=[".zip"], height=100, elem_id="import-zip"
             )
-            adopt = gr.Button("Open it", elem_id="adopt")
-        adopting = gr.Markdown(elem_id="adopting")
+            button = gr.Button("Import", elem_id="import-adapter")
+        progress = gr.Markdown(elem_id="import-progress")
+    operation = Operation(page, progress)
 
-    def open_adapter(values: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
-        wanted = named_adapter(values[packed], values[elsewhere])
-        if not values[page.data]:
-            raise UserError(
-                "todo",
-                "There is no data yet. Bring a file, or use the sample data, on the Data tab.",
-            )
+    def import_adapter(values: Values) -> Iterator[Updates]:
+        adapter = adapter_source(values[upload], values[name])
+        arguments = page.data_arguments(values, exclude_defaults=True)
         folder = quotas.new_run(page.owner(values))
-        recipe = page.form.recipe(values).model_dump(exclude_defaults=True)
-        yield {adopting: "Looking at the adapter…"}
-        stream = page.workers.stream(
-            "import_adapter",
-            directory=str(folder),
-            adapter=wanted,
-            recipe=recipe,
-            **page.data_arguments(values),
-        )
-        for message in stream:
-            if report := message.get("report"):
-                yield {adopting: f"{report['what']}…"}
-            elif "result" in message:
-                yield {
-                    adopting: "✓ It is chosen as the run now.",
-                    page.run: page.runs(values, folder.name),
-                }
-            else:
-                yield {adopting: gr.skip()}
 
-    wanted = {
-        page.visitor,
-        page.run,
-        elsewhere,
-        packed,
-        page.data,
-        page.held_out,
-        page.column_mapping,
-        *page.form.inputs,
-    }
-    adopt.click(
-        show_errors(open_adapter, where=adopting),
-        wanted,
-        [adopting, page.run],
-        show_progress="hidden",
-        **PRIVATE,
-    )
+        def show(result: dict[str, Any]) -> Updates:
+            runs = page.run_list(values, folder.name)
+            return {progress: "✓ Imported and selected.", page.run: runs}
+
+        yield operation.begin("Reading the adapter…")
+        arguments |= {"directory": str(folder), "adapter": adapter}
+        yield from operation.stream("import_adapter", show, **arguments)
+
+    inputs: Inputs = {*page.training_inputs, name, upload}
+    operation.on_click(button, import_adapter, inputs, [page.run])
+
+
+def adapter_source(uploaded: str | None, typed: str | None) -> str:
+    """Return the adapter to import: the uploaded file, or the name that was typed.
+
+    Raises:
+        UserError: there is neither; or, on a Space, the name is a path on its disk, which may be
+            another visitor's file.
+    """
+    name = (typed or "").strip()
+    if not uploaded and not name:
+        raise UserError(
+            "web.no_adapter_named", "Enter the adapter's name on the Hub, or upload a .zip of it."
+        )
+    if not uploaded and settings.on_space() and name.endswith(".zip"):
+        raise UserError(
+            "web.zip_not_uploaded",
+            f"{name} was not uploaded. Upload the .zip, or enter the adapter's name on the Hub.",
+        )
+    return uploaded or name
