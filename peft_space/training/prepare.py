@@ -73,7 +73,7 @@ def prepare(
     understood = load_dataset(
         data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
     )
-    task = choose_task(recipe, base.config, understood.column_mapping.shape)
+    task = choose_task(recipe, base.config, understood.column_mapping.schema)
     goal = TaskSpec(task, _labels(understood) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
     check_claimed_size(base, layers.model.num_parameters())

@@ -73,8 +73,8 @@ def test_the_address_to_listen_on_is_left_to_gradio_which_knows_of_spaces():
     assert not [path for path in sources if "server_name" in path.read_text()]
 
 
-def test_spaces_is_not_pinned_because_a_space_brings_its_own():
-    assert str(requirements()["spaces"]) == ""
+def test_spaces_has_no_lower_bound_because_a_space_brings_its_own():
+    assert str(requirements()["spaces"]) == "<1"
 
 
 @pytest.mark.parametrize(
