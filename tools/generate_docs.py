@@ -25,8 +25,17 @@ def file_tree() -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+def benchmarks() -> str:
+    """The newest result of each claim that benchmarks/ checks."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.claims import table
+
+    return table()
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/architecture.md": {"file tree": file_tree},
+    "docs/benchmarks.md": {"benchmarks": benchmarks},
 }
 """Document -> name of the part -> what writes it."""
 
