@@ -152,17 +152,12 @@ def _ours(settings: Json) -> Json:
     from peft_space.__main__ import main
 
     directory = Path(settings["run"])
-    command = ["--resume", str(directory)]
+    command = ["resume", str(directory)]
     if not (directory / "run.json").is_file():
-        command = [
-            settings["rows"],
-            "--out",
-            str(directory),
-            "--recipe",
-            json.dumps(recipe_of(settings)),
-        ]
+        recipe = json.dumps(recipe_of(settings))
+        command = ["train", settings["rows"], "--out", str(directory), "--recipe", recipe]
     with contextlib.redirect_stdout(sys.stderr):
-        assert main(["train", *command]) == 0
+        assert main(command) == 0
     plan = json.loads((directory / "plan.json").read_text())
     dtype = f"{plan['frozen_dtype']} weights" if plan["frozen_dtype"] else plan["compute_dtype"]
     times = json.loads((directory / "times.json").read_text()) | {

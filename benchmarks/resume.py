@@ -30,9 +30,7 @@ STEPS = 12
 
 def train(directory: str) -> Json:
     """Train a run in a separate process, from its current step."""
-    return run_timed(
-        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory]
-    )
+    return run_timed([sys.executable, "-W", "ignore", "-m", "peft_space", "resume", directory])
 
 
 def pause_after(directory: str, step: int) -> Json:
@@ -43,7 +41,7 @@ def pause_after(directory: str, step: int) -> Json:
     run = Run(directory)
     before, began = os.times(), time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "peft_space", "train", "--resume", directory],
+        [sys.executable, "-W", "ignore", "-m", "peft_space", "resume", directory],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

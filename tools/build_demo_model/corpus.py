@@ -200,8 +200,8 @@ class Form:
 def random_form(rng: Random, keys: list[str], by_example: bool = False) -> Form:
     """A form that was probably never used before.
 
-    `by_example` allows labels that are made up or missing. Except in JSON, values follow a space, so
-    a word has the same tokens in the text and in the record.
+    `by_example` allows labels that are made up or missing. Except in JSON, values follow a space,
+    so a word has the same tokens in the text and in the record.
     """
     labels = [
         invented_word(rng) if by_example and rng.random() < 0.2 else rng.choice(LABELS[key])
