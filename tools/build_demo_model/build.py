@@ -45,7 +45,8 @@ ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception('This model knows the roles system, user and assistant, not ' + message['role']) -}}
+{{- raise_exception('This model knows the roles system, user and assistant, not ' \
++ message['role']) -}}
 {%- endif -%}
 {{- '<|' + message['role'] + '|>' -}}
 {%- if message['role'] == 'assistant' -%}
@@ -59,7 +60,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}
 {{- '<|assistant|>' -}}
 {%- endif -%}
-"""  # noqa: E501
+"""
 
 Encoded = tuple[list[int], list[float]]
 """Token ids and, for each, the weight of its loss."""
