@@ -1,29 +1,52 @@
-# make run: the page on port 7860. make test: what CI runs. make verify: the long suites, recorded in docs/.
-# make audit: known faults in the pinned versions. It fails where no database of them can be asked; UNASKED=true only says so.
-# make engines: llama.cpp, vLLM and Go, each in an environment of its own, for make verify; llama.cpp is compiled.
+# make run       the page on port 7860
+# make quick     style, types and the fast tests: about a minute
+# make test      what CI runs: style, types, and every test that is not slow
+# make docs      rewrites the generated parts of README.md, docs/ and tests/messages.txt
+# make pictures  takes the screenshots in docs/images, with Chromium
+# make verify    slow tests and benchmarks, recorded in docs/engines.md and benchmarks/results/
+# make audit     known vulnerabilities of the pinned versions. Without a database it fails;
+#                with UNASKED=true it only says so
+# make engines   llama.cpp (compiled), vLLM and Go, each in an environment, for make verify
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: run test verify engines audit install
+.PHONY: run quick test docs pictures verify engines audit install check
 
 run: install
 	$(BIN)/python app.py
 
-test: install
+check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/ -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/mypy peft_space
+
+quick: check
+	$(PYTEST) $(PARALLEL) -m quick
+
+test: check
+	$(PYTEST) tests/ $(PARALLEL) -m "not slow"
+
+docs: install
+	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tests/update_messages.py
+
+pictures: install
+	PEFT_SPACE_PICTURES=docs/images $(PYTEST) tests/browser/test_journey.py
 
 verify: install
 	HF_HUB_OFFLINE=1 PEFT_SPACE_RECORD_ENGINES=docs/engines.md $(BIN)/pytest tests/ -m slow -s
-	$(BIN)/python -m benchmarks --record docs/benchmarks.md
+	$(BIN)/python -m benchmarks --record
+	$(BIN)/python tools/generate_docs.py
 
 engines: .engines/llama_cpp/ready .engines/vllm/ready .engines/go/ready
 
 .engines/llama_cpp/ready:
 	$(PYTHON) -m venv .engines/llama_cpp
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF" .engines/llama_cpp/bin/pip install --quiet llama-cpp-python==0.3.36
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF" \
+		.engines/llama_cpp/bin/pip install --quiet llama-cpp-python==0.3.36
 	touch $@
 
 .engines/vllm/ready: tests/engines/vllm_requirements.py
@@ -41,23 +64,28 @@ engines: .engines/llama_cpp/ready .engines/vllm/ready .engines/go/ready
 
 AUDIT := .engines/audit
 # known, and explained in docs/security.md under "Dependencies"
-EXPLAINED := $(foreach id,134825 96636 96637 96638 96639 96641 96643 96644 96778 112393 112395 112396 112397 112398 112403 136426 136427 133424 133276,--ignore-vuln CVE-2026-$(id))
+EXPLAINED_IDS := 134825 96636 96637 96638 96639 96641 96643 96644 96778 112393 112395 112396 \
+	112397 112398 112403 136426 136427 133424 133276
+EXPLAINED := $(foreach id,$(EXPLAINED_IDS),--ignore-vuln CVE-2026-$(id))
 UNASKED := exit 1
 
 audit:
 	rm -rf $(AUDIT)/found.json
 	$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit==2.10.1 || true
 	for service in pypi osv; do \
-		$(AUDIT)/bin/pip-audit --disable-pip --no-deps --strict -s $$service -r constraints.txt $(EXPLAINED) -f json -o $(AUDIT)/found.json \
-			2>$(AUDIT)/said; status=$$?; tail -n 1 $(AUDIT)/said; \
+		$(AUDIT)/bin/pip-audit --disable-pip --no-deps --strict -s $$service -r constraints.txt \
+			$(EXPLAINED) -f json -o $(AUDIT)/found.json 2>$(AUDIT)/said; status=$$?; \
+		tail -n 1 $(AUDIT)/said; \
 		if [ -s $(AUDIT)/found.json ]; then cat $(AUDIT)/found.json; exit $$status; fi; \
 	done; \
-	echo "NOT AUDITED: neither PyPI nor OSV could be asked about the pinned versions. They may have known faults." >&2; $(UNASKED)
+	echo "NOT AUDITED: neither PyPI nor OSV answered for the pinned versions." >&2; \
+	echo "They may have known vulnerabilities." >&2; $(UNASKED)
 
 install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is required. Choose one: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@

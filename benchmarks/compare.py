@@ -1,7 +1,9 @@
-"""Both columns against one: time, memory, and whether the base column is the base. `python -m benchmarks.compare [PROMPTS]`
+"""Compares both columns with one: time, memory, and equality of the base column.
 
-Times are taken in turn in one process and told as medians. Memory is the most resident memory of a process that holds one base and its adapter,
-or a base and a second base with the adapter, both in float32, above that of one which has only imported the libraries.
+`python -m benchmarks.compare [PROMPTS]`. Times are taken in turn in one process, and their medians
+are printed. Memory is the peak resident memory of a process with one base and its adapter, or with
+a base and a second base with the adapter, both in float32, minus that of a process that has only
+imported the libraries.
 """
 
 import json
@@ -15,9 +17,9 @@ from typing import Any
 
 from peft_space.settings import prepare_libraries
 
-NUM_PROMPTS, ROUNDS, TIMED_PROMPTS = 1000, 9, 16
+MAX_PROMPTS, ROUNDS, TIMED_PROMPTS = 1000, 9, 16
 WIDTH, DEPTH = 1024, 16
-"""Of the model that memory is measured with: large enough that weights are most of what a process holds."""
+"""Size of the model for the memory figures: large enough that its weights dominate."""
 
 
 def make_trained_run(folder: Path, **choices: Any) -> Any:
@@ -34,7 +36,7 @@ def make_trained_run(folder: Path, **choices: Any) -> Any:
 
 
 def times(run: Any) -> dict[str, Any]:
-    """Seconds of one column and of both, in turn; also of one batch in which each row has its own adapter or none."""
+    """Seconds of one column and of both, in turn, and of one batch with an adapter per row."""
     from peft_space.evaluation import base_check, compare
     from peft_space.evaluation.prompts import held_out_prompts
     from peft_space.models.loading import load_adapted
@@ -44,7 +46,7 @@ def times(run: Any) -> dict[str, Any]:
         [{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)
     ]
     sampling = compare.Sampling(max_new_tokens=48)
-    asked = dict.fromkeys(base_check.SIDES, turns)
+    both_sides = dict.fromkeys(base_check.SIDES, turns)
 
     def both() -> None:
         seen: base_check.SeenTokens = {"base": [], "adapter": []}
@@ -55,7 +57,7 @@ def times(run: Any) -> dict[str, Any]:
         "base": lambda: compare.answer(adapted, "base", turns, sampling),
         "adapter": lambda: compare.answer(adapted, "adapter", turns, sampling),
         "both": both,
-        "one_batch": lambda: compare.answer_together(adapted, asked, sampling),
+        "one_batch": lambda: compare._answer_together(adapted, both_sides, sampling, None, None),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(ROUNDS + 1):
@@ -64,7 +66,7 @@ def times(run: Any) -> dict[str, Any]:
             way()
             if number:  # the first round warms up
                 taken[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(some) for name, some in taken.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     return {f"{name}_seconds": round(value, 3) for name, value in medians.items()} | {
         "both_over_the_slower": round(
             medians["both"] / max(medians["base"], medians["adapter"]), 3
@@ -75,7 +77,10 @@ def times(run: Any) -> dict[str, Any]:
 
 
 def mismatches(run: Any, count: int) -> dict[str, Any]:
-    """How many of so many prompts the base column answers differently than transformers with the base alone, in batches of the same prompts."""
+    """Count the prompts that the base column answers differently from the base alone.
+
+    transformers generates with the base alone, in batches of the same prompts.
+    """
     import torch
 
     from peft_space.data.dataset import load_run_data
@@ -87,8 +92,8 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
     adapted = load_adapted(run)
     alone = load_base_model(find_base("demo"), run.recipe, "float32").eval()
     data = load_run_data(run)
-    rows = [row.messages[:-1] for some in (data.held_out, data.train) for row in some]
-    # prompts that differ: rows come round again with another question before them
+    rows = [row.messages[:-1] for part in (data.held_out, data.train) for row in part]
+    # when the rows repeat, a longer question makes each prompt different
     turns = [
         [
             *row[:-1],
@@ -98,9 +103,9 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
     ]
     tokenizer, wrong, different = adapted.tokenizer, 0, 0
     for start in range(0, count, 16):
-        some = turns[start : start + 16]
-        given = compare.compare(adapted, some, compare.Sampling(max_new_tokens=24))
-        prompts = [prompt_ids(tokenizer, messages) for messages in some]
+        batch = turns[start : start + 16]
+        answers = compare.compare(adapted, batch, compare.Sampling(max_new_tokens=24))
+        prompts = [prompt_ids(tokenizer, messages) for messages in batch]
         longest = max(map(len, prompts))
         ids = torch.tensor(
             [[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
@@ -118,9 +123,9 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
                 eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        wanted = [compare._text(tokenizer, row[longest:].tolist(), stops) for row in out]
-        wrong += sum(answer.base != text for answer, text in zip(given, wanted, strict=True))
-        different += sum(answer.base != answer.adapter for answer in given)
+        expected = [compare._text(tokenizer, row[longest:].tolist(), stops) for row in out]
+        wrong += sum(answer.base != text for answer, text in zip(answers, expected, strict=True))
+        different += sum(answer.base != answer.adapter for answer in answers)
     return {
         "prompts": count,
         "base_column_mismatches": wrong,
@@ -129,7 +134,7 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
 
 
 def memory_of(what: str) -> int:
-    """Most resident memory in KiB of a process of its own."""
+    """Peak resident memory in KiB of a separate process."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.compare", what],
         stdout=subprocess.PIPE,
@@ -140,7 +145,7 @@ def memory_of(what: str) -> int:
 
 
 def hold(what: str) -> None:
-    """Load, answer once, and print the most resident memory."""
+    """Load the models, answer once, and print the peak resident memory."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -154,32 +159,33 @@ def hold(what: str) -> None:
         num_key_value_heads=16,
     )
     ids = torch.arange(16)[None]
-    held = [
-        LlamaForCausalLM(config).eval() for _ in range({"nothing": 0, "one": 1, "two": 2}[what])
-    ]
-    if held:
-        held[-1] = get_peft_model(held[-1], LoraConfig(r=16, target_modules="all-linear")).eval()
+    count = {"nothing": 0, "one": 1, "two": 2}[what]
+    models = [LlamaForCausalLM(config).eval() for _ in range(count)]
+    if models:
+        models[-1] = get_peft_model(
+            models[-1], LoraConfig(r=16, target_modules="all-linear")
+        ).eval()
         with torch.inference_mode():
-            for model in held:
+            for model in models:
                 model(input_ids=ids)
             if what == "one":
-                with held[0].disable_adapter():
-                    held[0](input_ids=ids)
-    # not getrusage, whose figure begins with the parent's
+                with models[0].disable_adapter():
+                    models[0](input_ids=ids)
+    # not getrusage, whose figure includes the parent's
     status = Path("/proc/self/status").read_text()
     print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def main() -> None:
     prepare_libraries()
-    given = sys.argv[1] if len(sys.argv) > 1 else str(NUM_PROMPTS)
-    if not given.isdigit():
-        hold(given)
+    argument = sys.argv[1] if len(sys.argv) > 1 else str(MAX_PROMPTS)
+    if not argument.isdigit():
+        hold(argument)
         return
     with tempfile.TemporaryDirectory() as folder:
         run = make_trained_run(Path(folder) / "run")
         print(json.dumps(times(run)), flush=True)
-        print(json.dumps(mismatches(run, int(given))), flush=True)
+        print(json.dumps(mismatches(run, int(argument))), flush=True)
     nothing, one, two = (memory_of(what) for what in ("nothing", "one", "two"))
     print(
         json.dumps(

@@ -1,6 +1,7 @@
-"""Trainings that are killed, run out of disk, or find their checkpoints tampered with, each held against the same training left alone.
+"""Kills trainings, fills their disks and tampers with their checkpoints, and compares each run.
 
-`python -m benchmarks.kills [--kills 200] [--seed 0]` prints one line of JSON; it takes about a quarter of an hour.
+Each is compared with the same training left alone. `python -m benchmarks.crash_recovery [--kills
+200] [--seed 0]` prints one JSON line; it takes about a quarter of an hour.
 """
 
 import argparse
@@ -20,33 +21,33 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # a process whose threads have worked cannot be forked
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # the harness forks this process
     prepare_libraries()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PEFT_SPACE_HOME"] = str(Path(folder) / "home")
-        record = measure(Path(folder), given.kills, given.seed)
+        record = measure(Path(folder), arguments.kills, arguments.seed)
     print(json.dumps(record))
     sys.exit(any(part["problems"] for part in record.values() if isinstance(part, dict)))
 
 
-def measure(folder: Path, kills_wanted: int, seed: int) -> dict[str, object]:
+def measure(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
     """The whole record."""
     from tests.fixtures import crash_harness
 
     crash_harness.load_libraries()
     began, rng, kit = time.perf_counter(), random.Random(seed), crash_harness.Kit(folder)
     killed = crash_harness.Tally()
-    while killed.kills < kills_wanted or killed.runs < kills_wanted // 5:
-        most = 6 if killed.kills < kills_wanted else 1
+    while killed.kills < num_kills or killed.runs < num_kills // 5:
+        max_kills = 6 if killed.kills < num_kills else 1
         crash_harness.kill_and_compare(
-            kit, f"run-{killed.runs}", crash_harness.TASKS[killed.runs % 3], rng, most, killed
+            kit, f"run-{killed.runs}", crash_harness.TASKS[killed.runs % 3], rng, max_kills, killed
         )
         print(killed, file=sys.stderr, flush=True)
     tree = crash_harness.Tally()
     while tree.kills < 10:
         crash_harness.kill_process_tree(kit, f"tree-{tree.runs}", rng, 5, tree)
-    tampered, full, told = [], [], Counter()
+    tampered, full, messages = [], [], Counter()
     for number, task in enumerate(crash_harness.TASKS):
         run, alone = crash_harness.cut_short(kit, f"tampered-{number}", task, rng)
         count = (14, 14, 12)[number]
@@ -59,11 +60,11 @@ def measure(folder: Path, kills_wanted: int, seed: int) -> dict[str, object]:
                 problem, message = crash_harness.fill_disk_and_compare(
                     kit, f"full-{number}-{which}", task, rng
                 )
-            except PermissionError as why:
-                print(why, file=sys.stderr)  # and the record says that none was filled
+            except PermissionError as error:
+                print(error, file=sys.stderr)  # the record then counts fewer full disks
                 continue
             full.append(problem)
-            told[message] += 1
+            messages[message] += 1
     return {
         "seed": seed,
         "kills": {
@@ -79,7 +80,7 @@ def measure(folder: Path, kills_wanted: int, seed: int) -> dict[str, object]:
         },
         "full_disks": {
             "filled": len(full),
-            "told": dict(told),
+            "messages": dict(messages),
             "problems": [problem for problem in full if problem],
         },
         "seconds": round(time.perf_counter() - began),

@@ -1,4 +1,7 @@
-"""The built-in model and the sample data, whole journey: training time and exact match of both columns. `python -m benchmarks.demo [SEED ...]`"""
+"""Trains the built-in model on the sample data: training time and exact match of both columns.
+
+`python -m benchmarks.demo [SEED ...]` prints one JSON line per seed.
+"""
 
 import json
 import sys
@@ -14,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
-    """Train the default recipe with this seed in `folder` and score both columns on the 60 held-out rows."""
+    """Train the default recipe with this seed and score both columns on the 60 held-out rows."""
     from peft_space.evaluation.evaluate import evaluate
     from peft_space.models.loading import load_adapted
     from peft_space.recipe import Recipe

@@ -1,8 +1,14 @@
-"""Adapters on bases that come quantized as GPTQ and as AWQ, on this machine: quantized, trained, scored, loaded with plain PEFT.
+"""Trains adapters on GPTQ and AWQ bases: quantized, trained, scored, loaded with plain PEFT.
 
-In an environment of its own: `python -m venv .venv-gptq; .venv-gptq/bin/pip install -c constraints.txt -r requirements.txt;
-.venv-gptq/bin/pip install --no-deps -r requirements-gptq.txt; .venv-gptq/bin/python -m benchmarks.gptq_awq [gptq] [awq]`. The base is the
-built-in model, quantized here to 4 bits in groups of 128 with 64 texts of the sample data to calibrate. Prints why where a method fails.
+Needs a separate environment:
+
+    python -m venv .venv-gptq
+    .venv-gptq/bin/pip install -c constraints.txt -r requirements.txt
+    .venv-gptq/bin/pip install --no-deps -r requirements-gptq.txt
+    .venv-gptq/bin/python -m benchmarks.gptq_awq [gptq] [awq]
+
+The base is the built-in model, quantized to 4 bits in groups of 128 and calibrated with 64 texts of
+the sample data. If a method fails, its line has the reason.
 """
 
 import contextlib
@@ -21,11 +27,11 @@ from unittest import mock
 from peft_space.settings import prepare_libraries
 
 METHODS = {"gptq": "gptq", "awq": "gemm"}
-"""Each method, and the format that its weights are packed in."""
+"""Method -> format of its packed weights."""
 CALIBRATION_TEXTS = 64
 STEPS = 20
-LARGEST_DIFFERENCE = 1e-4
-"""Of logits, in float32 on both sides."""
+MAX_DIFFERENCE = 1e-4
+"""Limit for the logits, in float32 on both sides."""
 LIBRARIES = ("torch", "transformers", "peft", "gptqmodel", "optimum")
 
 
@@ -43,7 +49,11 @@ def quantize(method: str, folder: Path) -> None:
 
 
 def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """A run on `base`, trained and scored as the command line does it; the model as it was prepared for training; and the figures."""
+    """Train and score a run on `base`, as the command line does.
+
+    Returns:
+        The run, the model as it was prepared for training, and the figures.
+    """
     import peft
 
     from peft_space import operations
@@ -52,11 +62,11 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     prepared = []
 
-    def prepare(*given: Any, **more: Any) -> Any:
-        prepared.append(really(*given, **more))
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        prepared.append(original(*args, **kwargs))
         return prepared[-1]
 
-    really = peft.prepare_model_for_kbit_training
+    original = peft.prepare_model_for_kbit_training
     run = operations.make_run(str(folder), "demo", {"base_model": str(base), "max_steps": STEPS})[
         "run"
     ]
@@ -78,8 +88,12 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     return Run(run), prepared[0], figures
 
 
-def look_at(model: Any) -> dict[str, Any]:
-    """What can be seen on a model that was trained. Fails where the base is not frozen, not exact, or a layer has no adapter."""
+def check_model(model: Any) -> dict[str, Any]:
+    """Check a trained model: the base frozen and exact, an adapter on every quantized layer.
+
+    Returns:
+        The number of wrapped layers and their classes.
+    """
     import torch
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
     from peft.tuners.lora import LoraLayer
@@ -101,7 +115,11 @@ def look_at(model: Any) -> dict[str, Any]:
 
 
 def difference_to_plain_peft(run: Any, base: Path) -> tuple[float, str]:
-    """The largest difference of logits between the app's model and the adapter in plain transformers and PEFT, and the layers of the latter."""
+    """Compare the app's logits with those of the adapter in plain transformers and PEFT.
+
+    Returns:
+        The largest difference, and the class of plain PEFT's layers.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -128,7 +146,7 @@ def difference_to_plain_peft(run: Any, base: Path) -> tuple[float, str]:
 
 
 def measure(method: str, folder: Path) -> dict[str, Any]:
-    """All of it for one method."""
+    """All figures of one method."""
     from peft_space.models.architecture import linear_layers
     from peft_space.models.loading import expected_parameter_counts
     from peft_space.models.resolve import find_base
@@ -139,17 +157,17 @@ def measure(method: str, folder: Path) -> dict[str, Any]:
     quantize(method, base)
     quantizing = time.perf_counter() - began
     run, model, figures = trained(base, folder / f"run-{method}")
-    seen = look_at(model)
+    layers = check_model(model)
     plan = read_plan(run)
     assert plan is not None
-    assert (plan.num_wrapped, plan.quantization) == (seen["wrapped"], method)
+    assert (plan.num_wrapped, plan.quantization) == (layers["wrapped"], method)
     full = expected_parameter_counts(run.recipe, linear_layers(find_base("demo").config))
     assert (plan.trainable_parameters, plan.all_parameters) == full, (
         "parameters are not counted as those of the base in full"
     )
     assert figures["loss_last"] < figures["loss_first"] / 2, f"the loss does not fall: {figures}"
     difference, plain_layer = difference_to_plain_peft(run, base)
-    assert difference < LARGEST_DIFFERENCE, f"plain PEFT gives other logits, by {difference}"
+    assert difference < MAX_DIFFERENCE, f"plain PEFT gives other logits, by {difference}"
     counted = {
         "trainable_parameters": plan.trainable_parameters,
         "all_parameters": plan.all_parameters,
@@ -160,7 +178,7 @@ def measure(method: str, folder: Path) -> dict[str, Any]:
         {"method": method, "steps": STEPS}
         | figures
         | seconds
-        | seen
+        | layers
         | counted
         | {"compute_dtype": plan.compute_dtype}
         | plain
@@ -170,11 +188,10 @@ def measure(method: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     prepare_libraries()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault(
-        "GPTQMODEL_CPU_WORKERS", "4"
-    )  # by itself it takes half of the cores, and where that is one it cannot load a model
+    # gptqmodel uses half of the cores by default, and cannot load a model with one
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "4")
     if importlib.util.find_spec("gptqmodel") is None:
-        sys.exit(f"gptqmodel is not installed here.\n\n{__doc__}")
+        sys.exit(f"gptqmodel is not installed.\n\n{__doc__}")
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     result, failed = sys.stdout, False
     with (
@@ -182,12 +199,11 @@ def main() -> None:
         contextlib.chdir(folder),
         contextlib.redirect_stdout(sys.stderr),
     ):
-        for method in (
-            sys.argv[1:] or METHODS
-        ):  # gptqmodel writes logs into the working folder, and to stdout
+        # gptqmodel writes logs to the working folder and to stdout
+        for method in sys.argv[1:] or METHODS:
             try:
                 figures = measure(method, Path(folder))
-            except Exception as error:  # noqa: BLE001 - what is not possible here is a result too
+            except Exception as error:  # noqa: BLE001 - a failure is a result too
                 traceback.print_exc()
                 figures, failed = (
                     {"method": method, "fails": f"{type(error).__name__}: {error}"},

@@ -1,12 +1,13 @@
-"""Models, rows and timed trainings that the benchmarks of speed share. Each training runs in a process of its own and tells its own times.
+"""Models, rows and timed trainings that the speed benchmarks share.
 
-`ours` is what the page starts: `python -m peft_space resume RUN`, from the process's start to its end. The others are scripts as a
-person writes them for the same rows: a bare transformers Trainer, TRL's SFTTrainer with equal settings and with its defaults, and a plain loop.
+Each training runs in a separate process and measures its times. `ours` is what the page starts,
+from the start of the process to its end. The others are scripts as a person writes them for the
+same rows: a bare transformers Trainer, TRL's SFTTrainer with equal settings and with its defaults,
+and a plain loop.
 """
 
 import contextlib
 import functools
-import gc
 import json
 import os
 import random
@@ -22,9 +23,6 @@ from typing import Any
 
 Json = dict[str, Any]
 
-OURS_ALONE = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Variables that the app sets for itself; the others wait as OpenMP comes."""
-
 SIZES = {
     "33M": {
         "hidden_size": 512,
@@ -39,7 +37,7 @@ SIZES = {
         "num_attention_heads": 4,
     },
 }
-"""Of Llamas with random weights and the built-in model's tokenizer: 33.2 and 3.5 million parameters."""
+"""Llamas with random weights and the built-in model's tokenizer: 33.2M and 3.5M parameters."""
 
 
 def make_model(folder: Path, size: str) -> str:
@@ -52,8 +50,10 @@ def make_model(folder: Path, size: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=1_024, tie_word_embeddings=True, num_key_value_heads=SIZES[size]["num_attention_heads"],
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **SIZES[size],
+        vocab_size=len(tokenizer), max_position_embeddings=1_024, tie_word_embeddings=True,
+            num_key_value_heads=SIZES[size]["num_attention_heads"],
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        **SIZES[size],
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -61,7 +61,10 @@ def make_model(folder: Path, size: str) -> str:
 
 
 def make_rows(path: Path, count: int, messages: float, sigma: float = 0.0) -> str:
-    """Write `count` rows of text, each of some messages of the sample data, of 44 tokens on average: `messages` in the median, lognormal."""
+    """Write `count` rows of text, each made of messages of the sample data (44 tokens on average).
+
+    The number of messages is lognormal, with the median `messages`.
+    """
     from peft_space.demo import TRAIN_FILE
 
     lines = [json.loads(line) for line in TRAIN_FILE.read_text().splitlines()]
@@ -92,51 +95,47 @@ def recipe_of(settings: Json) -> Json:
 
 
 def make_run(folder: Path, settings: Json) -> str:
-    """A run that waits for its training, made by the verb that the page uses."""
+    """A run ready for training, created by the operation that the page uses."""
     from peft_space import operations
 
     return operations.make_run(str(folder), settings["rows"], recipe_of(settings))["run"]
 
 
-# In the process of a training
+# In the training's process
 
 
-def _watched() -> Json:
-    """Let every Trainer of this process tell when its first step begins, what its training takes, and its losses."""
+def _time_trainers() -> Json:
+    """Patch Trainer to record the start of its first step, its training time and its losses."""
     from transformers import Trainer
 
-    told: Json = {}
+    times: Json = {}
     train, training_step = Trainer.train, Trainer.training_step
 
     def timed_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if "first_step_at" not in told:
-            told["first_step_at"], told["start_cpu"] = time.time(), time.process_time()
+        if "first_step_at" not in times:
+            times["first_step_at"], times["start_cpu"] = time.time(), time.process_time()
         return training_step(self, *args, **kwargs)
 
     def timed_train(self: Any, *args: Any, **kwargs: Any) -> Any:
         began, cpu = time.perf_counter(), time.process_time()
         result = train(self, *args, **kwargs)
-        told["loop_seconds"], told["loop_cpu"] = (
-            time.perf_counter() - began,
-            time.process_time() - cpu,
-        )
-        told["losses"] = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        times["loop_seconds"] = time.perf_counter() - began
+        times["loop_cpu"] = time.process_time() - cpu
+        times["losses"] = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return result
 
     Trainer.train, Trainer.training_step = timed_train, timed_step
-    return told
+    return times
 
 
 def _ours(settings: Json) -> Json:
     from peft_space.runtime import supervisor, train_process
 
     before: list[float] = []
-    begin, main_of_attempt = supervisor._attempt, train_process.main
+    main_of_attempt = train_process.main
 
     def begun(run: Any, held: Any, options: list[str]) -> int:
         before.append(time.process_time())
-        if "torch" in sys.modules:  # a fork of this process trains
-            return begin(run, held, options)
         command = [
             sys.executable,
             "-W",
@@ -149,45 +148,38 @@ def _ours(settings: Json) -> Json:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=held).wait()
 
     supervisor._attempt = begun
-    train_process.main = lambda arguments: _attempt(main_of_attempt, arguments)
+    train_process.main = lambda arguments: _timed_attempt(main_of_attempt, arguments)
     from peft_space.__main__ import main
 
     directory = Path(settings["run"])
     command = ["resume", str(directory)]
     if not (directory / "run.json").is_file():
-        command = [
-            "train",
-            settings["rows"],
-            "--out",
-            str(directory),
-            "--recipe",
-            json.dumps(recipe_of(settings)),
-        ]
+        recipe = json.dumps(recipe_of(settings))
+        command = ["train", settings["rows"], "--out", str(directory), "--recipe", recipe]
     with contextlib.redirect_stdout(sys.stderr):
         assert main(command) == 0
     plan = json.loads((directory / "plan.json").read_text())
     dtype = f"{plan['frozen_dtype']} weights" if plan["frozen_dtype"] else plan["compute_dtype"]
-    told = json.loads((directory / "told.json").read_text()) | {
+    times = json.loads((directory / "times.json").read_text()) | {
         "dtype": dtype,
         "threads": plan["threads"],
     }
-    return told | {"start_cpu": told["start_cpu"] + before[0]}
+    return times | {"start_cpu": times["start_cpu"] + before[0]}
 
 
-def _attempt(main: Any, arguments: list[str]) -> int:
-    """What the process does that trains a run of ours; it also tells its times."""
+def _timed_attempt(main: Any, arguments: list[str]) -> int:
+    """Run the training process of the app and store its times in the run."""
     from peft_space.settings import prepare_libraries
 
     prepare_libraries()
-    gc.disable()  # as `attempt` does where it is the first to import them
-    told = _watched()
+    times = _time_trainers()
     status = main(arguments)
-    (Path(arguments[0]) / "told.json").write_text(json.dumps(told))
+    (Path(arguments[0]) / "times.json").write_text(json.dumps(times))
     return status
 
 
 def _adapted(settings: Json) -> tuple[Any, Any]:
-    """(model with a fresh adapter, tokenizer) as a script makes them."""
+    """(model with a new adapter, tokenizer), as in a script."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -199,9 +191,8 @@ def _adapted(settings: Json) -> tuple[Any, Any]:
         AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
         _lora(settings),
     )
-    if (
-        settings["dtype"] == "bfloat16 weights"
-    ):  # not before the adapter is made, whose first numbers would be rounded
+    # after the adapter was added, whose initial weights would be rounded otherwise
+    if settings["dtype"] == "bfloat16 weights":
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
@@ -231,16 +222,19 @@ def _tokens(settings: Json, tokenizer: Any) -> list[Json]:
 
 
 def _equal(settings: Json) -> Json:
-    """What the arguments of any Trainer have to be for the same steps as ours."""
+    """Arguments with which any Trainer takes the same steps as ours."""
     return {
-        "output_dir": settings["out"], "max_steps": settings["steps"], "per_device_train_batch_size": settings["batch_size"],
-        "learning_rate": settings["rate"], "warmup_steps": 0.05, "bf16": settings["dtype"] != "float32", "use_cpu": True, "seed": 0,
-        "logging_steps": 1, "save_strategy": "steps", "save_steps": 100, "report_to": "none", "disable_tqdm": True,
+        "output_dir": settings["out"], "max_steps": settings["steps"],
+        "per_device_train_batch_size": settings["batch_size"],
+        "learning_rate": settings["rate"], "warmup_steps": 0.05,
+        "bf16": settings["dtype"] != "float32", "use_cpu": True, "seed": 0,
+        "logging_steps": 1, "save_strategy": "steps", "save_steps": 100, "report_to": "none",
+        "disable_tqdm": True,
     }  # fmt: skip
 
 
 def _bare(settings: Json) -> Json:
-    told = _watched()
+    times = _time_trainers()
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     model, tokenizer = _adapted(settings)
@@ -253,11 +247,11 @@ def _bare(settings: Json) -> Json:
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
         trainer.save_model()
-    return told
+    return times
 
 
 def _sft(settings: Json) -> Json:
-    told = _watched()
+    times = _time_trainers()
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -273,17 +267,18 @@ def _sft(settings: Json) -> Json:
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
         trainer.save_model()
-    return told
+    return times
 
 
 def _trl_defaults(settings: Json) -> Json:
-    """TRL as it comes: only what has to be said, and the size of the work, which is the same for all."""
-    told = _watched()
+    """TRL's defaults: only the required arguments and the size of the work."""
+    times = _time_trainers()
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     arguments = SFTConfig(
-        settings["out"], max_steps=settings["steps"], per_device_train_batch_size=settings["batch_size"], max_length=settings["length"],
+        settings["out"], max_steps=settings["steps"],
+        per_device_train_batch_size=settings["batch_size"], max_length=settings["length"],
         logging_steps=1, report_to="none", use_cpu=True,
     )  # fmt: skip
     trainer = SFTTrainer(
@@ -294,11 +289,11 @@ def _trl_defaults(settings: Json) -> Json:
     )
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
-    return told
+    return times
 
 
 def _by_hand(settings: Json) -> Json:
-    """A plain loop over the same batches in the same order, with nothing in it that training does not need."""
+    """A plain loop over the same batches in the same order, with nothing but the training."""
     import torch
     from transformers import get_linear_schedule_with_warmup
 
@@ -319,7 +314,7 @@ def _by_hand(settings: Json) -> Json:
         if settings["dtype"] != "float32"
         else contextlib.nullcontext
     )
-    told: Json = {"first_step_at": time.time()}
+    times: Json = {"first_step_at": time.time()}
     began, cpu = time.perf_counter(), time.process_time()
     for step in range(steps):
         ids = torch.tensor(
@@ -333,7 +328,7 @@ def _by_hand(settings: Json) -> Json:
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return told | {
+    return times | {
         "loop_seconds": time.perf_counter() - began,
         "loop_cpu": time.process_time() - cpu,
         "losses": losses,
@@ -341,13 +336,13 @@ def _by_hand(settings: Json) -> Json:
 
 
 def _llamafactory(settings: Json) -> Json:
-    told = _watched()
+    times = _time_trainers()
     from llamafactory.cli import main
 
     sys.argv = ["llamafactory-cli", "train", settings["config"]]
     with contextlib.redirect_stdout(sys.stderr):
         main()
-    return told
+    return times
 
 
 ARMS = {
@@ -360,7 +355,7 @@ ARMS = {
 }
 
 
-# From outside
+# In the benchmark's process
 
 
 def time_training(
@@ -370,26 +365,33 @@ def time_training(
     environment: Json | None = None,
     python: str = sys.executable,
 ) -> Json:
-    """Run one arm in a fresh process: its own times, `start_seconds` until its first step begins, `seconds` and `cpu` of all of it.
+    """Run one arm in a fresh process.
 
-    Where `settings` has a `run`, that is `ours` from data to adapter; otherwise the run is made before, as by the page.
+    With a `run` in `settings`, `ours` goes from data to adapter; otherwise the run exists already.
+
+    Returns:
+        The arm's times, `start_seconds` until its first step, and `seconds` and `cpu` in all.
     """
     settings = settings | {"out": tempfile.mkdtemp(dir=folder)}
     shutil.rmtree(
         Path(os.environ["PEFT_SPACE_HOME"]) / "cache" / "speed", ignore_errors=True
-    )  # each measures anew what is fastest
+    )  # each run measures its dtype
     if arm == "ours" and "run" not in settings:
         settings |= {"run": make_run(Path(settings["out"]) / "run", settings)}
     began = time.time()
-    told = run_timed([python, "-W", "ignore", __file__, arm, json.dumps(settings)], environment)
-    told |= json.loads(told.pop("output").strip().splitlines()[-1])
-    return told | {"start_seconds": told.pop("first_step_at") - began}
+    result = run_timed([python, "-W", "ignore", __file__, arm, json.dumps(settings)], environment)
+    result |= json.loads(result.pop("output").strip().splitlines()[-1])
+    return result | {"start_seconds": result.pop("first_step_at") - began}
 
 
 def run_timed(command: list[str], environment: Json | None = None) -> Json:
-    """Run a command to its end: `seconds`, `cpu` (user and system, of it and its children), and its `output`."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
-    variables = inherited | {"PYTHONPATH": str(Path(__file__).parent.parent)} | (environment or {})
+    """Run a command to its end.
+
+    Returns:
+        `seconds`, `cpu` (user and system time of it and its children), and its `output`.
+    """
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    variables |= environment or {}
     before, began = os.times(), time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
@@ -415,13 +417,13 @@ def ratio(ours: list[Json], theirs: list[Json], name: str) -> float:
 
 
 def loss_difference(ours: Json, theirs: Json) -> float:
-    """The most that the losses of any step differ by."""
+    """The largest difference between the losses of any step."""
     return max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
 
 
 @contextlib.contextmanager
 def working_folder() -> Iterator[Path]:
-    """A folder for everything that a benchmark writes; the home of the app is in it meanwhile."""
+    """A temporary folder for all files of a benchmark, including the app's home."""
     from peft_space.settings import prepare_libraries
 
     prepare_libraries()
@@ -439,7 +441,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "attempt":
         from peft_space.runtime import train_process
 
-        sys.exit(_attempt(train_process.main, sys.argv[2:]))
+        sys.exit(_timed_attempt(train_process.main, sys.argv[2:]))
     print(json.dumps(ARMS[sys.argv[1]](json.loads(sys.argv[2]))), flush=True)
-    if sys.argv[1] == "ours":
-        gc.freeze()  # as `python -m peft_space` does at its end

@@ -1,8 +1,10 @@
-"""Fifty visitors of a Space upload, preview and poll at once while one of them trains. `python -m benchmarks.load [--seconds 600]`
+"""Lets fifty visitors of a Space upload, check and poll at once while one of them trains.
 
-Each waits 3 to 5 s between actions. Every value that a visitor brings carries a tag of theirs; every answer is searched for tags, and another's is a
-fault. Told: actions, faults, tagged values, the median and 95th percentile of each action, the share of the time in which a training was at its
-steps, and the memory of the app with its workers after each minute. The visitors share the machine's cores with the app and the training.
+`python -m benchmarks.load [--seconds 600]`. Each visitor waits 3 to 5 s between actions. Every
+value that a visitor uploads has the visitor's tag; every answer is searched for tags, and another
+visitor's tag is a fault. Printed are the faults, the tagged values, the median and 95th percentile
+of each action, the share of seconds in which a training made progress, and the memory of the app
+with its workers after each minute. Visitors, app and training share the machine's cores.
 """
 
 import argparse
@@ -23,13 +25,13 @@ import httpx
 import psutil
 
 VISITORS, ROWS = 50, 60
-HOURS = {"num_epochs": 1000, "eval_steps": 2000, "save_steps": 500}
-"""A recipe that is not done before the visitors are."""
+LONG_RECIPE = {"num_epochs": 1000, "eval_steps": 2000, "save_steps": 500}
+"""A training that takes longer than the visitors stay."""
 TAG = re.compile(r"tag([0-9a-f]{8})x")
 
 
 class Load:
-    """What all visitors together did and saw."""
+    """The actions of all visitors and their results."""
 
     def __init__(self, url: str, ends: float):
         self.url, self.ends = url, ends
@@ -37,29 +39,29 @@ class Load:
         self.faults: list[str] = []
         self.tagged = 0
         self.training: list[bool] = []
-        """Of each second, whether a training got on with its steps."""
+        """For each second, True if a training made progress."""
         self.memory: list[int] = []
         """MB after each minute."""
 
-    async def call(self, client: httpx.AsyncClient, endpoint: str, **given: Any) -> Any:
-        joined = await client.post(f"{self.url}/gradio_api/call/v2/{endpoint}", json=given)
+    async def call(self, client: httpx.AsyncClient, endpoint: str, **arguments: Any) -> Any:
+        url = f"{self.url}/gradio_api/call/v2/{endpoint}"
+        joined = await client.post(url, json=arguments)
         joined.raise_for_status()
-        told = await client.get(
-            f"{self.url}/gradio_api/call/{endpoint}/{joined.json()['event_id']}"
-        )
-        kind, data = re.findall(r"event: (\w+)\ndata: (.*)\n", told.text)[-1]
+        event = joined.json()["event_id"]
+        answer = await client.get(f"{self.url}/gradio_api/call/{endpoint}/{event}")
+        kind, data = re.findall(r"event: (\w+)\ndata: (.*)\n", answer.text)[-1]
         if kind != "complete":
             raise RuntimeError(f"{endpoint}: {data[:300]}")
         return json.loads(data)[0]
 
     def look_through(self, answer: Any, own: str) -> None:
         rows = answer.get("examples", []) if isinstance(answer, dict) else []
-        found = TAG.findall(
+        tags = TAG.findall(
             json.dumps(answer)
             + "\n".join("".join(text for text, _ in row["tokens"]) for row in rows)
         )
-        self.tagged += len(found)
-        if others := [tag for tag in found if tag != own]:
+        self.tagged += len(tags)
+        if others := [tag for tag in tags if tag != own]:
             self.faults.append(f"an answer to {own} has {len(others)} values of {others[0]}")
 
     async def timed(self, what: str, action: Any) -> Any:
@@ -69,11 +71,11 @@ class Load:
         return answer
 
     async def visitor(self, number: int, trains: bool) -> None:
-        """One visitor, from when they arrive to the end."""
+        """One visitor, from arrival to the end."""
         own, draw = f"{number:02d}{secrets.token_hex(3)}", random.Random(number)
         run: dict[str, Any] = {}
         await asyncio.sleep(draw.uniform(0, 5))
-        # a connection that rested about as long as the server keeps one is closed under the next request, which browsers send once more
+        # the server closes idle connections; a browser would send the request again
         async with httpx.AsyncClient(
             timeout=120, limits=httpx.Limits(keepalive_expiry=2)
         ) as client:
@@ -99,7 +101,7 @@ class Load:
                         data = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
                     elif actions % 4 == 1:
                         self.look_through(
-                            await self.timed("check", self.call(client, "check_data", data=data)),
+                            await self.timed("check", self.call(client, "check", data=data)),
                             own,
                         )
                     else:
@@ -109,14 +111,14 @@ class Load:
                             not in ("queued", "running")
                         ):
                             started = await self.call(
-                                client, "start", data=data, recipe=HOURS, owner=own * 4
+                                client, "train", data=data, recipe=LONG_RECIPE, owner=own * 4
                             )
                             run = {"run": started["run"], "owner": started["owner"]}
                         answer = await self.timed(
                             "poll",
                             self.call(client, "status", **run)
                             if run
-                            else self.call(client, "runs", owner=own * 4),
+                            else self.call(client, "list", owner=own * 4),
                         )
                         self.look_through(answer, own)
                 except (httpx.HTTPError, RuntimeError, ValueError, IndexError) as error:
@@ -133,21 +135,25 @@ class Load:
 
 
 def memory_mb(app: psutil.Process) -> float:
-    """Memory of the app and the workers that it keeps, what forks share counted once. Trainings are in sessions of their own, and not in it."""
+    """Memory of the app and its workers, with shared pages counted once.
+
+    Trainings have separate sessions and are not included.
+    """
     total = 0.0
-    for one in [app, *app.children(recursive=True)]:
+    for process in [app, *app.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(one.pid) == os.getsid(app.pid):
-                total += one.memory_full_info().pss
+            if os.getsid(process.pid) == os.getsid(app.pid):
+                total += process.memory_full_info().pss
     return total / 1e6
 
 
 async def watch(load: Load, app: psutil.Process, home: Path) -> None:
-    """See each second how far the trainings are, and each minute how much memory is taken."""
+    """Record each second if trainings made progress, and each minute the memory."""
     seen, began = 0, time.time()
     while time.time() < load.ends:
         steps = sum(
-            told.read_text().count('"event":"Step"') for told in home.glob("runs/*/*/events.jsonl")
+            events.read_text().count('"event":"Step"')
+            for events in home.glob("runs/*/*/events.jsonl")
         )
         load.training.append(steps > seen)
         seen = steps
@@ -165,33 +171,33 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         app = App(Path(home, "home"), SYSTEM="spaces", HF_HUB_OFFLINE="1")
         app.start()
         try:
-            load = Load(app.url, time.time() + given.seconds)
+            load = Load(app.url, time.time() + arguments.seconds)
             assert app.process
             asyncio.run(work(load, psutil.Process(app.process.pid), app.home))
         finally:
             app.kill()
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "visitors": VISITORS,
-        "seconds": given.seconds,
+        "seconds": arguments.seconds,
         "faults": len(load.faults),
         "tagged_values": load.tagged,
     }
     for what, seconds in load.seconds.items():
-        told[what] = {
+        result[what] = {
             "count": len(seconds),
             "median": round(statistics.median(seconds), 3),
             "p95": round(statistics.quantiles(seconds, n=20)[-1], 3),
         }
-    told |= {
+    result |= {
         "share_of_time_training": round(statistics.mean(load.training), 2),
         "memory_mb_by_minute": load.memory,
     }
-    print(json.dumps(told | {"first_faults": load.faults[:5]}))
+    print(json.dumps(result | {"first_faults": load.faults[:5]}))
 
 
 if __name__ == "__main__":

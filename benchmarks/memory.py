@@ -1,8 +1,10 @@
-"""How near the estimate of memory comes to what a training takes, on a CPU. `python -m benchmarks.memory`
+"""Compares the memory estimate with the peak memory of trainings on a CPU.
 
-Each recipe is trained for two steps in a fresh process, with the project's own loading, adapter, batches and Trainer. Measured is the most
-resident memory (VmHWM, which a child does not inherit) over that after all imports and before loading. The models have random weights:
-what they hold does not matter here. The three constants of the estimate are fitted on the recipes of FITTED alone.
+`python -m benchmarks.memory`. Each recipe is trained for two steps in a fresh process, with the
+app's loading, adapter, batches and Trainer. Measured is the peak resident memory (VmHWM, which a
+child does not inherit) minus the resident memory after all imports and before loading. The models
+have random weights, which do not matter here. The three constants of the estimate are fitted on the
+recipes of FITTED only.
 """
 
 import argparse
@@ -104,7 +106,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One training; `recipe` has what differs from the defaults."""
+    """One training; `recipe` has the fields that differ from the defaults."""
 
     model: str
     batch_size: int
@@ -175,8 +177,8 @@ def store(case: Case, folder: str) -> None:
     auto_class(case).from_config(config).to(config.dtype).save_pretrained(folder)
 
 
-def goal_of(case: Case) -> Any:
-    """What the model of `case` learns."""
+def task_spec_of(case: Case) -> Any:
+    """The task of the model of `case`."""
     from peft_space.recipe import TaskSpec
 
     tasks = {"Seq2SeqLM": "seq2seq-lm", "SequenceClassification": "sequence-classification"}
@@ -190,13 +192,13 @@ def estimated(case: Case) -> Any:
     from peft_space.models.architecture import linear_layers
     from peft_space.recipe import make_recipe
 
-    layers = linear_layers(config_of(case), goal_of(case).task)
+    layers = linear_layers(config_of(case), task_spec_of(case).task)
     checkpointing = {"gradient_checkpointing": "on"} if case.checkpointing else {}
     return estimate(layers, make_recipe(case.recipe | checkpointing), case.batch_size, case.length)
 
 
 def memory(key: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most so far."""
+    """Resident bytes of this process: `VmRSS` now, `VmHWM` at its peak."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -206,17 +208,17 @@ def memory(key: str) -> int:
 
 
 def adapted(case: Case, folder: str) -> Any:
-    """The model of `case` as it is trained."""
+    """The model of `case` as the app trains it."""
     from peft_space.models.loading import load_base_model, new_adapter
     from peft_space.models.resolve import find_base
     from peft_space.recipe import make_recipe
 
-    recipe, base, goal = make_recipe(case.recipe), find_base(folder), goal_of(case)
+    recipe, base, goal = make_recipe(case.recipe), find_base(folder), task_spec_of(case)
     return new_adapter(load_base_model(base, recipe, "float32", goal), recipe, base, goal)
 
 
 def batches(case: Case) -> tuple[list[Any], Any]:
-    """(rows, collator) of two batches, the first row of each as long as the case says."""
+    """(rows, collator) of two batches whose first row has the length of the case."""
     import torch
 
     from peft_space.data.batches import collate
@@ -236,7 +238,7 @@ def batches(case: Case) -> tuple[list[Any], Any]:
 
 
 def measured_here(case: Case, folder: str) -> int:
-    """Bytes that this process, which has to be fresh, grows by after its imports."""
+    """Bytes by which this fresh process grows after its imports."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import transformers
@@ -269,9 +271,10 @@ def measured_here(case: Case, folder: str) -> int:
 
 
 def measured(number: int, case: Case) -> list[int]:
-    """Bytes that fresh processes grow by, the middle one being what counts.
+    """Bytes by which fresh processes grow; the median counts.
 
-    How the heap is cut up differs from run to run: by a few percent, but with checkpointing, which releases more, by up to 40.
+    Heap fragmentation varies between runs by a few percent. With checkpointing, which releases more
+    memory, it varies by up to 40.
     """
     grown = []
     with tempfile.TemporaryDirectory() as folder:
@@ -309,12 +312,12 @@ def compared(number: int, case: Case) -> dict[str, Any]:
 
 
 def fitted(truths: list[float]) -> dict[str, float]:
-    """The estimate's constants that are nearest to what was measured on FITTED, by least squares of the relative error."""
+    """The estimate's constants with the least squares of the relative error on FITTED."""
     import numpy as np
 
     from peft_space.estimation import memory as module
 
-    names = ("LIBRARIES", "HOLES_BETWEEN", "HOLES_ANEW")
+    names = ("LIBRARIES", "FRAGMENTATION_BETWEEN", "FRAGMENTATION_IN_STEP")
 
     def totals(*values: float) -> Any:
         for name, value in zip(names, values, strict=True):
@@ -325,10 +328,10 @@ def fitted(truths: list[float]) -> dict[str, float]:
     columns = [
         (totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
-    found = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
+    constants = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
     return {
         f"fitted_{name}": round(float(value), 3)
-        for name, value in zip(("LIBRARIES_mb", *names[1:]), found, strict=True)
+        for name, value in zip(("LIBRARIES_mb", *names[1:]), constants, strict=True)
     }
 
 
@@ -350,20 +353,14 @@ def main() -> None:
         )
         print(json.dumps(lines[-1]), flush=True)
     errors = [abs(line["error"]) for line in lines if line["set"] == "tested"]
-    print(
-        json.dumps(
-            {
-                "recipes": len(errors),
-                "median_error": round(statistics.median(errors), 3),
-                "worst_error": max(errors),
-            }
-        )
-    )
-    print(
-        json.dumps(
-            fitted([statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]])
-        )
-    )
+    truths = [statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]]
+    print(json.dumps(fitted(truths)))
+    summary = {
+        "recipes": len(errors),
+        "median_error_percent": round(100 * statistics.median(errors), 1),
+        "worst_error_percent": round(100 * max(errors), 1),
+    }
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A million conversations, from a file on the disk to checked rows and token ids. `python -m benchmarks.million_rows [--rows N]`
+"""Checks a million conversations, from a file on the disk to token ids.
 
-Measured are the most memory that all processes of a check held together (as the kernel shares out what several of them map), when the
-first preview was there, in a worker that was warmed as the page warms it, and rows a second. TRL prepares a part of the same rows with the same tokenizer, in turn with us, by medians of
-three; its token ids and mask have to be ours. What TRL is given is already in memory; ours reads a file and writes one.
+`python -m benchmarks.million_rows [--rows N]`. Measured are the peak memory of all processes of a
+check together (shared pages counted once), the time of the first preview in a worker that the page
+has warmed up, and rows per second. TRL prepares a part of the same rows with the same tokenizer, in
+turn with us, by medians of three; its token ids and mask must equal ours. TRL's input is already in
+memory; ours reads a file and writes one.
 """
 
 import argparse
@@ -17,32 +19,33 @@ from pathlib import Path
 from typing import Any
 
 ROWS, COMPARED, ROUNDS = 1_000_000, 20_000, 3
-_WORDS = """lamp kettle chair shelf mirror red blue green grey Mira Tom Anna Ben arrived broken late wrong order parcel seven two ticket please
-thank you hello my name is the a has not it was and should be sent again today tomorrow colour number shop café größer naïve 猫""".split()
+_WORDS = """lamp kettle chair shelf mirror red blue green grey Mira Tom Anna Ben arrived broken late
+wrong order parcel seven two ticket please thank you hello my name is the a has not it was and
+should be sent again today tomorrow colour number shop café größer naïve 猫""".split()
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Conversations of one to three questions and their answers."""
+    """Write conversations of one to three questions with their answers."""
     rng = random.Random(0)
 
-    def said() -> str:
+    def sentence() -> str:
         return " ".join(rng.choices(_WORDS, k=rng.randint(5, 30))).capitalize() + "."
 
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(count):
             turns = [
-                {"role": role, "content": said()}
+                {"role": role, "content": sentence()}
                 for role in ("user", "assistant") * rng.randint(1, 3)
             ]
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
 
 
 class Memory(threading.Thread):
-    """Watches what this process and its children hold, in bytes: `most` at any moment."""
+    """Watches the memory of this process and its children, in bytes: `peak`."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.most, self.ended = 0, threading.Event()
+        self.peak, self.ended = 0, threading.Event()
 
     def run(self) -> None:
         import psutil
@@ -52,46 +55,46 @@ class Memory(threading.Thread):
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
                     held += process.memory_full_info().pss
-                except psutil.Error:  # it has ended meanwhile
+                except psutil.Error:  # the process has ended
                     continue
-            self.most = max(self.most, held)
+            self.peak = max(self.peak, held)
 
 
 def whole_check(path: Path) -> dict[str, Any]:
-    """What a check of all rows took, as the page asks for it."""
+    """Figures of a check of all rows, as the page calls it."""
     from peft_space.runtime.worker_pool import Workers
 
     workers = Workers()
-    workers.warm()  # as when the page is opened
+    workers.warm()  # as the page does when it opens
     memory, began = Memory(), time.perf_counter()
     memory.start()
     first_preview: list[float] = []
     stages: dict[str, float] = {}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for message in workers.stream("check", data=str(path), recipe={"base_model": "demo"}):
-        told = message.get("report") or {}
-        if "preview" in told:
+        report = message.get("report") or {}
+        if "preview" in report:
             first_preview.append(time.perf_counter() - began)
-        elif told:
-            stages.setdefault(told["what"].split(" ")[0], time.perf_counter() - began)
-        found = message.get("result", found)
+        elif report:
+            stages.setdefault(report["what"].split(" ")[0], time.perf_counter() - began)
+        result = message.get("result", result)
     seconds = time.perf_counter() - began
     workers.close()
     memory.ended.set()
     memory.join()
-    assert found["to_train"] + found["held_out"] <= found["rows"]
+    assert result["to_train"] + result["held_out"] <= result["rows"]
     return {
-        "rows": found["rows"],
+        "rows": result["rows"],
         "first_preview_seconds": first_preview[0],
         "seconds": seconds,
-        "rows_a_second": found["rows"] / seconds,
-        "tokenizing_rows_a_second": found["rows"] / (seconds - stages["Tokenized"]),
-        "most_memory_gb": memory.most / 1e9,
+        "rows_a_second": result["rows"] / seconds,
+        "tokenizing_rows_a_second": result["rows"] / (seconds - stages["Tokenized"]),
+        "most_memory_gb": memory.peak / 1e9,
     }
 
 
 def ours(path: Path, rows: Any, tokenizer: Any) -> tuple[float, Any]:
-    """(seconds, tokens) of tokenizing in a fresh cache."""
+    """(seconds, tokens) of tokenizing with an empty cache."""
     from peft_space.data.tokenization.tokenize import tokenize
 
     with tempfile.TemporaryDirectory() as home:
@@ -105,13 +108,13 @@ def ours(path: Path, rows: Any, tokenizer: Any) -> tuple[float, Any]:
 def trls(
     conversations: list[Any], tokenizer: Any, model: Any, processes: int | None
 ) -> tuple[float, Any]:
-    """(seconds, tokens) of TRL's preparation of the same rows, with the mask of the assistant's answers."""
+    """(seconds, tokens) of TRL's preparation of the same rows, with the assistant mask."""
     import datasets
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    given = datasets.Dataset.from_list([{"messages": row} for row in conversations])
+    dataset = datasets.Dataset.from_list([{"messages": row} for row in conversations])
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
             output_dir=folder,
@@ -123,16 +126,16 @@ def trls(
             bf16=False,
         )
         trainer = SFTTrainer(
-            model, arguments, train_dataset=given.select([0]), processing_class=tokenizer
+            model, arguments, train_dataset=dataset.select([0]), processing_class=tokenizer
         )
         began = time.perf_counter()
-        prepared = trainer._prepare_dataset(given, tokenizer, arguments, False, None, "train")
+        prepared = trainer._prepare_dataset(dataset, tokenizer, arguments, False, None, "train")
         seconds = time.perf_counter() - began
         return seconds, list(zip(prepared["input_ids"], prepared["labels"], strict=True))
 
 
 def compared(path: Path) -> dict[str, Any]:
-    """The same rows prepared by us and by TRL, in turn."""
+    """Prepare the same rows with the app and with TRL, in turn."""
     from transformers import AutoModelForCausalLM
 
     from peft_space.data.dataset import load_dataset
@@ -153,7 +156,7 @@ def compared(path: Path) -> dict[str, Any]:
             taken, theirs = trls(conversations, tokenizer, model, processes)
             seconds[name].append(taken)
             assert [(list(ids), list(labels)) for ids, labels in theirs] == tokens, (
-                f"{name} gives other tokens"
+                f"{name} gives different tokens"
             )
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
     return {f"{name}_rows_a_second": len(rows) / taken for name, taken in median.items()} | {

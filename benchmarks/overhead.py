@@ -1,8 +1,10 @@
-"""What a run costs over a bare transformers Trainer script with the same batches, dtype and threads. `python -m benchmarks.overhead [REPETITIONS]`
+"""Measures what a run costs compared with a bare transformers Trainer script.
 
-33 million parameters, 8 rows of 128 tokens, LoRA of rank 8 on all linear layers; ours, the script, and SFTTrainer in turn, each in a fresh process.
-Losses have to be the same in every step. CPU time is user and system time: of `Trainer.train` alone (loop) and of the whole process.
-`start` is from the process's start until the first step begins; of ours it has the choice of dtype and threads in it.
+`python -m benchmarks.overhead [REPETITIONS]`. The script has the same batches, dtype and threads.
+33M parameters, 8 rows of 128 tokens, LoRA of rank 8 on all linear layers; ours, the script, and
+SFTTrainer in turn, each in a fresh process. Losses must be the same in every step. CPU time is user
+and system time: of `Trainer.train` (loop) and of the whole process. `start` is the time from the
+start of the process to the first step; ours includes the choice of the dtype.
 """
 
 import sys
@@ -27,7 +29,8 @@ def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else REPETITIONS
     with working_folder() as folder:
         settings = {
-            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 8, "rate": 1e-3,
+            "model": make_model(folder / "model", "33M"),
+            "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 8, "rate": 1e-3,
             "batch_size": 8, "length": 128, "steps": STEPS,
         }  # fmt: skip
         results = {"ours": [], "bare": [], "sft": []}
@@ -42,7 +45,7 @@ def main() -> None:
                 chosen
                 | {f"loss_difference_{arm}": f"{value:.1e}" for arm, value in differences.items()}
             )
-            assert differences["bare"] <= 1e-5, "they do not do the same"
+            assert differences["bare"] <= 1e-5, "the losses differ"
     for arm, lines in results.items():
         tell({"arm": arm, "repetitions": repetitions, "steps": STEPS} | medians(lines, FIGURES))
     for arm in ("bare", "sft"):

@@ -1,9 +1,12 @@
-"""The capacity rule where it can fail: labels drawn at random, more than an adapter can learn by heart, and how many bits of them it holds.
+"""Tests the capacity rule where it can fail: random labels, more than an adapter can memorize.
 
-The rule (`advice.needed_rank`) says 2 bits a trained parameter. Tiny Llamas of four widths, adapters of four ranks on all their linear layers; rows
-of random tokens whose last one is to be followed by one of 16 at random, 4 bits, three times as many as the rule says there is room for. Bits
-learnt are those that the loss has fallen below chance, over all rows. The bases have learnt other such rows before, in full: weights as they are
-drawn are too small for an adapter to do anything with. `python -m benchmarks.capacity` prints one JSON line a cell.
+The rule (`needed_rank` in `recommend/rules.py`) says 2 bits per trained parameter. Tiny Llamas of
+four widths, adapters of four ranks on all their linear layers. Each row has random tokens and one
+of 16 random labels, 4 bits, and there are three times as many rows as the rule has room for. The
+bits learned are the decrease of the loss below chance, over all rows. The bases have learned other
+such rows in full before: an adapter can do nothing with untrained weights.
+
+`python -m benchmarks.rank_capacity` prints one JSON line per cell.
 """
 
 import json
@@ -14,8 +17,8 @@ from typing import Any
 WIDTHS, RANKS = (8, 12, 16, 24), (1, 2, 4, 8)
 NUM_LABELS, LENGTH, VOCABULARY = 16, 6, 64
 OVERLOAD = 3
-BATCH, MOST_EPOCHS, PATIENCE = 128, 300, 40
-"""Training ends when the bits learnt have not grown by a hundredth for so many epochs."""
+BATCH, MAX_EPOCHS, PATIENCE = 128, 300, 40
+"""PATIENCE: training ends after this many epochs without a growth of 1 % of the bits."""
 BASE_ROWS, BASE_EPOCHS = 2000, 150
 
 
@@ -29,7 +32,7 @@ def main() -> None:
 
 
 def measure(width: int, rank: int, weights: dict) -> dict:
-    """Bits that an adapter of `rank` on a model of `width` learns by heart, over those that the rule says."""
+    """Bits that an adapter of `rank` on a model of `width` memorizes, relative to the rule."""
     from peft import LoraConfig, get_peft_model
 
     from peft_space.recommend.rules import _BITS_PER_PARAMETER
@@ -45,22 +48,22 @@ def measure(width: int, rank: int, weights: dict) -> dict:
     predicted = _BITS_PER_PARAMETER * num_trained
     num_rows = round(OVERLOAD * predicted / math.log2(NUM_LABELS))
     began = time.perf_counter()
-    held, epochs = _learn(model, num_rows, MOST_EPOCHS, 5e-3, seed=1)
-    told = {
+    held, epochs = _learn(model, num_rows, MAX_EPOCHS, 5e-3, seed=1)
+    result = {
         "width": width,
         "rank": rank,
         "trained_parameters": num_trained,
         "rows": num_rows,
         "predicted_bits": predicted,
     }
-    told |= {
+    result |= {
         "held_bits": round(held),
         "held_over_predicted": round(held / predicted, 3),
         "bits_a_parameter": round(held / num_trained, 2),
     }
-    told |= {"epochs": epochs, "seconds": round(time.perf_counter() - began, 1)}
-    print(json.dumps(told), flush=True)
-    return told
+    result |= {"epochs": epochs, "seconds": round(time.perf_counter() - began, 1)}
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def _model(width: int) -> Any:
@@ -79,17 +82,18 @@ def _model(width: int) -> Any:
 
 
 def _base(width: int) -> dict:
-    """Weights of a model that has learnt other rows, all of it trained."""
+    """Weights of a model that has learned other rows with all its parameters."""
     model = _model(width)
     held, _ = _learn(model, BASE_ROWS, BASE_EPOCHS, 3e-3, seed=2)
     print(json.dumps({"width": width, "base_bits_a_row": round(held / BASE_ROWS, 2)}), flush=True)
     return model.state_dict()
 
 
-def _learn(
-    model: Any, num_rows: int, most_epochs: int, rate: float, seed: int
-) -> tuple[float, int]:
-    """(bits learnt by heart, epochs that it took): the loss that is left counts against them, over an epoch in which the rows are still learnt."""
+def _learn(model: Any, num_rows: int, max_epochs: int, rate: float, seed: int) -> tuple[float, int]:
+    """(bits memorized, epochs used).
+
+    The remaining loss counts against the bits, over an epoch in which training continues.
+    """
     import torch
 
     draw = torch.Generator().manual_seed(seed)
@@ -98,9 +102,9 @@ def _learn(
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0
     )
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, most_epochs)
-    best, since = -math.inf, 0  # a base that is sure of other rows begins far below chance
-    for epoch in range(1, most_epochs + 1):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, max_epochs)
+    best, since = -math.inf, 0  # a base that is certain of other rows begins far below chance
+    for epoch in range(1, max_epochs + 1):
         nats = 0.0
         for places in torch.randperm(num_rows, generator=draw).split(BATCH):
             logits = model(input_ids=rows[places]).logits[:, -1]
@@ -114,7 +118,7 @@ def _learn(
         best, since = (
             (bits, 0) if bits > best + 0.01 * abs(best) + 1 else (max(bits, best), since + 1)
         )
-        if since >= PATIENCE and epoch > most_epochs / 3:
+        if since >= PATIENCE and epoch > max_epochs / 3:
             break
     return max(best, 0.0), epoch
 

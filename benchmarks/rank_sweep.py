@@ -1,4 +1,7 @@
-"""The rank study on the sample data, and what a rank-64 adapter loses when it is cut to the rank that it uses: one JSON line each."""
+"""Runs the rank sweep on the sample data, and cuts a rank-64 adapter to the rank that it uses.
+
+Prints one JSON line each.
+"""
 
 import json
 import tempfile
@@ -11,11 +14,15 @@ def main() -> None:
     prepare_libraries()
     from peft_space import operations
 
-    found = operations.rank_sweep("demo", {"quantization": "none"})
-    told = {str(one["rank"]): round(one["loss"], 4) for one in found["results"]}
+    sweep = operations.rank_sweep("demo", {"quantization": "none"})
+    losses = {str(result["rank"]): round(result["loss"], 4) for result in sweep["results"]}
     print(
         json.dumps(
-            {"steps": found["steps"], "held_out_loss_by_rank": told, "enough": found["enough"]}
+            {
+                "steps": sweep["steps"],
+                "held_out_loss_by_rank": losses,
+                "enough": sweep["enough"],
+            }
         ),
         flush=True,
     )

@@ -1,7 +1,8 @@
-"""What the app makes of the data files in a folder: `python -m benchmarks.real_files FOLDER [--steps N]`
+"""Checks the data files of a folder: `python -m benchmarks.real_files FOLDER [--steps N]`.
 
-For each file a line: rows, what it was recognised as, rows that cannot be used, findings, seconds, and, where its task exists, the loss of the
-first and last of a few training steps of the built-in model. It is no benchmark in `make verify`, which has no such folder.
+Prints one line per file: rows, detected schema, unusable rows, findings, seconds, and, if the task
+is known, the first and last loss of a few training steps of the built-in model. `make verify` does
+not run it, because it has no such folder.
 """
 
 import argparse
@@ -14,25 +15,25 @@ from typing import Any
 from peft_space.settings import prepare_libraries
 
 
-def look(path: Path) -> dict[str, Any]:
-    """What a check says of a file."""
+def check_file(path: Path) -> dict[str, Any]:
+    """Result of checking a file."""
     from peft_space import operations
 
     began = time.perf_counter()
-    found = operations.check(str(path), recipe={"base_model": "demo"}, rows_shown=3)
+    checked = operations.check(str(path), recipe={"base_model": "demo"}, rows_shown=3)
     seconds = round(time.perf_counter() - began, 1)
-    if "question" in found:
-        return {"rows": found["rows"], "question": found["question"], "seconds": seconds}
-    told = {
-        key: found[key]
+    if "question" in checked:
+        return {"rows": checked["rows"], "question": checked["question"], "seconds": seconds}
+    result = {
+        key: checked[key]
         for key in ("rows", "schema", "to_train", "held_out", "num_problems", "notes")
     }
-    findings = {finding["kind"]: finding["count"] for finding in found["findings"]}
-    return told | {
+    findings = {finding["kind"]: finding["count"] for finding in checked["findings"]}
+    return result | {
         "findings": findings,
-        "previewed": len(found["examples"]),
+        "previewed": len(checked["examples"]),
         "seconds": seconds,
-        "task": found["task"],
+        "task": checked["task"],
     }
 
 
@@ -57,18 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     prepare_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(given.folder.rglob("*")):
+        for path in sorted(arguments.folder.rglob("*")):
             if path.suffix in SUFFIXES:
                 try:
-                    told = look(path)
-                    if told["task"]:
-                        told["losses"] = train_a_little(path, given.steps, folder)
+                    result = check_file(path)
+                    if result["task"]:
+                        result["losses"] = train_a_little(path, arguments.steps, folder)
                 except UserError as error:
-                    told = {"refused": str(error)}
-                print(path.name, json.dumps(told, ensure_ascii=False), flush=True)
+                    result = {"rejected": str(error), "code": error.code}
+                print(path.name, json.dumps(result, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

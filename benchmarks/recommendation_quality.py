@@ -1,7 +1,8 @@
-"""The advised recipe against eight around it: half, once and twice its rank and its learning rate, by held-out loss, on files of a folder.
+"""Compares the recommended recipe with eight around it, by held-out loss, on your files.
 
-`python -m benchmarks.advised FOLDER NAME...` prints one JSON line a file. Everything else, the steps too, is as advised, at
-most 600. Taken is the lowest held-out loss, that of the adapter which is kept.
+Half, once and twice its rank and its learning rate. `python -m benchmarks.recommendation_quality
+FOLDER NAME...` prints one JSON line per file. Everything else, also the number of steps, is as
+recommended, with at most 600 steps. The lowest held-out loss counts, the one of the kept adapter.
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-MOST_STEPS = 600
+MAX_STEPS = 600
 
 
 def main() -> None:
@@ -22,13 +23,13 @@ def main() -> None:
 
 
 def measure(path: str) -> dict:
-    """Held-out loss of nine recipes, and how far that of the advised one is above the best, in percent."""
+    """Held-out losses of nine recipes, and how far the recommended one is above the best (%)."""
     from peft_space import operations
     from peft_space.recipe import make_recipe
 
-    advised = operations.recommend(path)
-    rank = make_recipe(advised["recipe"]).lora_rank
-    own, rate, steps = _trained(path, advised["recipe"] | {"max_steps": MOST_STEPS})
+    recommended = operations.recommend(path)
+    rank = make_recipe(recommended["recipe"]).lora_rank
+    own, rate, steps = _trained(path, recommended["recipe"] | {"max_steps": MAX_STEPS})
     losses = {f"rank {rank}, rate {rate:g}": own}
     for other in (rank // 2, rank, 2 * rank):
         for factor in (0.5, 1, 2):
@@ -36,16 +37,16 @@ def measure(path: str) -> dict:
                 chosen = {
                     "lora_rank": other,
                     "learning_rate": rate * factor,
-                    "max_steps": MOST_STEPS,
+                    "max_steps": MAX_STEPS,
                 }
-                reason = {"high_rank_reason": "Twice the advised rank, to compare with it."}
+                reason = {"high_rank_reason": "Twice the recommended rank, for a comparison."}
                 losses[f"rank {other}, rate {rate * factor:g}"], _, _ = _trained(
-                    path, advised["recipe"] | chosen | reason
+                    path, recommended["recipe"] | chosen | reason
                 )
     above = round(100 * (own / min(losses.values()) - 1), 2)
     return {
         "file": Path(path).name,
-        "task": advised["task"],
+        "task": recommended["task"],
         "steps": steps,
         "losses": losses,
         "above_best_percent": above,
@@ -53,7 +54,7 @@ def measure(path: str) -> dict:
 
 
 def _trained(path: str, recipe: dict) -> tuple[float, float, int]:
-    """(held-out loss of the adapter that is kept, learning rate, steps) of a training."""
+    """(held-out loss of the kept adapter, learning rate, steps) of a training."""
     from peft_space import operations
     from peft_space.runs.plan import read_plan
     from peft_space.runs.run import Run
@@ -65,7 +66,7 @@ def _trained(path: str, recipe: dict) -> tuple[float, float, int]:
         plan = read_plan(run)
         assert plan is not None
         return (
-            min(one.loss for one in evaluations_of(run.history())),
+            min(evaluation.loss for evaluation in evaluations_of(run.history())),
             plan.learning_rate,
             len(steps_of(run.history())),
         )

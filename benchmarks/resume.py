@@ -1,11 +1,13 @@
-"""What a checkpoint costs, and what a resume costs over never having stopped. `python -m benchmarks.resume [REPETITIONS]`
+"""Measures what a checkpoint costs, and what a pause and a resume cost.
 
-33 million parameters, LoRA of rank 16. One run is trained to its end; the other is asked to pause half-way and goes on in a new process. The
-adapters have to be the same byte for byte. `to_first_step_seconds`: of the resuming process, from its start until it trains on.
+`python -m benchmarks.resume [REPETITIONS]`. 33M parameters, LoRA of rank 16. One run is trained to
+its end; the other pauses half-way and resumes in a new process. The adapters must be equal byte for
+byte. `to_first_step_seconds` is the time from the start of the resuming process to its first step.
 """
 
 import hashlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,12 +29,12 @@ STEPS = 12
 
 
 def train(directory: str) -> Json:
-    """Train a run in a process of its own, from where it is."""
+    """Train a run in a separate process, from its current step."""
     return run_timed([sys.executable, "-W", "ignore", "-m", "peft_space", "resume", directory])
 
 
 def pause_after(directory: str, step: int) -> Json:
-    """Train a run until it has taken this step, and have it pause."""
+    """Train a run to this step, then ask it to pause."""
     from peft_space.runs.run import Run
     from peft_space.runs.status import steps_of
 
@@ -69,7 +71,7 @@ def first_step_after(directory: str, moment: float) -> float:
 
 
 def checkpoint_cost(directory: str) -> Json:
-    """Seconds from the end of the step before until a checkpoint is on the disk, and its bytes."""
+    """Bytes of a checkpoint, and seconds from the step before it until it is on the disk."""
     from peft_space.runs import events
     from peft_space.runs.run import Run
 
@@ -97,7 +99,8 @@ def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else REPETITIONS
     with working_folder() as folder:
         settings = {
-            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 16, "rate": 1e-3,
+            "model": make_model(folder / "model", "33M"),
+            "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 16, "rate": 1e-3,
             "batch_size": 4, "length": 128, "steps": STEPS,
         }  # fmt: skip
         lines = []
@@ -106,9 +109,8 @@ def main() -> None:
                 make_run(folder / f"{name}-{number}", settings) for name in ("whole", "halved")
             )
             uninterrupted = train(whole)
-            (Path(halved) / "plan.json").write_bytes(
-                (Path(whole) / "plan.json").read_bytes()
-            )  # so that both compute the same numbers
+            # the same plan, so that both compute the same numbers
+            shutil.copyfile(Path(whole) / "plan.json", Path(halved) / "plan.json")
             first = pause_after(halved, STEPS // 2)
             resumed_at = time.time()
             second = train(halved)

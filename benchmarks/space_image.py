@@ -1,8 +1,9 @@
-"""The image of a Space, rehearsed: a clean Python 3.12 environment with requirements.txt serves what `deploy` uploads, as a Space does.
+"""Tests the image of a Space: a clean Python 3.12 environment serves what `deploy-space` uploads.
 
     python -m benchmarks.space_image [--python python3.12] [--constraint torch==2.13.0]
 
-Needs the network, for pip alone, and some 6 GB in the temporary folder. The result is kept by hand, in docs/space.md.
+Needs the network, for pip only, and about 6 GB in the temporary folder. The result is written by
+hand to docs/space.md.
 """
 
 import argparse
@@ -38,15 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default="python3.12")
     parser.add_argument(
-        "--constraint", action="append", default=[], help="of pip, such as torch==2.13.0"
+        "--constraint", action="append", default=[], help="for pip, such as torch==2.13.0"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, OpenIdProvider("hf_of_nobody") as provider:
         folder = Path(scratch)
         for name in files_to_upload(ROOT):
             (folder / "app" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / "app" / name)
-        python = _environment(folder, given.python, given.constraint)
+        python = _environment(folder, arguments.python, arguments.constraint)
         _serve(folder, python, provider)
 
 
@@ -66,7 +67,11 @@ def _environment(folder: Path, python: str, constraints: list[str]) -> Path:
 
 
 def _versions(python: Path) -> str:
-    code = "import sys, platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'· {n} {m.version(n)}' for n in sys.argv[1:]))"
+    code = (
+        "import sys, platform, importlib.metadata as m;"
+        "versions = [f'· {n} {m.version(n)}' for n in sys.argv[1:]];"
+        "print('Python', platform.python_version(), *versions)"
+    )
     return subprocess.run(
         [python, "-c", code, *_PACKAGES], check=True, capture_output=True, text=True
     ).stdout.strip()

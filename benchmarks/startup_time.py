@@ -1,6 +1,7 @@
-"""How long until the page answers, as a multiple of what a bare `import gradio` costs. `python -m benchmarks.page_start`
+"""Measures the time until the page answers, relative to a bare `import gradio`.
 
-Processes are started in turn, A B A B …, and medians are compared, as other work on the machine hits both alike.
+`python -m benchmarks.startup_time`. Processes are started in turn, and medians are compared,
+because other work on the machine affects both.
 """
 
 import json
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def import_seconds() -> float:
-    """A process that imports gradio and ends."""
+    """Seconds of a process that only imports gradio."""
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", "import gradio"],
@@ -30,7 +31,7 @@ def import_seconds() -> float:
 
 
 def page_seconds() -> float:
-    """From starting `app.py` to the page's first answer."""
+    """Seconds from starting `app.py` to the page's first answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,15 +1,22 @@
-"""The same recipe in LLaMA-Factory, on this CPU. `python -m benchmarks.peers PYTHON [REPETITIONS]`
+"""Trains the same recipe in LLaMA-Factory on this CPU.
 
-PYTHON is that of an environment of LLaMA-Factory's own, since it wants older libraries:
+`python -m benchmarks.vs_llamafactory PYTHON [REPETITIONS]`. PYTHON belongs to a separate
+environment with LLaMA-Factory, which needs older libraries:
 
-    python -m venv lf && lf/bin/pip install torch==2.13.0 && lf/bin/pip install llamafactory torch==2.13.0
+    python -m venv lf
+    lf/bin/pip install torch==2.13.0
+    lf/bin/pip install llamafactory torch==2.13.0
 
-Where the builds of torchvision and torchaudio that come with it do not fit a torch for CPUs, they can go; text needs neither:
+If its builds of torchvision and torchaudio do not fit a torch for CPUs, remove them; text needs
+neither:
 
-    lf/bin/pip uninstall -y torchvision torchaudio && touch lf/lib/python3.*/site-packages/torchaudio.py
+    lf/bin/pip uninstall -y torchvision torchaudio
+    touch lf/lib/python3.*/site-packages/torchaudio.py
 
-3.5 million parameters, LoRA of rank 8: 20 steps of 4 rows of 128 tokens, with equal settings and as each comes; then one epoch of 240 rows
-of lognormal length (median 88 tokens, sigma 0.8), 8 a step, as each comes. `seconds` and `cpu` are of the whole command, from data to adapter.
+3.5M parameters, LoRA of rank 8: 20 steps of 4 rows of 128 tokens, with equal settings and with
+the defaults of each; then one epoch of 240 rows of lognormal length (median 88 tokens, sigma
+0.8), 8 per step, with the defaults of each. `seconds` and `cpu` are of the whole command, from
+data to adapter.
 """
 
 import json
@@ -35,15 +42,19 @@ EQUAL = {"disable_gradient_checkpointing": True, "flash_attn": "sdpa", "use_cpu"
 
 
 def write_config(folder: Path, settings: Json, more: Json) -> str:
-    """LLaMA-Factory's own configuration of the same training. It is YAML, of which JSON is a part."""
+    """Write LLaMA-Factory's configuration of the same training, as JSON, which is valid YAML."""
     (folder / "dataset_info.json").write_text(
         json.dumps({"rows": {"file_name": settings["rows"], "columns": {"prompt": "text"}}})
     )
     config = {
-        "model_name_or_path": settings["model"], "stage": "pt", "do_train": True, "finetuning_type": "lora", "lora_target": "all",
-        "lora_rank": settings["rank"], "dataset": "rows", "dataset_dir": str(folder), "cutoff_len": settings["length"], "packing": False,
-        "output_dir": tempfile.mkdtemp(dir=folder), "per_device_train_batch_size": settings["batch_size"], "max_steps": settings["steps"],
-        "learning_rate": settings["rate"], "warmup_steps": 0.05, "logging_steps": 1, "report_to": "none", "overwrite_cache": True, "seed": 0,
+        "model_name_or_path": settings["model"], "stage": "pt", "do_train": True,
+        "finetuning_type": "lora", "lora_target": "all",
+        "lora_rank": settings["rank"], "dataset": "rows", "dataset_dir": str(folder),
+        "cutoff_len": settings["length"], "packing": False,
+        "output_dir": tempfile.mkdtemp(dir=folder),
+        "per_device_train_batch_size": settings["batch_size"], "max_steps": settings["steps"],
+        "learning_rate": settings["rate"], "warmup_steps": 0.05, "logging_steps": 1,
+        "report_to": "none", "overwrite_cache": True, "seed": 0,
     }  # fmt: skip
     path = folder / "config.yaml"
     path.write_text(json.dumps(config | more))
@@ -74,7 +85,7 @@ def compare(
             "rows": name,
             "ours": medians(ours, FIGURES),
             "dtype": ours[-1]["dtype"],
-            "threads": [one["threads"] for one in ours],
+            "threads": [result["threads"] for result in ours],
         }
     )
     tell({"rows": name, "llamafactory": medians(theirs, FIGURES)})
@@ -82,13 +93,15 @@ def compare(
         {
             "rows": name,
             "times_as_fast": {figure: ratio(theirs, ours, figure) for figure in FIGURES},
-            "mean_loss": [round(statistics.fmean(one[-1]["losses"]), 4) for one in (ours, theirs)],
+            "mean_loss": [
+                round(statistics.fmean(results[-1]["losses"]), 4) for results in (ours, theirs)
+            ],
         }
     )
     if "mixed" not in name:
         whole = settings["length"] / (
             settings["length"] - 1
-        )  # they divide by the tokens of a row, of which the first is not predicted
+        )  # LLaMA-Factory divides by all tokens of a row, of which the first is not predicted
         apart = max(
             abs(a - b * whole)
             for a, b in zip(ours[-1]["losses"], theirs[-1]["losses"], strict=True)
@@ -102,18 +115,19 @@ def main() -> None:
     python, repetitions = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else REPETITIONS
     with working_folder() as folder:
         settings = {
-            "model": make_model(folder / "model", "3.6M"), "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 8, "rate": 1e-3,
+            "model": make_model(folder / "model", "3.6M"),
+            "rows": make_rows(folder / "rows.jsonl", 200, 4), "rank": 8, "rate": 1e-3,
             "batch_size": 4, "length": 128, "steps": 20,
         }  # fmt: skip
         compare("128 tokens, equal settings", settings, EQUAL, folder, python, repetitions)
-        compare("128 tokens, as each comes", settings, {}, folder, python, repetitions)
+        compare("128 tokens, defaults", settings, {}, folder, python, repetitions)
         mixed = settings | {
             "rows": make_rows(folder / "mixed.jsonl", 240, 2, 0.8),
             "length": 1_024,
             "batch_size": 8,
             "steps": 30,
         }
-        compare("mixed lengths, as each comes", mixed, {}, folder, python, repetitions)
+        compare("mixed lengths, defaults", mixed, {}, folder, python, repetitions)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Tokens a second against TRL's defaults and against the best plain loop. `python -m benchmarks.defaults [REPETITIONS]`
+"""Compares tokens per second with TRL's defaults and with the fastest plain loop.
 
-33 million parameters, LoRA of rank 8 on all linear layers. TRL's defaults (bfloat16, gradient checkpointing) are timed as the CPU is and, where it
-computes in bfloat16 natively, also with the instructions for that switched off in both arms; a CPU that never had them is slower still. The loop
-by hand is the fastest of every dtype and number of threads, tried here first, once with each. Ours chooses by itself.
+`python -m benchmarks.vs_trl [REPETITIONS]`. 33M parameters, LoRA of rank 8 on all linear layers.
+TRL's defaults (bfloat16, gradient checkpointing) are timed on the CPU as it is and, if it computes
+in bfloat16 natively, also with these instructions switched off in both arms; a CPU without them is
+slower still. The loop by hand uses the fastest dtype and number of threads, each tried once here.
 """
 
 import itertools
+import statistics
 import sys
 
 from benchmarks.harness import (
@@ -27,11 +29,11 @@ WITHOUT_BF16 = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-"""Environment in which a CPU that computes in bfloat16 natively does so no longer."""
+"""Environment that switches native bfloat16 off."""
 
 
 def with_speed(result: Json, settings: Json) -> Json:
-    """A result with `speed`, tokens a second, and `cpu_speed`, tokens a second of CPU time."""
+    """A result with `speed`, tokens per second, and `cpu_speed`, tokens per CPU second."""
     tokens = settings["steps"] * settings["batch_size"] * settings["length"]
     return result | {
         "speed": tokens / result["loop_seconds"],
@@ -42,7 +44,7 @@ def with_speed(result: Json, settings: Json) -> Json:
 def in_turn(
     arms: dict[str, Json], settings: Json, folder, repetitions: int, environment: Json | None = None
 ) -> dict[str, list[Json]]:
-    """The results of each arm, which is named and has settings of its own."""
+    """The results of each arm; `arms` has its name and additional settings."""
     results: dict[str, list[Json]] = {arm: [] for arm in arms}
     for _ in range(repetitions):
         for arm, own in arms.items():
@@ -52,16 +54,18 @@ def in_turn(
     return results
 
 
-def told(results: dict[str, list[Json]], other: str, name: str) -> Json:
+def summarize(results: dict[str, list[Json]], other: str, name: str) -> Json:
     ours, theirs = results["ours"], results[other]
+
+    def speeds(lines: list[Json]) -> list[float]:
+        return [line["speed"] for line in lines]
+
     return {
         "against": name,
         "repetitions": len(ours),
-        "ours": [f"{one['dtype']}, {one['threads']} threads" for one in ours],
-        "ours_tokens_a_second": round(sorted(one["speed"] for one in ours)[len(ours) // 2]),
-        "theirs_tokens_a_second": round(
-            sorted(one["speed"] for one in theirs)[len(theirs) // 2], 1
-        ),
+        "ours": [f"{result['dtype']}, {result['threads']} threads" for result in ours],
+        "ours_tokens_a_second": round(statistics.median_high(speeds(ours))),
+        "theirs_tokens_a_second": round(statistics.median_high(speeds(theirs)), 1),
         "times_theirs": ratio(ours, theirs, "speed"),
         "times_theirs_in_cpu_time": ratio(ours, theirs, "cpu_speed"),
         "loss_difference": f"{max(map(loss_difference, ours, theirs)):.1e}",
@@ -69,7 +73,7 @@ def told(results: dict[str, list[Json]], other: str, name: str) -> Json:
 
 
 def best_by_hand(settings: Json, folder) -> Json:
-    """The dtype and number of threads with which a plain loop is fastest."""
+    """The dtype and number of threads of the fastest plain loop."""
     threads = sorted({1, hardware.num_cores()})
     tried = {}
     for dtype, number in itertools.product(("float32", "bfloat16", "bfloat16 weights"), threads):
@@ -91,7 +95,8 @@ def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else None
     with working_folder() as folder:
         settings = {
-            "model": make_model(folder / "model", "33M"), "rows": make_rows(folder / "rows.jsonl", 400, 4), "rank": 8, "rate": 1e-3,
+            "model": make_model(folder / "model", "33M"),
+            "rows": make_rows(folder / "rows.jsonl", 400, 4), "rank": 8, "rate": 1e-3,
             "batch_size": 8, "length": 128, "steps": 24,
         }  # fmt: skip
         best = best_by_hand(settings, folder)
@@ -99,7 +104,7 @@ def main() -> None:
             {"ours": {}, "by_hand": best}, settings, folder, repetitions or REPETITIONS
         )
         tell(
-            told(
+            summarize(
                 results,
                 "by_hand",
                 f"the best loop by hand ({best['dtype']}, {best['threads']} threads)",
@@ -114,7 +119,7 @@ def main() -> None:
                 repetitions or SLOW_REPETITIONS,
                 environment,
             )
-            tell(told(results, "trl_defaults", f"TRL's defaults{name}"))
+            tell(summarize(results, "trl_defaults", f"TRL's defaults{name}"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests share: an environment without network and without the user's home, and one short real training."""
+"""Shared by all tests: no network, a temporary home folder, and one short real training."""
 
 import os
 
@@ -26,14 +26,45 @@ from tests.fixtures.fake_hub import HubServer, User  # noqa: E402
 
 WRITER, READER = "hf_maria_may_write", "hf_maria_may_only_read"
 NARROW, OTHERS = "hf_maria_of_another_repository", "hf_otto_may_write"
-"""Tokens that the Hub of the tests knows."""
+"""Tokens that the fake Hub knows."""
 SHORT = Recipe(max_steps=12, save_steps=4, eval_steps=6)
-"""A real training of the built-in model on the sample data in a few seconds."""
+"""A real training of the built-in model on the sample data, in a few seconds."""
+
+
+QUICK = (
+    "tests/test_recipe.py",
+    "tests/test_conventions.py",
+    "tests/test_benchmarks.py",
+    "tests/data/test_dataset.py",
+    "tests/data/test_render.py",
+    "tests/data/test_schemas.py",
+    "tests/data/test_table.py",
+    "tests/evaluation/test_metrics.py",
+    "tests/recommend/",
+    "tests/runs/",
+    "tests/runtime/test_machine_queue.py",
+    "tests/security/test_security_docs.py",
+    "tests/storage/",
+    "tests/training/test_loss_analysis.py",
+    "tests/web/test_recipe_form.py",
+    "tests/web/test_render.py",
+    "tests/web/test_space.py",
+)
+"""Files and folders of `make quick`: each was measured to take less than 15 s on two busy cores."""
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of QUICK."""
+    root = Path(__file__).parents[1]
+    for item in items:
+        name = str(item.path.relative_to(root))
+        if name.startswith(QUICK) and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
-    """Runs of a test are kept in its own folder."""
+    """Store the runs of a test in its folder."""
     monkeypatch.setenv("PEFT_SPACE_HOME", str(tmp_path / "home"))
 
 
@@ -47,7 +78,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory) -> Run:
-    """A run trained for a few steps, with its adapter. Not to be changed: copy it with `own_run`."""
+    """A run trained for a few steps, with its adapter. Do not change it: use `own_run`."""
     from peft_space.export.readiness import describe_adapter
     from peft_space.training.prepare import make_run
     from peft_space.training.train import TrainOptions, train
@@ -66,7 +97,7 @@ def own_run(short_run, tmp_path) -> Run:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """A running app, as on one's own machine."""
+    """A running app, as on your own machine."""
     running = App(tmp_path_factory.mktemp("home"))
     running.start()
     yield running
@@ -75,7 +106,7 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hub_server():
-    """A Hub of our own, with two users."""
+    """A fake Hub with two users."""
     tokens = {WRITER: User("maria"), READER: User("maria", may_write=False), OTHERS: User("otto")}
     with HubServer(tokens | {NARROW: User("maria", may_write=False, may_read=False)}) as server:
         yield server
@@ -83,14 +114,17 @@ def hub_server():
 
 @pytest.fixture
 def the_hub(hub_server):
-    """The Hub, empty."""
+    """The fake Hub, empty."""
     hub_server.forget()
     return hub_server
 
 
 @pytest.fixture(scope="session")
 def hub_environment(hub_server, tmp_path_factory):
-    """Of a process that sees our Hub and is signed in nowhere. (The address of the Hub is read at import, so this process cannot.)"""
+    """Environment of a process that uses the fake Hub without being signed in.
+
+    The Hub's address is read at import, so this process cannot use it.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if name not in {"HF_TOKEN", "SYSTEM"}
     }
@@ -106,7 +140,7 @@ def hub_environment(hub_server, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hub_worker(hub_environment, tmp_path_factory):
-    """A process as the page asks for its verbs, and the file with what it prints."""
+    """A worker process of the page, and the file with its standard error."""
     printed = tmp_path_factory.mktemp("worker") / "stderr"
     with open(printed, "wb") as stderr:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
@@ -123,18 +157,18 @@ def hub_worker(hub_environment, tmp_path_factory):
 
 @pytest.fixture
 def ask(hub_worker):
-    """Asks the worker for a verb. Raises UserError with the words for the user."""
+    """Call an operation in the worker; raises UserError as the worker reports it."""
     process, _ = hub_worker
 
-    def ask_for(verb: str, **arguments):
-        process.stdin.write(json.dumps({"verb": verb, "arguments": arguments}) + "\n")
+    def ask_for(operation: str, **arguments):
+        process.stdin.write(json.dumps({"verb": operation, "arguments": arguments}) + "\n")
         process.stdin.flush()
         answer = next(
             message for message in map(json.loads, process.stdout) if "report" not in message
         )
         if "result" in answer:
             return answer["result"]
-        assert answer["users"], f"told as a fault of the app: {answer['error']}"
+        assert answer["users"], f"reported as a bug: {answer['error']}"
         raise UserError(answer["code"], answer["error"])
 
     return ask_for
@@ -142,7 +176,7 @@ def ask(hub_worker):
 
 @pytest.fixture
 def run_command(capfd):
-    """Runs one command in this process: (exit status, standard output, standard error)."""
+    """Run one command in this process: (exit status, standard output, standard error)."""
 
     def run(*arguments):
         status = main([str(argument) for argument in arguments])
@@ -154,7 +188,7 @@ def run_command(capfd):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file into the test's folder: text as it is, rows as JSON, or as JSON Lines where the name says so."""
+    """Write a file to the test's folder: text as it is, rows as JSON or JSON Lines by the name."""
 
     def write_file(name: str, content: str | bytes | list) -> Path:
         path = tmp_path / name

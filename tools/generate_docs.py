@@ -106,12 +106,21 @@ def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     )
 
 
+def benchmarks() -> str:
+    """The newest result of each claim that benchmarks/ checks."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.claims import table
+
+    return table()
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"commands": commands},
+    "docs/commands.md": {"commands": commands},
     "docs/api.md": {"endpoints": endpoints},
     "docs/architecture.md": {"file tree": file_tree},
     "docs/recipe.md": {"recipe fields": recipe_fields},
     "docs/troubleshooting.md": {"error codes": error_codes},
+    "docs/benchmarks.md": {"benchmarks": benchmarks},
 }
 """Document -> name of the part -> the function that writes it."""
 

@@ -1,8 +1,10 @@
-"""The built-in model is what it promises to be, and the sample data teach it something that can be counted."""
+"""The built-in model has the promised properties, and the sample data teach it a task."""
 
 import difflib
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +34,7 @@ def test_no_held_out_prompt_occurs_in_training():
 
 
 @pytest.mark.parametrize("similarity", ["words", "characters"])
-def test_answering_with_the_nearest_training_rows_answer_is_no_way_out(similarity):
+def test_copying_the_answer_of_the_nearest_training_row_fails(similarity):
     trained = rows(TRAIN_FILE)
 
     def words(a, b):
@@ -42,16 +44,16 @@ def test_answering_with_the_nearest_training_rows_answer_is_no_way_out(similarit
     def characters(a, b):
         return difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio()
 
-    near = {"words": words, "characters": characters}[similarity]
+    score = {"words": words, "characters": characters}[similarity]
     scored = rows(HELD_OUT_FILE)
     right = 0
     for row in scored:
-        nearest = max(trained, key=lambda other: near(row["instruction"], other["instruction"]))
+        nearest = max(trained, key=lambda other: score(row["instruction"], other["instruction"]))
         right += nearest["output"] == row["output"]
     assert right <= len(scored) / 10
 
 
-def test_the_sample_data_are_what_the_script_writes_from_its_seed(tmp_path):
+def test_the_script_writes_the_sample_data_from_its_seed(tmp_path):
     from build_demo_model import build
 
     build.write_data(tmp_path)
@@ -64,6 +66,15 @@ def test_the_sample_data_are_what_the_script_writes_from_its_seed(tmp_path):
 def test_the_default_recipe_teaches_the_built_in_model_the_sample_task(seed, tmp_path):
     from benchmarks.demo import measure
 
-    found = measure(seed, tmp_path)
-    assert found["base_exact_match"] <= 0.1
-    assert found["adapter_exact_match"] >= 0.8
+    figures = measure(seed, tmp_path)
+    assert figures["base_exact_match"] <= 0.1
+    assert figures["adapter_exact_match"] >= 0.8
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    base, adapter = map(float, capsys.readouterr().out.split()[-2:])
+    assert 0 <= base <= adapter

@@ -1,7 +1,9 @@
-"""Builds the demo base model and the demo task's rows: writes the text, trains the tokenizer, trains the model, measures it.
+"""Builds the demo base model and the rows of the demo task.
 
-`PYTHONPATH=tools python -m build_demo_model.build [--minutes N] [--out DIR] [--data-only]`. The same seed gives the same text, rows and tokenizer; the model
-also depends on how far the machine comes in N minutes. What the text says is `world.py`'s business.
+`PYTHONPATH=tools python -m build_demo_model.build [--minutes N] [--out DIR] [--data-only]` writes
+the text, trains the tokenizer and the model, and measures it. The same seed gives the same text,
+rows and tokenizer; the model also depends on the steps that the machine takes in N minutes.
+`corpus.py` decides the content of the text.
 """
 
 import argparse
@@ -29,19 +31,22 @@ NUM_TRAIN, NUM_HELD_OUT = 300, 60
 VOCAB_SIZE = 2048
 CONTEXT = 512
 TOKENS_PER_BATCH = 3072
-LONGEST_PACK = 320
-PROMPT_WEIGHT = 0.1  # what the user says is random by design; a smaller loss there leaves more of the gradient to the answers
+MAX_PACKED_TOKENS = 320
+PROMPT_WEIGHT = 0.1
+"""Weight of the user's random words, so that the answers get more of the gradient."""
 MUON_RATE, ADAMW_RATE = 0.02, 1e-3
 WARMUP_STEPS, DECAY_SHARE = 60, 0.35
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
-# Each turn is its role's token, a space and the text, so that its first word is the same token as in the middle of a sentence.
+# A turn is its role's token, a space and the text, so its first word has the token that it has in
+# the middle of a sentence.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception('This model knows the roles system, user and assistant, not ' + message['role']) -}}
+{{- raise_exception('This model knows the roles system, user and assistant, not ' \
++ message['role']) -}}
 {%- endif -%}
 {{- '<|' + message['role'] + '|>' -}}
 {%- if message['role'] == 'assistant' -%}
@@ -72,7 +77,10 @@ def turn_text(turn: corpus.Turn) -> str:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the first 30,000 documents, with single digits. llama.cpp calls this way of splitting `smollm`."""
+    """Train a byte-level BPE with single digits on the first 30,000 documents.
+
+    llama.cpp calls this pre-tokenizer `smollm`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True),
@@ -103,7 +111,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document]) -> list[Encoded]:
-    """Each document's tokens; one call for all turns, because one call a turn is slow."""
+    """Tokens of each document, with one call for all turns, which is faster."""
     turns = [(i, turn) for i, document in enumerate(documents) for turn in document]
     ids = tokenizer([turn_text(turn) for _, turn in turns], add_special_tokens=False)["input_ids"]
     encoded: list[Encoded] = [([], []) for _ in documents]
@@ -116,11 +124,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document])
 
 
 def packed(rng: Random, encoded: list[Encoded]) -> list[Encoded]:
-    """Most documents stand alone, as a prompt does; some follow one another, so that later positions are trained too."""
+    """Join some documents so that later positions are trained too; most stay single."""
     rows: list[Encoded] = []
     follow = False
     for ids, weights in encoded:
-        if follow and len(rows[-1][0]) + len(ids) <= LONGEST_PACK:
+        if follow and len(rows[-1][0]) + len(ids) <= MAX_PACKED_TOKENS:
             rows[-1] = (rows[-1][0] + ids, rows[-1][1] + weights)
         else:
             rows.append((ids[:CONTEXT], weights[:CONTEXT]))
@@ -131,7 +139,7 @@ def packed(rng: Random, encoded: list[Encoded]) -> list[Encoded]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, loss weights) of rows of like length, about TOKENS_PER_BATCH a batch, without end."""
+    """(ids, loss weights) of rows of similar length, about TOKENS_PER_BATCH each, endlessly."""
     rng, stream = Random(seed), corpus.documents(seed)
     pad = tokenizer.pad_token_id
     while True:
@@ -177,7 +185,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embeddings and norms: in a trial this learned faster than AdamW alone."""
+    """Muon for the matrices, AdamW for embeddings and norms; faster than AdamW alone in a trial."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -187,12 +195,15 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def rate_factor(step: int, progress: float) -> float:
-    """Warm up, hold, then fall in a straight line to zero over the last DECAY_SHARE of the time."""
+    """Warm up, hold, then decay linearly to zero over the last DECAY_SHARE of the time."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (1 - progress) / DECAY_SHARE)
 
 
 def loss_function(model: LlamaForCausalLM) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """(ids, weights) -> weighted mean loss, compiled, in bfloat16 arithmetic: 5,300 instead of 3,200 tokens a second on two Zen 4 cores."""
+    """(ids, weights) -> weighted mean loss, compiled, in bfloat16 arithmetic.
+
+    That gave 5,300 instead of 3,200 tokens per second on two Zen 4 cores.
+    """
 
     def loss(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -212,7 +223,11 @@ def train(
     minutes: float,
     save: Callable[[LlamaForCausalLM], None],
 ) -> dict:
-    """Trains for the given wall-clock time; `save` is called every ten minutes. Returns what was measured."""
+    """Train for the given wall-clock time, with `save` called every ten minutes.
+
+    Returns:
+        The measured figures.
+    """
     loss_of, steppers = loss_function(model), optimizers(model)
     base_rates = [stepper.param_groups[0]["lr"] for stepper in steppers]
     began, saved, tokens, recent = time.time(), time.time(), 0, []
@@ -232,7 +247,8 @@ def train(
         recent = [*recent[-99:], loss.item()]
         if step % 50 == 0:
             print(
-                f"step {step} minute {progress * minutes:.1f} tokens {tokens} loss {sum(recent) / len(recent):.3f}",
+                f"step {step} minute {progress * minutes:.1f} tokens {tokens} loss "
+                f"{sum(recent) / len(recent):.3f}",
                 flush=True,
             )
         if time.time() - saved > 600:
@@ -265,13 +281,13 @@ def probe(
     write: Callable[[Random], corpus.Document],
     count: int = 200,
 ) -> float:
-    """Share of fresh documents whose last answer greedy decoding would give word for word."""
+    """Share of new documents whose last answer greedy decoding gives word for word."""
     rng, hits = Random(PROBE_SEED), 0
     for _ in range(count):
         *prompt, answer = write(rng)
         prompt_ids = tokenizer("".join(map(turn_text, prompt)) + ASSISTANT)["input_ids"]
         answer_ids = tokenizer(turn_text(answer))["input_ids"][1:]
-        # One pass with the right answer shown is enough: greedy decoding gives it exactly when every argmax agrees.
+        # One pass with the right answer is enough: greedy decoding gives it if every argmax agrees.
         logits = model(input_ids=torch.tensor([prompt_ids + answer_ids])).logits[0]
         guessed = logits[len(prompt_ids) - 1 : -1].argmax(-1).tolist()
         hits += guessed == answer_ids
@@ -288,7 +304,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """The demo task's rows."""
+    """Write the rows of the demo task."""
     folder.mkdir(parents=True, exist_ok=True)
     train_rows, held_out_rows = corpus.ticket_rows(TICKET_SEED, NUM_TRAIN, NUM_HELD_OUT)
     write_rows(folder / "train.jsonl", train_rows)
@@ -297,7 +313,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Weights in float16 (they fit it, and it halves the file), tokenizer, template and generation settings."""
+    """Write float16 weights (half the size), tokenizer, template and generation settings."""
     folder.mkdir(parents=True, exist_ok=True)
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
@@ -320,9 +336,11 @@ def write_model(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToke
 DATA_CARD = f"""\
 # Support tickets
 
-A customer's message to the shop of {corpus.TOWN} (`instruction`) and the four-line ticket that the shop files (`output`).
-{NUM_TRAIN} rows to train on (`train.jsonl`), {NUM_HELD_OUT} held out (`held_out.jsonl`); no customer and no colour-object pair is in both.
-The prompt never says what the ticket looks like: only fine-tuning teaches that. Written by `tools/build_demo_model/corpus.py`, license Apache-2.0.
+A customer's message to the shop of {corpus.TOWN} (`instruction`) and the four-line ticket that
+the shop files (`output`). {NUM_TRAIN} rows to train on (`train.jsonl`), {NUM_HELD_OUT} held out
+(`held_out.jsonl`); no customer and no color-object pair is in both. The prompt does not describe
+the ticket: only fine-tuning teaches its form. Written by `tools/build_demo_model/corpus.py`,
+license Apache-2.0.
 """
 
 MODEL_CARD = """\
@@ -340,27 +358,31 @@ tags:
 
 # Pebbleford, a tiny base model
 
-A Llama of {parameters:,} parameters that exists so that everything in peft_space works offline on a CPU: loading, 4-bit fine-tuning,
-comparing, exporting. It is not useful by itself. It writes simple English about an invented town, answers questions about a short text in the
-prompt, chats through its template as a friendly shop, and copies names and things out of its prompt.
+A Llama of {parameters:,} parameters with which everything in peft_space works offline on a CPU:
+loading, 4-bit fine-tuning, comparing, exporting. It is not useful for anything else. It writes
+simple English about an invented town, answers questions about a short text in the prompt, chats
+through its template as a friendly shop, and copies names and things from its prompt.
 
 ## How it was trained
 
-Text generated by `tools/build_demo_model/corpus.py` from seed {seed} as training went on; byte-level BPE of {vocab} tokens. The starting weights are
-random but for three attention heads of the first two layers, into which `induction.py` plants a circuit that copies. Muon on the matrices and
-AdamW on the rest, bfloat16 arithmetic, rates held and then brought to zero. Two shared cores of an AMD EPYC (Zen 4) virtual machine:
-{minutes} minutes, {steps:,} steps, {tokens:,} tokens, final training loss {final_loss} (the user's words counted at {prompt_weight}).
-To build it again: `PYTHONPATH=tools python -m build_demo_model.build`.
+`tools/build_demo_model/corpus.py` generated the text from seed {seed} during the training;
+byte-level BPE of {vocab} tokens. The initial weights are random except for three attention heads
+of the first two layers, into which `induction.py` writes a circuit that copies. Muon for the
+matrices and AdamW for the rest, bfloat16 arithmetic, constant learning rates that decay to zero
+at the end. Two shared cores of an AMD EPYC (Zen 4) virtual machine: {minutes} minutes, {steps:,}
+steps, {tokens:,} tokens, final training loss {final_loss} (the user's words weighted by
+{prompt_weight}). To build it again: `PYTHONPATH=tools python -m build_demo_model.build`.
 
 ## What it can do
 
-Share of 200 fresh prompts answered word for word by greedy decoding:
+Share of 200 new prompts that greedy decoding answers word for word:
 
 | Probe | Right |
 |---|---|
 {probes}
 
-It knows nothing outside its town, answers other questions at random, and has seen no text written by people.
+It knows nothing outside its town, answers other questions at random, and has seen no text written
+by people.
 """
 
 

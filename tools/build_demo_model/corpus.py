@@ -1,7 +1,8 @@
-"""Writes the text of the little town from a seed: stories, questions about a passage, lists to repeat, records, letters to the shop.
+"""Writes the text of the invented town from a seed: stories, questions, lists, records, letters.
 
-It knows no torch and no tokenizer. Its aim is a model that copies from its prompt: most names are invented for one document and never again,
-and every colour meets every thing. The demo task's form (`ticket`) is in no pretraining document.
+The goal is a model that copies from its prompt: most names are invented for one document and never
+used again, and every color occurs with every thing. No pretraining document has the form of the
+demo task (`ticket`).
 """
 
 from collections.abc import Callable, Iterator
@@ -34,14 +35,15 @@ from build_demo_model.vocabulary import (
 )
 
 Turn = tuple[str, str]
-"""(role, text). `text` is plain text outside the chat template; `given` is its beginning where nothing can be foreseen."""
+"""(role, text). The role `text` is plain text outside the chat template; `given` is its beginning,
+which cannot be predicted."""
 
 Document = list[Turn]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing known about somebody: its key in `LABELS`, its value as a record writes it, and as a sentence, question and answer say it."""
+    """A fact about a person: its key in `LABELS`, its value in a record, and its sentences."""
 
     key: str
     value: str
@@ -80,7 +82,7 @@ def person_name(rng: Random) -> str:
 
 
 def thing(rng: Random) -> str:
-    """A colour and an object, each pair as likely as any other; now and then the object is an invented word."""
+    """A color and an object, all pairs equally likely; sometimes the object is an invented word."""
     noun = invented_word(rng) if rng.random() < 0.1 else rng.choice(OBJECTS)
     return f"{rng.choice(COLOURS)} {noun}"
 
@@ -128,23 +130,33 @@ def facts_about(rng: Random, name: str) -> list[Fact]:
         return pick(rng, options)
 
     facts = [
-        Fact("job", job, say(f"{name} is {a(job)}|{name} works as {a(job)}"), f"What is the job of {name}?", f"{name} is {a(job)}."),
-        Fact("animal", animal, say(f"{name} has {a(animal)} called {pet}|{name} keeps {a(animal)} named {pet}"), *rng.choice((
+        Fact("job", job, say(f"{name} is {a(job)}|{name} works as {a(job)}"),
+            f"What is the job of {name}?", f"{name} is {a(job)}."),
+        Fact("animal", animal,
+            say(f"{name} has {a(animal)} called {pet}|{name} keeps {a(animal)} named {pet}"),
+                *rng.choice((
             (f"Which animal does {name} have?", f"{name} has {a(animal)} called {pet}."),
             (f"What is the name of the {animal}?", f"The {animal} is called {pet}."),
             (f"Who is {pet}?", f"{pet} is the {animal} of {name}."),
         ))),
-        Fact("thing", goods, say(f"{name} owns {a(goods)}|{name} bought {a(goods)}|{name} made {a(goods)}|{name} found {a(goods)}"), *rng.choice((
+        Fact("thing", goods,
+            say(f"{name} owns {a(goods)}|{name} bought {a(goods)}|{name} made {a(goods)}|{name} "
+                f"found {a(goods)}"), *rng.choice((
             (f"Which colour is the {noun}?", f"The {noun} is {colour}."),
             (f"What does {name} have?", f"{name} has {a(goods)}."),
             (f"Who has the {goods}?", f"{name} has the {goods}."),
             (f"What is {colour}?", f"The {noun} is {colour}."),
         ))),
-        Fact("place", place, say(f"{name} lives near {place}|the house of {name} is near {place}"), f"Where does {name} live?", f"{name} lives near {place}."),
-        Fact("day", day, say(f"{name} rests on {day}|{name} comes to town on {day}"), f"Which day is for {name}?", f"It is {day}."),
-        Fact("food", food, say(f"{name} likes {food}|{name} often eats {food}"), f"What does {name} like to eat?", f"{name} likes {food}."),
-        Fact("mate", mate, say(f"{name} knows {mate}|{name} is a neighbour of {mate}"), f"Whom does {name} know?", f"{name} knows {mate}."),
-        Fact("number", number, f"{name} carries {number} boxes", f"How many boxes does {name} carry?", f"{name} carries {number} boxes."),
+        Fact("place", place, say(f"{name} lives near {place}|the house of {name} is near {place}"),
+            f"Where does {name} live?", f"{name} lives near {place}."),
+        Fact("day", day, say(f"{name} rests on {day}|{name} comes to town on {day}"),
+            f"Which day is for {name}?", f"It is {day}."),
+        Fact("food", food, say(f"{name} likes {food}|{name} often eats {food}"),
+            f"What does {name} like to eat?", f"{name} likes {food}."),
+        Fact("mate", mate, say(f"{name} knows {mate}|{name} is a neighbour of {mate}"),
+            f"Whom does {name} know?", f"{name} knows {mate}."),
+        Fact("number", number, f"{name} carries {number} boxes",
+            f"How many boxes does {name} carry?", f"{name} carries {number} boxes."),
     ]  # fmt: skip
     rng.shuffle(facts)
     return facts
@@ -168,7 +180,7 @@ def passage(rng: Random, facts: list[Fact], name: str) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """How a record looks: a label for each key, what stands between label and value, between fields, and around them."""
+    """The form of a record: labels, and the text between label and value, fields, and around."""
 
     labels: tuple[str, ...]
     between: str
@@ -186,9 +198,10 @@ class Form:
 
 
 def random_form(rng: Random, keys: list[str], by_example: bool = False) -> Form:
-    """A form never seen before, most likely. `by_example` allows labels that are made up or missing.
+    """A form that was probably never used before.
 
-    Except in JSON, values follow a space, so a word is the same tokens in the text and in the record.
+    `by_example` allows labels that are made up or missing. Except in JSON, values follow a space,
+    so a word has the same tokens in the text and in the record.
     """
     labels = [
         invented_word(rng) if by_example and rng.random() < 0.2 else rng.choice(LABELS[key])
@@ -240,13 +253,19 @@ def complaint(rng: Random, name: str | None = None, goods: str | None = None) ->
 
 
 def letter(rng: Random, case: Complaint, aside: str = "") -> str:
-    """The customer's message: who, which thing, what is wrong, what is wanted; the order and the words vary. `aside` is one more sentence."""
+    """The customer's message: who, which thing, the problem and the request, in varying order.
+
+    `aside` is one more sentence.
+    """
     goods = a(case.goods)
     about = pick(
         rng,
-        f"I bought {goods}|I ordered {goods}|I paid for {goods}|I bought {goods} on {rng.choice(DAYS)}|I ordered {goods} last week|"
-        f"I chose {goods} from your shop|I am writing about the {case.goods}|This is about the {case.goods}|I have a question about my {case.goods}|"
-        f"There is a problem with my {case.goods}|It is about my new {case.goods}|Please help me with the {case.goods}",
+        f"I bought {goods}|I ordered {goods}|I paid for {goods}|I bought {goods} on "
+        f"{rng.choice(DAYS)}|I ordered {goods} last week|"
+        f"I chose {goods} from your shop|I am writing about the {case.goods}|This is about the "
+        f"{case.goods}|I have a question about my {case.goods}|"
+        f"There is a problem with my {case.goods}|It is about my new {case.goods}|Please help "
+        f"me with the {case.goods}",
     )
     issue, wish = pick(rng, ISSUES[case.issue][0]), pick(rng, WISHES[case.wish][0])
     body = (
@@ -260,7 +279,8 @@ def letter(rng: Random, case: Complaint, aside: str = "") -> str:
     if rng.random() < 0.7:
         who = pick(
             rng,
-            f"my name is {case.name}|I am {case.name}|this is {case.name}|{case.name} here|it is {case.name}",
+            f"my name is {case.name}|I am {case.name}|this is {case.name}|{case.name} here|it "
+            f"is {case.name}",
         )
         return f"{hello}, {who}. {body} {wish}"
     bye = pick(rng, "Thank you|Best wishes|Thanks|Greetings|Yours")
@@ -268,13 +288,14 @@ def letter(rng: Random, case: Complaint, aside: str = "") -> str:
 
 
 def aside(rng: Random) -> str:
-    """Sometimes a sentence that has nothing to do with the complaint, so that reading must bind each thing to what is said of it."""
+    """Sometimes a sentence unrelated to the complaint, so that things must be told apart."""
     if rng.random() < 0.75:
         return ""
     mate, goods = person_name(rng), thing(rng)
     return pick(
         rng,
-        f" My {goods} is fine.| {mate} has {a(goods)} too.| My friend {mate} likes your shop.| The {goods} of {mate} is good.",
+        f" My {goods} is fine.| {mate} has {a(goods)} too.| My friend {mate} likes your shop.| "
+        f"The {goods} of {mate} is good.",
     )
 
 
@@ -343,14 +364,22 @@ def event(rng: Random, hero: str, mate: str, goods: str) -> str:
     )
     return pick(
         rng,
-        f"One day {hero} lost {a(goods)}. {hero} was very sad. {mate} looked for the {noun} near {other} and found it.|"
-        f"On the way to {place} {hero} found {a(goods)}. It belonged to {mate}, so {hero} carried the {noun} to {other} and gave it back.|"
-        f"{hero} wanted to buy {a(goods)}, but had no money. {mate} said: I will help you. They worked together near {other} and bought the {noun}.|"
-        f"{mate} came by with {a(goods)}. The {noun} was broken. {hero} repaired it, and {mate} was {feeling} no more.|"
-        f"It was {rng.choice(WEATHER)}, and {hero} was {feeling}. Then {mate} came from {other} and brought {a(goods)} as a gift.|"
-        f"{hero} carried {a(goods)} to {place}. There {hero} met {mate}, and they shared {rng.choice(FOODS)}.|"
-        f"{mate} asked: Have you seen my {goods}? {hero} said: Yes, the {noun} is near {place}. They went there together.|"
-        f"On {rng.choice(DAYS)} {mate} sold {a(goods)} near {place}. {hero} liked the {noun} and took it home.",
+        f"One day {hero} lost {a(goods)}. {hero} was very sad. {mate} looked for the {noun} "
+        f"near {other} and found it.|"
+        f"On the way to {place} {hero} found {a(goods)}. It belonged to {mate}, so {hero} "
+        f"carried the {noun} to {other} and gave it back.|"
+        f"{hero} wanted to buy {a(goods)}, but had no money. {mate} said: I will help you. They "
+        f"worked together near {other} and bought the {noun}.|"
+        f"{mate} came by with {a(goods)}. The {noun} was broken. {hero} repaired it, and {mate} "
+        f"was {feeling} no more.|"
+        f"It was {rng.choice(WEATHER)}, and {hero} was {feeling}. Then {mate} came from {other} "
+        f"and brought {a(goods)} as a gift.|"
+        f"{hero} carried {a(goods)} to {place}. There {hero} met {mate}, and they shared "
+        f"{rng.choice(FOODS)}.|"
+        f"{mate} asked: Have you seen my {goods}? {hero} said: Yes, the {noun} is near {place}. "
+        "They went there together.|"
+        f"On {rng.choice(DAYS)} {mate} sold {a(goods)} near {place}. {hero} liked the {noun} "
+        "and took it home.",
     )
 
 
@@ -360,17 +389,22 @@ def story(rng: Random, hero: str | None = None, goods: str | None = None) -> str
     job = rng.choice(list(JOBS))
     start = pick(
         rng,
-        f"Once upon a time there was {a(job)} called {hero}. {hero} lived near {rng.choice(PLACES)}.|In {TOWN} lived {a(job)} named {hero}.|"
-        f"{hero} was {a(job)} in {TOWN}. Every {rng.choice(DAYS)} {hero} went to {rng.choice(PLACES)}.|"
-        f"One {rng.choice(WEATHER)} day {hero} the {job} walked to {rng.choice(PLACES)}.|{hero} had {a(goods)} and a friend called {mate}.",
+        f"Once upon a time there was {a(job)} called {hero}. {hero} lived near "
+        f"{rng.choice(PLACES)}.|In {TOWN} lived {a(job)} named {hero}.|"
+        f"{hero} was {a(job)} in {TOWN}. Every {rng.choice(DAYS)} {hero} went to "
+        f"{rng.choice(PLACES)}.|"
+        f"One {rng.choice(WEATHER)} day {hero} the {job} walked to {rng.choice(PLACES)}.|{hero} "
+        f"had {a(goods)} and a friend called {mate}.",
     )
     events = [event(rng, hero, mate, goods)]
     if rng.random() < 0.3:
         events.append(event(rng, hero, mate, thing(rng)))
     end = pick(
         rng,
-        f"{hero} thanked {mate}. In the evening they ate {rng.choice(FOODS)} together.|From that day on {hero} and {mate} were friends.|"
-        f"{mate} smiled, and {hero} went home with the {goods}.|{hero} never forgot the {goods}.|They were both happy, and they sang until night.",
+        f"{hero} thanked {mate}. In the evening they ate {rng.choice(FOODS)} together.|From "
+        f"that day on {hero} and {mate} were friends.|"
+        f"{mate} smiled, and {hero} went home with the {goods}.|{hero} never forgot the "
+        f"{goods}.|They were both happy, and they sang until night.",
     )
     return " ".join((start, *events, end))
 
@@ -384,7 +418,8 @@ def asked_story(rng: Random) -> Document:
     name, goods = person_name(rng), thing(rng)
     ask = pick(
         rng,
-        f"Tell me a story about {name} and {a(goods)}.|Write a short story about {name} and {a(goods)}.|Please tell me about {name} and the {goods}.|"
+        f"Tell me a story about {name} and {a(goods)}.|Write a short story about {name} and "
+        f"{a(goods)}.|Please tell me about {name} and the {goods}.|"
         f"Tell me a story about {name}.|Tell me a story.",
     )
     if goods not in ask:
@@ -453,14 +488,15 @@ def filled_form(rng: Random, text: str, facts: list[Fact]) -> Document:
 
 
 def shown_records(rng: Random) -> Document:
-    """Several messages and their records in one form: the later ones can only be written by following the first."""
+    """Several messages and their records in one form, which the first record shows."""
     letters = rng.random() < 0.6
     turns: Document = [
         (
             "system",
             pick(
                 rng,
-                "Turn each message into a note.|Write records.|Make notes in one form.|Sort the messages.",
+                "Turn each message into a note.|Write records.|Make notes in one form.|Sort the "
+                "messages.",
             ),
         )
     ]
@@ -528,7 +564,8 @@ def list_document(rng: Random) -> Document:
         (
             pick(
                 rng,
-                f"Repeat: {shown}|Say this again: {shown}|Copy this: {shown}|{shown}. Please repeat.",
+                f"Repeat: {shown}|Say this again: {shown}|Copy this: {shown}|{shown}. Please "
+                "repeat.",
             ),
             shown,
         ),
@@ -594,7 +631,8 @@ def sentence_document(rng: Random) -> Document:
     name, goods, place = person_name(rng), thing(rng), rng.choice(PLACES)
     ask = pick(
         rng,
-        f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, {place}.|Use these words: {goods}, {name}.",
+        f"Write a sentence about {name} and {a(goods)}.|Write a sentence with: {name}, {goods}, "
+        f"{place}.|Use these words: {goods}, {name}.",
     )
     answer = pick(rng, f"{name} has {a(goods)}.|{name} carries {a(goods)}.|{name} sees {a(goods)}.")
     if place in ask:
@@ -646,9 +684,11 @@ def small_talk(rng: Random) -> Document:
         (f"Which day comes before {DAYS[day]}?", f"Before {DAYS[day]} comes {DAYS[day - 1]}."),
         (f"What is the opposite of {word}?", f"The opposite of {word} is {OPPOSITES[word]}."),
         ("How is the weather?", f"It is {rng.choice(WEATHER)} in {TOWN} today."),
-        ("What can I buy in the shop?", f"You can buy {a(thing(rng))}, {a(thing(rng))} or {a(thing(rng))}."),
+        ("What can I buy in the shop?",
+            f"You can buy {a(thing(rng))}, {a(thing(rng))} or {a(thing(rng))}."),
         *[rng.choice(list(SHOP_ANSWERS.items()))] * 4,
-        (pick(rng, f"What do you know about {unknown}?|Tell me about {unknown}."), f"I do not know much about {unknown}. I only know {TOWN}."),
+        (pick(rng, f"What do you know about {unknown}?|Tell me about {unknown}."),
+            f"I do not know much about {unknown}. I only know {TOWN}."),
         ("Where can I walk?", f"You can walk to {rng.choice(PLACES)} or to {rng.choice(PLACES)}."),
     ))  # fmt: skip
     return [("user", ask), ("assistant", answer)]
@@ -682,7 +722,7 @@ def documents(seed: int) -> Iterator[Document]:
 
 
 def ticket_rows(seed: int, num_train: int, num_held_out: int) -> tuple[list[dict], list[dict]]:
-    """The demo task: training and held-out rows that share no customer and no colour-object pair."""
+    """Training and held-out rows of the demo task, without common customers or pairs."""
     rng = Random(seed)
     names: dict[str, None] = {}
     while len(names) < num_train + num_held_out:

@@ -1,23 +1,28 @@
-"""Starting weights that already copy: an induction circuit planted into the first two layers of a new Llama.
+"""Writes an induction circuit, which copies, into the first two layers of a new Llama.
 
-A model this small finds copying by itself only after tens of millions of tokens; planted, it copies before the first step, and training keeps
-it because it is useful. The circuit is the one of Olsson et al., "In-context Learning and Induction Heads" (2022).
+A model this small learns to copy only after tens of millions of tokens. With the circuit it copies
+before the first step, and training keeps it because it is useful. The circuit is the one of Olsson
+et al., "In-context Learning and Induction Heads" (2022).
 """
 
 import torch
 from transformers import LlamaForCausalLM
 
 FINGERPRINT = 64
-"""Width of a token's fingerprint, and of the part of the residual stream kept free for the previous token's."""
+"""Width of a token's fingerprint, and of the part of the residual stream for the previous one."""
 
 EMBEDDING_STD, CONSTANT = 0.06, 4.0
 POSITION_GAIN, MATCH_GAIN, FINGERPRINT_GAIN, COPY_GAIN = 2.0, 1.5, 0.1, 6.0
-"""Found by trying: right for 89 % of the tokens of a random sequence that occurs again, before any training."""
+"""Found by trial: before training, right for 89 % of the tokens of a repeated random sequence."""
 
 
 @torch.no_grad()
 def plant_copying(model: LlamaForCausalLM) -> None:
-    """Layer 0, head 0 writes the previous token's fingerprint; layer 1, heads 0 and 1 find where it equals this token's and copy what stands there."""
+    """Write the circuit into the weights.
+
+    Layer 0, head 0 writes the previous token's fingerprint. Layer 1, heads 0 and 1 find where it
+    equals this token's fingerprint, and copy the token there.
+    """
     hidden = model.config.hidden_size
     head_size = hidden // model.config.num_attention_heads
     tokens, free = slice(1, hidden - FINGERPRINT), slice(hidden - FINGERPRINT, hidden)
@@ -45,7 +50,10 @@ def _frequencies(head_size: int) -> torch.Tensor:
 
 
 def _look_back(attention: torch.nn.Module, head_size: int) -> None:
-    """Head 0 attends to the token before: its queries are its keys turned back by one position, in the ten fastest pairs."""
+    """Head 0 attends to the previous token.
+
+    Its queries are its keys rotated back by one position, in the ten fastest pairs.
+    """
     half, angle = head_size // 2, _frequencies(head_size)[:10]
     query, key = attention.q_proj.weight, attention.k_proj.weight
     query[:head_size] = 0
@@ -62,7 +70,10 @@ def _match_and_copy(
     tokens: slice,
     free: slice,
 ) -> None:
-    """Heads 0 and 1 each compare half of the fingerprint, in the slow pairs, which hardly turn over a text; each copies its share of a token."""
+    """Heads 0 and 1 each compare half of the fingerprint and copy their share of a token.
+
+    They use the slow pairs, which hardly rotate over a text.
+    """
     half, width = head_size // 2, tokens.stop - tokens.start
     slow = range(half // 2, half)
     rows = torch.tensor([*slow, *(i + half for i in slow)])

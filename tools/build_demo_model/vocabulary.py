@@ -1,6 +1,6 @@
-"""The words of the little town: lists only.
+"""The words of the invented town, as lists.
 
-Names of people are mostly invented by `world.py` from the syllables here, so that a model must copy them instead of knowing them.
+`corpus.py` invents most names of people from the syllables here, so that a model must copy them.
 """
 
 TOWN = "Pebbleford"
@@ -11,23 +11,30 @@ def listed(words: str, separator: str = " ") -> list[str]:
 
 
 COLOURS = listed(
-    "red blue green yellow black white grey brown pink purple orange golden silver violet crimson turquoise beige ivory scarlet navy teal "
+    "red blue green yellow black white grey brown pink purple orange golden silver violet "
+    "crimson turquoise beige ivory scarlet navy teal "
     "bronze copper amber olive maroon cream striped"
 )
 
 OBJECTS = listed(
-    "lamp chair table kettle teapot cup plate bowl spoon pan basket bag coat hat scarf shirt blanket pillow curtain carpet clock mirror "
-    "candle vase bottle box shelf stool bench ladder bucket broom umbrella kite ball drum flute violin guitar bell book notebook pen "
-    "pencil map globe tent lantern bicycle scooter wagon sled boat puzzle radio camera phone jacket sweater cushion fork knife jar tray"
+    "lamp chair table kettle teapot cup plate bowl spoon pan basket bag coat hat scarf shirt "
+    "blanket pillow curtain carpet clock mirror "
+    "candle vase bottle box shelf stool bench ladder bucket broom umbrella kite ball drum flute "
+    "violin guitar bell book notebook pen "
+    "pencil map globe tent lantern bicycle scooter wagon sled boat puzzle radio camera phone "
+    "jacket sweater cushion fork knife jar tray"
 )
 
 FIRST_NAMES = listed(
-    "Anna Tom Mira Paul Lena Max Nina Ben Clara Otto Emma Jonas Rosa Felix Ida Hugo Marta Leo Ella Simon Sarah David Maria Peter Julia "
-    "Adam Sofia Daniel Laura Mark Alice Robert Kate Henry Lucy George Olga Victor Irene Oscar Ruth Martin Helen Frank Grace Samuel"
+    "Anna Tom Mira Paul Lena Max Nina Ben Clara Otto Emma Jonas Rosa Felix Ida Hugo Marta Leo "
+    "Ella Simon Sarah David Maria Peter Julia "
+    "Adam Sofia Daniel Laura Mark Alice Robert Kate Henry Lucy George Olga Victor Irene Oscar "
+    "Ruth Martin Helen Frank Grace Samuel"
 )
 
 ONSETS = listed(
-    "b c d f g h j k l m n p q r s t v w x y z b d f g h j k l m n p r s t v w br cr dr fr gr pr tr st sh ch th kl pl bl kr sl gl fl sw sp sn ph qu wh"
+    "b c d f g h j k l m n p q r s t v w x y z b d f g h j k l m n p r s t v w br cr dr fr gr "
+    "pr tr st sh ch th kl pl bl kr sl gl fl sw sp sn ph qu wh"
 )
 VOWELS = listed("a e i o u a e i o u a e i o u ai ea oo ie ou y ee au io")
 CODAS = [
@@ -98,13 +105,15 @@ ANIMALS = {
 }
 
 PLACES = listed(
-    "the market,the river,the mill,the school,the library,the old bridge,the park,the harbour,the forest,the hill,the bakery,the station,"
+    "the market,the river,the mill,the school,the library,the old bridge,the park,the "
+    "harbour,the forest,the hill,the bakery,the station,"
     "the town square,the lake,the bus stop,the museum,the well,the beach",
     ",",
 )
 
 FOODS = listed(
-    "apple pie,bread,cheese,soup,pears,cake,honey,fish,plums,rice,nuts,carrots,eggs,porridge,cherries,pancakes",
+    "apple "
+    "pie,bread,cheese,soup,pears,cake,honey,fish,plums,rice,nuts,carrots,eggs,porridge,cherries,pancakes",
     ",",
 )
 
@@ -131,7 +140,8 @@ SHOP_ANSWERS = {
 
 # Asked about what is outside the town, the model should say so instead of making something up.
 UNKNOWN = listed(
-    "the moon,the sea,music,money,Paris,Rome,cars,football,computers,science,history,films,the weather in London,numbers",
+    "the moon,the sea,music,money,Paris,Rome,cars,football,computers,science,history,films,the "
+    "weather in London,numbers",
     ",",
 )
 
@@ -152,38 +162,44 @@ OPPOSITES = {
 ISSUES = {
     "broken": (
         (
-            "it arrived broken|it was broken when I opened the box|it has a big crack|it fell apart after one day|it does not work at all|"
+            "it arrived broken|it was broken when I opened the box|it has a big crack|it fell "
+            "apart after one day|it does not work at all|"
             "it came in two pieces"
         ),
         "arrived broken",
     ),
     "late": (
         (
-            "it has not arrived yet|I am still waiting for it|it should have been here a week ago|the postman never brought it|"
+            "it has not arrived yet|I am still waiting for it|it should have been here a week "
+            "ago|the postman never brought it|"
             "it is still not here|it did not come in time"
         ),
         "is late",
     ),
     "wrong item": (
         (
-            "it is not what I ordered|you sent me something else|I ordered a different one|this is not the one I chose|"
+            "it is not what I ordered|you sent me something else|I ordered a different one|this "
+            "is not the one I chose|"
             "I found the wrong thing in the box|someone mixed up my order"
         ),
         "is not the right one",
     ),
     "missing part": (
         (
-            "one part is missing|a piece of it was not in the box|I cannot find all the parts|it came without all its parts|"
+            "one part is missing|a piece of it was not in the box|I cannot find all the parts|"
+            "it came without all its parts|"
             "a small part is not there|it is not complete"
         ),
         "is not complete",
     ),
     "dirty": (
-        "it is covered in dust|it has a dark stain|it is very dirty|it smells bad and has spots|it was not clean when it came|there is mud on it",
+        "it is covered in dust|it has a dark stain|it is very dirty|it smells bad and has spots|"
+        "it was not clean when it came|there is mud on it",
         "is not clean",
     ),
     "too small": (
-        "it is too small|it is smaller than I thought|I need a bigger one|the size is too little for me|it is tiny|it should be larger",
+        "it is too small|it is smaller than I thought|I need a bigger one|the size is too "
+        "little for me|it is tiny|it should be larger",
         "is too small",
     ),
 }
@@ -192,32 +208,37 @@ ISSUES = {
 WISHES = {
     "refund": (
         (
-            "I want my money back|please give me back my money|can I have my money back|please return what I paid|I would like a refund|"
+            "I want my money back|please give me back my money|can I have my money back|please "
+            "return what I paid|I would like a refund|"
             "please pay me back"
         ),
         "You will get your money back",
     ),
     "replace": (
         (
-            "please send me a new one|I would like another one|can I have a new one|please swap it for a good one|please send the right one again|"
+            "please send me a new one|I would like another one|can I have a new one|please swap "
+            "it for a good one|please send the right one again|"
             "I need a replacement"
         ),
         "We will send you a new one",
     ),
     "repair": (
-        "can you repair it|please fix it|I hope that you can mend it|please make it good again|can someone fix it for me|I would like a repair",
+        "can you repair it|please fix it|I hope that you can mend it|please make it good again|"
+        "can someone fix it for me|I would like a repair",
         "We will repair it for you",
     ),
     "call": (
         (
-            "please call me|can somebody phone me|I would like to talk to someone|please ring me tomorrow|give me a call please|"
+            "please call me|can somebody phone me|I would like to talk to someone|please ring "
+            "me tomorrow|give me a call please|"
             "can we speak about it on the phone"
         ),
         "We will call you soon",
     ),
     "collect": (
         (
-            "please come and fetch it|can you pick it up|please take it away|someone should collect it at my house|please pick it up at my door|"
+            "please come and fetch it|can you pick it up|please take it away|someone should "
+            "collect it at my house|please pick it up at my door|"
             "can you come and get it"
         ),
         "We will come and fetch it",
@@ -233,7 +254,8 @@ SENSIBLE_WISHES = {
     "too small": ("refund", "replace", "call", "collect"),
 }
 
-# Labels a record may give each fact. A record of the pretraining text never holds two of TICKET_LABELS: that form is the demo task's.
+# Labels of each fact in a record. No record of the pretraining text has two of TICKET_LABELS: that
+# form belongs to the demo task.
 LABELS = {
     "name": listed("name who person buyer sender client customer from"),
     "job": listed("job work trade does"),
