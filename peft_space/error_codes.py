@@ -564,7 +564,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "export.script_too_large": (
         "The run's data is too large for one script.",
-        "Copy the run's folder instead and continue there with `train --resume`.",
+        "Copy the run's folder instead and continue there with `peft-space resume`.",
     ),
     "export.untranslatable_template": (
         "The chat template cannot be translated to Ollama's template language.",

@@ -30,6 +30,7 @@ from peft_space.operations.registry import (
 )
 from peft_space.recipe import Recipe, read_recipe
 from peft_space.redaction import print_traceback
+from peft_space.runs import events
 from peft_space.runs.run import Run
 
 _UNSET = object()
@@ -76,13 +77,15 @@ def _run(operation: Operation, parsed: Json, as_json: bool, out: IO[str]) -> Non
     arguments = {one.name: _resolve(one, parsed) for one in operation.parameters_on("cli")}
     if operation.reports and not (operation.streams or operation.trains):
         arguments["report"] = print_progress
-    if operation.name == "job":
+    if operation.name == "train" and not arguments["no_train"]:
+        result = _make_and_train(arguments)
+    elif operation.name == "job":
         with print_events(Run(arguments["run"])):
             result = operation(**arguments)
     else:
         result = operation(**arguments)
-    if operation.trains:
-        result = _train(Run(result["run"]), arguments)
+    if operation.name == "resume":
+        result = _resume(Run(result["run"]), arguments)
     if as_json:
         print(json.dumps(result), file=out)
     elif operation.text:
@@ -279,13 +282,33 @@ def _prompts(parsed: Json) -> list[str]:
 # Training
 
 
-def _train(run: Run, arguments: Json) -> Json:
-    """Train a run in the foreground, unless the user wants to do so later."""
+def _make_and_train(arguments: Json) -> Json:
+    """Create a run and train it in the foreground."""
+    from peft_space.runtime.supervisor import make_and_train
+
+    names = ("directory", "data", "recipe", "held_out", "column_mapping")
+    request = {name: arguments[name] for name in names} | {"recipe": arguments["recipe"] or {}}
+    report_to = arguments["report_to"] or settings.report_to()
+    run, outcome = make_and_train(request, _watch_training, report_to)
+    return _outcome(run, outcome)
+
+
+@contextlib.contextmanager
+def _watch_training(run: Run) -> Iterator[None]:
+    with _stop_on_interrupt(run), print_events(run):
+        yield
+
+
+def _outcome(run: Run, outcome: events.Ended) -> Json:
+    step = outcome.model_dump().get("step")
+    return {"run": str(run.directory), "outcome": outcome.event, "step": step}
+
+
+def _resume(run: Run, arguments: Json) -> Json:
+    """Train a run in the foreground from its newest checkpoint."""
     from peft_space.runtime.supervisor import halve_max_length_of, supervise_training
 
     directory = str(run.directory)
-    if arguments.get("no_train"):
-        return {"run": directory, "outcome": None}
     with run.lock() as lock:
         if run.status() == "finished":
             return {"run": directory, "outcome": "Finished"}
@@ -296,10 +319,9 @@ def _train(run: Run, arguments: Json) -> Json:
             halve_max_length_of(run)
         ignore_mismatch = arguments.get("ignore_mismatch", False)
         report_to = arguments["report_to"] or settings.report_to()
-        with _stop_on_interrupt(run), print_events(run):
+        with _watch_training(run):
             outcome = supervise_training(run, lock, ignore_mismatch, report_to)
-    step = outcome.model_dump().get("step")
-    return {"run": directory, "outcome": outcome.event, "step": step}
+    return _outcome(run, outcome)
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def reduce_rank(
         `path`, `rank`, and the held-out loss before and after.
     """
     from peft_space.evaluation.evaluate import held_out_loss
-    from peft_space.export.folder import zip_of
+    from peft_space.export.export import zip_of
     from peft_space.export.rank_reduction import reduce_rank as write_smaller
     from peft_space.models.loading import load_adapted
 

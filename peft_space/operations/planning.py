@@ -180,7 +180,7 @@ def dry_run(
 
     chosen = make_recipe(recipe or {})
     result = planning.dry_run(data, chosen, held_out, column_mapping, progress(report))
-    return asdict(result) | {"words": planning.in_words(result)}
+    return asdict(result) | {"words": planning.describe_dry_run(result)}
 
 
 def _rank_sweep_text(result: Json, arguments: Json) -> str:

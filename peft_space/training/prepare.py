@@ -151,7 +151,7 @@ def _check_recipe(
 
 def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> None:
     """Reject tokens without an embedding, with which training would end in an index error."""
-    size = layers.model.get_input_embeddings().num_embeddings
+    size = len(layers.model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if largest >= size:
         raise UserError(
             "training.tokenizer_mismatch",

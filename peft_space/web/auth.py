@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 from peft_space import settings
 from peft_space.compat.gradio import session_of_request
+from peft_space.compat.huggingface_hub import FailureCode
 from peft_space.errors import UserError
 from peft_space.hub.client import check_token, translate_errors
 
@@ -19,8 +20,9 @@ TOKEN_SECONDS = 600.0
 MAX_CACHED_TOKENS = 1_000
 MIN_SECRET_LENGTH = 16
 """Shorter secrets could be guessed, and the empty one would belong to everybody."""
-_REASONS = dict.fromkeys(
-    (401, 403), "the Hub does not accept the `oauth_token`. Bring another, or none"
+_REASONS: dict[FailureCode, str] = dict.fromkeys(
+    ("hub.unauthorized", "hub.forbidden"),
+    "the Hub does not accept the `oauth_token`. Use another, or none",
 )
 
 request_token: ContextVar[str | None] = ContextVar("request_token", default=None)

@@ -128,7 +128,7 @@ class ExportPanel:
         """Export the selected run, verify it and offer it for download."""
         run = str(self.page.selected_run(values).directory)
         yield self.operation.begin() | {self.file: gr.update(visible=False)}
-        arguments = {"options": self.options(values)}
+        arguments: dict[str, Any] = {"options": self.options(values)}
         folder, done = served_folder(), False
 
         def show(result: dict[str, Any]) -> Updates:
