@@ -221,8 +221,8 @@ def multiplied_parameters(config: PretrainedConfig, task: Task) -> int:
     These are all parameters except the input embeddings, unless the head shares them. All experts
     are counted, although a token uses few of them, so the time of such models is overestimated.
     """
-    model = linear_layers(config, task).model
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()  # type: ignore[operator]
+    model: Any = linear_layers(config, task).model
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     shared = head is not None and head.weight is embeddings
     return model.num_parameters() - (0 if shared else embeddings.numel())
 

@@ -10,10 +10,26 @@ from peft_space.models.resolve import find_base
 from tests.fixtures.malicious_models import Bait
 
 ADDRESSES = [
-    "{url}", "{url}/model.zip", "http://169.254.169.254/latest/meta-data", "https://huggingface.co/maria/rows", "//127.0.0.1:{port}/x", "ftp://127.0.0.1:{port}/x",
-    "file:///etc/passwd", "s3://bucket/rows.json", "hf://models/a/b", "hf://datasets/../../etc/passwd", "hf://datasets/127.0.0.1:{port}/x", "127.0.0.1:{port}/x",
-    "hf://datasets/a/b@../../x", "hf:{url}", "\\\\127.0.0.1\\x", "zip://a::{url}", "simplecache::{url}", "hub://a/b", "git+{url}",
-]  # fmt: skip
+    "{url}",
+    "{url}/model.zip",
+    "http://169.254.169.254/latest/meta-data",
+    "https://huggingface.co/maria/rows",
+    "//127.0.0.1:{port}/x",
+    "ftp://127.0.0.1:{port}/x",
+    "file:///etc/passwd",
+    "s3://bucket/rows.json",
+    "hf://models/a/b",
+    "hf://datasets/../../etc/passwd",
+    "hf://datasets/127.0.0.1:{port}/x",
+    "127.0.0.1:{port}/x",
+    "hf://datasets/a/b@../../x",
+    "hf:{url}",
+    "\\\\127.0.0.1\\x",
+    "zip://a::{url}",
+    "simplecache::{url}",
+    "hub://a/b",
+    "git+{url}",
+]
 
 
 @pytest.fixture

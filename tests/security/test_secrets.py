@@ -182,26 +182,49 @@ def flows(doors, the_hub, run, write, most):
     misplaced = [
         lambda token: ("check", {"data": rows, "recipe": {"base_model": token}}),
         lambda token: ("check", {"data": rows, "recipe": {"base_model": f"maria/{token}"}}),
-        lambda token: ("check", {"data": rows, "recipe": {"base_model": f"https://user:{token}@huggingface.co/a/b"}}),
-        lambda token: ("check", {"data": rows, "recipe": {"base_model": "maria/none", "revision": token}}),
+        lambda token: (
+            "check",
+            {"data": rows, "recipe": {"base_model": f"https://user:{token}@huggingface.co/a/b"}},
+        ),
+        lambda token: (
+            "check",
+            {"data": rows, "recipe": {"base_model": "maria/none", "revision": token}},
+        ),
         lambda token: ("check", {"data": rows, "recipe": {token: 1}}),
         lambda token: ("check", {"data": rows, "recipe": {"learning_rate": token}}),
-        lambda token: ("check", {"data": rows, "recipe": {"target_modules": [token], "base_model": "demo"}}),
+        lambda token: (
+            "check",
+            {"data": rows, "recipe": {"target_modules": [token], "base_model": "demo"}},
+        ),
         lambda token: ("check", {"data": f"hf://datasets/maria/{token}"}),
         lambda token: ("check", {"data": f"hf://datasets/maria/rows?token={token}"}),
         lambda token: ("check", {"data": f"/nowhere/{token}.json"}),
-        lambda token: ("import_adapter", {"directory": str(doors.folder / "run"), "adapter": token, "data": rows}),
-        lambda token: ("import_adapter", {"directory": str(doors.folder / "run"), "adapter": f"maria/{token}", "data": rows}),
+        lambda token: (
+            "import_adapter",
+            {"directory": str(doors.folder / "run"), "adapter": token, "data": rows},
+        ),
+        lambda token: (
+            "import_adapter",
+            {"directory": str(doors.folder / "run"), "adapter": f"maria/{token}", "data": rows},
+        ),
         lambda token: ("push", {"run": run, "repo": token, "token": None}),
         lambda token: ("push", {"run": run, "repo": f"maria/{token}", "token": doors.token()}),
         lambda token: ("push", {"run": run, "repo": "maria/a", "token": f"{token}\n"}),
         lambda token: ("push", {"run": run, "repo": "maria/a", "token": f"Bearer {token}"}),
         lambda token: ("push", {"run": run, "repo": "maria/a", "token": f"{token}é"}),
-        lambda token: ("push", {"run": run, "repo": "maria/a", "token": token, "card": f"---\nbase_model: {token}\n---\n"}),
+        lambda token: (
+            "push",
+            {
+                "run": run,
+                "repo": "maria/a",
+                "token": token,
+                "card": f"---\nbase_model: {token}\n---\n",
+            },
+        ),
         lambda token: ("push", {"run": f"/nowhere/{token}", "repo": "maria/a", "token": token}),
         lambda token: ("push", {"run": run, "repo": "maria/a", "token": token, token: 1}),
         lambda token: ("no verb", {"token": token}),
-    ]  # fmt: skip
+    ]
     pushes = itertools.product(WRITES, STATUSES, ("known", "unknown", "reads"))
     for number in range(most):
         token = doors.token()

@@ -31,9 +31,14 @@ from tests.web.test_mcp import with_tools
 MARK = "zebrafinch-7431"
 STRANGER = "a stranger's own secret, long enough"
 NEEDED = {
-    "prompts": ["Hi"], "pair": "1", "choice": "left", "repo": "a/b", "flavor": "t4-small",
-    "timeout": "1h", "name": "x",
-}  # fmt: skip
+    "prompts": ["Hi"],
+    "pair": "1",
+    "choice": "left",
+    "repo": "a/b",
+    "flavor": "t4-small",
+    "timeout": "1h",
+    "name": "x",
+}
 """Arguments without a default, by name."""
 OF_A_RUN: dict[str, dict[str, Any]] = {
     operation.name: {
@@ -166,10 +171,23 @@ def test_no_endpoint_opens_a_run_to_another_secret(victim, stranger, untouched):
 def test_no_id_leads_out_of_ones_own_folder(victim, stranger, untouched):
     theirs = victim.folder.parent.name
     ids = [
-        f"../{theirs}/{victim.run}", f"..%2F{theirs}%2F{victim.run}", str(victim.folder), f"{theirs}/{victim.run}", f"./{victim.run}",
-        f"{victim.run}/", f"{victim.run}\0", f"{victim.run}\n", victim.run.upper(), "*", ".", "..", "", f"....//{theirs}//{victim.run}",
-        f"..\\{theirs}\\{victim.run}", f"/proc/self/cwd/{victim.run}",
-    ]  # fmt: skip
+        f"../{theirs}/{victim.run}",
+        f"..%2F{theirs}%2F{victim.run}",
+        str(victim.folder),
+        f"{theirs}/{victim.run}",
+        f"./{victim.run}",
+        f"{victim.run}/",
+        f"{victim.run}\0",
+        f"{victim.run}\n",
+        victim.run.upper(),
+        "*",
+        ".",
+        "..",
+        "",
+        f"....//{theirs}//{victim.run}",
+        f"..\\{theirs}\\{victim.run}",
+        f"/proc/self/cwd/{victim.run}",
+    ]
     for run_id in ids:
         for endpoint in ("status", "export"):
             said = answer_to(
@@ -197,15 +215,32 @@ def test_gradios_own_routes_hand_out_no_file_and_visit_no_address(space, victim,
         "/etc/passwd",
     ]
     shapes = [
-        "/gradio_api/file={}", "/gradio_api/file=/{}", "/gradio_api/file=.{}", "/gradio_api/file=/tmp/gradio/../..{}", "/gradio_api/file/{}", "/file={}",
-        "/gradio_api/file=%2e%2e{}", "/static/..{}", "/assets/../../../../../../..{}", "/svelte/../../../../..{}", "/gradio_api/file=file://{}",
-        "/gradio_api/custom_component/x/client/component/..{}", "/gradio_api/file=C:{}", "/gradio_api/file=\\\\localhost{}",
-    ]  # fmt: skip
+        "/gradio_api/file={}",
+        "/gradio_api/file=/{}",
+        "/gradio_api/file=.{}",
+        "/gradio_api/file=/tmp/gradio/../..{}",
+        "/gradio_api/file/{}",
+        "/file={}",
+        "/gradio_api/file=%2e%2e{}",
+        "/static/..{}",
+        "/assets/../../../../../../..{}",
+        "/svelte/../../../../..{}",
+        "/gradio_api/file=file://{}",
+        "/gradio_api/custom_component/x/client/component/..{}",
+        "/gradio_api/file=C:{}",
+        "/gradio_api/file=\\\\localhost{}",
+    ]
     addresses = [
-        f"/gradio_api/file={listener.url}", f"/gradio_api/proxy={listener.url}", f"/file={listener.url}/x", f"/gradio_api/file/{listener.url}",
-        f"/gradio_api/proxy={listener.url.replace('http', 'https')}", f"/gradio_api/file={listener.url.upper()}", f"/gradio_api/file=%20{listener.url}",
-        f"/gradio_api/file=http://localhost:{listener.url.rpartition(':')[2]}", f"/gradio_api/file=http://[::ffff:127.0.0.1]:{listener.url.rpartition(':')[2]}",
-    ]  # fmt: skip
+        f"/gradio_api/file={listener.url}",
+        f"/gradio_api/proxy={listener.url}",
+        f"/file={listener.url}/x",
+        f"/gradio_api/file/{listener.url}",
+        f"/gradio_api/proxy={listener.url.replace('http', 'https')}",
+        f"/gradio_api/file={listener.url.upper()}",
+        f"/gradio_api/file=%20{listener.url}",
+        f"/gradio_api/file=http://localhost:{listener.url.rpartition(':')[2]}",
+        f"/gradio_api/file=http://[::ffff:127.0.0.1]:{listener.url.rpartition(':')[2]}",
+    ]
     for path in [shape.format(file) for shape in shapes for file in files] + addresses:
         with socket.create_connection(
             ("127.0.0.1", int(space.url.rpartition(":")[2]))
@@ -238,10 +273,19 @@ def test_no_file_or_address_is_taken_as_data_but_what_was_uploaded(
     meta = {"_type": "gradio.FileData"}
     rows = str(victim.folder / "data" / "train.jsonl")
     made_up: list[Any] = [
-        rows, {"path": rows, "meta": meta}, {"path": rows, "url": f"{space.url}/gradio_api/file={rows}", "meta": meta}, f"file://{rows}", listener.url,
-        {"path": listener.url, "meta": meta}, {"path": "x", "url": listener.url, "meta": meta}, victim.exported, {"path": victim.exported, "meta": meta},
-        [rows], {"path": f"{rows}/../train.jsonl", "meta": meta, "is_stream": True}, {"path": rows, "meta": {"_type": "gradio.FileData"}, "size": -1},
-    ]  # fmt: skip
+        rows,
+        {"path": rows, "meta": meta},
+        {"path": rows, "url": f"{space.url}/gradio_api/file={rows}", "meta": meta},
+        f"file://{rows}",
+        listener.url,
+        {"path": listener.url, "meta": meta},
+        {"path": "x", "url": listener.url, "meta": meta},
+        victim.exported,
+        {"path": victim.exported, "meta": meta},
+        [rows],
+        {"path": f"{rows}/../train.jsonl", "meta": meta, "is_stream": True},
+        {"path": rows, "meta": {"_type": "gradio.FileData"}, "size": -1},
+    ]
     for data in made_up:
         for endpoint in ("check", "recommend", "train"):
             event = httpx.post(

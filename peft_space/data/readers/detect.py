@@ -153,9 +153,24 @@ _BYTE_ORDER_MARKS = {
 }
 # without a choice of candidates, short texts are taken for rare encodings
 _CANDIDATES = [
-    "utf_16_le", "utf_16_be", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255",
-    "cp1256", "cp1257", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "koi8_r", "mac_roman",
-]  # fmt: skip
+    "utf_16_le",
+    "utf_16_be",
+    "cp1252",
+    "cp1250",
+    "cp1251",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp1257",
+    "shift_jis",
+    "euc_jp",
+    "gb18030",
+    "big5",
+    "euc_kr",
+    "koi8_r",
+    "mac_roman",
+]
 _WESTERN = set(
     "äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + "“”\u2018\u2019„\u2013—…€«»°§©®™•·¡¿£¢ºª²³½¼\u00a0"
 )
