@@ -134,7 +134,7 @@ def ask(hub_worker):
         if "result" in answer:
             return answer["result"]
         assert answer["users"], f"told as a fault of the app: {answer['error']}"
-        raise UserError("todo", answer["error"])
+        raise UserError(answer["code"], answer["error"])
 
     return ask_for
 
