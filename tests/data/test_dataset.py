@@ -1,4 +1,4 @@
-"""The split, and what a run keeps of its data."""
+"""A dataset is split, checked and stored in a run."""
 
 import json
 
@@ -14,7 +14,7 @@ def rows(count, repeat=1):
     return [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(count) for _ in range(repeat)]
 
 
-def test_held_out_rows_are_not_trained_on_and_repeated_rows_stay_on_one_side(write):
+def test_no_held_out_row_is_a_training_row_and_duplicates_stay_together(write):
     data = load_dataset(write("rows.json", rows(50, repeat=3)), 0.2, seed=1)
     trained = {row.messages[0]["content"] for row in data.train}
     scored = [row.messages[0]["content"] for row in data.held_out]
@@ -29,27 +29,29 @@ def test_the_split_follows_the_seed(write):
     assert load_dataset(path, 0.2, 1).held_out != load_dataset(path, 0.2, 2).held_out
 
 
-def test_one_row_is_trained_on_and_nothing_held_out(write):
+def test_a_single_row_is_a_training_row(write):
     data = load_dataset(write("rows.json", rows(1)), 0.5, 0)
     assert (len(data.train), len(data.held_out)) == (1, 0)
 
 
-def test_a_file_of_held_out_rows_replaces_the_split(write):
+def test_a_held_out_file_replaces_the_split(write):
     data = load_dataset(
         write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(12)[9:])
     )
     assert (len(data.train), len(data.held_out)) == (9, 3)
 
 
-def test_a_held_out_row_that_is_also_trained_on_is_reported_and_left_out(write):
+def test_a_held_out_row_that_is_also_a_training_row_is_reported_and_left_out(write):
     data = load_dataset(write("train.json", rows(9)), 0.5, 0, held_out=write("test.json", rows(10)))
     assert [row.messages[0]["content"] for row in data.held_out] == ["p9"]
     assert len(data.problems) == 9
-    assert "also trained on" in data.problems[0].problem
-    assert data.notes == ["To score on: test.json, 10 rows, 1 of which can be used."]
+    assert kinds(data)["leaks"] == (9, list(range(1, 10)))
+    assert all("test.json" in problem.problem for problem in data.problems)
+    [note] = data.notes
+    assert all(value in note for value in ("test.json", "10 rows", " 1 "))
 
 
-def test_what_a_run_keeps_is_the_data_again(write, tmp_path):
+def test_a_run_stores_the_whole_dataset(write, tmp_path):
     path = write(
         "rows.jsonl",
         [
@@ -64,7 +66,7 @@ def test_what_a_run_keeps_is_the_data_again(write, tmp_path):
     assert [problem.row for problem in data.problems] == [22]
 
 
-def test_the_histogram_counts_every_row_once_and_marks_what_is_cut_off(tokenizer):
+def test_the_histogram_counts_every_row_once_and_marks_rows_that_are_cut(tokenizer):
     from peft_space.data.dataset import histogram, lengths
     from peft_space.data.tokenization.tokenize import tokenize
 
@@ -85,7 +87,7 @@ def kinds(data):
     return {finding.kind: (finding.count, finding.rows) for finding in data.findings}
 
 
-def test_what_is_worth_telling_is_found_with_its_rows(write):
+def test_findings_have_their_row_numbers(write):
     texts = {
         2: "Write to {{name}}.",
         3: "My key is hf_" + "a" * 34,
@@ -100,14 +102,13 @@ def test_what_is_worth_telling_is_found_with_its_rows(write):
         {"prompt": texts.get(number, f"Row {number}"), "completion": "Yes"}
         for number in range(1, 21)
     ]
-    found = kinds(load_dataset(write("rows.json", lines), 0.1, 0))
-    assert found == {
-        "placeholders": (1, [2]), "secrets": (1, [3]), "emails": (1, [4]), "mojibake": (1, [5]), "odd": (1, [6]), "duplicates": (1, [8]),
-        "padded": (1, [9]),
+    assert kinds(load_dataset(write("rows.json", lines), 0.1, 0)) == {
+        "placeholders": (1, [2]), "secrets": (1, [3]), "emails": (1, [4]), "mojibake": (1, [5]),
+        "odd": (1, [6]), "duplicates": (1, [8]), "padded": (1, [9]),
     }  # fmt: skip
 
 
-def test_plain_rows_have_nothing_to_tell(write):
+def test_ordinary_rows_have_no_findings(write):
     lines = [
         {
             "prompt": f"What is <b>{i}</b> + [1]? café, naïve, Ünal, 100 €",
@@ -118,19 +119,21 @@ def test_plain_rows_have_nothing_to_tell(write):
     assert kinds(load_dataset(write("rows.json", lines), 0.1, 0)) == {}
 
 
-@pytest.mark.parametrize(("fix", "left"), [("deduplicate", 2), ("drop_secrets", 2), ("strip", 3)])
-def test_a_fix_leaves_out_what_it_names_and_is_kept_in_the_run(write, tmp_path, fix, left):
+@pytest.mark.parametrize(
+    ("fix", "num_rows"), [("deduplicate", 2), ("drop_secrets", 2), ("strip", 3)]
+)
+def test_a_fix_removes_its_rows_and_is_stored_in_the_run(write, tmp_path, fix, num_rows):
     lines = [{"prompt": "a", "completion": "b"}] * 2 + [
         {"prompt": "sk-" + "x" * 30, "completion": "b"}
     ]
     data = load_dataset(write("rows.json", lines), 0.0, 0, column_mapping={"fixes": [fix]})
-    assert len(data.train) == left
+    assert len(data.train) == num_rows
     assert load_run_data(
         Run.create(tmp_path / fix, Recipe(), data.files())
     ).column_mapping.fixes == (fix,)
 
 
-def test_the_split_keeps_the_shares_of_the_labels(write):
+def test_the_split_holds_out_the_same_share_of_each_label(write):
     lines = [
         {"text": f"text {i}", "label": "rare" if i % 10 == 0 else "common"} for i in range(200)
     ]
@@ -140,7 +143,7 @@ def test_the_split_keeps_the_shares_of_the_labels(write):
     assert data.labels == {"common": 180, "rare": 20}
 
 
-def test_files_that_are_joined_keep_their_names_in_what_is_said(write):
+def test_problems_of_combined_files_name_the_file(write):
     data = load_dataset(
         [write("a.jsonl", rows(3)), write("b.jsonl", [*rows(6)[3:], {"prompt": "alone"}])], 0.0, 0
     )
@@ -150,13 +153,22 @@ def test_files_that_are_joined_keep_their_names_in_what_is_said(write):
     ]
 
 
-def test_files_of_different_shapes_are_not_joined_so_that_no_row_is_lost(write):
+def test_files_of_different_schemas_are_not_combined(write):
     chat = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
-    with pytest.raises(
-        UserError,
-        match=r"a\.jsonl holds prompt/completion and b\.jsonl holds messages: files of different schemas cannot be joined",
-    ):
+    with pytest.raises(UserError) as error:
         load_dataset([write("a.jsonl", rows(3)), write("b.jsonl", chat)], 0.0, 0)
+    assert error.value.code == "data.mixed_schemas"
+    for value in ("a.jsonl", "prompt_completion", "b.jsonl", "messages"):
+        assert value in str(error.value)
+
+
+def test_a_dataset_without_a_usable_row_is_rejected(write):
+    path = write("rows.json", [{"prompt": "a", "completion": ""}] * 2)
+    with pytest.raises(UserError) as error:
+        load_dataset(path, 0.1, 0)
+    assert error.value.code == "data.no_usable_rows"
+    assert "rows.json" in str(error.value)
+    assert "row 1" in str(error.value)
 
 
 @pytest.mark.parametrize("fixes", [[], ["deduplicate"]])
@@ -171,16 +183,17 @@ def test_every_row_is_accounted_for(write, fixes):
     assert data.num_repeated == (20 if fixes else 4), "held-out rows are scored once"
 
 
-def test_data_that_could_be_read_in_two_ways_is_not_guessed_at(write):
+def test_ambiguous_columns_are_not_guessed(write):
     path = write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\n")
-    with pytest.raises(UserError, match="can be read in several ways") as refusal:
+    with pytest.raises(UserError) as error:
         load_dataset(path, 0.1, 0)
-    said = str(refusal.value)
-    column_mapping = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert error.value.code == "data.ambiguous_columns"
+    message = str(error.value)
+    column_mapping = json.loads(message[message.index("{") : message.rindex("}") + 1])
     assert len(load_dataset(path, 0.0, 0, column_mapping=column_mapping).train) == 1
 
 
-def test_rows_are_drawn_from_the_disk_each_exactly_once(write):
+def test_rows_are_read_from_the_disk_each_exactly_once(write):
     data = load_dataset(write("rows.jsonl", rows(5_000)), 0.1, 0)
     assert (len(data.train), len(data.held_out)) == (4_500, 500)
     assert data.train[17] == data.train[17:18][0]

@@ -1,4 +1,4 @@
-"""What is trained: the answers, and once each the token that ends them; the same tokens are asked and previewed."""
+"""Answers and the token that ends each are trained; prompts have the same tokens as in training."""
 
 import random
 
@@ -19,7 +19,8 @@ TURNS = [
     {"role": "assistant", "content": "Thank you, Mira."},
 ]
 CHATML = (
-    "{% for message in messages %}{{ '<|user|>' + message.role + '\\n' + message.content + eos_token + '\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|user|>' + message.role + '\\n' + message.content"
+    " + eos_token + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|user|>assistant\\n' }}{% endif %}"
 )
 
@@ -36,11 +37,11 @@ def trained_text(tokenizer, example):
     return tokenizer.decode([label for label in example.labels if label != MASKED])
 
 
-def test_only_the_answers_are_trained_and_each_end_once(any_tokenizer):
+def test_only_the_answers_and_their_ends_are_trained(any_tokenizer):
     [example] = render(any_tokenizer, [Conversation(1, TURNS)], 10_000)
     end = any_tokenizer.decode(stop_token_ids(any_tokenizer)[:1])
-    said = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
-    assert said == ["I am sorry. What is your name?", "Thank you, Mira.", ""]
+    answers = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
+    assert answers == ["I am sorry. What is your name?", "Thank you, Mira.", ""]
 
 
 def test_labels_are_the_ids_or_masked(any_tokenizer):
@@ -52,11 +53,11 @@ def test_labels_are_the_ids_or_masked(any_tokenizer):
     )
 
 
-def test_the_model_is_asked_with_the_tokens_it_was_trained_after(any_tokenizer):
+def test_the_prompt_has_the_tokens_before_the_trained_answer(any_tokenizer):
     [example] = render(any_tokenizer, [Conversation(1, TURNS)], 10_000)
-    asked = prompt_ids(any_tokenizer, TURNS[:-1])
-    assert example.input_ids[: len(asked)] == asked
-    first_of_last_answer = len(asked)
+    prompt = prompt_ids(any_tokenizer, TURNS[:-1])
+    assert example.input_ids[: len(prompt)] == prompt
+    first_of_last_answer = len(prompt)
     assert example.labels[first_of_last_answer] == example.input_ids[first_of_last_answer]
     assert example.labels[first_of_last_answer - 1] == MASKED
 
@@ -73,7 +74,23 @@ def test_the_mask_equals_the_templates_own_generation_markers(tokenizer):
 
 def test_generated_conversations_train_their_answers_and_nothing_else(any_tokenizer):
     rng = random.Random(7)
-    words = "Mira Tom lamp kettle red blue é ß 猫 42 … ' \" <b> \n".split(" ")
+    words = [
+        "Mira",
+        "Tom",
+        "lamp",
+        "kettle",
+        "red",
+        "blue",
+        "é",
+        "ß",
+        "猫",
+        "42",
+        "…",
+        "'",
+        '"',
+        "<b>",
+        "\n",
+    ]
     end = any_tokenizer.decode(stop_token_ids(any_tokenizer)[:1])
     for number in range(100):
         turns = [
@@ -84,28 +101,23 @@ def test_generated_conversations_train_their_answers_and_nothing_else(any_tokeni
             for role in ("user", "assistant") * rng.randint(1, 3)
         ]
         [example] = render(any_tokenizer, [Conversation(number, turns)], 10_000)
-        said = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
-        assert said == [
+        answers = [part.strip() for part in trained_text(any_tokenizer, example).split(end)]
+        assert answers == [
             *(turn["content"].strip() for turn in turns if turn["role"] == "assistant"),
             "",
         ]
 
 
-def test_a_long_row_is_cut_at_the_end_and_says_by_how_much(tokenizer):
+def test_a_long_row_is_cut_at_the_end_and_the_cut_is_counted(tokenizer):
     [whole] = render(tokenizer, [Conversation(1, TURNS)], 10_000)
     [cut] = render(tokenizer, [Conversation(1, TURNS)], 20)
     assert cut.input_ids == whole.input_ids[:20]
     assert cut.cut == len(whole.input_ids) - 20
 
 
-def test_a_template_that_refuses_a_row_is_reported_with_the_row(tokenizer):
-    with pytest.raises(UserError, match="Row 5: the model's chat template refuses it"):
-        render(
-            tokenizer,
-            [
-                Conversation(
-                    5, [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]
-                )
-            ],
-            100,
-        )
+def test_a_row_that_the_template_rejects_is_named(tokenizer):
+    turns = [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UserError) as error:
+        render(tokenizer, [Conversation(5, turns)], 100)
+    assert error.value.code == "data.template_rejects_row"
+    assert "Row 5" in str(error.value)

@@ -1,4 +1,4 @@
-"""Rows of the schemas people bring become conversations; rows that cannot be trained on become problems with their number."""
+"""Rows of every schema are normalized; bad rows are reported with their number."""
 
 import json
 
@@ -23,26 +23,26 @@ from peft_space.errors import UserError
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def mappings(path):
+def detect(path):
     table = read_table(path)
     return table, detect_schema(table.source, table.columns, [row for _, row in table.rows()])
 
 
 def rows_of(path, column_mapping=None):
-    """The reading, the good rows, and (number, problem) of the others."""
-    table, found = mappings(path)
-    [chosen] = [make_column_mapping(column_mapping, table.columns)] if column_mapping else found
+    """The column mapping, the good rows, and (number, problem) of the bad rows."""
+    table, mappings = detect(path)
+    [chosen] = [make_column_mapping(column_mapping, table.columns)] if column_mapping else mappings
     good, bad = [], []
     for number, row in table.rows():
         try:
             good.append(normalize_record(number, row, chosen))
-            assert from_json(number, to_json(good[-1])) == good[-1], "what is kept is the row again"
+            assert from_json(number, to_json(good[-1])) == good[-1]
         except BadRow as problem:
             bad.append((number, str(problem)))
     return chosen, good, bad
 
 
-def understood(path):
+def messages_of(path):
     column_mapping, good, bad = rows_of(path)
     return column_mapping, [row.messages for row in good], bad
 
@@ -71,14 +71,14 @@ def understood(path):
         ),
     ],
 )
-def test_a_shape_is_recognised_and_becomes_messages(write, row, schema):
-    column_mapping, rows, problems = understood(write("rows.json", [row]))
+def test_a_schema_is_detected_and_normalized_to_messages(write, row, schema):
+    column_mapping, rows, problems = messages_of(write("rows.json", [row]))
     assert (column_mapping.schema, rows, problems) == (schema, [HI], [])
 
 
 def test_the_input_follows_the_instruction_and_the_system_prompt_leads(write):
     row = {"system": "Be kind.", "instruction": "Translate.", "input": "Hallo", "output": "Hello"}
-    [messages] = understood(write("rows.json", [row]))[1]
+    [messages] = messages_of(write("rows.json", [row]))[1]
     assert [message["content"] for message in messages] == [
         "Be kind.",
         "Translate.\n\nHallo",
@@ -87,16 +87,12 @@ def test_the_input_follows_the_instruction_and_the_system_prompt_leads(write):
 
 
 def test_messages_in_a_csv_are_json(write):
-    assert understood(
-        write(
-            "rows.csv",
-            'messages\n"[{""role"": ""user"", ""content"": ""Hi""}, {""role"": ""assistant"", ""content"": ""Hello""}]"\n',
-        )
-    )[1] == [HI]
+    turns = json.dumps(HI).replace('"', '""')
+    assert messages_of(write("rows.csv", f'messages\n"{turns}"\n'))[1] == [HI]
 
 
 def test_text_stays_as_written(write):
-    [messages] = understood(write("rows.json", [{"prompt": "  007 ", "completion": "1e5\n"}]))[1]
+    [messages] = messages_of(write("rows.json", [{"prompt": "  007 ", "completion": "1e5\n"}]))[1]
     assert [message["content"] for message in messages] == ["  007 ", "1e5\n"]
 
 
@@ -110,51 +106,52 @@ def test_text_stays_as_written(write):
         ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns"),
         (
             {"messages": [HI[0], {"role": "poet", "content": "O"}]},
-            "the role 'poet' is not known (system, user, assistant, tool)",
+            "the role 'poet' is unknown (use system, user, assistant or tool)",
         ),
         ({"messages": [HI[0], {"role": "assistant", "content": None}]}, "a message has no text"),
         ({"messages": "Hi"}, "'messages' is not a list of messages"),
         (
             {"messages": [*HI, {"role": "system", "content": "late"}, *HI]},
-            "a system message is not the first",
+            "a system message is not the first message",
         ),
     ],
 )
-def test_a_row_that_cannot_be_trained_on_is_reported_with_its_number(write, row, problem):
-    _, rows, problems = understood(write("rows.json", [{"messages": HI}, row]))
+def test_a_bad_row_is_reported_with_its_number(write, row, problem):
+    _, rows, problems = messages_of(write("rows.json", [{"messages": HI}, row]))
     assert (rows, problems) == ([HI], [(2, problem)])
 
 
 def test_half_a_character_in_json_inside_a_cell_is_reported_with_its_row(write):
     turns = json.dumps([HI[0], {"role": "assistant", "content": "\ud800"}]).replace('"', '""')
-    _, rows, problems = understood(write("rows.csv", f'messages\n"{turns}"\n'))
-    assert (rows, problems) == ([], [(1, "the text has half a character in it (a lone surrogate)")])
+    _, rows, problems = messages_of(write("rows.csv", f'messages\n"{turns}"\n'))
+    assert (rows, problems) == ([], [(1, "the text contains half a character (a lone surrogate)")])
 
 
 def test_a_row_without_an_answer_is_reported_with_its_line(write):
-    _, rows, problems = understood(
+    _, rows, problems = messages_of(
         write("rows.jsonl", '{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n')
     )
     assert (len(rows), problems) == (1, [(3, "the answer is empty")])
 
 
 def test_a_cell_that_is_not_text_is_reported(write):
-    _, _, problems = understood(write("rows.json", [{"prompt": "a", "completion": {"b": 1}}]))
+    _, _, problems = messages_of(write("rows.json", [{"prompt": "a", "completion": {"b": 1}}]))
     assert problems == [(1, "'completion' is an object, not text")]
 
 
-def test_columns_that_fit_nothing_are_named_with_what_would(write):
-    with pytest.raises(UserError, match="the columns 'a', 'b' fit no known schema") as refusal:
-        understood(write("rows.json", [{"a": [1], "b": {"c": "d"}}]))
-    assert "instruction and output" in str(refusal.value)
+def test_columns_that_fit_no_schema_are_named(write):
+    with pytest.raises(UserError) as error:
+        messages_of(write("rows.json", [{"a": [1], "b": {"c": "d"}}]))
+    assert error.value.code == "data.unknown_columns"
+    assert "'a', 'b'" in str(error.value)
+    assert "instruction and output" in str(error.value)
 
 
-def test_a_name_inside_another_name_is_no_match(write):
-    _, found = mappings(
-        write("rows.csv", "context,textual\nsome words,more words\nother words,and more\n")
-    )
+def test_a_known_name_inside_another_name_does_not_match(write):
+    path = write("rows.csv", "context,textual\nsome words,more words\nother words,and more\n")
+    _, found = detect(path)
     assert all(column_mapping.columns.get("input") is None for column_mapping in found)
-    assert len(found) > 1, "two texts of unknown names are asked about"
+    assert len(found) > 1, "the user chooses between two texts of unknown names"
 
 
 PREFERRED = Preference(1, [HI[0]], [HI[1]], [{"role": "assistant", "content": "Go away"}])
@@ -186,13 +183,13 @@ PREFERRED = Preference(1, [HI[0]], [HI[1]], [{"role": "assistant", "content": "G
         },
     ],
 )
-def test_a_preference_pair_is_read_in_whatever_form_it_comes(write, row):
+def test_a_preference_is_read_in_every_form(write, row):
     column_mapping, good, bad = rows_of(write("rows.json", [row]))
     assert (column_mapping.schema, good, bad) == ("preference", [PREFERRED], [])
 
 
 @pytest.mark.parametrize(
-    ("row", "schema", "wanted"),
+    ("row", "schema", "expected"),
     [
         ({"messages": HI, "label": True}, "unpaired_preference", UnpairedPreference(1, HI, True)),
         (
@@ -226,12 +223,12 @@ def test_a_preference_pair_is_read_in_whatever_form_it_comes(write, row):
         ({"text": "Once upon a time"}, "text", Text(1, "Once upon a time")),
     ],
 )
-def test_every_other_shape_is_recognised_too(write, row, schema, wanted):
+def test_every_other_schema_is_detected(write, row, schema, expected):
     column_mapping, good, bad = rows_of(write("rows.json", [row]))
-    assert (column_mapping.schema, good, bad) == (schema, [wanted], [])
+    assert (column_mapping.schema, good, bad) == (schema, [expected], [])
 
 
-def test_tool_calls_and_results_are_kept_however_they_are_written(write):
+def test_tool_calls_and_results_are_read_in_every_form(write):
     call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Oslo"}}}
     tool = {"name": "weather", "parameters": {}}
     sharegpt = {
@@ -278,7 +275,7 @@ def test_tool_calls_and_results_are_kept_however_they_are_written(write):
         assert conversation.messages[2]["content"] == '{"rain": false}'
 
 
-def test_a_message_says_itself_whether_it_is_trained(write):
+def test_a_message_can_have_a_weight_in_the_loss(write):
     turns = [HI[0] | {"loss_weight": 0.0}, HI[1] | {"train": False}, HI[0], HI[1] | {"weight": 1}]
     _, [conversation], _ = rows_of(write("rows.json", [{"messages": turns}]))
     assert [message.get("weight") for message in conversation.messages] == [0, 0, None, 1]
@@ -310,33 +307,33 @@ def test_a_message_says_itself_whether_it_is_trained(write):
         ),
     ],
 )
-def test_where_two_readings_are_plausible_both_are_offered(write, content, ways):
-    found = [column_mapping.columns for column_mapping in mappings(write("rows.csv", content))[1]]
+def test_all_plausible_column_mappings_are_returned(write, content, ways):
+    _, found = detect(write("rows.csv", content))
     assert len(found) > 1
-    assert all(way in found for way in ways)
+    assert all(way in [column_mapping.columns for column_mapping in found] for way in ways)
 
 
-def test_a_column_with_few_different_values_may_be_a_label(write):
+def test_a_column_with_few_distinct_values_may_be_a_label(write):
     lines = "".join(f"words number {i},{'yes' if i % 2 else 'no'}\n" for i in range(20))
-    first = mappings(write("rows.csv", "satz,urteil\n" + lines))[1][0]
+    first = detect(write("rows.csv", "satz,urteil\n" + lines))[1][0]
     assert (first.schema, first.columns) == (
         "text_classification",
         {"text": "satz", "label": "urteil"},
     )
 
 
-def test_a_label_beside_two_texts_is_offered_after_question_and_answer(write):
+def test_question_and_answer_are_likelier_than_a_label_next_to_two_texts(write):
     lines = "".join(
         f"What about number {i}?,It is number {i}.,{'a' if i % 2 else 'b'}\n" for i in range(20)
     )
-    first = mappings(write("rows.csv", "frage,antwort,kategorie\n" + lines))[1][0]
+    first = detect(write("rows.csv", "frage,antwort,kategorie\n" + lines))[1][0]
     assert (first.schema, first.columns) == (
         "question_answer",
         {"question": "frage", "answer": "antwort"},
     )
 
 
-def test_a_reading_of_ones_own_takes_the_place_of_what_was_recognised(write):
+def test_the_users_column_mapping_replaces_the_detected_one(write):
     path = write("rows.csv", "prompt,answer,note\nHi,Hello,Greeting\n")
     _, [row], _ = rows_of(
         path, {"schema": "question_answer", "columns": {"question": "note", "answer": "prompt"}}
@@ -345,33 +342,36 @@ def test_a_reading_of_ones_own_takes_the_place_of_what_was_recognised(write):
 
 
 @pytest.mark.parametrize(
-    ("column_mapping", "said"),
+    ("column_mapping", "code", "value"),
     [
-        ({"schema": "poem"}, "There is no schema 'poem'. Choose one of alpaca"),
-        (
-            {"schema": "text", "columns": {"text": "b"}},
-            "There is no column 'b' for text. The columns are 'a'.",
-        ),
-        (
-            {"schema": "text", "columns": {"verse": "a"}},
-            "text has no role 'verse'. Its roles are text.",
-        ),
+        ({"schema": "poem"}, "data.unknown_schema", "'poem'"),
+        ({"schema": "text", "columns": {"text": "b"}}, "data.unknown_column", "'b'"),
+        ({"schema": "text", "columns": {"verse": "a"}}, "data.unknown_role", "'verse'"),
         (
             {"schema": "text_classification", "columns": {"text": "a"}},
-            "labelled text needs a column for label. Choose one of 'a'.",
+            "data.missing_column",
+            "label",
+        ),
+        (
+            {"schema": "unpaired_preference", "columns": {"label": "a"}},
+            "data.missing_column",
+            "messages",
         ),
         (
             {"schema": "text", "columns": {"text": "a"}, "fixes": ["pray"]},
-            "There is no fix 'pray'. Choose among deduplicate",
+            "data.unknown_fix",
+            "'pray'",
         ),
     ],
 )
-def test_a_reading_that_cannot_be_is_refused_in_a_sentence(column_mapping, said):
-    with pytest.raises(UserError, match=said.replace("(", "[(]")):
+def test_an_impossible_column_mapping_is_rejected(column_mapping, code, value):
+    with pytest.raises(UserError) as error:
         make_column_mapping(column_mapping, ["a"])
+    assert error.value.code == code
+    assert value in str(error.value)
 
 
-def test_fixes_mend_what_they_name_and_nothing_else(write):
+def test_a_fix_changes_nothing_else(write):
     path = write(
         "rows.json",
         [

@@ -1,7 +1,8 @@
-"""Rows are rendered in child processes: the same tokens as in this one, kept by content, and no template holds anything up."""
+"""Child processes tokenize rows, the result is cached, and a hostile template is stopped."""
 
 import copy
 import os
+import re
 import time
 
 import psutil
@@ -12,9 +13,15 @@ from peft_space.data.tokenization.render import render
 from peft_space.data.tokenization.tokenize import preview, tokenize
 from peft_space.errors import UserError
 
-NEVER_ENDS = "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+NEVER_ENDS = (
+    "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}"
+    "{{ messages[0].content }}"
+)
 TAKES_ALL_MEMORY = "{{ 'a' * 10**11 }}"
-TAKES_MEMORY_BIT_BY_BIT = "{% set ns = namespace(all='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.all = ns.all ~ ns.all %}{% endfor %}{{ ns.all }}"
+TAKES_MEMORY_BIT_BY_BIT = (
+    "{% set ns = namespace(all='aaaaaaaaaa') %}"
+    "{% for i in range(60) %}{% set ns.all = ns.all ~ ns.all %}{% endfor %}{{ ns.all }}"
+)
 
 
 @pytest.fixture
@@ -49,14 +56,14 @@ def test_several_processes_give_the_tokens_of_one(tokenizer, rows):
     assert list(tokens) == render(tokenizer, list(rows), 30, with_texts=False)
 
 
-def test_the_same_rows_are_rendered_once_and_another_template_anew(tokenizer, rows, with_template):
-    told = []
+def test_rows_are_tokenized_once_for_each_template(tokenizer, rows, with_template):
+    messages = []
     for one in (tokenizer, tokenizer, with_template(tokenizer.chat_template + " ")):
-        tokenize(one, rows, 30, on_progress=lambda share, what: told.append(what))
-        told.append("done")
-    assert told.count("Tokenized 3,000 of 3,000 rows") == 2
-    first, second = told.index("done"), told.index("done", told.index("done") + 1)
-    assert second == first + 1, "the second time nothing was to do"
+        tokenize(one, rows, 30, on_progress=lambda share, what: messages.append(what))
+        messages.append("done")
+    assert messages.count("Tokenized 3,000 of 3,000 rows") == 2
+    first, second = messages.index("done"), messages.index("done", messages.index("done") + 1)
+    assert second == first + 1, "the second call tokenizes nothing"
 
 
 @pytest.mark.parametrize(
@@ -64,41 +71,37 @@ def test_the_same_rows_are_rendered_once_and_another_template_anew(tokenizer, ro
     [NEVER_ENDS, TAKES_ALL_MEMORY, TAKES_MEMORY_BIT_BY_BIT],
     ids=["time", "memory", "memory by bits"],
 )
-def test_a_template_that_takes_all_it_can_is_ended_and_named(with_template, rows, template):
+def test_a_template_that_exceeds_its_limits_is_stopped(with_template, rows, template):
     before = children()
     for work in (lambda one: tokenize(one, rows, 30), lambda one: preview(one, [rows[0]], 30)):
         began = time.monotonic()
-        with pytest.raises(
-            UserError,
-            match=r"chat template did not finish row\w* \d+.*within \d seconds, or took too much memory\. Choose",
-        ):
+        with pytest.raises(UserError) as error:
             work(with_template(template))
+        assert error.value.code == "data.template_timeout"
+        assert re.search(r"rows? \d+.*\d seconds", str(error.value))
         assert time.monotonic() - began < 30
-    assert children() <= before, "no process is left behind"
+    assert children() <= before, "a child process is left"
 
 
-def test_a_row_that_the_template_refuses_is_a_problem_and_the_others_are_trained(
+def test_a_row_that_the_template_rejects_is_a_problem_and_others_are_trained(
     with_template, tokenizer, rows
 ):
-    refusing = (
-        "{% if '17?' in messages[0].content %}{{ raise_exception('I do not like 17') }}{% endif %}"
-        + tokenizer.chat_template
-    )
-    tokens = tokenize(with_template(refusing), rows.whole(), 100)
+    check = "{% if '17?' in messages[0].content %}{{ raise_exception('not 17') }}{% endif %}"
+    rejecting = with_template(check + tokenizer.chat_template)
+    tokens = tokenize(rejecting, rows.whole(), 100)
     problems = tokens.problems()
     assert [tokens[place].row for place in problems] == [
         number for number in range(1, 3_001) if str(number - 1).endswith("17")
     ]
-    assert set(problems.values()) <= {
-        f"Row {tokens[place].row}: the model's chat template refuses it (I do not like 17). Remove the row, or choose another base model."
-        for place in problems
-    }
-    assert sum(bool(one.num_trained) for one in tokens) == 3_000 - len(problems)
-    [drawn] = preview(with_template(refusing), [rows.whole()[17]], 100)
-    assert "I do not like 17" in drawn["problem"]
+    for position, problem in problems.items():
+        assert f"Row {tokens[position].row}:" in problem
+        assert "not 17" in problem
+    assert sum(bool(example.num_trained) for example in tokens) == 3_000 - len(problems)
+    [shown] = preview(rejecting, [rows.whole()[17]], 100)
+    assert "not 17" in shown["problem"]
 
 
-def test_whoever_stops_listening_ends_the_work(tokenizer, rows):
+def test_an_error_of_the_progress_callback_stops_the_children(tokenizer, rows):
     class Cancelled(Exception):
         """The visitor pressed Cancel."""
 
@@ -110,10 +113,10 @@ def test_whoever_stops_listening_ends_the_work(tokenizer, rows):
         tokenize(tokenizer, rows, 30, on_progress=on_progress)
     assert children() <= before
     home = os.environ["PEFT_SPACE_HOME"]
-    assert os.listdir(f"{home}/cache/tokens") == [], "nothing half made is left"
+    assert os.listdir(f"{home}/cache/tokens") == [], "an incomplete entry is left"
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused_with_a_remedy(tokenizer, tmp_path):
+def test_a_tokenizer_without_an_end_of_text_token_is_rejected(tokenizer, tmp_path):
     from peft_space.demo import MODEL_DIR
     from peft_space.models.resolve import find_base, load_tokenizer
 
@@ -124,7 +127,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused_with_a_remedy(tokenizer, 
     (tmp_path / "model" / "model.safetensors").write_bytes(
         (MODEL_DIR / "model.safetensors").read_bytes()
     )
-    with pytest.raises(
-        UserError, match=r"no end-of-text token, which is needed\. Choose another base model\."
-    ):
-        load_tokenizer(find_base(str(tmp_path / "model")))
+    base = find_base(str(tmp_path / "model"))
+    with pytest.raises(UserError) as error:
+        load_tokenizer(base)
+    assert "end-of-text" in str(error.value)

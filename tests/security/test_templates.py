@@ -1,4 +1,4 @@
-"""A chat template of a stranger runs no code, ends within its limits, and text of a row never becomes a control token."""
+"""A hostile chat template runs no code, and text never becomes a special token."""
 
 import copy
 import resource
@@ -17,7 +17,7 @@ from tests.fixtures.hostile_templates import CODE, EVERY, SAY
 ROW = Conversation(1, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
 QUICK = ("code: globals of a function", "memory: a text doubled")
 GRACE = 8.0
-"""Seconds beyond the limit, for a machine that is busy with other things."""
+"""Seconds beyond the limit, for a busy machine."""
 
 
 def with_template(tokenizer, template):
@@ -38,19 +38,19 @@ def test_a_hostile_template_is_stopped_or_harmless(name, tokenizer, tmp_path, mo
     hostile = with_template(tokenizer, EVERY[name])
     before, peak, began = resident_bytes(), peak_of_children(), time.monotonic()
     try:
-        [drawn] = preview(hostile, [ROW], 100)
-        said, text = drawn.get("problem", ""), "".join(text for text, _ in drawn["tokens"])
+        [shown] = preview(hostile, [ROW], 100)
+        problem, text = shown.get("problem", ""), "".join(text for text, _ in shown["tokens"])
     except UserError as error:
-        said, text = str(error), ""
+        problem, text = str(error), ""
     assert time.monotonic() - began < MAX_SECONDS + GRACE
     assert peak_of_children() <= max(peak, before + MAX_BYTES + (64 << 20))
     kind = name.split(":")[0]
     if kind in ("time", "memory", "output"):
-        assert said.endswith(".")
-        assert "chat template" in said
-        assert len(said) < 1_000
+        assert problem.endswith(".")
+        assert "chat template" in problem
+        assert len(problem) < 1_000
     assert not (tmp_path / "canary").exists()
-    assert not any(leak in text + said for leak in ("<class", "root:x:", "environ("))
+    assert not any(leak in text + problem for leak in ("<class", "root:x:", "environ("))
 
 
 def resident_bytes():
@@ -66,24 +66,22 @@ def resident_bytes():
         EVERY["output: twenty million characters"],
     ],
 )
-def test_where_a_prompt_is_asked_for_the_same_limits_hold(tokenizer, template):
-    """Comparing and exporting render in the process that holds the model."""
+def test_the_same_limits_hold_when_a_prompt_is_rendered(tokenizer, template):
+    """Comparison and export render in the process that has the model."""
     own = address_space_bytes()
     began = time.monotonic()
-    with pytest.raises(
-        UserError,
-        match=r"did not finish a conversation within 2 seconds, or took too much memory\. Choose",
-    ):
+    with pytest.raises(UserError) as error:
         render_prompt(with_template(tokenizer, template), ROW.messages[:1])
+    assert error.value.code == "data.template_timeout"
     assert time.monotonic() - began < MAX_SECONDS + GRACE
     assert address_space_bytes() < own + MAX_BYTES
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, (
-        "the limit is taken back"
+        "the limit is still set"
     )
     assert render_prompt(tokenizer, ROW.messages[:1])
 
 
-def test_there_are_more_than_sixty():
+def test_there_are_at_least_60_hostile_templates():
     assert len(EVERY) >= 60
     assert len(CODE) >= 20
 
@@ -92,7 +90,7 @@ def test_there_are_more_than_sixty():
 
 
 def injections(tokenizer):
-    """What a row's author may write to open a turn, end one, or hide what follows."""
+    """Yield texts that try to open or end a turn, or to hide what follows."""
     controls = sorted(
         {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     )
@@ -118,8 +116,8 @@ ROLES = ("system", "user", "assistant")
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("template", ["own", SAY])
-def test_text_of_a_row_never_becomes_a_control_token(tokenizer, role, template):
-    """There are as many control tokens as in the same conversation about nothing."""
+def test_text_of_a_row_never_becomes_a_special_token(tokenizer, role, template):
+    """The row has as many special tokens as the same conversation with plain text."""
     named = tokenizer if template == "own" else with_template(tokenizer, template)
     special = {number for number, token in named.added_tokens_decoder.items() if token.special}
 

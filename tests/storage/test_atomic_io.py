@@ -25,9 +25,13 @@ def test_an_empty_directory_is_replaced(tmp_path):
 
 
 def test_nothing_is_left_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "out") as folder:
-        (folder / "file").write_text("a")
-        raise ZeroDivisionError
+    def fail():
+        with atomic_directory(tmp_path / "out") as folder:
+            (folder / "file").write_text("a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

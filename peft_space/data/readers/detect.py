@@ -236,7 +236,8 @@ def _guess_encoding(name: str, path: Path, position: int) -> str:
         _check_no_zero_bytes(name, path)
     if not plausible:
         place = f"line {_line_of(path, position)}"
-        message = f"{name}: {place} contains a byte that is not UTF-8. Correct it, or save the file as UTF-8."
+        problem = f"{place} contains a byte that is not UTF-8"
+        message = f"{name}: {problem}. Correct it, or save the file as UTF-8."
         raise UserError("data.unknown_encoding", message)
     if "cp1252" in plausible:  # statistics of a short text cannot tell it from other code pages
         letters = sample.decode("cp1252", errors="replace").lower()
