@@ -57,8 +57,8 @@ def trained(base: Path, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     import peft
 
     from peft_space import operations
+    from peft_space.runs.events import steps_of
     from peft_space.runs.run import Run
-    from peft_space.runs.status import steps_of
 
     prepared = []
 

@@ -40,8 +40,8 @@ def check_file(path: Path) -> dict[str, Any]:
 def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
     """The losses of a few steps."""
     from peft_space import operations
+    from peft_space.runs.events import steps_of
     from peft_space.runs.run import Run
-    from peft_space.runs.status import steps_of
 
     run = operations.make_run(
         f"{folder}/{path.stem}", str(path), {"max_steps": steps, "batch_size": 2, "max_length": 256}

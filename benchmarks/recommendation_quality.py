@@ -56,9 +56,9 @@ def measure(path: str) -> dict:
 def _trained(path: str, recipe: dict) -> tuple[float, float, int]:
     """(held-out loss of the kept adapter, learning rate, steps) of a training."""
     from peft_space import operations
+    from peft_space.runs.events import evaluations_of, steps_of
     from peft_space.runs.plan import read_plan
     from peft_space.runs.run import Run
-    from peft_space.runs.status import evaluations_of, steps_of
 
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(operations.make_run(str(Path(scratch, "run")), path, recipe)["run"])

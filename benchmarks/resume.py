@@ -35,8 +35,8 @@ def train(directory: str) -> Json:
 
 def pause_after(directory: str, step: int) -> Json:
     """Train a run to this step, then ask it to pause."""
+    from peft_space.runs.events import steps_of
     from peft_space.runs.run import Run
-    from peft_space.runs.status import steps_of
 
     run = Run(directory)
     before, began = os.times(), time.perf_counter()
@@ -57,8 +57,8 @@ def pause_after(directory: str, step: int) -> Json:
 
 def first_step_after(directory: str, moment: float) -> float:
     """Seconds from `moment` until the next step begins."""
+    from peft_space.runs.events import steps_of
     from peft_space.runs.run import Run
-    from peft_space.runs.status import steps_of
 
     return (
         next(

@@ -18,8 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from peft_space.hub.smoke_test import smoke_test
-from peft_space.hub.space import ROOT, files_to_upload
+from peft_space.hub.space import ROOT, files_to_upload, smoke_test
 from tests.fixtures.fake_oidc import OpenIdProvider
 
 _PACKAGES = (

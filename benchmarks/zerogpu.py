@@ -39,7 +39,7 @@ def main() -> None:
 
 def summarize(run: Run) -> dict[str, object]:
     """How the time of a run's slices was used."""
-    from peft_space.runs.status import steps_of
+    from peft_space.runs.events import steps_of
 
     history = run.history()
     starts = [

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-from collections.abc import Iterable
-
-if TYPE_CHECKING:
+    from torch.nn import Module
     from torch.utils.data import Sampler
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 
 def render_chat_template(
@@ -114,3 +110,12 @@ def float32_modules(model: PreTrainedModel) -> Iterable[str]:
     Reads `_keep_in_fp32_modules_strict`.
     """
     return model._keep_in_fp32_modules_strict or []
+
+
+def forget_preparation(model: Module) -> None:
+    """Let the next Accelerator prepare a model that another one has prepared.
+
+    Without this, `Accelerator.prepare` would skip the model and its autocast. Removes the mark
+    `_is_accelerate_prepared`.
+    """
+    model.__dict__.pop("_is_accelerate_prepared", None)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from peft_space.errors import UserError
-from peft_space.export.folder import atomic_directory
 from peft_space.export.gguf import NUMBERS, Numbers
 from peft_space.export.merge import Dtype, MergeInto, load_published_base, merge, merge_into
 from peft_space.export.model_card import ModelFormat, write_export_card
@@ -34,6 +33,7 @@ from peft_space.recipe import Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 from peft_space.storage import atomic_io
+from peft_space.storage.atomic_io import atomic_directory
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

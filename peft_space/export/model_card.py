@@ -23,10 +23,9 @@ from peft_space.formatting import code, code_block, escape, single_line
 from peft_space.models.architecture import AUTO_CLASSES
 from peft_space.models.resolve import license_of
 from peft_space.recipe import Task
-from peft_space.runs.events import Event
+from peft_space.runs.events import Event, evaluations_of, selected_checkpoint, steps_of
 from peft_space.runs.plan import Plan, read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of
 
 PLOT = "loss.svg"
 

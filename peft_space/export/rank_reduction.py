@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from peft_space.errors import UserError
-from peft_space.export.folder import atomic_directory
 from peft_space.runs.run import Run
+from peft_space.storage.atomic_io import atomic_directory
 
 KEPT_ENERGY = 0.999
 """Share of the squared norm of each layer's update that the used rank keeps."""

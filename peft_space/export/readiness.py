@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_space.runs.events import evaluations_of, selected_checkpoint, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of
 from peft_space.storage import atomic_io
 
 if TYPE_CHECKING:

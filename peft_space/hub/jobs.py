@@ -26,10 +26,9 @@ from peft_space.hub.backup import RunRepository, Snapshot
 from peft_space.hub.client import check_token, translate_errors
 from peft_space.runs import archive, checkpoints, events
 from peft_space.runs.archive import Manifest
-from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.events import OnProgress, active_job, no_progress
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import active_job
 from peft_space.storage import atomic_io
 
 logger = logging.getLogger(__name__)

@@ -98,7 +98,7 @@ def job_hardware(run: AnyRun, token: JobToken = None) -> Json:
         `hardware`, each with a `timeout` that includes a margin.
     """
     from peft_space.hub import jobs
-    from peft_space.planning.job_costs import job_options
+    from peft_space.planning.estimates import job_options
 
     return {"hardware": [asdict(choice) for choice in job_options(Run(run), jobs.offers(token))]}
 
@@ -177,7 +177,7 @@ def job(
         cancel: end the job; training can resume from its last checkpoint
     """
     from peft_space.hub import jobs
-    from peft_space.runs.status import active_job
+    from peft_space.runs.events import active_job
 
     opened = Run(run)
     if cancel:
@@ -268,6 +268,6 @@ def smoke_test(url: str, token: HubToken = None, report: Progress = None) -> Jso
     Args:
         url: the address of the page, or OWNER/NAME of a Space
     """
-    from peft_space.hub.smoke_test import smoke_test as check_page
+    from peft_space.hub.space import smoke_test as check_page
 
     return {"checks": check_page(url, token, progress(report))}

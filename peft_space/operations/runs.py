@@ -25,8 +25,8 @@ from peft_space.operations.registry import (
 )
 from peft_space.recipe import make_recipe
 from peft_space.runs import events
+from peft_space.runs.events import evaluations_of, selected_checkpoint, steps_of, warnings_of
 from peft_space.runs.run import Run, ensure_not_on_job
-from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of, warnings_of
 from peft_space.runs.store import list_runs as runs_of
 
 CLI_ONLY, API_ONLY = Kind("", only="cli"), Kind("", only="api")

@@ -35,9 +35,8 @@ from peft_space.planning.estimates import (
 )
 from peft_space.recipe import Recipe
 from peft_space.runs import events
-from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.events import OnProgress, evaluations_of, no_progress, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.settings import prepare_libraries
 from peft_space.training.prepare import Prepared, prepare
 from peft_space.training.train import TrainOptions, train

@@ -8,9 +8,8 @@ from pathlib import Path
 from peft_space.data.table import Data
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
-from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.events import OnProgress, evaluations_of, no_progress, steps_of
 from peft_space.runs.plan import read_plan
-from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
-from peft_space.runs.status import active_job
+from peft_space.runs.events import active_job
 from peft_space.storage import atomic_io, file_lock
 
 Status = Literal[

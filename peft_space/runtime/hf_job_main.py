@@ -18,9 +18,8 @@ from peft_space import settings
 from peft_space.formatting import duration
 from peft_space.hub.backup import RunRepository
 from peft_space.runs import archive, events
-from peft_space.runs.events import failed_event
+from peft_space.runs.events import failed_event, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.runtime.supervisor import supervise_training
 from peft_space.runtime.worker_pool import WorkerFault
 

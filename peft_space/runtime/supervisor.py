@@ -20,8 +20,8 @@ from typing import Any
 from peft_space import hardware
 from peft_space.errors import UserError
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run, ensure_not_on_job
-from peft_space.runs.status import steps_of
 from peft_space.runtime import machine_queue
 from peft_space.runtime.worker_pool import WorkerFault, raise_from_json
 

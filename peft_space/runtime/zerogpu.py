@@ -21,8 +21,8 @@ from peft_space.compat.spaces import parse_gpu_error
 from peft_space.errors import UserError, as_user_error, error_json, user_message
 from peft_space.evaluation import resumable
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.runs.store import list_sibling_runs
 from peft_space.runtime import zerogpu_slices
 from peft_space.runtime.supervisor import halve_max_length_of

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from peft_space.errors import UserError
 from peft_space.runs import events
-from peft_space.runs.status import steps_of
+from peft_space.runs.events import steps_of
 
 #: Seconds. A shorter slice would mostly load and save.
 SHORTEST = 10

@@ -18,9 +18,8 @@ from peft_space.runs import events
 from peft_space.runs.plan import Plan, split_step_rows, write_plan
 from peft_space.runs.run import Run, append_notice_once
 from peft_space.training import distributed
-from peft_space.training.length_grouping import goes_by_length, saved_by_length
 from peft_space.training.precision import choose_compute_dtype, frozen_dtype
-from peft_space.training.trainers import total_steps
+from peft_space.training.trainers import goes_by_length, saved_by_length, total_steps
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -16,8 +16,8 @@ from typing import Any
 from peft_space import settings
 from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
-from peft_space.models.adapter_check import check_adapter_fits_base
 from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
+from peft_space.models.loading import check_adapter_fits_base
 from peft_space.models.resolve import (
     DEMO_MODEL,
     BaseModelRef,

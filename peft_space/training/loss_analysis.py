@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from peft_space.runs import events
-from peft_space.runs.status import evaluations_of, steps_of
+from peft_space.runs.events import evaluations_of, steps_of
 
 Points = Sequence[tuple[int, float]]
 """Losses by step, ascending: (step, loss)."""

@@ -18,8 +18,8 @@ import torch
 from transformers import set_seed
 
 from peft_space import hardware
-from peft_space.compat.accelerate import forget_preparation
 from peft_space.compat.torch import is_dtype_error
+from peft_space.compat.transformers import forget_preparation
 from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
@@ -41,15 +41,13 @@ from peft_space.models.resolve import (
 )
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
-from peft_space.runs.events import failed_event
+from peft_space.runs.events import failed_event, steps_of
 from peft_space.runs.plan import Plan, plan_for_processes, read_plan, write_plan
 from peft_space.runs.run import Run, append_notice_once
-from peft_space.runs.status import steps_of
 from peft_space.storage import atomic_io
 from peft_space.training import distributed, early_stopping
 from peft_space.training.autotune import make_first_plan, report_plan
 from peft_space.training.callbacks import RunCallback, check_trackers, tracker_arguments
-from peft_space.training.length_grouping import ByLength
 from peft_space.training.oom_fallback import out_of_memory_failure, reduce_memory
 from peft_space.training.precision import (
     avoid_repeated_casts,
@@ -58,7 +56,7 @@ from peft_space.training.precision import (
 )
 from peft_space.training.prepare import Prepared
 from peft_space.training.provenance import check_provenance, current_provenance
-from peft_space.training.trainers import make_trainer, total_steps, training_arguments
+from peft_space.training.trainers import ByLength, make_trainer, total_steps, training_arguments
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -14,8 +14,7 @@ from peft_space import settings
 from peft_space.compat.gradio import MAX_SESSIONS, hide_login_endpoint, lean_sessions
 from peft_space.data.dataset import DEMO_DATA, source_of
 from peft_space.errors import UserError
-from peft_space.runs.quotas import start_pruner
-from peft_space.runs.store import list_runs
+from peft_space.runs.store import list_runs, start_pruner
 from peft_space.runtime import zerogpu, zerogpu_slices
 from peft_space.runtime.supervisor import resume_interrupted
 from peft_space.web import api, theme

@@ -14,7 +14,7 @@ from peft_space.data.arrow_store import MASKED
 from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
-from peft_space.runs.status import steps_of
+from peft_space.runs.events import steps_of
 from peft_space.runs.store import list_runs
 from tests.browser.conftest import (
     SLOW,

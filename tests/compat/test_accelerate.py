@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from peft_space.compat.accelerate import forget_preparation
+from peft_space.compat.transformers import forget_preparation
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from peft_space.evaluation.results import Evaluation, Scores
 from peft_space.export.export import export_run, make_export_spec
 from peft_space.export.model_card import card_text, loss_svg, put_card
 from peft_space.recipe import Recipe
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from tests.fixtures.digests import digests
 
 

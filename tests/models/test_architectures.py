@@ -5,7 +5,6 @@ import torch
 from peft import PeftModel
 from transformers import CONFIG_MAPPING
 
-from peft_space.models.adapter_check import check_adapter_fits_base
 from peft_space.models.architecture import (
     auto_class,
     linear_layers,
@@ -13,7 +12,7 @@ from peft_space.models.architecture import (
     tasks_of,
     wrapped_layers,
 )
-from peft_space.models.loading import load_base_model, new_adapter
+from peft_space.models.loading import check_adapter_fits_base, load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe, TaskSpec
 from tests.fixtures.architectures import ARCHITECTURES, VOCABULARY

@@ -18,9 +18,9 @@ from peft_space.models import loading, quantization
 from peft_space.models.architecture import linear_layers
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 
 ROOT = Path(__file__).parents[2]
 GPTQ = {

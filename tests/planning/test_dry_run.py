@@ -20,9 +20,9 @@ from peft_space.models.resolve import find_base
 from peft_space.planning.dry_run import _scratch_run, dry_run
 from peft_space.planning.estimates import flops_a_token, multiplied_parameters
 from peft_space.recipe import Recipe
-from peft_space.training.length_grouping import padded_tokens
 from peft_space.training.prepare import prepare
-from peft_space.web.panels.estimates import spaces_html, words_markdown
+from peft_space.training.trainers import padded_tokens
+from peft_space.web.tabs.recipe import spaces_html, words_markdown
 
 SMALL = {"quantization": "none", "batch_size": 2, "max_steps": 20, "gradient_accumulation_steps": 4}
 

@@ -9,8 +9,8 @@ import pytest
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
+from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.runs.store import list_runs, new_run_directory, open_run, unique_name
 
 

@@ -15,9 +15,9 @@ from peft_space.data.dataset import load_run_data
 from peft_space.errors import UserError
 from peft_space.models.loading import task_spec_for
 from peft_space.runs import events
+from peft_space.runs.events import evaluations_of, selected_checkpoint, steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import FORMAT, Run
-from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of
 
 STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
 

@@ -13,7 +13,7 @@ from peft_space import settings
 from peft_space.__main__ import main
 from peft_space.errors import UserError
 from peft_space.runs import events
-from peft_space.runs.status import steps_of
+from peft_space.runs.events import steps_of
 from peft_space.runtime import supervisor, worker_pool
 from peft_space.runtime.supervisor import start_training
 from peft_space.runtime.worker_pool import Workers

@@ -18,7 +18,7 @@ from peft_space import operations
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
-from peft_space.runs.status import steps_of
+from peft_space.runs.events import steps_of
 from peft_space.runtime import zerogpu_slices
 from peft_space.runtime.zerogpu import gpu_error
 from peft_space.training.prepare import make_run

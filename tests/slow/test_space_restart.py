@@ -8,8 +8,8 @@ import pytest
 from gradio_client import Client
 
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.runs.store import owner_directory
 from peft_space.runtime import machine_queue
 from peft_space.web.auth import owner_of

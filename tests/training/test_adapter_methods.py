@@ -11,8 +11,8 @@ from peft_space.models.loading import load_adapted, load_base_model, new_adapter
 from peft_space.models.lora_init import initial_base, load_initial_adapter, write_initial_adapter
 from peft_space.models.resolve import find_base, pin_revision
 from peft_space.recipe import CAUSAL_LM, Recipe
+from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.training.prepare import make_run
 from peft_space.training.train import TrainOptions, train
 

@@ -7,7 +7,7 @@ import pytest
 from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
-from peft_space.runs.status import steps_of
+from peft_space.runs.events import steps_of
 from peft_space.training.callbacks import TRACKERS, check_trackers, tracker_arguments
 from peft_space.training.prepare import make_run
 from peft_space.training.train import TrainOptions, train

@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from peft_space.recipe import Recipe
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.training.prepare import make_run
 from tests.runtime.test_worker_pool import wait_for
 

@@ -16,8 +16,8 @@ from peft_space.errors import UserError
 from peft_space.export.readiness import describe_adapter, read_checklist
 from peft_space.recipe import Recipe
 from peft_space.runs import checkpoints, events
+from peft_space.runs.events import evaluations_of, selected_checkpoint, steps_of, warnings_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, selected_checkpoint, steps_of, warnings_of
 from peft_space.training.early_stopping import LossMonitor
 from peft_space.training.prepare import make_run
 from peft_space.training.train import TrainOptions, train

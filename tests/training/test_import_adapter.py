@@ -12,8 +12,8 @@ from peft_space import operations
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.loading import load_adapted
+from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.web.tabs.runs import adapter_source
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for number in range(20)]

@@ -7,17 +7,17 @@ import pytest
 
 from peft_space.recipe import Recipe
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.training import train as training
-from peft_space.training.length_grouping import (
+from peft_space.training.prepare import make_run
+from peft_space.training.trainers import (
     ByLength,
     goes_by_length,
     padded_tokens,
     saved_by_length,
 )
-from peft_space.training.prepare import make_run
 
 LENGTHS = np.random.default_rng(0).lognormal(4, 0.8, 1003).astype(int) + 1
 

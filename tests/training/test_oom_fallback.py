@@ -12,6 +12,7 @@ from peft_space import hardware
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import (
     Plan,
     plan_fields_of,
@@ -21,7 +22,6 @@ from peft_space.runs.plan import (
     write_plan,
 )
 from peft_space.runs.run import Run
-from peft_space.runs.status import steps_of
 from peft_space.runtime.supervisor import halve_max_length_of
 from peft_space.training.oom_fallback import halve_max_length, out_of_memory_failure, reduce_memory
 from peft_space.training.prepare import make_run

@@ -15,8 +15,8 @@ from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import CAUSAL_LM, Recipe, TaskSpec
 from peft_space.runs import events
+from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
-from peft_space.runs.status import steps_of
 from peft_space.training import autotune, precision
 from peft_space.training.precision import (
     autocast_to,

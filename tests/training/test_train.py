@@ -18,9 +18,9 @@ from peft_space.export.readiness import describe_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe
 from peft_space.runs import checkpoints, events
+from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, steps_of
 from peft_space.training import train as training
 from peft_space.training.prepare import make_run, prepare
 from peft_space.training.train import ModelCache, TrainOptions

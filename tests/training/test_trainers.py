@@ -12,8 +12,8 @@ from peft_space.errors import UserError
 from peft_space.evaluation.results import read_scores
 from peft_space.models.loading import load_adapted
 from peft_space.recipe import Recipe
+from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.status import evaluations_of, steps_of
 from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import (
     COLOURS,

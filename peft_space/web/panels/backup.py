@@ -8,7 +8,7 @@ import gradio as gr
 
 from peft_space.compat.gradio import upload_folder
 from peft_space.export.export import zip_adapter
-from peft_space.runs import quotas
+from peft_space.runs import store
 from peft_space.runs.run import Run
 from peft_space.runs.store import unique_name
 from peft_space.web.auth import token_of
@@ -66,7 +66,7 @@ class BackupPanel:
     def restore_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
         """Restore a run from the Hub and select it."""
         page, owner = self.page, self.page.owner(values)
-        folder = quotas.new_run(owner)
+        folder = store.new_run(owner)
 
         def show(result: dict[str, Any]) -> Updates:
             run = Run(folder)

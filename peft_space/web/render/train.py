@@ -12,14 +12,14 @@ from peft_space.data.table import short_name
 from peft_space.formatting import RESUME_ANYWAY, duration, gigabytes
 from peft_space.recipe import Recipe
 from peft_space.runs import events
-from peft_space.runs.run import Run, Status
-from peft_space.runs.status import (
+from peft_space.runs.events import (
     active_job,
     evaluations_of,
     selected_checkpoint,
     steps_of,
     warnings_of,
 )
+from peft_space.runs.run import Run, Status
 from peft_space.runtime import zerogpu_slices
 from peft_space.training.loss_analysis import overfits_from
 from peft_space.web.render.overview import STATUS_WORDS, escape, plain

@@ -11,7 +11,7 @@ from peft_space.data.dataset import source_of
 from peft_space.errors import UserError
 from peft_space.evaluation.results import Evaluation, read_scores, shown
 from peft_space.recipe import Recipe
-from peft_space.runs import quotas
+from peft_space.runs import store
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, open_run
 from peft_space.web.components import Operation, show_errors
@@ -178,7 +178,7 @@ def _build_import(page: PageContext) -> None:
     def import_adapter(values: Values) -> Iterator[Updates]:
         adapter = adapter_source(values[upload], values[name])
         arguments = page.data_arguments(values, exclude_defaults=True)
-        folder = quotas.new_run(page.owner(values))
+        folder = store.new_run(page.owner(values))
 
         def show(result: dict[str, Any]) -> Updates:
             runs = page.run_list(values, folder.name)
