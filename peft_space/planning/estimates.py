@@ -410,7 +410,7 @@ def _option(recipe: Recipe, offer: HardwareOffer, space: OnSpace | None) -> JobO
         timeout = 2 * seconds + _SETUP_SECONDS
         rounded = "under a minute" if seconds < 60 else f"about {duration(seconds)}"
         time = f"{rounded}, ${dollars:.2f} including {duration(_SETUP_SECONDS)} of setup"
-    memory = _describe_memory(space, kind.usable)
+    memory = _describe_offer_memory(space, kind.usable)
     words = f"{kind.name:16} {memory:42} ${offer.dollars_an_hour:.2f} per hour; {time}"
     fits = space.fits if space else None
     return JobOption(
@@ -418,7 +418,7 @@ def _option(recipe: Recipe, offer: HardwareOffer, space: OnSpace | None) -> JobO
     )
 
 
-def _describe_memory(space: OnSpace | None, usable: int) -> str:
+def _describe_offer_memory(space: OnSpace | None, usable: int) -> str:
     if space is None:
         return f"memory not estimated, {gigabytes(usable)}"
     fits = "fits" if space.fits else "does not fit"
