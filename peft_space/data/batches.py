@@ -51,12 +51,7 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
 def collate_labelled(
     examples: Sequence[TokenizedExample], pad_token_id: int, labels: Sequence[str]
 ) -> Batch:
-    """Pad texts with a label.
-
-    Args:
-        examples: B examples with `label`.
-        pad_token_id: fills the end of `input_ids`.
-        labels: all labels; the batch contains indices into this list.
+    """Pad texts with a label, which becomes an index into `labels`.
 
     Returns:
         `input_ids` and `attention_mask` (B, T), `labels` (B,), and `token_type_ids` (B, T) for
@@ -73,15 +68,9 @@ def collate_labelled(
 def collate_tagged(
     examples: Sequence[TokenizedExample], pad_token_id: int, labels: Sequence[str]
 ) -> Batch:
-    """Pad tagged tokens.
+    """Pad tagged tokens: `input_ids`, `attention_mask` and `labels`, each (B, T).
 
-    Args:
-        examples: B examples with `tags`.
-        pad_token_id: fills the end of `input_ids`.
-        labels: all tags; the batch contains indices into this list.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels`, each (B, T).
+    A tag becomes an index into the argument `labels`.
     """
     tags = [[labels.index(tag) if tag else MASKED for tag in example.tags] for example in examples]
     return _inputs(examples, pad_token_id) | {"labels": pad_rows(tags, MASKED)}

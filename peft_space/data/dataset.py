@@ -509,11 +509,6 @@ def histogram(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Count the rows by length.
 
-    Args:
-        tokens: a tokenized dataset.
-        max_length: the length limit.
-        max_bars: largest number of bars.
-
     Returns:
         The width of a bar, and for each bar `tokens` (its start), `rows`, and `cut` (True if
         these rows are cut off).

@@ -29,42 +29,34 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     ),
     "trailing": (
         "Unanswered last messages",
-        "Rows that end with a message without an answer. They are left out.",
-        "trim",
+        "Rows that end with a message without an answer. They are left out.", "trim",
     ),
     "leaks": (
         "Held-out rows that are also training rows",
-        "They say nothing about generalization, so they are not scored.",
-        None,
+        "They say nothing about generalization, so they are not scored.", None,
     ),
     "cut": (
-        "Rows that are cut off",
-        "They are longer than the length limit and lose their end.",
+        "Rows that are cut off", "They are longer than the length limit and lose their end.",
         "drop_cut",
     ),
     "untrained": (
         "Rows without a trained token",
-        "The length limit cuts off everything that is trained in them. They are left out.",
-        None,
+        "The length limit cuts off everything that is trained in them. They are left out.", None,
     ),
     "controls": (
         "Special tokens in the text",
-        "Rows with special tokens of the model in their text. They are read as plain text.",
-        None,
+        "Rows with special tokens of the model in their text. They are read as plain text.", None,
     ),
     "placeholders": (
-        "Placeholders",
-        "Rows with a placeholder such as {{name}}. Replace it before you train.",
+        "Placeholders", "Rows with a placeholder such as {{name}}. Replace it before you train.",
         None,
     ),
     "secrets": (
-        "Likely secrets",
-        "Rows with a likely key or token. The model can repeat it.",
+        "Likely secrets", "Rows with a likely key or token. The model can repeat it.",
         "drop_secrets",
     ),
     "emails": (
-        "Email addresses",
-        "The model can repeat them. Replace private addresses in your file.",
+        "Email addresses", "The model can repeat them. Replace private addresses in your file.",
         None,
     ),
     "mojibake": (
@@ -74,7 +66,7 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     ),
     "odd": ("Invisible characters", "Rows with zero-width or control characters.", "strip"),
     "padded": ("White space around a text", "The model learns to write it.", "strip"),
-}
+}  # fmt: skip
 """Kind -> title, explanation and fix, the most important kind first."""
 
 

@@ -109,11 +109,6 @@ def from_json(number: int, line: str) -> Row:
 def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMapping) -> Row:
     """Normalize a row and apply the fixes of the column mapping.
 
-    Args:
-        number: the number of the row in its file.
-        row: column -> cell.
-        column_mapping: the schema, the columns and the fixes.
-
     Raises:
         BadRow: a model cannot learn from the row.
     """

@@ -125,8 +125,15 @@ def test_the_encoding_of_text_that_is_not_utf_8_is_reported(write):
 
 
 LEGACY = [
-    ("cp1252", "Frage;Antwort\nWas kostet das für 1 Gäste?;ungefähr 5 €\nWo?;Im Erdgeschoß\n"),
-    ("cp1252", "question;réponse\nQuel est le n° ?;C\u2019est le n° 5, « à côté »\n"),
+    (
+        "cp1252",
+        "Frage;Antwort\nWie viel kostet das für 1 Gäste?;ungefähr 5 €\n"
+        "Wo ist die Küche?;Im Erdgeschoß\n",
+    ),
+    (
+        "cp1252",
+        "question;réponse\nQuel est le n° de la pièce ?;C\u2019est le n° 5, « à côté »\n",
+    ),
     ("cp1252", "pregunta;respuesta\n¿Dónde está el niño?;En la habitación\n"),
     ("latin-1", "spørgsmål;svar\nHvor er køkkenet på øen?;Ved siden af æblerne\n"),
     (

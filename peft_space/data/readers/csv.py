@@ -32,7 +32,7 @@ def read_delimited(
         lines: the lines of the file.
         sample: the beginning of the file, from which delimiter and quoting are detected.
         is_tsv: True if the file name ends in .tsv.
-        note: receives what was detected.
+        note: receives a sentence about what was detected.
 
     Raises:
         UserError: a row does not fit the header or is not valid CSV.
@@ -115,16 +115,7 @@ def _detect_delimiter(sample: str) -> str:
 
 
 def detect_header(name: str, record: list[str], note: Note) -> tuple[list[str], bool]:
-    """Return the column names, and True if the first record contains them.
-
-    Args:
-        name: the file, for messages.
-        record: the cells of the first record.
-        note: receives a sentence about missing names.
-
-    Raises:
-        UserError: there are too many columns, or two have the same name.
-    """
+    """Return the column names, and True if `record`, the first one, contains them."""
     cells = [cell.strip().lstrip("\ufeff") for cell in record]
     names = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
     has_header = any(cells) and not all(_is_value(cell) for cell in cells if cell)

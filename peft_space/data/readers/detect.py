@@ -101,16 +101,7 @@ _EXPECTED = {".parquet": b"PAR1", ".xlsx": b"PK\x03\x04"}
 
 
 def check_signature(name: str, head: bytes, kind: str) -> None:
-    """Check that the content is what the name says.
-
-    Args:
-        name: the file, for messages.
-        head: the first bytes of the file, after unpacking.
-        kind: one of `KINDS`.
-
-    Raises:
-        UserError: the file is empty, or of another type than its name says.
-    """
+    """Raise UserError if `head`, the first bytes after unpacking, is empty or not of `kind`."""
     check_not_empty(name, head)
     for signature, meaning in _SIGNATURES.items():
         if head.startswith(signature) and _EXPECTED.get(kind) != signature:
@@ -181,7 +172,7 @@ def detect_encoding(name: str, path: Path, note: Note) -> str:
 
     Args:
         name: the file, for messages.
-        path: a file of text.
+        path: the unpacked file.
         note: receives a sentence if the encoding is not UTF-8.
 
     Raises:

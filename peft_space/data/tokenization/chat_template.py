@@ -73,7 +73,7 @@ def template_timeout(place: str, seconds: float = MAX_SECONDS) -> TemplateTimeou
     """Return the error for a template that exceeded its limits.
 
     Args:
-        place: what the template was writing, such as `row 3`.
+        place: the text that the template was writing, such as `row 3`.
         seconds: the time limit.
     """
     return TemplateTimeout(
@@ -175,9 +175,9 @@ class ChatTemplate:
             {"role": "assistant", "content": "b"},
         ]
         for as_text in (False, True):
-            given = _with_text_arguments(messages) if as_text else messages
+            tried = _with_text_arguments(messages) if as_text else messages
             try:
-                text = self._render(self.template, given, None)[0]
+                text = self._render(self.template, tried, None)[0]
             except Exception:  # noqa: BLE001 - a template that takes neither form fails at the row
                 continue
             if as_text or "{'a'" not in text:  # Python's form of an object is not JSON

@@ -60,11 +60,9 @@ def render(
     """Tokenize rows. Answers and the token that ends each are trained, or labels, or tags.
 
     Args:
-        tokenizer: of the model.
         rows: N rows of the task.
         max_length: limit of the tokens of a row.
         train_on: which messages of a conversation have a loss.
-        task: of the model.
         with_texts: also store the text of each token.
         watch: receives the number of each row before the template writes it, then None.
 

@@ -65,10 +65,6 @@ def escape_special_tokens(
 ) -> tuple[list[Message], dict[str, str]]:
     """Replace special tokens in the text of messages by private characters.
 
-    Args:
-        tokenizer: of the model.
-        messages: written by the row's author.
-
     Returns:
         The messages, and private character -> special token.
 
@@ -113,12 +109,8 @@ def encode(
     """Tokenize texts together; escaped special tokens become plain text.
 
     Args:
-        tokenizer: of the model.
-        annotated: the texts (N,).
+        annotated: N texts.
         with_texts: also return the text of each token.
-
-    Returns:
-        The tokens of each text (N,).
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

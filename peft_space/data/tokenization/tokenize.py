@@ -56,15 +56,7 @@ def tokenize(
 ) -> Tokens:
     """Tokenize the whole file of `rows` and return the examples of `rows`.
 
-    Rows that the template rejects are stored as problems.
-
-    Args:
-        tokenizer: of the model.
-        rows: N rows of the task.
-        max_length: limit of the tokens of a row.
-        train_on: which messages of a conversation have a loss.
-        on_progress: receives the progress.
-        task: of the model.
+    Rows that the template rejects are stored as problems. See `render` for the arguments.
 
     Raises:
         UserError: the chat template exceeds its limits of time or memory.
@@ -83,14 +75,7 @@ def preview(
     train_on: TrainOn = "automatic",
     task: Task = "causal-lm",
 ) -> list[dict[str, Any]]:
-    """Render a few rows for display, exactly as they are trained.
-
-    Args:
-        tokenizer: of the model.
-        rows: a few rows of the task.
-        max_length: limit of the tokens of a row.
-        train_on: which messages of a conversation have a loss.
-        task: of the model.
+    """Render a few rows for display as they are trained. See `render` for the arguments.
 
     Returns:
         For each row `row`, `tokens` ([text, is trained] for each token), `cut`, and where they
