@@ -46,9 +46,11 @@ def test_ranks_out_of_range_are_rejected(ranks):
     assert error.value.code == "planning.rank_out_of_range"
 
 
-def test_a_rank_sweep_without_held_out_rows_is_rejected():
+def test_a_rank_sweep_without_held_out_rows_is_rejected(write):
+    rows = write("rows.json", [{"prompt": f"Say {n}.", "completion": "Yes."} for n in range(4)])
+    recipe = Recipe(quantization="none", max_steps=1, eval_split=0)
     with pytest.raises(UserError) as error:
-        rank_sweep("demo", Recipe(quantization="none", max_steps=1, eval_split=0), ranks=(1,))
+        rank_sweep(str(rows), recipe, ranks=(1,))
     assert error.value.code == "training.no_held_out_rows"
 
 
