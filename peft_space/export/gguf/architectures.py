@@ -70,7 +70,7 @@ def architecture_of(config: "PretrainedConfig") -> Architecture:
 
 
 def _differences(config: "PretrainedConfig", architecture: Architecture) -> list[tuple[bool, str]]:
-    """Whether each known difference applies, with its description."""
+    """All known differences: does it apply, and its description."""
     rope, every = _rope(config), architecture.full_attention_every
     scale, layers = (getattr(config, n, None) for n in ("query_pre_attn_scalar", "layer_types"))
     pattern = [
