@@ -10,6 +10,8 @@ from playwright.sync_api import expect
 
 from tests.fixtures.app_process import ROOT
 
+SLOW = 120_000
+"""Milliseconds that a step may take; two cores may be busy with other tests."""
 ARTIFACTS = ROOT / "test-artefacts"
 PICTURE_HEIGHT = 1_200
 MAX_PICTURE_BYTES = 150_000
@@ -66,7 +68,8 @@ def shoot(request):
     ARTIFACTS.mkdir(exist_ok=True)
 
     def shoot_page(page, name: str) -> None:
-        page.screenshot(path=ARTIFACTS / f"{request.node.name}-{name}.png", full_page=True)
+        path = ARTIFACTS / f"{request.node.name}-{name}.png"
+        page.screenshot(path=path, full_page=True, timeout=SLOW)
 
     return shoot_page
 
@@ -88,7 +91,7 @@ def picture():
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(1_000)  # plots are drawn again
-            shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
+            shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip, timeout=SLOW)))
             path = ROOT / folder / f"{name}-{scheme}.webp"
             shot.convert("RGB").save(path, quality=80, method=6)
             assert path.stat().st_size <= MAX_PICTURE_BYTES, path
@@ -102,9 +105,6 @@ def home(app, monkeypatch):
     """Let the test read the app's home directory."""
     monkeypatch.setenv("PEFT_SPACE_HOME", str(app.home))
 
-
-SLOW = 120_000
-"""Milliseconds that a step may take; two cores may be busy with other tests."""
 
 PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 """Gradio sets the values of an accordion's fields again in the frame in which it opens."""
