@@ -73,8 +73,6 @@ def unique_name(owner: str, name: str, but: Run) -> str:
 
 _PRUNE_INTERVAL = 3600.0
 
-logger = logging.getLogger(__name__)
-
 
 def new_run(owner: str) -> Path:
     """Return an unguessable directory for a new run of `owner`.
