@@ -1,4 +1,7 @@
-"""A chat template of a stranger runs no code, ends within its limits, and text of a row never becomes a control token."""
+"""A hostile chat template runs no code and stays within its limits.
+
+Text in a row never becomes a control token.
+"""
 
 import copy
 import resource
@@ -17,7 +20,7 @@ from tests.fixtures.hostile_templates import CODE, EVERY, SAY
 ROW = Conversation(1, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
 QUICK = ("code: globals of a function", "memory: a text doubled")
 GRACE = 8.0
-"""Seconds beyond the limit, for a machine that is busy with other things."""
+"""Seconds beyond the limit, for a busy machine."""
 
 
 def with_template(tokenizer, template):
@@ -36,21 +39,21 @@ def peak_of_children():
 def test_a_hostile_template_is_stopped_or_harmless(name, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hostile = with_template(tokenizer, EVERY[name])
-    before, peak, began = resident_bytes(), peak_of_children(), time.monotonic()
+    before, peak, start = resident_bytes(), peak_of_children(), time.monotonic()
     try:
-        [drawn] = preview(hostile, [ROW], 100)
-        said, text = drawn.get("problem", ""), "".join(text for text, _ in drawn["tokens"])
+        [example] = preview(hostile, [ROW], 100)
+        problem, text = example.get("problem", ""), "".join(text for text, _ in example["tokens"])
     except UserError as error:
-        said, text = str(error), ""
-    assert time.monotonic() - began < MAX_SECONDS + GRACE
+        problem, text = str(error), ""
+    assert time.monotonic() - start < MAX_SECONDS + GRACE
     assert peak_of_children() <= max(peak, before + MAX_BYTES + (64 << 20))
     kind = name.split(":")[0]
     if kind in ("time", "memory", "output"):
-        assert said.endswith(".")
-        assert "chat template" in said
-        assert len(said) < 1_000
+        assert problem.endswith(".")
+        assert "chat template" in problem
+        assert len(problem) < 1_000
     assert not (tmp_path / "canary").exists()
-    assert not any(leak in text + said for leak in ("<class", "root:x:", "environ("))
+    assert not any(leak in text + problem for leak in ("<class", "root:x:", "environ("))
 
 
 def resident_bytes():
@@ -66,33 +69,29 @@ def resident_bytes():
         EVERY["output: twenty million characters"],
     ],
 )
-def test_where_a_prompt_is_asked_for_the_same_limits_hold(tokenizer, template):
+def test_rendering_a_prompt_has_the_same_limits(tokenizer, template):
     """Comparing and exporting render in the process that holds the model."""
-    own = address_space_bytes()
-    began = time.monotonic()
-    with pytest.raises(
-        UserError,
-        match=r"did not finish a conversation within 2 seconds, or took too much memory\. Choose",
-    ):
+    before, start = address_space_bytes(), time.monotonic()
+    with pytest.raises(UserError) as error:
         render_prompt(with_template(tokenizer, template), ROW.messages[:1])
-    assert time.monotonic() - began < MAX_SECONDS + GRACE
-    assert address_space_bytes() < own + MAX_BYTES
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, (
-        "the limit is taken back"
-    )
+    assert error.value.code == "data.template_timeout"
+    assert time.monotonic() - start < MAX_SECONDS + GRACE
+    assert address_space_bytes() < before + MAX_BYTES
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    assert limit == resource.RLIM_INFINITY, "the limit was not removed"
     assert render_prompt(tokenizer, ROW.messages[:1])
 
 
-def test_there_are_more_than_sixty():
+def test_there_are_at_least_sixty_templates():
     assert len(EVERY) >= 60
     assert len(CODE) >= 20
 
 
-# Text of a row
+# Text in a row
 
 
 def injections(tokenizer):
-    """What a row's author may write to open a turn, end one, or hide what follows."""
+    """Texts in a row that try to open a turn, end one, or hide the rest."""
     controls = sorted(
         {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     )
@@ -119,17 +118,19 @@ ROLES = ("system", "user", "assistant")
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("template", ["own", SAY])
 def test_text_of_a_row_never_becomes_a_control_token(tokenizer, role, template):
-    """There are as many control tokens as in the same conversation about nothing."""
-    named = tokenizer if template == "own" else with_template(tokenizer, template)
-    special = {number for number, token in named.added_tokens_decoder.items() if token.special}
+    """There are as many control tokens as in a conversation with plain text."""
+    if template != "own":
+        tokenizer = with_template(tokenizer, template)
+    added = tokenizer.added_tokens_decoder
+    special = {number for number, token in added.items() if token.special}
 
     def controls(content):
         turns = {"system": "s", "user": "u", "assistant": "a"} | {role: content}
         messages = [{"role": name, "content": text} for name, text in turns.items()]
-        [example] = render(named, [Conversation(1, messages)], 10_000)
-        asked = prompt_ids(named, messages[:2])
-        return [[token for token in ids if token in special] for ids in (example.input_ids, asked)]
+        [example] = render(tokenizer, [Conversation(1, messages)], 10_000)
+        sequences = (example.input_ids, prompt_ids(tokenizer, messages[:2]))
+        return [[token for token in ids if token in special] for ids in sequences]
 
-    usual = controls("plain")
-    for text in injections(named):
-        assert controls(text) == usual, text
+    expected = controls("plain")
+    for text in injections(tokenizer):
+        assert controls(text) == expected, text

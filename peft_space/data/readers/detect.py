@@ -235,9 +235,8 @@ def _guess_encoding(name: str, path: Path, position: int) -> str:
     if not plausible or not plausible[0].startswith("utf_16"):
         _check_no_zero_bytes(name, path)
     if not plausible:
-        place = f"line {_line_of(path, position)}"
-        message = f"{name}: {place} contains a byte that is not UTF-8. Correct it, or save the file as UTF-8."
-        raise UserError("data.unknown_encoding", message)
+        message = f"{name}: line {_line_of(path, position)} contains a byte that is not UTF-8. "
+        raise UserError("data.unknown_encoding", f"{message}Correct it, or save the file as UTF-8.")
     if "cp1252" in plausible:  # statistics of a short text cannot tell it from other code pages
         letters = sample.decode("cp1252", errors="replace").lower()
         if {character for character in letters if not character.isascii()} <= _WESTERN:
