@@ -22,10 +22,10 @@ MAX_SESSIONS = 1000
 class _WithoutSettings:
     """The page as a new session sees it: Gradio copies the settings of `blocks`, which is empty.
 
-    For each new session, Gradio writes out the settings of all components of the page, for deep links.
-    This page does not offer those. The copy took 30 ms per session, during which the server answered
-    nobody else, and nearly 1 MB, which slowed Python's garbage collector. Settings of components that
-    a handler changes are still kept: Gradio adds them when they are missing.
+    For each new session, Gradio copies the settings of all components of the page, for deep links,
+    which this page does not offer. The copy took 30 ms per session, during which the server
+    answered no other request. It also took nearly 1 MB, which slowed Python's garbage collector.
+    Settings of components that a handler changes are still stored: Gradio adds missing ones.
     """
 
     blocks = ()

@@ -1,6 +1,7 @@
 """The built-in base model and its sample data, so that everything works offline on a CPU.
 
-Only paths: importing this loads neither torch nor the model. `build.py` made the files, `world.py` wrote their text.
+It has only paths, so importing it loads neither torch nor the model. tools/build_demo_model/ made
+the files.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""No request goes to an address that a visitor, a dataset or a model chooses: only to the Hub, and there to the repository that was named."""
+"""No request goes to an address that a visitor, a dataset or a model chooses.
+
+The app contacts only the Hub, and there only the repository that the user named.
+"""
 
 import json
 
@@ -34,27 +37,28 @@ ADDRESSES = [
 
 @pytest.fixture
 def bait(tmp_path):
-    laid = Bait(tmp_path)
-    yield laid
-    assert not laid.taken()
-    laid.socket.close()
+    bait = Bait(tmp_path)
+    yield bait
+    assert not bait.taken()
+    bait.socket.close()
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_is_neither_data_nor_a_model_nor_an_adapter(address, bait, tmp_path, write):
-    named = address.format(url=bait.url, port=bait.port)
+def test_an_address_is_rejected_as_data_model_and_adapter(address, bait, tmp_path, write):
+    source = address.format(url=bait.url, port=bait.port)
     rows = str(write("rows.json", [{"prompt": "a", "completion": "b"}] * 2))
-    for ask in (
-        lambda: operations.check(named),
-        lambda: operations.check(rows, recipe={"base_model": named}),
-        lambda: operations.import_adapter(str(tmp_path / "run"), named, rows),
+    for operation in (
+        lambda: operations.check(source),
+        lambda: operations.check(rows, recipe={"base_model": source}),
+        lambda: operations.import_adapter(str(tmp_path / "run"), source, rows),
     ):
         with pytest.raises(UserError):
-            ask()
+            operation()
 
 
 def readme(path):
-    return f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {json.dumps(path)}\n---\n".encode()
+    config = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "
+    return f"---\n{config}{json.dumps(path)}\n---\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,8 @@ def readme(path):
     [
         "{url}/rows.jsonl",
         *(
-            pytest.param(one, marks=pytest.mark.slow)
-            for one in (
+            pytest.param(path, marks=pytest.mark.slow)
+            for path in (
                 "{url}/*.jsonl",
                 "zip://x::{url}/a.zip",
                 "/etc/passwd",
@@ -74,25 +78,20 @@ def readme(path):
         ),
     ],
 )
-def test_a_dataset_names_no_files_elsewhere(path, bait, the_hub, ask):
-    the_hub.add_repository(
-        "datasets/evil/other", {"x.jsonl": b'{"prompt": "a", "completion": "b"}\n'}
-    )
-    the_hub.add_repository(
-        "datasets/maria/rows",
-        {
-            "README.md": readme(path.format(url=bait.url)),
-            "a.jsonl": b'{"prompt": "a", "completion": "b"}\n',
-        },
-    )
+def test_a_dataset_cannot_name_files_elsewhere(path, bait, the_hub, ask):
+    row = b'{"prompt": "a", "completion": "b"}\n'
+    files = {"README.md": readme(path.format(url=bait.url)), "a.jsonl": row}
+    the_hub.add_repository("datasets/evil/other", {"x.jsonl": row})
+    the_hub.add_repository("datasets/maria/rows", files)
     with pytest.raises(UserError):
         ask("check", data="hf://datasets/maria/rows")
     assert not any("evil" in request.path for request in the_hub.requests)
 
 
-def test_on_a_space_no_folder_of_the_machine_is_a_model(monkeypatch, tmp_path):
+def test_a_space_accepts_no_local_folder_as_a_model(monkeypatch, tmp_path):
     monkeypatch.setenv("SYSTEM", "spaces")
     for name in (str(tmp_path), ".", "/", "~", "..", "./tests", f"{tmp_path}/../{tmp_path.name}"):
-        with pytest.raises(UserError, match=r"There is no base model|cannot be loaded"):
+        with pytest.raises(UserError) as error:
             find_base(name)
+        assert error.value.code == "models.not_found", name
     assert settings.on_space()

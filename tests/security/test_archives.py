@@ -1,4 +1,7 @@
-"""Archives of adapters that unpack without end, or to places elsewhere, are refused in a sentence. Those of data are in awkward.py."""
+"""Adapter archives that unpack to gigabytes, or outside their folder, are rejected.
+
+tests/fixtures/malformed_files.py has the archives with data.
+"""
 
 import io
 import json
@@ -28,9 +31,9 @@ ZEROS = bytes(1_000_000)
 
 
 def entry(name, mode=0):
-    made = zipfile.ZipInfo(name)
-    made.external_attr = mode << 16
-    return made
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
 
 
 def adapter(archive, config=CONFIG, folder=""):
@@ -38,7 +41,7 @@ def adapter(archive, config=CONFIG, folder=""):
     archive.writestr(f"{folder}{NAMES[1]}", b"\x02" + bytes(7) + b"{}")
 
 
-def filled(archive, name, megabytes):
+def add_zeros(archive, name, megabytes):
     with archive.open(name, "w", force_zip64=True) as file:
         for _ in range(megabytes):
             file.write(ZEROS)
@@ -46,11 +49,11 @@ def filled(archive, name, megabytes):
 
 def weights_of_zeros(archive):
     archive.writestr(NAMES[0], CONFIG)
-    filled(archive, NAMES[1], 300)
+    add_zeros(archive, NAMES[1], 300)
 
 
 def config_of_zeros(archive):
-    filled(archive, NAMES[0], 300)
+    add_zeros(archive, NAMES[0], 300)
     archive.writestr(NAMES[1], b"")
 
 
@@ -68,7 +71,7 @@ def a_device(archive):
     archive.writestr(NAMES[1], b"")
 
 
-def names_upwards(archive):
+def names_in_parent_folders(archive):
     adapter(archive, folder="../../../")
     archive.writestr("../../canary", "x")
 
@@ -78,7 +81,7 @@ def absolute_names(archive):
     archive.writestr("/tmp/canary", "x")
 
 
-def names_of_windows(archive):
+def windows_names(archive):
     archive.writestr("..\\..\\adapter_config.json", CONFIG)
     archive.writestr("C:\\adapter_model.safetensors", b"")
 
@@ -97,71 +100,73 @@ def the_same_name_twice(archive):
 def an_archive_in_an_archive(archive):
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as packed:
-        filled(packed, NAMES[1], 50)
+        add_zeros(packed, NAMES[1], 50)
     archive.writestr("adapter.zip", inner.getvalue())
 
 
-def a_pickle_beside(archive):
+def a_pickle(archive):
     archive.writestr(NAMES[0], CONFIG)
     archive.writestr("adapter_model.bin", b"\x80\x04.")
 
 
 ZIPS = {
-    weights_of_zeros: "unpacks to 300 MB",
-    config_of_zeros: "unpacks to 300 MB",
-    config_nested_deeply: "is damaged",
-    links: "is damaged",
-    a_device: "is damaged",
-    names_upwards: "cannot be loaded|does not fit",
-    absolute_names: "cannot be loaded|does not fit",
-    names_of_windows: "has no adapter_config.json",
-    twenty_thousand_files: "more than 10,000 files",
-    the_same_name_twice: "has 2 files named",
-    an_archive_in_an_archive: "has no adapter_config.json",
-    a_pickle_beside: "has no adapter_model.safetensors",
+    weights_of_zeros: ("training.adapter_too_large", "300 MB"),
+    config_of_zeros: ("training.adapter_too_large", "300 MB"),
+    config_nested_deeply: ("training.adapter_config_invalid", NAMES[0]),
+    links: ("training.adapter_config_invalid", NAMES[0]),
+    a_device: ("training.adapter_config_invalid", NAMES[0]),
+    names_in_parent_folders: ("models.adapter_mismatch", "mine.zip"),
+    absolute_names: ("models.adapter_mismatch", "mine.zip"),
+    windows_names: ("training.adapter_incomplete", NAMES[0]),
+    twenty_thousand_files: ("training.adapter_ambiguous", "10,000 files"),
+    the_same_name_twice: ("training.adapter_ambiguous", "2 files"),
+    an_archive_in_an_archive: ("training.adapter_incomplete", NAMES[0]),
+    a_pickle: ("training.adapter_incomplete", NAMES[1]),
 }
+"""Fills an archive -> the code of the error and a value in its message."""
 
 
 def with_a_password(content):
-    """The first flag of each entry says that it is encrypted."""
-    return content.replace(b"PK\x03\x04\x14\x00\x00", b"PK\x03\x04\x14\x00\x01").replace(
-        b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
-    )
+    """Set the flag of each entry that says that it is encrypted."""
+    for start in (b"PK\x03\x04\x14\x00", b"PK\x01\x02\x14\x03\x14\x00"):
+        content = content.replace(start + b"\x00", start + b"\x01")
+    return content
 
 
-def with_a_size_that_is_not_so(content):
-    """The directory says of the weights that they have four gigabytes."""
+def with_a_wrong_size(content):
+    """Write a size of four gigabytes for the weights into the directory."""
     at = content.rindex(b"PK\x01\x02")
     return content[: at + 24] + struct.pack("<I", 0xFFFFFFF0) + content[at + 28 :]
 
 
 BROKEN = {
-    with_a_password: "that can be opened",
-    with_a_size_that_is_not_so: "unpacks to 4,295 MB",
-    lambda content: content[:-40]: "that can be opened",
-    lambda content: content.replace(b"LORA", b"AROL"): "that can be opened",
-    lambda content: b"PK\x03\x04" + bytes(1000): "that can be opened",
+    with_a_password: ("training.adapter_zip_damaged", "mine.zip"),
+    with_a_wrong_size: ("training.adapter_too_large", "4,295 MB"),
+    lambda content: content[:-40]: ("training.adapter_zip_damaged", "mine.zip"),
+    lambda content: content.replace(b"LORA", b"AROL"): ("training.adapter_zip_damaged", "mine.zip"),
+    lambda content: b"PK\x03\x04" + bytes(1000): ("training.adapter_zip_damaged", "mine.zip"),
 }
+"""Damages an archive -> the code of the error and a value in its message."""
 ROWS = [{"prompt": "a", "completion": "b"}] * 2
 
 
-def refused(path, tmp_path, write, said):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=said) as refusal:
+def peak_kilobytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def check_rejection(path, tmp_path, write, code, value):
+    """Import an archive, and check the error, the memory used and the files written."""
+    before = peak_kilobytes()
+    with pytest.raises(UserError) as error:
         operations.import_adapter(str(tmp_path / "run"), str(path), str(write("rows.json", ROWS)))
-    assert len(str(refusal.value)) < 600
-    assert "root:" not in str(refusal.value)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kilobytes"
+    assert error.value.code == code
+    assert value in str(error.value)
+    assert len(str(error.value)) < 600
+    assert "root:" not in str(error.value)
+    assert peak_kilobytes() - before < 150_000
     assert not (tmp_path / "run").exists()
-    assert not any(
-        os.path.exists(place)
-        for place in (
-            "/tmp/canary",
-            "/tmp/adapter_config.json",
-            tmp_path / "canary",
-            tmp_path.parent / "canary",
-        )
-    )
+    canaries = (tmp_path / "canary", tmp_path.parent / "canary")
+    assert not any(map(os.path.exists, ("/tmp/canary", "/tmp/adapter_config.json", *canaries)))
 
 
 @pytest.mark.parametrize("fill", ZIPS, ids=lambda fill: fill.__name__)
@@ -169,18 +174,18 @@ def test_a_hostile_adapter_archive_is_bounded_and_stays_in_its_folder(fill, tmp_
     path = tmp_path / "mine.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         fill(archive)
-    refused(path, tmp_path, write, ZIPS[fill])
+    check_rejection(path, tmp_path, write, *ZIPS[fill])
 
 
-@pytest.mark.parametrize("break_it", BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_archive_of_an_adapter_is_reported(break_it, tmp_path, write):
+@pytest.mark.parametrize("damage", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_adapter_archive_is_rejected(damage, tmp_path, write):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         adapter(archive)
     path = tmp_path / "mine.zip"
-    path.write_bytes(break_it(packed.getvalue()))
-    refused(path, tmp_path, write, BROKEN[break_it])
+    path.write_bytes(damage(packed.getvalue()))
+    check_rejection(path, tmp_path, write, *BROKEN[damage])
 
 
-def test_there_are_more_than_twenty_archives_and_sizes():
+def test_there_are_at_least_twenty_archives():
     assert len(ZIPS) + len(BROKEN) + sum(case.big for case in CASES) >= 20

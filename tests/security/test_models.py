@@ -41,13 +41,13 @@ QUICK = {
     "a config nested deeply",
     "a thousand billion parameters",
 }
-"""A sample for every push. The others are slow tests."""
+"""Cases that run on every push. The others are slow tests."""
 DANGEROUS = ("pickle.find_class", "subprocess.Popen", "os.system", "socket.connect")
 dangerous_events: list[tuple] = []
 
 
 def watch(event, args):
-    """Record what their code would do. (The app's own child processes exchange pickles too.)"""
+    """Record what malicious code would do. The app's own child processes exchange pickles too."""
     if event in DANGEROUS and (event != "pickle.find_class" or args[1] == "exec"):
         dangerous_events.append((event, *args))
 
@@ -64,7 +64,7 @@ def params(cases: dict[str, Case], quick=()):
 
 @pytest.fixture
 def bait(tmp_path, monkeypatch):
-    """Not taken by the end of the test, although every question on the terminal gets a yes."""
+    """Check that no code takes the bait, even if every question on the terminal is answered yes."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
     monkeypatch.syspath_prepend(str(tmp_path / "model"))
     bait = Bait(tmp_path)
@@ -107,9 +107,8 @@ def test_a_malicious_base_model_runs_no_code_and_connects_to_nothing(case, bait,
 def adapter(tmp_path_factory):
     base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    get_peft_model(
-        base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    ).save_pretrained(folder)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(folder)
     return folder
 
 
@@ -124,9 +123,8 @@ def test_a_malicious_adapter_runs_no_code_and_connects_to_nothing(
     rows = str(write("rows.json", ROWS))
     for source in (str(folder), shutil.make_archive(str(tmp_path / "packed"), "zip", folder)):
         if case.expected is None:
-            run = operations.import_adapter(
-                str(tmp_path / source[-3:]), source, rows, {"quantization": "none"}
-            )["run"]
+            directory, recipe = str(tmp_path / source[-3:]), {"quantization": "none"}
+            run = operations.import_adapter(directory, source, rows, recipe)["run"]
             assert operations.compare(run, ["a"])["fairness"]["fair"]
             continue
         with pytest.raises(UserError) as error:
@@ -166,31 +164,22 @@ def test_a_malicious_model_on_the_hub_leads_to_no_other_repository(
     case = CASES[name]
     repo = f"evil/{slug(name)}"
     the_hub.add_repository(repo, on_the_hub(case, bait, tmp_path))
-    the_hub.add_repository(
-        OTHER,
-        {
-            "code.py": bait.code.encode(),
-            "config.json": json.dumps({"model_type": "llama"}).encode(),
-        },
-    )
+    config = json.dumps({"model_type": "llama"}).encode()
+    the_hub.add_repository(OTHER, {"code.py": bait.code.encode(), "config.json": config})
     the_hub.requests.clear()
-    rows, recipe = (
-        str(write("rows.json", ROWS)),
-        {"base_model": repo, "quantization": "none", "max_steps": 1},
-    )
+    rows = str(write("rows.json", ROWS))
+    recipe = {"base_model": repo, "quantization": "none", "max_steps": 1}
     dangerous_events.clear()  # the worker process, not this one, connects to the Hub
     if case.expected is None:
         ask("dry_run", data=rows, recipe=recipe)
     else:
         with pytest.raises(UserError):
             ask("dry_run", data=rows, recipe=recipe)
-    assert the_hub.requests
-    assert not [request.path for request in the_hub.requests if OTHER in request.path]
-    assert not [
-        request.path for request in the_hub.requests if request.path.endswith((".py", ".bin"))
-    ]
+    paths = [request.path for request in the_hub.requests]
+    assert paths
+    assert not [path for path in paths if OTHER in path or path.endswith((".py", ".bin"))]
 
 
-def test_there_are_more_than_forty_cases():
+def test_there_are_at_least_forty_cases():
     assert len(CASES) + len(ADAPTERS) >= 40
     assert set(CASES) > QUICK

@@ -1,4 +1,7 @@
-"""Names that try to be a shell's, YAML's, Markdown's, HTML's, SQL's or a Modelfile's own words stay names, wherever they are written."""
+"""Names stay plain text wherever the app writes them.
+
+They try to be syntax of a shell, YAML, Markdown, HTML, CSV or a Modelfile.
+"""
 
 import csv
 import dataclasses
@@ -129,25 +132,23 @@ MODELFILE = [
     "../a",
 ]
 NAMES = [*SHELL, *YAML, *MARKUP, *TABLE, *MODELFILE]
+ACTIVE_TAGS = {"script", "img", "svg", "b", "a"}
+"""Tags that only a name could add."""
 
 
 def html_of(text):
-    return (
-        MarkdownIt("commonmark", {"html": True})
-        .enable("table")
-        .enable("strikethrough")
-        .render(text)
-    )
+    parser = MarkdownIt("commonmark", {"html": True})
+    return parser.enable(["table", "strikethrough"]).render(text)
 
 
 class Tags(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.found, self.text = [], ""
+        self.tags, self.text = [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, *attributes))
+        self.tags.append((tag, *attributes))
 
     def handle_data(self, data):
         self.text += data
@@ -158,124 +159,92 @@ def data():
     return load_dataset("demo", 0.1, 0)
 
 
-def as_words(text):
+def with_single_spaces(text):
     return re.sub(r"\s+", " ", text).strip()
 
 
-def test_a_card_says_the_same_whatever_its_run_base_and_data_are_called(data, tmp_path_factory):
+def test_names_do_not_change_the_structure_of_a_model_card(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    usual = None
+    expected = None
     for number, name in enumerate(["plain", *NAMES]):
         recipe = Recipe(lora_rank=128, high_rank_reason=name)
         run = Run.create(folder / str(number), recipe, data.files(), name=name)
-        plan = PLAN.model_copy(
-            update={"base_name": name, "base_on_hub": True, "target_modules": [name]}
-        )
+        fields = {"base_name": name, "base_on_hub": True, "target_modules": [name]}
+        plan = PLAN.model_copy(update=fields)
         card = card_text(run, dataclasses.replace(data, source=name), plan)
         assert ModelCard(card).data.to_dict()["base_model"] == name
         page = Tags(html_of(render_overview.card_markdown(card, {})))
-        headings = [tag for tag in page.found if tag[0].startswith("h")]
-        usual = usual or headings
-        assert headings == usual, name
-        assert not [tag for tag in page.found if tag[0] in ("script", "img", "svg", "b", "a")], name
-        assert (
-            f"# {as_words(name)} A LoRA adapter for" in f"# {as_words(html.unescape(page.text))}"
-            or name.strip() == ""
-            or "&" in name
-        ), name
+        headings = [tag for tag in page.tags if tag[0].startswith("h")]
+        expected = expected or headings
+        assert headings == expected, name
+        assert not [tag for tag in page.tags if tag[0] in ACTIVE_TAGS], name
+        if name.strip() and "&" not in name:
+            title = f"# {with_single_spaces(name)} A LoRA adapter for"
+            assert title in f"# {with_single_spaces(html.unescape(page.text))}", name
 
 
-def test_front_matter_is_read_as_it_was_meant():
+def test_front_matter_keeps_names_unchanged():
+    options = {"sort_keys": False, "default_flow_style": None, "width": float("inf")}
     for name in NAMES:
-        text = (
-            "---\n"
-            + yaml.safe_dump(
-                {"base_model": name, "tags": [name]},
-                sort_keys=False,
-                default_flow_style=None,
-                width=float("inf"),
-            )
-            + "---"
-        )
-        assert yaml.safe_load(text.split("---\n", 1)[1].rsplit("---", 1)[0]) == {
-            "base_model": name,
-            "tags": [name],
-        }
+        fields = {"base_model": name, "tags": [name]}
+        text = f"---\n{yaml.safe_dump(fields, **options)}---"
+        assert yaml.safe_load(text.split("---\n", 1)[1].rsplit("---", 1)[0]) == fields
 
 
 def test_names_are_shown_as_text():
     for name in NAMES:
         line = " ".join(name.split())
         shown = Tags(html_of("x " + render_overview.escape(line)))
-        assert [tag for tag, *_ in shown.found] == ["p"], name
+        assert [tag for tag, *_ in shown.tags] == ["p"], name
         assert shown.text.strip() == f"x {line}".strip(), name
         coded = Tags(html_of(f"x {code(name)} y"))
-        assert [tag for tag, *_ in coded.found] == ["p", "code"], name
+        assert [tag for tag, *_ in coded.tags] == ["p", "code"], name
         block = Tags(html_of(code_block(name, "text")))
-        assert [tag for tag, *_ in block.found] == ["pre", "code"], name
-        row = {
-            "prompt": name,
-            "base": name,
-            "adapter": name,
-            "rendered": name,
-            "chances": {"base": {name: 1.0}, "adapter": {name: 1.0}},
-        }
-        for markup in (
-            render_compare.answers_html([row]),
-            render_data.example_html({"row": 1, "tokens": [[name, True]], "cut": 0, "label": name}),
-        ):
-            assert not {tag for tag, *_ in Tags(markup).found} & {
-                "script",
-                "img",
-                "svg",
-                "b",
-                "a",
-            }, name
+        assert [tag for tag, *_ in block.tags] == ["pre", "code"], name
+        row = dict.fromkeys(("prompt", "base", "adapter", "rendered"), name)
+        row["chances"] = {"base": {name: 1.0}, "adapter": {name: 1.0}}
+        example = {"row": 1, "tokens": [[name, True]], "cut": 0, "label": name}
+        for markup in (render_compare.answers_html([row]), render_data.example_html(example)):
+            assert not {tag for tag, *_ in Tags(markup).tags} & ACTIVE_TAGS, name
 
 
-def test_commands_are_words_that_a_shell_reads_back():
+def test_a_shell_reads_names_in_commands_as_one_word():
     traits = AdapterTraits(
         "causal-lm", "llama", 8, False, False, (), ("q_proj",), True, False, "none"
     )
     for name in NAMES:
-        shell, _ = render_overview.commands(
-            name, name, {"columns": {"prompt": name}}, Recipe(base_model=name)
-        )
+        mapping, recipe = {"columns": {"prompt": name}}, Recipe(base_model=name)
+        shell, _ = render_overview.commands(name, name, mapping, recipe)
         words = shlex.split(shell)
         assert words[:4] == ["python", "-m", "peft_space", "train"]
-        assert (
-            words[4] == (name if name.startswith("hf:") else name.rsplit("/", 1)[-1]) or "/" in name
-        )
-        for command in commands(
-            "adapter", "adapter", tmp(name), traits, name, name, "float32"
-        ).values():
-            parts = shlex.split(command)
-            assert name in parts, command
+        assert words[4] == name or "/" in name
+        folder = Path("/somewhere") / name.strip("/.").replace("..", "_")
+        by_engine = commands("adapter", "adapter", folder, traits, name, name, "float32")
+        for command in by_engine.values():
+            assert name in shlex.split(command), command
 
 
-def tmp(name):
-    return Path("/somewhere") / name.strip("/.").replace("..", "_")
-
-
-def test_a_modelfile_has_the_same_instructions_whatever_is_in_it(tokenizer):
-    usual = instructions(modelfile(tokenizer, None, "model.gguf", system="Be brief."))
+def test_names_add_no_instructions_to_a_modelfile(tokenizer):
+    expected = instructions(modelfile(tokenizer, None, "model.gguf", system="Be brief."))
     for name in NAMES:
         if name.strip():
             try:
-                assert (
-                    instructions(modelfile(tokenizer, None, "model.gguf", system=name)) == usual
-                ), name
+                text = modelfile(tokenizer, None, "model.gguf", system=name)
+                assert instructions(text) == expected, name
             except UserError as error:
-                assert "three quotation marks" in str(error)  # noqa: PT017
+                assert error.code == "export.quotes_in_system_message"  # noqa: PT017
         for files in ({"model": name}, {"model": "model.gguf", "adapter": name}):
             try:
                 assert len(instructions(modelfile(tokenizer, None, **files))) in (4, 5, 6)
             except UserError as error:
-                assert "cannot name the file" in str(error)  # noqa: PT017
+                assert error.code == "export.modelfile_file_name"  # noqa: PT017
 
 
 def instructions(text):
-    """The first word of each instruction, as Ollama reads it: three quotation marks open a text, the next three end it."""
+    """The first word of each instruction, as Ollama reads it.
+
+    Three quotation marks open a text, and the next three end it.
+    """
     outside = re.sub(r'"""(.*?)"""', "text", text, flags=re.DOTALL)
     assert '"""' not in outside
     return [
@@ -285,7 +254,7 @@ def instructions(text):
     ]
 
 
-def test_an_archive_lies_where_it_is_made(tmp_path, data):
+def test_an_archive_is_written_next_to_its_folder(tmp_path, data):
     for number, name in enumerate(NAMES):
         folder = tmp_path / str(number) / "out"
         folder.mkdir(parents=True)
@@ -315,5 +284,5 @@ def test_a_table_of_votes_has_no_formulas():
         assert {cell.removeprefix("'") for cell in row.values()} == {name.removeprefix("'")}
 
 
-def test_there_are_eighty():
+def test_there_are_at_least_eighty_names():
     assert len(set(NAMES)) >= 80

@@ -11,18 +11,18 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "security.md").read_text()
-NAMED = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", TEXT)
+NAMED_TESTS = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", TEXT)
 FLOORS = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", TEXT, re.M)
 
 
-@pytest.mark.parametrize(("file", "name"), NAMED)
-def test_every_promise_is_held_by_a_test_that_exists(file, name):
+@pytest.mark.parametrize(("file", "name"), NAMED_TESTS)
+def test_every_promise_names_tests_that_exist(file, name):
     assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M)
 
 
 def test_every_security_test_file_is_in_the_table():
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests/security").glob("test_*.py")}
-    assert files <= {file for file, _ in NAMED}
+    assert files <= {file for file, _ in NAMED_TESTS}
     rows = [
         line
         for line in TEXT.split("## Dependencies")[0].splitlines()
@@ -32,7 +32,7 @@ def test_every_security_test_file_is_in_the_table():
 
 
 @pytest.mark.parametrize(("package", "floor"), FLOORS)
-def test_every_floor_is_held_by_requirements_pins_and_the_environment(package, floor):
+def test_requirements_pins_and_environment_respect_every_floor(package, floor):
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").open()]
     requirements = {Requirement(line).name.lower(): Requirement(line) for line in lines if line}
     bounds = requirements[package].specifier

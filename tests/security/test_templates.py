@@ -1,4 +1,7 @@
-"""A hostile chat template runs no code, and text never becomes a special token."""
+"""A hostile chat template runs no code and stays within its limits.
+
+Text in a row never becomes a control token.
+"""
 
 import copy
 import resource
@@ -36,13 +39,13 @@ def peak_of_children():
 def test_a_hostile_template_is_stopped_or_harmless(name, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hostile = with_template(tokenizer, EVERY[name])
-    before, peak, began = resident_bytes(), peak_of_children(), time.monotonic()
+    before, peak, start = resident_bytes(), peak_of_children(), time.monotonic()
     try:
-        [shown] = preview(hostile, [ROW], 100)
-        problem, text = shown.get("problem", ""), "".join(text for text, _ in shown["tokens"])
+        [example] = preview(hostile, [ROW], 100)
+        problem, text = example.get("problem", ""), "".join(text for text, _ in example["tokens"])
     except UserError as error:
         problem, text = str(error), ""
-    assert time.monotonic() - began < MAX_SECONDS + GRACE
+    assert time.monotonic() - start < MAX_SECONDS + GRACE
     assert peak_of_children() <= max(peak, before + MAX_BYTES + (64 << 20))
     kind = name.split(":")[0]
     if kind in ("time", "memory", "output"):
@@ -66,31 +69,29 @@ def resident_bytes():
         EVERY["output: twenty million characters"],
     ],
 )
-def test_the_same_limits_hold_when_a_prompt_is_rendered(tokenizer, template):
-    """Comparison and export render in the process that has the model."""
-    own = address_space_bytes()
-    began = time.monotonic()
+def test_rendering_a_prompt_has_the_same_limits(tokenizer, template):
+    """Comparing and exporting render in the process that holds the model."""
+    before, start = address_space_bytes(), time.monotonic()
     with pytest.raises(UserError) as error:
         render_prompt(with_template(tokenizer, template), ROW.messages[:1])
     assert error.value.code == "data.template_timeout"
-    assert time.monotonic() - began < MAX_SECONDS + GRACE
-    assert address_space_bytes() < own + MAX_BYTES
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, (
-        "the limit is still set"
-    )
+    assert time.monotonic() - start < MAX_SECONDS + GRACE
+    assert address_space_bytes() < before + MAX_BYTES
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    assert limit == resource.RLIM_INFINITY, "the limit was not removed"
     assert render_prompt(tokenizer, ROW.messages[:1])
 
 
-def test_there_are_at_least_60_hostile_templates():
+def test_there_are_at_least_sixty_templates():
     assert len(EVERY) >= 60
     assert len(CODE) >= 20
 
 
-# Text of a row
+# Text in a row
 
 
 def injections(tokenizer):
-    """Yield texts that try to open or end a turn, or to hide what follows."""
+    """Texts in a row that try to open a turn, end one, or hide the rest."""
     controls = sorted(
         {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     )
@@ -116,18 +117,20 @@ ROLES = ("system", "user", "assistant")
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("template", ["own", SAY])
-def test_text_of_a_row_never_becomes_a_special_token(tokenizer, role, template):
-    """The row has as many special tokens as the same conversation with plain text."""
-    named = tokenizer if template == "own" else with_template(tokenizer, template)
-    special = {number for number, token in named.added_tokens_decoder.items() if token.special}
+def test_text_of_a_row_never_becomes_a_control_token(tokenizer, role, template):
+    """There are as many control tokens as in a conversation with plain text."""
+    if template != "own":
+        tokenizer = with_template(tokenizer, template)
+    added = tokenizer.added_tokens_decoder
+    special = {number for number, token in added.items() if token.special}
 
     def controls(content):
         turns = {"system": "s", "user": "u", "assistant": "a"} | {role: content}
         messages = [{"role": name, "content": text} for name, text in turns.items()]
-        [example] = render(named, [Conversation(1, messages)], 10_000)
-        asked = prompt_ids(named, messages[:2])
-        return [[token for token in ids if token in special] for ids in (example.input_ids, asked)]
+        [example] = render(tokenizer, [Conversation(1, messages)], 10_000)
+        sequences = (example.input_ids, prompt_ids(tokenizer, messages[:2]))
+        return [[token for token in ids if token in special] for ids in sequences]
 
-    usual = controls("plain")
-    for text in injections(named):
-        assert controls(text) == usual, text
+    expected = controls("plain")
+    for text in injections(tokenizer):
+        assert controls(text) == expected, text

@@ -1,6 +1,6 @@
 """A training that is killed, damaged or out of disk space resumes to the same result.
 
-`benchmarks/crash_recovery.py` does the same at length.
+`benchmarks/crash_recovery.py` does the same with more runs.
 """
 
 import random
@@ -14,9 +14,8 @@ def test_runs_killed_twenty_times_end_like_uninterrupted_ones(tmp_path):
     crash_harness.load_libraries()
     kit, tally, rng = crash_harness.Kit(tmp_path), crash_harness.Tally(), random.Random(0)
     while tally.kills < 20 or tally.runs < 3:
-        crash_harness.kill_and_compare(
-            kit, f"run-{tally.runs}", crash_harness.TASKS[tally.runs % 3], rng, 8, tally
-        )
+        name, task = f"run-{tally.runs}", crash_harness.TASKS[tally.runs % 3]
+        crash_harness.kill_and_compare(kit, name, task, rng, 8, tally)
     assert tally.problems == []
     assert tally.inside_saves >= 6
 
@@ -29,8 +28,8 @@ def test_a_disk_that_fills_up_in_a_save_leaves_the_previous_checkpoint(tmp_path,
         problem, message = crash_harness.fill_disk_and_compare(
             crash_harness.Kit(tmp_path), "full", task, random.Random(0)
         )
-    except PermissionError as why:
-        pytest.skip(str(why))
+    except PermissionError as error:
+        pytest.skip(str(error))
     assert problem is None
     assert message
 
@@ -40,9 +39,9 @@ def test_every_file_of_a_checkpoint_is_checked(tmp_path):
     crash_harness.load_libraries()
     rng = random.Random(0)
     run, alone = crash_harness.cut_short(crash_harness.Kit(tmp_path), "tampered", "dpo", rng)
-    assert [
-        crash_harness.tamper_and_compare(run, alone, way, rng) for way in crash_harness.WAYS * 4
-    ] == [None] * 16
+    ways = crash_harness.WAYS * 4
+    problems = [crash_harness.tamper_and_compare(run, alone, way, rng) for way in ways]
+    assert problems == [None] * 16
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A Space with a GPU of its own, rehearsed: the real app as the Hub starts it, several visitors, and a container that goes down and comes back."""
+"""The real app, started as on a Space with a dedicated GPU, survives restarts of its container."""
 
 import threading
 from pathlib import Path
@@ -19,8 +19,8 @@ from tests.runtime.test_machine_queue import end_everything
 
 pytestmark = pytest.mark.slow
 RECIPE = {"max_steps": 60, "num_epochs": 8, "save_steps": 5, "compute_dtype": "float32"}
-LIMIT = 2 * 2**30
-"""Bytes that the app, its workers and a training may take together."""
+MAX_BYTES = 2 * 2**30
+"""Memory limit of the app, its workers and a training together."""
 
 
 @pytest.fixture
@@ -39,38 +39,35 @@ def space(tmp_path, monkeypatch):
 
 
 class Memory(threading.Thread):
-    """Looks at what all processes of the app take together, shared pages counted once, until it is closed."""
+    """Measures the peak memory of all processes of the app. Shared pages count once."""
 
     def __init__(self, app: App):
         super().__init__(daemon=True)
-        self.app, self.peak, self.over = app, 0, threading.Event()
+        self.app, self.peak, self._done = app, 0, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.5):
-            self.peak = max(self.peak, sum(map(_share, _processes_of(self.app))))
+        while not self._done.wait(0.5):
+            self.peak = max(self.peak, sum(map(_bytes_of, _processes_of(self.app))))
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
 
 
 def _processes_of(app: App) -> list[psutil.Process]:
-    """The app with its workers, and the trainings, which are in sessions of their own."""
+    """The app with its workers, and the trainings, which run in separate sessions."""
     assert app.process
-    own = [
+    trainings = [
         process
         for process in psutil.process_iter(["cmdline"])
         if str(app.home) in " ".join(process.info["cmdline"] or [])
     ]
-    return list(
-        {
-            process.pid: process
-            for process in [
-                *own,
-                psutil.Process(app.process.pid),
-                *psutil.Process(app.process.pid).children(True),
-            ]
-        }.values()
-    )
+    main = psutil.Process(app.process.pid)
+    processes = [*trainings, main, *main.children(recursive=True)]
+    return list({process.pid: process for process in processes}.values())
 
 
-def _share(process: psutil.Process) -> int:
+def _bytes_of(process: psutil.Process) -> int:
     try:
         return process.memory_full_info().pss
     except psutil.Error:
@@ -86,9 +83,8 @@ def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(space, monk
     secrets: dict[str, str] = {}
     runs = []
     for name in ("anna", "ben", "anna", "carla", "ben"):
-        started = visitor(space).predict(
-            "demo", RECIPE, owner=secrets.get(name, ""), api_name="/train"
-        )
+        secret = secrets.get(name, "")
+        started = visitor(space).predict("demo", RECIPE, owner=secret, api_name="/train")
         secrets[name] = started["owner"]
         runs.append(Run(owner_directory(owner_of(started["owner"])) / started["run"]))
     assert len({run.directory.parent for run in runs}) == 3
@@ -98,52 +94,38 @@ def test_five_runs_survive_two_restarts_of_a_space_within_its_memory(space, monk
     wait_for(lambda: runs[1].status() == "running", seconds=120)
     memory = Memory(space)
     memory.start()
-    beside = {
-        "run": runs[0].directory.name,
-        "owner": secrets["anna"],
-        "prompts": ["My parcel has not arrived."],
-    }
-    compared = visitor(space).predict(
-        **beside, sampling={"max_new_tokens": 16}, api_name="/compare"
-    )
+    arguments = {"run": runs[0].directory.name, "owner": secrets["anna"]}
+    arguments |= {"prompts": ["My parcel has not arrived."], "sampling": {"max_new_tokens": 16}}
+    compared = visitor(space).predict(**arguments, api_name="/compare")
     assert compared["fairness"]["fair"], compared["fairness"]["words"]
-    finished_meanwhile = [event.step for event in steps_of(runs[1].history())]
-    memory.over.set()
-    memory.join()
-    assert finished_meanwhile, "nothing was trained beside it"
-    print(f"compare beside a training: {memory.peak / 2**30:.2f} GiB at most")
-    assert 0 < memory.peak < LIMIT
+    steps_meanwhile = [event.step for event in steps_of(runs[1].history())]
+    memory.stop()
+    assert steps_meanwhile, "no training ran during the comparison"
+    print(f"comparison during a training: {memory.peak / 2**30:.2f} GiB at most")
+    assert 0 < memory.peak < MAX_BYTES
 
-    under_way = next(run for run in runs if run.status() != "finished")
-    restart_during(under_way, space, runs)
+    current = next(run for run in runs if run.status() != "finished")
+    restart_during(current, space, runs)
     for run in runs:
         wait_for(lambda run=run: run.status() == "finished", seconds=240)
     finished = [
         [event.at for event in run.history() if isinstance(event, events.Finished)] for run in runs
     ]
     assert [len(times) for times in finished] == [1] * 5
-    assert finished == sorted(finished), "not in the order in which they were started"
+    assert finished == sorted(finished), "the runs did not finish in the order of their start"
     for run in runs:
         assert [event.step for event in steps_of(run.history())] == list(range(1, 61))
-        assert not [
-            event
-            for event in run.history()
-            if isinstance(event, events.OutOfMemory | events.Failed)
-        ]
+        failures = events.OutOfMemory | events.Failed
+        assert not [event for event in run.history() if isinstance(event, failures)]
     wait_for(lambda: machine_queue._tickets() == [])
     for name, count in (("anna", 2), ("ben", 2), ("carla", 1)):
         assert len(visitor(space).predict(owner=secrets[name], api_name="/list")) == count
 
 
 def restart_during(run: Run, app: App, runs: list[Run]) -> None:
-    """Take the machine down once the run has some steps, and start the app again."""
-    begun = len(run.history())
-    wait_for(
-        lambda: any(
-            isinstance(event, events.Step) and event.step > 6 for event in run.history()[begun:]
-        ),
-        seconds=240,
-    )
+    """End all processes once the run has some steps, and start the app again."""
+    start = len(run.history())
+    wait_for(lambda: any(event.step > 6 for event in steps_of(run.history()[start:])), seconds=240)
     app.kill()
     end_everything(runs)
     assert run.status() == "interrupted"
@@ -151,7 +133,7 @@ def restart_during(run: Run, app: App, runs: list[Run]) -> None:
 
 
 def test_the_page_warns_that_home_is_not_on_a_mounted_volume(space):
-    assert "The disk of this Space is not kept" in str(visitor(space).config)
+    assert "storage-notice" in str(visitor(space).config)
 
 
 def test_every_run_is_stored_under_home(space, monkeypatch):

@@ -1,7 +1,7 @@
 """A stranger on a Space cannot reach another visitor's run.
 
-They try ids, paths, addresses, Gradio's own routes, private handlers and MCP. The victim's data
-carry a mark that no answer may contain, and the app visits no address that a stranger names.
+The tests try ids, paths, addresses, Gradio's routes, private handlers and MCP. The victim's data
+contain a mark that no answer may contain. The app connects to no address that a stranger names.
 """
 
 import functools
@@ -30,7 +30,7 @@ from tests.web.test_mcp import with_tools
 
 MARK = "zebrafinch-7431"
 STRANGER = "a stranger's own secret, long enough"
-NEEDED = {
+REQUIRED_ARGUMENTS = {
     "prompts": ["Hi"],
     "pair": "1",
     "choice": "left",
@@ -42,14 +42,14 @@ NEEDED = {
 """Arguments without a default, by name."""
 OF_A_RUN: dict[str, dict[str, Any]] = {
     operation.name: {
-        one.name: NEEDED[one.name]
-        for one in endpoint_parameters(operation)
-        if one.required and one.name != "run"
+        parameter.name: REQUIRED_ARGUMENTS[parameter.name]
+        for parameter in endpoint_parameters(operation)
+        if parameter.required and parameter.name != "run"
     }
     for operation in operations_on("api")
-    if any(one.kind.role in ("run", "trained_run") for one in operation.parameters)
+    if any(parameter.kind.role in ("run", "trained_run") for parameter in operation.parameters)
 }
-"""Every endpoint about a run, and what it needs besides."""
+"""Every endpoint that takes a run, with its other required arguments."""
 
 
 class Victim:
@@ -62,11 +62,12 @@ class Victim:
         assert ended(client, self.run, self.secret)["status"] == "finished"
         self.exported = client.predict(self.run, self.secret, api_name="/export")
         client.close()
-        [told] = app.home.glob(f"runs/*/{self.run}/run.json")
-        self.folder = told.parent
-        told.write_text(json.dumps(json.loads(told.read_text()) | {"name": MARK}))
+        [metadata] = app.home.glob(f"runs/*/{self.run}/run.json")
+        self.folder = metadata.parent
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"name": MARK}))
 
-    def state(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the run."""
         return {
             str(path): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in self.folder.rglob("*")
@@ -75,7 +76,7 @@ class Victim:
 
 
 class Listener:
-    """A server that nobody should come to."""
+    """A server that nothing may connect to."""
 
     def __init__(self) -> None:
         self.socket, self.visits = socket.create_server(("127.0.0.1", 0)), 0
@@ -118,22 +119,22 @@ def stranger(space):
 
 @pytest.fixture
 def untouched(victim):
-    """What a test does changes nothing of the victim's."""
-    before = victim.state()
+    """Check that a test changes no file of the victim's run."""
+    before = victim.digests()
     yield
-    assert victim.state() == before
+    assert victim.digests() == before
 
 
 def answer_to(attempt) -> str:
-    """All that an attempt is told."""
+    """Return the answer to an attempt, or its error."""
     try:
         return str(attempt())
-    except Exception as error:  # noqa: BLE001 - whatever it is told is looked through
+    except Exception as error:  # noqa: BLE001 - the tests search every error
         return f"{error} {error.__cause__}"
 
 
 def owners(victim: Victim) -> list[str]:
-    """Secrets that a stranger could try: none, their own, and guesses of the victim's."""
+    """Secrets that a stranger could try: none, their own, and guesses."""
     return [
         "",
         STRANGER,
@@ -147,28 +148,24 @@ def owners(victim: Victim) -> list[str]:
 
 
 def test_no_endpoint_opens_a_run_to_another_secret(victim, stranger, untouched):
-    tried = 0
+    ask = functools.partial(stranger.predict, run=victim.run)
+    attempts = 0
     for endpoint, more in OF_A_RUN.items():
         for owner in owners(victim):
-            said = answer_to(
-                functools.partial(
-                    stranger.predict, run=victim.run, owner=owner, api_name=f"/{endpoint}", **more
-                )
-            )
-            assert "You have no run" in said or "`owner`" in said, (
-                endpoint,
-                owner,
-                said,
-            )
-            assert MARK not in said
-            tried += 1
+            attempt = functools.partial(ask, owner=owner, api_name=f"/{endpoint}", **more)
+            answer = answer_to(attempt)
+            codes = ("[runs.unknown]", "[web.unknown_owner]")
+            assert any(code in answer for code in codes), (endpoint, owner, answer)
+            assert MARK not in answer
+            attempts += 1
     for owner in owners(victim):
-        assert MARK not in answer_to(lambda: stranger.predict(owner=owner, api_name="/list"))  # noqa: B023
-        tried += 1
-    assert tried == 8 * (len(OF_A_RUN) + 1) >= 8 * 20
+        answer = answer_to(functools.partial(stranger.predict, owner=owner, api_name="/list"))
+        assert MARK not in answer
+        attempts += 1
+    assert attempts == 8 * (len(OF_A_RUN) + 1) >= 8 * 20
 
 
-def test_no_id_leads_out_of_ones_own_folder(victim, stranger, untouched):
+def test_no_id_leads_out_of_an_owners_folder(victim, stranger, untouched):
     theirs = victim.folder.parent.name
     ids = [
         f"../{theirs}/{victim.run}",
@@ -190,21 +187,25 @@ def test_no_id_leads_out_of_ones_own_folder(victim, stranger, untouched):
     ]
     for run_id in ids:
         for endpoint in ("status", "export"):
-            said = answer_to(
-                functools.partial(
-                    stranger.predict, run=run_id, owner=STRANGER, api_name=f"/{endpoint}"
-                )
-            )
-            assert "You have no run" in said, said
-            assert MARK not in said
+            ask = functools.partial(stranger.predict, run=run_id, owner=STRANGER)
+            answer = answer_to(functools.partial(ask, api_name=f"/{endpoint}"))
+            assert "[runs.unknown]" in answer, answer
+            assert MARK not in answer
 
 
-def test_gradios_own_routes_hand_out_no_file_and_visit_no_address(space, victim, untouched):
+def raw_get(url: str, path: str) -> bytes:
+    """Request a path exactly as it is; HTTP clients would normalize it."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        request = f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_gradio_routes_serve_no_file_and_visit_no_address(space, victim, untouched):
     listener = Listener()
-    rows, adapter = (
-        victim.folder / "data" / "train.jsonl",
-        victim.folder / "adapter" / "adapter_model.safetensors",
-    )
+    port = listener.url.rpartition(":")[2]
+    rows = victim.folder / "data" / "train.jsonl"
+    adapter = victim.folder / "adapter" / "adapter_model.safetensors"
     assert adapter.is_file()
     files = [
         str(rows),
@@ -238,41 +239,26 @@ def test_gradios_own_routes_hand_out_no_file_and_visit_no_address(space, victim,
         f"/gradio_api/proxy={listener.url.replace('http', 'https')}",
         f"/gradio_api/file={listener.url.upper()}",
         f"/gradio_api/file=%20{listener.url}",
-        f"/gradio_api/file=http://localhost:{listener.url.rpartition(':')[2]}",
-        f"/gradio_api/file=http://[::ffff:127.0.0.1]:{listener.url.rpartition(':')[2]}",
+        f"/gradio_api/file=http://localhost:{port}",
+        f"/gradio_api/file=http://[::ffff:127.0.0.1]:{port}",
     ]
     for path in [shape.format(file) for shape in shapes for file in files] + addresses:
-        with socket.create_connection(
-            ("127.0.0.1", int(space.url.rpartition(":")[2]))
-        ) as raw:  # no client tidies the path up
-            raw.sendall(
-                f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-            )
-            answered = b"".join(iter(lambda: raw.recv(65536), b""))
-        assert MARK.encode() not in answered, path
-        assert b"root:" not in answered, path
-        assert b"PEFT_SPACE_HOME" not in answered, path
-        assert (
-            not answered.startswith(b"HTTP/1.1 200")
-            or b"<!doctype html>" in answered[:4000].lower()
-        ), (path, answered[:200])
-    for route in (
-        "deep_link?session_hash=a",
-        "stream/a/b/1/playlist.m3u8",
-        "run-history/records",
-        "app_id/../token",
-    ):
+        answer = raw_get(space.url, path)
+        for secret in (MARK.encode(), b"root:", b"PEFT_SPACE_HOME"):
+            assert secret not in answer, path
+        is_page = b"<!doctype html>" in answer[:4000].lower()
+        assert is_page or not answer.startswith(b"HTTP/1.1 200"), (path, answer[:200])
+    routes = ("deep_link?session_hash=a", "stream/a/b/1/playlist.m3u8", "run-history/records")
+    for route in (*routes, "app_id/../token"):
         assert MARK not in httpx.get(f"{space.url}/gradio_api/{route}").text
     assert listener.visits == 0
 
 
-def test_no_file_or_address_is_taken_as_data_but_what_was_uploaded(
-    space, victim, stranger, untouched
-):
+def test_only_uploaded_files_are_accepted_as_data(space, victim, stranger, untouched):
     listener = Listener()
     meta = {"_type": "gradio.FileData"}
     rows = str(victim.folder / "data" / "train.jsonl")
-    made_up: list[Any] = [
+    sources: list[Any] = [
         rows,
         {"path": rows, "meta": meta},
         {"path": rows, "url": f"{space.url}/gradio_api/file={rows}", "meta": meta},
@@ -284,75 +270,66 @@ def test_no_file_or_address_is_taken_as_data_but_what_was_uploaded(
         {"path": victim.exported, "meta": meta},
         [rows],
         {"path": f"{rows}/../train.jsonl", "meta": meta, "is_stream": True},
-        {"path": rows, "meta": {"_type": "gradio.FileData"}, "size": -1},
+        {"path": rows, "meta": meta, "size": -1},
     ]
-    for data in made_up:
+    for data in sources:
         for endpoint in ("check", "recommend", "train"):
-            event = httpx.post(
-                f"{space.url}/gradio_api/call/v2/{endpoint}", json={"data": data}, timeout=60
-            )
-            said = event.text
+            url = f"{space.url}/gradio_api/call"
+            event = httpx.post(f"{url}/v2/{endpoint}", json={"data": data}, timeout=60)
+            answer = event.text
             if event.status_code == 200:
-                said += httpx.get(
-                    f"{space.url}/gradio_api/call/{endpoint}/{event.json()['event_id']}", timeout=60
-                ).text
-            assert MARK not in said, (endpoint, data, said)
-            assert "event: complete" not in said, (endpoint, data, said)
+                event_id = event.json()["event_id"]
+                answer += httpx.get(f"{url}/{endpoint}/{event_id}", timeout=60).text
+            assert MARK not in answer, (endpoint, data, answer)
+            assert "event: complete" not in answer, (endpoint, data, answer)
     assert listener.visits == 0
 
 
-def _of_private_handler(url: str, number: int, inputs: list[Any]) -> str:
-    session = uuid.uuid4().hex
-    joined = httpx.post(
-        f"{url}/gradio_api/queue/join",
-        json={"data": inputs, "fn_index": number, "session_hash": session},
-        timeout=30,
-    )
-    if joined.status_code != 200:
-        return joined.text
-    told = ""
-    with httpx.stream(
-        "GET", f"{url}/gradio_api/queue/data", params={"session_hash": session}, timeout=20
-    ) as stream:
+def _call_private_handler(url: str, number: int, inputs: list[Any]) -> str:
+    """Call a handler of the page by its number, as its JavaScript does; return the answer."""
+    session, queue = uuid.uuid4().hex, f"{url}/gradio_api/queue"
+    event = {"data": inputs, "fn_index": number, "session_hash": session}
+    response = httpx.post(f"{queue}/join", json=event, timeout=30)
+    if response.status_code != 200:
+        return response.text
+    answer, params = "", {"session_hash": session}
+    with httpx.stream("GET", f"{queue}/data", params=params, timeout=20) as stream:
         for line in stream.iter_lines():
-            told += line
+            answer += line
             if "process_completed" in line or "close_stream" in line:
                 break
-    return told
+    return answer
 
 
 def test_no_private_handler_of_the_page_opens_a_run_to_another_secret(space, victim, untouched):
     config = httpx.get(f"{space.url}/config").json()
-    kinds = {component["id"]: component for component in config["components"]}
+    components = {component["id"]: component for component in config["components"]}
 
     def value(number: int) -> Any:
-        component = kinds[number]
+        component = components[number]
         if component["props"].get("elem_id") == "run":
             return victim.run
         return STRANGER if component["type"] == "browserstate" else component["props"].get("value")
 
     handlers = [
-        one
-        for one in config["dependencies"]
-        if any(kinds[number]["props"].get("elem_id") == "run" for number in one["inputs"])
+        handler
+        for handler in config["dependencies"]
+        if any(components[number]["props"].get("elem_id") == "run" for number in handler["inputs"])
     ]
     assert len(handlers) > 30
 
     def attempt(handler: dict[str, Any]) -> None:
-        told = answer_to(
-            lambda: _of_private_handler(
-                space.url, handler["id"], [value(number) for number in handler["inputs"]]
-            )
-        )
-        assert MARK not in told, (handler["targets"], told[:500])
-        assert victim.folder.parent.name not in told, (handler["targets"], told[:500])
+        inputs = [value(number) for number in handler["inputs"]]
+        answer = answer_to(lambda: _call_private_handler(space.url, handler["id"], inputs))
+        for secret in (MARK, victim.folder.parent.name):
+            assert secret not in answer, (handler["targets"], answer[:500])
 
-    with ThreadPoolExecutor(4) as several:
-        list(several.map(attempt, handlers))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(attempt, handlers))
 
 
 @pytest.mark.parametrize(
-    ("origin", "kept"),
+    ("origin", "has_cookies"),
     [
         ("http://space.example", True),
         (None, True),
@@ -361,41 +338,37 @@ def test_no_private_handler_of_the_page_opens_a_run_to_another_secret(space, vic
         ("http://space.example.evil.example", False),
     ],
 )
-def test_cookies_count_only_for_pages_of_this_site(origin, kept):
-    seen = []
+def test_only_pages_of_this_site_can_send_cookies(origin, has_cookies):
+    received = []
 
     async def page(scope, receive, send):
-        seen.append(Headers(scope=scope).get("cookie"))
+        received.append(Headers(scope=scope).get("cookie"))
         await PlainTextResponse("")(scope, receive, send)
 
-    sent = {"Host": "space.example", "Cookie": "session=signed-in"} | (
-        {"Origin": origin} if origin else {}
-    )
-    TestClient(SecurityMiddleware(page)).get("/config", headers=sent)
-    assert seen == ["session=signed-in" if kept else None]
+    headers = {"Host": "space.example", "Cookie": "session=signed-in"}
+    if origin:
+        headers["Origin"] = origin
+    TestClient(SecurityMiddleware(page)).get("/config", headers=headers)
+    assert received == ["session=signed-in" if has_cookies else None]
 
 
-def test_no_tool_of_an_agent_opens_a_run_to_another_secret(space, victim, untouched):
-    async def try_all(session):
-        said = []
-        for endpoint, more in OF_A_RUN.items():
-            answer = await session.call_tool(
-                endpoint, {"run": victim.run, "owner": STRANGER, **more}
-            )
-            assert answer.isError, endpoint
-            said.append(answer.content[0].text)
-        listener = Listener()
-        for data in (
-            listener.url,
-            f"data:text/plain;base64,{'QQ' * 8}",
-            str(victim.folder / "data" / "train.jsonl"),
-        ):
-            answer = await session.call_tool("check", {"data": data})
-            assert answer.isError, data
-            said.append(answer.content[0].text)
-        assert listener.visits == 0
-        return said
+def test_no_mcp_tool_opens_a_run_to_another_secret(space, victim, untouched):
+    listener = Listener()
+    rows = str(victim.folder / "data" / "train.jsonl")
+    sources = (listener.url, f"data:text/plain;base64,{'QQ' * 8}", rows)
+    stolen_run = {"run": victim.run, "owner": STRANGER}
+    calls = [(endpoint, stolen_run | more) for endpoint, more in OF_A_RUN.items()]
+    calls += [("check", {"data": data}) for data in sources]
 
-    said = with_tools(space.url, try_all)
-    assert len(said) == len(OF_A_RUN) + 3
-    assert MARK not in " ".join(said)
+    async def call_all(session):
+        answers = []
+        for tool, arguments in calls:
+            answer = await session.call_tool(tool, arguments)
+            assert answer.isError, (tool, arguments)
+            answers.append(answer.content[0].text)
+        return answers
+
+    answers = with_tools(space.url, call_all)
+    assert listener.visits == 0
+    assert len(answers) == len(OF_A_RUN) + 3
+    assert MARK not in " ".join(answers)
