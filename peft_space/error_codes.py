@@ -238,10 +238,6 @@ CODES: dict[str, tuple[str, str]] = {
         "DoRA cannot be used on this base model.",
         "Choose lora as the method, or other target modules.",
     ),
-    "models.gated": (
-        "The authors of the model ask you to accept their conditions.",
-        "Accept them on the model's page on the Hub, and sign in.",
-    ),
     "models.invalid_config": (
         "The model's config cannot be read, or does not describe a model.",
         "Download the model again, or choose another base model.",
@@ -289,10 +285,6 @@ CODES: dict[str, tuple[str, str]] = {
     "models.unknown_module": (
         "The recipe names a layer or block that is not in the model.",
         "Choose one of the names in the message.",
-    ),
-    "models.unknown_revision": (
-        "The model has no such revision.",
-        "Check the branch, tag or commit.",
     ),
     "models.unreachable": (
         "The model is not on this machine, and the Hub cannot be reached.",

@@ -28,7 +28,7 @@ def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
     return [name for name in leaf_names if name not in (config.target_modules or ())]
 
 
-def dequantized_weight(layer: "nn.Module") -> "Tensor":
+def dequantized_weight(layer: nn.Module) -> Tensor:
     """Return the weight of a linear layer in floating point.
 
     A quantized weight of bitsandbytes, (outputs, inputs), is unpacked; any other is returned as is.

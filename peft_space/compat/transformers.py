@@ -49,7 +49,7 @@ def render_chat_template(
 
 
 @contextlib.contextmanager
-def special_tokens_as_text(tokenizer: "PreTrainedTokenizerFast") -> Iterator[None]:
+def special_tokens_as_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
     """Tokenize special tokens that occur in a text as the characters they consist of."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True

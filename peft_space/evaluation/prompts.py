@@ -19,7 +19,6 @@ from peft_space.runs.run import Run
 MAX_PROMPTS = 1000
 _MAX_ROWS_SEARCHED = 2000
 PROMPT_SEPARATOR = "\n---\n"
-BETWEEN = PROMPT_SEPARATOR  # former name
 _SEPARATOR_LINE = re.compile(r"(?m)^\s*---\s*$")
 PROMPT_COLUMNS = (
     "prompt",

@@ -18,8 +18,9 @@ from peft_space import hardware
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.dataset import load_run_data
 from peft_space.data.records import Row, TextClassification
-from peft_space.data.tokenization.render import render, stop_token_ids
+from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
+from peft_space.evaluation.generate import generate_greedy
 from peft_space.export.merge import Dtype, MergeInto, load_published_base
 from peft_space.export.verify_weights import expected_deltas, layers_missing_delta
 from peft_space.models.architecture import CLASSIFYING, auto_class
@@ -268,8 +269,8 @@ def _examples(run: Run, adapted: AdaptedModel, max_rows: int) -> tuple[str, list
         kind, rows = "training rows, because none was held out", data.train
     positions = np.linspace(0, len(rows) - 1, min(len(rows), max_rows))
     chosen = [rows[int(position)] for position in positions]
-    known = [row for row in chosen if _has_known_label(row, adapted.goal)]
-    rendered = _render(run, adapted.tokenizer, adapted.goal, known)
+    known = [row for row in chosen if _has_known_label(row, adapted.task_spec)]
+    rendered = _render(run, adapted.tokenizer, adapted.task_spec, known)
     examples = [example for example in rendered if example.input_ids and example.num_trained]
     if not examples:
         message = f"No row can be used to verify the export: at {run.recipe.max_length} tokens "
@@ -307,46 +308,18 @@ def _with_greedy_answers(
     adapted: AdaptedModel, examples: Sequence[TokenizedExample], on_progress: OnProgress
 ) -> list[_Question]:
     """The questions, with the adapter's greedy answers in place of the rows' own."""
-    questions = [_question(example, adapted.goal) for example in examples]
-    if adapted.goal.task in CLASSIFYING:
+    questions = [_question(example, adapted.task_spec) for example in examples]
+    if adapted.task_spec.task in CLASSIFYING:
         return questions
     answered = []
     for start in range(0, len(questions), _BATCH_SIZE):
         prompts = [question.ids for question in questions[start : start + _BATCH_SIZE]]
         progress = f"The adapter answers rows {start + 1} to {start + len(prompts)}"
         on_progress(0.5 + 0.25 * start / len(questions), progress)
-        answers = _greedy_answers(adapted, prompts)
+        answers = generate_greedy(adapted, prompts, MAX_TOKENS)
         pairs = zip(prompts, answers, strict=True)
         answered += [_Question(ids, answer, [], []) for ids, answer in pairs]
     return answered
-
-
-def _greedy_answers(adapted: AdaptedModel, prompts: list[list[int]]) -> list[list[int]]:
-    """Token ids up to and including the one that ends an answer.
-
-    `evaluation` generates too, but returns text, which does not give back the token ids.
-    """
-    import torch
-
-    tokenizer, seq2seq = adapted.tokenizer, adapted.goal.task == "seq2seq-lm"
-    stops = [tokenizer.eos_token_id] if seq2seq else stop_token_ids(tokenizer)
-    shape = (len(prompts), max(map(len, prompts)))
-    ids, mask = torch.full(shape, tokenizer.pad_token_id), torch.zeros(shape, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        used = slice(len(prompt)) if seq2seq else slice(shape[1] - len(prompt), shape[1])
-        ids[row, used], mask[row, used] = torch.tensor(prompt), 1
-    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    with torch.inference_mode():
-        output = adapted.model.generate(
-            input_ids=ids.to(adapted.model.device),
-            attention_mask=mask.to(adapted.model.device),
-            max_new_tokens=MAX_TOKENS,
-            eos_token_id=stops,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
-        )
-    first = 1 if seq2seq else shape[1]
-    return [_until_stop(row[first:].tolist(), stops) for row in output]
 
 
 def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
@@ -360,9 +333,9 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
 def _adapter_outputs(adapted: AdaptedModel, questions: Sequence[_Question]) -> list[_Output]:
     outputs, num_logits = [], 0
     for question in questions:
-        logits = _logits(adapted.model, adapted.goal, question)
+        logits = _logits(adapted.model, adapted.task_spec, question)
         with adapted.model.disable_adapter():
-            base_kl = _kl(logits, _logits(adapted.model, adapted.goal, question))
+            base_kl = _kl(logits, _logits(adapted.model, adapted.task_spec, question))
         num_logits += logits.numel()
         stored = logits if num_logits <= _MAX_STORED_LOGITS else None
         outputs.append(_Output(logits.argmax(-1), stored, base_kl))

@@ -28,7 +28,6 @@ AUTO_CLASSES: dict[Task, str] = {
 CLASSIFYING: tuple[Task, ...] = ("sequence-classification", "token-classification")
 """Tasks with a new head, which is always trained and saved with the adapter."""
 MAX_LABELS = 1_000
-MOST_LABELS = MAX_LABELS  # former name
 _MAX_MODULES = 200_000
 """The largest models have a few ten thousand."""
 

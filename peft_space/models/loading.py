@@ -290,11 +290,6 @@ class AdaptedModel:
     """(parameter, the base's values, the adapter's values) if the adapter trained biases. PEFT
     overwrites the base's biases and does not restore them when the adapter is off."""
 
-    @property
-    def goal(self) -> TaskSpec:
-        """Former name of `task_spec`."""
-        return self.task_spec
-
 
 def base_of(run: Run, adapter: Path | None = None) -> tuple[BaseModelRef, TaskSpec]:
     """The base model and the task of a run.

@@ -123,7 +123,7 @@ def compare(
     )
     progress(report)(0.0, "Loading the base model and the adapter")
     draw, adapted = comparing.Sampling(**sampling.model_dump()), load_cached(run)
-    _check_history(adapted.goal.task, bool(history), bool(others))
+    _check_history(adapted.task_spec.task, bool(history), bool(others))
     seen: base_check.SeenTokens = {"base": [], "adapter": []}
     answers = comparing.compare(adapted, turns["base"], draw, on_text, seen, turns["adapter"])
     other_answers: list[Json] = [{} for _ in prompts]
@@ -135,8 +135,8 @@ def compare(
     batched = comparing.can_batch_both_sides(adapted, draw)
     checked = base_check.check(adapted, seen, batched, own_histories=bool(history))
     return {
-        "task": adapted.goal.task,
-        "commonest": commonest_label(Run(run)) if adapted.goal.labels else None,
+        "task": adapted.task_spec.task,
+        "commonest": commonest_label(Run(run)) if adapted.task_spec.labels else None,
         "sampling": asdict(draw),
         "answers": [
             asdict(answer) | {"others": more}

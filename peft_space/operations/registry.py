@@ -172,7 +172,7 @@ class Parameter:
         return typing.get_args(items) if typing.get_origin(items) is Literal else ()
 
     def describe_type(self) -> str:
-        """The type and range in words: `integer, 1 to 4096`."""
+        """The type and range as text: `integer, 1 to 4096`."""
         if self.kind.model and len(self.kind.model.model_fields) > _MAX_LISTED:
             return f"object of any of {', '.join(self.kind.model.model_fields)}"
         if self.kind.model:
@@ -255,19 +255,19 @@ class Operation:
     command_name: str = ""
     """The name on the command line, where it differs from the name with hyphens."""
     gpu: bool | Callable[[Json], bool] = False
-    """Whether it computes on a GPU; a function decides by the arguments."""
+    """True if it computes on a GPU; a function decides by the arguments."""
     resumable: bool = False
-    """Whether it stores partial results in the run and continues from them when called again."""
+    """True if it stores partial results in the run and continues from them when called again."""
     takes_turn: bool = False
-    """Whether it trains, and so waits until no other training uses the machine."""
+    """True if it trains, and so waits until no other training uses the machine."""
     in_process: bool = False
-    """Whether it is so light that the page calls it in its own process."""
+    """True if it is so light that the page calls it in its own process."""
     trains: bool = False
-    """Whether the surface trains the run afterwards: in the foreground, background or slices."""
+    """True if the surface trains the run afterwards: in the foreground, background or slices."""
     streams: bool = False
-    """Whether it reports more than progress, which costs time and only a screen can show."""
+    """True if it reports more than progress, which costs time and only a screen can show."""
     watches_job: bool = False
-    """Whether the surface afterwards brings back what the run's job does."""
+    """True if the surface afterwards brings back what the run's job does."""
     text: Callable[[Any, Json], str] | None = None
     """(result, arguments) -> what the command line prints."""
     surfaces: tuple[Surface, ...] = SURFACES

@@ -65,7 +65,7 @@ class Memory:
     length: int
     """Tokens of the longest row."""
     gradient_checkpointing: bool
-    """Whether it is on, because the recipe says so or because it does not fit without."""
+    """True if it is on, because the recipe says so or because it does not fit without."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Time:
     flops: float
     """Floating-point operations per step."""
     checkpointing: bool
-    """Whether the forward pass is counted twice."""
+    """True if the forward pass is counted twice."""
     rate: float
     """Operations per second of bare matrix products, measured here."""
     step_seconds: float
@@ -88,7 +88,7 @@ class Time:
 
 @dataclass(frozen=True)
 class OnSpace:
-    """Whether a training fits on one kind of hardware, and its minimum seconds, if known."""
+    """If a training fits on one kind of hardware, and its minimum seconds, if known."""
 
     name: str
     title: str

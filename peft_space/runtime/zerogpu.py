@@ -180,7 +180,7 @@ class GpuOperation(Protocol):
 
     @property
     def resumable(self) -> bool:
-        """Whether it stores partial results in the run and continues from them in a later slice."""
+        """True if it stores partial results in the run and continues from them in a later slice."""
 
     def needs_gpu(self, arguments: dict[str, Any]) -> bool:
         """Return True if a call with these arguments computes on a GPU."""

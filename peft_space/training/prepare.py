@@ -23,7 +23,7 @@ from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError
 from peft_space.models.architecture import (
     CLASSIFYING,
-    MOST_LABELS,
+    MAX_LABELS,
     ModelLayers,
     choose_task,
     linear_layers,
@@ -113,13 +113,13 @@ def prepare(
 def _labels(data: TrainingData) -> tuple[str, ...]:
     """Labels in the order of the head's outputs: numerically if all are integers."""
     count = len(data.labels)
-    if not 2 <= count <= MOST_LABELS:
+    if not 2 <= count <= MAX_LABELS:
         amount = "1 label" if count == 1 else f"{count:,} labels"
-        if count > MOST_LABELS:
-            amount = f"more than {MOST_LABELS:,} labels"
+        if count > MAX_LABELS:
+            amount = f"more than {MAX_LABELS:,} labels"
         raise UserError(
             "training.label_count",
-            f"{data.source} has {amount}, and a classifier can learn 2 to {MOST_LABELS:,}. "
+            f"{data.source} has {amount}, and a classifier can learn 2 to {MAX_LABELS:,}. "
             "Choose the right label column on the Data tab.",
         )
     numeric = all(label.lstrip("-").isdigit() for label in data.labels)

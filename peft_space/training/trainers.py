@@ -165,7 +165,7 @@ def _as_dataset(examples: Examples) -> Dataset:
 MIN_SAVING = 0.2
 """Minimum share of tokens that grouping must save, because it makes the order less random."""
 _POOL_STEPS = 50
-"""Steps whose rows are drawn at random and then sorted, as in transformers' LengthGroupedSampler."""
+"""Steps whose rows are drawn at random, then sorted, as in transformers' LengthGroupedSampler."""
 
 
 class ByLength(torch.utils.data.Sampler[int]):

@@ -1,6 +1,5 @@
 """Files become rows with every value verbatim, or are rejected with the place."""
 
-# ruff: noqa: RUF001 - texts in several alphabets
 import pytest
 
 from peft_space.data.table import demo_files, peek, read_table

@@ -163,7 +163,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _call_support(self) -> tuple[bool, bool]:
-        """Whether tool calls are left out, and whether their arguments must be JSON text.
+        """If tool calls are left out, and if their arguments must be JSON text.
 
         Some templates concatenate the arguments to a text.
         """

@@ -8,7 +8,12 @@ import gradio as gr
 
 from peft_space.errors import UserError
 from peft_space.evaluation import extra_adapters
-from peft_space.evaluation.prompts import BETWEEN, held_out_prompts, read_prompts, split_prompts
+from peft_space.evaluation.prompts import (
+    PROMPT_SEPARATOR,
+    held_out_prompts,
+    read_prompts,
+    split_prompts,
+)
 from peft_space.evaluation.results import Evaluation, evaluation_from_json, read_scores
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, open_run
@@ -144,7 +149,7 @@ class CompareTab:
         rows = held_out_prompts(run, int(values[self.how_many]), offset)
         systems = {row["system"] for row in rows}
         return {
-            self.prompts: BETWEEN.join(row["prompt"] for row in rows),
+            self.prompts: PROMPT_SEPARATOR.join(row["prompt"] for row in rows),
             self.system: systems.pop() if len(systems) == 1 else "",
             self.expected: {row["prompt"].strip(): row["expected"] for row in rows},
             self.num_used: offset + len(rows),
@@ -263,7 +268,7 @@ def build(page: PageContext) -> CompareTab:
 
     @show_errors
     def read_file(path: str) -> list[Any]:
-        return [BETWEEN.join(read_prompts(path)), {}]
+        return [PROMPT_SEPARATOR.join(read_prompts(path)), {}]
 
     tab.file.upload(read_file, tab.file, [tab.prompts, tab.expected], **HIDDEN)
     answer, evaluate = show_errors(tab.answer, tab.progress), show_errors(tab.evaluate, tab.scoring)
