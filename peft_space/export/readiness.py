@@ -135,12 +135,12 @@ def _check_trainable_share(plan: "Plan") -> Check:
 
 
 def _check_best_kept(run: Run) -> Check:
-    from peft_space.training import loss_analysis
+    from peft_space.training import early_stopping
 
     title, history = "Best adapter of the training kept", run.history()
     evaluations = [(event.step, event.loss) for event in evaluations_of(history)]
     selected = selected_checkpoint(history)
     if not evaluations or selected is None:
         return Check(title, None, "Without held-out rows, the best one is unknown.")
-    best = loss_analysis.step_to_keep(evaluations, steps_of(history)[-1].step)
+    best = early_stopping.step_to_keep(evaluations, steps_of(history)[-1].step)
     return Check(title, selected.step == best, f"Step {selected.step}: {selected.why}")

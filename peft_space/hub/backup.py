@@ -21,6 +21,7 @@ from peft_space.runs.archive import FOLDER, MANIFEST, Archive, Content, Manifest
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 from peft_space.storage.atomic_io import atomic_directory
+from peft_space.training import early_stopping
 
 _CARD = """---
 viewer: false
@@ -228,8 +229,6 @@ def _chosen_checkpoints(run: Run) -> set[str]:
         return set()
     newest, best = max(intact), None
     if run.recipe.load_best_model_at_end:
-        from peft_space.training import early_stopping  # imports torch
-
         best = early_stopping.best_at(early_stopping.state_of(intact[newest]), newest)
     return {intact[step].name for step in (newest, best) if step in intact}
 

@@ -204,7 +204,7 @@ def _timeout(run: str, flavor: str) -> str:
 
 
 def _follow(run: Run, soon: bool, report: Report | None) -> None:
-    from peft_space.runtime.job_watcher import SECONDS_BETWEEN, watch_job
+    from peft_space.hub.jobs import SECONDS_BETWEEN, watch_job
 
     def on_message(words: str) -> None:
         if report:

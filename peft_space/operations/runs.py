@@ -180,7 +180,7 @@ def status(run: AnyRun, since_step: int = 0) -> Json:
         `status`, `step`, `total_steps`, `losses`, `evaluations`, `message` and more; see
         docs/api.md.
     """
-    from peft_space.training.loss_analysis import overfits_from
+    from peft_space.training.early_stopping import overfits_from
 
     opened = Run(run)
     history, plan = opened.history(), opened.path("plan.json")

@@ -27,6 +27,7 @@ from peft_space.compat.gradio import (
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.hub import is_address
 from peft_space.errors import UserError
+from peft_space.hub.jobs import start_watching
 from peft_space.operations.registry import (
     Json,
     Operation,
@@ -42,7 +43,6 @@ from peft_space.runs import store
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run
 from peft_space.runtime import zerogpu
-from peft_space.runtime.job_watcher import start_watching
 from peft_space.runtime.supervisor import start_training
 from peft_space.runtime.worker_pool import Workers
 from peft_space.web.auth import new_owner, owners_of, request_token, token_of

@@ -18,10 +18,9 @@ from peft_space.runs.store import list_runs, start_pruner
 from peft_space.runtime import zerogpu, zerogpu_slices
 from peft_space.runtime.supervisor import resume_interrupted
 from peft_space.web import api, theme
-from peft_space.web.auth import new_visitor
+from peft_space.web.auth import SecurityMiddleware, new_visitor
 from peft_space.web.components import reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
-from peft_space.web.middleware import SecurityMiddleware
 from peft_space.web.panels import backup as backup_panel
 from peft_space.web.render import overview as render_overview
 from peft_space.web.tabs import compare as compare_tab

@@ -5,12 +5,16 @@ import secrets
 import threading
 import time
 from contextvars import ContextVar
+from urllib.parse import urlsplit
 
 import gradio as gr
 from huggingface_hub import HfApi
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from peft_space import settings
-from peft_space.compat.gradio import session_of_request
+from peft_space.compat.gradio import CLOSED_ROUTES, session_of_request
 from peft_space.compat.huggingface_hub import FailureCode
 from peft_space.errors import UserError
 from peft_space.hub.client import check_token, translate_errors
@@ -126,3 +130,26 @@ def new_owner(secret: str) -> str:
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:32]
+
+
+class SecurityMiddleware:
+    """ASGI middleware in front of Gradio."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if CLOSED_ROUTES.search(scope["path"]):
+                denied = PlainTextResponse("This page does not serve that.", status_code=403)
+                await denied(scope, receive, send)
+                return
+            if _is_cross_site(Headers(scope=scope)):
+                headers = [header for header in scope["headers"] if header[0].lower() != b"cookie"]
+                scope = {**scope, "headers": headers}
+        await self.app(scope, receive, send)
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from peft_space.errors import UserError
 from peft_space.export import merge as merging
 from peft_space.export.merge import _tensor_store, load_published_base, merge, merge_into, merged
-from peft_space.export.verify_weights import expected_deltas, layers_missing_delta
+from peft_space.export.verify import expected_deltas, layers_missing_delta
 from peft_space.models.loading import base_of
 from tests.fixtures.digests import digests
 

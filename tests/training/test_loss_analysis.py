@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peft_space.runs import events
-from peft_space.training.loss_analysis import (
+from peft_space.training.early_stopping import (
     DivergenceDetector,
     best_of,
     num_without_improvement,

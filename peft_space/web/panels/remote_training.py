@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space.compat.gradio import served_folder
-from peft_space.runtime.job_watcher import start_watching
+from peft_space.hub.jobs import start_watching
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import overview as render_overview

@@ -21,7 +21,7 @@ from peft_space.runs.events import (
 )
 from peft_space.runs.run import Run, Status
 from peft_space.runtime import zerogpu_slices
-from peft_space.training.loss_analysis import overfits_from
+from peft_space.training.early_stopping import overfits_from
 from peft_space.web.render.overview import STATUS_WORDS, escape, plain
 
 SECONDS_TO_CONNECT = 60.0
