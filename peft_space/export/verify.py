@@ -22,7 +22,6 @@ from peft_space.data.dataset import load_run_data
 from peft_space.data.records import Row, TextClassification
 from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
-from peft_space.evaluation.generate import generate_greedy
 from peft_space.export.merge import Dtype, MergeInto, load_published_base
 from peft_space.models.architecture import CLASSIFYING, auto_class
 from peft_space.models.loading import (
@@ -310,6 +309,8 @@ def _with_greedy_answers(
     adapted: AdaptedModel, examples: Sequence[TokenizedExample], on_progress: OnProgress
 ) -> list[_Question]:
     """The questions, with the adapter's greedy answers in place of the rows' own."""
+    from peft_space.evaluation.generate import generate_greedy
+
     questions = [_question(example, adapted.task_spec) for example in examples]
     if adapted.task_spec.task in CLASSIFYING:
         return questions
