@@ -37,7 +37,7 @@ def make_trained_run(folder: Path, **choices: Any) -> Any:
 
 def times(run: Any) -> dict[str, Any]:
     """Seconds of one column and of both, in turn, and of one batch with an adapter per row."""
-    from peft_space.evaluation import base_check, compare
+    from peft_space.evaluation import adapter_off_check, compare
     from peft_space.evaluation.prompts import held_out_prompts
     from peft_space.models.loading import load_adapted
 
@@ -46,12 +46,12 @@ def times(run: Any) -> dict[str, Any]:
         [{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)
     ]
     sampling = compare.Sampling(max_new_tokens=48)
-    both_sides = dict.fromkeys(base_check.SIDES, turns)
+    both_sides = dict.fromkeys(adapter_off_check.SIDES, turns)
 
     def both() -> None:
-        seen: base_check.SeenTokens = {"base": [], "adapter": []}
+        seen: adapter_off_check.SeenTokens = {"base": [], "adapter": []}
         compare.compare(adapted, turns, sampling, seen=seen)
-        assert base_check.check(adapted, seen).fair
+        assert adapter_off_check.check(adapted, seen).fair
 
     ways = {
         "base": lambda: compare.answer(adapted, "base", turns, sampling),

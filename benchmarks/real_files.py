@@ -52,7 +52,7 @@ def train_a_little(path: Path, steps: int, folder: str) -> list[float]:
 
 
 def main() -> None:
-    from peft_space.data.readers.detect import SUFFIXES
+    from peft_space.data.readers.file_type_and_encoding import SUFFIXES
     from peft_space.errors import UserError
 
     parser = argparse.ArgumentParser()

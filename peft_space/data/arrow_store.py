@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from peft_space.data.records import Row, from_json
-from peft_space.data.tokenization.spans import Span
+from peft_space.data.tokenization.loss_mask import Span
 
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
 """Rows as JSON with their number: of a file as it was read, or as normalized records."""

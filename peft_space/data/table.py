@@ -15,7 +15,8 @@ import pyarrow as pa
 from peft_space.data.arrow_store import ROWS, read_batches
 from peft_space.data.readers import MAX_COLUMNS, Note, NumberedRow, check_unpacked_size
 from peft_space.data.readers.csv import read_delimited
-from peft_space.data.readers.detect import (
+from peft_space.data.readers.excel import read_excel
+from peft_space.data.readers.file_type_and_encoding import (
     KINDS,
     SAMPLE_SIZE,
     check_file,
@@ -25,11 +26,10 @@ from peft_space.data.readers.detect import (
     detect_kind,
     unpack_gzip,
 )
-from peft_space.data.readers.excel import read_excel
 from peft_space.data.readers.hub import download, is_address, parse_address
 from peft_space.data.readers.json import DECODER, read_json, read_json_lines
 from peft_space.data.readers.parquet import read_parquet
-from peft_space.data.readers.text import read_conll, read_text
+from peft_space.data.readers.plain_text import read_conll, read_text
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
 from peft_space.runs.events import OnProgress, no_progress

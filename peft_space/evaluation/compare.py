@@ -10,7 +10,13 @@ import torch
 
 from peft_space.data.records import Message, TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
-from peft_space.evaluation.base_check import SIDES, SeenTokens, Side, capture_input_ids, use_side
+from peft_space.evaluation.adapter_off_check import (
+    SIDES,
+    SeenTokens,
+    Side,
+    capture_input_ids,
+    use_side,
+)
 from peft_space.evaluation.generate import (
     BATCH_SIZE,
     NO_LENGTH_LIMIT,

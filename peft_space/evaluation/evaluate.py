@@ -16,7 +16,7 @@ from peft_space.data.records import Conversation, TextClassification
 from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError
 from peft_space.evaluation import metrics
-from peft_space.evaluation.base_check import SIDES, Side, check, use_side
+from peft_space.evaluation.adapter_off_check import SIDES, Side, check, use_side
 from peft_space.evaluation.generate import BATCH_SIZE, Sampling, answer
 from peft_space.evaluation.metrics import Statistic
 from peft_space.evaluation.prompts import GENERAL_PROMPTS

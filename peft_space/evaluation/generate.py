@@ -13,7 +13,7 @@ from peft_space.data.batches import pad_rows
 from peft_space.data.records import Conversation, Message
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.errors import UserError
-from peft_space.evaluation.base_check import (
+from peft_space.evaluation.adapter_off_check import (
     SeenTokens,
     Side,
     adapter_names,

@@ -2,14 +2,7 @@
 
 from peft_space.operations.data import check, show_rows
 from peft_space.operations.evaluation import compare, evaluate, vote, vote_pairs, vote_results
-from peft_space.operations.export import (
-    export,
-    model_card,
-    reduce_rank,
-    script,
-    serving,
-    spectrum,
-)
+from peft_space.operations.export import export, model_card, reduce_rank, script, serving, spectrum
 from peft_space.operations.hub import (
     backup,
     cancel_job,

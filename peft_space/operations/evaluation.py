@@ -107,14 +107,14 @@ def compare(
     Returns:
         `answers`, each with `base`, `adapter` and `others`; and `fairness`.
     """
-    from peft_space.evaluation import base_check, extra_adapters
+    from peft_space.evaluation import adapter_off_check, extra_adapters
     from peft_space.evaluation import compare as comparing
     from peft_space.evaluation.evaluate import commonest_label
 
     history, others = history or [], compare_with or []
     turns = {
         side: [_turns(system, history, side, prompt) for prompt in prompts]
-        for side in base_check.SIDES
+        for side in adapter_off_check.SIDES
     }
     on_text = (
         (lambda side, prompt, text: report({"column": side, "prompt": prompt, "text": text}))
@@ -124,7 +124,7 @@ def compare(
     progress(report)(0.0, "Loading the base model and the adapter")
     draw, adapted = comparing.Sampling(**sampling.model_dump()), load_cached(run)
     _check_history(adapted.task_spec.task, bool(history), bool(others))
-    seen: base_check.SeenTokens = {"base": [], "adapter": []}
+    seen: adapter_off_check.SeenTokens = {"base": [], "adapter": []}
     answers = comparing.compare(adapted, turns["base"], draw, on_text, seen, turns["adapter"])
     other_answers: list[Json] = [{} for _ in prompts]
     if others:
@@ -133,7 +133,7 @@ def compare(
             adapted, Run(run), others, turns["adapter"], draw
         )
     batched = comparing.can_batch_both_sides(adapted, draw)
-    checked = base_check.check(adapted, seen, batched, own_histories=bool(history))
+    checked = adapter_off_check.check(adapted, seen, batched, own_histories=bool(history))
     return {
         "task": adapted.task_spec.task,
         "commonest": commonest_label(Run(run)) if adapted.task_spec.labels else None,

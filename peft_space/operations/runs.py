@@ -208,7 +208,7 @@ def _fields(happened: Sequence[events.Event], *names: str) -> list[Json]:
 
 def slices_of(run: Run) -> Json:
     """The GPU quota used on ZeroGPU (`slices`), and why the run failed or paused (`message`)."""
-    from peft_space.runtime.zerogpu_slices import slice_account
+    from peft_space.runtime.slice_lengths import slice_account
 
     history = run.history()
     state = run.status(history)

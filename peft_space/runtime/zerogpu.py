@@ -24,7 +24,7 @@ from peft_space.runs import events
 from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_sibling_runs
-from peft_space.runtime import zerogpu_slices
+from peft_space.runtime import slice_lengths
 from peft_space.runtime.supervisor import halve_max_length_of
 from peft_space.runtime.worker_pool import WorkerFault, Workers, raise_from_json
 
@@ -94,7 +94,7 @@ def run_slice(run: Run, workers: Workers, limit: int, ignore_mismatch: bool = Fa
         _pause(run, "", asked=True)
         return False
     try:
-        seconds = zerogpu_slices.next_slice_seconds(run.history(), limit)
+        seconds = slice_lengths.next_slice_seconds(run.history(), limit)
         workers.call("prefetch", run=str(run.directory))
         with run.lock():
             run.append(events.Queued())
@@ -139,7 +139,7 @@ def _train(directory: str, seconds: int, ignore_mismatch: bool = False) -> dict[
     def train_slice() -> dict[str, Any]:
         with run.lock():
             run.truncate_partial_event()
-            margin = zerogpu_slices.margin_of(run.history(), seconds)
+            margin = slice_lengths.margin_of(run.history(), seconds)
             run.append(events.SliceStarted(at=start_time, seconds=seconds))
             options = TrainOptions(
                 deadline=start_time + seconds - margin,

@@ -18,13 +18,7 @@ from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
 from peft_space.models.loading import check_adapter_fits_base
-from peft_space.models.resolve import (
-    DEMO_MODEL,
-    BaseModelRef,
-    find_base,
-    model_name,
-    pin_revision,
-)
+from peft_space.models.resolve import DEMO_MODEL, BaseModelRef, find_base, model_name, pin_revision
 from peft_space.recipe import TaskSpec, make_recipe
 from peft_space.redaction import has_secret
 from peft_space.runs.events import OnProgress, no_progress

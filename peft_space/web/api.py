@@ -39,7 +39,7 @@ from peft_space.operations.registry import (
 )
 from peft_space.operations.runs import slices_of
 from peft_space.recipe import Recipe
-from peft_space.runs import store
+from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run
 from peft_space.runtime import zerogpu
@@ -246,7 +246,7 @@ def _resolve(parameter: Parameter, value: Any, call: _Call) -> Any:
                 _ = call.run.adapter
             return str(call.run.directory)
         case "new_run":
-            folder = store.new_run(owners_of(call.owner)[0])
+            folder = quotas.new_run(owners_of(call.owner)[0])
             return str(folder)
         case "owners":
             return owners_of(call.owner)
@@ -319,7 +319,7 @@ def _resume(run: Run, arguments: Json, workers: Workers) -> Json:
             f"The run {run.name!r} is {status}: there is nothing to resume. "
             "Call /status to see how far it is.",
         )
-    store.check_open_runs(run.directory.parent.name)
+    quotas.check_open_runs(run.directory.parent.name)
     halve_max_length, ignore_mismatch = arguments["halve_max_length"], arguments["ignore_mismatch"]
     if not settings.on_zerogpu():
         start_training(run, halve_max_length, ignore_mismatch)

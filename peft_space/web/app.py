@@ -14,14 +14,14 @@ from peft_space import settings
 from peft_space.compat.gradio import MAX_SESSIONS, hide_login_endpoint, lean_sessions
 from peft_space.data.dataset import DEMO_DATA, source_of
 from peft_space.errors import UserError
-from peft_space.runs.store import list_runs, start_pruner
-from peft_space.runtime import zerogpu, zerogpu_slices
+from peft_space.runs.quotas import start_pruner
+from peft_space.runs.store import list_runs
+from peft_space.runtime import slice_lengths, zerogpu
 from peft_space.runtime.supervisor import resume_interrupted
 from peft_space.web import api, theme
 from peft_space.web.auth import SecurityMiddleware, new_visitor
 from peft_space.web.components import reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
-from peft_space.web.panels import backup as backup_panel
 from peft_space.web.render import overview as render_overview
 from peft_space.web.tabs import compare as compare_tab
 from peft_space.web.tabs import data as data_tab
@@ -73,7 +73,7 @@ def _place(page: PageContext) -> _Layout:
     demo = _place_header()
     page.run.render()
     if not settings.disk_is_kept():
-        backup_panel.build_notice(page)
+        runs_tab.build_notice(page)
     next_step = gr.Markdown(elem_id="next-step")
     items: list[gr.Tab] = []
     buttons: list[gr.Button] = []
@@ -174,7 +174,7 @@ def _wire_demo(page: PageContext, layout: _Layout) -> None:
     def wait(values: Values) -> Iterator[Any]:
         run = page.selected_run(values)
         while (status := run.status()) in ("queued", "running") or (
-            status == "paused" and zerogpu_slices.is_between_slices(run.history())
+            status == "paused" and slice_lengths.is_between_slices(run.history())
         ):
             yield gr.skip()
             time.sleep(SECONDS_BETWEEN_CHECKS)

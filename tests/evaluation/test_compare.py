@@ -9,7 +9,7 @@ from peft_space.data.batches import collate
 from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.demo import MODEL_DIR
-from peft_space.evaluation.base_check import use_side
+from peft_space.evaluation.adapter_off_check import use_side
 from peft_space.evaluation.compare import compare
 from peft_space.evaluation.evaluate import evaluate, mean_loss
 from peft_space.evaluation.generate import Sampling, answer

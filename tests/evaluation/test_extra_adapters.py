@@ -8,7 +8,7 @@ import torch
 
 from peft_space import operations
 from peft_space.errors import UserError
-from peft_space.evaluation.base_check import SIDES, use_side
+from peft_space.evaluation.adapter_off_check import SIDES, use_side
 from peft_space.evaluation.extra_adapters import comparable_adapters, extra_answers
 from peft_space.evaluation.generate import Sampling, answer
 from peft_space.models.loading import load_adapted

@@ -8,7 +8,7 @@ import pytest
 from peft_space import settings
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
-from peft_space.runs import events, store
+from peft_space.runs import events, quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, new_run_directory
 
@@ -37,9 +37,9 @@ def test_a_fourth_open_training_is_rejected_and_others_runs_do_not_count():
         made("anna", events.Queued())
     made("ben", events.Queued())
     with pytest.raises(UserError) as error:
-        store.new_run("anna")
+        quotas.new_run("anna")
     assert error.value.code == "runs.too_many_open"
-    assert store.new_run("ben").parent.name == "ben"
+    assert quotas.new_run("ben").parent.name == "ben"
 
 
 def test_a_visitor_at_the_storage_limit_must_delete_a_run_first(monkeypatch):
@@ -48,10 +48,10 @@ def test_a_visitor_at_the_storage_limit_must_delete_a_run_first(monkeypatch):
     run.path("adapter").mkdir()
     run.path("adapter", "weights").write_bytes(b"0" * 2000)
     with pytest.raises(UserError) as error:
-        store.new_run("anna")
+        quotas.new_run("anna")
     assert error.value.code == "runs.storage_quota"
     run.delete()
-    store.new_run("anna")
+    quotas.new_run("anna")
 
 
 def test_idle_runs_are_removed_and_others_stay(tmp_path):
@@ -65,7 +65,7 @@ def test_idle_runs_are_removed_and_others_stay(tmp_path):
     for run in (idle, trained, alone):
         age(run, 15)
     with trained.lock():  # as its training does
-        assert sorted(store.prune_idle_runs()) == sorted(
+        assert sorted(quotas.prune_idle_runs()) == sorted(
             [idle.directory.name, alone.directory.name]
         )
     assert [run.directory for run in list_runs("anna")] == [fresh.directory]
@@ -82,6 +82,6 @@ def test_outside_a_space_there_is_no_limit_unless_one_is_set(monkeypatch):
         None,
     )
     age(made("local", events.Paused(step=1)), 1000)
-    assert store.prune_idle_runs() == []
+    assert quotas.prune_idle_runs() == []
     monkeypatch.setenv("PEFT_SPACE_KEEP_DAYS", "30")
-    assert len(store.prune_idle_runs()) == 1
+    assert len(quotas.prune_idle_runs()) == 1

@@ -19,7 +19,7 @@ from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
 from peft_space.runs.events import steps_of
-from peft_space.runtime import zerogpu_slices
+from peft_space.runtime import slice_lengths
 from peft_space.runtime.zerogpu import gpu_error
 from peft_space.training.prepare import make_run
 from tests.fixtures import fake_zerogpu
@@ -67,8 +67,8 @@ def trained_alone(path, recipe):
 
 def test_slices_are_as_long_as_needed_and_stop_in_time():
     history: list[events.Event] = []
-    assert zerogpu_slices.next_slice_seconds(history, 60) == 60
-    assert zerogpu_slices.margin_of(history, 60) == 10.5
+    assert slice_lengths.next_slice_seconds(history, 60) == 60
+    assert slice_lengths.margin_of(history, 60) == 10.5
     history += [
         events.SliceStarted(at=0, seconds=60),
         events.Started(at=4, attempt=1, from_step=0, total_steps=200),
@@ -87,16 +87,16 @@ def test_slices_are_as_long_as_needed_and_stop_in_time():
         for number in range(1, 46)
     ]
     history += [events.Checkpointed(at=51, step=45), events.Paused(at=51, step=45)]
-    assert zerogpu_slices.margin_of(history, 60) == 1 + 1.5 * 2 + 0.5
-    left = zerogpu_slices.slice_account(history, 60)
+    assert slice_lengths.margin_of(history, 60) == 1 + 1.5 * 2 + 0.5
+    left = slice_lengths.slice_account(history, 60)
     # 155 steps of 1 s, in slices of 60 - 4 - 4.5 s
     assert (left.slices, left.seconds, left.slices_left) == (1, 51, 4)
-    assert zerogpu_slices.next_slice_seconds(history, 60) == 60
+    assert slice_lengths.next_slice_seconds(history, 60) == 60
     nearly = [*history, events.Checkpointed(at=52, step=190)]
-    assert zerogpu_slices.next_slice_seconds(nearly, 60) == 23  # a fifth more than 4 + 10 + 4.5
+    assert slice_lengths.next_slice_seconds(nearly, 60) == 23  # a fifth more than 4 + 10 + 4.5
     without_checkpoint = [*history, *[events.SliceStarted(at=60, seconds=60)] * 3]
     with pytest.raises(UserError) as error:
-        zerogpu_slices.next_slice_seconds(without_checkpoint, 60)
+        slice_lengths.next_slice_seconds(without_checkpoint, 60)
     assert error.value.code == "runtime.slice_too_short"
 
 
@@ -111,7 +111,7 @@ def test_two_slices_train_as_one_training_does(tmp_path, lender):
         >= 2
     )
     assert len(set(lender.pids)) == 1  # the process, and the base in it, are used again
-    assert zerogpu_slices.slice_account(run.history(), 5).slices == len(lender.asked)
+    assert slice_lengths.slice_account(run.history(), 5).slices == len(lender.asked)
 
 
 @pytest.mark.slow

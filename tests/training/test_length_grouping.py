@@ -12,12 +12,7 @@ from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
 from peft_space.training import train as training
 from peft_space.training.prepare import make_run
-from peft_space.training.trainers import (
-    ByLength,
-    goes_by_length,
-    padded_tokens,
-    saved_by_length,
-)
+from peft_space.training.trainers import ByLength, goes_by_length, padded_tokens, saved_by_length
 
 LENGTHS = np.random.default_rng(0).lognormal(4, 0.8, 1003).astype(int) + 1
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peft_space.compat.transformers import render_chat_template
 from peft_space.compat.trl import training_chat_template
 from peft_space.data.records import Message
+from peft_space.data.tokenization.loss_mask import Span, special_tokens_of
 from peft_space.data.tokenization.sandbox import resource_limits
-from peft_space.data.tokenization.spans import Span, special_tokens_of
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:

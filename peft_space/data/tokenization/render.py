@@ -24,14 +24,14 @@ from peft_space.data.tokenization.chat_template import (
     load_chat_template,
     template_timeout,
 )
-from peft_space.data.tokenization.sandbox import RowLimit
-from peft_space.data.tokenization.spans import (
+from peft_space.data.tokenization.loss_mask import (
     AnnotatedText,
     Encoded,
     Span,
     encode,
     escape_special_tokens,
 )
+from peft_space.data.tokenization.sandbox import RowLimit
 from peft_space.errors import UserError
 from peft_space.recipe import Task, TrainOn
 

@@ -20,7 +20,7 @@ from peft_space.runs.events import (
     warnings_of,
 )
 from peft_space.runs.run import Run, Status
-from peft_space.runtime import zerogpu_slices
+from peft_space.runtime import slice_lengths
 from peft_space.training.early_stopping import overfits_from
 from peft_space.web.render.overview import STATUS_WORDS, escape, plain
 
@@ -59,7 +59,7 @@ def status_markdown(run: Run, history: History) -> str:
         lines.append(_figures(history, steps, status))
     if _is_sliced(history):
         lines.append(
-            slices_sentence(zerogpu_slices.slice_account(history, settings.slice_seconds()))
+            slices_sentence(slice_lengths.slice_account(history, settings.slice_seconds()))
         )
     lines += [
         f"⚠ {escape(event.why)} {escape(event.what)}"
@@ -175,7 +175,7 @@ def _paused_sentence(history: History) -> str:
     pauses = (event for event in reversed(history) if isinstance(event, events.Paused))
     if reason := next(pauses).why:
         return f"⚠ {escape(reason)}"
-    if zerogpu_slices.is_between_slices(history):
+    if slice_lengths.is_between_slices(history):
         return (
             "A slice has ended, and this page starts the next one. "
             "If the page was closed, press *Resume*: nothing is lost."
@@ -183,7 +183,7 @@ def _paused_sentence(history: History) -> str:
     return "Paused. Resume any time; nothing is lost."
 
 
-def slices_sentence(account: zerogpu_slices.SliceAccount) -> str:
+def slices_sentence(account: slice_lengths.SliceAccount) -> str:
     """Return how much GPU quota a training in slices has used and still needs."""
     used = f"{_slices(account.slices)} and {account.seconds:.0f} s of GPU quota used"
     if account.slices_left is None or account.seconds_left is None:
@@ -205,7 +205,7 @@ def slices_preview(limit: float, measured: float | None) -> str:
             f"Trains in slices of up to {limit:.0f} s of GPU quota. "
             "*Measure a few steps* on the Recipe tab shows how many."
         )
-    count = _slices(zerogpu_slices.count_for(measured, limit))
+    count = _slices(slice_lengths.count_for(measured, limit))
     return (
         f"Trains in about {count} of up to {limit:.0f} s: "
         f"{measured:.0f} s of GPU quota in total, as measured."

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space.data.dataset import DEMO_DATA
-from peft_space.data.readers.detect import SUFFIXES
+from peft_space.data.readers.file_type_and_encoding import SUFFIXES
 from peft_space.data.readers.hub import HubDataset, parse_address
 from peft_space.data.schemas import FIXES, SCHEMAS, roles
 from peft_space.web import theme

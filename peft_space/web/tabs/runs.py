@@ -1,5 +1,6 @@
 """The Runs tab: list, select, rename, duplicate, compare and delete runs; import an adapter."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,16 +8,19 @@ import gradio as gr
 import pandas as pd
 
 from peft_space import settings
+from peft_space.compat.gradio import upload_folder
 from peft_space.data.dataset import source_of
 from peft_space.errors import UserError
 from peft_space.evaluation.results import Evaluation, read_scores, shown
+from peft_space.export.export import zip_adapter
 from peft_space.recipe import Recipe
-from peft_space.runs import store
+from peft_space.runs import quotas
 from peft_space.runs.run import Run
-from peft_space.runs.store import list_runs, open_run
+from peft_space.runs.store import list_runs, open_run, unique_name
+from peft_space.web.auth import token_of
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
-from peft_space.web.panels import backup as backup_panel
+from peft_space.web.render import overview as render_overview
 from peft_space.web.render.overview import STATUS_WORDS, date, escape, plain, run_choices
 
 
@@ -40,7 +44,7 @@ class RunsTab:
             self.confirm = gr.Button("Delete permanently", variant="stop", elem_id="delete-confirm")
             self.keep = gr.Button("Cancel", elem_id="delete-cancel")
         _build_import(page)
-        backup_panel.build(page)
+        _build_backup(page)
         self.other = gr.Dropdown([], label="Compare with", elem_id="other-run")
         self.differences = gr.Dataframe(
             interactive=False, visible=False, label="Differences", elem_id="recipe-differences"
@@ -178,7 +182,7 @@ def _build_import(page: PageContext) -> None:
     def import_adapter(values: Values) -> Iterator[Updates]:
         adapter = adapter_source(values[upload], values[name])
         arguments = page.data_arguments(values, exclude_defaults=True)
-        folder = store.new_run(page.owner(values))
+        folder = quotas.new_run(page.owner(values))
 
         def show(result: dict[str, Any]) -> Updates:
             runs = page.run_list(values, folder.name)
@@ -210,3 +214,105 @@ def adapter_source(uploaded: str | None, typed: str | None) -> str:
             f"{name} was not uploaded. Upload the .zip, or enter the adapter's name on the Hub.",
         )
     return uploaded or name
+
+
+_TEMPORARY = (
+    "⚠ Storage here is temporary. Runs are lost when this Space sleeps or restarts. "
+    "Download the adapter, or back up the run to the Hub on *Runs*."
+)
+
+
+class BackupPanel:
+    """The panel's components and handlers."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        gr.Markdown(
+            "Stores the selected run in a **private** dataset repository on the Hub, with its data "
+            "and newest checkpoint. You can restore it here or on another machine."
+        )
+        with gr.Row():
+            self.repo = gr.Textbox(
+                label="Dataset repository", placeholder="owner/name", elem_id="backup-repo"
+            )
+            self.token = gr.Textbox(
+                label="Token with write access",
+                type="password",
+                elem_id="backup-token",
+                info="Used once, not stored. Optional if you're signed in.",
+            )
+        with gr.Row():
+            self.backup = gr.Button("Back up", elem_id="backup")
+            self.restore = gr.Button("Restore", elem_id="restore")
+        self.progress = gr.Markdown(elem_id="backup-progress")
+        self.operation = Operation(page, self.progress, [self.backup, self.restore])
+
+    def _hub_arguments(self, values: Values, signed_in: gr.OAuthToken | None) -> dict[str, Any]:
+        repo = (values[self.repo] or "").strip()
+        return {"repo": repo, "token": token_of(values[self.token], signed_in)}
+
+    def back_up_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
+        """Back up the selected run."""
+
+        def show(result: dict[str, Any]) -> Updates:
+            url = result["url"]
+            sentence = f"Backed up to [{render_overview.escape(url)}]({url})."
+            return {self.progress: sentence, self.token: ""}
+
+        run, hub = self.page.selected_run(values), self._hub_arguments(values, signed_in)
+        yield self.operation.begin("Backing up…")
+        yield from self.operation.stream("backup", show, run=str(run.directory), **hub)
+
+    def restore_run(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
+        """Restore a run from the Hub and select it."""
+        page, owner = self.page, self.page.owner(values)
+        folder = quotas.new_run(owner)
+
+        def show(result: dict[str, Any]) -> Updates:
+            run = Run(folder)
+            run.rename(unique_name(owner, run.name, but=run))
+            return {
+                self.progress: "✓ Restored and selected. Resume it on Train.",
+                self.token: "",
+                page.run: page.run_list(values, folder.name),
+            }
+
+        hub = self._hub_arguments(values, signed_in)
+        yield self.operation.begin("Restoring…")
+        yield from self.operation.stream("restore", show, directory=str(folder), **hub)
+
+
+def _build_backup(page: PageContext) -> None:
+    """Place and wire the panel."""
+    with gr.Accordion("Back up to the Hub", open=False, elem_id="backup-panel"):
+        panel = BackupPanel(page)
+    inputs: Inputs = {*page.selection, panel.repo, panel.token}
+    panel.operation.on_click(panel.backup, panel.back_up_run, inputs, [panel.token])
+    panel.operation.on_click(panel.restore, panel.restore_run, inputs, [panel.token, page.run])
+
+
+def build_notice(page: PageContext) -> None:
+    """Warn that storage is temporary, and offer the selected run's adapter for download."""
+    with gr.Row(equal_height=True):
+        gr.Markdown(_TEMPORARY, elem_id="storage-notice")
+        download = gr.DownloadButton(
+            "Download the adapter", visible=False, elem_id="download-adapter"
+        )
+
+    @show_errors
+    def offer(values: Values) -> Any:
+        run = page.selected_run(values) if values[page.run] else None
+        if run is None or not run.path("adapter", "adapter_config.json").is_file():
+            return gr.update(visible=False)
+        return gr.update(value=_zip_once(run), visible=True)
+
+    changes = [page.run_state.change, page.run_id.change]
+    gr.on(changes, offer, page.selection, download, **HIDDEN)
+
+
+def _zip_once(run: Run) -> str:
+    """Return the adapter as a .zip in a folder that Gradio serves."""
+    written = (run.adapter / "adapter_config.json").stat().st_mtime_ns
+    folder = upload_folder() / f"peft_space-{run.directory.name}-{written}"
+    os.makedirs(folder, exist_ok=True)
+    return str(next(folder.glob("*.zip"), None) or zip_adapter(run, folder))

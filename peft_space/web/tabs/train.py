@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
-from peft_space.runs import store
+from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
 from peft_space.runtime import zerogpu
@@ -152,7 +152,7 @@ class TrainTab:
             start: train it here.
         """
         page, owner = self.page, self.page.owner(values)
-        folder = store.new_run(owner)
+        folder = quotas.new_run(owner)
 
         def show(result: dict[str, Any]) -> Updates:
             run = Run(folder)
@@ -199,7 +199,7 @@ class TrainTab:
     def resume_run(self, values: Values, shorter: bool = False, anyway: bool = False) -> Updates:
         """Resume the selected run; see `train`."""
         run = self.page.selected_run(values)
-        store.check_open_runs(self.page.owner(values))
+        quotas.check_open_runs(self.page.owner(values))
         return {self.preparing: "", **self.train(run, shorter, anyway), **self.show(run)}
 
     def announce(self, values: Values) -> str:

@@ -10,8 +10,8 @@ from peft_space.data.batches import pad_rows
 from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import prompt_ids, stop_token_ids
 from peft_space.errors import UserError
-from peft_space.evaluation import base_check, generate
-from peft_space.evaluation.base_check import SIDES, check, use_side
+from peft_space.evaluation import adapter_off_check, generate
+from peft_space.evaluation.adapter_off_check import SIDES, check, use_side
 from peft_space.evaluation.compare import answer_together, can_answer_together, compare
 from peft_space.evaluation.generate import Sampling, answer, generate_greedy
 from peft_space.models.loading import load_adapted, load_base_model, new_adapter
@@ -146,7 +146,7 @@ def test_swapped_sides_are_caught(adapted, short_run, conversations, monkeypatch
     def use_other_side(adapted, side):
         return use_side(adapted, "adapter" if side == "base" else "base")
 
-    monkeypatch.setattr(base_check, "use_side", use_other_side)
+    monkeypatch.setattr(adapter_off_check, "use_side", use_other_side)
     monkeypatch.setattr(generate, "use_side", use_other_side)
     assert not check(adapted).fair
     assert mismatches(adapted, short_run.recipe, conversations) == ["answers"], (
