@@ -84,7 +84,9 @@ def _run(operation: Operation, parsed: Json, as_json: bool, out: IO[str]) -> Non
             result = operation(**arguments)
     else:
         result = operation(**arguments)
-    if operation.name == "resume":
+    if operation.name == "train":
+        result = {"outcome": None} | result  # with --no-train there is none
+    elif operation.name == "resume":
         result = _resume(Run(result["run"]), arguments)
     if as_json:
         print(json.dumps(result), file=out)

@@ -71,8 +71,7 @@ def extra_answers(
 
 def _find_adapter(run: Run, name: str) -> tuple[str, Path]:
     """The title and the folder of an adapter."""
-    from peft_space.models.adapter_check import check_adapter_fits_base, revision_of
-    from peft_space.models.loading import base_of
+    from peft_space.models.loading import base_of, check_adapter_fits_base, revision_of
 
     if name.startswith("checkpoint-"):
         folder = _find_checkpoint(run, name)

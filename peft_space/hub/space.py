@@ -23,6 +23,8 @@ _FOR_DEVELOPMENT = {
     "benchmarks",
     "tools",
     ".ci",
+    ".github",
+    ".pre-commit-config.yaml",
     ".gitignore",
     "Makefile",
     "constraints.txt",
@@ -134,7 +136,7 @@ def _existing_files(api: HfApi, space: str) -> set[str] | None:
 
 _STEPS = 4
 _TRAINING_TIMEOUT = 600  # on a Space the training may have to wait for its turn
-_ENDPOINTS = {"/check_data", "/start", "/status", "/resume", "/compare"}
+_ENDPOINTS = {"/check", "/train", "/status", "/resume", "/compare"}
 
 
 def smoke_test(

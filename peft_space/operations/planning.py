@@ -149,11 +149,11 @@ def estimate(
     Returns:
         `memory`, `time`, the hardware of Spaces (`spaces`), and a summary in `words`.
     """
-    from peft_space.planning.time import estimates, in_words
+    from peft_space.planning.estimates import describe_estimates, estimate_training
 
     chosen = make_recipe(recipe or {})
-    result = estimates(data, chosen, held_out, column_mapping, progress(report))
-    return asdict(result) | {"words": in_words(result)}
+    result = estimate_training(data, chosen, held_out, column_mapping, progress(report))
+    return asdict(result) | {"words": describe_estimates(result)}
 
 
 @operation(

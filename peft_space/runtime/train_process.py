@@ -67,6 +67,7 @@ def _prepare(descriptor: int) -> list[str] | None:
         except Exception as error:  # noqa: BLE001 - the parent raises it again
             if as_user_error(error) is None:
                 print_traceback()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process ends anyway
             connection.sendall(json.dumps(error_json(error)).encode() + b"\n")
             return None
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -190,7 +190,7 @@ def test_two_processes_do_not_train_one_run(run_command, own_run):
     with Run(own_run.directory).lock():
         status, _, err = run_command("resume", own_run.directory)
     assert status == 2
-    assert "being trained" in err
+    assert "[runs.locked]" in err
 
 
 def test_ambiguous_columns_list_every_mapping_and_exit_with_2(run_command, write):

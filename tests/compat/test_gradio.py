@@ -51,7 +51,7 @@ def sessions_of(app: App) -> list[tuple[str, Any]]:
 def test_a_session_stores_only_the_settings_of_components_it_used():
     app = App.create_app(build(), app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
-        assert "[]" in asked(client, "v2/runs", owner="ab" * 8)
+        assert "[]" in asked(client, "v2/list", owner="ab" * 8)
     ((_, session),) = sessions_of(app)
     assert len(session.config_values) == 2, "what was asked, and the answer"
     assert len(session.blocks_config.blocks) > 100, "the page itself is known to the session"

@@ -72,7 +72,10 @@ def test_a_new_space_is_private_and_has_the_tracked_files_of_the_app(the_hub, hu
     assert left == {
         "tests",
         "benchmarks",
+        "tools",
         ".ci",
+        ".github",
+        ".pre-commit-config.yaml",
         ".gitignore",
         "Makefile",
         "constraints.txt",

@@ -102,7 +102,7 @@ def test_a_local_folder_can_be_a_base_except_on_a_space(tmp_path, base, monkeypa
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("nobody/nothing", "models.unreachable"),
+        ("nobody/nothing", "hub.unreachable"),
         ("two words", "models.not_found"),
         ("../../nowhere", "models.not_found"),
     ],

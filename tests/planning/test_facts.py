@@ -59,7 +59,7 @@ def test_the_recommended_recipe_gets_no_further_recommendations():
 
 
 def test_a_recipe_over_a_red_line_is_reported_and_corrected(capfd):
-    assert main(["advise", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
+    assert main(["recommend", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert "high_rank_reason" in next(
         line["words"] for line in found["red_lines"] if line["kind"] == "stop"
@@ -68,7 +68,7 @@ def test_a_recipe_over_a_red_line_is_reported_and_corrected(capfd):
 
 
 def test_the_command_line_ends_with_a_command_that_trains_the_recipe(capfd):
-    assert main(["advise", "demo"]) == 0
+    assert main(["recommend", "demo"]) == 0
     assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]
 
 

@@ -95,7 +95,7 @@ def test_a_smaller_adapter_comes_with_what_it_lost(own_run, tmp_path, capfd):
     assert (
         main(
             [
-                "compress",
+                "reduce-rank",
                 str(own_run.directory),
                 "--out",
                 str(tmp_path / "small"),

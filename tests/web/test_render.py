@@ -5,8 +5,8 @@ import re
 import shlex
 
 import pytest
-from peft_space.cli.parser import parser
 
+from peft_space.cli.main import build_parser
 from peft_space.recipe import Recipe, read_recipe
 from peft_space.runs import events
 from peft_space.runs.run import Run
@@ -205,7 +205,8 @@ def test_the_snippets_parse_as_commands_and_compile_as_python():
         "/tmp/x/my file's.jsonl", "/tmp/y/test.csv", {"fixes": ["deduplicate"]}, Recipe(lora_rank=8)
     )
     for line in shell.splitlines():
-        arguments = parser().parse_args(shlex.split(line)[3:])
+        words = shlex.split(line)[1:]
+        arguments = build_parser(words[0]).parse_args(words)
         if "recipe" in arguments:
             assert read_recipe(arguments.recipe) == Recipe(lora_rank=8)
             assert (arguments.data, arguments.held_out, arguments.out) == (

@@ -167,7 +167,7 @@ print(operations.evaluate(run))
 print(operations.compare(run, ["Hello."]))
 operations.export(run, "my-adapter")
 # operations.push(run, "OWNER/NAME")"""
-    return "\n".join(f"python -m peft_space {line}" for line in shell), python
+    return "\n".join(f"peft-space {line}" for line in shell), python
 
 
 def _portable(data: str) -> str:
