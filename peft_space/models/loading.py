@@ -62,7 +62,7 @@ _PEFT_TASKS: dict[Task, str] = {
 
 def task_spec_for(run: Run) -> TaskSpec:
     """The task and labels that a run was made for."""
-    values = json.loads(run.path("data", "goal.json").read_text(encoding="utf-8"))
+    values = json.loads(run.path("data", "task.json").read_text(encoding="utf-8"))
     return TaskSpec(values["task"], tuple(values["labels"]))
 
 

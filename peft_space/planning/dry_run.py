@@ -131,7 +131,7 @@ def _scratch_run(directory: Path, prepared: Prepared, recipe: Recipe) -> Run:
         train=Rows(data.train.path, data.train.digest, rows.positions[places]),
         held_out=Rows(data.held_out.path, data.held_out.digest, held_out.positions[scored]),
     )
-    files = sample.files() | {"data/goal.json": prepared.task_spec.as_json()}
+    files = sample.files() | {"data/task.json": prepared.task_spec.as_json()}
     return Run.create(directory, recipe.model_copy(update=changes), files, name="Dry run")
 
 

@@ -88,7 +88,7 @@ def import_adapter(
         task_spec = prepared.task_spec
         _check_fit(folder, config, base, task_spec, adapter, Path(scratch, "checked"))
         files: dict[str, str | Path] = {**prepared.data.files()}
-        files["data/goal.json"] = task_spec.as_json()
+        files["data/task.json"] = task_spec.as_json()
         config |= {"base_model_name_or_path": base.name, "revision": base.revision}
         for place in ("adapter", "start/adapter"):
             files[f"{place}/{_CONFIG}"] = json.dumps(config, indent=2) + "\n"

@@ -228,7 +228,7 @@ def make_run(
         UserError: if the data cannot be trained on. Nothing is created then.
     """
     prepared = prepare(data, recipe, held_out, column_mapping, on_progress)
-    files = prepared.data.files() | {"data/goal.json": prepared.task_spec.as_json()}
+    files = prepared.data.files() | {"data/task.json": prepared.task_spec.as_json()}
     name = f"{short_name(data)} on {Path(recipe.base_model).name}"
     return Run.create(directory, recipe, files, name=name)
 

@@ -18,7 +18,7 @@ from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.export.model_card import write_card
 from peft_space.hub import push as hub_push
-from peft_space.recipe import Recipe
+from peft_space.recipe import CAUSAL_LM, Recipe
 from peft_space.runs import events
 from peft_space.runs.plan import write_plan
 from peft_space.runs.run import Run
@@ -47,7 +47,10 @@ def run(hub_worker, tokenizer, tmp_path_factory):
     """A finished run with a small random adapter. The worker starts in the meantime."""
     data = load_dataset("demo", 0.1, 0)
     run = Run.create(
-        tmp_path_factory.mktemp("runs") / "run", Recipe(), data.files(), name="colours"
+        tmp_path_factory.mktemp("runs") / "run",
+        Recipe(),
+        data.files() | {"data/task.json": CAUSAL_LM.as_json()},
+        name="colors",
     )
     write_plan(run, PLAN)
     for step in (1, 2):
@@ -203,7 +206,7 @@ def test_for_an_existing_repository_a_pull_request_is_opened(the_hub, push):
     before = dict(repository.files)
     assert push(public=True) == f"{the_hub.url}/maria/adapter/discussions/1"
     assert repository.files == before
-    assert b"colours" in repository.pull_requests[0].files["README.md"]
+    assert b"colors" in repository.pull_requests[0].files["README.md"]
 
 
 def test_pushing_the_same_adapter_again_changes_nothing(the_hub, push):
@@ -326,9 +329,9 @@ def test_a_space_never_uses_its_own_token_for_a_visitor(run, monkeypatch):
 def test_an_edited_card_replaces_the_generated_one_and_must_be_valid(the_hub, ask, run):
     card = ask("model_card", run=str(run.directory))["card"]
     arguments = {"run": str(run.directory), "repo": "maria/adapter", "token": WRITER}
-    ask("push", **arguments, card=card.replace("# colours", "# Colours of things"))
+    ask("push", **arguments, card=card.replace("# colors", "# Colors of things"))
     pushed = the_hub.repositories["maria/adapter"].files
-    assert b"# Colours of things" in pushed["README.md"]
+    assert b"# Colors of things" in pushed["README.md"]
     assert b"![Training loss and held-out loss by step]" in pushed["README.md"]
     assert pushed["loss.svg"].startswith(b"<svg ")
     with pytest.raises(UserError, match="front matter"):
@@ -359,7 +362,7 @@ def test_a_merged_model_is_pushed_with_its_proof_and_loads(the_hub, ask, run, tm
 
 
 def test_an_invalid_export_is_reported_before_a_repository_is_created(the_hub, ask, run):
-    with pytest.raises(UserError, match="int4"):
+    with pytest.raises(UserError, match="options dtype") as error:
         ask(
             "push",
             run=str(run.directory),
@@ -367,6 +370,7 @@ def test_an_invalid_export_is_reported_before_a_repository_is_created(the_hub, a
             token=WRITER,
             options={"target": "merged", "dtype": "int4"},
         )
+    assert error.value.code == "operations.invalid_argument"
     assert "maria/merged" not in the_hub.repositories
 
 

@@ -266,7 +266,7 @@ def previewed_rows(examples, task):
 
 def rows_of_batch(batch, task, run):
     """For each row of a batch, what `previewed_rows` yields."""
-    labels = json.loads(run.path("data", "goal.json").read_text())["labels"]
+    labels = json.loads(run.path("data", "task.json").read_text())["labels"]
     lengths = batch["attention_mask"].sum(1).tolist()
     marks = batch.get("completion_mask", batch.get("labels")).tolist()
     rows = len(lengths) // 2 if task == "dpo" else len(lengths)

@@ -209,7 +209,7 @@ def test_the_snippets_parse_as_commands_and_compile_as_python():
         arguments = build_parser(words[0]).parse_args(words)
         if "recipe" in arguments:
             assert read_recipe(arguments.recipe) == Recipe(lora_rank=8)
-            assert (arguments.data, arguments.held_out, arguments.out) == (
+            assert (arguments.data, arguments.held_out, arguments.directory) == (
                 ["my file's.jsonl"],
                 "test.csv",
                 "my-run",
