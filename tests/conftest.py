@@ -37,7 +37,7 @@ QUICK = (
     "tests/test_benchmarks.py",
     "tests/data/test_dataset.py",
     "tests/data/test_render.py",
-    "tests/data/test_schemas.py",
+    "tests/data/test_schema_detection.py",
     "tests/data/test_table.py",
     "tests/evaluation/test_metrics.py",
     "tests/recommend/",

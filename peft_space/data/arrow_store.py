@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peft_space.data.records import Row, from_json
+from peft_space.data.row_normalization import Row, from_json
 from peft_space.data.tokenization.loss_mask import Span
 
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])

@@ -17,7 +17,7 @@ from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows, Subset
 from peft_space.data.quality import Finding, Findings, inspect
 from peft_space.data.readers.json import DECODER
-from peft_space.data.records import (
+from peft_space.data.row_normalization import (
     BadRow,
     Problem,
     TextClassification,
@@ -26,7 +26,7 @@ from peft_space.data.records import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schemas import ColumnMapping, detect_schema, make_column_mapping
+from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
 from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.tokenization.sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError

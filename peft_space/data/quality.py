@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from peft_space.data.records import (
+from peft_space.data.row_normalization import (
     Conversation,
     Preference,
     Row,
@@ -15,7 +15,7 @@ from peft_space.data.records import (
     TokenClassification,
     UnpairedPreference,
 )
-from peft_space.data.schemas import Fix
+from peft_space.data.schema_detection import Fix
 from peft_space.redaction import has_secret
 
 _MAX_ROW_NUMBERS = 100

@@ -12,7 +12,7 @@ import torch
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
-from peft_space.data.records import Conversation, TextClassification
+from peft_space.data.row_normalization import Conversation, TextClassification
 from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError
 from peft_space.evaluation import metrics

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from peft_space.data.dataset import load_run_data
-from peft_space.data.records import (
+from peft_space.data.row_normalization import (
     Conversation,
     Preference,
     Row,

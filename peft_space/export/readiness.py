@@ -69,7 +69,7 @@ def check_ready(
     run: Run, base: "BaseModelRef", prepared: "Prepared", plan: "Plan", adapter: Path
 ) -> list[Check]:
     """Return the checklist of the adapter in the folder `adapter`."""
-    from peft_space.planning.facts import data_facts, machine_facts, model_facts
+    from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
     from peft_space.recommend import rules
 
     facts = data_facts(prepared, base, run.recipe, measured=False)

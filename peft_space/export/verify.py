@@ -19,7 +19,7 @@ from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.dataset import load_run_data
-from peft_space.data.records import Row, TextClassification
+from peft_space.data.row_normalization import Row, TextClassification
 from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
 from peft_space.export.merge import Dtype, MergeInto, load_published_base

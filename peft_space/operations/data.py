@@ -22,7 +22,7 @@ from peft_space.recipe import Recipe, Task, make_recipe
 
 if TYPE_CHECKING:
     from peft_space.data.dataset import TrainingData
-    from peft_space.data.schemas import ColumnMapping as Mapping
+    from peft_space.data.schema_detection import ColumnMapping as Mapping
     from peft_space.data.table import Table
 
 _NUM_PEEKED = 200
@@ -163,8 +163,8 @@ def _report_first_rows(
 ) -> None:
     """Report the first rows of a large file while the rest is read. Its problems follow later."""
     from peft_space.data.dataset import DEMO_DATA
-    from peft_space.data.records import BadRow, normalize_record
-    from peft_space.data.schemas import detect_schema
+    from peft_space.data.row_normalization import BadRow, normalize_record
+    from peft_space.data.schema_detection import detect_schema
     from peft_space.data.table import peek
 
     if data == DEMO_DATA:
@@ -201,8 +201,8 @@ def show_rows(
         `examples`. Rows that cannot be used have their `problem` and their `raw` text.
     """
     from peft_space.data.dataset import detect_mappings
-    from peft_space.data.records import BadRow, normalize_record
-    from peft_space.data.schemas import make_column_mapping
+    from peft_space.data.row_normalization import BadRow, normalize_record
+    from peft_space.data.schema_detection import make_column_mapping
 
     chosen = make_recipe(recipe or {})
     table, mappings = detect_mappings(data)

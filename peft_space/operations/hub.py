@@ -98,7 +98,7 @@ def job_hardware(run: AnyRun, token: JobToken = None) -> Json:
         `hardware`, each with a `timeout` that includes a margin.
     """
     from peft_space.hub import jobs
-    from peft_space.planning.estimates import job_options
+    from peft_space.planning.training_estimate import job_options
 
     return {"hardware": [asdict(choice) for choice in job_options(Run(run), jobs.offers(token))]}
 

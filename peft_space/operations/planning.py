@@ -37,7 +37,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
     from peft_space.models.loading import expected_parameter_counts
     from peft_space.models.quantization import quantization_of
     from peft_space.models.resolve import find_base
-    from peft_space.planning.estimates import memory_here
+    from peft_space.planning.training_estimate import memory_here
 
     chosen = make_recipe(recipe or {})
     config = find_base(chosen.base_model, chosen.revision).config
@@ -102,7 +102,7 @@ def recommend(
         `red_lines`, with which training is not possible or not advisable.
     """
     from peft_space.models.resolve import find_base
-    from peft_space.planning.facts import data_facts, machine_facts, model_facts
+    from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
     from peft_space.recommend import rules
     from peft_space.training.prepare import prepare
 
@@ -149,7 +149,7 @@ def estimate(
     Returns:
         `memory`, `time`, the hardware of Spaces (`spaces`), and a summary in `words`.
     """
-    from peft_space.planning.estimates import describe_estimates, estimate_training
+    from peft_space.planning.training_estimate import describe_estimates, estimate_training
 
     chosen = make_recipe(recipe or {})
     result = estimate_training(data, chosen, held_out, column_mapping, progress(report))

@@ -26,7 +26,7 @@ from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
 from peft_space.formatting import duration, gigabytes
 from peft_space.models.loading import task_spec_for
-from peft_space.planning.estimates import (
+from peft_space.planning.training_estimate import (
     Estimates,
     check_fits,
     estimate_prepared,

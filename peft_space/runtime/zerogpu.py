@@ -39,7 +39,7 @@ def import_libraries() -> None:
     import peft_space.evaluation.evaluate
     import peft_space.export.model_card
     import peft_space.planning.dry_run
-    import peft_space.planning.facts
+    import peft_space.planning.recommendation_facts
     import peft_space.training.train  # noqa: F401
 
 

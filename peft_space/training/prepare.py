@@ -17,7 +17,7 @@ from peft_space.data.dataset import (
     row_numbers_where,
 )
 from peft_space.data.quality import Finding, Findings
-from peft_space.data.records import Problem
+from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_space.data.arrow_store import MASKED
-from peft_space.data.records import Conversation
+from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.errors import UserError
 from tests.fixtures.tokenizers import FAMILIES, Family, tokenizer_of

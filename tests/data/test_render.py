@@ -6,7 +6,7 @@ import pytest
 
 from peft_space.data.arrow_store import MASKED
 from peft_space.data.dataset import load_dataset
-from peft_space.data.records import Conversation
+from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.errors import UserError

@@ -18,7 +18,7 @@ from peft_space.errors import UserError
 from peft_space.estimation.hub_hardware import HARDWARE
 from peft_space.models.resolve import find_base
 from peft_space.planning.dry_run import _scratch_run, dry_run
-from peft_space.planning.estimates import flops_a_token, multiplied_parameters
+from peft_space.planning.training_estimate import flops_a_token, multiplied_parameters
 from peft_space.recipe import Recipe
 from peft_space.training.prepare import prepare
 from peft_space.training.trainers import padded_tokens

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from peft_space.data.records import Conversation
+from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.chat_template import MAX_BYTES, MAX_SECONDS
 from peft_space.data.tokenization.render import prompt_ids, render, render_prompt
 from peft_space.data.tokenization.sandbox import address_space_bytes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import special_tokens_as_text
-from peft_space.data.records import Message
+from peft_space.data.row_normalization import Message
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import special_tokens_as_text
 from peft_space.data.arrow_store import MASKED, TokenizedExample
-from peft_space.data.records import (
+from peft_space.data.row_normalization import (
     Conversation,
     Message,
     Preference,

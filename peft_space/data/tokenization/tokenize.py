@@ -20,7 +20,7 @@ from peft_space.data.arrow_store import (
     read_batches,
     token_columns,
 )
-from peft_space.data.records import Row, from_json
+from peft_space.data.row_normalization import Row, from_json
 from peft_space.data.tokenization.chat_template import (
     MAX_SECONDS,
     TemplateTimeout,

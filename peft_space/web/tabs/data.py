@@ -9,7 +9,7 @@ import gradio as gr
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.file_type_and_encoding import SUFFIXES
 from peft_space.data.readers.hub import HubDataset, parse_address
-from peft_space.data.schemas import FIXES, SCHEMAS, roles
+from peft_space.data.schema_detection import FIXES, SCHEMAS, roles
 from peft_space.web import theme
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values

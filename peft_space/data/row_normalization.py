@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peft_space.data.schemas import ColumnMapping, as_bool, listed, message_turns
+from peft_space.data.schema_detection import ColumnMapping, as_bool, listed, message_turns
 
 Message = dict[str, Any]
 """`role` ("system", "user", "assistant" or "tool") and `content`.

@@ -10,7 +10,7 @@ from peft_space.export.readiness import read_checklist
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import expected_parameter_counts
 from peft_space.models.resolve import find_base
-from peft_space.planning.facts import data_facts, machine_facts, model_facts
+from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
 from peft_space.recipe import Recipe
 from peft_space.recommend.rules import MachineFacts
 from peft_space.training.prepare import prepare

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from peft_space.data.records import (
+from peft_space.data.row_normalization import (
     BadRow,
     Conversation,
     Preference,
@@ -16,7 +16,7 @@ from peft_space.data.records import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schemas import detect_schema, make_column_mapping
+from peft_space.data.schema_detection import detect_schema, make_column_mapping
 from peft_space.data.table import read_table
 from peft_space.errors import UserError
 
