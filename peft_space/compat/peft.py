@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
     """The layer names that PEFT would replace by the fused block of experts.
 
-    PEFT 0.21 rewrites such names in `target_modules` and then skips the layers that bear them.
+    PEFT 0.21 rewrites such names in `target_modules` and then skips their layers.
     PEFT itself is asked, so that the result follows its rules.
     """
     from peft import LoraConfig

@@ -28,7 +28,7 @@ from peft_space.data.row_normalization import (
 )
 from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
 from peft_space.data.table import Data, Table, demo_files, read_table
-from peft_space.data.tokenization.sandbox import BatchTimeout, map_in_subprocesses
+from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run

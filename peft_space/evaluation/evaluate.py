@@ -453,7 +453,7 @@ def commonest_label(run: Run) -> str:
 def _majority(
     run: Run, adapted: AdaptedModel, examples: Sequence[TokenizedExample]
 ) -> dict[str, Any] | None:
-    """The most common label, or tag, and its share of what is scored."""
+    """The most common label or tag, and its share of the scored positions."""
     if adapted.task_spec.task not in CLASSIFYING:
         return None
     label = commonest_label(run)

@@ -200,7 +200,7 @@ def _train_in_child(run: Run, on_progress: OnProgress) -> int:
 
 
 def _progress(history: list[events.Event]) -> tuple[float, str]:
-    """The fraction that is done, and what is being done."""
+    """The finished fraction, and the current step."""
     num_done, total = len(steps_of(history)), _TYPICAL_STEPS + 1
     if num_done:
         return (1 + num_done) / (2 + total), f"Measured {num_done} of {total} steps"

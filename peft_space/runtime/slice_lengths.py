@@ -1,4 +1,4 @@
-"""Derives the length of the next ZeroGPU slice, and what is used and left, from a run's events."""
+"""Derives the length of the next ZeroGPU slice, and the time used and left, from a run's events."""
 
 import math
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def margin_of(history: list[events.Event], seconds: float) -> float:
 
 
 def slice_account(history: list[events.Event], limit: int) -> SliceAccount:
-    """Return what is used, and what is left in slices of at most `limit` seconds."""
+    """Return the time used and left, in slices of at most `limit` seconds."""
     slices = _slices(history)
     used = sum(_used_seconds(one) for one in slices)
     if not steps_of(history):

@@ -12,7 +12,7 @@ import pytest
 from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.chat_template import MAX_BYTES, MAX_SECONDS
 from peft_space.data.tokenization.render import prompt_ids, render, render_prompt
-from peft_space.data.tokenization.sandbox import address_space_bytes
+from peft_space.data.tokenization.template_sandbox import address_space_bytes
 from peft_space.data.tokenization.tokenize import preview
 from peft_space.errors import UserError
 from tests.fixtures.hostile_templates import CODE, EVERY, SAY

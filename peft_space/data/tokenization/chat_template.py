@@ -13,7 +13,7 @@ from peft_space.compat.transformers import render_chat_template
 from peft_space.compat.trl import training_chat_template
 from peft_space.data.row_normalization import Message
 from peft_space.data.tokenization.loss_mask import Span, special_tokens_of
-from peft_space.data.tokenization.sandbox import resource_limits
+from peft_space.data.tokenization.template_sandbox import resource_limits
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:

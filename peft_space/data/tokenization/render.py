@@ -31,7 +31,7 @@ from peft_space.data.tokenization.loss_mask import (
     encode,
     escape_special_tokens,
 )
-from peft_space.data.tokenization.sandbox import RowLimit
+from peft_space.data.tokenization.template_sandbox import RowLimit
 from peft_space.errors import UserError
 from peft_space.recipe import Task, TrainOn
 

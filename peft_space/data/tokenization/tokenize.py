@@ -27,7 +27,7 @@ from peft_space.data.tokenization.chat_template import (
     template_timeout,
 )
 from peft_space.data.tokenization.render import render
-from peft_space.data.tokenization.sandbox import (
+from peft_space.data.tokenization.template_sandbox import (
     BatchTimeout,
     RowLimit,
     RowTimer,
