@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.torch import each_result, fake_tensors, materialize_fake, storage_address
 from peft_space.hardware import Device
-from peft_space.models.architecture import ModelLayers
+from peft_space.models.architecture import ModelLayers, text_config
 from peft_space.models.loading import adapter_config
 from peft_space.models.quantization import bitsandbytes_config
 from peft_space.recipe import Recipe, Task
@@ -154,7 +154,7 @@ def surely_fits(layers: ModelLayers, batch_size: int, length: int, num_bytes: in
     is doubled for 32 bits. Add 16 bytes for each token and word of the vocabulary, and 8 for each
     parameter.
     """
-    config = layers.model.config.get_text_config()
+    config = text_config(layers.model.config)
     per_block = 68 * config.hidden_size + 10 * config.num_attention_heads * length
     per_token = config.num_hidden_layers * per_block + 16 * config.vocab_size
     return 4 * (8 * layers.model.num_parameters() + batch_size * length * per_token) < num_bytes
@@ -354,7 +354,7 @@ def _log_of_a_step(
     if not torch.cuda.is_available():
         # fake CUDA tensors require a GPU; attention on a CPU keeps equally little
         device = "cpu"
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model.config).vocab_size
     autocast: Any = contextlib.nullcontext()
     if dtype != "float32":
         autocast = torch.autocast(device, getattr(torch, dtype))

@@ -13,6 +13,7 @@ from peft_space.errors import UserError, as_user_error
 from peft_space.recipe import Recipe, Task
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch.nn import Module
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -45,16 +46,17 @@ def tasks_of(config: "PreTrainedConfig") -> list[Task]:
     transformers also lists encoders and encoder-decoders as causal LMs, for other uses. They do
     not continue text, so the causal tasks are not offered for them.
     """
-    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForMaskedLM
 
-    kind = type(config)
-    is_decoder = not any(
-        has_auto_model(other, kind) for other in (AutoModelForMaskedLM, AutoModelForSeq2SeqLM)
-    )
+    kind, two_parts = type(config), config.is_encoder_decoder
+    suits = {
+        "AutoModelForCausalLM": not two_parts and not has_auto_model(AutoModelForMaskedLM, kind),
+        "AutoModelForSeq2SeqLM": two_parts,  # not a decoder behind an audio tower
+    }
     return [
         task
         for task, name in AUTO_CLASSES.items()
-        if has_auto_model(auto_class(task), kind) and (name != "AutoModelForCausalLM" or is_decoder)
+        if has_auto_model(auto_class(task), kind) and suits.get(name, True)
     ]
 
 
@@ -113,6 +115,8 @@ class ModelLayers:
     """Blocks of experts whose weights are one tensor, not layers: they get no adapter."""
     taken_for_experts: list[str]
     """Last parts of names that PEFT takes for experts, so these layers get no adapter either."""
+    other_modalities: list[str]
+    """Full names of layers that text never reaches, such as those of a vision tower."""
     task: Task
     model: "PreTrainedModel"
     """The model on the meta device: its shapes, without weights."""
@@ -139,6 +143,8 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
         and module is not output
         and name.partition(".")[0] not in new_modules
     ]
+    other_modalities = _other_modalities(model, names)
+    names = [name for name in names if name not in set(other_modalities)]
     fused_experts = sum(map(_is_fused_experts, model.modules()))
     skipped = layers_taken_for_experts(model, list(_count_leaves(names))) if fused_experts else []
     names = [name for name in names if _leaf(name) not in skipped]
@@ -150,6 +156,7 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
         new_modules=new_modules,
         fused_experts=fused_experts,
         taken_for_experts=skipped,
+        other_modalities=other_modalities,
         task=task,
         model=model,
     )
@@ -195,6 +202,49 @@ def _new_modules(model: "PreTrainedModel") -> list[str]:
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
+
+
+_READS_TEXT = ("input_ids", "inputs", "inputs_embeds")
+"""Main inputs of models that read text; towers read `pixel_values` or `input_features`."""
+
+
+def _other_modalities(model: "PreTrainedModel", names: list[str]) -> list[str]:
+    """The layers that only pictures or sound pass through: towers and projectors.
+
+    An encoder-decoder passes text through all of its parts but its towers. Other models pass it
+    through the part that has the text configuration.
+    """
+    from transformers import PreTrainedModel
+
+    parts = {
+        name: part for name, part in model.named_modules() if isinstance(part, PreTrainedModel)
+    }
+    if model.config.is_encoder_decoder:
+        towers = [n for n, part in parts.items() if part.main_input_name not in _READS_TEXT]
+        return [name for name in names if name.startswith(tuple(f"{tower}." for tower in towers))]
+    text = text_config(model.config)
+    inside = tuple(f"{name}." for name, part in parts.items() if name and part.config is text)
+    if text is model.config or not inside:
+        return []
+    return [name for name in names if not name.startswith(inside)]
+
+
+def text_config(config: "PreTrainedConfig") -> Any:
+    """The configuration of the part that writes text: the config itself unless it is composite."""
+    from transformers import PreTrainedConfig
+
+    parts = (getattr(config, name, None) for name in ("text_config", "decoder", "generator"))
+    return next((part for part in parts if isinstance(part, PreTrainedConfig)), config)
+
+
+def set_pad_token(model: "PreTrainedModel | PeftModel", pad_token_id: int) -> None:
+    """Set the padding token where the model has none. A classifier looks for the last text token.
+
+    Composite configurations have it in their text part, and heads read it from either.
+    """
+    for config in (model.config, text_config(model.config)):
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = pad_token_id
 
 
 def _is_fused_experts(module: "Module") -> bool:
@@ -300,6 +350,19 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
                 f"The base model has no module {name!r} to save. {hint.strip()}",
             )
     return list(dict.fromkeys([*layers.new_modules, *(recipe.modules_to_save or [])]))
+
+
+def excluded_modules(
+    layers: ModelLayers, targets: Sequence[str], saved: Sequence[str]
+) -> list[str]:
+    """Full names of layers that PEFT would adapt by their last part, but that must get no adapter.
+
+    Args:
+        layers: of the base model.
+        targets: what PEFT gets as `target_modules`.
+        saved: the modules that are saved whole.
+    """
+    return [*fully_trained_modules(layers, saved), *_matching(layers.other_modalities, targets)]
 
 
 def fully_trained_modules(layers: ModelLayers, saved: Sequence[str]) -> list[str]:

@@ -15,9 +15,10 @@ from peft_space.models.architecture import (
     CLASSIFYING,
     ModelLayers,
     auto_class,
-    fully_trained_modules,
+    excluded_modules,
     linear_layers,
     modules_to_save,
+    set_pad_token,
     target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
@@ -25,6 +26,7 @@ from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
     quantization_config,
     quantization_of,
+    replace_missing_quantized_layers,
 )
 from peft_space.models.repo_files import (
     Fault,
@@ -119,6 +121,7 @@ def load_base_model(
             raise
         raise _loading_error(base, error) from error
     sanitize_generation_config(model)
+    replace_missing_quantized_layers(model, info["missing_keys"])
     force_float32_and_disable_repacking(model, getattr(torch, dtype))
     model.untrained_modules = _untrained_modules(base, task_spec, layers, info["missing_keys"])
     return model
@@ -231,6 +234,7 @@ def adapter_config(
     from peft import LoraConfig
 
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
+    targets = target_modules(recipe, layers)
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
@@ -239,8 +243,8 @@ def adapter_config(
         bias=recipe.lora_bias,
         use_rslora=recipe.method == "rslora",
         use_dora=recipe.method == "dora",
-        target_modules=target_modules(recipe, layers),
-        exclude_modules=fully_trained_modules(layers, saved_modules) or None,
+        target_modules=targets,
+        exclude_modules=excluded_modules(layers, targets, saved_modules) or None,
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
     )
@@ -373,6 +377,7 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
     folder = adapter or run.adapter
     tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
     model = load_base_model(base, run.recipe, inference_dtype(), task_spec).eval()
+    set_pad_token(model, tokenizer.pad_token_id)
     if getattr(model, "is_loaded_in_4bit", False) and fits_in_memory(4 * model.num_parameters()):
         # the results stay bitwise equal, and no token has to wait for the weights to be unpacked
         model = model.dequantize()

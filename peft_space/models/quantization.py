@@ -1,6 +1,7 @@
 """Decides how a base model is quantized: as the recipe says, or as its authors published it."""
 
 import importlib.util
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.bitsandbytes import keep_4bit_layer_exact
@@ -35,6 +36,28 @@ def force_float32_and_disable_repacking(model: "PreTrainedModel", dtype: "torch.
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
+
+
+def replace_missing_quantized_layers(model: "PreTrainedModel", missing: Iterable[str]) -> None:
+    """Make a quantized layer whose weight the base's files lack a plain linear layer.
+
+    transformers initializes such a weight, of a pooler for instance, and leaves it unquantized
+    inside the quantized layer, which can neither compute nor be trained.
+
+    Args:
+        model: a model that was just loaded.
+        missing: names of the parameters that the files lack.
+    """
+    import bitsandbytes
+    import torch
+
+    quantized = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in missing):
+        layer = model.get_submodule(path)
+        if isinstance(layer, quantized) and type(layer.weight) is torch.nn.Parameter:
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, device="meta")
+            plain.weight, plain.bias = layer.weight, layer.bias
+            model.set_submodule(path, plain)
 
 
 def _published_quantization(config: "PreTrainedConfig") -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from peft_space import hardware
 from peft_space.data.batches import Examples, example_batch
 from peft_space.data.quality import texts_of
 from peft_space.estimation.hub_hardware import zerogpu_hardware
-from peft_space.models.architecture import linear_layers, wrapped_layers
+from peft_space.models.architecture import linear_layers, text_config, wrapped_layers
 from peft_space.models.loading import load_base_model
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
@@ -97,7 +97,7 @@ def model_facts(base: BaseModelRef, recipe: Recipe, task: Task) -> ModelFacts:
     """Return the facts about the base model, with the recipe's target modules."""
     layers = linear_layers(base.config, task)
     modules = dict(layers.model.named_modules())
-    config, quantization = base.config.get_text_config(), quantization_of(recipe, base.config)
+    config, quantization = text_config(base.config), quantization_of(recipe, base.config)
     shapes = (modules[name].weight.shape for name in wrapped_layers(recipe, layers))
     return ModelFacts(
         num_parameters=layers.model.num_parameters(),

@@ -28,7 +28,7 @@ from peft_space.estimation.hub_hardware import (
 from peft_space.estimation.memory import changes_that_fit, estimate, estimate_within
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
-from peft_space.models.architecture import linear_layers
+from peft_space.models.architecture import linear_layers, text_config
 from peft_space.models.loading import inference_dtype, task_spec_for
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base, load_tokenizer
@@ -268,7 +268,7 @@ def _estimate_time(
     token_flops = flops_a_token(multiplied_parameters(config, task), task, checkpointing)
     flops = token_flops * row_tokens * rows * (2 if task == "dpo" else 1)
     batch_tokens = round(row_tokens * min(num_rows, recipe.batch_size))
-    width = config.get_text_config().hidden_size
+    width = text_config(config).hidden_size
     rate = hardware.flops_a_second(batch_tokens, width, inference_dtype())
     step = flops / rate / EFFICIENCY
     forward = (1 + extra) / (2 + checkpointing + extra)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft_space import hardware
 from peft_space.estimation.memory import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import linear_layers
+from peft_space.models.architecture import linear_layers, text_config
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
@@ -57,7 +57,7 @@ def make_plan(
     batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
-    width, steps = base.config.get_text_config().hidden_size, total_steps(recipe, len(rows))
+    width, steps = text_config(base.config).hidden_size, total_steps(recipe, len(rows))
     rate = rules.learning_rate(width, task_spec.task, steps)
     config: Any = model.peft_config["default"]
     tuner: Any = model.base_model

@@ -40,7 +40,7 @@ _KNOWN_FIELDS = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules",
     "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
     "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
-    "target_parameters",
+    "target_parameters", "exclude_modules",
 }  # fmt: skip
 """Fields of an adapter's config that are kept."""
 _IGNORED_FIELDS = {
@@ -247,7 +247,7 @@ def _check_fields(config: Mapping[str, Any], name: str) -> None:
             f"{name}: r and lora_alpha in its adapter_config.json are not numbers. "
             "Save the adapter again.",
         )
-    for field in ("target_modules", "modules_to_save"):
+    for field in ("target_modules", "modules_to_save", "exclude_modules"):
         value = config.get(field)
         names = value if isinstance(value, list) else []
         valid = all(isinstance(item, str) and _MODULE.fullmatch(item) for item in names)

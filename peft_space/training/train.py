@@ -24,6 +24,7 @@ from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError, oom_device
+from peft_space.models.architecture import set_pad_token
 from peft_space.models.loading import inference_dtype, load_base_model, new_adapter, task_spec_for
 from peft_space.models.lora_init import (
     FROM_BASE,
@@ -334,9 +335,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     set_seed(recipe.seed)  # the adapter's initial weights are random
     free_memory = hardware.free_memory()
     model = cache.take(run, plan, checkpoint) or _load_model(run, base, task_spec)
-    if model.config.pad_token_id is None:
-        # a classifier looks for the last token before the padding
-        model.config.pad_token_id = tokenizer.pad_token_id
+    set_pad_token(model, tokenizer.pad_token_id)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory)
     elif plan.num_processes != distributed.num_processes():

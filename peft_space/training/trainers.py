@@ -129,7 +129,13 @@ def make_trainer(
         trainer = trainer_with_row_order(
             order,
             model=model,
-            args=TrainingArguments(**arguments, prediction_loss_only=not task_spec.labels),
+            args=TrainingArguments(
+                **arguments,
+                prediction_loss_only=not task_spec.labels,
+                # Trainer would look for it in the signature of `forward`, and some heads only
+                # take it among other arguments: then it would evaluate without a loss
+                label_names=["labels"],
+            ),
             train_dataset=train,
             eval_dataset=held_out,
             data_collator=collate,

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from peft_space import operations
 from peft_space.demo import MODEL_DIR
@@ -21,6 +22,10 @@ from peft_space.recipe import Recipe
 from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
+from peft_space.training.prepare import make_run
+from peft_space.training.train import train
+from tests.fixtures import tiny_models
+from tests.fixtures.task_rows import WORDS, labelled
 
 ROOT = Path(__file__).parents[2]
 GPTQ = {
@@ -216,3 +221,16 @@ def test_a_base_in_nf4_answers_the_same_packed_and_unpacked(nf4_run, monkeypatch
             logits.append(model(input_ids=torch.arange(5, 25)[None]).logits)
     assert logits[0].dtype == logits[1].dtype == torch.float32
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_encoder_whose_file_lacks_its_pooler_is_trained_quantized(kind, tmp_path, write):
+    folder = tiny_models.bert(tmp_path / "base", WORDS)  # saved from a masked LM, without a pooler
+    recipe = Recipe(base_model=folder, quantization=kind, max_steps=2, batch_size=4, max_length=64)
+    run = make_run(tmp_path / "run", str(write("rows.json", labelled())), recipe)
+    with run.lock():
+        train(run)
+    saved = set(load_file(run.adapter / "adapter_model.safetensors"))
+    assert "base_model.model.bert.pooler.dense.weight" in saved
+    scores = operations.evaluate(str(run.directory))
+    assert scores["adapter"]["loss"] != scores["base"]["loss"]

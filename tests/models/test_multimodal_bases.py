@@ -1,0 +1,80 @@
+"""Models with a vision tower learn from text, and the tower gets no adapter."""
+
+import pytest
+from safetensors.torch import load_file
+
+from peft_space import operations
+from peft_space.models.architecture import linear_layers, set_pad_token, text_config
+from peft_space.models.loading import load_base_model, new_adapter
+from peft_space.models.resolve import find_base
+from peft_space.recipe import Recipe
+from peft_space.runs.events import Finished
+from peft_space.training.prepare import make_run
+from peft_space.training.train import train
+from tests.fixtures import tiny_models
+from tests.fixtures.task_rows import labelled
+
+MAKERS = {"Gemma 3": tiny_models.gemma3, "Qwen3.5": tiny_models.qwen3_5}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def base(request, tmp_path_factory):
+    """The folder of a tiny model with a vision tower."""
+    return MAKERS[request.param](tmp_path_factory.mktemp("multimodal") / "base")
+
+
+def _train(run):
+    with run.lock():
+        return train(run)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_text_is_trained_scored_merged_and_imported(base, quantization, tmp_path):
+    recipe = Recipe(
+        base_model=base, quantization=quantization, max_steps=3, batch_size=4, max_length=128
+    )
+    run = make_run(tmp_path / "run", "demo", recipe)
+    assert isinstance(_train(run), Finished)
+
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert weights
+    assert not [name for name in weights if "vision" in name or "visual" in name]
+    assert all(value.any() for name, value in weights.items() if "lora_B" in name)
+    scores = operations.evaluate(str(run.directory))
+    assert scores["adapter"]["loss"] < scores["base"]["loss"]
+    answers = operations.compare(str(run.directory), ["Hello"], sampling={"max_new_tokens": 4})
+    assert answers["fairness"]["fair"]
+    merged = operations.export(str(run.directory), str(tmp_path / "merged"), {"target": "merged"})
+    assert merged["proof"]["passed"]
+
+    imported = operations.import_adapter(
+        str(tmp_path / "again"),
+        str(run.adapter),
+        "demo",
+        {"quantization": quantization, "max_steps": 1, "batch_size": 4, "max_length": 128},
+    )
+    assert operations.evaluate(imported["run"])["adapter"] == scores["adapter"]
+
+
+def test_a_classifier_finds_the_end_of_a_padded_text(base, tmp_path, write):
+    rows = str(write("rows.json", labelled()))
+    recipe = Recipe(
+        base_model=base, max_steps=2, batch_size=4, max_length=64, target_modules="attention"
+    )
+    assert isinstance(_train(make_run(tmp_path / "run", rows, recipe)), Finished)
+
+
+def test_layers_of_the_tower_are_neither_offered_nor_matched_by_name(base):
+    layers = linear_layers(find_base(base).config)
+    assert not [name for name in layers.names if "vis" in name]
+    recipe = Recipe(base_model=base, quantization="none", target_modules=sorted(layers.counts))
+    model = load_base_model(find_base(base), recipe, "float32")
+    adapted = new_adapter(model, recipe, find_base(base))
+    assert sorted(adapted.base_model.targeted_module_names) == sorted(layers.names)
+
+
+def test_the_padding_token_is_set_in_each_part_of_the_config(base):
+    model = load_base_model(find_base(base), Recipe(quantization="none"), "float32")
+    set_pad_token(model, 3)
+    pads = {model.config.pad_token_id, text_config(model.config).pad_token_id}
+    assert None not in pads
