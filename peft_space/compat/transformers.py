@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Sampler
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 
 def render_chat_template(
@@ -102,6 +102,18 @@ def trainer_with_row_order(order: Sampler[int] | None, **kwargs: Any) -> Trainer
             return 0  # not reported anywhere, and counting visits all parameters in every step
 
     return OrderedTrainer(**kwargs)
+
+
+def use_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """Make a Trainer use one GPU of those that this process sees.
+
+    Otherwise a Trainer that no launcher started multiplies the batch by the number of GPUs, wraps
+    the model in `DataParallel`, and adds up the losses of quantized models. Sets `_n_gpu`, which
+    the first use of `device` computes.
+    """
+    assert arguments.device is not None
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def float32_modules(model: PreTrainedModel) -> Iterable[str]:

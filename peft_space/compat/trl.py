@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_space.compat.transformers import use_one_gpu
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
@@ -53,7 +55,8 @@ def preference_trainer(
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             pass  # the app writes its own
 
-    trainer = TokenizedRowsTrainer(model=model, args=config_class(**arguments), **kwargs)
+    config = use_one_gpu(config_class(**arguments))
+    trainer = TokenizedRowsTrainer(model=model, args=config, **kwargs)
     if "ref" in model.peft_config:
         model.delete_adapter("ref")
     for parameter in model.parameters():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from peft_space.compat.transformers import trainer_with_row_order
+from peft_space.compat.transformers import trainer_with_row_order, use_one_gpu
 from peft_space.compat.trl import preference_trainer
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import Examples, collator_of
@@ -129,12 +129,14 @@ def make_trainer(
         trainer = trainer_with_row_order(
             order,
             model=model,
-            args=TrainingArguments(
-                **arguments,
-                prediction_loss_only=not task_spec.labels,
-                # Trainer would look for it in the signature of `forward`, and some heads only
-                # take it among other arguments: then it would evaluate without a loss
-                label_names=["labels"],
+            args=use_one_gpu(
+                TrainingArguments(
+                    **arguments,
+                    prediction_loss_only=not task_spec.labels,
+                    # Trainer would look for it in the signature of `forward`, and some heads only
+                    # take it among other arguments: then it would evaluate without a loss
+                    label_names=["labels"],
+                )
             ),
             train_dataset=train,
             eval_dataset=held_out,

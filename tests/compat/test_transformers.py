@@ -18,6 +18,7 @@ from peft_space.compat.transformers import (
     render_chat_template,
     special_tokens_as_text,
     trainer_with_row_order,
+    use_one_gpu,
 )
 from peft_space.demo import MODEL_DIR
 
@@ -85,3 +86,11 @@ def test_special_tokens_are_plain_text_only_inside_the_context(tokenizer):
     with special_tokens_as_text(tokenizer):
         assert tokenizer.eos_token_id not in backend.encode(special, add_special_tokens=False).ids
     assert tokenizer.eos_token_id in backend.encode(special, add_special_tokens=False).ids
+
+
+def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4)
+    assert use_one_gpu(arguments).n_gpu <= 1
+    assert (arguments.train_batch_size, arguments.eval_batch_size) == (4, 8)
