@@ -1,4 +1,4 @@
-"""The claims that the benchmarks check: each with its script, its bar and how figures become text.
+"""The claims that the benchmarks check, each with its script, its bar and its text.
 
 `python -m benchmarks --record` stores the result of a script in benchmarks/results/, one JSON file
 per run. The table of docs/benchmarks.md is generated from the newest record of each claim.
@@ -100,7 +100,7 @@ def _trl_native(lines: list[Json]) -> Json:
 CLAIMS: dict[str, Claim] = {
     "startup": Claim(
         "startup_time",
-        "The page starts in about the time of `import gradio`",
+        "The page starts about as fast as `import gradio`",
         _NO_BAR,
         lambda lines: f"{lines[0]['ratio']} times ({lines[0]['page_seconds']} s)",
     ),
@@ -149,7 +149,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "compare_base": Claim(
         "compare",
-        "The base column answers as transformers does with the base alone",
+        "The base column gives the same answers as the base alone in transformers",
         "0 of 1,000 answers differ",
         lambda lines: (
             f"{_line(lines, prompts=...)['base_column_mismatches']} of "
@@ -165,7 +165,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "rank_reduction": Claim(
         "rank_sweep",
-        "A rank-64 adapter keeps its loss when it is cut to the rank that it uses",
+        "A rank-64 adapter keeps its loss when the app reduces it to the rank that it uses",
         _NO_BAR,
         lambda lines: (
             f"{lines[-1]['change_of_held_out_loss_percent']:+} % loss at rank {lines[-1]['used']}"
@@ -187,7 +187,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "crash_recovery": Claim(
         "crash_recovery",
-        "A killed run ends as an uninterrupted one: losses, adapter bytes, events",
+        "A killed run ends like an uninterrupted one: same losses, adapter bytes and events",
         "0 problems",
         _crashes,
         _no_problems,
@@ -249,7 +249,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "zerogpu": Claim(
         "zerogpu",
-        "On ZeroGPU most of the time of a slice is training (a CPU as stand-in for the GPU)",
+        "On ZeroGPU a slice spends most of its time on training (a CPU stands in for the GPU)",
         "85 % of used time",
         lambda lines: (
             f"{lines[-1]['useful_share_percent']} % of used time, "
@@ -269,7 +269,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "gptq_awq": Claim(
         "gptq_awq",
-        "GPTQ and AWQ bases can be trained on a CPU, with the logits of plain PEFT",
+        "The app trains GPTQ and AWQ bases on a CPU, with the logits of plain PEFT",
         "difference 1e-4",
         lambda lines: "; ".join(
             f"{line['method']}: held-out loss {line['base_held_out_loss']} to "

@@ -1,9 +1,9 @@
 """Compares both columns with one: time, memory, and equality of the base column.
 
-`python -m benchmarks.compare [PROMPTS]`. Times are taken in turn in one process, and their medians
-are printed. Memory is the peak resident memory of a process with one base and its adapter, or with
-a base and a second base with the adapter, both in float32, minus that of a process that has only
-imported the libraries.
+`python -m benchmarks.compare [PROMPTS]`. The script takes times in turn in one process and prints
+their medians. Memory is the peak resident memory of a process, minus that of a process that has
+only imported the libraries. One process has one base and its adapter; the other has a base and a
+second base with the adapter, both in float32.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Models, rows and timed trainings that the speed benchmarks share.
 
-Each training runs in a separate process and measures its times. `ours` is what the page starts,
-from the start of the process to its end. The others are scripts as a person writes them for the
-same rows: a bare transformers Trainer, TRL's SFTTrainer with equal settings and with its defaults,
+Each training runs in a separate process and measures its times. `ours` is the process that the page
+starts, from its start to its end. The others are scripts as a person writes them for the same rows.
+They are a bare transformers Trainer, TRL's SFTTrainer with equal settings and with its defaults,
 and a plain loop.
 """
 

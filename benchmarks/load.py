@@ -1,10 +1,11 @@
 """Lets fifty visitors of a Space upload, check and poll at once while one of them trains.
 
 `python -m benchmarks.load [--seconds 600]`. Each visitor waits 3 to 5 s between actions. Every
-value that a visitor uploads has the visitor's tag; every answer is searched for tags, and another
-visitor's tag is a fault. Printed are the faults, the tagged values, the median and 95th percentile
-of each action, the share of seconds in which a training made progress, and the memory of the app
-with its workers after each minute. Visitors, app and training share the machine's cores.
+value that a visitor uploads has the visitor's tag; the script searches every answer for tags, and
+another visitor's tag is a fault. It prints the faults, the tagged values, and the median and 95th
+percentile of each action. It also prints the share of seconds in which a training made progress,
+and the memory of the app with its workers after each minute. Visitors, app and training share the
+machine's cores.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Checks a million conversations, from a file on the disk to token ids.
 
-`python -m benchmarks.million_rows [--rows N]`. Measured are the peak memory of all processes of a
-check together (shared pages counted once), the time of the first preview in a worker that the page
-has warmed up, and rows per second. TRL prepares a part of the same rows with the same tokenizer, in
-turn with us, by medians of three; its token ids and mask must equal ours. TRL's input is already in
-memory; ours reads a file and writes one.
+`python -m benchmarks.million_rows [--rows N]`. The script measures the peak memory of all processes
+of a check together, and counts shared pages once. It also measures the time of the first preview in
+a worker that the page has warmed up, and rows per second. TRL prepares a part of the same rows with
+the same tokenizer, in turn with us. The script compares medians of three, and TRL's token ids and
+mask must equal ours. TRL's input is already in memory; ours reads a file and writes one.
 """
 
 import argparse

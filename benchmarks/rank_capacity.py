@@ -1,10 +1,11 @@
 """Tests the capacity rule where it can fail: random labels, more than an adapter can memorize.
 
-The rule (`needed_rank` in `recommend/rules.py`) says 2 bits per trained parameter. Tiny Llamas of
-four widths, adapters of four ranks on all their linear layers. Each row has random tokens and one
-of 16 random labels, 4 bits, and there are three times as many rows as the rule has room for. The
-bits learned are the decrease of the loss below chance, over all rows. The bases have learned other
-such rows in full before: an adapter can do nothing with untrained weights.
+The rule (`needed_rank` in `recommend/rules.py`) says 2 bits per trained parameter. The benchmark
+trains tiny Llamas of four widths, with adapters of four ranks on all linear layers. Each row has
+random tokens and one of 16 random labels, which is 4 bits. There are three times as many rows as
+the rule has room for. The bits learned are the decrease of the loss below chance, over all rows.
+The bases have learned other such rows in full before: an adapter can do nothing with untrained
+weights.
 
 `python -m benchmarks.rank_capacity` prints one JSON line per cell.
 """

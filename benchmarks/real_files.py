@@ -1,8 +1,8 @@
 """Checks the data files of a folder: `python -m benchmarks.real_files FOLDER [--steps N]`.
 
-Prints one line per file: rows, detected schema, unusable rows, findings, seconds, and, if the task
-is known, the first and last loss of a few training steps of the built-in model. `make verify` does
-not run it, because it has no such folder.
+Prints one line per file: rows, detected schema, unusable rows, findings and seconds. If it knows
+the task, it also prints the first and last loss of a few training steps of the built-in model.
+`make verify` does not run it, because it has no such folder.
 """
 
 import argparse

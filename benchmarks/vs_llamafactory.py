@@ -13,10 +13,10 @@ neither:
     lf/bin/pip uninstall -y torchvision torchaudio
     touch lf/lib/python3.*/site-packages/torchaudio.py
 
-3.5M parameters, LoRA of rank 8: 20 steps of 4 rows of 128 tokens, with equal settings and with
-the defaults of each; then one epoch of 240 rows of lognormal length (median 88 tokens, sigma
-0.8), 8 per step, with the defaults of each. `seconds` and `cpu` are of the whole command, from
-data to adapter.
+The model has 3.5M parameters, and LoRA has rank 8. First come 20 steps of 4 rows of 128 tokens,
+with equal settings and with the defaults of each. Then comes one epoch of 240 rows of lognormal
+length (median 88 tokens, sigma 0.8), 8 per step, with the defaults of each. `seconds` and `cpu` are
+of the whole command, from data to adapter.
 """
 
 import json

@@ -1,9 +1,10 @@
 """Compares tokens per second with TRL's defaults and with the fastest plain loop.
 
-`python -m benchmarks.vs_trl [REPETITIONS]`. 33M parameters, LoRA of rank 8 on all linear layers.
-TRL's defaults (bfloat16, gradient checkpointing) are timed on the CPU as it is and, if it computes
-in bfloat16 natively, also with these instructions switched off in both arms; a CPU without them is
-slower still. The loop by hand uses the fastest dtype and number of threads, each tried once here.
+`python -m benchmarks.vs_trl [REPETITIONS]`. The model has 33M parameters, and LoRA of rank 8 is on
+all linear layers. The script times TRL's defaults (bfloat16, gradient checkpointing) on the CPU as
+it is. If the CPU computes in bfloat16 natively, the script also switches these instructions off in
+both arms. A CPU without them is slower still. The loop by hand uses the fastest dtype and number of
+threads, each tried once here.
 """
 
 import itertools

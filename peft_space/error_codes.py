@@ -153,7 +153,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose another base model, or another chat template in the recipe.",
     ),
     "data.too_many_columns": (
-        "The data have more columns than the limit.",
+        "The dataset has more columns than the limit.",
         "Keep the columns that the model should see.",
     ),
     "data.unequal_columns": (
@@ -193,7 +193,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Convert the file to JSON, JSON Lines, CSV, TSV, Parquet, .xlsx, .txt or .conll.",
     ),
     "data.wrong_file_type": (
-        "The content of the file is of another type than its name says.",
+        "The content of the file does not match the type in its name.",
         "Rename, unpack or convert the file as the message says.",
     ),
     # recipe
@@ -372,7 +372,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Start a new run with a lower learning rate. If that fails, check the rows for errors.",
     ),
     "training.out_of_memory": (
-        "Training needs more memory than there is, even after the app reduced its use.",
+        "Training needs more memory than the machine has, even after the app reduced its use.",
         "Resume with shorter rows, use 4-bit quantization, or choose a smaller base model.",
     ),
     "training.plan_missing": (
@@ -623,7 +623,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "hub.not_a_backup": (
         "The dataset does not contain a stored run that can be opened.",
-        "Check the name, or save the run again from where it was trained.",
+        "Check the name, or back up the run again where you trained it.",
     ),
     "hub.not_a_clone": (
         "The app does not run from a git clone, so it cannot tell which files to upload.",
@@ -638,7 +638,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Unset HF_HUB_OFFLINE and try again.",
     ),
     "hub.other_device": (
-        "A CPU cannot resume the checkpoints of a GPU, nor a GPU those of a CPU.",
+        "A CPU cannot resume a GPU's checkpoints, and a GPU cannot resume a CPU's.",
         "Choose hardware of the same kind, or train the recipe again.",
     ),
     "hub.payment_required": (
@@ -678,7 +678,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Try again in a few minutes.",
     ),
     "hub.smoke_test_failed": (
-        "A page did not work as expected.",
+        "A page did not behave as expected.",
         "Read the log of the page.",
     ),
     "hub.tracked_file_missing": (
@@ -700,11 +700,11 @@ CODES: dict[str, tuple[str, str]] = {
     # runs
     "runs.archive_damaged": (
         "A file of the stored run is missing or has changed.",
-        "Try again, or save the run again from where it was trained.",
+        "Try again, or save the run again where you trained it.",
     ),
     "runs.archive_foreign_file": (
         "The stored run contains a file that no run has.",
-        "Do not use it. Save the run again from where it was trained.",
+        "Do not use it. Save the run again where you trained it.",
     ),
     "runs.archive_too_large": (
         "The stored run has more or larger files than the limits allow.",
@@ -736,7 +736,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "runs.storage_quota": (
         "Your runs use all the storage that a visitor may use.",
-        "Download what you need, then delete a run.",
+        "Download the files that you need, then delete a run.",
     ),
     "runs.too_many_open": (
         "You have reached the limit of queued and running trainings.",
@@ -768,11 +768,11 @@ CODES: dict[str, tuple[str, str]] = {
         "Try again later.",
     ),
     "runtime.one_at_a_time": (
-        "Another run of yours is being trained, and a page trains one at a time.",
+        "Another of your runs is training, and a page trains one at a time.",
         "Wait for it, or pause it first.",
     ),
     "runtime.shorter_rows_do_not_help": (
-        "The run did not run out of memory, or its rows cannot be shorter.",
+        "The run did not run out of memory, or the app cannot shorten its rows.",
         "Resume it without halving its length limit.",
     ),
     "runtime.sign_in_expired": (
@@ -789,7 +789,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "runtime.visitor_left": (
         "The page was closed while it waited for a GPU.",
-        "Try again. It continues from what was saved.",
+        "Try again. The app continues from the saved work.",
     ),
     # operations
     "operations.invalid_argument": (
@@ -847,7 +847,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Use letters and digits, and end it in .jsonl, .json, .csv, .tsv, .txt or .conll.",
     ),
     "web.no_adapter_named": (
-        "An adapter was to be imported, but none was named or uploaded.",
+        "You asked to import an adapter, but did not name or upload one.",
         "Enter the adapter's name on the Hub, or upload a .zip of it.",
     ),
     "web.no_data": (
@@ -876,7 +876,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "web.nothing_to_resume": (
         "The run is queued, training or finished.",
-        "Call /status to see how far it is.",
+        "Call /status to see its progress.",
     ),
     "web.text_too_large": (
         "An uploaded text exceeds the size limit of data files.",
@@ -887,7 +887,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Reload the page. A program passes the owner secret that it got when it started the run.",
     ),
     "web.zip_not_uploaded": (
-        "On a Space, a .zip was named but not uploaded.",
+        "On a Space, the request names a .zip file that you did not upload.",
         "Upload the file, or enter the adapter's name on the Hub.",
     ),
 }

@@ -9,7 +9,7 @@ from peft_space.redaction import redact
 class UserError(Exception):
     """A mistake that the user can fix.
 
-    The message says what was found, where, and what to do. Every surface shows it unchanged.
+    The message names the problem, its place and the fix. Every surface shows it unchanged.
 
     Args:
         code: a stable name such as "data.empty_file". Programs and tests rely on it; the message
@@ -36,13 +36,13 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(
             "machine.disk_full",
             "The disk is full. Free some space. Then try again, or resume the training: "
-            "everything saved so far is kept.",
+            "the app keeps all saved work.",
         )
     if device := oom_device(error):
         return UserError(
             "machine.out_of_memory",
             f"{device} does not have enough memory for this. Set a smaller batch_size or "
-            "max_length in the recipe, hold the base model in 4 bits (quantization nf4), or "
+            "max_length in the recipe, load the base model in 4 bits (quantization nf4), or "
             "choose a smaller base model.",
         )
     return None

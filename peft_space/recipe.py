@@ -16,8 +16,8 @@ TrainOn = Literal["automatic", "all_assistant", "last_assistant", "all_tokens", 
 Task = Literal[
     "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"
 ]
-"""The training task: continue a text, write a text from another one, label a text, tag its tokens,
-prefer one of two answers (dpo), or learn from answers rated good or bad (kto)."""
+"""The training task: continue a text, write a text from another one, label a text, or tag its
+tokens. Also: prefer one of two answers (dpo), or learn from answers rated good or bad (kto)."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,9 @@ class Recipe(BaseModel):
     def alpha(self) -> int:
         """`lora_alpha`, or the default of the method if it is empty.
 
-        LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank. rsLoRA scales by
-        alpha / sqrt(rank), and 16 gives the same scale of 2 at rank 64. PiSSA and LoftQ start from
-        a part of the base weights, which a scale of 1 leaves unchanged.
+        LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank. The scale in rsLoRA
+        is alpha / sqrt(rank), so 16 gives the same scale of 2 at rank 64. PiSSA and LoftQ start
+        from a part of the base weights, which a scale of 1 leaves unchanged.
         """
         if self.lora_alpha is not None:
             return self.lora_alpha

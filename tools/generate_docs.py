@@ -1,6 +1,6 @@
-"""Writes the parts of the documentation that follow from the code: `python tools/generate_docs.py`.
+"""Writes the parts of the documentation that the code determines: `python tools/generate_docs.py`.
 
-Each part stands between `<!-- generated: NAME -->` and `<!-- end -->`. A test checks that they are
+Each part is between `<!-- generated: NAME -->` and `<!-- end -->`. A test checks that they are
 current.
 """
 

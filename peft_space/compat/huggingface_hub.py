@@ -1,4 +1,4 @@
-"""What the Hub's errors mean, and the private parts of `huggingface_hub` that the app uses."""
+"""Explains the Hub's errors, and imports the private parts of its client that the app uses."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -41,11 +41,11 @@ _NO_REASONS: Mapping[FailureCode, str] = {}
 
 
 class HubFailure(NamedTuple):
-    """Why the Hub did not do what the app asked."""
+    """The reason why a request to the Hub failed."""
 
     code: FailureCode
     reason: str
-    """Completes the sentence "X failed: …"; it says what to do and has no period at its end."""
+    """Completes the sentence "X failed: …"; it gives the fix and has no period at its end."""
 
 
 def explain_hub_error(
@@ -55,7 +55,7 @@ def explain_hub_error(
     revision: str | None = None,
     reasons: Mapping[FailureCode, str] = _NO_REASONS,
 ) -> HubFailure | None:
-    """Return what an exception of the Hub's client means.
+    """Return the meaning of an exception of the Hub's client.
 
     Args:
         error: the exception, or one that was raised from it.

@@ -1,1 +1,1 @@
-"""From a file to token ids: read it, recognise its shape, check it, render it."""
+"""Turns a file into token ids: reads it, detects its schema, checks it, and renders it."""

@@ -59,7 +59,7 @@ class Table:
     columns: list[str]
     num_rows: int
     notes: list[str]
-    """What was detected in the files: encoding, separator, missing header."""
+    """Facts detected in the files: encoding, separator, missing header."""
     path: Path
     begins: list[tuple[str, int]]
     """(file, number of rows before it), for each file."""

@@ -149,10 +149,10 @@ def estimate_within(
 def surely_fits(layers: ModelLayers, batch_size: int, length: int, num_bytes: int) -> bool:
     """Return True if a training needs far less than `num_bytes`, by a rule with a margin of four.
 
-    Without gradient checkpointing, a step takes 34 bytes for each token, layer and unit of width,
-    and 5 for each pair of tokens and attention head, in 16 bits (arXiv 2205.05198, section 4). This
-    is doubled for 32 bits. Add 16 bytes for each token and word of the vocabulary, and 8 for each
-    parameter.
+    Without gradient checkpointing, a step in 16 bits takes 34 bytes for each token, layer and unit
+    of width. It takes 5 more for each pair of tokens and attention head (arXiv 2205.05198, section
+    4). A step in 32 bits takes twice that. Add 16 bytes for each token and word of the vocabulary,
+    and 8 for each parameter.
     """
     config = text_config(layers.model.config)
     per_block = 68 * config.hidden_size + 10 * config.num_attention_heads * length

@@ -93,9 +93,9 @@ def result(run: Run) -> dict[str, Any]:
     """The result of the vote so far.
 
     Returns:
-        Wins of `adapter`, `base` and `neither`; `same`, the prompts with equal answers;
-        `left_to_vote`; `win_rate` of the adapter among the decided pairs with its 95 % `interval`
-        (Wilson); a summary in `words`; and all `votes`.
+        Wins of `adapter`, `base` and `neither`, a summary in `words`, and all `votes`. `same`
+        counts the prompts with equal answers, and `left_to_vote` the open pairs. `win_rate` is the
+        adapter's among the decided pairs, with its 95 % `interval` (Wilson).
     """
     stored = _read(run)
     votes = [

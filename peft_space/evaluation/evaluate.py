@@ -525,8 +525,8 @@ def _kl_and_agreement(
     """Compare the next-token distributions of both sides at the places of an answer.
 
     Returns:
-        The sum of the KL divergences of the adapter from the base, in nats; the number of places
-        with the same likeliest token; and the number of places.
+        The sum of the adapter's KL divergences from the base, in nats; the number of places with
+        the same most likely token; and the number of places.
     """
     prompt = prompt_ids(adapted.tokenizer, messages)
     text_ids = adapted.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

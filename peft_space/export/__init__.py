@@ -1,1 +1,1 @@
-"""Takes a trained adapter out of its run, in a form that others can use."""
+"""Exports a trained adapter from its run, in a form that others can use."""

@@ -1,7 +1,7 @@
 """Merges a run's adapter into its base model, layer by layer in float32, and writes the result.
 
-Memory holds one layer and one shard, whatever the size of the model: the base's files are mapped,
-and if memory is short, merged layers are stored in unnamed temporary files. PEFT merges each layer;
+The peak memory is one layer and one shard, for a model of any size. The app maps the base's files,
+and if memory is short, stores merged layers in unnamed temporary files. PEFT merges each layer;
 transformers writes the weights under the base's own names.
 """
 
@@ -245,7 +245,7 @@ def _without_quantization(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def _upcast_saved_modules(model: "PreTrainedModel", config: "LoraConfig") -> None:
-    """Convert to float32 what the adapter replaces: trained biases and modules saved in full."""
+    """Convert to float32 the adapter's replacements: trained biases and modules saved in full."""
     saved = tuple(config.modules_to_save or ())
     for name, module in model.named_modules():
         if saved and name.endswith(saved):

@@ -46,7 +46,7 @@ class ModelFormat:
 def write_card(
     run: Run, folder: Path, data: TrainingData, plan: Plan, model_format: ModelFormat | None = None
 ) -> None:
-    """Write README.md and the loss plot into `folder`, from what the run contains now.
+    """Write README.md and the loss plot into `folder`, from the current contents of the run.
 
     Args:
         run: the run that trained the adapter.

@@ -213,7 +213,7 @@ def _untranslatable(reason: str) -> UserError:
 
 
 def go_template(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Return the Go template that writes what the tokenizer's chat template writes.
+    """Return the Go template that writes the same text as the tokenizer's chat template.
 
     It omits a token that begins the text, because Ollama adds it.
 

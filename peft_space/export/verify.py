@@ -1,8 +1,8 @@
 """Verifies an export: loads the files that were written and compares their outputs.
 
-Both models answer the same held-out rows, one model in memory at a time. A text model is compared
-on the adapter's own greedy answers: if the export ranks the same token first at each position, it
-gives the same answer.
+Both models answer the same held-out rows, one model in memory at a time. The app compares a text
+model on the adapter's own greedy answers. If the export ranks the same token first at each
+position, it gives the same answer.
 """
 
 import dataclasses

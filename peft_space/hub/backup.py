@@ -134,7 +134,7 @@ class Snapshot(Archive):
             raise UserError(
                 "runs.archive_damaged",
                 f"{self.source}: {missing[0]} is missing. Nothing was imported. Save the run "
-                "again from where it was trained.",
+                "again where you trained it.",
             )
         sizes = {name: self.sizes[name] for name in names}
         archive.check_sizes(sizes, settings.max_run_bytes(), self.source)
@@ -266,7 +266,7 @@ def _reading(repo: str) -> dict[FailureCode, str]:
     """Why a stored run cannot be read."""
     advice = (
         "Use a token of its owner with read access: signing in on a Space gives access only to "
-        "what was saved from there"
+        "backups made from there"
     )
     return {
         "hub.unauthorized": f"the Hub does not accept the token for the dataset {repo!r}. {advice}",
@@ -296,5 +296,5 @@ def _check_run(directory: Path, repo: str) -> None:
         raise UserError(
             "hub.not_a_backup",
             f"The run in {repo} cannot be opened ({type(error).__name__}): its recipe or its "
-            "events are not valid. Save it again from where it was trained.",
+            "events are not valid. Save it again where you trained it.",
         ) from None

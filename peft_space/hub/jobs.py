@@ -1,4 +1,4 @@
-"""Trains a run as a Hugging Face Job: sends it, follows the job, and imports what comes back.
+"""Trains a run as a Hugging Face Job: sends it, follows the job, and imports the results.
 
 The run travels through a private dataset of the user. `runtime/hf_job_main.py` is the job's side.
 Tokens are passed to the job as a secret and never written down.
@@ -202,7 +202,7 @@ def _check_hardware(run: Run, flavor: str, available: list[HardwareOffer]) -> No
     if plan is None:
         raise UserError(
             "hub.plan_missing",
-            "This run has checkpoints but no plan.json, which says how it computes. Restore that "
+            "This run has checkpoints but no plan.json, which has its settings. Restore that "
             "file, or train the recipe again.",
         )
     if plan.device != offer.kind.device:
@@ -237,7 +237,7 @@ def _upload(repository: RunRepository, run: Run) -> tuple[str, list[str]]:
 
 
 def poll(run: Run, token: str | None) -> bool:
-    """Import what the job has sent since the last call. Needs the run's lock.
+    """Import the files that the job has sent since the last call. Needs the run's lock.
 
     Returns:
         True if the job has ended.
@@ -269,14 +269,14 @@ def poll(run: Run, token: str | None) -> bool:
 
 
 def cancel(run: Run, token: str | None) -> None:
-    """End the job. The next `poll` imports what it has sent.
+    """End the job. The next `poll` imports its files.
 
     Raises:
         UserError: the run has no job, or the Hub rejects the request.
     """
     submitted = _submitted(run)
     api, _ = _signed_in(token)
-    with _hub_errors(submitted.repo, "The job was not cancelled"):
+    with _hub_errors(submitted.repo, "The job was not canceled"):
         job = _job(api, submitted)
         if job and job.status.stage not in TERMINAL_JOB_STAGES:
             api.cancel_job(job_id=submitted.job, namespace=submitted.owner)
@@ -300,7 +300,7 @@ def _job(api: HfApi, submitted: events.SubmittedToJob) -> JobInfo | None:
 
 
 def _download(repository: RunRepository, run: Run) -> list[bytes]:
-    """Install what is new in the newest commit. Returns the lines of the job's events."""
+    """Install the new files of the newest commit. Returns the lines of the job's events."""
     known = _read_known(run)
     with tempfile.TemporaryDirectory(dir=run.directory, prefix=".job-") as scratch:
         snapshot = repository.snapshot(scratch)
@@ -335,7 +335,7 @@ def _write_known(run: Run, manifest: Manifest) -> None:
 
 
 def _comes_back(name: str) -> bool:
-    """Return False for what a job cannot change, and for events, which are merged."""
+    """Return False for files that a job cannot change, and for events, which are merged."""
     return not name.startswith("data/") and name not in ("recipe.json", "run.json", "events.jsonl")
 
 
@@ -353,7 +353,7 @@ def _save_log(api: HfApi, run: Run, submitted: events.SubmittedToJob) -> None:
 
 
 def _parse_events(lines: list[bytes]) -> list[events.Event]:
-    """Parse what a job has sent. The dataset belongs to the user, so others can write to it.
+    """Parse the events of a job. The dataset belongs to the user, so others can write to it.
 
     Raises:
         UserError: an event is invalid, or cannot come from a training.
@@ -418,7 +418,7 @@ def _events_of_lost_job(
     if stage == "CANCELED":
         why = f"Training resumes {position}, here or in another job."
         return [
-            events.Notice(what="The job was cancelled.", why=why),
+            events.Notice(what="The job was canceled.", why=why),
             events.Paused(step=max(steps, default=0)),
         ]
     seconds = job.durations.running_secs if job and job.durations else None
@@ -474,7 +474,7 @@ def watch_job(
     between: float = SECONDS_BETWEEN,
     on_failure: Callable[[str], None] = print,
 ) -> None:
-    """Import what the job sends until it ends. Needs the run's lock.
+    """Import the job's files until it ends. Needs the run's lock.
 
     Args:
         run: it has a job.

@@ -1,7 +1,8 @@
 """Checks the JSON files of a stranger's model before any library opens them.
 
-What is not known to be harmless is rejected. A model's own code never runs: transformers gets
-`trust_remote_code=False` everywhere, and this module rejects other ways to bring code in.
+The checks reject everything that is not known to be harmless. A model's own code never runs:
+transformers gets `trust_remote_code=False` everywhere, and this module rejects other ways to bring
+code in.
 """
 
 import json

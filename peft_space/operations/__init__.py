@@ -1,4 +1,4 @@
-"""Everything the product does, as functions whose arguments and results are plain JSON values."""
+"""Every feature of the product, as a function with plain JSON arguments and results."""
 
 from peft_space.operations.data import check, show_rows
 from peft_space.operations.evaluation import compare, evaluate, vote, vote_pairs, vote_results
@@ -26,4 +26,4 @@ __all__ = [
 ]  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {one.function.__name__: one for one in REGISTRY.values()}
-"""What a worker process can be asked for, by the name of the function."""
+"""The requests that a worker process accepts, by the name of the function."""

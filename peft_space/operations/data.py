@@ -1,4 +1,4 @@
-"""Shows what is in data files, and how a recipe renders their rows for training."""
+"""Shows the contents of data files, and how a recipe renders their rows for training."""
 
 import contextlib
 import json
@@ -67,7 +67,7 @@ def check(
     rows_shown: int = 50,
     report: Progress = None,
 ) -> Json:
-    """Show what is in a dataset, and which rows cannot be used.
+    """Show the schema of a dataset, and the rows that cannot be used.
 
     With a recipe, also render the rows for its base model.
 
@@ -192,7 +192,7 @@ def show_rows(
     held_out: HeldOut = None,
     column_mapping: ColumnMapping = None,
 ) -> Json:
-    """Show rows as they are rendered for training.
+    """Show rows as the app renders them for training.
 
     Args:
         numbers: the numbers of the rows, from 1.
@@ -235,7 +235,7 @@ def _task(recipe: Recipe, schema: Any) -> Task:
 
 
 def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
-    """Rows as they are trained, for a preview."""
+    """Rows as the trainer sees them, for a preview."""
     from peft_space.data.tokenization.tokenize import preview
     from peft_space.models.resolve import find_base, load_tokenizer
 
@@ -246,7 +246,7 @@ def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
 
 @operation(group="data", internal="The page prepares its worker processes with it.")
 def warm() -> Json:
-    """Import what a check of data needs, which takes seconds."""
+    """Import the modules that a check of data needs, which takes seconds."""
     import peft_space.training.prepare
     from peft_space.models.resolve import find_base, load_tokenizer
 

@@ -126,13 +126,13 @@ def submit_job(
     group="jobs", watches_job=True, in_process=True, surfaces=("api", "page"), why_not=_IN_JOB
 )
 def follow_job(run: AnyRun, token: JobToken = None) -> Json:
-    """Bring back what the job of a run does, if nothing does so since a restart."""
+    """Download the files of a run's job, if nothing does so since a restart."""
     return {"status": Run(run).status()}
 
 
 @operation(group="jobs", watches_job=True, surfaces=("api", "page"), why_not=_IN_JOB)
 def cancel_job(run: AnyRun, token: JobToken = None) -> Json:
-    """Cancel the job of a run; the app brings back what the job has sent."""
+    """Cancel the job of a run; the app downloads the job's files."""
     from peft_space.hub import jobs
 
     jobs.cancel(Run(run), token)
@@ -173,7 +173,7 @@ def job(
     Args:
         flavor: submit the run to a job with this hardware
         timeout: the time limit of the job, such as 2h; without it, the estimate with a margin
-        follow: report what the job does until it ends
+        follow: report the job's progress until it ends
         cancel: end the job; training can resume from its last checkpoint
     """
     from peft_space.hub import jobs

@@ -1,4 +1,4 @@
-"""Answers what to know before a training: layers, recommendations, memory, time and rank."""
+"""Answers questions before a training: layers, recommendations, memory, time and rank."""
 
 import json
 import shlex
@@ -24,8 +24,9 @@ def layers(recipe: RecipeChoices = None) -> Json:
     """List the linear layers of the base model and which of them get an adapter.
 
     Returns:
-        The `layers`, those `wrapped`, the number of `trainable` parameters, how engines can serve
-        the adapter (`serving`), and the `memory` of a training at the length limit.
+        The `layers`, those `wrapped` by an adapter, and the number of `trainable` parameters.
+        `serving` says how engines can serve the adapter, and `memory` is that of a training at the
+        length limit.
     """
     from peft_space.export.serving_support import engine_support, traits_of_recipe
     from peft_space.models.architecture import (
@@ -98,8 +99,8 @@ def recommend(
     """Recommend a recipe for the data, the base model and this machine, with reasons.
 
     Returns:
-        `advice`, each item with its reason and source; the `recipe` that follows all of it; and
-        `red_lines`, with which training is not possible or not advisable.
+        `advice`, each item with its reason and source, and the `recipe` that follows all of it.
+        `red_lines` lists the settings that make training impossible or inadvisable.
     """
     from peft_space.models.resolve import find_base
     from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts

@@ -247,7 +247,7 @@ def _type_name(annotation: Any) -> str:
 
 @dataclass(frozen=True)
 class Operation:
-    """A registered function, and what the surfaces need to know about it."""
+    """A registered function, and the facts about it that the surfaces need."""
 
     function: Callable[..., Any]
     name: str

@@ -171,7 +171,7 @@ def _status_text(result: Json, arguments: Json) -> str:
 
 @operation(group="runs", in_process=True, text=_status_text)
 def status(run: AnyRun, since_step: int = 0) -> Json:
-    """Show how far the training of a run is, and what it measured.
+    """Show the progress and the measurements of a run's training.
 
     Args:
         since_step: leave out the losses up to this step

@@ -1,1 +1,1 @@
-"""What a training will take and which settings suit it, found out by running parts of it."""
+"""Finds the cost of a training, and settings that suit it, by running parts of it."""

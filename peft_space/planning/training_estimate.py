@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 EFFICIENCY = 0.5
 """Share of the speed of bare matrix products that training reaches. torchtune's fastest setting of
-Llama 3.2 3B, 8,035 tokens/s, is 0.49 of an A100's data sheet; the built-in model reached 0.4 on a
+Llama 3.2 3B, 8,035 tokens/s, is 0.49 of an A100's data sheet. The built-in model reached 0.4 on a
 2-core CPU."""
 _EXTRA_FORWARDS: dict[Task, int] = {"dpo": 1, "kto": 3}
 """Forward passes besides the trained one: of the reference, and for KTO both again with mismatched

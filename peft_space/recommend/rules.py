@@ -98,7 +98,7 @@ class Recommendation:
 class RedLine:
     """A limit that a recipe crosses: a `stop` prevents training, a `warning` does not.
 
-    `words` says what is wrong and what to do.
+    `words` gives the problem and the fix.
     """
 
     field: str
@@ -151,10 +151,10 @@ def learning_rate(
     """Recommend a learning rate for LoRA on a model of this width.
 
     5e-4 x (2000 / hidden size) ^ 0.781, rounded to two digits; 1.5 times that up to 100 steps; a
-    tenth for preferences. Source: the fit for Llama models published with "LoRA Without Regret"
-    (Thinking Machines, 2025): ten times the rate of full fine-tuning, fifteen times in runs of
-    about a hundred steps, independent of the rank. For DPO and KTO, TRL's example commands reduce
-    2e-4 to 5e-6 and less.
+    tenth for preferences. Source: the fit for Llama models in "LoRA Without Regret" (Thinking
+    Machines, 2025). It gives ten times the rate of full fine-tuning, fifteen times in runs of about
+    a hundred steps, independent of the rank. For DPO and KTO, TRL's example commands reduce 2e-4 to
+    5e-6 and less.
 
     Returns:
         The recommendation. Its `why` is a clause that follows the value and a comma.
@@ -177,10 +177,10 @@ def learning_rate(
 def bits_to_learn(data: DataFacts) -> float:
     """Estimate the information in the rows: trained tokens x bits per token, without duplicates.
 
-    Bits per token are the measured loss of the base model. If it was not measured: 1 (LoRA Without
-    Regret); 2 if the tokenizer needs many tokens per word (an assumption: the base model hardly
-    knows the texts); log2(labels) for a label or tag. A preference teaches at most 1 bit per row:
-    DPO starts from a loss of ln 2 per pair (arXiv 2305.18290).
+    Bits per token are the measured loss of the base model. Without a measurement they are 1 (LoRA
+    Without Regret), and log2(labels) for a label or tag. They are 2 if the tokenizer needs many
+    tokens per word, on the assumption that the base model hardly knows the texts. A preference
+    teaches at most 1 bit per row: DPO starts from a loss of ln 2 per pair (arXiv 2305.18290).
     """
     distinct_rows = data.num_rows * (1 - data.repeated_share)
     if data.task in ("dpo", "kto"):
@@ -244,9 +244,9 @@ def _lora_alpha(method: str) -> Recommendation:
 def _num_epochs(data: DataFacts) -> Recommendation:
     """4, 3, 2 or 1 by the number of rows; fewer for duplicates, more if the steps would be too few.
 
-    Anchors: 15 epochs on 1,000 rows (LIMA, arXiv 2305.11206), 3 on 52,000 (Stanford Alpaca); up to
-    4 epochs are about as good as new data (arXiv 2305.16264); one for preferences (TRL's example
-    commands).
+    Anchors: 15 epochs on 1,000 rows (LIMA, arXiv 2305.11206), 3 on 52,000 (Stanford Alpaca), and
+    one for preferences (TRL's example commands). Up to 4 epochs are about as good as new data
+    (arXiv 2305.16264).
     """
     preferences = data.task in ("dpo", "kto")
     by_rows = ((1_000, 4), (20_000, 3), (100_000, 2), (math.inf, 1))
@@ -484,7 +484,7 @@ def _tokens_that_fit(
     """Tokens whose activations and logits need half of the memory left by base and adapter.
 
     Bytes per token: 34 x layers x width in 16 bits (arXiv 2205.05198), twice that in the 32 bits of
-    a CPU, plus the logits (over the vocabulary or the labels), their gradient and one copy in 32
+    a CPU. Add the logits (over the vocabulary or the labels), their gradient and one copy in 32
     bits.
     """
     if machine.memory is None:

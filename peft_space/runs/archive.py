@@ -1,4 +1,4 @@
-"""The one way in which a run travels: its files, and a manifest with the SHA-256 of each.
+"""Packs a run to send it elsewhere: its files, and a manifest with the SHA-256 of each.
 
 Backups, Hugging Face Jobs and exported scripts use it. Nothing that fails a check is installed.
 """
@@ -171,7 +171,7 @@ class Archive:
         raise UserError(
             "runs.archive_damaged",
             f"{self.source}: {name} {problem}. Nothing was imported. Try again, or save the run "
-            "again from where it was trained.",
+            "again where you trained it.",
         )
 
 

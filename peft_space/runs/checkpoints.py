@@ -105,7 +105,7 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoint_provenance(folder: Path) -> Provenance:
-    """Return what a complete checkpoint was trained from."""
+    """Return the provenance of a complete checkpoint."""
     return Provenance.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8"))
 
 
@@ -124,7 +124,7 @@ def remove_all_but_newest(run: Run, best_at: Callable[[int], int | None]) -> Non
 
 
 def remove_unfinished(run: Run) -> None:
-    """Remove what a failed save left behind."""
+    """Remove the leftovers of a failed save."""
     for folder in in_order(run):
         if not (folder / MANIFEST).is_file():
             _remove(folder)

@@ -132,7 +132,7 @@ class OutOfMemory(Notice):
 
 
 class Warned(_Event):
-    """Training continues, but something is wrong: what, and what the user can do about it."""
+    """Training continues, but something is wrong. The event has the problem and the fix."""
 
     event: Literal["Warned"] = "Warned"
     step: int
@@ -156,7 +156,7 @@ class Paused(_Event):
     asked: bool = False
     """True if the user asked for it; False if the time was over."""
     why: str = ""
-    """What interrupted it, for the user; empty if nothing went wrong."""
+    """The interruption, as text for the user; empty if nothing went wrong."""
 
 
 class Stopped(_Event):

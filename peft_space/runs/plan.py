@@ -10,7 +10,7 @@ from peft_space.storage import atomic_io
 
 
 class Plan(BaseModel):
-    """What was used in addition to the recipe, which keeps what the user chose."""
+    """The settings in use, in addition to the recipe, which keeps the user's choices."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -28,8 +28,8 @@ def new_run(owner: str) -> Path:
     if limit is not None and (stored := sum(run.size() for run in list_runs(owner))) >= limit:
         raise UserError(
             "runs.storage_quota",
-            f"Your runs use {gigabytes(stored)} of your {gigabytes(limit)} quota. Download what "
-            "you need, then delete a run on the Runs tab.",
+            f"Your runs use {gigabytes(stored)} of your {gigabytes(limit)} quota. Download the "
+            "files that you need, then delete a run on the Runs tab.",
         )
     return new_run_directory(owner)
 

@@ -1,1 +1,1 @@
-"""Where a verb runs: the page itself never holds a model."""
+"""Runs operations and trainings in other processes: the page itself never loads a model."""

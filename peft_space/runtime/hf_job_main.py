@@ -94,7 +94,7 @@ def _stop_in_time(run: Run, timeout: float, ended: threading.Event) -> None:
 
 
 class Sender:
-    """Sends what is new in a run to the dataset, each time as one commit."""
+    """Sends the new files of a run to the dataset, each time as one commit."""
 
     def __init__(self, run: Run, repository: RunRepository, sent: dict[str, str]):
         """Args: `sent` is path in the run -> SHA-256, of what the dataset has already."""

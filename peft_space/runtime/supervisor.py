@@ -59,7 +59,7 @@ def start_training(run: Run, halve_max_length: bool = False, ignore_mismatch: bo
 
 
 def resume_interrupted() -> None:
-    """Resume, in the same order, what was queued or running when the machine went down."""
+    """Resume, in the same order, the runs that a stop of the machine interrupted or left queued."""
     for run in machine_queue.orphaned_runs():
         if run.status() in ("queued", "interrupted") and not _keeps_failing(run):
             run.truncate_partial_event()
@@ -148,8 +148,8 @@ class _Preparation:
     """A child process that has created a run, and waits for the locks to train it.
 
     The run does not exist when the child starts, so the child cannot inherit the run's lock. It
-    receives the descriptors over a socket. They stay locked while they are in the socket's
-    buffer, so no moment exists in which a kill of this process leaves a training without a lock.
+    receives the descriptors over a socket. They stay locked while they are in the socket's buffer.
+    So a kill of this process never leaves a training without a lock.
     """
 
     def __init__(self, arguments: Mapping[str, Any]):

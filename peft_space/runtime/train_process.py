@@ -1,7 +1,7 @@
 """The process that trains a run, on one device, or on several with `accelerate launch`.
 
-Exit status 0: the run's last event says how the training ended. 1: it failed, and the run's Failed
-event says why, if there was time to write it.
+Exit status 0: the run's last event says how the training ended. Exit status 1: it failed, and the
+run's Failed event gives the reason, if there was time to write it.
 """
 
 import argparse

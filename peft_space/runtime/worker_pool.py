@@ -1,4 +1,4 @@
-"""Runs operations in worker processes, outside the page, which therefore never holds a model."""
+"""Runs operations in worker processes, so the page itself never loads a model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs trainings and other GPU work on ZeroGPU, in slices that are each granted a GPU.
+"""Runs trainings and other GPU work on ZeroGPU, slice by slice.
 
 A slice is a function that runs in a forked process, in another thread than the main one. It takes
 paths, leaves its results on the disk, and returns errors as values, because of an exception only
@@ -176,7 +176,7 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 class GpuOperation(Protocol):
-    """What a slice needs to know about an operation."""
+    """The facts about an operation that a slice needs."""
 
     @property
     def resumable(self) -> bool:

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, file locks, and the content cache."""
+"""Atomic writes of files, file locks, and the content cache."""

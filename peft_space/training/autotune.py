@@ -1,4 +1,4 @@
-"""Chooses what a run is trained with on this machine, and reports it."""
+"""Chooses the settings that train a run on this machine, and reports them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def make_first_plan(
 
     The arguments are those of `make_plan`.
     """
-    run.append(events.Preparing(what="Measuring what is fastest on this machine"))
+    run.append(events.Preparing(what="Measuring the fastest settings on this machine"))
     recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
     plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
     write_plan(run, plan)

@@ -36,8 +36,9 @@ def _task_metrics(logs: dict[str, float]) -> dict[str, float]:
 class RunCallback(TrainerCallback):
     """Records steps, evaluations and checkpoints as events, and ends training early.
 
-    Training ends after the current step when you stop or pause it, at the deadline, at the first
-    non-finite loss, and when the evaluation loss no longer falls. It saves a checkpoint first.
+    Training ends after the current step when you stop or pause it, or at the deadline. It also ends
+    at the first non-finite loss, and when the evaluation loss no longer falls. It saves a
+    checkpoint first.
 
     Args:
         run: the run that is trained.

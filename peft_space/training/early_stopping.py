@@ -1,7 +1,7 @@
-"""Decides when training ends early and which step's adapter is kept.
+"""Decides when training ends early, and which step's adapter to keep.
 
-All decisions follow from the trainer's state, which every checkpoint holds, so a resumed training
-decides like an uninterrupted one.
+All decisions follow from the trainer's state, which every checkpoint contains. So a resumed
+training decides like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ class DivergenceDetector:
     def level(self) -> float:
         """The loss above which training diverges.
 
-        1.5 x the starting loss or, if lower, the larger of 1.5 x the best loss and the loss at
-        which half of the progress is lost.
+        At most 1.5 x the starting loss. If lower, it is the larger of 1.5 x the best loss and the
+        loss at which half of the progress is lost.
         """
         half_lost = (self.start + self._best) / 2
         return min(_DIVERGENCE_FACTOR * self.start, max(half_lost, _DIVERGENCE_FACTOR * self._best))

@@ -288,7 +288,7 @@ def _recipe_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
-    """What is known of how the adapter was made. The first training here measures the rest."""
+    """The known facts about the adapter's training. The first training here measures the rest."""
     from safetensors import safe_open
 
     with safe_open(run.adapter / _WEIGHTS, "pt") as file:

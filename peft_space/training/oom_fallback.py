@@ -1,4 +1,4 @@
-"""Reduces the memory that training needs after memory ran out, and records what changed."""
+"""Reduces the memory that training needs after memory ran out, and records the changes."""
 
 import fcntl
 

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MIN_BF16_SPEEDUP = 1.5
-"""Speedup of a layer on a CPU from which bfloat16 is used: float32 is more exact, and a layer's
-matrix products are about half of a step."""
+"""The trainer uses bfloat16 from this speedup of a layer on a CPU. Float32 is more exact, and a
+layer's matrix products are about half of a step."""
 ABORT_SLOWDOWN = 5
-"""Slowdown from which bfloat16 is not measured further: without CPU instructions for it, it is up
-to 60 times slower."""
+"""The trainer stops measuring bfloat16 from this slowdown: without CPU instructions for it,
+bfloat16 is up to 60 times slower."""
 MAX_ROUND_SECONDS = 0.3
 """The measurement ends after the round in which this time has passed, if other work slows it."""
 PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS = 2e7, 4e8
@@ -178,8 +178,8 @@ def frozen_dtype(model: PeftModel, dtype: str) -> str:
     """Return the dtype to cast the frozen weights to; empty to leave them as they were loaded.
 
     On a CPU this is the compute dtype, as on GPUs, so that activations between layers have 16 bits
-    too. Exceptions: a quantized base, whose other weights `prepare_model_for_kbit_training` makes
-    float32; DoRA, which takes the norm of weights; and trained embeddings, which make activations
+    too. There are three exceptions. `prepare_model_for_kbit_training` makes the other weights of a
+    quantized base float32. DoRA takes the norm of weights. Trained embeddings make activations
     float32, which a CPU does not mix with 16-bit norms.
 
     Args:
@@ -229,11 +229,11 @@ def cast_frozen_weights(model: PeftModel, base: BaseModelRef, task: Task, dtype:
 
 
 def avoid_repeated_casts(model: PeftModel, dtype: str) -> None:
-    """Cast once what autocast would cast to the same numbers in every step.
+    """Cast weights once that autocast would cast to the same numbers in every step.
 
-    Holds the weights of adapted linear layers in the compute dtype, and does not cast inputs to the
-    adapter's float32, from which autocast would cast them back. DoRA is left out: it takes the norm
-    of weights in the dtype of its inputs, which would change the numbers.
+    Keeps the weights of adapted linear layers in the compute dtype. Does not cast inputs to the
+    adapter's float32, because autocast would cast them back. Leaves DoRA out: it takes the norm of
+    weights in the dtype of its inputs, which would change the numbers.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -198,8 +198,8 @@ def _out_of_memory_error(run: Run, device: str) -> UserError:
 def _train_with_dtype_fallback(run: Run, options: TrainOptions) -> events.Outcome:
     """Train, and start again in float32 if the first step shows that the model needs it.
 
-    Only on one CPU: a GPU holds the base model in 16 bits whatever the plan says, and of several
-    processes each would have to start again.
+    This happens only on one CPU. A GPU has the base model in 16 bits whatever the plan says, and
+    each of several processes would have to start again.
     """
     try:
         return _train(run, options)
@@ -229,7 +229,7 @@ def _may_need_float32(run: Run, plan: Plan, error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class _TrainingSetup:
-    """What an attempt trains with, and the checkpoint it resumes from."""
+    """The settings of an attempt, and the checkpoint it resumes from."""
 
     base: BaseModelRef
     task_spec: TaskSpec
@@ -436,7 +436,7 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
 
 
 def _sort_lists(adapter_config: Path) -> None:
-    """Sort what PEFT holds as sets, whose order differs between processes."""
+    """Sort the names that PEFT stores as sets, whose order differs between processes."""
     config: dict[str, Any] = json.loads(adapter_config.read_text())
     for name in ("target_modules", "modules_to_save"):
         if isinstance(config.get(name), list):

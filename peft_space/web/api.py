@@ -238,7 +238,7 @@ def _describe(parameter: Parameter) -> str:
 
 
 def _resolve(parameter: Parameter, value: Any, call: _Call) -> Any:
-    """What an argument is to the operation. A caller's name of a run or file opens only theirs."""
+    """The value for the operation. A caller's name of a run or file opens only theirs."""
     match parameter.kind.role:
         case "run" | "trained_run":
             call.run = open_run(owners_of(call.owner), value)
@@ -317,7 +317,7 @@ def _resume(run: Run, arguments: Json, workers: Workers) -> Json:
         raise UserError(
             "web.nothing_to_resume",
             f"The run {run.name!r} is {status}: there is nothing to resume. "
-            "Call /status to see how far it is.",
+            "Call /status to see its progress.",
         )
     quotas.check_open_runs(run.directory.parent.name)
     halve_max_length, ignore_mismatch = arguments["halve_max_length"], arguments["ignore_mismatch"]

@@ -94,7 +94,7 @@ class Operation:
                 yield self.report(report, on_report)
 
     def report(self, report: dict[str, Any], on_report: OnReport | None = None) -> Updates:
-        """Return what a progress report changes; an empty report only keeps the event alive."""
+        """Return the changes of a progress report; an empty report only keeps the event alive."""
         if report and on_report and (updates := on_report(report)) is not None:
             return updates
         if "what" not in report:

@@ -17,11 +17,11 @@ from peft_space.web.recipe_form import OptionsForm
 from peft_space.web.render import overview as render_overview
 
 Values = dict[Any, Any]
-"""What a handler receives: the value of each of its input components."""
+"""The input of a handler: the value of each of its input components."""
 Inputs = set[Any]
 """The components whose values a handler receives."""
 Updates = dict[Any, Any]
-"""What a handler returns: a new value or `gr.update` for some of its output components."""
+"""The output of a handler: a new value or `gr.update` for some of its output components."""
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For every handler of a widget: the public API is declared elsewhere."""

@@ -1,4 +1,4 @@
-"""Detects what a data file is: its kind, whether its content matches, and its text encoding."""
+"""Detects a data file's kind and text encoding, and checks that its content matches its name."""
 
 import codecs
 import gzip

@@ -274,8 +274,8 @@ class ChatTemplate:
     ) -> int | None:
         """Find an earlier answer in the text of the whole conversation.
 
-        Some templates write the system message or the tools with the last question only, so the
-        text does not begin with the prompt of an earlier answer.
+        Some templates write the system message or the tools only with the last question. Their text
+        does not begin with the prompt of an earlier answer.
         """
         until = self.write(answered, tools)
         if not self.stop or not until.startswith(prompt) or self.stop not in until[len(prompt) :]:

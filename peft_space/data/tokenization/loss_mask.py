@@ -165,8 +165,8 @@ def _locate_by_special_tokens(
 ) -> Encoded | None:
     """Map the trained spans to tokens without character offsets; None if that is not certain.
 
-    Offsets take a third of the time of tokenization. A special token is the same in the text and
-    in the ids, so the places directly before and after it correspond, as do start and end. From
+    Offsets take a third of the time of tokenization. A special token is the same in the text and in
+    the ids. So the places directly before and after it correspond, and so do start and end. From
     there, the text up to the boundary of a span must have the same tokens on its own.
     """
     anchors = _anchors(special_tokens_of(tokenizer)[1], special_ids, annotated.text, ids)

@@ -78,8 +78,8 @@ def preview(
     """Render a few rows for display as they are trained. See `render` for the arguments.
 
     Returns:
-        For each row `row`, `tokens` ([text, is trained] for each token), `cut`, and where they
-        apply `rejected`, `target`, `label`, `tags` ([text, tag] for each token) or `problem`.
+        For each row `row`, `tokens` ([text, is trained] for each token) and `cut`. Some rows also
+        have `rejected`, `target`, `label`, `tags` ([text, tag] for each token) or `problem`.
 
     Raises:
         UserError: the chat template exceeds its limits of time or memory.
@@ -95,7 +95,7 @@ def preview(
 
 @dataclass(frozen=True)
 class _Renderer:
-    """Settings of `render`, and what a child process does with them."""
+    """Settings of `render`, and the work of a child process with them."""
 
     tokenizer: "PreTrainedTokenizerFast"
     max_length: int

@@ -63,7 +63,7 @@ class RemoteTraining:
         return {"run": run, "token": (values[self.token] or "").strip() or None}
 
     def list_hardware(self, values: Values) -> Iterator[Updates]:
-        """Show what the selected run would need and cost on each kind of hardware."""
+        """Show the needs and the cost of the selected run on each kind of hardware."""
         arguments = self._run_and_token(values)
         yield self.operation.begin("Asking the Hub for hardware and prices…")
         offers = self.page.workers.call("job_hardware", **arguments)["hardware"]
@@ -96,7 +96,7 @@ class RemoteTraining:
         arguments = self._run_and_token(values)
         self.page.workers.call("cancel_job", **arguments)
         start_watching(self.page.selected_run(values), arguments["token"])
-        return "Canceled. Fetching what the job has stored."
+        return "Canceled. Fetching the job's files."
 
     def reconnect_job(self, values: Values) -> str:
         """Watch the selected run's job again, for instance after this machine restarted."""

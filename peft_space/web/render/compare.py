@@ -165,7 +165,7 @@ def _sampling_sentence(sampling: dict[str, Any]) -> str:
 
 
 def fairness_html(words: str) -> str:
-    """Return what was checked of the comparison."""
+    """Return the checks of the comparison."""
     css = "unfair" if "NOT FAIR" in words else "fair"
     return f'<p class="{css}">{html.escape(words)}</p>' if words else ""
 

@@ -118,7 +118,7 @@ def _is_sliced(history: History) -> bool:
 
 
 def _next_action(run: Run, history: History, status: Status) -> str:
-    """Say what the run is doing, and what the user can do."""
+    """Return the run's current activity, and the user's options."""
     if status in ("queued", "running"):
         return _active_sentence(run, history, status)
     if job := active_job(history):

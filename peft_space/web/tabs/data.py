@@ -1,4 +1,4 @@
-"""The Data tab: upload data, see and correct how it was read, preview what the model sees."""
+"""The Data tab: upload data, correct how the app reads it, and preview the model's input."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,7 +51,7 @@ def _roles_in_order() -> list[str]:
 
 
 class DataTab:
-    """The tab's components, and what a check of the data changes on them."""
+    """The tab's components, and the changes that a check of the data makes to them."""
 
     def __init__(self, page: PageContext):
         self.page = page
@@ -133,7 +133,7 @@ class DataTab:
                 value=1,
                 step=1,
                 label="Row",
-                info="Exactly what the model will see.",
+                info="The exact rows that the model sees.",
                 elem_id="preview-row",
             )
         self.tokens = gr.HTML(elem_id="preview")
@@ -236,7 +236,7 @@ class DataTab:
         return updates
 
     def check(self, values: Values) -> Iterator[Updates]:
-        """Read the data and show what was found, with progress."""
+        """Read the data and show the findings, with progress."""
         has_data = bool(values[self.page.data])
         start = self.checking.begin("Reading…") if has_data else {self.summary: NO_DATA}
         yield {**self.empty, **start}

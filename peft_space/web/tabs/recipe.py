@@ -290,6 +290,6 @@ def advice_html(recommendation: dict[str, Any]) -> str:
 
 
 def red_lines_markdown(lines: list[dict[str, Any]]) -> str:
-    """Return what a recipe must not do (⛔), and what it should avoid (⚠)."""
+    """Return the recipe's errors (⛔) and its warnings (⚠)."""
     signs = {"stop": "⛔"}
     return "\n".join(f"- {signs.get(line['kind'], '⚠')} {escape(line['words'])}" for line in lines)
