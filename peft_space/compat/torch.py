@@ -63,11 +63,13 @@ def is_dtype_error(error: BaseException) -> bool:
 
 
 def is_gpu_out_of_memory(error: BaseException) -> bool:
-    """Return True for PyTorch's and cuBLAS's errors about GPU memory."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
-    )
+    """Return True for the errors of PyTorch and of CUDA's libraries about GPU memory.
+
+    A library that finds no memory for its workspace at its first use says that it is not
+    initialized.
+    """
+    signs = ("out of memory", "_STATUS_ALLOC_FAILED", "_STATUS_NOT_INITIALIZED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def is_cpu_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""The process that trains a run, on one device, or on several with `accelerate launch`.
+"""The process that trains a run, on one device, or on several with torchrun.
 
 Exit status 0: the run's last event says how the training ended. Exit status 1: it failed, and the
 run's Failed event gives the reason, if there was time to write it.
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = Run(options.directory)
     num_processes = _num_processes(run)
-    return _launch(num_processes, arguments) if num_processes > 1 else _attempt(run, options)
+    if num_processes == 1:
+        return _attempt(run, options)
+    return 0 if _download(run) and _launch(num_processes, arguments) == 0 else 1
 
 
 def _prepare(descriptor: int) -> list[str] | None:
@@ -94,16 +96,33 @@ def _num_processes(run: Run) -> int:
     return processes_for(run.recipe, settings.num_processes() or hardware.num_devices())
 
 
+def _download(run: Run) -> bool:
+    """Tokenize the rows and download the base model, while no other process waits.
+
+    Returns:
+        False if that failed. The run's Failed event says why.
+    """
+    from peft_space.training.prepare import prefetch
+
+    run.append(events.Preparing(what=f"Downloading {run.recipe.base_model}"))
+    try:
+        prefetch(run)
+    except Exception as error:  # noqa: BLE001 - recorded in the run
+        run.append(events.failed_event(error))
+        if as_user_error(error) is None:
+            print_traceback()
+        return False
+    return True
+
+
 def _launch(num_processes: int, arguments: Sequence[str]) -> int:
     """Train in several processes on this machine. Returns their exit status.
 
-    `--multi_gpu` selects torchrun, which several CPU processes need as well.
+    torchrun starts them: `accelerate launch` would also read the user's own configuration, which
+    may choose other GPUs, or another way to share the work.
     """
-    options = (
-        f"--num_processes={num_processes} --num_machines=1 --multi_gpu --mixed_precision=no "
-        "--dynamo_backend=no --main_process_port=0 -m peft_space.runtime.train_process"
-    )
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+    options = f"--standalone --nproc-per-node={num_processes} -m peft_space.runtime.train_process"
+    command = [sys.executable, "-m", "torch.distributed.run", *options.split()]
     return subprocess.run([*command, *arguments, "--parent", str(os.getpid())]).returncode
 
 

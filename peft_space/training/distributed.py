@@ -1,10 +1,11 @@
-"""Coordinates the processes that train one run together, started by `accelerate launch`."""
+"""Coordinates the processes that train one run together, started by torchrun."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from peft_space import hardware
@@ -72,7 +73,14 @@ class _ReadOnlyRun(Run):
         pass
 
 
+TIMEOUT = timedelta(hours=12)
+"""How long processes wait for each other. The main process may quantize a large base, or measure,
+while the others wait; torch would end them after ten minutes. All have one parent, so a process
+that ends stops the others at once."""
+
+
 def _state() -> PartialState:
+    """Accelerate's state. The first call makes the process group, for the Trainer as well."""
     from accelerate import PartialState
 
-    return PartialState(cpu=hardware.device() == "cpu")
+    return PartialState(cpu=hardware.device() == "cpu", timeout=TIMEOUT)

@@ -82,6 +82,8 @@ def test_a_failed_allocation_on_the_cpu_is_recognized():
 def test_pytorch_still_writes_out_of_memory_in_its_gpu_error():
     assert issubclass(torch.OutOfMemoryError, RuntimeError)
     assert is_gpu_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    assert is_gpu_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
+    assert is_gpu_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_gpu_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 

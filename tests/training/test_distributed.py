@@ -2,17 +2,23 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from unittest import mock
 
 import psutil
 import pytest
 
+from peft_space.errors import UserError
 from peft_space.recipe import Recipe
-from peft_space.runs.events import steps_of
+from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
+from peft_space.runtime import train_process
 from peft_space.training.prepare import make_run
+from tests.fixtures import tiny_models
+from tests.fixtures.task_rows import WORDS, labelled, preferred
 from tests.runtime.test_worker_pool import wait_for
 
 RECIPE = Recipe(
@@ -78,3 +84,99 @@ def test_a_run_paused_by_two_processes_is_finished_by_one(alone, tmp_path):
     assert start(run, 1).wait() == 0
     assert run.status() == "finished"
     assert losses(run) == pytest.approx(losses(alone), abs=1e-4)
+
+
+KINDS = {
+    "nf4": (None, {"quantization": "nf4"}),
+    "dpo": (preferred, {}),
+    "labels": (labelled, {"base_model": "bert"}),
+    "early stopping": (None, {"early_stopping_patience": 1, "eval_steps": 2}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_every_kind_like_one(kind, tmp_path, write):
+    rows, changes = KINDS[kind]
+    data = str(write("rows.json", rows())) if rows else "demo"
+    if "base_model" in changes:
+        changes = {**changes, "base_model": tiny_models.bert(tmp_path / "base", WORDS)}
+    recipe = RECIPE.model_copy(update={"max_steps": 4, **changes})
+    by_one, by_two = (make_run(tmp_path / name, data, recipe) for name in ("one", "two"))
+    assert start(by_one, 1).wait() == 0
+    assert start(by_two, 2).wait() == 0
+    assert read_plan(by_two).num_processes == 2
+    assert losses(by_two) == pytest.approx(losses(by_one), abs=1e-4)
+    evaluated = [
+        [event.loss for event in evaluations_of(run.history())] for run in (by_one, by_two)
+    ]
+    assert evaluated[0]
+    assert evaluated[1] == pytest.approx(evaluated[0], abs=1e-4)
+
+
+GROUP_TIMEOUT = """
+import torch
+from peft_space.training import distributed
+distributed._state()
+group = torch.distributed.distributed_c10d._get_default_group()
+print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+"""
+
+
+def test_processes_wait_longer_for_each_other_than_a_download_takes():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    places = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP_TIMEOUT],
+        env=os.environ | address | places | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout.split()[-1]) >= 3_600
+
+
+def test_a_configuration_of_accelerate_does_not_reach_a_training(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        train_process.subprocess,
+        "run",
+        lambda command: started.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    assert train_process._launch(2, ["run"]) == 0
+    assert "torch.distributed.run" in started[0]
+    assert not [part for part in started[0] if "accelerate" in part]
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """Let a test call the main function: it neither watches its parent nor ignores Ctrl-C."""
+    monkeypatch.setattr(train_process, "_end_with", lambda parent: None)
+    monkeypatch.setattr(train_process, "signal", mock.Mock(spec=signal))
+    monkeypatch.setenv("PEFT_SPACE_PROCESSES", "2")
+    return train_process.main
+
+
+def test_the_base_model_is_there_before_the_processes_start(main, tmp_path, monkeypatch):
+    run, order = make_run(tmp_path / "run", "demo", RECIPE), []
+    monkeypatch.setattr(
+        "peft_space.training.prepare.prefetch", lambda fetched: order.append("download")
+    )
+    monkeypatch.setattr(train_process, "_launch", lambda *args: order.append("launch") or 0)
+    assert main([str(run.directory)]) == 0
+    assert order == ["download", "launch"]
+
+
+def test_a_failed_download_is_an_event_of_the_run_and_starts_nothing(main, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", "demo", RECIPE)
+
+    def fail(fetched):
+        raise UserError("models.unreachable", "The Hub cannot be reached.")
+
+    monkeypatch.setattr("peft_space.training.prepare.prefetch", fail)
+    monkeypatch.setattr(train_process, "_launch", lambda *args: pytest.fail("it was started"))
+    assert main([str(run.directory)]) == 1
+    assert run.history()[-1].code == "models.unreachable"

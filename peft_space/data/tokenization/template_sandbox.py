@@ -14,11 +14,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+import psutil
+
 from peft_space.compat.libc import die_with_parent
 
 _MAX_BYTES = 2 << 30
 """Memory that a child may allocate in addition to what it inherits."""
 _MAX_CHILDREN = 8
+_MAX_WAITING = 10
+"""Times its CPU time that a batch may take on a busy machine."""
 
 _State = TypeVar("_State")
 _Item = TypeVar("_Item")
@@ -86,23 +90,41 @@ class _Child:
         self._process = context.Process(target=_serve, args=(child_pipe, *task), daemon=True)
         self._process.start()
         child_pipe.close()  # otherwise the end of the child would not close the pipe
-        self._since = 0.0
+        self._begun = self._cpu_begun = 0.0
 
     def begin(self, batch: Any) -> None:
-        self._since = time.monotonic()
+        self._begun, self._cpu_begun = time.monotonic(), self._cpu_seconds()
         with contextlib.suppress(BrokenPipeError):  # `result` reports it
             self._pipe.send(batch)
 
     def result(self, seconds: float) -> Any:
         try:
-            if not self._pipe.poll(max(0.0, self._since + seconds - time.monotonic())):
-                raise BatchTimeout
+            self._wait(seconds)
             is_done, value = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             raise BatchTimeout from None
         if is_done:
             return value
         raise value
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for an answer until the batch has taken `seconds` of CPU time.
+
+        On a busy machine that takes longer than `seconds`.
+        """
+        wait = self._begun + seconds - time.monotonic()
+        while not self._pipe.poll(max(0.0, wait)):
+            wait = seconds - (self._cpu_seconds() - self._cpu_begun)
+            if wait <= 0 or time.monotonic() - self._begun > _MAX_WAITING * seconds:
+                raise BatchTimeout
+
+    def _cpu_seconds(self) -> float:
+        """CPU seconds that the child has used; infinity if it has ended."""
+        try:
+            used = psutil.Process(self._process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return float("inf")
+        return used.user + used.system
 
     def end(self) -> None:
         self._process.kill()
@@ -206,7 +228,7 @@ class RowTimer:
 
     def __call__(self, row: int | None) -> None:
         """Start the time of a row, or stop the timer if `row` is None."""
-        self._row, self._since = row, time.monotonic()
+        self._row, self._since = row, time.process_time()
         if sys.platform == "linux":
             signal.setitimer(signal.ITIMER_PROF, 0 if row is None else self._seconds)
 
@@ -224,5 +246,5 @@ class RowTimer:
             raise RowLimit(self._row) from None
 
     def _check(self, number: int, frame: Any) -> None:
-        if self._row is not None and time.monotonic() - self._since > self._seconds * 3 / 4:
+        if self._row is not None and time.process_time() - self._since > self._seconds * 3 / 4:
             raise RowLimit(self._row)
