@@ -55,3 +55,16 @@ def set_input_casts(layer: BaseTunerLayer, enabled: bool) -> None:
     Sets `cast_input_dtype_enabled`.
     """
     layer.cast_input_dtype_enabled = enabled  # type: ignore[attr-defined]
+
+
+def init_pissa(layer: Any, iterations: int) -> None:
+    """Move the strongest part of a layer's weight into its adapter (PiSSA, arXiv 2404.02948).
+
+    `get_peft_model` would do it for all layers on the device that holds the whole base. Calls
+    `LoraLayer.pissa_init`.
+
+    Args:
+        layer: a `LoraLayer`.
+        iterations: of the randomized decomposition.
+    """
+    layer.pissa_init("default", f"pissa_niter_{iterations}")

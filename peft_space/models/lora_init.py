@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_space import hardware
+from peft_space.compat.peft import init_pissa
 from peft_space.models.architecture import linear_layers
-from peft_space.models.loading import adapter_config, load_base_model
+from peft_space.models.loading import adapter_config, inference_dtype, load_base_model
 from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.storage import atomic_io
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 FROM_BASE = ("pissa", "loftq")
 """Methods whose adapter does not start at zero."""
 _ADAPTER, _BASE = "adapter", "base"
+_ITERATIONS = 16
+"""Of the randomized decomposition: on the way to the exact one, which takes minutes a layer."""
 
 
 def write_initial_adapter(
@@ -37,18 +41,17 @@ def write_initial_adapter(
     if folder.exists():
         return
     from peft import get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     unquantized = recipe.model_copy(update={"quantization": "none"})
-    model: Any = load_base_model(base, unquantized, "float32", task_spec)
+    # in the machine's memory, and one layer after the other on the GPU
+    model: Any = load_base_model(base, unquantized, inference_dtype(), task_spec, device="cpu")
     layers = linear_layers(base.config, task_spec.task)
-    config: Any = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
-    if recipe.method == "pissa":
-        config.init_lora_weights = "pissa_niter_16"
+    config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
     model = get_peft_model(model, config)
-    if recipe.method == "loftq":
-        _init_loftq(model, recipe)
-    # otherwise loading the adapter would initialize it from the base again
-    model.peft_config["default"].init_lora_weights = True
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            _initialize(layer, recipe)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside / _ADAPTER, save_embedding_layers=False)
@@ -57,30 +60,37 @@ def write_initial_adapter(
     atomic_io.atomic_rename(aside, folder)
 
 
-def _init_loftq(model: Any, recipe: Recipe) -> None:
-    """Initialize each adapter with the best approximation, of its rank, to what 4 bits lose.
+def _initialize(layer: Any, recipe: Recipe) -> None:
+    """Initialize the adapter of one layer on the device that computes fastest."""
+    layer.to(hardware.device())
+    if recipe.method == "pissa":
+        init_pissa(layer, _ITERATIONS)
+    else:
+        _init_loftq(layer, recipe)
+    layer.to("cpu")
+
+
+def _init_loftq(layer: Any, recipe: Recipe) -> None:
+    """Initialize an adapter with an approximation, of its rank, to what 4 bits lose.
 
     This is LoftQ with one iteration (arXiv 2310.08659).
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    from peft.tuners.lora import LoraLayer
 
-    rank = recipe.lora_rank
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
-        # (out, in); bitsandbytes quantizes the transpose of Conv1D's (in, out)
-        weight = layer.get_base_layer().weight.data.float()
-        weight = weight.T.contiguous() if layer.fan_in_fan_out else weight
-        packed, state = quantize_4bit(
-            weight, quant_type=recipe.quantization, compress_statistics=recipe.double_quantization
-        )
-        lost = weight - dequantize_4bit(packed, state).float()
-        left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
-        root = (sizes[:rank] / layer.scaling["default"]).sqrt()
-        lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        lora_a.data = _pad_like(root[:, None] * right[:rank], lora_a)
-        lora_b.data = _pad_like(left[:, :rank] * root, lora_b)
+    # (out, in); bitsandbytes quantizes the transpose of Conv1D's (in, out)
+    weight = layer.get_base_layer().weight.data.float()
+    weight = weight.T.contiguous() if layer.fan_in_fan_out else weight
+    packed, state = quantize_4bit(
+        weight, quant_type=recipe.quantization, compress_statistics=recipe.double_quantization
+    )
+    lost = weight - dequantize_4bit(packed, state).float()
+    rank = min(recipe.lora_rank, *weight.shape)
+    left, sizes, right = torch.svd_lowrank(lost, rank, niter=_ITERATIONS)
+    root = (sizes / layer.scaling["default"]).sqrt()
+    lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    lora_a.data = _pad_like(root[:, None] * right.T, lora_a)
+    lora_b.data = _pad_like(left * root, lora_b)
 
 
 def _pad_like(values: "torch.Tensor", like: "torch.Tensor") -> "torch.Tensor":
