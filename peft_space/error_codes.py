@@ -420,6 +420,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The vote is not one of the choices.",
         "Choose left, right or same.",
     ),
+    "evaluation.memory_in_use": (
+        "A training uses the machine's memory, and the rest is not enough to load a model.",
+        "Pause the training, or try again when it has ended.",
+    ),
     "evaluation.no_held_out_rows": (
         "The run has no held-out rows to score.",
         "Train it again with eval_split above 0.",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic accepts no other before Python 3.12
 
-from peft_space.errors import UserError
+from peft_space import hardware
+from peft_space.errors import UserError, oom_device
 from peft_space.operations.registry import (
     Json,
     LocalFile,
@@ -24,6 +25,7 @@ from peft_space.operations.registry import (
     progress,
 )
 from peft_space.runs.run import Run
+from peft_space.runtime import machine_queue
 
 if TYPE_CHECKING:
     from peft_space.models.loading import AdaptedModel
@@ -61,20 +63,44 @@ _loaded: dict[tuple[str, float], Any] = {}
 
 
 def load_cached(run: str) -> "AdaptedModel":
-    """The base model and adapter of a run, kept in memory until another or newer one is needed."""
+    """The base model and adapter of a run, kept in memory until another or newer one is needed.
+
+    Raises:
+        UserError: a training uses the GPU, and the rest of its memory is not enough.
+    """
     from peft_space.models.loading import load_adapted
 
     opened = Run(run)
     key = (run, (opened.adapter / "adapter_config.json").stat().st_mtime)
     if key not in _loaded:
-        _loaded.clear()  # before the next is loaded, so that there are never two
-        _loaded[key] = load_adapted(opened)
+        release_model()  # before the next is loaded, so that there are never two
+        try:
+            _loaded[key] = load_adapted(opened)
+        except Exception as error:
+            if not (oom_device(error) and machine_queue.others_need_machine()):
+                raise
+            raise UserError(
+                "evaluation.memory_in_use",
+                "A training uses this machine, and the rest of its memory is not enough for "
+                "answers. Pause the training, or try again when it has ended.",
+            ) from error
     return _loaded[key]
 
 
 def release_model() -> None:
-    """Release the memory of the cached model, for work that loads models itself."""
-    _loaded.clear()
+    """Give back the memory of the cached model, for work that loads models itself."""
+    if _loaded:
+        _loaded.clear()
+        hardware.release_memory()
+
+
+def release_model_for_training() -> None:
+    """Give back the GPU memory of the cached model if a training uses or waits for the machine.
+
+    A CPU's memory stays: the system can move what is not used to the disk.
+    """
+    if _loaded and hardware.device() == "cuda" and machine_queue.others_need_machine():
+        release_model()
 
 
 def _compare_text(result: Json, arguments: Json) -> str:

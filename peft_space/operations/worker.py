@@ -1,6 +1,6 @@
 """A process that runs operations for the page: JSON requests in, JSON reports and results out.
 
-It reads one request a line. A model stays loaded between requests.
+It reads one request a line. A model stays loaded between requests, until a training needs the GPU.
 """
 
 import contextlib
@@ -8,14 +8,19 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import IO, Any
 
 from peft_space.errors import as_user_error, error_json
 from peft_space.operations import OPERATIONS
+from peft_space.operations.evaluation import release_model_for_training
 from peft_space.operations.registry import Report
 from peft_space.redaction import print_traceback
 from peft_space.runtime import machine_queue
 from peft_space.settings import prepare_libraries
+
+_CHECK_SECONDS = 1.0
+"""A training takes longer than this from its turn to its first tensor."""
 
 
 def main() -> None:
@@ -23,8 +28,19 @@ def main() -> None:
     prepare_libraries()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not get between the JSON lines
+    working = threading.Lock()
+    threading.Thread(target=_make_room_for_trainings, args=(working,), daemon=True).start()
     for line in sys.stdin:
-        _serve(json.loads(line), answers)
+        with working:
+            _serve(json.loads(line), answers)
+
+
+def _make_room_for_trainings(working: threading.Lock) -> None:
+    """Between requests, give back a kept model's GPU memory when a training starts or waits."""
+    while True:
+        time.sleep(_CHECK_SECONDS)
+        with working:
+            release_model_for_training()
 
 
 def _serve(request: dict[str, Any], answers: IO[str]) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from peft_space import hardware
 from peft_space.data.batches import Examples, example_batch
 from peft_space.data.quality import texts_of
+from peft_space.errors import oom_device
 from peft_space.estimation.hub_hardware import zerogpu_hardware
 from peft_space.models.architecture import linear_layers, text_config, wrapped_layers
-from peft_space.models.loading import load_base_model
+from peft_space.models.loading import inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
 from peft_space.recipe import Recipe, Task
@@ -68,18 +69,34 @@ def _tokens_per_word(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> 
 def bits_per_token(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float | None:
     """Measure the base model's loss, in bits per token, on some training rows.
 
+    A GPU holds the base as training would: quantized if the recipe says so, the rest in 16 bits.
+
     Returns:
-        The loss. None for tasks without such a loss, and for large models on a CPU.
+        The loss. None for tasks without such a loss, for large models on a CPU, and for those that
+        do not fit in the GPU's free memory.
     """
     task_spec = prepared.task_spec
     size = linear_layers(base.config, task_spec.task).model.num_parameters()
-    too_slow = hardware.device() == "cpu" and size > _MAX_CPU_PARAMETERS
-    if task_spec.labels or task_spec.task == "kto" or too_slow:
+    on_gpu = hardware.device() == "cuda"
+    too_large = not on_gpu and size > _MAX_CPU_PARAMETERS
+    if task_spec.labels or task_spec.task == "kto" or too_large:
         return None
+    held = recipe if on_gpu else recipe.model_copy(update={"quantization": "none"})
+    try:
+        return _measured_bits(prepared, base, held)
+    except Exception as error:
+        if on_gpu and oom_device(error):
+            return None
+        raise
+    finally:
+        hardware.release_memory()
+
+
+def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float:
     import torch
 
-    unquantized = recipe.model_copy(update={"quantization": "none"})
-    model = load_base_model(base, unquantized, "float32", task_spec).eval()
+    task_spec = prepared.task_spec
+    model = load_base_model(base, recipe, inference_dtype(), task_spec).eval()
     tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)

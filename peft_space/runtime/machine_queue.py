@@ -48,6 +48,12 @@ def num_ahead(run: Run) -> int | None:
     return next(places, None)
 
 
+def others_need_machine() -> bool:
+    """Return True if a training, or work of another process, has the machine or waits for it."""
+    own = _name(None)
+    return any(_counts(ticket) for ticket in _tickets() if not ticket.name.endswith(own))
+
+
 def orphaned_runs() -> list[Run]:
     """Return the queued runs whose processes have ended, such as after a reboot, in order."""
     runs = []

@@ -3,14 +3,21 @@
 import json
 
 import pytest
+import torch
 
-from peft_space import operations
+from peft_space import hardware, operations
 from peft_space.__main__ import main
 from peft_space.export.readiness import read_checklist
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import expected_parameter_counts
 from peft_space.models.resolve import find_base
-from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
+from peft_space.planning import recommendation_facts
+from peft_space.planning.recommendation_facts import (
+    bits_per_token,
+    data_facts,
+    machine_facts,
+    model_facts,
+)
 from peft_space.recipe import Recipe
 from peft_space.recommend.rules import MachineFacts
 from peft_space.training.prepare import prepare
@@ -86,3 +93,17 @@ def test_the_readiness_list_follows_from_the_run(short_run):
         in checks["Share of trainable parameters"].words
     )
     assert "**Rank chosen for the task.**" in (short_run.adapter / "README.md").read_text()
+
+
+def test_on_a_gpu_the_base_is_measured_as_training_holds_it_or_not_at_all(base, monkeypatch):
+    loaded = []
+
+    def load(base, recipe, dtype, task_spec):
+        loaded.append((recipe.quantization, dtype))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB")
+
+    monkeypatch.setattr(recommendation_facts, "load_base_model", load)
+    monkeypatch.setattr(recommendation_facts, "inference_dtype", lambda: "bfloat16")
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
+    assert bits_per_token(prepare("demo", Recipe()), base, Recipe()) is None
+    assert loaded == [("nf4", "bfloat16")]
