@@ -1,5 +1,6 @@
 """Shared by all tests: no network, a temporary home folder, and one short real training."""
 
+import itertools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,12 +55,24 @@ QUICK = (
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of QUICK."""
+    """Mark the tests of QUICK, and as slow the cases that `make test` leaves to `make verify`."""
     root = Path(__file__).parents[1]
+    for _, cases in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
+        _mark_all_but_a_sample(list(cases))
     for item in items:
         name = str(item.path.relative_to(root))
         if name.startswith(QUICK) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.quick)
+
+
+def _mark_all_but_a_sample(cases):
+    sample = cases[0].get_closest_marker("sample")
+    if sample is None or sample.args[0] >= len(cases):
+        return
+    chosen = {round(i * (len(cases) - 1) / (sample.args[0] - 1)) for i in range(sample.args[0])}
+    for number, case in enumerate(cases):
+        if number not in chosen:
+            case.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -78,6 +78,7 @@ def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
     assert wide == []
 
 
+@pytest.mark.slow
 def test_the_journey_works_with_the_keyboard_alone(app, home, page, shoot):
     page.goto(app.url)
     expect(page.locator("#use-sample")).to_be_visible(

@@ -26,6 +26,7 @@ def wait_for_tokens(page, css, words):
     page.wait_for_function(f"words => {texts}.includes(words)", arg=words, timeout=SLOW)
 
 
+@pytest.mark.slow
 def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, shoot, tmp_path):
     rows = [f"Wie heisst Nummer {i}?,Sie heisst {i}." for i in range(30)]
     (tmp_path / "fragen.csv").write_text(

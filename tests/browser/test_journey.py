@@ -140,6 +140,7 @@ def test_a_training_survives_the_app_and_is_listed_after_a_restart(app, home, pa
     [("#pause", "paused", 50), pytest.param("#stop", "stopped", 40, marks=pytest.mark.slow)],
     ids=["pause", "stop"],
 )
+@pytest.mark.slow
 def test_a_training_is_paused_or_stopped_and_resumed_from_the_page(
     app, home, page, shoot, button, state, steps
 ):

@@ -49,6 +49,7 @@ def start(python: Path, *arguments: object, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(command, **options)
 
 
+@pytest.mark.slow
 def test_it_trains_the_same_adapter_byte_for_byte(fresh_python, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = make_run(tmp_path / "run", str(rows), RECIPE)

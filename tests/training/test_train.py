@@ -238,6 +238,7 @@ def test_a_module_to_save_that_is_not_in_the_model_is_rejected():
     assert "lm_head" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_with_deadlines_pauses_and_finishes_in_several_calls(tmp_path):
     run = make(tmp_path)
     outcome = go(run, deadline=time.time())
@@ -322,6 +323,7 @@ def test_the_adapter_folder_holds_weights_config_tokenizer_and_readme(short_run)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.sample(2)
 def test_a_cached_model_resumes_like_one_that_is_loaded_again(tmp_path, compute_dtype):
     recipe = Recipe(
         max_steps=4, compute_dtype=compute_dtype, quantization="none", batch_size=2, save_steps=2

@@ -148,6 +148,7 @@ def test_a_decoder_in_4_bit_learns_labels(tmp_path, write):
     assert "base_model.model.score.weight" in load_file(run.adapter / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_seq2seq_model_learns_to_translate(t5, tmp_path, write):
     recipe = REPEATED.model_copy(
         update={
