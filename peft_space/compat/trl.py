@@ -64,3 +64,11 @@ def preference_trainer(
             # TRL casts those of quantized models to bfloat16, in which small updates are lost
             parameter.data = parameter.data.float()
     return trainer
+
+
+def adds_router_loss(trainer: Trainer) -> bool:
+    """Return True if a trainer of TRL adds a loss that balances a model's experts.
+
+    Only TRL's own output layer returns it. Reads `aux_loss_enabled`.
+    """
+    return trainer.aux_loss_enabled  # type: ignore[attr-defined]

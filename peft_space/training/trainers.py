@@ -11,10 +11,11 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from peft_space.compat.transformers import trainer_with_row_order, use_one_gpu
-from peft_space.compat.trl import preference_trainer
+from peft_space.compat.trl import adds_router_loss, preference_trainer
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import Examples, collator_of
 from peft_space.evaluation.metrics import macro_f1
+from peft_space.models.label_scorer import own_forward, score_labels_only
 from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.runs.plan import Plan
 from peft_space.runs.run import Run
@@ -109,6 +110,9 @@ def make_trainer(
         order: row order, if it is not the trainer's own. Ignored by TRL's trainers.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
+    own_forward(model)  # a model that was kept since an earlier slice has been changed
+    if task_spec.task in ("causal-lm", "seq2seq-lm"):
+        score_labels_only(model)
     if task_spec.task in ("dpo", "kto"):
         if task_spec.task == "kto":  # TRL insists; the rows are shuffled already
             arguments = arguments | {"train_sampling_strategy": "sequential"}
@@ -122,6 +126,8 @@ def make_trainer(
             data_collator=lambda items: collate([item["example"] for item in items]),
             callbacks=[callback],
         )
+        if not adds_router_loss(trainer):
+            score_labels_only(model)
     else:
         metrics: dict[str, Any] = {}
         if task_spec.labels:
