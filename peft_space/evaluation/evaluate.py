@@ -3,18 +3,20 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from peft_space import hardware
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
 from peft_space.data.row_normalization import Conversation, TextClassification
 from peft_space.data.tokenization.render import prompt_ids, render
-from peft_space.errors import UserError
+from peft_space.errors import UserError, oom_device
 from peft_space.evaluation import metrics
 from peft_space.evaluation.adapter_off_check import SIDES, Side, check, use_side
 from peft_space.evaluation.generate import BATCH_SIZE, Sampling, answer
@@ -29,12 +31,11 @@ from peft_space.evaluation.results import (
 )
 from peft_space.evaluation.resumable import ResumableBatches, key_of
 from peft_space.models.architecture import CLASSIFYING
-from peft_space.models.loading import AdaptedModel
+from peft_space.models.loading import MAX_SCORING_BATCH, AdaptedModel
 from peft_space.recipe import Recipe
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 
-_SCORING_BATCH = 8
 _MAX_ROWS = 500
 """Held-out rows that are scored, evenly spaced if there are more."""
 _MAX_ROWS_COUNTED = 10_000
@@ -42,9 +43,10 @@ _MAX_ROWS_COUNTED = 10_000
 _GENERAL_TOKENS = 32
 _NUM_SAMPLES = 5
 _MAX_CONFUSION_LABELS = 60
-_METHOD = 1
+_METHOD = 2
 """Increased when something is measured differently, so that stored batches are discarded."""
 
+_Result = TypeVar("_Result")
 Batch = Callable[[str, int, Callable[[], Any]], Any]
 """Called with a part of the evaluation, the number of a batch in it, and a function that measures
 the batch. Returns its results, one for each row."""
@@ -162,7 +164,7 @@ def _num_batches(
 ) -> int:
     answered = math.ceil(len(_rows_to_answer(adapted, rows)) / BATCH_SIZE)
     rejected = sum(example.rejected is not None for example in examples)
-    scored = math.ceil(len(examples) / _SCORING_BATCH) + math.ceil(rejected / _SCORING_BATCH)
+    scored = math.ceil(len(examples) / MAX_SCORING_BATCH) + math.ceil(rejected / MAX_SCORING_BATCH)
     general = 2 + len(GENERAL_PROMPTS) if _answers_questions(adapted) else 0
     return 2 * (scored + answered) + general
 
@@ -192,18 +194,18 @@ def _measure(
     part = f"the {side}"
     if adapted.task_spec.task in CLASSIFYING:
         predict = functools.partial(_predicted_labels, adapted, side)
-        return {"labels": _in_batches(batch, part, examples, _SCORING_BATCH, predict)}
+        return {"labels": _in_batches(batch, part, examples, MAX_SCORING_BATCH, predict)}
 
     def likelihoods(examples: Sequence[TokenizedExample]) -> list[float]:
         return log_likelihoods(adapted, side, examples).tolist()
 
     measured: Measurements = {
-        "likelihoods": _in_batches(batch, part, examples, _SCORING_BATCH, likelihoods)
+        "likelihoods": _in_batches(batch, part, examples, MAX_SCORING_BATCH, likelihoods)
     }
     if adapted.task_spec.task == "dpo":
         rejected = [example.rejected for example in examples if example.rejected]
         part = f"the {side} on the worse answers"
-        measured["rejected"] = _in_batches(batch, part, rejected, _SCORING_BATCH, likelihoods)
+        measured["rejected"] = _in_batches(batch, part, rejected, MAX_SCORING_BATCH, likelihoods)
     if to_answer := _rows_to_answer(adapted, rows):
         measured["answers"] = _measure_answers(adapted, side, to_answer, batch, on_token)
     return measured
@@ -266,50 +268,69 @@ def log_likelihoods(
 ) -> np.ndarray:
     """The log-probability, in nats, of the tokens that each example trains, (N,)."""
     is_seq2seq = adapted.task_spec.task == "seq2seq-lm"
-    collate_batch = collate_pairs if is_seq2seq else collate
-    pad = functools.partial(collate_batch, pad_token_id=adapted.tokenizer.pad_token_id)
-    sums: list[float] = []
-    for batch, logits in _logits(adapted, side, examples, pad):
-        labels = batch["labels"] if is_seq2seq else batch["labels"][:, 1:]
-        aligned = (logits if is_seq2seq else logits[:, :-1]).float()
-        losses = torch.nn.functional.cross_entropy(
-            aligned.transpose(1, 2), labels, ignore_index=MASKED, reduction="none"
-        )
-        sums += (-losses.sum(1)).tolist()
-    return np.array(sums)
+    pad = functools.partial(
+        collate_pairs if is_seq2seq else collate, pad_token_id=adapted.tokenizer.pad_token_id
+    )
+
+    def score(part: Sequence[TokenizedExample]) -> list[float]:
+        batch = _batch(adapted, part, pad)
+        return adapted.scorer(batch.pop("labels"), batch).row_sums().tolist()
+
+    return np.array(_scored(adapted, side, examples, score))
 
 
-def _logits(
+def _scored(
     adapted: AdaptedModel,
     side: Side,
     examples: Sequence[TokenizedExample],
-    collate_batch: Callable[[Sequence[TokenizedExample]], dict[str, torch.Tensor]],
-) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """(batch, logits) of all examples in order."""
-    for start in range(0, len(examples), _SCORING_BATCH):
-        tensors = collate_batch(examples[start : start + _SCORING_BATCH])
-        batch = {name: tensor.to(adapted.model.device) for name, tensor in tensors.items()}
-        inputs = dict(batch)
-        if adapted.task_spec.task != "seq2seq-lm":  # which makes its decoder's inputs from labels
-            del inputs["labels"]
-        with torch.inference_mode(), use_side(adapted, side):
-            yield batch, adapted.model(**inputs).logits
+    score: Callable[[Sequence[TokenizedExample]], list[_Result]],
+) -> list[_Result]:
+    """Score all examples in order. Batches are halved when memory runs out, as in training."""
+    results: list[_Result] = []
+    size = min(adapted.scoring_batch, len(examples))
+    while len(results) < len(examples):
+        try:
+            with torch.inference_mode(), use_side(adapted, side):
+                results += score(examples[len(results) : len(results) + size])
+        except Exception as error:
+            if size == 1 or oom_device(error) is None:
+                raise
+            size //= 2
+        else:
+            continue
+        hardware.release_memory()  # once the exception no longer refers to the tensors
+    return results
+
+
+def _batch(
+    adapted: AdaptedModel,
+    examples: Sequence[TokenizedExample],
+    collate_batch: Callable[[Sequence[TokenizedExample]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    tensors = collate_batch(examples)
+    return {name: tensor.to(adapted.model.device) for name, tensor in tensors.items()}
 
 
 def _predicted_labels(
     adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]
 ) -> list[tuple[list[int], list[int], float]]:
     """For each example the predicted and the correct label numbers, and the sum of the losses."""
-    results = []
     collator = collator_of(adapted.task_spec, adapted.tokenizer.pad_token_id)
-    for batch, logits in _logits(adapted, side, examples, collator):
-        for row_labels, row_logits in zip(batch["labels"], logits.float(), strict=True):
-            labels = row_labels.reshape(-1)
-            scored = labels != MASKED
-            targets, chosen = labels[scored], row_logits.reshape(len(scored), -1)[scored]
-            loss = torch.nn.functional.cross_entropy(chosen, targets, reduction="sum")
-            results.append((chosen.argmax(-1).tolist(), targets.tolist(), loss.item()))
-    return results
+
+    def predict(part: Sequence[TokenizedExample]) -> list[tuple[list[int], list[int], float]]:
+        batch = _batch(adapted, part, collator)
+        labels = batch.pop("labels")
+        return list(map(_prediction, labels, adapted.model(**batch).logits.float()))
+
+    return _scored(adapted, side, examples, predict)
+
+
+def _prediction(row_labels: Tensor, row_logits: Tensor) -> tuple[list[int], list[int], float]:
+    labels = row_labels.reshape(-1)
+    scored = labels != MASKED
+    targets, chosen = labels[scored], row_logits.reshape(len(scored), -1)[scored]
+    loss = torch.nn.functional.cross_entropy(chosen, targets, reduction="sum")
+    return chosen.argmax(-1).tolist(), targets.tolist(), loss.item()
 
 
 # Scores

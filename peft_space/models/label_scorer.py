@@ -73,17 +73,19 @@ class LabelScorer:
         """False if the model's logits do not come from its body in this way. Then all logits of a
         batch are computed."""
 
-    def __call__(self, labels: Tensor, statistics: bool = False, **inputs: Any) -> LabelScores:
+    def __call__(
+        self, labels: Tensor, inputs: dict[str, Any], statistics: bool = False
+    ) -> LabelScores:
         """Score the labels of a batch.
 
         Args:
             labels: (B, T), with MASKED where there is none. Encoder-decoders predict them at their
                 own position; other models predict each from the tokens before it.
-            statistics: whether to compute more than log-probabilities.
             inputs: other arguments of the model's `forward`.
+            statistics: whether to compute more than log-probabilities.
         """
         if self._is_encoder_decoder:
-            inputs["decoder_input_ids"] = _decoder_inputs(self._model, labels)
+            inputs = inputs | {"decoder_input_ids": _decoder_inputs(self._model, labels)}
         if not self.computes_only_labelled:
             logits = self.forward(**inputs).logits
             return self._score(logits, labels, lambda chunk: chunk, statistics)
@@ -268,7 +270,7 @@ def score_labels_only(model: PeftModel) -> None:
     ) -> Any:
         if labels is None:
             return scorer.forward(*args, **inputs)
-        scores = scorer(labels, statistics=fused_lm_head, **inputs)
+        scores = scorer(labels, inputs, statistics=fused_lm_head)
         count = scores.mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         result = ScoredOutput(loss=-scores.log_probs.sum() / count)
         if fused_lm_head:

@@ -1,6 +1,7 @@
 """Loads a base model's weights and puts an adapter on it: a new one to train, or a trained one."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ from peft_space.models.resolve import (
     pin_revision,
 )
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
+from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from peft_space.models.label_scorer import LabelScorer
 
 logger = logging.getLogger(__name__)
 
@@ -335,6 +338,9 @@ def _logits(model: Any, inputs: dict[str, Any]) -> "torch.Tensor":
         return model(**inputs).logits
 
 
+MAX_SCORING_BATCH = 8
+
+
 @dataclass(frozen=True)
 class AdaptedModel:
     """A base model in memory once, with a trained adapter that can be switched off."""
@@ -350,6 +356,15 @@ class AdaptedModel:
     )
     """(parameter, the base's values, the adapter's values) if the adapter trained biases. PEFT
     overwrites the base's biases and does not restore them when the adapter is off."""
+    scoring_batch: int = MAX_SCORING_BATCH
+    """Rows to score at once: no more than training could hold."""
+
+    @functools.cached_property
+    def scorer(self) -> "LabelScorer":
+        """Scores labels of a model that writes text, for the side that is switched on."""
+        from peft_space.models.label_scorer import LabelScorer
+
+        return LabelScorer(self.model.get_base_model())
 
 
 def base_of(run: Run, adapter: Path | None = None) -> tuple[BaseModelRef, TaskSpec]:
@@ -391,7 +406,9 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
     ]
     adapted = PeftModel.from_pretrained(model, folder).eval()
     biases = [(parameter, own, parameter.detach().clone()) for parameter, own in own_biases]
-    return AdaptedModel(adapted, tokenizer, task_spec, reference, biases)
+    plan = read_plan(run)
+    batch_size = min(MAX_SCORING_BATCH, plan.batch_size if plan else MAX_SCORING_BATCH)
+    return AdaptedModel(adapted, tokenizer, task_spec, reference, biases, batch_size)
 
 
 def fits_in_memory(num_bytes: int) -> bool:

@@ -14,6 +14,7 @@ from peft_space.data.quality import texts_of
 from peft_space.errors import oom_device
 from peft_space.estimation.hub_hardware import zerogpu_hardware
 from peft_space.models.architecture import linear_layers, text_config, wrapped_layers
+from peft_space.models.label_scorer import LabelScorer
 from peft_space.models.loading import inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
@@ -97,6 +98,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
 
     task_spec = prepared.task_spec
     model = load_base_model(base, recipe, inference_dtype(), task_spec).eval()
+    scorer = LabelScorer(model)
     tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
@@ -105,7 +107,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
         batch = {name: value.to(model.device) for name, value in batch.items()}
         num_trained = int((batch["labels"] >= 0).sum())
         with torch.inference_mode():
-            total += float(model(**batch).loss) * num_trained
+            total -= float(scorer(batch.pop("labels"), batch).log_probs.sum())
         count += num_trained
     return total / count / math.log(2)
 

@@ -72,7 +72,7 @@ def test_scores_and_gradients_equal_those_from_all_logits(name):
     model.zero_grad()
 
     scorer = LabelScorer(base)
-    scores = scorer(labels, **inputs)
+    scores = scorer(labels, inputs)
     loss = -scores.log_probs.sum() / len(scores.log_probs)
     loss.backward()
     assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-5)
