@@ -1,6 +1,7 @@
-"""Recognizes the errors of ZeroGPU's `spaces` package, which differ only by title and text."""
+"""The errors of ZeroGPU's `spaces` package, which differ only by text, and its unit of time."""
 
 import re
+from datetime import timedelta
 from typing import Literal, NamedTuple
 
 GpuErrorCode = Literal[
@@ -49,3 +50,22 @@ def parse_gpu_error(error: BaseException) -> GpuError | None:
         quota = _QUOTA.search(message) if title == "ZeroGPU quota exceeded" else None
         return GpuError(code, *map(int, quota.groups())) if quota else GpuError(code)
     return None
+
+
+def requested_seconds(seconds: int) -> int:
+    """The duration to request, so that ZeroGPU lends and charges at most `seconds`.
+
+    `spaces` multiplies what is requested by a factor, 1.5 for some GPUs.
+    """
+    return max(1, int(seconds / _duration_factor()))
+
+
+def granted_seconds(seconds: int) -> int:
+    """The seconds that ZeroGPU lends and charges for `requested_seconds(seconds)`."""
+    return int(requested_seconds(seconds) * _duration_factor())
+
+
+def _duration_factor() -> float:
+    from spaces.zero import client
+
+    return client.get_duration_seconds(timedelta(seconds=100), None) / 100

@@ -17,7 +17,7 @@ import psutil
 import spaces
 
 from peft_space import settings
-from peft_space.compat.spaces import parse_gpu_error
+from peft_space.compat.spaces import granted_seconds, parse_gpu_error, requested_seconds
 from peft_space.errors import UserError, as_user_error, error_json, user_message
 from peft_space.evaluation import resumable
 from peft_space.runs import events
@@ -118,7 +118,7 @@ def _pause(run: Run, why: str, asked: bool = False) -> None:
 
 
 def _duration(name: str, seconds: int, *others: Any, **options: Any) -> int:
-    return seconds
+    return requested_seconds(seconds)
 
 
 _had_slice = False  # in a forked process: it has had a slice before
@@ -132,7 +132,7 @@ def _train(directory: str, seconds: int, ignore_mismatch: bool = False) -> dict[
     from peft_space.export.readiness import describe_adapter
     from peft_space.training.train import ModelCache, TrainOptions, train
 
-    start_time = _slice_start()
+    start_time, seconds = _slice_start(), granted_seconds(seconds)
     _model_cache = _model_cache or ModelCache()
     run = Run(directory)
 
@@ -238,6 +238,7 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
     """One slice of an operation. Yields messages as a worker process writes them."""
     messages: queue.Queue[dict[str, Any]] = queue.Queue()
     client_gone = threading.Event()
+    seconds = granted_seconds(seconds)
     deadline, share = _slice_start() + seconds - _SPARE_SECONDS, 0.0
 
     def report(progress: dict[str, Any]) -> None:

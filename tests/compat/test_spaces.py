@@ -6,7 +6,14 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from peft_space.compat.spaces import MESSAGES, TITLES, GpuError, parse_gpu_error
+from peft_space.compat.spaces import (
+    MESSAGES,
+    TITLES,
+    GpuError,
+    granted_seconds,
+    parse_gpu_error,
+    requested_seconds,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +61,25 @@ def test_spaces_still_reports_requested_and_left_seconds_in_this_form(source):
 )
 def test_an_error_is_recognized_by_its_title_or_message(title, message, expected):
     assert parse_gpu_error(gr.Error(message, title=title)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "requested", "granted"),
+    [
+        ("NVIDIA H200", 60, 60, 60),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 60, 40, 60),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 20, 13, 19),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 1, 1, 1),
+    ],
+)
+def test_no_more_seconds_are_charged_than_the_app_counts(
+    model, asked, requested, granted, monkeypatch
+):
+    from spaces.zero import config
+
+    monkeypatch.setattr(config, "_read_gpu_information", lambda: f"Model: \t {model}\n")
+    config.get_config.cache_clear()
+    try:
+        assert (requested_seconds(asked), granted_seconds(asked)) == (requested, granted)
+    finally:
+        config.get_config.cache_clear()
