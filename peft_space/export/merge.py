@@ -220,7 +220,7 @@ def _load_dequantized_base(
     from torch.nn import Linear, Parameter
     from transformers.pytorch_utils import Conv1D
 
-    model = load_base_model(base, run.recipe, inference_dtype(), task_spec)
+    model = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec)
     unquantized = linear_layers(_without_quantization(base.config), task_spec.task).model
     for name, module in list(model.named_modules()):
         if not isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):

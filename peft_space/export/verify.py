@@ -216,7 +216,7 @@ def verify_adapter(run: Run, folder: Path, on_progress: OnProgress = no_progress
     del adapted
     gc.collect()  # models are in reference cycles; two of them may not fit in memory
     on_progress(0.6, "Loading the exported adapter in PEFT")
-    plain = load_base_model(base, run.recipe, inference_dtype(), task_spec)
+    plain = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec)
     figures = _compare(
         PeftModel.from_pretrained(plain, folder).eval(), task_spec, questions, outputs
     )

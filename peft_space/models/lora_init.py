@@ -45,7 +45,9 @@ def write_initial_adapter(
 
     unquantized = recipe.model_copy(update={"quantization": "none"})
     # in the machine's memory, and one layer after the other on the GPU
-    model: Any = load_base_model(base, unquantized, inference_dtype(), task_spec, device="cpu")
+    model: Any = load_base_model(
+        base, unquantized, inference_dtype(base.config), task_spec, device="cpu"
+    )
     layers = linear_layers(base.config, task_spec.task)
     config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
     model = get_peft_model(model, config)

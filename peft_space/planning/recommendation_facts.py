@@ -97,7 +97,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
     import torch
 
     task_spec = prepared.task_spec
-    model = load_base_model(base, recipe, inference_dtype(), task_spec).eval()
+    model = load_base_model(base, recipe, inference_dtype(base.config), task_spec).eval()
     scorer = LabelScorer(model)
     tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
     examples, total, count = Examples(prepared.train), 0.0, 0

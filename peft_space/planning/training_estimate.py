@@ -180,7 +180,7 @@ def memory_here(
         return None
     layers = linear_layers(config, task)  # a new one: counting wraps the model
     rows = _rows_at_once(recipe, task, num_rows)
-    target: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype()}
+    target: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype(config)}
     free = hardware.free_memory()
     if kind := zerogpu_hardware():
         target, free = {"device": kind.device, "dtype": "bfloat16"}, kind.usable
@@ -269,7 +269,7 @@ def _estimate_time(
     flops = token_flops * row_tokens * rows * (2 if task == "dpo" else 1)
     batch_tokens = round(row_tokens * min(num_rows, recipe.batch_size))
     width = text_config(config).hidden_size
-    rate = hardware.flops_a_second(batch_tokens, width, inference_dtype())
+    rate = hardware.flops_a_second(batch_tokens, width, inference_dtype(config))
     step = flops / rate / EFFICIENCY
     forward = (1 + extra) / (2 + checkpointing + extra)
     held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size)

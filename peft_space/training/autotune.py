@@ -111,7 +111,7 @@ def _needs_checkpointing(
     if surely_fits(layers, rows, longest, free_memory):
         return False
     return estimate_within(
-        layers, recipe, rows, longest, free_memory, hardware.device(), inference_dtype()
+        layers, recipe, rows, longest, free_memory, hardware.device(), inference_dtype(base.config)
     )[1]
 
 

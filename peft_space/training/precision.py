@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from peft_space import hardware
 from peft_space.compat.peft import set_input_casts
 from peft_space.compat.transformers import float32_modules
+from peft_space.errors import UserError
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import inference_dtype
 from peft_space.models.resolve import BaseModelRef
@@ -67,11 +68,10 @@ def choose_compute_dtype(
     Returns:
         The dtype, and a sentence with the reason.
     """
+    if hardware.device() == "cuda":
+        return _dtype_on_gpu(recipe, base)
     if recipe.compute_dtype != "automatic":
         return recipe.compute_dtype, "The recipe says so."
-    if hardware.device() == "cuda":
-        dtype = inference_dtype()
-        return dtype, f"The GPU computes in {dtype} natively."
     num_tokens = recipe.batch_size * row_length
     key = [
         recipe.model_dump(include=_RECIPE_FIELDS),
@@ -90,6 +90,21 @@ def choose_compute_dtype(
     folder = get_or_create("speed", digest, measure)
     dtype, why = json.loads((folder / "choice.json").read_text())
     return dtype, why
+
+
+def _dtype_on_gpu(recipe: Recipe, base: BaseModelRef) -> tuple[str, str]:
+    native, suited = inference_dtype(), inference_dtype(base.config)
+    if recipe.compute_dtype == "bfloat16" and native != "bfloat16":
+        raise UserError(
+            "training.compute_dtype_unsupported",
+            "This GPU has no instructions for bfloat16, and would emulate it very slowly. "
+            "Set compute_dtype to automatic or float32.",
+        )
+    if recipe.compute_dtype != "automatic":
+        return recipe.compute_dtype, "The recipe says so."
+    if suited != native:
+        return suited, f"Models of type {base.config.model_type} overflow in {native}."
+    return native, f"The GPU computes in {native} natively."
 
 
 def _measured_dtype(model: PeftModel, num_tokens: int) -> tuple[str, str]:

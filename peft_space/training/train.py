@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -139,9 +139,7 @@ def train(run: Run, options: TrainOptions = _DEFAULT_OPTIONS) -> events.Outcome:
             recorded as a Failed event.
     """
     while isinstance(outcome := attempt(run, options), events.OutOfMemory):
-        gc.collect()  # model and trainer refer to each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        hardware.release_memory()
     return outcome
 
 
@@ -196,35 +194,46 @@ def _out_of_memory_error(run: Run, device: str) -> UserError:
 
 
 def _train_with_dtype_fallback(run: Run, options: TrainOptions) -> events.Outcome:
-    """Train, and start again in float32 if the first step shows that the model needs it.
-
-    This happens only on one CPU. A GPU has the base model in 16 bits whatever the plan says, and
-    each of several processes would have to start again.
-    """
+    """Train, and start again in float32 if the first steps show that the model needs it."""
     try:
         return _train(run, options)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, UserError) as error:
         plan = read_plan(run)
-        if plan is None or not _may_need_float32(run, plan, error):
+        if plan is None or not _needs_float32(run, plan, error):
             raise
-        why = f"This model cannot compute in {plan.compute_dtype}: {first_line(error)}"
+        problem = (
+            "does not give finite numbers" if isinstance(error, UserError) else "cannot compute"
+        )
+        why = f"This model {problem} in {plan.compute_dtype}: {first_line(error)}"
         if run.recipe.compute_dtype != "automatic":
             raise UserError(
                 "training.compute_dtype_unsupported",
                 f"{why} Set compute_dtype to automatic or float32.",
             ) from error
-        logger.info("%s cannot compute in %s", plan.base_name, plan.compute_dtype, exc_info=error)
-        changes = {"compute_dtype": "float32", "frozen_dtype": "", "why": why}
-        write_plan(run, plan.model_copy(update=changes))
-    gc.collect()  # model and trainer refer to each other
+        logger.info("%s needs float32", plan.base_name, exc_info=error)
+        if distributed.is_main():
+            changes = {"compute_dtype": "float32", "frozen_dtype": "", "why": why}
+            write_plan(run, plan.model_copy(update=changes))
+        distributed.wait()
+    hardware.release_memory()
     return _train(run, options)
 
 
-def _may_need_float32(run: Run, plan: Plan, error: Exception) -> bool:
-    on_one_cpu = plan.device == "cpu" and distributed.num_processes() == 1
-    if plan.compute_dtype == "float32" or not on_one_cpu:
+def _needs_float32(run: Run, plan: Plan, error: Exception) -> bool:
+    """Return True if float32 avoids the error and nothing has been learned yet.
+
+    bfloat16: some operations do not exist on CPUs. There it happens on one process, before the
+    first step. float16: activations of some models are too large for it, on any number of GPUs.
+    """
+    if any(
+        math.isfinite(step.loss) and math.isfinite(step.grad_norm)
+        for step in steps_of(run.history())
+    ):
         return False
-    return not steps_of(run.history()) and is_dtype_error(error)
+    if isinstance(error, UserError):
+        return plan.compute_dtype == "float16" and error.code == "training.not_finite"
+    on_one_cpu = plan.device == "cpu" and distributed.num_processes() == 1
+    return plan.compute_dtype != "float32" and on_one_cpu and is_dtype_error(error)
 
 
 @dataclass(frozen=True)
@@ -274,8 +283,7 @@ def _set_precision(setup: _TrainingSetup) -> None:
     set_compute_dtype(model, plan.compute_dtype)
     if plan.frozen_dtype:
         cast_frozen_weights(model, setup.base, setup.task_spec.task, plan.frozen_dtype)
-    if plan.device == "cpu":
-        avoid_repeated_casts(model, plan.compute_dtype)
+    avoid_repeated_casts(model, plan.compute_dtype)
 
 
 def _make_trainer(
@@ -401,15 +409,18 @@ def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> PeftModel:
     if start.is_dir():
         source = initial_base(start, base)
         put = functools.partial(load_initial_adapter, folder=start)
-    model = load_base_model(source, recipe, _load_dtype(recipe), task_spec)
+    model = load_base_model(source, recipe, _load_dtype(run, base), task_spec)
     return new_adapter(model, recipe, base, task_spec, put=put)
 
 
-def _load_dtype(recipe: Recipe) -> str:
+def _load_dtype(run: Run, base: BaseModelRef) -> str:
     """The dtype to load the base model in; float32 on a CPU, where the plan decides later."""
-    if recipe.compute_dtype == "automatic" or hardware.device() == "cpu":
-        return inference_dtype()
-    return recipe.compute_dtype
+    plan, chosen = read_plan(run), run.recipe.compute_dtype
+    if hardware.device() == "cuda" and plan is not None and plan.device:
+        return plan.compute_dtype
+    if hardware.device() == "cpu" or chosen == "automatic":
+        return inference_dtype(base.config)
+    return chosen
 
 
 def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSaved | None) -> None:

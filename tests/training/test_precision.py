@@ -3,29 +3,34 @@
 import copy
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from peft_space import hardware
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.architecture import auto_class
-from peft_space.models.loading import load_base_model, new_adapter
+from peft_space.models.loading import inference_dtype, load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import CAUSAL_LM, Recipe, TaskSpec
 from peft_space.runs import events
 from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.training import autotune, precision
+from peft_space.training import train as training
 from peft_space.training.precision import (
     autocast_to,
     avoid_repeated_casts,
     cast_frozen_weights,
+    choose_compute_dtype,
     frozen_dtype,
 )
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
+from peft_space.training.trainers import training_arguments
 from tests.fixtures import tiny_models
 from tests.fixtures.architectures import ARCHITECTURES
 from tests.fixtures.task_rows import WORDS, labelled, preferred, rated
@@ -228,3 +233,85 @@ def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, 
         assert read_plan(run).frozen_dtype == ("" if dtype == "float32" else dtype)
         losses.append([step.loss for step in steps_of(run.history())])
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_loss_that_overflows_in_float16_starts_again_in_float32(step, tmp_path, monkeypatch):
+    """A pretended GPU without bfloat16: a training that learned something is not started again."""
+    own_trainer, computed = training._make_trainer, []
+    monkeypatch.setattr(autotune, "choose_compute_dtype", lambda *args: ("float16", "pretended"))
+    monkeypatch.setattr(
+        training,
+        "training_arguments",
+        lambda *args, **kwargs: training_arguments(*args, **kwargs) | {"fp16": False},
+    )
+
+    def trainer_of(run, setup, options, callback):
+        trainer = own_trainer(run, setup, options, callback)
+        own_loss = trainer.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            if kwargs.get("return_outputs"):  # an evaluation
+                return own_loss(*args, **kwargs)
+            computed.append(setup.plan.compute_dtype)
+            overflows = setup.plan.compute_dtype == "float16" and len(computed) >= step
+            return own_loss(*args, **kwargs) * (float("nan") if overflows else 1.0)
+
+        trainer.compute_loss = compute_loss
+        return trainer
+
+    monkeypatch.setattr(training, "_make_trainer", trainer_of)
+    run = make_run(tmp_path / "run", "demo", Recipe(max_steps=3, eval_steps=3, batch_size=4))
+    if step == 2:
+        with run.lock(), pytest.raises(UserError) as error:
+            training.train(run)
+        assert error.value.code == "training.not_finite"
+        return
+    with run.lock():
+        assert training.train(run).event == "Finished"
+    assert read_plan(run).compute_dtype == "float32"
+    assert [step.step for step in steps_of(run.history())] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "native", "dtype"),
+    [
+        ("llama", True, "bfloat16"),
+        ("llama", False, "float16"),
+        ("gemma3", False, "float32"),
+        ("gemma3_text", True, "bfloat16"),
+        ("t5", False, "float32"),
+    ],
+)
+def test_models_that_are_known_to_overflow_compute_in_float32_without_bfloat16(
+    model_type, native, dtype, monkeypatch
+):
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **kwargs: native)
+    config = CONFIG_MAPPING[model_type]()
+    assert inference_dtype(config) == dtype
+    base = SimpleNamespace(config=config)
+    assert choose_compute_dtype(Recipe(), base, CAUSAL_LM, None, 64, {})[0] == dtype
+    if not native:
+        with pytest.raises(UserError) as error:
+            choose_compute_dtype(Recipe(compute_dtype="bfloat16"), base, CAUSAL_LM, None, 64, {})
+        assert error.value.code == "training.compute_dtype_unsupported"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_on_a_gpu_embeddings_and_head_go_back_to_16_bits_and_norms_stay_float32(
+    tied, tmp_path, monkeypatch
+):
+    folder = tiny_models.llama(tmp_path / "base", tie_word_embeddings=tied)
+    base = find_base(folder)
+    model = load_base_model(base, Recipe(), "bfloat16")
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
+    adapted = new_adapter(model, Recipe(), base).get_base_model()
+    dtypes = {
+        adapted.get_input_embeddings().weight.dtype,
+        adapted.get_output_embeddings().weight.dtype,
+    }
+    assert dtypes == {torch.bfloat16}
+    assert adapted.model.norm.weight.dtype == torch.float32
+    shared = adapted.get_input_embeddings().weight is adapted.get_output_embeddings().weight
+    assert shared == tied
