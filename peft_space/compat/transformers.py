@@ -83,13 +83,16 @@ def cached_repo_file(location: str, name: str, revision: str | None) -> Path | N
     return Path(path) if path else None
 
 
-def trainer_with_row_order(order: Sampler[int] | None, **kwargs: Any) -> Trainer:
+def trainer_with_row_order(
+    order: Sampler[int] | None, eval_collator: Any = None, **kwargs: Any
+) -> Trainer:
     """Create a Trainer that draws the training rows from `order`.
 
     Overrides the private hook `Trainer._get_train_sampler`.
 
     Args:
         order: a sampler of row indices, or None for the Trainer's own order.
+        eval_collator: makes batches of held-out rows, if `data_collator` only makes those to train.
         kwargs: arguments of `Trainer`.
     """
     from transformers import Trainer
@@ -97,6 +100,13 @@ def trainer_with_row_order(order: Sampler[int] | None, **kwargs: Any) -> Trainer
     class OrderedTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return order or super()._get_train_sampler(train_dataset)
+
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            own, self.data_collator = self.data_collator, eval_collator or self.data_collator
+            try:
+                return super().get_eval_dataloader(eval_dataset)
+            finally:
+                self.data_collator = own
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # not reported anywhere, and counting visits all parameters in every step

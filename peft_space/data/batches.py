@@ -1,7 +1,9 @@
 """Batches of padded examples for each task, and the dataset that the trainers read them from."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,28 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     """Pad text to continue: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
     labels = pad_rows([example.labels for example in examples], MASKED)
     return _inputs(examples, pad_token_id) | {"labels": labels}
+
+
+def collate_packed(examples: Sequence[TokenizedExample]) -> dict[str, Any]:
+    """Lay texts to continue end to end.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, each (1, T), where positions start anew with each
+        text; `row_starts` (B + 1,) int32, where texts begin and the last one ends; and
+        `longest_row`, the tokens of the longest text. No text predicts the first token of the next.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    labels = [
+        MASKED if at == 0 else label for one in examples for at, label in enumerate(one.labels)
+    ]
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return {
+        "input_ids": torch.tensor([[id for example in examples for id in example.input_ids]]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "row_starts": starts,
+        "longest_row": max(lengths),
+    }
 
 
 def collate_labelled(

@@ -30,6 +30,10 @@ class Plan(BaseModel):
     gradient_checkpointing: bool
     by_length: bool = False
     """True if rows of similar length share a step."""
+    packing: bool = False
+    """True if the rows of a batch are laid end to end instead of padded."""
+    packing_why: str = ""
+    """Why or why not, for the user."""
     base_name: str
     base_revision: str | None
     base_on_hub: bool = False

@@ -10,6 +10,7 @@ from peft_space.estimation.memory import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import linear_layers, text_config
 from peft_space.models.loading import inference_dtype, parameter_counts
+from peft_space.models.packing import why_not_packed
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe, TaskSpec
@@ -64,7 +65,10 @@ def make_plan(
     checkpointing = _needs_checkpointing(
         recipe, base, task_spec, batch_size, int(lengths.max()), free_memory
     )
+    packing, packing_why = _packing(task_spec, model, int(lengths.max()))
     return Plan(
+        packing=packing,
+        packing_why=packing_why,
         device=hardware.device(),
         device_name=hardware.device_name(),
         compute_dtype=dtype,
@@ -76,7 +80,7 @@ def make_plan(
         gradient_accumulation_steps=accumulation,
         max_length=recipe.max_length,
         gradient_checkpointing=checkpointing,
-        by_length=goes_by_length(lengths, recipe, task_spec.task),
+        by_length=goes_by_length(lengths, recipe, task_spec.task, packing),
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
@@ -92,6 +96,15 @@ def make_plan(
         learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
         versions=versions,
     )
+
+
+def _packing(task_spec: TaskSpec, model: PeftModel, longest: int) -> tuple[bool, str]:
+    """Whether to lay rows end to end, and why or why not."""
+    if task_spec.task != "causal-lm":
+        return False, f"Rows are padded: {task_spec.task} compares or reads whole rows."
+    if reason := why_not_packed(model, longest):
+        return False, f"Rows are padded: in this model, {reason}."
+    return True, "Nothing is computed for padding, and each row still sees itself alone."
 
 
 def _needs_checkpointing(
@@ -131,6 +144,8 @@ def make_first_plan(
     recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
     plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
     write_plan(run, plan)
+    if plan.packing:
+        _notice(run, "Rows are laid end to end (packing).", plan.packing_why)
     if plan.by_length and recipe.row_order == "automatic":
         saved = saved_by_length(lengths, recipe, task_spec.task)
         _notice(

@@ -307,6 +307,7 @@ def _make_trainer(
         setup.held_out if len(setup.held_out) else None,
         callback,
         order,
+        plan.packing,
     )
 
 

@@ -13,9 +13,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from peft_space.compat.transformers import trainer_with_row_order, use_one_gpu
 from peft_space.compat.trl import adds_router_loss, preference_trainer
 from peft_space.data.arrow_store import MASKED, TokenizedExample
-from peft_space.data.batches import Examples, collator_of
+from peft_space.data.batches import Examples, collate_packed, collator_of
 from peft_space.evaluation.metrics import macro_f1
 from peft_space.models.label_scorer import own_forward, score_labels_only
+from peft_space.models.packing import pack_rows
 from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.runs.plan import Plan
 from peft_space.runs.run import Run
@@ -77,7 +78,7 @@ def training_arguments(run: Run, plan: Plan, num_rows: int, evaluate: bool) -> d
         save_steps=steps_between_saves(recipe, num_rows),
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would log a non-finite loss as 0
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if plan.packing else "non_padding",
         remove_unused_columns=False,
         disable_tqdm=True,
         gradient_checkpointing=checkpointing,
@@ -95,6 +96,7 @@ def make_trainer(
     held_out: Examples | None,
     callback: TrainerCallback,
     order: torch.utils.data.Sampler[int] | None = None,
+    packing: bool = False,
 ) -> Trainer:
     """Create the trainer for a task. It gets exactly the examples that the preview shows.
 
@@ -108,11 +110,14 @@ def make_trainer(
         held_out: held-out rows, or None for no evaluation.
         callback: is called on every step, evaluation and checkpoint.
         order: row order, if it is not the trainer's own. Ignored by TRL's trainers.
+        packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
     own_forward(model)  # a model that was kept since an earlier slice has been changed
     if task_spec.task in ("causal-lm", "seq2seq-lm"):
         score_labels_only(model)
+    if packing:
+        pack_rows(model)
     if task_spec.task in ("dpo", "kto"):
         if task_spec.task == "kto":  # TRL insists; the rows are shuffled already
             arguments = arguments | {"train_sampling_strategy": "sequential"}
@@ -146,7 +151,8 @@ def make_trainer(
             ),
             train_dataset=train,
             eval_dataset=held_out,
-            data_collator=collate,
+            data_collator=collate_packed if packing else collate,
+            eval_collator=collate,
             callbacks=[callback],
             **metrics,
         )
@@ -247,8 +253,8 @@ def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
     )
 
 
-def goes_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> bool:
-    """Return True if rows of these lengths are grouped by length."""
+def goes_by_length(lengths: np.ndarray, recipe: Recipe, task: Task, packing: bool = False) -> bool:
+    """Return True if rows of these lengths are grouped by length. Packed rows need no grouping."""
     if recipe.row_order != "automatic":
         return recipe.row_order == "by_length" and task not in ("dpo", "kto")
-    return saved_by_length(lengths, recipe, task) >= MIN_SAVING
+    return not packing and saved_by_length(lengths, recipe, task) >= MIN_SAVING

@@ -10,6 +10,7 @@ from peft_space.runs import events
 from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
+from peft_space.training import autotune
 from peft_space.training import train as training
 from peft_space.training.prepare import make_run
 from peft_space.training.trainers import ByLength, goes_by_length, padded_tokens, saved_by_length
@@ -50,6 +51,7 @@ def test_rows_are_grouped_if_that_saves_a_fifth_of_the_tokens():
     assert not goes_by_length(LENGTHS, Recipe(row_order="shuffled"), "causal-lm")
     assert goes_by_length(np.arange(90, 110), Recipe(row_order="by_length"), "causal-lm")
     assert not goes_by_length(LENGTHS, Recipe(row_order="by_length"), "kto")
+    assert not goes_by_length(LENGTHS, Recipe(), "causal-lm", packing=True)
 
 
 def test_a_paused_run_resumes_in_the_same_order(tmp_path, monkeypatch):
@@ -99,6 +101,7 @@ def test_a_paused_run_resumes_in_the_same_order(tmp_path, monkeypatch):
             run.request_stop("pause")
 
     monkeypatch.setattr(Run, "append", pause)
+    monkeypatch.setattr(autotune, "why_not_packed", lambda *args: "its rows would not stay apart")
     for run, times in ((whole, 1), (paused, 3)):
         for _ in range(times):
             with run.lock():

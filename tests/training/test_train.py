@@ -24,7 +24,7 @@ from peft_space.runs.run import Run
 from peft_space.training import train as training
 from peft_space.training.prepare import make_run, prepare
 from peft_space.training.train import ModelCache, TrainOptions
-from tests.fixtures.task_rows import record_batches
+from tests.fixtures.task_rows import record_batches, rows_in
 
 TINY = Recipe(max_steps=6, save_steps=2, batch_size=4)
 
@@ -50,14 +50,7 @@ def test_the_batch_contains_exactly_the_rendered_rows(tmp_path, tokenizer, monke
     expected = sorted(
         (example.input_ids, example.labels) for example in rendered if example.num_trained
     )
-    trained = []
-    for batch in batches:
-        for ids, mask, labels in zip(
-            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
-        ):
-            length = int(mask.sum())
-            assert (labels[length:] == MASKED).all()
-            trained.append((ids[:length].tolist(), labels[:length].tolist()))
+    trained = [row for batch in batches for row in rows_in(batch)]
     assert sorted(trained) == expected
 
 

@@ -23,6 +23,7 @@ from tests.fixtures.task_rows import (
     preferred,
     rated,
     record_batches,
+    rows_in,
     tagged,
     translated,
 )
@@ -267,6 +268,10 @@ def previewed_rows(examples, task):
 
 def rows_of_batch(batch, task, run):
     """For each row of a batch, what `previewed_rows` yields."""
+    if task == "causal-lm":
+        for _, row_labels in rows_in(batch):
+            yield ([label != MASKED for label in row_labels],)
+        return
     labels = json.loads(run.path("data", "task.json").read_text())["labels"]
     lengths = batch["attention_mask"].sum(1).tolist()
     marks = batch.get("completion_mask", batch.get("labels")).tolist()
@@ -292,8 +297,6 @@ def rows_of_batch(batch, task, run):
                     [mark == 1 for mark in marks[at][: lengths[at]]],
                     "good" if batch["label"][at] else "not good",
                 )
-            case "causal-lm":
-                yield ([mark != MASKED for mark in marks[at][: lengths[at]]],)
 
 
 def test_kto_pairs_each_prompt_with_the_answer_of_the_previous_row(
