@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
@@ -19,15 +18,17 @@ from peft_space.runs import events
 from peft_space.runs.plan import Plan, split_step_rows, write_plan
 from peft_space.runs.run import Run, append_notice_once
 from peft_space.training import distributed
-from peft_space.training.precision import choose_compute_dtype, frozen_dtype
+from peft_space.training.precision import (
+    choose_compute_dtype,
+    frozen_dtype,
+    library_versions,
+)
 from peft_space.training.trainers import goes_by_length, saved_by_length, total_steps
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from peft_space.data.batches import Examples
-
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 def make_plan(
@@ -52,9 +53,8 @@ def make_plan(
 
     trainable, total = parameter_counts(model)
     num_processes, lengths = distributed.num_processes(), rows.lengths(recipe.max_length)
-    versions = {library: importlib.metadata.version(library) for library in _LIBRARIES}
     row_length = len(rows.of_median_length().input_ids)
-    dtype, why = choose_compute_dtype(recipe, base, task_spec, model, row_length, versions)
+    dtype, why = choose_compute_dtype(recipe, base, task_spec, row_length)
     batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
@@ -94,7 +94,7 @@ def make_plan(
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
         learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
-        versions=versions,
+        versions=library_versions(),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import importlib.metadata
 import json
+import math
 import re
 import statistics
 import time
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from peft_space import hardware
+from peft_space.compat.bitsandbytes import keep_4bit_layer_exact
 from peft_space.compat.peft import set_input_casts
 from peft_space.compat.transformers import float32_modules
 from peft_space.errors import UserError
-from peft_space.models.architecture import linear_layers
-from peft_space.models.loading import inference_dtype
+from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
+from peft_space.models.loading import adapter_config, inference_dtype
+from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.storage.content_cache import get_or_create
@@ -39,6 +43,7 @@ MAX_ROUND_SECONDS = 0.3
 PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS = 2e7, 4e8
 """Multiplications of a layer in the probe and in the measurement. Together these take 0.1 to 0.3
 seconds."""
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _RECIPE_FIELDS = {
     "quantization", "double_quantization", "method", "lora_rank", "lora_dropout", "target_modules"
 }  # fmt: skip
@@ -49,11 +54,9 @@ def choose_compute_dtype(
     recipe: Recipe,
     base: BaseModelRef,
     task_spec: TaskSpec,
-    model: PeftModel,
     row_length: int,
-    versions: dict[str, str],
 ) -> tuple[str, str]:
-    """Choose the compute dtype for training `model` on this machine.
+    """Choose the compute dtype for training on this machine, before the model is loaded.
 
     A measurement is cached per kind of model, so that the same run computes the same numbers.
 
@@ -61,9 +64,7 @@ def choose_compute_dtype(
         recipe: the run's recipe.
         base: the base model.
         task_spec: the task to train.
-        model: the base model with the adapter.
         row_length: tokens of a typical row.
-        versions: of the libraries; a new version is measured anew.
 
     Returns:
         The dtype, and a sentence with the reason.
@@ -79,13 +80,14 @@ def choose_compute_dtype(
         task_spec.task,
         base.config.to_dict(),
         hardware.device_name(),
-        versions,
+        library_versions(),
         MIN_BF16_SPEEDUP,
     ]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
 
     def measure(folder: Path) -> None:
-        (folder / "choice.json").write_text(json.dumps(_measured_dtype(model, num_tokens)))
+        layer = _layer_like_the_largest(recipe, base, task_spec.task)
+        (folder / "choice.json").write_text(json.dumps(_measured_dtype(layer, num_tokens)))
 
     folder = get_or_create("speed", digest, measure)
     dtype, why = json.loads((folder / "choice.json").read_text())
@@ -107,14 +109,19 @@ def _dtype_on_gpu(recipe: Recipe, base: BaseModelRef) -> tuple[str, str]:
     return native, f"The GPU computes in {native} natively."
 
 
-def _measured_dtype(model: PeftModel, num_tokens: int) -> tuple[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a training computes, and how fast."""
+    return {library: importlib.metadata.version(library) for library in _LIBRARIES}
+
+
+def _measured_dtype(layer: Any, num_tokens: int) -> tuple[str, str]:
     """Measure which dtype the model's largest layer computes faster in, on batches of `num_tokens`.
 
     A step of the whole model would delay the first step for longer than users want to wait.
     """
     import torch
 
-    layer, threads = _largest_layer(model).train(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the CPU time of one thread hardly depends on other processes
     try:
         for multiplications in (PROBE_MULTIPLICATIONS, TIMING_MULTIPLICATIONS):
@@ -132,12 +139,41 @@ def _measured_dtype(model: PeftModel, num_tokens: int) -> tuple[str, str]:
     )
 
 
-def _largest_layer(model: PeftModel) -> Any:
-    """The largest linear layer with an adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _layer_like_the_largest(recipe: Recipe, base: BaseModelRef, task: Task) -> Any:
+    """A random linear layer with an adapter, as large as the model's largest, quantized alike."""
+    import bitsandbytes
+    import torch
+    from peft import get_peft_model
 
-    layers: list[Any] = [item for item in model.modules() if isinstance(item, BaseTunerLayer)]
-    return max(layers, key=lambda layer: layer.in_features * layer.out_features)
+    layers = linear_layers(base.config, task)
+    model: Any = layers.model
+    shapes = [
+        tuple(model.get_submodule(name).weight.shape) for name in wrapped_layers(recipe, layers)
+    ]
+    outputs, inputs = max(shapes, key=math.prod)
+    layer: Any = torch.nn.Linear(inputs, outputs)
+    if recipe.quantization in ("nf4", "fp4"):
+        exact = layer
+        layer = bitsandbytes.nn.Linear4bit(
+            inputs,
+            outputs,
+            compute_dtype=torch.float32,
+            compress_statistics=recipe.double_quantization,
+            quant_type=recipe.quantization,
+        )
+        layer.load_state_dict(exact.state_dict())
+        layer = layer.to("cpu")  # which quantizes it
+        keep_4bit_layer_exact(layer, torch.float32)
+    elif recipe.quantization == "int8":
+        exact = layer
+        layer = bitsandbytes.nn.Linear8bitLt(inputs, outputs, has_fp16_weights=False)
+        layer.load_state_dict(exact.state_dict())
+        layer = layer.to("cpu")
+    config = adapter_config(recipe, layers, task)
+    config.target_modules, config.modules_to_save = ["0"], None
+    config.exclude_modules = config.layers_to_transform = config.task_type = None
+    adapted: Any = get_peft_model(torch.nn.Sequential(layer), config)
+    return adapted.base_model.model[0].train()
 
 
 def _seconds_by_dtype(layer: Any, num_tokens: int, multiplications: float) -> tuple[float, float]:
@@ -208,6 +244,16 @@ def frozen_dtype(model: PeftModel, dtype: str) -> str:
         return ""
     embeddings = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
     return "" if any(module.weight.requires_grad for module in embeddings) else dtype
+
+
+def all_weights_are_frozen(recipe: Recipe, base: BaseModelRef, task_spec: TaskSpec) -> bool:
+    """Return True if a CPU can load the base in the dtype that frozen weights are held in.
+
+    Modules that are trained in full start from exact numbers, and PiSSA and LoftQ compute with
+    them.
+    """
+    whole = quantization_of(recipe, base.config) == "none" and recipe.method in ("lora", "rslora")
+    return whole and not recipe.modules_to_save and task_spec.task not in CLASSIFYING
 
 
 def cast_frozen_weights(model: PeftModel, base: BaseModelRef, task: Task, dtype: str) -> None:

@@ -51,8 +51,10 @@ from peft_space.training.autotune import make_first_plan, report_plan
 from peft_space.training.callbacks import RunCallback, check_trackers, tracker_arguments
 from peft_space.training.oom_fallback import out_of_memory_failure, reduce_memory
 from peft_space.training.precision import (
+    all_weights_are_frozen,
     avoid_repeated_casts,
     cast_frozen_weights,
+    choose_compute_dtype,
     set_compute_dtype,
 )
 from peft_space.training.prepare import Prepared
@@ -343,7 +345,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     run.append(events.Preparing(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's initial weights are random
     free_memory = hardware.free_memory()
-    model = cache.take(run, plan, checkpoint) or _load_model(run, base, task_spec)
+    model = cache.take(run, plan, checkpoint) or _load_model(run, base, task_spec, rows)
     set_pad_token(model, tokenizer.pad_token_id)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory)
@@ -400,7 +402,7 @@ def _check_checkpoint(
         append_notice_once(run, events.Notice(what=what, why=f"{'; '.join(differences)}."))
 
 
-def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> PeftModel:
+def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> PeftModel:
     """The base model with the adapter that training starts from."""
     recipe, start = run.recipe, run.path("start")
     if recipe.method in FROM_BASE and not start.is_dir():
@@ -410,18 +412,26 @@ def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> PeftModel:
     if start.is_dir():
         source = initial_base(start, base)
         put = functools.partial(load_initial_adapter, folder=start)
-    model = load_base_model(source, recipe, _load_dtype(run, base), task_spec)
+    dtype = _load_dtype(run, base, task_spec, rows)
+    model = load_base_model(source, recipe, dtype, task_spec)
     return new_adapter(model, recipe, base, task_spec, put=put)
 
 
-def _load_dtype(run: Run, base: BaseModelRef) -> str:
-    """The dtype to load the base model in; float32 on a CPU, where the plan decides later."""
-    plan, chosen = read_plan(run), run.recipe.compute_dtype
-    if hardware.device() == "cuda" and plan is not None and plan.device:
-        return plan.compute_dtype
-    if hardware.device() == "cpu" or chosen == "automatic":
-        return inference_dtype(base.config)
-    return chosen
+def _load_dtype(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> str:
+    """The dtype to load the base model in."""
+    plan, recipe = read_plan(run), run.recipe
+    has_plan = plan is not None and bool(plan.device)  # an imported adapter's has no device
+    if hardware.device() == "cuda":
+        if has_plan:
+            return plan.compute_dtype  # type: ignore[union-attr]
+        chosen = recipe.compute_dtype
+        return inference_dtype(base.config) if chosen == "automatic" else chosen
+    if not all_weights_are_frozen(recipe, base, task_spec):
+        return "float32"
+    if has_plan:
+        return plan.frozen_dtype or "float32"  # type: ignore[union-attr]
+    row_length = len(rows.of_median_length().input_ids)
+    return choose_compute_dtype(recipe, base, task_spec, row_length)[0]
 
 
 def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSaved | None) -> None:

@@ -45,14 +45,34 @@ def adapted(recipe=EXACT, path="demo", task_spec=CAUSAL_LM):
     return new_adapter(model, recipe, base, task_spec).eval(), base
 
 
-def test_measuring_the_dtype_is_fast_and_leaves_no_gradients():
-    model, _ = adapted()
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp4", "int8"])
+def test_the_dtype_is_measured_fast_without_the_model(quantization):
+    recipe = EXACT.model_copy(update={"quantization": quantization})
     start = time.process_time()
-    dtype, why = precision._measured_dtype(model, 512)
+    layer = precision._layer_like_the_largest(recipe, find_base("demo"), "causal-lm")
+    dtype, why = precision._measured_dtype(layer, 512)
     assert time.process_time() - start < 3
+    assert {layer.in_features, layer.out_features} == {640, 256}
     assert dtype in ("float32", "bfloat16")
     assert "bfloat16" in why
-    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_weights_are_loaded_in_the_dtype_that_they_are_held_in(resumed, tmp_path, monkeypatch):
+    loaded, own = [], training.load_base_model
+
+    def load(base, recipe, dtype, task_spec):
+        loaded.append(dtype)
+        return own(base, recipe, dtype, task_spec)
+
+    monkeypatch.setattr(training, "load_base_model", load)
+    recipe = EXACT.model_copy(update={"compute_dtype": "bfloat16", "max_steps": 2, "batch_size": 4})
+    run = make_run(tmp_path / "run", "demo", recipe)
+    with run.lock():
+        if resumed:
+            assert training.train(run, training.TrainOptions(deadline=0.0)).event == "Paused"
+        assert training.train(run).event == "Finished"
+    assert set(loaded) == {"bfloat16"}
 
 
 def loss_and_gradients(model, batch, dtype="bfloat16"):
@@ -291,10 +311,10 @@ def test_models_that_are_known_to_overflow_compute_in_float32_without_bfloat16(
     config = CONFIG_MAPPING[model_type]()
     assert inference_dtype(config) == dtype
     base = SimpleNamespace(config=config)
-    assert choose_compute_dtype(Recipe(), base, CAUSAL_LM, None, 64, {})[0] == dtype
+    assert choose_compute_dtype(Recipe(), base, CAUSAL_LM, 64)[0] == dtype
     if not native:
         with pytest.raises(UserError) as error:
-            choose_compute_dtype(Recipe(compute_dtype="bfloat16"), base, CAUSAL_LM, None, 64, {})
+            choose_compute_dtype(Recipe(compute_dtype="bfloat16"), base, CAUSAL_LM, 64)
         assert error.value.code == "training.compute_dtype_unsupported"
 
 
