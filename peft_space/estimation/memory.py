@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from peft_space.compat.peft import set_input_casts
 from peft_space.compat.torch import each_result, fake_tensors, materialize_fake, storage_address
 from peft_space.hardware import Device
-from peft_space.models.architecture import ModelLayers, text_config
-from peft_space.models.loading import adapter_config
+from peft_space.models.architecture import CLASSIFYING, ModelLayers, text_config
+from peft_space.models.label_scorer import last_hidden_states, logits_at_once
+from peft_space.models.loading import adapter_config, hold_16_bits_again
 from peft_space.models.quantization import bitsandbytes_config
 from peft_space.recipe import Recipe, Task
 
@@ -54,7 +56,7 @@ class MemoryEstimate:
     activations: int
     """Tensors that the forward pass keeps for the backward pass, and intermediate results."""
     loss: int
-    """Logits, their log-probabilities and their gradient: tensors with a vocabulary dimension."""
+    """Logits of a chunk of labels, their log-probabilities and their gradient."""
     overhead: int
     """On a CPU, the libraries' memory after the first step, and holes between tensors."""
 
@@ -106,7 +108,8 @@ def estimate(
         model, _ = _adapted(layers, unquantized, device, dtype)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     checkpointing = recipe.gradient_checkpointing == "on"
-    log = _log_of_a_step(model, layers.task, batch_size, length, device, dtype, checkpointing)
+    loss = _loss(layers, batch_size * length, device, dtype)
+    log = _log_of_a_step(model, layers.task, batch_size, length, device, dtype, checkpointing, loss)
     gradients, activations, loss = log.at_peak()
     return MemoryEstimate(
         weights=weights,
@@ -247,6 +250,7 @@ def _adapted(
     import bitsandbytes
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     # A CPU loads float32. If a measurement makes it compute in 16 bits, it needs less.
     loaded_dtype = torch.float32 if device == "cpu" else getattr(torch, dtype)
@@ -256,9 +260,14 @@ def _adapted(
     if recipe.quantization != "none":
         model = _quantized(model, layers, recipe, dtype)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if device == "cuda":
+            hold_16_bits_again(model, loaded_dtype)
         # DoRA starts from norms of weights, which quantized layers without contents do not have
         config.use_dora = False
     model = get_peft_model(model, config)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and recipe.method != "dora":
+            set_input_casts(module, dtype == "float32")  # as `training.precision` does
     kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     return model, {module for module in model.modules() if isinstance(module, kinds)}
 
@@ -339,6 +348,22 @@ def _weights(model: Any, quantized: set[Any], recipe: Recipe, stored_bytes: int)
     return exact + round(in_blocks) + row_scales, mapped
 
 
+def _loss(layers: ModelLayers, num_labels: int, device: Device, dtype: str) -> int:
+    """Bytes that scoring this many labels takes, as `models.label_scorer` does it.
+
+    A chunk of logits exists in the compute dtype and three times in float32: converted, as
+    probabilities, and as their gradient. The hidden states of labels are copied, and so is their
+    gradient.
+    """
+    import torch
+
+    if layers.task in CLASSIFYING:
+        return 0
+    config, size = text_config(layers.model.config), getattr(torch, dtype).itemsize
+    logits = logits_at_once(num_labels, config.vocab_size, device)
+    return logits * (12 + size) + 2 * num_labels * config.hidden_size * size
+
+
 def _log_of_a_step(
     model: Any,
     task: Task,
@@ -347,14 +372,16 @@ def _log_of_a_step(
     device: Device,
     dtype: str,
     checkpointing: bool,
+    loss: int,
 ) -> "_AllocationLog":
-    """The allocations and releases of one forward and backward pass."""
+    """The allocations and releases of a step. Its loss takes `loss` bytes."""
     import torch
 
     if not torch.cuda.is_available():
+        if device == "cuda":
+            _drop_out_as_on_a_gpu(model)
         # fake CUDA tensors require a GPU; attention on a CPU keeps equally little
         device = "cpu"
-    vocabulary = text_config(model.config).vocab_size
     autocast: Any = contextlib.nullcontext()
     if dtype != "float32":
         autocast = torch.autocast(device, getattr(torch, dtype))
@@ -364,19 +391,38 @@ def _log_of_a_step(
         if checkpointing:
             model.activation_checkpointing_enable()
         batch = _fake_batch(task, batch_size, length, device)
-        log = _AllocationLog(vocabulary, [*model.parameters(), *model.buffers(), *batch.values()])
+        log = _AllocationLog([*model.parameters(), *model.buffers(), *batch.values()])
         with each_result(log.record):
             with autocast:
-                output = model(**batch)
-            if dtype != "float32":  # as accelerate does
-                output["logits"] = output["logits"].float()
-            loss = output.loss
-            del output  # as Trainer.compute_loss does
-            loss.backward()
+                result = _last_result(model, task, batch)
+            log.add_briefly(loss)
+            result.float().sum().backward()
         log.mark_gradients(
             [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         )
     return log
+
+
+def _drop_out_as_on_a_gpu(model: Any) -> None:
+    """Make dropout keep a byte for each element, as on a GPU. On a CPU it keeps random floats."""
+    import torch
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * inputs.new_empty(inputs.shape, dtype=torch.bool)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            module.__dict__["forward"] = forward
+
+
+def _last_result(model: Any, task: Task, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
+    """What the loss is computed from: logits of classes, or hidden states."""
+    if task in CLASSIFYING:
+        return model(**batch).loss
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    if task == "seq2seq-lm":
+        inputs["decoder_input_ids"] = batch["labels"]
+    return last_hidden_states(model.get_base_model(), inputs)
 
 
 def _fake_batch(
@@ -394,12 +440,10 @@ class _AllocationLog:
     """Allocations and releases of tensor storages, in order.
 
     Args:
-        vocabulary: the number of tokens. Tensors with it as last dimension count as `loss`.
         existing: tensors that do not count.
     """
 
-    def __init__(self, vocabulary: int, existing: "list[torch.Tensor]"):
-        self.vocabulary = vocabulary
+    def __init__(self, existing: "list[torch.Tensor]"):
         self.events: list[tuple[int, int, str]] = []
         """(number of the storage, bytes, kind). 0 bytes: the storage was released."""
         self._numbers = {storage_address(tensor.untyped_storage()): 0 for tensor in existing}
@@ -415,12 +459,16 @@ class _AllocationLog:
             return
         self._count += 1
         self._numbers[address] = self._count
-        kind = "loss" if result.dim() and result.shape[-1] == self.vocabulary else "activations"
-        self.events.append((self._count, storage.nbytes(), kind))
+        self.events.append((self._count, storage.nbytes(), "activations"))
         weakref.finalize(storage, self._release, address).atexit = False
 
     def _release(self, address: int) -> None:
         self.events.append((self._numbers.pop(address), 0, ""))
+
+    def add_briefly(self, num_bytes: int) -> None:
+        """Log tensors of the loss that are released before the backward pass through the model."""
+        self._count += 1
+        self.events += [(self._count, num_bytes, "loss"), (self._count, 0, "")]
 
     def mark_gradients(self, tensors: "list[torch.Tensor]") -> None:
         """Change the kind of these tensors' storages to gradients."""
@@ -439,7 +487,7 @@ class _AllocationLog:
             if size:
                 living[number] = (size, kind)
                 current[kind] += size
-            else:
+            elif number in living:
                 size, kind = living.pop(number)
                 current[kind] -= size
             if sum(current.values()) > sum(peak.values()):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}
-"""Logits that exist at once: 16 MB in float32, which caches hold in part, or 0.5 GB on a GPU."""
+_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}
+"""Logits that exist at once: 16 MB in float32, which caches hold in part, or 134 MB on a GPU."""
 _MAX_DIFFERENCE = 1e-2
 """Nats by which a model's own logits may differ from those by way of this module, in 16 bits."""
 
@@ -124,16 +124,7 @@ class LabelScorer:
         return _ScoreWithFrozenHead.apply(states, chunks, head, statistics)
 
     def _run_body(self, inputs: dict[str, Any]) -> Any:
-        """What the body of the model returns for a batch. The output layer computes nothing."""
-        outputs: list[Any] = []
-        head: Any = self._model.get_output_embeddings()
-        hook = self._body.register_forward_hook(lambda *args: outputs.append(args[-1]))
-        try:
-            with _replaced_forward(head, lambda states: states.new_empty(0, 1)[:, None]):
-                self.forward(**(inputs | _NO_CACHE))
-        finally:
-            hook.remove()
-        return outputs[-1]
+        return _run_without_head(self._model, self.forward, self._body, inputs)
 
     def _logits(self, states: Tensor, output_class: type) -> Tensor:
         """Logits (N, V) of hidden states (N, D)."""
@@ -166,6 +157,38 @@ class LabelScorer:
             return False
         finally:
             self._model.train(was_training)
+
+
+def last_hidden_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+    """What the output layer of a model gets for a batch, (B, T, D). It computes no logits.
+
+    Raises:
+        ValueError: the model does not compute them in a part of its own.
+    """
+    for body in _bodies_of(model):
+        if output := _run_without_head(model, model.forward, body, inputs):
+            return output.last_hidden_state
+    raise ValueError("this model has no body")
+
+
+def _run_without_head(
+    model: PreTrainedModel, forward: Callable[..., Any], body: nn.Module, inputs: dict[str, Any]
+) -> Any:
+    """What `body` returns while the model runs on a batch; None if the model does not call it."""
+    outputs: list[Any] = [None]
+    head: Any = model.get_output_embeddings()
+    hook = body.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    try:
+        with _replaced_forward(head, lambda states: states.new_empty(0, 1)[:, None]):
+            forward(**(inputs | _NO_CACHE))
+    finally:
+        hook.remove()
+    return outputs[-1]
+
+
+def logits_at_once(num_labels: int, vocabulary: int, device: str) -> int:
+    """How many logits exist at once when this many labels are scored."""
+    return min(num_labels * vocabulary, max(_CHUNK_LOGITS[device], vocabulary))
 
 
 def _bodies_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -200,7 +200,7 @@ def new_adapter(
         # the trainer turns gradient checkpointing on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if hardware.device() == "cuda":
-            _hold_embeddings_in(model, held)
+            hold_16_bits_again(model, held)
     layers = linear_layers(base.config, task_spec.task)
     config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
     saved_modules = list(config.modules_to_save or []) or None  # PEFT adds to its own list
@@ -217,15 +217,24 @@ def new_adapter(
     return adapted
 
 
-def _hold_embeddings_in(model: Any, dtype: "torch.dtype") -> None:
-    """Undo PEFT's cast of embeddings and output layer to float32.
+def hold_16_bits_again(model: Any, dtype: "torch.dtype") -> None:
+    """Undo most of PEFT's cast to float32 of what is not quantized.
 
-    Of Llama 3.1 8B they take 2.1 GB more in float32, and activations 1.6 GB more. Norms stay in
-    float32. On a CPU float32 is also the dtype of the computations.
+    Embeddings and output layer go back to `dtype`: of Llama 3.1 8B they take 2.1 GB more in
+    float32. Norms stay in float32, but give what they got, so that activations have 16 bits. On a
+    CPU float32 is also the dtype of the computations.
     """
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None:
             layer.weight.data = layer.weight.data.to(dtype)
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            module.register_forward_hook(_output_like_input)
+
+
+def _output_like_input(module: Any, inputs: Any, output: Any) -> Any:
+    is_tensor = inputs and hasattr(output, "dtype") and hasattr(inputs[0], "dtype")
+    return output.to(inputs[0].dtype) if is_tensor else output
 
 
 def _check_dora_rows(adapted: "PeftModel") -> None:

@@ -109,7 +109,7 @@ def _compare_text(result: Json, arguments: Json) -> str:
         sides = {"Base": answer["base"], "Adapter": answer["adapter"], **answer["others"]}
         titled = {"Prompt": answer["prompt"], **sides}.items()
         texts.append("\n\n".join(f"{title}:\n{text}" for title, text in titled))
-    following = f"Next: peft-space evaluate {arguments['run']}"
+    following = f"Next: peft-space export {arguments['run']} --out DIR"
     return "\n\n---\n\n".join([*texts, f"{result['fairness']['words']}\n{following}"])
 
 

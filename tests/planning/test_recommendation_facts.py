@@ -103,7 +103,7 @@ def test_on_a_gpu_the_base_is_measured_as_training_holds_it_or_not_at_all(base, 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB")
 
     monkeypatch.setattr(recommendation_facts, "load_base_model", load)
-    monkeypatch.setattr(recommendation_facts, "inference_dtype", lambda: "bfloat16")
+    monkeypatch.setattr(recommendation_facts, "inference_dtype", lambda config: "bfloat16")
     monkeypatch.setattr(hardware, "device", lambda: "cuda")
     assert bits_per_token(prepare("demo", Recipe()), base, Recipe()) is None
     assert loaded == [("nf4", "bfloat16")]
