@@ -26,10 +26,11 @@ from peft_space.evaluation.results import (
     Evaluation,
     ForgettingScore,
     Interval,
+    ResumableBatches,
     Scores,
+    key_of,
     write_scores,
 )
-from peft_space.evaluation.resumable import ResumableBatches, key_of
 from peft_space.models.architecture import CLASSIFYING
 from peft_space.models.loading import MAX_SCORING_BATCH, AdaptedModel
 from peft_space.recipe import Recipe

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from peft_space.compat.libc import release_freed_memory
+from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
 from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
@@ -161,7 +161,7 @@ def merged(
         _replace_parameters(base_layer, lambda weight: weight.float())
         layer.merge(safe_merge=True)
         _replace_parameters(base_layer, lambda weight: store(_cast(weight, dtype)))
-        release_freed_memory()
+        hardware.release_freed_memory()
     with warnings.catch_warnings():
         # PEFT warns that the layers are already merged and that tied weights no longer are
         warnings.simplefilter("ignore")

@@ -267,7 +267,7 @@ def vote_pairs(
     """
     from peft_space.evaluation import blind_vote
     from peft_space.evaluation.prompts import held_out_prompts
-    from peft_space.evaluation.resumable import ANSWERING, ResumableBatches, key_of
+    from peft_space.evaluation.results import ANSWERING, ResumableBatches, key_of
 
     opened, on_progress = Run(run), progress(report)
     own = [{"prompt": prompt, "system": system} for prompt in prompts or []]

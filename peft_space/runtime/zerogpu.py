@@ -19,7 +19,7 @@ import spaces
 from peft_space import settings
 from peft_space.compat.spaces import granted_seconds, parse_gpu_error, requested_seconds
 from peft_space.errors import UserError, as_user_error, error_json, user_message
-from peft_space.evaluation import resumable
+from peft_space.evaluation import results
 from peft_space.runs import events
 from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
@@ -279,9 +279,7 @@ def _run_on_gpu(verb: str, seconds: int, arguments: dict[str, Any]) -> Iterator[
 
 def _num_saved(verb: str, arguments: dict[str, Any]) -> list[int] | None:
     """Batches that a resumable operation has stored in the run."""
-    return (
-        resumable.num_saved_batches(Run(arguments["run"])) if _operations[verb].resumable else None
-    )
+    return results.num_saved_batches(Run(arguments["run"])) if _operations[verb].resumable else None
 
 
 def _check_progress(

@@ -1,6 +1,7 @@
 """Child processes with limits on time and memory, for chat templates and rows of strangers."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -16,11 +17,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from peft_space.compat.libc import die_with_parent
-
 _MAX_BYTES = 2 << 30
 """Memory that a child may allocate in addition to what it inherits."""
 _MAX_CHILDREN = 8
+_PR_SET_PDEATHSIG = 1
 _MAX_WAITING = 10
 """Times its CPU time that a batch may take on a busy machine."""
 
@@ -161,6 +161,12 @@ def _set_child_limits() -> None:
         limit = address_space_bytes() + _MAX_BYTES
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends, even if the parent is killed."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
 def address_space_bytes() -> int:

@@ -1,6 +1,5 @@
-"""The calls to the C library that the app makes work as it expects."""
+"""A child process of the sandbox never outlives its parent."""
 
-import ctypes
 import subprocess
 import sys
 import time
@@ -8,26 +7,11 @@ import time
 import psutil
 import pytest
 
-from peft_space.compat.libc import release_freed_memory
-
-
-def test_the_c_library_takes_back_freed_memory():
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("not glibc")
-    assert ctypes.CDLL(None).malloc_trim(0) in (0, 1)
-    release_freed_memory()
-
-
-def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    release_freed_memory()
-
-
 PARENT = """
 import subprocess, sys, time
 child = '''
 import time
-from peft_space.compat.libc import die_with_parent
+from peft_space.data.tokenization.template_sandbox import die_with_parent
 die_with_parent()
 print("ready", flush=True)
 time.sleep(60)
