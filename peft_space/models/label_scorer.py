@@ -163,7 +163,7 @@ def last_hidden_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor
     """What the output layer of a model gets for a batch, (B, T, D). It computes no logits.
 
     Raises:
-        ValueError: the model does not compute them in a part of its own.
+        ValueError: no part of the model computes them.
     """
     for body in _bodies_of(model):
         if output := _run_without_head(model, model.forward, body, inputs):
@@ -240,7 +240,7 @@ def _score_chunk(
 class _ScoreWithFrozenHead(torch.autograd.Function):
     """Scores labels, and keeps the gradient of each log-probability in place of its logits.
 
-    A log-probability depends on the hidden state of its own position alone. So its gradient is
+    A log-probability depends on the hidden state of one position alone. So its gradient is
     known at once, (N, D), and the backward pass multiplies it by a number a position.
     """
 

@@ -101,7 +101,7 @@ def document_attention(
 
 
 def _has_kernel(query: Tensor, dropout: float, softcap: float | None) -> bool:
-    """Whether PyTorch's flash attention for rows of different lengths can be used."""
+    """Return True if PyTorch's flash attention for rows of different lengths can be used."""
     if query.device.type != "cuda" or dropout or softcap is not None:
         return False
     is_16_bits = query.dtype in (torch.bfloat16, torch.float16)
@@ -247,7 +247,7 @@ def _last_states(base: Any, batch: dict[str, Any]) -> Tensor:
 
 
 def pack_rows(model: PeftModel) -> None:
-    """Let a model take batches of `data.batches.collate_packed`, beside padded ones.
+    """Let a model take batches of `data.batches.collate_packed` as well as padded ones.
 
     Rows must be packed only in training: the model no longer looks at attention masks.
     """

@@ -99,7 +99,7 @@ def make_plan(
 
 
 def _packing(task_spec: TaskSpec, model: PeftModel, longest: int) -> tuple[bool, str]:
-    """Whether to lay rows end to end, and why or why not."""
+    """Decide if rows are laid end to end. Also returns the reason."""
     if task_spec.task != "causal-lm":
         return False, f"Rows are padded: {task_spec.task} compares or reads whole rows."
     if reason := why_not_packed(model, longest):
