@@ -69,7 +69,8 @@ def _mark_all_but_a_sample(cases):
     sample = cases[0].get_closest_marker("sample")
     if sample is None or sample.args[0] >= len(cases):
         return
-    chosen = {round(i * (len(cases) - 1) / (sample.args[0] - 1)) for i in range(sample.args[0])}
+    count = sample.args[0]
+    chosen = {round(at * (len(cases) - 1) / max(count - 1, 1)) for at in range(count)}
     for number, case in enumerate(cases):
         if number not in chosen:
             case.add_marker(pytest.mark.slow)

@@ -68,6 +68,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_backup_is_private_and_has_what_a_resume_needs(the_hub, save, run):
     assert save() == f"{the_hub.url}/{REPO}"
     repository = the_hub.repositories[REPO]

@@ -346,6 +346,7 @@ def test_an_edited_card_must_still_name_its_base_model(the_hub, ask, run, tmp_pa
     assert "maria/adapter" not in the_hub.repositories
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_pushed_with_its_proof_and_loads(the_hub, ask, run, tmp_path):
     export = {"target": "merged", "dtype": "float32"}
     ask("push", run=str(run.directory), repo="maria/merged", token=WRITER, options=export)

@@ -84,6 +84,7 @@ def test_the_command_line_and_the_operation_give_the_same_estimates(run_command)
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_fit_is_rejected_with_options(monkeypatch):
     monkeypatch.setattr(hardware, "free_memory", lambda: 400_000_000)
     with pytest.raises(UserError, match=r"batches of (32, 2|16, 4)") as error:

@@ -264,6 +264,7 @@ def test_a_damaged_checkpoint_is_skipped(own_run, damage):
     assert checkpoints.step_of(checkpoints.newest_checkpoint(own_run)) == 8
 
 
+@pytest.mark.slow
 def test_a_run_resumed_from_an_older_checkpoint_gets_the_same_adapter(own_run, short_run):
     shutil.rmtree(own_run.path("checkpoints", "checkpoint-12"))
     shutil.rmtree(own_run.path("adapter"))
@@ -316,7 +317,7 @@ def test_the_adapter_folder_holds_weights_config_tokenizer_and_readme(short_run)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_cached_model_resumes_like_one_that_is_loaded_again(tmp_path, compute_dtype):
     recipe = Recipe(
         max_steps=4, compute_dtype=compute_dtype, quantization="none", batch_size=2, save_steps=2

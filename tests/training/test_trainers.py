@@ -172,6 +172,7 @@ def test_a_seq2seq_model_learns_to_translate(t5, tmp_path, write):
 
 
 @pytest.mark.parametrize(("rows", "task"), [(preferred(), "dpo"), (rated(), "kto")])
+@pytest.mark.sample(1)
 def test_preferences_are_learned_with_the_base_model_as_reference(
     rows, task, tmp_path, write, monkeypatch
 ):

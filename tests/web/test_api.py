@@ -207,7 +207,7 @@ def test_two_concurrent_clients_each_get_their_own_results(app, connect, write):
     ids=["an empty file", "not JSON", "wrong columns", "an unknown key", "an unknown layer"],
 )
 @pytest.mark.parametrize("endpoint", ["check", "train"])
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 def test_a_mistake_has_the_same_message_as_on_the_command_line(
     app, connect, write, tmp_path, capfd, monkeypatch, endpoint, content, recipe
 ):
