@@ -107,11 +107,23 @@ def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
     return 2 * num_rows * width**2 / statistics.median(seconds)
 
 
+USABLE_GPU_SHARE = 0.9
+"""Share of a GPU's free memory for tensors. The rest is for the libraries' workspaces, and for
+holes between tensors of different sizes."""
+
+
 def free_memory() -> int:
-    """Free memory in bytes: of the GPU if there is one, else of the machine."""
+    """Usable memory in bytes: of the GPU if there is one, else of the machine."""
     import torch
 
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_ram()
+    if torch.cuda.is_available():
+        return int(USABLE_GPU_SHARE * torch.cuda.mem_get_info()[0])
+    return free_ram()
+
+
+def has_gpu_driver() -> bool:
+    """Return True if NVIDIA's driver runs here. Unlike `device`, it needs no torch."""
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def free_ram() -> int:

@@ -194,7 +194,7 @@ class Recipe(BaseModel):
     also saves a checkpoint when you stop or pause it."""
 
     seed: int = _field("training", "Seed", 0, ge=0, le=2**31 - 1)
-    """The same seed, data and recipe give the same adapter on the same machine."""
+    """On one CPU, the same seed, data and recipe give the same adapter. GPUs add in any order."""
 
     @property
     def alpha(self) -> int:

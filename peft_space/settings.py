@@ -120,6 +120,8 @@ def prepare_libraries() -> None:
         # OpenMP threads spin for some microseconds and then sleep. Threads that spin longer keep
         # the CPU from other processes; threads that sleep at once wake too late for each other.
         "GOMP_SPINCOUNT": "1000",
+        # batches differ in length, and fixed blocks of GPU memory would leave holes between them
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",  # about run_uv_job

@@ -34,7 +34,7 @@ from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.recipe import Recipe, Task
 from peft_space.runs.events import OnProgress, no_progress
-from peft_space.runs.plan import processes_for
+from peft_space.runs.plan import processes_for, split_step_rows
 from peft_space.runs.run import Run
 from peft_space.training.prepare import Prepared, prepare
 from peft_space.training.trainers import goes_by_length, padded_tokens, steps_per_epoch, total_steps
@@ -179,7 +179,7 @@ def memory_here(
     if quantization_of(recipe, config) != recipe.quantization:
         return None
     layers = linear_layers(config, task)  # a new one: counting wraps the model
-    rows = _rows_at_once(recipe, task, num_rows)
+    rows = _rows_at_once(recipe, task, num_rows, _processes_here(recipe))
     target: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype(config)}
     free = hardware.free_memory()
     if kind := zerogpu_hardware():
@@ -195,8 +195,16 @@ def memory_here(
     return Memory(need.total, free, asdict(need), fit, length, checkpointing)
 
 
-def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None) -> int:
-    rows = min(recipe.batch_size, num_rows or recipe.batch_size)
+def _processes_here(recipe: Recipe) -> int:
+    """How many GPUs of this machine share a step. ZeroGPU lends one."""
+    return 1 if zerogpu_hardware() else processes_for(recipe, hardware.num_devices())
+
+
+def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None, processes: int = 1) -> int:
+    """Rows that one process holds at once."""
+    step_rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    size, _ = split_step_rows(step_rows, recipe.batch_size, processes)
+    rows = min(size, num_rows or size)
     return rows * (2 if task == "dpo" else 1)  # both answers of each row
 
 
@@ -270,7 +278,7 @@ def _estimate_time(
     batch_tokens = round(row_tokens * min(num_rows, recipe.batch_size))
     width = text_config(config).hidden_size
     rate = hardware.flops_a_second(batch_tokens, width, inference_dtype(config))
-    step = flops / rate / EFFICIENCY
+    step = flops / rate / EFFICIENCY / _processes_here(recipe)
     forward = (1 + extra) / (2 + checkpointing + extra)
     held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size)
     held_out_row = forward * step / rows * held_out_tokens / row_tokens

@@ -91,7 +91,8 @@ def _start_process(run: Run, options: Sequence[str] = ()) -> None:
             stderr=log,
             start_new_session=True,
         )
-    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
+    if not hardware.has_gpu_driver():  # a GPU would wait for the thread that starts its kernels
+        os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
 
 
 def halve_max_length_of(run: Run) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import SpaceHardware
 
 from peft_space import hardware, operations
@@ -18,7 +19,12 @@ from peft_space.errors import UserError
 from peft_space.estimation.hub_hardware import HARDWARE
 from peft_space.models.resolve import find_base
 from peft_space.planning.dry_run import _scratch_run, dry_run
-from peft_space.planning.training_estimate import flops_a_token, multiplied_parameters
+from peft_space.planning.training_estimate import (
+    estimate_training,
+    flops_a_token,
+    memory_here,
+    multiplied_parameters,
+)
 from peft_space.recipe import Recipe
 from peft_space.training.prepare import prepare
 from peft_space.training.trainers import padded_tokens
@@ -156,3 +162,32 @@ def test_the_page_shows_each_kind_of_hardware_and_escapes_what_it_shows():
     assert shown.count("at least 2 min") == 1
     assert "T4 &lt;small&gt;" in shown
     assert words_markdown(["Time: 3 s."]) == "**Time:** 3 s\\."
+
+
+def test_several_gpus_share_the_rows_and_the_time_of_a_step(monkeypatch):
+    recipe = Recipe(quantization="none", batch_size=8)
+    one = estimate_training("demo", recipe)
+    monkeypatch.setattr(hardware, "num_devices", lambda: 4)
+    four = estimate_training("demo", recipe)
+    monkeypatch.setattr(hardware, "num_devices", lambda: 1)
+    quarter = memory_here(
+        Recipe(quantization="none", batch_size=2), find_base("demo").config, "causal-lm",
+        one.memory.length,
+    )  # fmt: skip
+    assert four.memory.total < one.memory.total
+    assert four.memory.parts["activations"] == pytest.approx(quarter.parts["activations"], rel=0.01)
+    assert four.time.flops == one.time.flops
+    assert four.time.step_seconds < one.time.step_seconds / 2
+
+
+def test_a_tenth_of_a_gpu_is_left_to_libraries_and_holes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10_000, 16_000))
+    assert hardware.free_memory() == 9_000
+
+
+def test_a_gpu_may_leave_no_holes_between_batches_of_different_lengths():
+    code = "from peft_space.settings import prepare_libraries as p; p(); import os;"
+    command = [sys.executable, "-c", code + "print(os.environ['PYTORCH_ALLOC_CONF'])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "expandable_segments:True" in done.stdout
