@@ -183,7 +183,7 @@ def cases(folder: Path, tiny: bool) -> list[Json]:
         own.pop("shape", None)
         own |= {"max_length": 128} if tiny else {}
         model = make_model(folder / shape.replace(" ", "-"), shape)
-        rows = make_rows(folder / f"{len(found)}.jsonl", own["batch_size"] * STEPS, 60, 0.8)
+        rows = make_rows(folder / f"{len(found)}.jsonl", own["batch_size"] * STEPS, 20, 0.5)
         own |= {"base_model": model, "eval_split": 0.0}
         longest = own["max_length"]
         found.append(

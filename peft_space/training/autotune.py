@@ -144,8 +144,6 @@ def make_first_plan(
     recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
     plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
     write_plan(run, plan)
-    if plan.packing:
-        _notice(run, "Rows are laid end to end (packing).", plan.packing_why)
     if plan.by_length and recipe.row_order == "automatic":
         saved = saved_by_length(lengths, recipe, task_spec.task)
         _notice(
@@ -165,6 +163,8 @@ def make_first_plan(
 
 def report_plan(run: Run, plan: Plan) -> None:
     """Report what the plan chose, exactly once even if training is killed in between."""
+    if plan.packing:
+        _notice(run, "Rows are laid end to end (packing).", plan.packing_why)
     threads = f"{plan.threads} thread{'s' * (plan.threads > 1)}"
     _notice(run, f"Computing in {plan.compute_dtype} with {threads}.", plan.why)
     if plan.num_processes > 1:
