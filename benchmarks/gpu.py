@@ -186,6 +186,7 @@ def cases(folder: Path, tiny: bool) -> list[Json]:
         rows = make_rows(folder / f"{len(found)}.jsonl", own["batch_size"] * STEPS, 20, 0.5)
         own |= {"base_model": model, "eval_split": 0.0}
         longest = own["max_length"]
+        name = f"tiny in place of {name}" if tiny else name
         found.append(
             {"name": name, "data": rows, "recipe": own, "scores": False, "longest": longest}
         )

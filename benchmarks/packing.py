@@ -1,6 +1,6 @@
 """Compares rows laid end to end with rows ordered by length, on lognormal lengths.
 
-`python -m benchmarks.packing [REPETITIONS]`. The demo model trains 128 rows of random tokens in
+`python -m benchmarks.packing [REPETITIONS]`. The demo model trains 96 rows of random tokens in
 batches of 8 on one thread. Both arms compute the same losses; their steps take turns, and the
 script compares CPU time.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.harness import Json, tell, working_folder
 
-ROWS, BATCH_SIZE, MEDIAN, SIGMA, LONGEST = 128, 8, 100, 0.9, 512
+ROWS, BATCH_SIZE, MEDIAN, SIGMA, LONGEST = 96, 8, 100, 0.9, 512
 
 
 def examples_of(lengths: np.ndarray, vocabulary: int) -> list[Any]:

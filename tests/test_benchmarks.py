@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import gpu
 from benchmarks.claims import CLAIMS, RESULTS, records, table
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +65,22 @@ def test_a_result_is_stored_with_its_claims(tmp_path):
 
 def test_the_results_of_the_repository_are_json_files():
     assert len(list(RESULTS.glob("*.json"))) >= 30
+
+
+def test_the_gpu_script_measures_its_last_case_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    *_, last = gpu.cases(tmp_path, tiny=True)
+    result = gpu.measure(last)
+    assert "error" not in result
+    assert result["tokens_a_second"] > 0
+    assert len(result["losses"]) == gpu.STEPS
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_every_case_on_a_cpu():
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--device", "cpu", "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line for line in lines if "error" in line] == []
+    assert len(lines) == len(gpu.KINDS) + len(gpu.MEASURED)
+    assert done.returncode == 0

@@ -54,6 +54,7 @@ _GRADIO_ERRORS = {"Cannot read properties of null (reading 'getBoundingClientRec
 def page(browser):
     """Open a new page; fail if it has seen a JavaScript error when the test ends."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(SLOW)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

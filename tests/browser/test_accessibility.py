@@ -30,6 +30,7 @@ def seen(request, app, browser, tmp_path_factory):
     context = browser.new_context(
         viewport={"width": 1280, "height": 900}, color_scheme=request.param
     )
+    context.set_default_timeout(SLOW)
     page = context.new_page()
     page.goto(app.url)
     page.locator("#data-file input[type=file]").set_input_files(data)
