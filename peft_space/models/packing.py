@@ -97,7 +97,7 @@ def document_attention(
             parts.append(_attend(q, k, v, mask, dropout, scaling))
         else:
             parts.append(_attend_capped(q, k, v, mask, dropout, scaling, softcap))
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    return torch.cat([part.transpose(1, 2) for part in parts], 1), None
 
 
 def _has_kernel(query: Tensor, dropout: float, softcap: float | None) -> bool:
