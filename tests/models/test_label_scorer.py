@@ -82,3 +82,25 @@ def test_scores_and_gradients_equal_those_from_all_logits(name):
                 parameter_name
             )
     assert scorer.computes_only_labelled
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_trained_gets_the_same_gradient(tied):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=tied))
+    lora = LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(model, lora).eval()
+    inputs, labels = batch()
+    adapted(**inputs, labels=labels).loss.backward()
+    weight = adapted.get_base_model().get_output_embeddings().weight
+    expected = weight.grad.clone()
+    adapted.zero_grad()
+    scores = LabelScorer(adapted.get_base_model())(labels, inputs)
+    (-scores.log_probs.mean()).backward()
+    assert expected.any()
+    assert torch.allclose(weight.grad, expected, atol=1e-6)
