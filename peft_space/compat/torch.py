@@ -72,6 +72,12 @@ def is_gpu_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Return True if another process of a shared training has ended, as gloo and NCCL say it."""
+    signs = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def is_cpu_out_of_memory(error: BaseException) -> bool:
     """Return True for the RuntimeError of PyTorch's CPU allocator.
 

@@ -18,7 +18,7 @@ import torch
 from transformers import set_seed
 
 from peft_space import hardware
-from peft_space.compat.torch import is_dtype_error
+from peft_space.compat.torch import is_dtype_error, is_lost_peer
 from peft_space.compat.transformers import forget_preparation
 from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
@@ -170,6 +170,8 @@ def attempt(
         check_trackers(options.report_to)
         outcome = _train_with_dtype_fallback(run, options)
     except Exception as error:
+        if distributed.num_processes() > 1 and is_lost_peer(error):
+            raise  # the process that ended has said why, unless it was killed
         if distributed.is_main():  # on a full disk, this makes room for the event
             checkpoints.remove_unfinished(run)
             shutil.rmtree(run.path(_NEW_ADAPTER), ignore_errors=True)

@@ -11,6 +11,7 @@ from peft_space.compat.torch import (
     is_cpu_out_of_memory,
     is_dtype_error,
     is_gpu_out_of_memory,
+    is_lost_peer,
     is_write_failure,
     materialize_fake,
     storage_address,
@@ -106,3 +107,10 @@ def test_a_full_disk_in_torch_save_is_recognized():
 def test_the_texts_of_a_full_disk_are_recognized(message):
     assert is_write_failure(RuntimeError(message))
     assert not is_write_failure(RuntimeError("shape mismatch"))
+
+
+def test_the_end_of_another_process_is_recognized():
+    message = "[pair.cc:537] Read error [127.0.0.1]:59090: Connection reset by peer. This is"
+    assert is_lost_peer(RuntimeError(message))
+    assert not is_lost_peer(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_lost_peer(ConnectionResetError("Connection reset by peer"))

