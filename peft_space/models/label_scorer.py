@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}
 """Logits that exist at once: 16 MB in float32, which caches hold in part, or 134 MB on a GPU."""
@@ -61,10 +64,11 @@ class LabelScorer:
 
     Args:
         model: a model with an output layer, without PEFT's outer wrapper.
+        dtype: the dtype that training computes in. Weights of several dtypes need autocast.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self._model = model
+    def __init__(self, model: PreTrainedModel, dtype: str = "float32"):
+        self._model, self._dtype = model, dtype
         self.forward = model.forward
         """The model's own, which takes no labels here."""
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -147,7 +151,7 @@ class LabelScorer:
             inputs["decoder_input_ids"] = ids
         self._model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), computing_in(self._dtype, device.type):
                 output = self._run_body(inputs)
                 found = self._logits(output.last_hidden_state[0], type(output))
                 expected = self.forward(**(inputs | _NO_CACHE)).logits[0]
@@ -157,6 +161,13 @@ class LabelScorer:
             return False
         finally:
             self._model.train(was_training)
+
+
+def computing_in(dtype: str, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Compute as a trainer does: with autocast, unless the dtype is float32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, getattr(torch, dtype))
 
 
 def last_hidden_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
@@ -271,7 +282,7 @@ class _ScoreWithFrozenHead(torch.autograd.Function):
         return (of_states * gradients[0][:, None]).to(of_states.dtype), None, None, None
 
 
-def score_labels_only(model: PeftModel) -> None:
+def score_labels_only(model: PeftModel, dtype: str = "float32") -> LabelScorer:
     """Make `forward` of an adapted model compute only what its labels need.
 
     With labels it returns the loss without logits, and TRL's `fused_lm_head` works as TRL defines
@@ -279,9 +290,15 @@ def score_labels_only(model: PeftModel) -> None:
 
     Args:
         model: a model that writes text.
+        dtype: the dtype that training computes in.
+
+    Returns:
+        The scorer, which says if it needs only the logits of labels.
     """
     base: Any = model.get_base_model()
-    scorer = LabelScorer(base)
+    scorer = LabelScorer(base, dtype)
+    if not scorer.computes_only_labelled:
+        logger.warning("%s needs the logits of all tokens", type(base).__name__)
     base.accepts_loss_kwargs = True  # Trainer then divides by the labels of a whole step
 
     def forward(
@@ -304,6 +321,7 @@ def score_labels_only(model: PeftModel) -> None:
         return result
 
     base.forward = forward
+    return scorer
 
 
 _TRL_NAMES = ("is_top1", "mean_logits", "entropy")

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.batches import collate, collate_packed
 from peft_space.models.architecture import text_config
+from peft_space.models.label_scorer import computing_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,10 +94,21 @@ def document_attention(
     for first, end in spans or documents.spans:  # type: ignore[union-attr]
         q, k, v = (tensor[:, :, first:end] for tensor in (query, key, value))
         mask = _window_mask(end - first, sliding_window, query.device)
-        if softcap is None:
-            parts.append(_attend(q, k, v, mask, dropout, scaling))
-        else:
+        if softcap is not None:
             parts.append(_attend_capped(q, k, v, mask, dropout, scaling, softcap))
+            continue
+        parts.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )
     return torch.cat([part.transpose(1, 2) for part in parts], 1), None
 
 
@@ -144,26 +156,6 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return (distance >= 0) & (distance < window)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-
-
 def _attend_capped(
     query: Tensor,
     key: Tensor,
@@ -185,12 +177,13 @@ def _attend_capped(
     return drop(weights.to(query.dtype), dropout, dropout > 0) @ value
 
 
-def why_not_packed(model: PeftModel, longest: int) -> str | None:
+def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> str | None:
     """Try whether rows that are laid end to end stay apart in this model.
 
     Args:
         model: the base model with the adapter. It is the same afterwards.
         longest: tokens of the longest row.
+        dtype: the dtype that training computes in.
 
     Returns:
         None if they do; otherwise the reason, as a clause.
@@ -203,10 +196,11 @@ def why_not_packed(model: PeftModel, longest: int) -> str | None:
     examples = _probes(config.vocab_size)
     model.eval()
     try:
-        apart = _last_states(base, collate(examples, 0))
-        pack_rows(model)
-        _windows.clear()
-        together = _last_states(base, collate_packed(examples))[0]
+        with torch.no_grad(), computing_in(dtype, base.device.type):
+            apart = _last_states(base, collate(examples, 0))
+            pack_rows(model)
+            _windows.clear()
+            together = _last_states(base, collate_packed(examples))[0]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError):
         return "it does not use the attention interface of transformers"
     finally:
@@ -241,8 +235,7 @@ def _last_states(base: Any, batch: dict[str, Any]) -> Tensor:
         for name, value in batch.items()
         if name != "labels"
     }
-    with torch.no_grad():
-        output = base(**inputs, use_cache=False, output_hidden_states=True, return_dict=True)
+    output = base(**inputs, use_cache=False, output_hidden_states=True, return_dict=True)
     return output.hidden_states[-1].float()
 
 

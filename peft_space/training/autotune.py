@@ -65,7 +65,7 @@ def make_plan(
     checkpointing = _needs_checkpointing(
         recipe, base, task_spec, batch_size, int(lengths.max()), free_memory
     )
-    packing, packing_why = _packing(task_spec, model, int(lengths.max()))
+    packing, packing_why = _packing(task_spec, model, int(lengths.max()), dtype)
     return Plan(
         packing=packing,
         packing_why=packing_why,
@@ -98,11 +98,11 @@ def make_plan(
     )
 
 
-def _packing(task_spec: TaskSpec, model: PeftModel, longest: int) -> tuple[bool, str]:
+def _packing(task_spec: TaskSpec, model: PeftModel, longest: int, dtype: str) -> tuple[bool, str]:
     """Decide if rows are laid end to end. Also returns the reason."""
     if task_spec.task != "causal-lm":
         return False, f"Rows are padded: {task_spec.task} compares or reads whole rows."
-    if reason := why_not_packed(model, longest):
+    if reason := why_not_packed(model, longest, dtype):
         return False, f"Rows are padded: in this model, {reason}."
     return True, "Nothing is computed for padding, and each row still sees itself alone."
 

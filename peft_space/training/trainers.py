@@ -113,9 +113,12 @@ def make_trainer(
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
+    compute_dtype = "bfloat16" if arguments["bf16"] else "float32"
+    if arguments["fp16"]:
+        compute_dtype = "float16"
     own_forward(model)  # a model that was kept since an earlier slice has been changed
     if task_spec.task in ("causal-lm", "seq2seq-lm"):
-        score_labels_only(model)
+        score_labels_only(model, compute_dtype)
     if packing:
         pack_rows(model)
     if task_spec.task in ("dpo", "kto"):
@@ -132,7 +135,7 @@ def make_trainer(
             callbacks=[callback],
         )
         if not adds_router_loss(trainer):
-            score_labels_only(model)
+            score_labels_only(model, compute_dtype)
     else:
         metrics: dict[str, Any] = {}
         if task_spec.labels:

@@ -13,7 +13,9 @@ from peft_space import hardware
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
 from peft_space.models.architecture import auto_class
+from peft_space.models.label_scorer import score_labels_only
 from peft_space.models.loading import inference_dtype, load_base_model, new_adapter
+from peft_space.models.packing import why_not_packed
 from peft_space.models.resolve import find_base
 from peft_space.recipe import CAUSAL_LM, Recipe, TaskSpec
 from peft_space.runs import events
@@ -316,6 +318,19 @@ def test_models_that_are_known_to_overflow_compute_in_float32_without_bfloat16(
         with pytest.raises(UserError) as error:
             choose_compute_dtype(Recipe(compute_dtype="bfloat16"), base, CAUSAL_LM, 64)
         assert error.value.code == "training.compute_dtype_unsupported"
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("load", ["float32", "bfloat16"])
+def test_weights_of_several_dtypes_are_packed_and_scored_by_their_labels(quantization, load):
+    recipe, base = EXACT.model_copy(update={"quantization": quantization}), find_base("demo")
+    model = new_adapter(load_base_model(base, recipe, load), recipe, base)
+    precision.set_compute_dtype(model, "bfloat16")
+    if frozen := frozen_dtype(model, "bfloat16"):
+        cast_frozen_weights(model, base, "causal-lm", frozen)
+    avoid_repeated_casts(model, "bfloat16")
+    assert why_not_packed(model, 64, "bfloat16") is None
+    assert score_labels_only(model, "bfloat16").computes_only_labelled
 
 
 @pytest.mark.parametrize("tied", [True, False])
