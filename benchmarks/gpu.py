@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gpu [--device cpu] [--tiny]`. It prints a JSON line for each training, and
 never stops at the first error. Weights are random. `--tiny` replaces the real shapes by small ones,
-so that the same code runs in the tests. Each training is a process of its own, because memory that
+so that the same code runs in the tests. Each training has a separate process, because memory that
 one leaves behind would count for the next.
 """
 
@@ -161,7 +161,7 @@ _PLAN_FIELDS = {
 
 
 def measure(case: Json) -> Json:
-    """Train a case in a process of its own."""
+    """Train a case in a separate process."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--case", json.dumps(case)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -127,7 +127,7 @@ def trl(settings: Json) -> None:
 
 
 def measure(settings: Json) -> Json:
-    """Train once, in a process of its own that starts nothing else.
+    """Train once, in a separate process that starts nothing else.
 
     Returns:
         The peak memory of its largest process in bytes, and the CPU seconds of all.

@@ -1,4 +1,4 @@
-"""Log-probabilities of labelled tokens, without computing the logits of any other token."""
+"""Log-probabilities of labeled tokens, without computing the logits of any other token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Head = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What a model thinks of the N labelled tokens of a batch, in row order."""
+    """How likely a model finds the N labeled tokens of a batch, in row order."""
 
     log_probs: Tensor
     """(N,) float32, in nats."""
@@ -47,7 +47,7 @@ class LabelScores:
     """Where the labels are: (B, T - 1) for models that predict the next token, else (B, T)."""
 
     def by_position(self, values: Tensor) -> Tensor:
-        """One of the above as a tensor of the shape of `mask`, zero where there is no label."""
+        """Spread one of the above to the shape of `mask`, with zeros between labels."""
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
     def row_sums(self) -> Tensor:
@@ -58,7 +58,7 @@ class LabelScores:
 class LabelScorer:
     """Computes log-probabilities of labels with a model that writes text.
 
-    First it runs the model without its output layer. Then it hands the hidden states of labelled
+    First it runs the model without its output layer. Then it hands the hidden states of labeled
     positions, in chunks, to the model's own `forward`, as if the body had returned them. So
     scaling, soft-capping, biases and whatever else a model does to its logits stay as they are.
 
@@ -73,7 +73,7 @@ class LabelScorer:
         """The model's own, which takes no labels here."""
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._body: nn.Module = model
-        self.computes_only_labelled = any(map(self._agrees_with_model, _bodies_of(model)))
+        self.computes_only_labeled = any(map(self._agrees_with_model, _bodies_of(model)))
         """False if the model's logits do not come from its body in this way. Then all logits of a
         batch are computed."""
 
@@ -90,7 +90,7 @@ class LabelScorer:
         """
         if self._is_encoder_decoder:
             inputs = inputs | {"decoder_input_ids": _decoder_inputs(self._model, labels)}
-        if not self.computes_only_labelled:
+        if not self.computes_only_labeled:
             logits = self.forward(**inputs).logits
             return self._score(logits, labels, lambda chunk: chunk, statistics)
         output = self._run_body(inputs)
@@ -297,7 +297,7 @@ def score_labels_only(model: PeftModel, dtype: str = "float32") -> LabelScorer:
     """
     base: Any = model.get_base_model()
     scorer = LabelScorer(base, dtype)
-    if not scorer.computes_only_labelled:
+    if not scorer.computes_only_labeled:
         logger.warning("%s needs the logits of all tokens", type(base).__name__)
     base.accepts_loss_kwargs = True  # Trainer then divides by the labels of a whole step
 
@@ -329,7 +329,7 @@ _TRL_NAMES = ("is_top1", "mean_logits", "entropy")
 
 @dataclass
 class ScoredOutput(ModelOutput):
-    """The loss of a batch, and what TRL reads of its labelled tokens, each (B, T - 1)."""
+    """The loss of a batch, and what TRL reads of its labeled tokens, each (B, T - 1)."""
 
     loss: Tensor | None = None
     log_probs: Tensor | None = None

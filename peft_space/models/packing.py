@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 ATTENTION = "peft_space_documents"
 """The name of this attention in transformers."""
 _MAX_DIFFERENCE = 2e-2
 """Relative difference of hidden states that computing in 16 bits explains."""
 _PROBES = (5, 3, 6)
 """Lengths of the rows with which an architecture is tried."""
+
+
+class _OwnAttention(Exception):
+    """The attention of a model cannot be replaced."""
 
 
 class Documents:
@@ -201,8 +208,11 @@ def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> st
             pack_rows(model)
             _windows.clear()
             together = _last_states(base, collate_packed(examples))[0]
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError):
+    except _OwnAttention:
         return "it does not use the attention interface of transformers"
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        logger.warning("%s cannot be tried with packed rows", type(base).__name__, exc_info=error)
+        return "a trial with short rows failed"
     finally:
         base.__dict__.pop("forward", None)
         if own_forward is not None:
@@ -250,7 +260,7 @@ def pack_rows(model: PeftModel) -> None:
     AttentionInterface.register(ATTENTION, document_attention)
     base.set_attn_implementation(ATTENTION)
     if base.config._attn_implementation != ATTENTION:
-        raise ValueError("the attention of this model cannot be set")
+        raise _OwnAttention
     inner = base.forward
 
     def forward(

@@ -57,7 +57,7 @@ def most_logits(compute):
 
 def test_scoring_computes_the_logits_of_labels_alone(adapted, examples):
     adapted.model.eval()
-    assert adapted.scorer.computes_only_labelled
+    assert adapted.scorer.computes_only_labeled
     seen = most_logits(lambda: log_likelihoods(adapted, "adapter", examples))
     assert 0 < seen <= ROWS * TRAINED * VOCABULARY
 

@@ -81,7 +81,7 @@ def test_scores_and_gradients_equal_those_from_all_logits(name):
             assert torch.allclose(parameter.grad, expected_gradients[parameter_name], atol=1e-5), (
                 parameter_name
             )
-    assert scorer.computes_only_labelled
+    assert scorer.computes_only_labeled
 
 
 @pytest.mark.parametrize("tied", [False, True])

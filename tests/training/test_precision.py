@@ -330,7 +330,7 @@ def test_weights_of_several_dtypes_are_packed_and_scored_by_their_labels(quantiz
         cast_frozen_weights(model, base, "causal-lm", frozen)
     avoid_repeated_casts(model, "bfloat16")
     assert why_not_packed(model, 64, "bfloat16") is None
-    assert score_labels_only(model, "bfloat16").computes_only_labelled
+    assert score_labels_only(model, "bfloat16").computes_only_labeled
 
 
 @pytest.mark.parametrize("tied", [True, False])
