@@ -249,11 +249,12 @@ def frozen_dtype(model: PeftModel, dtype: str) -> str:
 def all_weights_are_frozen(recipe: Recipe, base: BaseModelRef, task_spec: TaskSpec) -> bool:
     """Return True if a CPU can load the base in the dtype that frozen weights are held in.
 
-    Modules that are trained in full start from exact numbers, and PiSSA and LoftQ compute with
-    them.
+    Modules and biases that are trained themselves start from exact numbers, and PiSSA and LoftQ
+    compute with them.
     """
     whole = quantization_of(recipe, base.config) == "none" and recipe.method in ("lora", "rslora")
-    return whole and not recipe.modules_to_save and task_spec.task not in CLASSIFYING
+    trains_base = recipe.modules_to_save or recipe.lora_bias != "none"
+    return whole and not trains_base and task_spec.task not in CLASSIFYING
 
 
 def cast_frozen_weights(model: PeftModel, base: BaseModelRef, task: Task, dtype: str) -> None:

@@ -77,6 +77,16 @@ def test_weights_are_loaded_in_the_dtype_that_they_are_held_in(resumed, tmp_path
     assert set(loaded) == {"bfloat16"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_bias": "all"}, {"modules_to_save": ["embed_tokens"]}, {"method": "pissa"}],
+)
+def test_weights_of_the_base_that_are_trained_are_loaded_exactly(changes):
+    recipe = EXACT.model_copy(update=changes)
+    assert precision.all_weights_are_frozen(EXACT, find_base("demo"), CAUSAL_LM)
+    assert not precision.all_weights_are_frozen(recipe, find_base("demo"), CAUSAL_LM)
+
+
 def loss_and_gradients(model, batch, dtype="bfloat16"):
     model.zero_grad()
     with autocast_to(model, dtype):
