@@ -50,6 +50,7 @@ def seen(request, app, browser, tmp_path_factory):
 
 
 @pytest.mark.parametrize("tab", TABS)
+@pytest.mark.slow
 def test_axe_finds_no_serious_violation(seen, shoot, tab):
     open_tab(seen, tab)
     seen.wait_for_timeout(500)  # plots are drawn late
@@ -64,6 +65,7 @@ def test_axe_finds_no_serious_violation(seen, shoot, tab):
 
 
 @pytest.mark.parametrize("tab", TABS)
+@pytest.mark.slow
 def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
     seen.set_viewport_size({"width": 390, "height": 844})
     seen.wait_for_timeout(300)

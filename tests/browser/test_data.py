@@ -126,6 +126,7 @@ def test_labels_are_trained_with_recommended_settings(app, home, page, shoot, tm
     assert list_runs("local")[0].recipe.lora_rank == 8
 
 
+@pytest.mark.slow
 def test_several_files_are_combined(app, page, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(

@@ -102,6 +102,7 @@ def test_the_journey_from_an_uploaded_file_to_the_adapter(
     shoot(page, "5-publish")
 
 
+@pytest.mark.slow
 def test_a_mistake_is_shown_on_the_page_and_makes_no_run(app, home, page, shoot, tmp_path):
     before = len(list_runs("local"))
     (tmp_path / "empty.csv").write_text("")
@@ -224,6 +225,7 @@ def test_a_push_shows_its_progress_and_can_be_canceled(app, page, shoot):
             online.kill()
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_data_to_scores_with_one_click(app, home, page, shoot, picture):
     page.goto(app.url)
     page.locator("#try-demo").click()
@@ -242,6 +244,7 @@ def test_the_demo_runs_from_data_to_scores_with_one_click(app, home, page, shoot
         picture(page, tab.lower())
 
 
+@pytest.mark.slow
 def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, page, shoot):
     page.goto(app.url)
     open_tab(page, "Runs")

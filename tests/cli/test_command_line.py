@@ -117,7 +117,7 @@ MISTAKES = [
     [case[1:] for case in MISTAKES],
     ids=[case[0] for case in MISTAKES],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_mistake_is_one_message_as_on_the_page_and_leaves_no_run(
     run_command, write, tmp_path, monkeypatch, name, content, recipe, workers
 ):

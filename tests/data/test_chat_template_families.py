@@ -164,6 +164,7 @@ def check_ends(name: str, row: Conversation) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sample(6)
 def test_the_trained_tokens_are_those_that_the_reference_marks(name):
     @SETTINGS
     @given(conversations(FAMILIES[name]))

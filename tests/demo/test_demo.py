@@ -71,6 +71,7 @@ def test_the_default_recipe_teaches_the_built_in_model_the_sample_task(seed, tmp
     assert figures["adapter_exact_match"] >= 0.8
 
 
+@pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

@@ -48,6 +48,7 @@ def turns(texts):
     return [[{"role": "user", "content": text}] for text in texts]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_another_run_answer_as_they_do_alone(run, other):
     answers = operations.compare(
         str(run.directory),

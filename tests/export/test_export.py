@@ -30,6 +30,7 @@ def test_an_export_copies_the_adapter_and_leaves_the_run_as_it_was(short_run, tm
     assert (folder / weights).read_bytes() == (short_run.adapter / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_zip_contains_the_same_files_and_is_named_after_its_run(own_run, tmp_path):
     own_run.rename("Tickets, 2nd try / äöü")
     folder = export_run(own_run, tmp_path / "out").path

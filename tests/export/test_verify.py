@@ -96,6 +96,7 @@ def test_a_broken_merge_is_caught(short_run, tmp_path, monkeypatch, dtype, chang
     assert result.words().count("✗") == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_dtype_is_caught_even_if_the_file_hides_it(short_run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
@@ -135,6 +136,7 @@ def test_an_exported_adapter_has_identical_logits_and_a_changed_one_has_not(shor
     assert "logits differ" in verify_adapter(short_run, folder).faults[0]
 
 
+@pytest.mark.slow
 def test_a_failed_export_is_rejected_with_its_figures_unless_forced(
     short_run, tmp_path, monkeypatch
 ):
@@ -194,6 +196,7 @@ def test_labels_and_probabilities_of_a_classification_are_compared(
     assert len(config["id2label"]) == len(task_spec_for(Run(run)).labels)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_compared_on_its_own_answers(tmp_path, write, t5):
     run = trained(tmp_path, write, translated(), t5)
     result = operations.export(run, str(tmp_path / "out"), {"target": "merged", "dtype": "float32"})
@@ -203,6 +206,7 @@ def test_an_encoder_decoder_is_compared_on_its_own_answers(tmp_path, write, t5):
     assert list(result["commands"]) == ["TGI"]
 
 
+@pytest.mark.slow
 def test_texts_without_held_out_rows_are_continued_from_their_middle(tmp_path, write):
     texts = [f"The shop number {number} sells lamps and chairs." for number in range(8)]
     rows = write("rows.json", [{"text": text} for text in texts])

@@ -537,6 +537,7 @@ def test_the_end_of_a_jobs_log_is_stored(here, run):
     assert (len(kept), kept[-1][:10], max(map(len, kept))) == (10_000, "line 10499", 2_000)
 
 
+@pytest.mark.slow
 def test_the_hardware_list_has_fit_duration_and_cost(here, made):
     found = operations.job_hardware(str(made.directory), WRITER)["hardware"]
     assert {one["name"] for one in found} == {"cpu-basic", "t4-small", "l4x4"}

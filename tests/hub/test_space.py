@@ -101,6 +101,7 @@ def test_a_deployed_space_starts(the_hub, hub_environment, tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_update_is_one_commit_that_removes_untracked_files(the_hub, hub_environment):
     deploy(hub_environment)
     space = the_hub.repositories[SPACE]
@@ -111,6 +112,7 @@ def test_an_update_is_one_commit_that_removes_untracked_files(the_hub, hub_envir
     assert "peft_space/old.py" not in space.files
 
 
+@pytest.mark.slow
 def test_deploying_the_same_files_again_changes_nothing(the_hub, hub_environment):
     deploy(hub_environment, "--hardware", "t4-small")
     deploy(hub_environment)

@@ -231,7 +231,7 @@ def training(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_faults_of_a_folder_are_reported_before_a_run_is_made(process, ask, tmp_path, case):
     files, code, value = FOLDERS[case]
     folder = tmp_path / "model"
@@ -249,7 +249,7 @@ def test_faults_of_a_folder_are_reported_before_a_run_is_made(process, ask, tmp_
 
 
 @pytest.mark.parametrize("case", ON_THE_HUB)
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_faults_on_the_hub_are_reported_without_downloading_weights(
     process, ask, the_hub, tmp_path, case
 ):

@@ -29,6 +29,7 @@ def _train(run):
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.sample(1)
 def test_text_is_trained_scored_merged_and_imported(base, quantization, tmp_path):
     recipe = Recipe(
         base_model=base, quantization=quantization, max_steps=3, batch_size=4, max_length=128

@@ -17,6 +17,7 @@ from peft_space.recipe import Recipe
 IDS = torch.arange(30, 60)[None]
 
 
+@pytest.mark.slow
 def test_a_rank_sweep_trains_each_rank_alike_and_leaves_no_files(tmp_path):
     sweep = rank_sweep("demo", Recipe(quantization="none", max_steps=4), ranks=(4, 1))
     assert [result.rank for result in sweep.results] == [1, 4]

@@ -39,6 +39,7 @@ def test_facts_of_the_sample_data(base):
     assert 1 <= facts.tokens_per_word < 2.5
 
 
+@pytest.mark.slow
 def test_on_zerogpu_facts_and_estimates_are_of_the_assigned_gpu(monkeypatch):
     on_the_cpu = operations.estimate("demo")["memory"]["total"]
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")

@@ -28,12 +28,14 @@ def watching(run):
     yield
 
 
+@pytest.mark.slow
 def test_one_process_creates_a_run_and_trains_it(tmp_path):
     run, outcome = make_and_train(arguments(tmp_path / "run"), watching)
     assert isinstance(outcome, events.Finished)
     assert (outcome.step, run.status(), run.is_locked()) == (2, "finished", False)
 
 
+@pytest.mark.slow
 def test_invalid_data_is_reported_with_its_code_and_leaves_no_run(tmp_path):
     with pytest.raises(UserError) as error:
         make_and_train(arguments(tmp_path / "run", data=str(tmp_path / "none.jsonl")), watching)
@@ -41,6 +43,7 @@ def test_invalid_data_is_reported_with_its_code_and_leaves_no_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_process_that_supervises_a_new_training_does_not_import_torch(tmp_path):
     code = (
         "import contextlib, json, sys; from peft_space.runtime.supervisor import make_and_train; "

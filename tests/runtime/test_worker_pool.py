@@ -76,6 +76,7 @@ def test_a_finished_run_is_not_started_again(short_run):
     assert error.value.code == "runtime.already_started"
 
 
+@pytest.mark.slow
 def test_a_stop_request_left_by_a_kill_does_not_stop_the_next_training(own_run):
     own_run.append(events.Started(attempt=1, from_step=0, total_steps=12))
     own_run.request_stop("stop")

@@ -10,6 +10,7 @@ import pytest
 from tests.fixtures import crash_harness
 
 
+@pytest.mark.slow
 def test_runs_killed_twenty_times_end_like_uninterrupted_ones(tmp_path):
     crash_harness.load_libraries()
     kit, tally, rng = crash_harness.Kit(tmp_path), crash_harness.Tally(), random.Random(0)

@@ -44,6 +44,7 @@ def whole(base):
         ("int8", True, "Linear8bitLt"),
     ],
 )
+@pytest.mark.sample(1)
 def test_an_adapter_on_a_quantized_base_model_learns(quantization, double, kind, base, tmp_path):
     recipe = Recipe(
         quantization=quantization,
@@ -91,6 +92,7 @@ def test_only_the_chosen_blocks_get_an_adapter(base):
     } == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_pissa_starts_as_the_base_model_and_ends_as_a_lora_of_it(base, tmp_path):
     recipe = Recipe(quantization="none", method="pissa", **SHORT)
     write_initial_adapter(tmp_path / "start", base, recipe, CAUSAL_LM)
@@ -138,6 +140,7 @@ def test_loftq_starts_closer_to_the_unquantized_base_than_plain_quantization(bas
 
 
 @pytest.mark.parametrize("method", ["pissa", pytest.param("loftq", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_pissa_and_loftq_resume_exactly_and_learn_in_4_bit(method, tmp_path):
     recipe = Recipe(method=method, **SHORT)
     whole_run, paused = (make_run(tmp_path / name, "demo", recipe) for name in ("whole", "paused"))

@@ -32,6 +32,7 @@ def test_an_unknown_tracker_is_rejected():
     assert "'tensorbord'" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_missing_package_fails_the_run_and_names_its_installation(tmp_path, run_command):
     missing = [name for name in TRACKERS if importlib.util.find_spec(name) is None]
     if not missing:

@@ -88,6 +88,7 @@ def test_the_adapter_of_the_best_evaluation_is_kept_and_reported(whole):
     assert next(check for check in read_checklist(run) if "Best adapter" in check.title).done
 
 
+@pytest.mark.slow
 def test_the_last_adapter_is_kept_if_the_recipe_says_so(wild, tmp_path):
     run = make(
         tmp_path / "run",
@@ -108,6 +109,7 @@ def test_training_ends_when_the_evaluation_loss_no_longer_falls(wild):
     assert "step 4 of 6" in selected_checkpoint(wild.history()).why
 
 
+@pytest.mark.slow
 def test_a_run_that_pauses_after_each_step_keeps_the_same_adapter(wild, tmp_path):
     run = make(tmp_path / "run", wild.recipe, like=wild)
     outcomes = []
@@ -149,6 +151,7 @@ def test_a_damaged_best_checkpoint_is_not_used_and_is_reported(wild, tmp_path):
 
 
 @pytest.mark.parametrize(("at", "kept"), [(3, 3), (5, 2)])
+@pytest.mark.sample(1)
 def test_a_stopped_run_keeps_its_latest_adapter_unless_an_earlier_one_was_better(
     wild, tmp_path, monkeypatch, at, kept
 ):

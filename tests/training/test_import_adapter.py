@@ -53,6 +53,7 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(30, 50)[None]).logits
 
 
+@pytest.mark.slow
 def test_it_answers_as_in_plain_peft_and_can_be_evaluated_and_exported(
     peft_adapter, tmp_path, write
 ):
@@ -70,6 +71,7 @@ def test_it_answers_as_in_plain_peft_and_can_be_evaluated_and_exported(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_it_can_be_trained_further(peft_adapter, tmp_path, write):
     run = import_run(tmp_path, peft_adapter, write)
     before = operations.evaluate(str(run.directory))["adapter"]["loss"]

@@ -54,6 +54,7 @@ def test_rows_are_grouped_if_that_saves_a_fifth_of_the_tokens():
     assert not goes_by_length(LENGTHS, Recipe(), "causal-lm", packing=True)
 
 
+@pytest.mark.slow
 def test_a_paused_run_resumes_in_the_same_order(tmp_path, monkeypatch):
     words = [
         "the",

@@ -60,6 +60,7 @@ def test_the_dtype_is_measured_fast_without_the_model(quantization):
 
 
 @pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.sample(1)
 def test_weights_are_loaded_in_the_dtype_that_they_are_held_in(resumed, tmp_path, monkeypatch):
     loaded, own = [], training.load_base_model
 
@@ -249,6 +250,7 @@ def test_a_model_that_cannot_compute_in_bfloat16_falls_back_to_float32(
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
+@pytest.mark.sample(1)
 def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, write):
     losses = []
     for dtype in ("float32", "bfloat16"):
@@ -268,6 +270,7 @@ def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, 
 
 
 @pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.sample(1)
 def test_a_loss_that_overflows_in_float16_starts_again_in_float32(step, tmp_path, monkeypatch):
     """A pretended GPU without bfloat16: a training that learned something is not started again."""
     own_trainer, computed = training._make_trainer, []

@@ -164,6 +164,7 @@ def test_a_partial_event_on_a_full_disk_does_not_hide_later_ones(tmp_path, pause
         pytest.skip(str(why))
 
 
+@pytest.mark.slow
 def test_the_same_recipe_rows_and_seed_give_the_same_adapter_bytes(tmp_path, run_command):
     recipe = '{"max_steps": 3, "batch_size": 4}'
     adapters = []

@@ -25,6 +25,7 @@ def _steps(folder, rows, quantization):
 @pytest.mark.parametrize(
     ("rows", "quantization"), [(translated, "nf4"), (preferred, "none"), (rated, "nf4")]
 )
+@pytest.mark.sample(1)
 def test_a_second_gpu_changes_neither_loss_nor_tokens(
     rows, quantization, tmp_path, write, monkeypatch
 ):

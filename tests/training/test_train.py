@@ -42,6 +42,7 @@ def adapter_bytes(run):
     return (run.adapter / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_batch_contains_exactly_the_rendered_rows(tmp_path, tokenizer, monkeypatch):
     batches = record_batches(monkeypatch)
     run = make(tmp_path, Recipe(num_epochs=1, max_length=40))
@@ -143,6 +144,7 @@ def test_tokens_are_counted_without_padding(short_run, tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_training_does_not_change_the_recipe(tmp_path):
     run = make(tmp_path, Recipe(max_steps=2))
     go(run)
@@ -175,6 +177,7 @@ def test_a_run_stops_within_a_step_and_resumes_to_the_same_adapter(tmp_path, mon
     assert adapter_bytes(stopped) == adapter_bytes(whole)
 
 
+@pytest.mark.slow
 def test_the_plan_is_made_once_and_used_on_every_resume(tmp_path, monkeypatch):
     run = make(tmp_path)
     go(run, deadline=time.time())
@@ -184,6 +187,7 @@ def test_the_plan_is_made_once_and_used_on_every_resume(tmp_path, monkeypatch):
     assert read_plan(run) == plan
 
 
+@pytest.mark.slow
 def test_further_training_removes_the_scores(own_run):
     own_run.path("scores.json").write_text("{}")
     shutil.rmtree(own_run.path("checkpoints", "checkpoint-12"))
@@ -318,6 +322,7 @@ def test_the_adapter_folder_holds_weights_config_tokenizer_and_readme(short_run)
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_cached_model_resumes_like_one_that_is_loaded_again(tmp_path, compute_dtype):
     recipe = Recipe(
         max_steps=4, compute_dtype=compute_dtype, quantization="none", batch_size=2, save_steps=2

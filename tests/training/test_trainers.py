@@ -173,6 +173,7 @@ def test_a_seq2seq_model_learns_to_translate(t5, tmp_path, write):
 
 @pytest.mark.parametrize(("rows", "task"), [(preferred(), "dpo"), (rated(), "kto")])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_preferences_are_learned_with_the_base_model_as_reference(
     rows, task, tmp_path, write, monkeypatch
 ):
@@ -228,6 +229,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.sample(3)
 def test_the_batch_equals_the_preview(task, tmp_path, write, monkeypatch, request):
     make_rows, model = TASKS[task]
     recipe = {

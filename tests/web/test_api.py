@@ -84,6 +84,7 @@ def file_data(path):
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
+@pytest.mark.slow
 def test_the_examples_in_the_docs_run_as_one_story(app, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(
@@ -207,7 +208,7 @@ def test_two_concurrent_clients_each_get_their_own_results(app, connect, write):
     ids=["an empty file", "not JSON", "wrong columns", "an unknown key", "an unknown layer"],
 )
 @pytest.mark.parametrize("endpoint", ["check", "train"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_mistake_has_the_same_message_as_on_the_command_line(
     app, connect, write, tmp_path, capfd, monkeypatch, endpoint, content, recipe
 ):

@@ -147,6 +147,7 @@ def owners(victim: Victim) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_endpoint_opens_a_run_to_another_secret(victim, stranger, untouched):
     ask = functools.partial(stranger.predict, run=victim.run)
     attempts = 0

@@ -49,6 +49,7 @@ def space(tmp_path_factory):
     running.kill()
 
 
+@pytest.mark.slow
 def test_an_agent_trains_the_demo_and_exports_the_adapter(space):
     async def journey(session):
         tools = (await session.list_tools()).tools
