@@ -3,12 +3,12 @@
 `python -m benchmarks.memory`. Each recipe is trained for two steps in a fresh process, with the
 app's loading, adapter, batches and Trainer. Measured is the peak resident memory (VmHWM, which a
 child does not inherit) minus the resident memory after all imports and before loading. The models
-have random weights, which do not matter here. The three constants of the estimate are fitted on the
+have random weights, which do not matter here. The two constants of the estimate are fitted on the
 recipes of FITTED only.
 """
 
 import argparse
-import functools
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -102,6 +102,38 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 """Configuration, kind, sizes: 32 to 67 million parameters each, 128 MB and more."""
+SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Qwen3-0.6B": (
+        "Qwen3Config",
+        "CausalLM",
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 1_024,
+            "intermediate_size": 3_072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "SmolLM2-135M": (
+        "LlamaConfig",
+        "CausalLM",
+        {
+            "vocab_size": 49_152,
+            "hidden_size": 576,
+            "intermediate_size": 1_536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "BERT-base": ("BertConfig", "SequenceClassification", {}),
+    "T5-small": ("T5Config", "Seq2SeqLM", {"decoder_start_token_id": 0}),
+}
+"""Configuration, kind and sizes of models that people train."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +184,13 @@ TESTED = (
     Case("Gemma", 6, 128),
     Case("BERT", 16, 64, EXACT | {"lora_rank": 4}),
     Case("Mistral", 2, 256, {"double_quantization": False}),
+    *(
+        Case(shape, rows, length, recipe, checkpointing, stored)
+        for shape in SHAPES
+        for rows, length in ((4, 128), (2, 384))
+        for recipe, stored in ((EXACT, "bfloat16"), ({}, "bfloat16"))
+        for checkpointing in (False, True)
+    ),
 )
 
 
@@ -159,7 +198,7 @@ def config_of(case: Case) -> Any:
     import torch
     import transformers
 
-    name, _, sizes = MODELS[case.model]
+    name, _, sizes = (MODELS | SHAPES)[case.model]
     return getattr(transformers, name)(
         **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype=getattr(torch, case.stored)
     )
@@ -168,7 +207,7 @@ def config_of(case: Case) -> Any:
 def auto_class(case: Case) -> Any:
     import transformers
 
-    return getattr(transformers, f"AutoModelFor{MODELS[case.model][1]}")
+    return getattr(transformers, f"AutoModelFor{(MODELS | SHAPES)[case.model][1]}")
 
 
 def store(case: Case, folder: str) -> None:
@@ -182,13 +221,13 @@ def task_spec_of(case: Case) -> Any:
     from peft_space.recipe import TaskSpec
 
     tasks = {"Seq2SeqLM": "seq2seq-lm", "SequenceClassification": "sequence-classification"}
-    task = tasks.get(MODELS[case.model][1], "causal-lm")
+    task = tasks.get((MODELS | SHAPES)[case.model][1], "causal-lm")
     return TaskSpec(task, ("no", "yes") if task == "sequence-classification" else ())
 
 
 def estimated(case: Case) -> Any:
     """The MemoryEstimate of `case`."""
-    from peft_space.estimation.memory import estimate
+    from peft_space.estimation.training_step import estimate
     from peft_space.models.architecture import linear_layers
     from peft_space.recipe import make_recipe
 
@@ -217,55 +256,59 @@ def adapted(case: Case, folder: str) -> Any:
     return new_adapter(load_base_model(base, recipe, "float32", goal), recipe, base, goal)
 
 
-def batches(case: Case) -> tuple[list[Any], Any]:
-    """(rows, collator) of two batches whose first row has the length of the case."""
+def rows_of(case: Case) -> Any:
+    """Two batches of rows, of which the first of each has the length of the case."""
     import torch
 
-    from peft_space.data.batches import collate
+    from peft_space.data.arrow_store import TokenizedExample
 
     random = torch.Generator().manual_seed(0)
     rows = []
     for number in range(2 * case.batch_size):
         length = case.length - (number % case.batch_size) % 5
         ids = torch.randint(3, 16_000, (length,), generator=random).tolist()
-        rows.append(SimpleNamespace(input_ids=ids, labels=ids))
-
-    def classified(examples: Any) -> Any:
-        return collate(examples, 0) | {"labels": torch.arange(len(examples)) % 2}
-
-    is_classified = MODELS[case.model][1] == "SequenceClassification"
-    return rows, classified if is_classified else functools.partial(collate, pad_token_id=0)
+        example = TokenizedExample(number, ids, [(0, length)], label=("no", "yes")[number % 2])
+        rows.append(dataclasses.replace(example, target=example))
+    return rows
 
 
 def measured_here(case: Case, folder: str) -> int:
     """Bytes by which this fresh process grows after its imports."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
-    import transformers
+    from transformers import TrainerCallback
 
-    import peft_space.models.loading
-    import peft_space.training.trainers  # noqa: F401
+    from peft_space.recipe import make_recipe
+    from peft_space.training.trainers import make_trainer
 
-    rows, collator = batches(case)
+    rows, task_spec, recipe = rows_of(case), task_spec_of(case), make_recipe(case.recipe)
     before = memory("VmRSS")
-    arguments = transformers.TrainingArguments(  # as training/train.py sets them
-        output_dir=f"{folder}/out",
-        max_steps=2,
-        per_device_train_batch_size=case.batch_size,
-        use_cpu=True,
-        save_strategy="no",
-        logging_steps=1,
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        disable_tqdm=True,
-        report_to="none",
-        gradient_checkpointing=case.checkpointing,
+    arguments = {  # as training/trainers.py sets them
+        "output_dir": f"{folder}/out",
+        "max_steps": 2,
+        "per_device_train_batch_size": case.batch_size,
+        "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "gradient_checkpointing": case.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if case.checkpointing else None,
+    }
+    model, tokenizer = adapted(case, folder), SimpleNamespace(pad_token_id=0)
+    trainer = make_trainer(
+        task_spec,
+        recipe,
+        model,
+        tokenizer,
+        arguments,
+        rows,
+        None,
+        TrainerCallback(),
     )
-    trainer = transformers.Trainer(
-        adapted(case, folder), arguments, train_dataset=rows, data_collator=collator
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return memory("VmHWM") - before
 
@@ -315,23 +358,21 @@ def fitted(truths: list[float]) -> dict[str, float]:
     """The estimate's constants with the least squares of the relative error on FITTED."""
     import numpy as np
 
-    from peft_space.estimation import memory as module
+    from peft_space.estimation import training_step as module
 
-    names = ("LIBRARIES", "FRAGMENTATION_BETWEEN", "FRAGMENTATION_IN_STEP")
+    names = ("LIBRARIES", "HOLES")
 
     def totals(*values: float) -> Any:
         for name, value in zip(names, values, strict=True):
             setattr(module, name, value)
         return np.array([estimated(case).total for case in FITTED])
 
-    truth, without = np.array(truths), totals(0, 0, 0)  # the estimate is linear in each of them
-    columns = [
-        (totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))
-    ]
+    truth, without = np.array(truths), totals(0, 0)  # the estimate is linear in each of them
+    columns = [(totals(*row) - without) / truth for row in ((1_000_000, 0), (0, 1))]
     constants = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
     return {
         f"fitted_{name}": round(float(value), 3)
-        for name, value in zip(("LIBRARIES_mb", *names[1:]), constants, strict=True)
+        for name, value in zip(("LIBRARIES_mb", "HOLES"), constants, strict=True)
     }
 
 

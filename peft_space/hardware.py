@@ -5,9 +5,7 @@ import ctypes
 import gc
 import os
 import resource
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -76,35 +74,6 @@ def release_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError):  # other C libraries do not have this call
         ctypes.CDLL(None).malloc_trim(0)
-
-
-_MEASURED_SECONDS = 0.05
-_MIN_MEASUREMENTS = 3
-
-
-def flops_a_second(num_rows: int, width: int, dtype: str) -> float:
-    """Measure the speed of products of (num_rows, width) and (width, width) matrices for 50 ms.
-
-    Returns:
-        The median of floating-point operations per second.
-    """
-    import torch
-
-    where = device()
-    rows, weight = (
-        torch.randn(size, width, dtype=getattr(torch, dtype), device=where)
-        for size in (num_rows, width)
-    )
-    seconds: list[float] = []
-    with torch.inference_mode():
-        torch.nn.functional.linear(rows, weight)  # warms up
-        while sum(seconds) < _MEASURED_SECONDS or len(seconds) < _MIN_MEASUREMENTS:
-            start = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            if where == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    return 2 * num_rows * width**2 / statistics.median(seconds)
 
 
 USABLE_GPU_SHARE = 0.9

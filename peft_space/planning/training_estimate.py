@@ -1,11 +1,12 @@
 """Estimates the memory and time of a training, and on which Space hardware it fits.
 
-The time is rough: arithmetic on tokens and parameters, and one small measurement of this machine.
+The time here comes from a measurement of the model's blocks. On other hardware it comes from the
+number of operations and the data sheet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,15 @@ from peft_space.estimation.hub_hardware import (
     SpaceHardware,
     zerogpu_hardware,
 )
-from peft_space.estimation.memory import changes_that_fit, estimate, estimate_within
+from peft_space.estimation.training_step import (
+    MemoryEstimate,
+    estimate,
+    estimate_within,
+    measure_step,
+)
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
-from peft_space.models.architecture import linear_layers, text_config
+from peft_space.models.architecture import ModelLayers, linear_layers
 from peft_space.models.loading import inference_dtype, task_spec_for
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base, load_tokenizer
@@ -59,7 +65,7 @@ class Memory:
     total: int
     free: int
     parts: dict[str, int]
-    """Of `estimation.memory.MemoryEstimate`."""
+    """Of `estimation.training_step.MemoryEstimate`."""
     to_fit: list[dict[str, Any]]
     """If it does not fit: single changes that make it fit, each with `what` and its `total`."""
     length: int
@@ -79,8 +85,8 @@ class Time:
     """Floating-point operations per step."""
     checkpointing: bool
     """True if the forward pass is counted twice."""
-    rate: float
-    """Operations per second of bare matrix products, measured here."""
+    measured_tokens: float
+    """Tokens a second through all blocks, forward and backward, measured here."""
     step_seconds: float
     seconds: float
     """Of all steps and evaluations."""
@@ -145,8 +151,7 @@ def estimate_prepared(
     checkpointing = recipe.gradient_checkpointing == "on"
     if memory:
         checkpointing = memory.gradient_checkpointing
-    held_out_lengths = row_lengths(prepared.held_out, recipe)
-    time = _estimate_time(recipe, task, lengths, held_out_lengths, base.config, checkpointing)
+    time = _estimate_time(recipe, prepared, base.config, checkpointing)
     spaces = []
     if memory:
         spaces = _on_spaces(recipe, base.config, task, longest, num_rows, time, kinds)
@@ -208,6 +213,86 @@ def _rows_at_once(recipe: Recipe, task: Task, num_rows: int | None, processes: i
     return rows * (2 if task == "dpo" else 1)  # both answers of each row
 
 
+@dataclass(frozen=True)
+class RecipeChange:
+    """One change that makes a training fit, and the memory that it needs then."""
+
+    what: str
+    recipe: Recipe
+    batch_size: int
+    length: int
+    estimate: MemoryEstimate
+
+
+def changes_that_fit(
+    layers: ModelLayers,
+    recipe: Recipe,
+    batch_size: int,
+    length: int,
+    num_bytes: int,
+    device: Device = "cpu",
+    dtype: str = "float32",
+) -> list[RecipeChange]:
+    """The single changes that make a training fit, those that change the adapter least first.
+
+    A smaller batch with more accumulation trains the same adapter. So does gradient checkpointing,
+    which takes more time. Quantization costs a little precision. A smaller rank and shorter rows
+    limit what is learned.
+
+    Args:
+        layers: as for `estimate`, like all arguments without a line here.
+        num_bytes: the memory that is available.
+
+    Returns:
+        For each kind of change the mildest that suffices; an empty list if none does.
+    """
+    changes = []
+    for candidates in _candidates(recipe, batch_size, length):
+        for candidate in candidates:
+            need = estimate(layers, *candidate[1:], device, dtype)
+            if need.total <= num_bytes:
+                changes.append(RecipeChange(*candidate, need))
+                break
+    return changes
+
+
+_Candidate = tuple[str, Recipe, int, int]
+
+
+def _candidates(recipe: Recipe, batch_size: int, length: int) -> Iterator[list[_Candidate]]:
+    """For each kind of change its candidates, the mildest first."""
+
+    def changed(**changes: Any) -> Recipe:
+        return recipe.model_copy(update=changes)
+
+    smaller_batches = []
+    for size in _halvings(batch_size):
+        steps = recipe.gradient_accumulation_steps * -(-batch_size // size)
+        smaller = changed(batch_size=size, gradient_accumulation_steps=steps)
+        smaller_batches.append((f"batches of {size}, {steps} accumulated", smaller, size, length))
+    yield smaller_batches
+    others = []
+    if recipe.gradient_checkpointing != "on":
+        others.append(("gradient checkpointing", changed(gradient_checkpointing="on")))
+    if recipe.quantization not in ("nf4", "fp4"):
+        others.append(("the base in 4 bits (nf4)", changed(quantization="nf4")))
+    for what, candidate in others:
+        yield [(what, candidate, batch_size, length)]
+    yield [
+        (f"LoRA rank {rank}", changed(lora_rank=rank), batch_size, length)
+        for rank in _halvings(recipe.lora_rank, least=4)
+    ]
+    yield [
+        (f"rows of {tokens} tokens at most", changed(max_length=tokens), batch_size, tokens)
+        for tokens in _halvings(length, least=64)
+    ]
+
+
+def _halvings(number: int, least: int = 1) -> list[int]:
+    halvings = [number // 2**power for power in range(1, number.bit_length())]
+    return [half for half in halvings if half >= least]
+
+
 def check_fits(memory: Memory | None) -> None:
     """Check that a training fits in the free memory.
 
@@ -261,30 +346,41 @@ def num_evaluations(recipe: Recipe, num_rows: int) -> int:
 
 
 def _estimate_time(
-    recipe: Recipe,
-    task: Task,
-    lengths: np.ndarray,
-    held_out_lengths: np.ndarray,
-    config: PretrainedConfig,
-    checkpointing: bool,
+    recipe: Recipe, prepared: Prepared, config: PretrainedConfig, checkpointing: bool
 ) -> Time:
+    task, examples = prepared.task_spec.task, Examples(prepared.train).tokens
+    lengths, held_out_lengths = (
+        row_lengths(examples, recipe),
+        row_lengths(prepared.held_out, recipe),
+    )
     num_rows, step_rows = len(lengths), recipe.batch_size * recipe.gradient_accumulation_steps
-    rows = min(num_rows, step_rows)
-    grouped = goes_by_length(lengths, recipe, task)
-    row_tokens = padded_tokens(lengths, recipe.batch_size, step_rows if grouped else None)
+    rows, sides = min(num_rows, step_rows), 2 if task == "dpo" else 1
+    row_tokens = float(lengths.mean())  # packed rows have no padding
+    if task != "causal-lm":
+        grouped = goes_by_length(lengths, recipe, task)
+        row_tokens = padded_tokens(lengths, recipe.batch_size, step_rows if grouped else None)
     steps, extra = total_steps(recipe, num_rows), _EXTRA_FORWARDS.get(task, 0)
-    token_flops = flops_a_token(multiplied_parameters(config, task), task, checkpointing)
-    flops = token_flops * row_tokens * rows * (2 if task == "dpo" else 1)
-    batch_tokens = round(row_tokens * min(num_rows, recipe.batch_size))
-    width = text_config(config).hidden_size
-    rate = hardware.flops_a_second(batch_tokens, width, inference_dtype(config))
-    step = flops / rate / EFFICIENCY / _processes_here(recipe)
-    forward = (1 + extra) / (2 + checkpointing + extra)
-    held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size)
-    held_out_row = forward * step / rows * held_out_tokens / row_tokens
+    tokens = row_tokens * rows * sides
+    layers = linear_layers(config, task)
+    published = quantization_of(recipe, config) != recipe.quantization
+    here = measure_step(
+        layers,
+        recipe.model_copy(update={"quantization": "none"}) if published else recipe,
+        min(num_rows, recipe.batch_size) * sides,
+        max(1, round(row_tokens)),
+        hardware.device(),
+        inference_dtype(config),
+    )
+    label_share = min(1.0, float(examples.column("num_trained").mean()) / (row_tokens * sides))
+    scored = here.label * label_share
+    passes = here.both + (checkpointing + extra) * here.forward
+    step = (passes + (1 + extra / 2) * scored) * tokens / _processes_here(recipe)
+    held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size) * sides
+    held_out_row = ((1 + extra) * here.forward + scored / 2) * held_out_tokens
     evaluations = num_evaluations(recipe, num_rows) * len(held_out_lengths) * held_out_row
+    flops = flops_a_token(multiplied_parameters(config, task), task, checkpointing) * tokens
     seconds = steps * step + evaluations
-    return Time(steps, row_tokens * rows, flops, checkpointing, rate, step, seconds)
+    return Time(steps, tokens, flops, checkpointing, 1 / here.both, step, seconds)
 
 
 # Spaces
@@ -349,16 +445,15 @@ def _describe_memory(memory: Memory | None) -> str:
 
 
 def _describe_time(time: Time) -> str:
-    operations = f"{time.flops / 1e9:,.3g} GFLOP"
     if zerogpu_hardware():
         return (
-            f"Time: {time.steps:,} steps of {operations}. Run a dry run to measure how long they "
-            "take on the GPU that ZeroGPU assigns."
+            f"Time: {time.steps:,} steps of {time.flops / 1e9:,.3g} GFLOP. Run a dry run to "
+            "measure how long they take on the GPU that ZeroGPU assigns."
         )
     return (
         f"Time: about {duration(time.seconds)} for {time.steps:,} steps of "
-        f"{duration(time.step_seconds)}. This is a rough estimate: {operations} per step at "
-        f"{EFFICIENCY:.0%} of the {time.rate / 1e9:,.3g} GFLOP/s of matrix products here."
+        f"{duration(time.step_seconds)}. This is an estimate: the blocks of this model took "
+        f"{1_000 / time.measured_tokens:,.3g} ms per token here."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
-from peft_space.estimation.memory import estimate_within, surely_fits
+from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import linear_layers, text_config
 from peft_space.models.loading import inference_dtype, parameter_counts

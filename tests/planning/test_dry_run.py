@@ -52,6 +52,7 @@ def measured(tmp_path_factory):
     return json.loads(done.stdout), folder, home
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_memory_and_time_next_to_the_estimates(measured):
     result, estimated = measured[0], measured[0]["estimates"]
     assert 0 < result["step_seconds"] < result["seconds"]
@@ -67,7 +68,9 @@ def test_a_dry_run_measures_memory_and_time_next_to_the_estimates(measured):
 
 
 def test_the_memory_estimate_for_the_built_in_model_is_close(measured):
-    assert abs(measured[0]["memory_error"]) < 0.5
+    # libraries take more or less memory on other machines, which counts most for a tiny model
+    difference = measured[0]["estimates"]["memory"]["total"] - measured[0]["memory"]
+    assert abs(difference) < 150_000_000
 
 
 def test_a_dry_run_leaves_no_files(measured):
@@ -76,11 +79,12 @@ def test_a_dry_run_leaves_no_files(measured):
     assert [path.name for path in home.iterdir()] == ["cache"]
 
 
+@pytest.mark.slow
 def test_the_command_line_and_the_operation_give_the_same_estimates(run_command):
     status, out, _ = run_command("estimate", "demo", "--recipe", json.dumps(SMALL), "--json")
     printed, returned = json.loads(out), operations.estimate("demo", SMALL)
     assert status == 0
-    for measured_each_time in ("rate", "step_seconds", "seconds"):
+    for measured_each_time in ("measured_tokens", "step_seconds", "seconds"):
         assert printed["time"].pop(measured_each_time) > 0
         assert returned["time"].pop(measured_each_time) > 0
     assert printed["time"] == returned["time"]
@@ -92,9 +96,11 @@ def test_the_command_line_and_the_operation_give_the_same_estimates(run_command)
 
 @pytest.mark.slow
 def test_a_recipe_that_does_not_fit_is_rejected_with_options(monkeypatch):
-    monkeypatch.setattr(hardware, "free_memory", lambda: 400_000_000)
+    recipe = Recipe(batch_size=64, gradient_checkpointing="off")
+    limit = estimate_training("demo", recipe).memory.total * 4 // 5
+    monkeypatch.setattr(hardware, "free_memory", lambda: limit)
     with pytest.raises(UserError, match=r"batches of (32, 2|16, 4)") as error:
-        dry_run("demo", Recipe(batch_size=64))
+        dry_run("demo", recipe)
     assert error.value.code == "planning.does_not_fit"
 
 
@@ -164,6 +170,7 @@ def test_the_page_shows_each_kind_of_hardware_and_escapes_what_it_shows():
     assert words_markdown(["Time: 3 s."]) == "**Time:** 3 s\\."
 
 
+@pytest.mark.slow
 def test_several_gpus_share_the_rows_and_the_time_of_a_step(monkeypatch):
     recipe = Recipe(quantization="none", batch_size=8)
     one = estimate_training("demo", recipe)

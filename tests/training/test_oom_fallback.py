@@ -126,7 +126,7 @@ prepare_libraries()
 from peft_space.runs.events import OutOfMemory
 from peft_space.models.resolve import find_base
 from peft_space.models.architecture import linear_layers
-from peft_space.estimation.memory import estimate
+from peft_space.estimation.training_step import estimate
 from peft_space.runs.run import Run
 from peft_space.training.train import attempt
 
@@ -156,6 +156,7 @@ def train_limited(run: Run, share_of_need: float) -> int:
     ).returncode
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_fit_adapts_and_finishes(tmp_path):
     run = make_run(tmp_path / "run", "demo", Recipe(**STEPS | {"batch_size": 64, "max_steps": 1}))
     assert train_limited(run, 0.25) == 0

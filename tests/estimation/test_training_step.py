@@ -1,6 +1,6 @@
-"""The memory estimate keeps its promises on tiny models.
+"""The estimates of a training step keep their promises on tiny models.
 
-`benchmarks/memory.py` compares it with measurements.
+`benchmarks/memory.py` compares them with measurements.
 """
 
 import copy
@@ -10,13 +10,15 @@ import pytest
 import torch
 import transformers
 
-from peft_space.estimation.memory import (
+from benchmarks.allocations import counted
+from peft_space.estimation.training_step import (
     MemoryEstimate,
     bits_a_parameter,
-    changes_that_fit,
     estimate,
+    measure_step,
 )
 from peft_space.models.architecture import linear_layers
+from peft_space.planning.training_estimate import changes_that_fit
 from peft_space.recipe import Recipe
 
 PARTS = [field.name for field in dataclasses.fields(MemoryEstimate)]
@@ -39,7 +41,7 @@ def on_meta(kind="LlamaForCausalLM", **more):
     if kind.startswith("T5"):
         more |= {"decoder_start_token_id": 0}
     config = getattr(transformers, kind).config_class(
-        **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, **more
+        **(sizes | more), bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
     endings = {
         "SequenceClassification": "sequence-classification",
@@ -160,3 +162,33 @@ def test_changes_that_fit_begin_with_the_mildest(llama):
 
 def test_there_are_no_changes_if_no_single_one_suffices(llama):
     assert changes_that_fit(llama, EXACT, 2, 64, 1_000) == []
+
+
+@pytest.mark.parametrize("checkpointing", ["on", "off"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "LlamaForCausalLM",
+        "Gemma2ForCausalLM",
+        "GPT2LMHeadModel",
+        "BertForSequenceClassification",
+        "T5ForConditionalGeneration",
+    ],
+)
+def test_the_estimate_is_close_to_a_count_of_all_allocations(kind, checkpointing):
+    layers = on_meta(
+        kind, **{"hidden_size": 256, "num_hidden_layers": 6} if "T5" not in kind else {}
+    )
+    recipe = EXACT.model_copy(update={"gradient_checkpointing": checkpointing})
+    estimated = estimate(layers, recipe, 4, 128, "cuda", "bfloat16").total
+    assert estimated == pytest.approx(counted(layers, recipe, 4, 128, "bfloat16"), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LlamaForCausalLM", "BertForSequenceClassification", "T5ForConditionalGeneration"]
+)
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_blocks_and_output_layer_are_timed_for_each_token(kind, quantization):
+    step = measure_step(on_meta(kind), Recipe(quantization=quantization), 2, 16)
+    assert 0 < step.forward < step.both
+    assert (step.label > 0) == (kind != "BertForSequenceClassification")
