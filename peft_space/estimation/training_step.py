@@ -26,13 +26,14 @@ from peft_space.recipe import Recipe, Task
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = 102_000_000
+LIBRARIES = 137_000_000
 """Bytes that libraries add to a process in its first steps on a CPU: code, tables, buffers.
 
 Fitted in `benchmarks/memory.py`."""
-HOLES = 0.1
-"""Bytes of the heap that no tensor uses, as a share of the activations, on a CPU. A hole remains
-where a small tensor is in the middle of released memory. Fitted in `benchmarks/memory.py`."""
+HOLES = 0.21
+"""Bytes of the heap that no tensor uses, on a CPU, as a share of what the forward pass keeps
+without gradient checkpointing. A hole remains where a small tensor is in the middle of released
+memory. Fitted in `benchmarks/memory.py`."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class MemoryEstimate:
     weights: int
     """The base, quantized as the recipe says."""
     mapped: int
-    """On a CPU, pages of the weights' file that quantized layers were read from. The file stays
-    mapped while one layer is used from it."""
+    """On a CPU, pages of the weights' file beside what was made of them. A file in float32 stays
+    mapped while one layer is used from it; one in 16 bits only while it is read."""
     adapter: int
     optimizer: int
     """AdamW's two float32 states: 8 bytes a trainable parameter."""
@@ -92,27 +93,30 @@ def estimate(
     frozen, mapped = _frozen_bytes(layers, recipe, device, dtype)
     kept = _count_kept(model, layers.task, batch_size, length, device, dtype)
     checkpointing = recipe.gradient_checkpointing == "on"
-    in_blocks = sum(
-        block.count * (block.inputs if checkpointing else block.kept) for block in kept.blocks
-    )
+    everything = kept.outside + sum(block.count * block.kept for block in kept.blocks)
     one_block = max((block.kept for block in kept.blocks), default=0)
-    at_loss = (0, kept.outside + in_blocks, _loss_bytes(layers, batch_size * length, device, dtype))
-    backward_begins = (0, kept.outside + in_blocks + checkpointing * one_block, 0)
+    held = everything
+    if checkpointing:
+        held = kept.outside + sum(block.count * block.inputs for block in kept.blocks)
+    at_loss = (0, held, _loss_bytes(layers, batch_size * length, device, dtype))
+    backward_begins = (0, held + checkpointing * one_block, 0)
     backward_ends = (
         sum(parameter.numel() * parameter.element_size() for parameter in trainable),
         one_block,
         0,
     )
     gradients, activations, loss = max(at_loss, backward_begins, backward_ends, key=sum)
+    overhead = LIBRARIES + round(HOLES * everything) if device == "cpu" else 0
+    step = gradients + activations + loss + overhead + 12 * num_trainable
     return MemoryEstimate(
         weights=frozen,
-        mapped=mapped,
+        mapped=max(mapped, _file_bytes(layers) - step) if device == "cpu" else 0,
         adapter=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
         optimizer=8 * num_trainable,
         gradients=gradients,
         activations=activations,
         loss=loss,
-        overhead=LIBRARIES + round(HOLES * activations) if device == "cpu" else 0,
+        overhead=overhead,
     )
 
 
@@ -217,6 +221,14 @@ def _frozen_bytes(
     return exact + round(packed), mapped
 
 
+def _file_bytes(layers: ModelLayers) -> int:
+    """Bytes of a weights' file in 16 bits. While it is read, all of its pages may be in memory."""
+    import torch
+
+    stored: Any = layers.model.config.dtype or torch.float32
+    return layers.model.num_parameters() * stored.itemsize if stored.itemsize < 4 else 0
+
+
 def _quantized(layers: ModelLayers, recipe: Recipe, dtype: str) -> tuple[Any, dict[str, Any]]:
     """A copy of the model on the meta device with the recipe's quantization.
 
@@ -260,6 +272,8 @@ class _Block:
 
     module: Any = None
     count: int = 0
+    runs: int = 0
+    """More than one where a model repeats a block with the same weights, as ALBERT does."""
     kept: int = 0
     """What gradient checkpointing releases and computes again."""
     inputs: int = 0
@@ -326,7 +340,8 @@ def _one_of_each_kind(model: Any, running: list[_Block]) -> Iterator[list[_Block
         states = next(value for value in (*inputs, *named.values()) if hasattr(value, "nbytes"))
         # as that of every later block, which comes from trained layers
         states.requires_grad_()
-        block.inputs, block.arguments = states.nbytes, (inputs, named)
+        block.runs, block.inputs = block.runs + 1, block.inputs + states.nbytes
+        block.arguments = inputs, named
 
     def leave(output: Any) -> None:
         running.pop().output = output
@@ -444,7 +459,8 @@ def measure_step(
     for block in kept.blocks:
         _fill(block.module, recipe, device, dtype)
         seconds = _block_seconds(block.module, _filled(block.arguments, device), device, autocast)
-        forward, both = forward + block.count * seconds[0], both + block.count * seconds[1]
+        times = block.count * block.runs
+        forward, both = forward + times * seconds[0], both + times * seconds[1]
         block.module = None  # its weights are real
     tokens = rows * length
     label = 0.0 if layers.task in CLASSIFYING else _label_seconds(layers, tokens, device, dtype)

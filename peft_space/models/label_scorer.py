@@ -128,7 +128,7 @@ class LabelScorer:
         return _ScoreWithFrozenHead.apply(states, chunks, head, statistics)
 
     def _run_body(self, inputs: dict[str, Any]) -> Any:
-        return _run_without_head(self._model, self.forward, self._body, inputs)
+        return _run_without_head(self._model, self.forward, [self._body], inputs)
 
     def _logits(self, states: Tensor, output_class: type) -> Tensor:
         """Logits (N, V) of hidden states (N, D)."""
@@ -176,25 +176,32 @@ def last_hidden_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor
     Raises:
         ValueError: no part of the model computes them.
     """
-    for body in _bodies_of(model):
-        if output := _run_without_head(model, model.forward, body, inputs):
-            return output.last_hidden_state
-    raise ValueError("this model has no body")
+    output = _run_without_head(model, model.forward, _bodies_of(model), inputs)
+    if output is None:
+        raise ValueError("this model has no body")
+    return output.last_hidden_state
 
 
 def _run_without_head(
-    model: PreTrainedModel, forward: Callable[..., Any], body: nn.Module, inputs: dict[str, Any]
+    model: PreTrainedModel,
+    forward: Callable[..., Any],
+    bodies: list[nn.Module],
+    inputs: dict[str, Any],
 ) -> Any:
-    """What `body` returns while the model runs on a batch; None if the model does not call it."""
-    outputs: list[Any] = [None]
+    """What the first of `bodies` that the model calls on a batch returns; None if it calls none."""
+    outputs: dict[nn.Module, Any] = {}
     head: Any = model.get_output_embeddings()
-    hook = body.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    hooks = [
+        body.register_forward_hook(lambda body, _, output: outputs.update({body: output}))
+        for body in bodies
+    ]
     try:
         with _replaced_forward(head, lambda states: states.new_empty(0, 1)[:, None]):
             forward(**(inputs | _NO_CACHE))
     finally:
-        hook.remove()
-    return outputs[-1]
+        for hook in hooks:
+            hook.remove()
+    return next((outputs[body] for body in bodies if body in outputs), None)
 
 
 def logits_at_once(num_labels: int, vocabulary: int, device: str) -> int:

@@ -171,6 +171,7 @@ def test_there_are_no_changes_if_no_single_one_suffices(llama):
         "LlamaForCausalLM",
         "Gemma2ForCausalLM",
         "GPT2LMHeadModel",
+        "OPTForCausalLM",  # calls its decoder alone
         "BertForSequenceClassification",
         "T5ForConditionalGeneration",
     ],
