@@ -295,8 +295,8 @@ def measured_here(case: Case, folder: str) -> int:
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "report_to": "none",
-        "gradient_checkpointing": case.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if case.checkpointing else None,
+        "activation_checkpointing": case.checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False} if case.checkpointing else None,
     }
     model, tokenizer = adapted(case, folder), SimpleNamespace(pad_token_id=0)
     trainer = make_trainer(

@@ -234,6 +234,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The files of the base model changed after the run was trained.",
         "Restore the files, or train again.",
     ),
+    "models.no_checkpointing": (
+        "The recipe wants gradient checkpointing, which this architecture does not have.",
+        "Set gradient_checkpointing to off or automatic. If memory is short, lower batch_size.",
+    ),
     "models.dora_impossible": (
         "DoRA cannot be used on this base model.",
         "Choose lora as the method, or other target modules.",
@@ -394,6 +398,10 @@ CODES: dict[str, tuple[str, str]] = {
     "training.tracker_unknown": (
         "The tracker does not exist.",
         "Choose tensorboard, trackio or wandb.",
+    ),
+    "training.unavailable_here": (
+        "The recipe asks for an optimizer, kernels or compilation that this machine does not have.",
+        "Set the named field to its default, or train on a machine with a GPU.",
     ),
     # evaluation
     "evaluation.adapter_with_biases": (

@@ -130,11 +130,29 @@ class Recipe(BaseModel):
     """Recomputes activations instead of storing them: less memory, about a third more time.
     `automatic`: only if memory is short."""
 
-    row_order: Literal["automatic", "shuffled", "by_length"] = _field(
-        "training", "Row order", "automatic"
+    checkpoint_every_n_layers: int = _field(
+        "training", "Blocks per gradient checkpoint", 1, ge=1, le=1000
     )
-    """`by_length` groups rows of similar length in a step, at random otherwise, to reduce padding.
-    `automatic` does so if it saves a fifth of the tokens. DPO and KTO ignore this setting."""
+    """With gradient checkpointing, recomputes only every n-th block. More blocks that keep their
+    activations take more memory and less time."""
+
+    activation_offloading: bool = _field("training", "Offload activations", False)
+    """With gradient checkpointing on a GPU, holds the inputs of the blocks in the machine's memory.
+    Long rows then need less GPU memory, and more time. It has no effect on a CPU."""
+
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = _field(
+        "training", "Optimizer", "adamw_torch"
+    )
+    """`paged_adamw_8bit` (bitsandbytes) holds AdamW's states in 8 bits, and moves them out of a
+    GPU that is short of memory. It saves 6 bytes per trainable parameter."""
+
+    use_liger_kernel: bool = _field("training", "Liger kernels", False)
+    """Replaces parts of known architectures by the faster GPU kernels of the package liger-kernel,
+    which you install yourself."""
+
+    torch_compile: bool = _field("training", "Compile blocks", False)
+    """Compiles the blocks of the model with torch.compile. The first steps take longer, later ones
+    less time, and dropout draws other random numbers. It cannot be used on ZeroGPU."""
 
     max_length: int = _field("training", "Maximum length (tokens)", 512, ge=8, le=131072)
     """Longer rows are truncated at the end. The data check reports how many."""

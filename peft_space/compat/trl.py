@@ -10,6 +10,7 @@ from peft_space.compat.transformers import use_one_gpu
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.utils.data import Sampler
     from transformers import Trainer
 
 
@@ -30,7 +31,11 @@ def training_chat_template(template: str) -> str | None:
 
 
 def preference_trainer(
-    task: Literal["dpo", "kto"], model: PeftModel, arguments: dict[str, Any], **kwargs: Any
+    task: Literal["dpo", "kto"],
+    model: PeftModel,
+    arguments: dict[str, Any],
+    order: Sampler[int] | None = None,
+    **kwargs: Any,
 ) -> Trainer:
     """Create TRL's DPO or KTO trainer for rows that are tokenized already.
 
@@ -41,6 +46,7 @@ def preference_trainer(
         task: selects the trainer.
         model: the base model with the adapter that is trained.
         arguments: arguments of `DPOConfig` or `KTOConfig`.
+        order: a sampler of row indices, or None for TRL's own order.
         kwargs: further arguments of the trainer.
     """
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
@@ -51,6 +57,9 @@ def preference_trainer(
     class TokenizedRowsTrainer(trainer_class):  # type: ignore[misc, valid-type]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return order or super()._get_train_sampler(dataset)
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             pass  # the app writes its own

@@ -43,11 +43,11 @@ class MemoryEstimate:
     weights: int
     """The base, quantized as the recipe says."""
     mapped: int
-    """On a CPU, pages of the weights' file beside what was made of them. A file in float32 stays
+    """On a CPU, pages of the weights' file besides what was made of them. A file in float32 stays
     mapped while one layer is used from it; one in 16 bits only while it is read."""
     adapter: int
     optimizer: int
-    """AdamW's two float32 states: 8 bytes a trainable parameter."""
+    """AdamW's two states: 8 bytes a trainable parameter, or 2 in 8 bits."""
     gradients: int
     """Those of the adapter that exist at the peak. Usually few: the peak is where the backward
     pass begins."""
@@ -97,7 +97,14 @@ def estimate(
     one_block = max((block.kept for block in kept.blocks), default=0)
     held = everything
     if checkpointing:
-        held = kept.outside + sum(block.count * block.inputs for block in kept.blocks)
+        share = 1 / recipe.checkpoint_every_n_layers
+        inputs = 0 if recipe.activation_offloading and device == "cuda" else share
+        held = kept.outside + round(
+            sum(
+                block.count * (inputs * block.inputs + (1 - share) * block.kept)
+                for block in kept.blocks
+            )
+        )
     at_loss = (0, held, _loss_bytes(layers, batch_size * length, device, dtype))
     backward_begins = (0, held + checkpointing * one_block, 0)
     backward_ends = (
@@ -107,12 +114,13 @@ def estimate(
     )
     gradients, activations, loss = max(at_loss, backward_begins, backward_ends, key=sum)
     overhead = LIBRARIES + round(HOLES * everything) if device == "cpu" else 0
-    step = gradients + activations + loss + overhead + 12 * num_trainable
+    optimizer = (2 if recipe.optim == "paged_adamw_8bit" else 8) * num_trainable
+    step = gradients + activations + loss + overhead + optimizer + 4 * num_trainable
     return MemoryEstimate(
         weights=frozen,
         mapped=max(mapped, _file_bytes(layers) - step) if device == "cpu" else 0,
         adapter=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
-        optimizer=8 * num_trainable,
+        optimizer=optimizer,
         gradients=gradients,
         activations=activations,
         loss=loss,
@@ -140,7 +148,8 @@ def estimate_within(
         The estimate, and whether gradient checkpointing is on.
     """
     without = estimate(layers, recipe, batch_size, length, device, dtype)
-    if recipe.gradient_checkpointing != "automatic" or without.total <= num_bytes:
+    fits = without.total <= num_bytes or not layers.can_checkpoint
+    if recipe.gradient_checkpointing != "automatic" or fits:
         return without, recipe.gradient_checkpointing == "on"
     checkpointed = recipe.model_copy(update={"gradient_checkpointing": "on"})
     return estimate(layers, checkpointed, batch_size, length, device, dtype), True

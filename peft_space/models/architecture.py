@@ -121,6 +121,11 @@ class ModelLayers:
     model: "PreTrainedModel"
     """The model on the meta device: its shapes, without weights."""
 
+    @property
+    def can_checkpoint(self) -> bool:
+        """True if transformers can compute this architecture's activations again."""
+        return self.model.supports_gradient_checkpointing
+
 
 def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> ModelLayers:
     """Build the model of a config on the meta device and list its linear layers.

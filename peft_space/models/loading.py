@@ -260,10 +260,17 @@ def adapter_config(
         untrained: randomly initialized modules, which are trained in full like a head.
 
     Raises:
-        UserError: the recipe names a module that is not in the model.
+        UserError: the recipe names a module that is not in the model, or wants gradient
+            checkpointing of a model that cannot do it.
     """
     from peft import LoraConfig
 
+    if recipe.gradient_checkpointing == "on" and not layers.can_checkpoint:
+        raise UserError(
+            "models.no_checkpointing",
+            f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
+            "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
+        )
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
     targets = target_modules(recipe, layers)
     return LoraConfig(

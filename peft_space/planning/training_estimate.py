@@ -247,7 +247,7 @@ def changes_that_fit(
         For each kind of change the mildest that suffices; an empty list if none does.
     """
     changes = []
-    for candidates in _candidates(recipe, batch_size, length):
+    for candidates in _candidates(layers, recipe, batch_size, length):
         for candidate in candidates:
             need = estimate(layers, *candidate[1:], device, dtype)
             if need.total <= num_bytes:
@@ -259,7 +259,9 @@ def changes_that_fit(
 _Candidate = tuple[str, Recipe, int, int]
 
 
-def _candidates(recipe: Recipe, batch_size: int, length: int) -> Iterator[list[_Candidate]]:
+def _candidates(
+    layers: ModelLayers, recipe: Recipe, batch_size: int, length: int
+) -> Iterator[list[_Candidate]]:
     """For each kind of change its candidates, the mildest first."""
 
     def changed(**changes: Any) -> Recipe:
@@ -272,7 +274,7 @@ def _candidates(recipe: Recipe, batch_size: int, length: int) -> Iterator[list[_
         smaller_batches.append((f"batches of {size}, {steps} accumulated", smaller, size, length))
     yield smaller_batches
     others = []
-    if recipe.gradient_checkpointing != "on":
+    if recipe.gradient_checkpointing != "on" and layers.can_checkpoint:
         others.append(("gradient checkpointing", changed(gradient_checkpointing="on")))
     if recipe.quantization not in ("nf4", "fp4"):
         others.append(("the base in 4 bits (nf4)", changed(quantization="nf4")))
@@ -357,7 +359,7 @@ def _estimate_time(
     rows, sides = min(num_rows, step_rows), 2 if task == "dpo" else 1
     row_tokens = float(lengths.mean())  # packed rows have no padding
     if task != "causal-lm":
-        grouped = goes_by_length(lengths, recipe, task)
+        grouped = goes_by_length(lengths, recipe)
         row_tokens = padded_tokens(lengths, recipe.batch_size, step_rows if grouped else None)
     steps, extra = total_steps(recipe, num_rows), _EXTRA_FORWARDS.get(task, 0)
     tokens = row_tokens * rows * sides
@@ -410,7 +412,8 @@ def _on_spaces(
 
     def on_space(kind: SpaceHardware) -> OnSpace:
         needed = need(kind.device, recipe.gradient_checkpointing)
-        if recipe.gradient_checkpointing == "automatic" and needed > kind.usable:
+        automatic = recipe.gradient_checkpointing == "automatic" and layers.can_checkpoint
+        if automatic and needed > kind.usable:
             needed = need(kind.device, "on")
         seconds = minimum_flops / kind.teraflops / 1e12 if kind.teraflops else None
         fits = needed <= kind.usable

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from peft_space import hardware
+from peft_space import hardware, settings
+from peft_space.errors import UserError
 from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import linear_layers, text_config
@@ -29,6 +31,31 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from peft_space.data.batches import Examples
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Check that this machine has what the recipe asks for.
+
+    Raises:
+        UserError: it has not. The message names the field of the recipe.
+    """
+    on_gpu = hardware.device() == "cuda"
+    reasons = {
+        "optim": recipe.optim == "paged_adamw_8bit" and not on_gpu and "pages memory of a GPU",
+        "use_liger_kernel": recipe.use_liger_kernel
+        and not (on_gpu and importlib.util.find_spec("liger_kernel"))
+        and "needs a GPU and the package liger-kernel",
+        "torch_compile": recipe.torch_compile
+        and settings.on_zerogpu()
+        and "would compile anew in every slice of ZeroGPU",
+    }
+    for name, reason in reasons.items():
+        if reason:
+            raise UserError(
+                "training.unavailable_here",
+                f"{name} = {getattr(recipe, name)} {reason}, which this machine cannot do. "
+                f"Set {name} to its default, or train on a machine with a GPU.",
+            )
 
 
 def make_plan(
@@ -80,7 +107,7 @@ def make_plan(
         gradient_accumulation_steps=accumulation,
         max_length=recipe.max_length,
         gradient_checkpointing=checkpointing,
-        by_length=goes_by_length(lengths, recipe, task_spec.task, packing),
+        by_length=goes_by_length(lengths, recipe, packing),
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
@@ -117,11 +144,12 @@ def _needs_checkpointing(
 ) -> bool:
     if recipe.gradient_checkpointing != "automatic":
         return recipe.gradient_checkpointing == "on"
-    if quantization_of(recipe, base.config) != recipe.quantization:
-        return hardware.device() == "cuda"  # memory of layers that come quantized is not estimated
     layers = linear_layers(base.config, task_spec.task)
+    if quantization_of(recipe, base.config) != recipe.quantization:
+        # memory of layers that come quantized is not estimated
+        return hardware.device() == "cuda" and layers.can_checkpoint
     rows = batch_size * (2 if task_spec.task == "dpo" else 1)
-    if surely_fits(layers, rows, longest, free_memory):
+    if not layers.can_checkpoint or surely_fits(layers, rows, longest, free_memory):
         return False
     return estimate_within(
         layers, recipe, rows, longest, free_memory, hardware.device(), inference_dtype(base.config)
@@ -144,8 +172,8 @@ def make_first_plan(
     recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
     plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
     write_plan(run, plan)
-    if plan.by_length and recipe.row_order == "automatic":
-        saved = saved_by_length(lengths, recipe, task_spec.task)
+    if plan.by_length:
+        saved = saved_by_length(lengths, recipe)
         _notice(
             run,
             "Rows of similar length share a step.",

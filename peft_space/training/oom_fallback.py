@@ -2,6 +2,8 @@
 
 import fcntl
 
+from peft_space.models.architecture import linear_layers
+from peft_space.models.resolve import find_base
 from peft_space.runs import events
 from peft_space.runs.plan import Plan, read_plan, write_plan
 from peft_space.runs.run import Run
@@ -37,7 +39,13 @@ def _reduce_memory(run: Run, device: str) -> events.OutOfMemory | None:
     plan = read_plan(run)
     if plan is None or not _reached_first_step(run):
         return None
-    if not plan.gradient_checkpointing and run.recipe.gradient_checkpointing != "off":
+    revision = plan.base_revision if plan.base_on_hub else run.recipe.revision
+    layers = linear_layers(find_base(run.recipe.base_model, revision).config, plan.task)
+    if (
+        layers.can_checkpoint
+        and not plan.gradient_checkpointing
+        and run.recipe.gradient_checkpointing != "off"
+    ):
         changes: dict[str, bool | int] = {"gradient_checkpointing": True}
         what = (
             "From here, activations are recomputed instead of stored (gradient checkpointing), "

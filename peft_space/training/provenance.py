@@ -21,7 +21,7 @@ _RECORDED_ELSEWHERE = {"base_model", "revision"}
 _FIXED = {
     "task", "method", "lora_rank", "target_modules", "layers_to_transform", "lora_bias",
     "modules_to_save", "learning_rate", "weight_decay", "base", "compute_dtype", "device",
-    "row_order",
+    "optim",
 }  # fmt: skip
 """Values that the weights, the optimizer or the plan contain: another value would not fit, or
 would have no effect."""

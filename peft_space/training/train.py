@@ -47,7 +47,7 @@ from peft_space.runs.plan import Plan, plan_for_processes, read_plan, write_plan
 from peft_space.runs.run import Run, append_notice_once
 from peft_space.storage import atomic_io
 from peft_space.training import distributed, early_stopping
-from peft_space.training.autotune import make_first_plan, report_plan
+from peft_space.training.autotune import check_machine, make_first_plan, report_plan
 from peft_space.training.callbacks import RunCallback, check_trackers, tracker_arguments
 from peft_space.training.oom_fallback import out_of_memory_failure, reduce_memory
 from peft_space.training.precision import (
@@ -333,6 +333,7 @@ def _run_trainer(run: Run, setup: _TrainingSetup, trainer: Trainer, number: int)
 def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup:
     """Tokenize the rows, load the model with its adapter, and read or make the plan."""
     recipe, plan, data = run.recipe, read_plan(run), load_run_data(run)
+    check_machine(recipe)
     task_spec = task_spec_for(run)
     revision = plan.base_revision if plan else None
     base = find_base(recipe.base_model, revision if plan else recipe.revision)

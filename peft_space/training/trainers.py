@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_space.compat.transformers import trainer_with_row_order, use_one_gpu
 from peft_space.compat.trl import adds_router_loss, preference_trainer
@@ -17,7 +18,7 @@ from peft_space.data.batches import Examples, collate_packed, collator_of
 from peft_space.evaluation.metrics import macro_f1
 from peft_space.models.label_scorer import own_forward, score_labels_only
 from peft_space.models.packing import pack_rows
-from peft_space.recipe import Recipe, Task, TaskSpec
+from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs.plan import Plan
 from peft_space.runs.run import Run
 
@@ -81,9 +82,21 @@ def training_arguments(run: Run, plan: Plan, num_rows: int, evaluate: bool) -> d
         include_num_input_tokens_seen="all" if plan.packing else "non_padding",
         remove_unused_columns=False,
         disable_tqdm=True,
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        optim=recipe.optim,
+        use_liger_kernel=recipe.use_liger_kernel,
+        # the loss is this app's own, which computes no logits but those of labels
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": False},
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs=_checkpointing(recipe, plan) if checkpointing else None,
     )
+
+
+def _checkpointing(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    return {
+        "use_reentrant": False,
+        "every_n_layers": recipe.checkpoint_every_n_layers,
+        "offload": recipe.activation_offloading and plan.device == "cuda",
+    }
 
 
 def make_trainer(
@@ -109,7 +122,7 @@ def make_trainer(
         train: training rows.
         held_out: held-out rows, or None for no evaluation.
         callback: is called on every step, evaluation and checkpoint.
-        order: row order, if it is not the trainer's own. Ignored by TRL's trainers.
+        order: row order, if it is not the trainer's own.
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
@@ -121,6 +134,10 @@ def make_trainer(
         score_labels_only(model, compute_dtype)
     if packing:
         pack_rows(model)
+    if recipe.torch_compile:
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile()
     if task_spec.task in ("dpo", "kto"):
         if task_spec.task == "kto":  # TRL insists; the rows are shuffled already
             arguments = arguments | {"train_sampling_strategy": "sequential"}
@@ -128,6 +145,7 @@ def make_trainer(
             task_spec.task,
             model,
             arguments | {"beta": recipe.beta, "max_length": None},
+            order,
             train_dataset=_as_dataset(train),
             eval_dataset=_as_dataset(held_out) if held_out is not None else None,
             processing_class=tokenizer,
@@ -246,9 +264,9 @@ def padded_tokens(lengths: np.ndarray, batch_size: int, rows_a_step: int | None 
     return sum(int(batch.max()) * len(batch) for batch in batches) / len(lengths)
 
 
-def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
-    """Return the share of the tokens that grouping saves; 0 for TRL's own row order."""
-    if task in ("dpo", "kto") or not len(lengths):
+def saved_by_length(lengths: np.ndarray, recipe: Recipe) -> float:
+    """Return the share of the tokens that grouping saves."""
+    if not len(lengths):
         return 0.0
     rows_a_step = recipe.batch_size * recipe.gradient_accumulation_steps
     return 1 - padded_tokens(lengths, recipe.batch_size, rows_a_step) / padded_tokens(
@@ -256,8 +274,6 @@ def saved_by_length(lengths: np.ndarray, recipe: Recipe, task: Task) -> float:
     )
 
 
-def goes_by_length(lengths: np.ndarray, recipe: Recipe, task: Task, packing: bool = False) -> bool:
+def goes_by_length(lengths: np.ndarray, recipe: Recipe, packing: bool = False) -> bool:
     """Return True if rows of these lengths are grouped by length. Packed rows need no grouping."""
-    if recipe.row_order != "automatic":
-        return recipe.row_order == "by_length" and task not in ("dpo", "kto")
-    return not packing and saved_by_length(lengths, recipe, task) >= MIN_SAVING
+    return not packing and saved_by_length(lengths, recipe) >= MIN_SAVING

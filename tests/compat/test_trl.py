@@ -29,12 +29,13 @@ def test_rows_reach_the_collator_unchanged_and_the_base_model_is_the_reference(
         task,
         model,
         arguments,
+        [3, 1, 0, 2],
         train_dataset=Dataset.from_dict({"example": [1, 2, 3, 4]}),
         processing_class=tokenizer,
         data_collator=lambda batch: items.extend(batch) or {"x": torch.zeros(1)},
     )
     next(iter(trainer.get_train_dataloader()))
-    assert sorted(item["example"] for item in items) == [1, 2, 3, 4]
+    assert [item["example"] for item in items] == [4, 2, 1, 3], "rows come in the given order"
     assert list(model.peft_config) == ["default"]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained

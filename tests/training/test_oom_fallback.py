@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AlbertConfig
 
 from peft_space import hardware
 from peft_space.errors import UserError
+from peft_space.estimation.training_step import estimate_within
+from peft_space.models.architecture import linear_layers
+from peft_space.models.loading import adapter_config
 from peft_space.recipe import Recipe
 from peft_space.runs import events
 from peft_space.runs.events import steps_of
@@ -202,3 +206,16 @@ def test_a_training_killed_by_the_system_continues_with_less_memory(tmp_path, me
     assert any(isinstance(event, events.OutOfMemory) for event in run.history())
     assert [step.step for step in steps_of(run.history())] == [1, 2, 3]
     assert read_plan(run).batch_size < 128
+
+
+def test_an_architecture_without_checkpointing_is_never_asked_for_it():
+    config = AlbertConfig(
+        vocab_size=64, hidden_size=16, embedding_size=8, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    layers = linear_layers(config, "sequence-classification")
+    with pytest.raises(UserError) as error:
+        adapter_config(Recipe(gradient_checkpointing="on"), layers, layers.task)
+    assert error.value.code == "models.no_checkpointing"
+    _, checkpointing = estimate_within(layers, Recipe(quantization="none"), 2, 16, num_bytes=1)
+    assert not checkpointing
