@@ -7,6 +7,7 @@ position, it gives the same answer.
 
 import dataclasses
 import gc
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -361,12 +362,17 @@ def _logits(
         inputs["token_type_ids"] = batch(question.token_types)
     if task_spec.task == "seq2seq-lm":
         inputs["labels"] = batch(question.answer)
+    # the prompt's logits would take more memory than the rest of a model with a large vocabulary
+    arguments = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward)
+    kept: dict[str, Any] = {}
+    if is_text and "logits_to_keep" in arguments.parameters:
+        kept = {"logits_to_keep": len(question.answer) + 1}
     with torch.inference_mode():
-        logits = model(**inputs).logits
+        logits = model(**inputs, **kept).logits
     if task_spec.task == "token-classification":
         logits = logits[0, question.tag_positions]
     elif is_text:
-        logits = logits[0, len(question.ids) - 1 : -1]
+        logits = logits[0, -len(question.answer) - 1 : -1]
     return logits.reshape(-1, logits.shape[-1]).float().cpu()
 
 

@@ -8,9 +8,11 @@ from benchmarks.allocations import each_result
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.demo import MODEL_DIR
 from peft_space.evaluation.evaluate import log_likelihoods
+from peft_space.export.verify import _logits, _Question
 from peft_space.models import label_scorer
 from peft_space.models.label_scorer import score_labels_only
 from peft_space.models.loading import AdaptedModel
+from peft_space.recipe import CAUSAL_LM
 
 VOCABULARY = 50_021
 WIDTH = 32
@@ -91,3 +93,14 @@ def test_scoring_halves_its_batches_when_memory_runs_out(adapted, examples, monk
     monkeypatch.setattr(adapted.scorer, "forward", forward)
     assert log_likelihoods(adapted, "adapter", examples) == pytest.approx(expected, abs=1e-4)
     assert sizes[:3] == [4, 2, 1]
+
+
+def test_a_proof_computes_the_logits_of_answers_alone(adapted):
+    question = _Question(list(range(10, 60)), [7, 8, 9], [], [])
+    found = []
+    seen = most_logits(lambda: found.append(_logits(adapted.model, CAUSAL_LM, question)))
+    assert seen == 4 * VOCABULARY
+    ids = torch.tensor([question.ids + question.answer])
+    with torch.inference_mode():
+        expected = adapted.model(input_ids=ids).logits[0, 49:52]
+    assert torch.allclose(found[0], expected, atol=1e-5)
