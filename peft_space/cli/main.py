@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,7 +76,7 @@ def _stdout_for_results() -> Iterator[Any]:
 def _run(operation: Operation, parsed: Json, as_json: bool, out: IO[str]) -> None:
     arguments = {one.name: _resolve(one, parsed) for one in operation.parameters_on("cli")}
     if operation.reports and not (operation.streams or operation.trains):
-        arguments["report"] = print_progress
+        arguments["report"] = progress_printer()
     if operation.name == "train" and not arguments["no_train"]:
         result = _make_and_train(arguments)
     elif operation.name == "job":
@@ -343,11 +343,19 @@ def _stop_on_interrupt(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def print_progress(report: dict[str, Any]) -> None:
-    """Print what an operation is doing."""
-    if "what" in report:
-        share = f"{report['share']:4.0%} " if "share" in report else ""
-        print(f"{share}{report['what']}", file=sys.stderr)
+def progress_printer() -> Callable[[dict[str, Any]], None]:
+    """Return a function that prints what an operation is doing, each line once."""
+    last = ""
+
+    def report(progress: dict[str, Any]) -> None:
+        nonlocal last
+        share = f"{progress['share']:4.0%} " if "share" in progress else ""
+        line = f"{share}{progress.get('what', '')}"
+        if "what" in progress and line != last:
+            print(line, file=sys.stderr)
+            last = line
+
+    return report
 
 
 @contextlib.contextmanager

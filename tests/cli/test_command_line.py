@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from peft_space import settings
-from peft_space.cli.main import flag_of, main
+from peft_space.cli.main import flag_of, main, progress_printer
 from peft_space.errors import UserError, user_message
 from peft_space.operations import REGISTRY, Json
 from peft_space.operations.registry import DataSource, fields_of, operations_on
@@ -253,3 +253,10 @@ def test_runs_are_listed_renamed_and_deleted(run_command, own_run):
     assert [line["name"] for line in json.loads(out)] == ["Best"]
     assert run_command("delete", own_run.directory)[0] == 0
     assert not own_run.directory.exists()
+
+
+def test_a_line_of_progress_is_printed_once(capsys):
+    report = progress_printer()
+    for share in (0.0, 0.0, 0.5, 0.5):
+        report({"what": "Measuring", "share": share})
+    assert capsys.readouterr().err.splitlines() == ["  0% Measuring", " 50% Measuring"]
