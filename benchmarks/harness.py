@@ -391,6 +391,7 @@ def run_timed(command: list[str], environment: Json | None = None) -> Json:
         `seconds`, `cpu` (user and system time of it and its children), and its `output`.
     """
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    variables.pop("THP_MEM_ALLOC_ENABLE", None)  # our arms set it themselves; others do not
     variables |= environment or {}
     before, began = os.times(), time.perf_counter()
     with subprocess.Popen(

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}
 """Logits that exist at once: 16 MB in float32, which caches hold in part, or 134 MB on a GPU."""
+_MIN_CHUNK_ROWS = 128
+"""Labels that are scored at once at least. Each chunk reads the whole output layer: of 151,936 x
+1,024 numbers, 128 labels at a time take 0.55 of the time that 27 at a time take."""
 _MAX_DIFFERENCE = 1e-2
 """Nats by which a model's own logits may differ from those by way of this module, in 16 bits."""
 
@@ -111,9 +114,7 @@ class LabelScorer:
     def _in_chunks(
         self, states: Tensor, labels: Tensor, head: Head, statistics: bool
     ) -> tuple[Tensor, Tensor]:
-        size = max(
-            1, _CHUNK_LOGITS[states.device.type] // text_config(self._model.config).vocab_size
-        )
+        size = _rows_at_once(text_config(self._model.config).vocab_size, states.device.type)
         output_layer: Any = self._model.get_output_embeddings()
         trains_head = output_layer is None or any(
             parameter.requires_grad for parameter in output_layer.parameters()
@@ -206,7 +207,11 @@ def _run_without_head(
 
 def logits_at_once(num_labels: int, vocabulary: int, device: str) -> int:
     """How many logits exist at once when this many labels are scored."""
-    return min(num_labels * vocabulary, max(_CHUNK_LOGITS[device], vocabulary))
+    return vocabulary * min(num_labels, _rows_at_once(vocabulary, device))
+
+
+def _rows_at_once(vocabulary: int, device: str) -> int:
+    return max(_MIN_CHUNK_ROWS, _CHUNK_LOGITS[device] // vocabulary)
 
 
 def _bodies_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -65,6 +65,7 @@ def test_scoring_computes_the_logits_of_labels_alone(adapted, examples):
 
 
 def test_logits_exist_in_chunks(adapted, examples, monkeypatch):
+    monkeypatch.setattr(label_scorer, "_MIN_CHUNK_ROWS", 1)
     monkeypatch.setitem(label_scorer._CHUNK_LOGITS, "cpu", 2 * VOCABULARY)
     whole = log_likelihoods(adapted, "adapter", examples)
     assert most_logits(lambda: log_likelihoods(adapted, "adapter", examples)) == 2 * VOCABULARY
