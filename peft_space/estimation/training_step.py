@@ -90,42 +90,42 @@ def estimate(
     model = _adapted(layers, recipe, device, dtype)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trainable = sum(parameter.numel() for parameter in trainable)
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
     frozen, mapped = _frozen_bytes(layers, recipe, device, dtype)
     kept = _count_kept(model, layers.task, batch_size, length, device, dtype)
-    checkpointing = recipe.gradient_checkpointing == "on"
-    everything = kept.outside + sum(block.count * block.kept for block in kept.blocks)
+    held, everything = kept.outside, kept.outside
+    for block in kept.blocks:
+        held += block.count * _held_of_block(block, recipe, device)
+        everything += block.count * block.kept
     one_block = max((block.kept for block in kept.blocks), default=0)
-    held = everything
-    if checkpointing:
-        share = 1 / recipe.checkpoint_every_n_layers
-        inputs = 0 if recipe.activation_offloading and device == "cuda" else share
-        held = kept.outside + round(
-            sum(
-                block.count * (inputs * block.inputs + (1 - share) * block.kept)
-                for block in kept.blocks
-            )
-        )
+    recomputed = one_block if recipe.gradient_checkpointing == "on" else 0
     at_loss = (0, held, _loss_bytes(layers, batch_size * length, device, dtype))
-    backward_begins = (0, held + checkpointing * one_block, 0)
-    backward_ends = (
-        sum(parameter.numel() * parameter.element_size() for parameter in trainable),
-        one_block,
-        0,
-    )
+    backward_begins = (0, held + recomputed, 0)
+    backward_ends = (adapter, one_block, 0)
     gradients, activations, loss = max(at_loss, backward_begins, backward_ends, key=sum)
     overhead = LIBRARIES + round(HOLES * everything) if device == "cpu" else 0
     optimizer = (2 if recipe.optim == "paged_adamw_8bit" else 8) * num_trainable
-    step = gradients + activations + loss + overhead + optimizer + 4 * num_trainable
+    step = adapter + optimizer + gradients + activations + loss + overhead
     return MemoryEstimate(
         weights=frozen,
         mapped=max(mapped, _file_bytes(layers) - step) if device == "cpu" else 0,
-        adapter=sum(parameter.numel() * parameter.element_size() for parameter in trainable),
+        adapter=adapter,
         optimizer=optimizer,
         gradients=gradients,
         activations=activations,
         loss=loss,
         overhead=overhead,
     )
+
+
+def _held_of_block(block: "_Block", recipe: Recipe, device: Device) -> int:
+    """Bytes that a block holds until the backward pass reaches it."""
+    if recipe.gradient_checkpointing != "on":
+        return block.kept
+    checkpointed = 1 / recipe.checkpoint_every_n_layers
+    offloaded = recipe.activation_offloading and device == "cuda"
+    inputs = 0 if offloaded else checkpointed * block.inputs
+    return round(inputs + (1 - checkpointed) * block.kept)
 
 
 def estimate_within(

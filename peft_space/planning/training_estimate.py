@@ -365,13 +365,16 @@ def _estimate_time(
     tokens = row_tokens * rows * sides
     layers = linear_layers(config, task)
     published = quantization_of(recipe, config) != recipe.quantization
+    device, dtype = hardware.device(), inference_dtype(config)
+    if zerogpu_hardware():  # there is no GPU outside of a slice
+        device, dtype = "cpu", "float32"
     here = measure_step(
         layers,
         recipe.model_copy(update={"quantization": "none"}) if published else recipe,
         min(num_rows, recipe.batch_size) * sides,
         max(1, round(row_tokens)),
-        hardware.device(),
-        inference_dtype(config),
+        device,
+        dtype,
     )
     label_share = min(1.0, float(examples.column("num_trained").mean()) / (row_tokens * sides))
     scored = here.label * label_share
