@@ -27,7 +27,7 @@ Status = Literal[
 StopKind = Literal["stop", "pause"]
 
 #: The format of a run's files. A run of another format is not opened.
-FORMAT = 1
+FORMAT = 2
 _START_SECONDS = 60  # a run that is queued for longer than this without a process has lost it
 _LOCK_TIMEOUT = 1.0  # `is_locked` holds the lock for an instant, so one failure proves nothing
 _MAX_NAME_LENGTH = 100

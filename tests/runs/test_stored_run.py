@@ -1,6 +1,6 @@
 """A run that an earlier version wrote still opens; a change of the format is noticed here.
 
-tests/fixtures/stored_run is a run of format 1 without checkpoints and adapter. If a test fails
+tests/fixtures/stored_run is a run of format 2 without checkpoints and adapter. If a test fails
 because the format changed on purpose: raise `FORMAT` in runs/run.py, and write the run again with
 `peft_space train ROWS --out RUN_DIR` (6 rows, max_steps 3, eval_split 0.4).
 """
@@ -47,7 +47,7 @@ def test_a_stored_run_has_its_recipe_plan_task_and_rows(run):
     assert texts == {f"What is {n}?" for n in range(6)} | {f"It is {n}." for n in range(6)}
 
 
-@pytest.mark.parametrize("written", [None, 0, 2, "1"])
+@pytest.mark.parametrize("written", [None, 0, 1, "2"])
 def test_a_run_of_another_format_is_rejected_with_its_format_and_what_to_do(run, written):
     about = {**run.about, "format": written}
     if written is None:
