@@ -12,6 +12,16 @@ def fake_tensors() -> AbstractContextManager[Any]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def fake_tensor_errors() -> tuple[type[Exception], ...]:
+    """Errors of operations on fake tensors whose result depends on contents."""
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+    )
+
+    return DataDependentOutputException, DynamicOutputShapeException
+
+
 def storage_address(storage: Any) -> int:
     """A number that identifies a tensor's `untyped_storage()` while it lives. Views share it."""
     return storage._cdata

@@ -27,6 +27,7 @@ from peft_space.estimation.hub_hardware import (
     zerogpu_hardware,
 )
 from peft_space.estimation.training_step import (
+    EFFICIENCY,
     MemoryEstimate,
     estimate,
     estimate_within,
@@ -49,10 +50,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-EFFICIENCY = 0.5
-"""Share of the speed of bare matrix products that training reaches. torchtune's fastest setting of
-Llama 3.2 3B, 8,035 tokens/s, is 0.49 of an A100's data sheet. The built-in model reached 0.4 on a
-2-core CPU."""
 _EXTRA_FORWARDS: dict[Task, int] = {"dpo": 1, "kto": 3}
 """Forward passes besides the trained one: of the reference, and for KTO both again with mismatched
 answers."""
@@ -366,7 +363,7 @@ def _estimate_time(
     layers = linear_layers(config, task)
     published = quantization_of(recipe, config) != recipe.quantization
     device, dtype = hardware.device(), inference_dtype(config)
-    if zerogpu_hardware():  # there is no GPU outside of a slice
+    if zerogpu_hardware():  # a GPU is there in a slice only
         device, dtype = "cpu", "float32"
     here = measure_step(
         layers,

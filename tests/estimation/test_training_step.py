@@ -20,6 +20,8 @@ from peft_space.estimation.training_step import (
 from peft_space.models.architecture import linear_layers
 from peft_space.planning.training_estimate import changes_that_fit
 from peft_space.recipe import Recipe
+from tests.fixtures.architectures import ARCHITECTURES
+from tests.models.test_architectures import config_of
 
 PARTS = [field.name for field in dataclasses.fields(MemoryEstimate)]
 SIZES = {
@@ -183,6 +185,19 @@ def test_the_estimate_is_close_to_a_count_of_all_allocations(kind, checkpointing
     recipe = EXACT.model_copy(update={"gradient_checkpointing": checkpointing})
     estimated = estimate(layers, recipe, 4, 128, "cuda", "bfloat16").total
     assert estimated == pytest.approx(counted(layers, recipe, 4, 128, "bfloat16"), rel=0.2)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+@pytest.mark.sample(24)
+def test_every_architecture_is_estimated_and_timed(architecture, quantization):
+    layers = linear_layers(config_of(architecture), architecture.task)
+    recipe = Recipe(quantization=quantization)
+    need = estimate(layers, recipe, 2, 16)
+    assert need.activations > 0
+    assert estimate(layers, recipe, 8, 16).activations > need.activations
+    step = measure_step(layers, recipe, 2, 16)
+    assert 0 < step.forward < step.both
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_program_submits_a_run_and_gets_its_adapter(jobs_hub, hub_environment,
             **mine, flavor="cpu-basic", timeout="10m", token=WRITER, api_name="/submit_job"
         )
         assert handed["status"] == "on_job"
-        with pytest.raises(AppError, match="runs.on_job"):
+        with pytest.raises(AppError, match=r"runs\.on_job"):
             client.predict(**mine, api_name="/resume")
         wait_for(
             lambda: client.predict(**mine, api_name="/status")["status"] != "on_job", seconds=150

@@ -39,7 +39,8 @@ def test_losses_and_adapter_are_those_without(tmp_path, fields):
     changed_losses, changed_weights = trained(tmp_path / "changed", **fields)
     assert changed_losses == pytest.approx(losses, abs=1e-5)
     for name, weight in weights.items():
-        assert (changed_weights[name] - weight).abs().mean() < 1e-5  # where a gradient is 0, Adam makes rounding large
+        # the mean, because Adam makes rounding large where a gradient is nearly 0
+        assert (changed_weights[name] - weight).abs().mean() < 1e-5
 
 
 @pytest.mark.parametrize(
