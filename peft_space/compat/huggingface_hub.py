@@ -1,10 +1,10 @@
-"""Explains the Hub's errors, and imports the private parts of its client that the app uses."""
+"""Explains the Hub's errors, and uses the private parts of its client that the app needs."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import httpx2
-from huggingface_hub import errors
+from huggingface_hub import constants, errors, get_session
 from huggingface_hub._jobs_api import TERMINAL_JOB_STAGES, JobHardwareInfo
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "HubFailure",
     "JobHardwareInfo",
     "explain_hub_error",
+    "ignore_hub_if_unreachable",
     "unreachable",
 ]
 
@@ -102,6 +103,30 @@ def unreachable(error: BaseException) -> HubFailure:
     """The failure of a request that the Hub never answered."""
     reason = f"the Hub cannot be reached ({type(error).__name__}). Check the network and try again"
     return HubFailure("hub.unreachable", reason)
+
+
+_CONNECT_SECONDS = 5.0
+_OFFLINE = constants.HF_HUB_OFFLINE
+
+
+def ignore_hub_if_unreachable() -> HubFailure | None:
+    """Let the client read only its cache while the Hub cannot be reached.
+
+    Otherwise it tries to connect six times for every file, which takes half a minute each. Sets
+    `constants.HF_HUB_OFFLINE`, which the client reads at every request.
+
+    Returns:
+        The failure if the Hub cannot be reached. None if it can, or if the user set HF_HUB_OFFLINE.
+    """
+    constants.HF_HUB_OFFLINE = _OFFLINE
+    if _OFFLINE:
+        return None
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_CONNECT_SECONDS)
+    except httpx2.HTTPError as error:
+        constants.HF_HUB_OFFLINE = True
+        return unreachable(_causes(error)[-1])
+    return None
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -83,6 +83,13 @@ def find_base(base_model: str, revision: str | None = None) -> BaseModelRef:
             f"There is no base model {base_model!r}. "
             "Choose a Hub id like Qwen/Qwen3-0.6B, a folder on this machine, or demo.",
         )
+    from peft_space.compat.huggingface_hub import ignore_hub_if_unreachable
+
+    failure = ignore_hub_if_unreachable()
+    if failure and not _is_cached(base_model, revision):
+        raise UserError(
+            failure.code, f"The base model {base_model!r} cannot be loaded: {failure.reason}."
+        )
     config = _load_config(base_model, revision)
     return BaseModelRef(base_model, base_model, _cached_commit(base_model, revision), config)
 
@@ -97,6 +104,12 @@ def _is_hub_id(name: str) -> bool:
         return False
     # a name with a secret would become the name of a folder in the cache
     return _HUB_ID.fullmatch(name) is not None and not has_secret(name)
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:

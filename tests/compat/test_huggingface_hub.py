@@ -1,11 +1,13 @@
 """The private parts of `huggingface_hub` exist, and its errors are explained by their class."""
 
 import dataclasses
+from unittest import mock
 
 import httpx2
 import pytest
-from huggingface_hub import JobStage, errors
+from huggingface_hub import JobStage, errors, is_offline_mode
 
+from peft_space.compat import huggingface_hub
 from peft_space.compat.huggingface_hub import (
     TERMINAL_JOB_STAGES,
     JobHardwareInfo,
@@ -26,6 +28,18 @@ def test_job_hardware_has_the_fields_that_the_app_reads():
     if dataclasses.is_dataclass(JobHardwareInfo):
         fields |= {field.name for field in dataclasses.fields(JobHardwareInfo)}
     assert names <= fields
+
+
+def test_without_the_hub_the_client_reads_its_cache_and_with_it_asks_again(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert huggingface_hub.ignore_hub_if_unreachable().code == "hub.unreachable"
+    assert is_offline_mode()
+    answers = mock.Mock()
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: answers)
+    assert huggingface_hub.ignore_hub_if_unreachable() is None
+    assert not is_offline_mode()
 
 
 def http_error(cls=errors.HfHubHTTPError, status=400):

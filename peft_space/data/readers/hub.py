@@ -80,7 +80,12 @@ def download(
     import httpx2
     from huggingface_hub import errors
 
+    from peft_space.compat.huggingface_hub import ignore_hub_if_unreachable
+
     dataset = parse_address(address)
+    if failure := ignore_hub_if_unreachable():
+        message = f"The dataset {dataset.name} cannot be loaded: {failure.reason}."
+        raise UserError("data.hub_dataset_unavailable", message)
     try:
         return _download(dataset, suffixes, on_progress)
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
