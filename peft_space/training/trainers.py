@@ -73,6 +73,7 @@ def training_arguments(run: Run, plan: Plan, num_rows: int, evaluate: bool) -> d
         bf16=plan.compute_dtype == "bfloat16",
         fp16=plan.compute_dtype == "float16",
         use_cpu=plan.device == "cpu",
+        ddp_broadcast_buffers=False,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=recipe.eval_steps or steps_per_epoch(recipe, num_rows),
         save_strategy="steps",
@@ -155,9 +156,6 @@ def make_trainer(
         if not adds_router_loss(trainer):
             score_labels_only(model, compute_dtype)
     else:
-        metrics: dict[str, Any] = {}
-        if task_spec.labels:
-            metrics = {"compute_metrics": _accuracy, "preprocess_logits_for_metrics": _predictions}
         trainer = trainer_with_row_order(
             order,
             model=model,
@@ -175,10 +173,31 @@ def make_trainer(
             data_collator=collate_packed if packing else collate,
             eval_collator=collate,
             callbacks=[callback],
-            **metrics,
+            **(_OF_CLASSIFIERS if task_spec.labels else {}),
         )
     trainer.remove_callback(PrinterCallback)  # the events hold the same
     return trainer
+
+
+def classification_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """The cross-entropy of labels, divided by the number of labels of a whole step.
+
+    Most classifiers of transformers accept that number and ignore it. Trainer then adds up the
+    means of accumulated batches, so loss and gradient would be as many times too large.
+
+    Args:
+        outputs: have `logits` (B, C), or (B, T, C) for labels of tokens.
+        labels: indices (B,) or (B, T). MASKED is not counted.
+        num_items_in_batch: of all batches of a step; None for those of `labels`.
+    """
+    logits = outputs.logits.float().flatten(0, -2)
+    total = torch.nn.functional.cross_entropy(
+        logits, labels.flatten(), ignore_index=MASKED, reduction="sum"
+    )
+    count = (labels != MASKED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / count
 
 
 def _predictions(logits: Any, labels: Any) -> torch.Tensor:
@@ -191,6 +210,13 @@ def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:
     predictions, labels = evaluated.predictions[counted], evaluated.label_ids[counted]
     accuracy = float((predictions == labels).mean())
     return {"accuracy": accuracy, "macro-F1": macro_f1(predictions, labels)}
+
+
+_OF_CLASSIFIERS: dict[str, Any] = {
+    "compute_loss_func": classification_loss,
+    "compute_metrics": _accuracy,
+    "preprocess_logits_for_metrics": _predictions,
+}
 
 
 def _as_dataset(examples: Examples) -> Dataset:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,8 @@ from peft_space.models.loading import load_adapted
 from peft_space.recipe import Recipe
 from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.run import Run
+from peft_space.training.prepare import make_run
+from peft_space.training.train import train
 from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import (
     COLOURS,
@@ -365,3 +368,32 @@ def test_the_scores_of_a_task_are_stored_in_its_run(bert, tmp_path, write):
     recipe = Recipe(base_model=bert, quantization="none", max_steps=1)
     run, scores = trained(labelled(), recipe, tmp_path, write)
     assert read_scores(run).adapter.accuracy == scores["adapter"]["accuracy"]
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SPLIT = {
+    "answers": (translated, lambda folder: "demo", {"task": "causal-lm"}),
+    "answers of T5": (translated, lambda folder: tiny_models.t5(folder, WORDS, dropout_rate=0), {}),
+    "labels": (labelled, lambda folder: tiny_models.bert(folder, WORDS, **NO_DROPOUT), {}),
+    "labels of a decoder": (labelled, tiny_models.qwen2, {"task": "sequence-classification"}),
+    "tags": (tagged, lambda folder: tiny_models.bert(folder, WORDS, **NO_DROPOUT), {}),
+    "preferences": (preferred, lambda folder: "demo", {}),
+}
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_a_step_does_not_depend_on_how_its_rows_are_split(kind, tmp_path, write):
+    rows, base, changes = SPLIT[kind]
+    data, steps = str(write("rows.json", rows())), []
+    # 3 steps of 8 rows, of which the last one has fewer
+    common = {"quantization": "none", "lora_dropout": 0.0, "compute_dtype": "float32"}
+    common |= {"max_steps": 9, "base_model": base(tmp_path / "base"), **changes}
+    for batch_size in (8, 2):
+        recipe = Recipe(
+            **common, batch_size=batch_size, gradient_accumulation_steps=8 // batch_size
+        )
+        run = make_run(tmp_path / f"run{batch_size}", data, recipe)
+        with run.lock():
+            train(run)
+        steps.append([(step.loss, step.grad_norm) for step in steps_of(run.history())])
+    assert np.array(steps[1]) == pytest.approx(np.array(steps[0]), rel=1e-3)
