@@ -154,6 +154,12 @@ class Recipe(BaseModel):
     """Compiles the blocks of the model with torch.compile. The first steps take longer, later ones
     less time, and dropout draws other random numbers. It cannot be used on ZeroGPU."""
 
+    shard_base: Literal["automatic", "on", "off"] = _field(
+        "training", "Spread the base over GPUs", "automatic"
+    )
+    """Each GPU holds a part of every block and receives the rest when it computes (FSDP). This
+    takes more time. `automatic`: only if the base does not fit on one GPU."""
+
     max_length: int = _field("training", "Maximum length (tokens)", 512, ge=8, le=131072)
     """Longer rows are truncated at the end. The data check reports how many."""
 

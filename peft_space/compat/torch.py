@@ -2,7 +2,10 @@
 
 import re
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 def fake_tensors() -> AbstractContextManager[Any]:
@@ -64,6 +67,13 @@ def is_gpu_out_of_memory(error: BaseException) -> bool:
     """
     signs = ("out of memory", "_STATUS_ALLOC_FAILED", "_STATUS_NOT_INITIALIZED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def ignore_in_ddp(model: "Module", names: list[str]) -> None:
+    """Make DistributedDataParallel neither broadcast nor reduce these parameters."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ output layer are run here with random weights.
 
 import contextlib
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,13 @@ from peft_space.compat.torch import (
     storage_address,
 )
 from peft_space.hardware import Device
-from peft_space.models.architecture import CLASSIFYING, ModelLayers, text_config
+from peft_space.models.architecture import (
+    CLASSIFYING,
+    ModelLayers,
+    blocks_of,
+    num_parameters,
+    text_config,
+)
 from peft_space.models.label_scorer import last_hidden_states, logits_at_once
 from peft_space.models.loading import adapter_config, hold_16_bits_again
 from peft_space.models.quantization import bitsandbytes_config
@@ -158,6 +165,19 @@ def estimate_within(
         return without, recipe.gradient_checkpointing == "on"
     checkpointed = recipe.model_copy(update={"gradient_checkpointing": "on"})
     return estimate(layers, checkpointed, batch_size, length, device, dtype), True
+
+
+def shared_by(need: MemoryEstimate, layers: ModelLayers, num_gpus: int) -> MemoryEstimate:
+    """What each GPU needs if `num_gpus` share the weights of the blocks (FSDP).
+
+    Each holds its part of every block, and two whole blocks: the one that it computes, and the next
+    one, which it receives meanwhile. Embeddings and output layer stay whole, in 16 bits.
+    """
+    blocks = blocks_of(layers.model)
+    outside = 2 * (num_parameters(layers.model) - sum(map(num_parameters, blocks)))
+    in_blocks = max(0, need.weights - outside)
+    weights = need.weights - in_blocks + in_blocks // num_gpus + 2 * in_blocks // len(blocks)
+    return dataclasses.replace(need, weights=min(need.weights, weights))
 
 
 def surely_fits(layers: ModelLayers, batch_size: int, length: int, num_bytes: int) -> bool:
@@ -380,15 +400,10 @@ def _count_kept(
 def _one_of_each_kind(model: Any, running: list[_Block]) -> Iterator[list[_Block]]:
     """Let only the first block of each kind compute. The others give what it gave.
 
-    Blocks are what gradient checkpointing takes for blocks; of models without it, the parts of the
-    longest list of modules.
-
     Args:
         model: the model, which cannot be run as before afterwards.
         running: its last element is the block that runs.
     """
-    import torch
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     def enter(block: _Block, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         running.append(block)
@@ -401,15 +416,9 @@ def _one_of_each_kind(model: Any, running: list[_Block]) -> Iterator[list[_Block
     def leave(output: Any) -> None:
         running.pop().output = output
 
-    modules: list[torch.nn.Module] = [
-        one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)
-    ]
-    if not modules:
-        lists = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList)]
-        modules = [*max(lists, key=_num_parameters)] if lists else [model]
     kinds: dict[Any, _Block] = {}
     hooks: list[Any] = []
-    for module in modules:
+    for module in blocks_of(model):
         sizes = [(parameter.shape, parameter.requires_grad) for parameter in module.parameters()]
         kind = (type(module), *sizes)
         if kind in kinds:
@@ -430,10 +439,6 @@ def _one_of_each_kind(model: Any, running: list[_Block]) -> Iterator[list[_Block
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _num_parameters(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _drop_out_as_on_a_gpu(model: Any) -> None:

@@ -167,6 +167,27 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
     )
 
 
+def blocks_of(model: Any) -> "list[Module]":
+    """The transformer blocks of a model: what gradient checkpointing takes for blocks.
+
+    Of models without gradient checkpointing, the parts of the longest list of modules, or the model
+    itself if it has no list.
+    """
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks: list[Module] = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return blocks or ([*max(lists, key=num_parameters)] if lists else [model])
+
+
+def num_parameters(module: "Module") -> int:
+    """The number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _build_on_meta(auto_model: Any, config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
     from torch.nn.modules.module import register_module_module_registration_hook

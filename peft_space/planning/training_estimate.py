@@ -32,6 +32,7 @@ from peft_space.estimation.training_step import (
     estimate,
     estimate_within,
     measure_step,
+    shared_by,
 )
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
@@ -181,12 +182,17 @@ def memory_here(
     if quantization_of(recipe, config) != recipe.quantization:
         return None
     layers = linear_layers(config, task)  # a new one: counting wraps the model
-    rows = _rows_at_once(recipe, task, num_rows, _processes_here(recipe))
+    processes = _processes_here(recipe)
+    rows = _rows_at_once(recipe, task, num_rows, processes)
     target: dict[str, Any] = {"device": hardware.device(), "dtype": inference_dtype(config)}
     free = hardware.free_memory()
     if kind := zerogpu_hardware():
         target, free = {"device": kind.device, "dtype": "bfloat16"}, kind.usable
     need, checkpointing = estimate_within(layers, recipe, rows, length, free, **target)
+    can_share = processes > 1 and recipe.quantization != "int8"
+    wants_to = {"on": True, "automatic": need.total > free, "off": False}[recipe.shard_base]
+    if can_share and wants_to:
+        need = shared_by(need, layers, processes)
     fit = []
     if need.total > free:
         switch = {"gradient_checkpointing": "on" if checkpointing else "off"}

@@ -28,6 +28,10 @@ class Plan(BaseModel):
     gradient_accumulation_steps: int
     max_length: int
     gradient_checkpointing: bool
+    shard_base: bool = False
+    """True if every process holds a part of each block's weights."""
+    devices_why: str = ""
+    """Why one device, several, or several that share the base, for the user."""
     by_length: bool = False
     """True if rows of similar length share a step."""
     packing: bool = False

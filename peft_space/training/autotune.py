@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware, settings
@@ -58,6 +59,61 @@ def check_machine(recipe: Recipe) -> None:
             )
 
 
+@dataclass(frozen=True)
+class DeviceChoice:
+    """How the processes of a training hold the base model, and why."""
+
+    shard_base: bool
+    why: str
+
+
+def choose_devices(
+    recipe: Recipe, base: BaseModelRef, task_spec: TaskSpec, rows: Examples, free_memory: int
+) -> DeviceChoice:
+    """Decide if the processes that train together share the weights of the base model.
+
+    All processes decide the same, because GPUs of one machine have the same size.
+
+    Args:
+        recipe: the run's recipe.
+        base: the base model.
+        task_spec: the task to train.
+        rows: the training rows.
+        free_memory: bytes that are free on a device.
+
+    Raises:
+        UserError: the recipe asks for it, and a base with this quantization cannot be shared.
+    """
+    num_processes, choice = distributed.num_processes(), recipe.shard_base
+    quantization = quantization_of(recipe, base.config)
+    can_share = quantization in ("none", "nf4", "fp4")
+    if choice == "on" and not can_share:
+        raise UserError(
+            "training.unavailable_here",
+            f"shard_base = on cannot be used with a base in {quantization}. "
+            "Set quantization to nf4 or none, or shard_base to automatic.",
+        )
+    if num_processes == 1:
+        why = "This is the only device, or a step has too few rows for two."
+        return DeviceChoice(False, why)
+    if choice == "on":
+        return DeviceChoice(True, "The recipe says that the devices share the base model.")
+    if choice == "off" or not can_share or hardware.device() == "cpu":
+        return DeviceChoice(False, "Each device holds the whole base model.")
+    layers = linear_layers(base.config, task_spec.task)
+    size, _ = split_step_rows(
+        recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
+    )
+    size *= 2 if task_spec.task == "dpo" else 1
+    longest = int(rows.lengths(recipe.max_length).max())
+    dtype = inference_dtype(base.config)
+    need, _ = estimate_within(layers, recipe, size, longest, free_memory, "cuda", dtype)
+    amounts = f"{gigabytes(need.total)} of the {gigabytes(free_memory)} that are free on each"
+    if need.total <= free_memory:
+        return DeviceChoice(False, f"The whole base model fits on each: {amounts}.")
+    return DeviceChoice(True, f"The whole base model does not fit on one: {amounts}.")
+
+
 def make_plan(
     recipe: Recipe,
     base: BaseModelRef,
@@ -65,6 +121,7 @@ def make_plan(
     model: PeftModel,
     rows: Examples,
     free_memory: int,
+    devices: DeviceChoice,
 ) -> Plan:
     """Choose what to train with on this machine.
 
@@ -75,6 +132,7 @@ def make_plan(
         model: the base model with the adapter.
         rows: the training rows.
         free_memory: bytes that were free before the model was loaded.
+        devices: how the processes hold the base model.
     """
     import torch
 
@@ -107,6 +165,8 @@ def make_plan(
         gradient_accumulation_steps=accumulation,
         max_length=recipe.max_length,
         gradient_checkpointing=checkpointing,
+        shard_base=devices.shard_base,
+        devices_why=devices.why,
         by_length=goes_by_length(lengths, recipe, packing),
         base_name=base.name,
         base_revision=base.revision,
@@ -163,6 +223,7 @@ def make_first_plan(
     model: PeftModel,
     rows: Examples,
     free_memory: int,
+    devices: DeviceChoice,
 ) -> Plan:
     """Make the plan of a run that is trained for the first time, write it, and report choices.
 
@@ -170,7 +231,7 @@ def make_first_plan(
     """
     run.append(events.Preparing(what="Measuring the fastest settings on this machine"))
     recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
-    plan = make_plan(recipe, base, task_spec, model, rows, free_memory)
+    plan = make_plan(recipe, base, task_spec, model, rows, free_memory, devices)
     write_plan(run, plan)
     if plan.by_length:
         saved = saved_by_length(lengths, recipe)
@@ -198,7 +259,9 @@ def report_plan(run: Run, plan: Plan) -> None:
     if plan.num_processes > 1:
         rows = plan.gradient_accumulation_steps * plan.batch_size
         what = f"{plan.num_processes} processes train together, each on {rows} rows of a step."
-        _notice(run, what, "This is the number of devices, or the number you configured.")
+        if plan.shard_base:
+            what += " Each holds a part of the base model (FSDP)."
+        _notice(run, what, plan.devices_why)
     _notice(run, f"Learning rate {plan.learning_rate:g},", f"{plan.learning_rate_why}.")
 
 

@@ -9,11 +9,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from peft_space import hardware
+from peft_space.compat.torch import ignore_in_ddp
+from peft_space.models.architecture import blocks_of
 from peft_space.runs import events
 from peft_space.runs.run import Run
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from peft import PeftModel
 
 Value = TypeVar("Value")
 
@@ -71,6 +74,33 @@ class _ReadOnlyRun(Run):
 
     def clear_stop_request(self) -> None:
         pass
+
+
+def shard_base(model: PeftModel, device: hardware.Device) -> None:
+    """Let each process hold only its part of the frozen weights of every block (FSDP2).
+
+    A block's weights are gathered while it computes. What is trained stays whole in all processes,
+    as in data-parallel training, so checkpoints and adapters are the same. Embeddings and output
+    layer stay whole too.
+
+    Args:
+        model: the model with its adapter, in the memory of the machine.
+        device: where the parts are held.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    _state()
+    mesh = init_device_mesh(device, (num_processes(),))
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    target = torch.device(device, torch.cuda.current_device()) if device == "cuda" else device
+    for block in blocks_of(model):
+        fully_shard(block.to(target), mesh=mesh, ignored_params=trained)
+    model.to(target)
+    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    # DistributedDataParallel would broadcast parts as if they were the same everywhere
+    ignore_in_ddp(model, frozen)
 
 
 TIMEOUT = timedelta(hours=12)

@@ -47,7 +47,12 @@ from peft_space.runs.plan import Plan, plan_for_processes, read_plan, write_plan
 from peft_space.runs.run import Run, append_notice_once
 from peft_space.storage import atomic_io
 from peft_space.training import distributed, early_stopping
-from peft_space.training.autotune import check_machine, make_first_plan, report_plan
+from peft_space.training.autotune import (
+    check_machine,
+    choose_devices,
+    make_first_plan,
+    report_plan,
+)
 from peft_space.training.callbacks import RunCallback, check_trackers, tracker_arguments
 from peft_space.training.oom_fallback import out_of_memory_failure, reduce_memory
 from peft_space.training.precision import (
@@ -261,6 +266,8 @@ def _train(run: Run, options: TrainOptions) -> events.Outcome:
         setup = _setup(run, options, cache)
     plan = setup.plan
     _set_precision(setup)
+    if plan.shard_base:
+        distributed.shard_base(setup.model, hardware.device())
     set_seed(run.recipe.seed)  # the measurement drew from dropout's random numbers
     number = 1 + sum(isinstance(event, events.Started) for event in run.history())
     provenance = current_provenance(run, plan, setup.base, setup.rows.tokens, setup.held_out.tokens)
@@ -297,6 +304,10 @@ def _make_trainer(
     arguments = training_arguments(run, plan, len(rows), evaluate=bool(setup.held_out))
     if not options.shuffled:
         arguments["train_sampling_strategy"] = "sequential"
+    # all that is trained is used in every step, except experts that get no token
+    arguments["ddp_find_unused_parameters"] = any(
+        "expert" in name for name, value in setup.model.named_parameters() if value.requires_grad
+    )
     order = None
     if plan.by_length and options.shuffled:
         step_rows = recipe.batch_size * recipe.gradient_accumulation_steps
@@ -348,12 +359,17 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     run.append(events.Preparing(what=f"Loading {base.name}"))
     set_seed(recipe.seed)  # the adapter's initial weights are random
     free_memory = hardware.free_memory()
-    model = cache.take(run, plan, checkpoint) or _load_model(run, base, task_spec, rows)
+    devices = choose_devices(recipe, base, task_spec, rows, free_memory)
+    model = cache.take(run, plan, checkpoint)
+    if model is None:
+        model = _load_model(run, base, task_spec, rows, "cpu" if devices.shard_base else None)
     set_pad_token(model, tokenizer.pad_token_id)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
-        plan = make_first_plan(run, base, task_spec, model, rows, free_memory)
+        plan = make_first_plan(run, base, task_spec, model, rows, free_memory, devices)
     elif plan.num_processes != distributed.num_processes():
         plan = plan_for_processes(plan, distributed.num_processes())
+        changes = {"shard_base": devices.shard_base, "devices_why": devices.why}
+        plan = plan.model_copy(update=changes)
         write_plan(run, plan)
     report_plan(run, plan)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
@@ -405,8 +421,14 @@ def _check_checkpoint(
         append_notice_once(run, events.Notice(what=what, why=f"{'; '.join(differences)}."))
 
 
-def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> PeftModel:
-    """The base model with the adapter that training starts from."""
+def _load_model(
+    run: Run,
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    rows: Examples,
+    device: hardware.Device | None,
+) -> PeftModel:
+    """The base model with the adapter that training starts from, on `device` if it is not None."""
     recipe, start = run.recipe, run.path("start")
     if recipe.method in FROM_BASE and not start.is_dir():
         run.append(events.Preparing(what=f"Computing the initial {recipe.method} adapter"))
@@ -416,7 +438,7 @@ def _load_model(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Example
         source = initial_base(start, base)
         put = functools.partial(load_initial_adapter, folder=start)
     dtype = _load_dtype(run, base, task_spec, rows)
-    model = load_base_model(source, recipe, dtype, task_spec)
+    model = load_base_model(source, recipe, dtype, task_spec, device)
     return new_adapter(model, recipe, base, task_spec, put=put)
 
 

@@ -17,7 +17,10 @@ from tests.fixtures.task_rows import labelled
 MAKERS = {"Gemma 3": tiny_models.gemma3, "Qwen3.5": tiny_models.qwen3_5}
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(
+    scope="module",
+    params=["Gemma 3", pytest.param("Qwen3.5", marks=pytest.mark.slow)],
+)
 def base(request, tmp_path_factory):
     """The folder of a tiny model with a vision tower."""
     return MAKERS[request.param](tmp_path_factory.mktemp("multimodal") / "base")

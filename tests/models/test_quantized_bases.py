@@ -198,6 +198,7 @@ def nf4_run(nf4_base, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_base_saved_in_nf4_is_trained_and_scored(nf4_run):
     plan = read_plan(nf4_run)
     assert (plan.quantization, plan.num_wrapped) == ("bitsandbytes", 35)

@@ -100,6 +100,7 @@ def test_slices_are_as_long_as_needed_and_stop_in_time():
     assert error.value.code == "runtime.slice_too_short"
 
 
+@pytest.mark.slow
 def test_two_slices_train_as_one_training_does(tmp_path, lender):
     run = make_run(tmp_path / "sliced", "demo", PLAIN.model_copy(update={"max_steps": 40}))
     with lender.trainer() as trainer:

@@ -10,13 +10,16 @@ from unittest import mock
 import psutil
 import pytest
 
+from peft_space.data.batches import Examples
 from peft_space.errors import UserError
-from peft_space.recipe import Recipe
+from peft_space.models.resolve import find_base
+from peft_space.recipe import CAUSAL_LM, Recipe
 from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
 from peft_space.runtime import train_process
-from peft_space.training.prepare import make_run
+from peft_space.training import autotune
+from peft_space.training.prepare import make_run, prepare
 from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import WORDS, labelled, preferred
 from tests.runtime.test_worker_pool import wait_for
@@ -87,6 +90,9 @@ def test_a_run_paused_by_two_processes_is_finished_by_one(alone, tmp_path):
 
 
 KINDS = {
+    "shared base": (None, {"shard_base": "on"}),
+    "shared base in nf4": (None, {"shard_base": "on", "quantization": "nf4"}),
+    "shared encoder": (labelled, {"base_model": "bert", "shard_base": "on"}),
     "nf4": (None, {"quantization": "nf4"}),
     "dpo": (preferred, {}),
     "labels": (labelled, {"base_model": "bert"}),
@@ -100,12 +106,16 @@ def test_two_processes_train_every_kind_like_one(kind, tmp_path, write):
     rows, changes = KINDS[kind]
     data = str(write("rows.json", rows())) if rows else "demo"
     if "base_model" in changes:
-        changes = {**changes, "base_model": tiny_models.bert(tmp_path / "base", WORDS)}
+        # each process draws other random numbers for dropout
+        undropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        base = tiny_models.bert(tmp_path / "base", WORDS, **undropped)
+        changes = {**changes, "base_model": base}
     recipe = RECIPE.model_copy(update={"max_steps": 4, **changes})
     by_one, by_two = (make_run(tmp_path / name, data, recipe) for name in ("one", "two"))
     assert start(by_one, 1).wait() == 0
     assert start(by_two, 2).wait() == 0
     assert read_plan(by_two).num_processes == 2
+    assert read_plan(by_two).shard_base == (changes.get("shard_base") == "on")
     assert losses(by_two) == pytest.approx(losses(by_one), abs=1e-4)
     evaluated = [
         [event.loss for event in evaluations_of(run.history())] for run in (by_one, by_two)
@@ -113,6 +123,60 @@ def test_two_processes_train_every_kind_like_one(kind, tmp_path, write):
     assert evaluated[0]
     # Trainer averages the means of batches, and two processes make other batches of held-out rows
     assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-2)
+
+
+SHARED_PARTS = """
+import torch
+from peft_space.models.loading import load_base_model, new_adapter
+from peft_space.models.resolve import find_base
+from peft_space.recipe import Recipe
+from peft_space.training import distributed
+recipe, base = Recipe(quantization="none"), find_base("demo")
+model = new_adapter(load_base_model(base, recipe, "float32"), recipe, base)
+held = lambda: sum(
+    (value.to_local() if hasattr(value, "to_local") else value).numel()
+    for name, value in model.named_parameters() if ".layers." in name and "lora_" not in name
+)
+whole = held()
+distributed.shard_base(model, "cpu")
+if distributed.is_main():
+    print(held() / whole)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_part_of_the_blocks():
+    command = "-m torch.distributed.run --standalone --nproc-per-node=2 --no-python"
+    done = subprocess.run(
+        [sys.executable, *command.split(), sys.executable, "-c", SHARED_PARTS],
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout.split()[-1]) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Pretend that two processes with a GPU each train a run."""
+    monkeypatch.setattr(autotune.hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(autotune.distributed, "num_processes", lambda: 2)
+
+
+@pytest.mark.parametrize(("free", "shared"), [(10**12, False), (10**7, True)])
+def test_gpus_share_a_base_that_does_not_fit_on_one(two_gpus, free, shared):
+    rows = Examples(prepare("demo", RECIPE).train)
+    chosen = autotune.choose_devices(RECIPE, find_base("demo"), CAUSAL_LM, rows, free)
+    assert chosen.shard_base == shared
+
+
+def test_a_base_in_8_bits_cannot_be_shared(two_gpus):
+    recipe = RECIPE.model_copy(update={"quantization": "int8", "shard_base": "on"})
+    rows = Examples(prepare("demo", RECIPE).train)
+    with pytest.raises(UserError) as error:
+        autotune.choose_devices(recipe, find_base("demo"), CAUSAL_LM, rows, 10**12)
+    assert error.value.code == "training.unavailable_here"
 
 
 GROUP_TIMEOUT = """
