@@ -339,6 +339,14 @@ CODES: dict[str, tuple[str, str]] = {
         "The length limit truncates every row before its answer begins.",
         "Raise `max_length` in the recipe.",
     ),
+    "training.regression": (
+        "The labels are many different numbers, which would be a regression.",
+        "Round the numbers to a few classes, or choose another label column.",
+    ),
+    "training.all_weights_zero": (
+        "The rows have their own weights, and no answer has weight 1.",
+        "Set weight 1 for the answers to learn, or `train_on` to `all_assistant`.",
+    ),
     "training.all_rows_rejected": (
         "The base model's chat template rejects every row.",
         "Change the rows as the message says, or choose another chat template.",

@@ -18,9 +18,8 @@ def render_chat_template(
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
     add_generation_prompt: bool,
-    find_generation_blocks: bool,
     special_tokens: dict[str, str],
-) -> tuple[str, list[tuple[int, int]]]:
+) -> str:
     """Render a chat template in Jinja's sandbox, without a tokenizer.
 
     Args:
@@ -28,24 +27,19 @@ def render_chat_template(
         messages: one conversation.
         tools: the functions that the conversation may call.
         add_generation_prompt: end with the opening of the assistant's turn.
-        find_generation_blocks: also return the spans of `{% generation %}` blocks.
         special_tokens: variables of the template, such as `eos_token`.
-
-    Returns:
-        The text, and the spans of the generation blocks in characters.
     """
     from transformers.utils import chat_template_utils
 
     render: Any = chat_template_utils.render_jinja_template
-    [text], spans = render(
+    [text], _ = render(
         [messages],
         tools,
         chat_template=template,
         add_generation_prompt=add_generation_prompt,
-        return_assistant_tokens_mask=find_generation_blocks,
         **special_tokens,
     )
-    return text, [(start, end) for start, end in spans[0]] if find_generation_blocks else []
+    return text
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft_space.compat.transformers import use_one_gpu
@@ -12,22 +10,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch.utils.data import Sampler
     from transformers import Trainer
-
-
-def training_chat_template(template: str) -> str | None:
-    """Return a chat template with TRL's `{% generation %}` blocks, or None if TRL does not have it.
-
-    TRL stores each pair as chat_templates/NAME.jinja and chat_templates/NAME_training.jinja.
-    Only the files are read, because importing TRL takes seconds.
-    """
-    spec = importlib.util.find_spec("trl")
-    if spec is None or spec.origin is None:
-        return None
-    for path in sorted(Path(spec.origin).with_name("chat_templates").glob("*.jinja")):
-        training = path.with_name(f"{path.stem}_training.jinja")
-        if training.is_file() and path.read_text(encoding="utf-8") == template:
-            return training.read_text(encoding="utf-8")
-    return None
 
 
 def preference_trainer(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from peft_space.data.row_normalization import Row, from_json
-from peft_space.data.tokenization.loss_mask import Span
+from peft_space.data.tokenization.answer_spans import NOTES, Note, Span
 
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
 """Rows as JSON with their number: of a file as it was read, or as normalized records."""
@@ -22,14 +22,14 @@ TOKENS = pa.schema(
     [
         ("row", pa.int64()), ("input_ids", _IDS), ("trained", _IDS), ("cut", pa.int32()),
         ("length", pa.int32()), ("num_trained", pa.int32()), ("typed_controls", pa.bool_()),
-        ("problem", pa.string()), ("label", pa.string()), ("tags", pa.list_(pa.string())),
-        ("types", pa.list_(pa.int8())), ("good", pa.bool_()), ("rejected_ids", _IDS),
-        ("rejected_trained", _IDS), ("target_ids", _IDS),
+        ("notes", pa.int32()), ("problem", pa.string()), ("label", pa.string()),
+        ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
+        ("rejected_ids", _IDS), ("rejected_trained", _IDS), ("target_ids", _IDS),
     ]
 )  # fmt: skip
 """Tokenized examples. `trained` holds spans as start, end, start, end …"""
 _OPTIONAL = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
-_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "problem")
+_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "notes", "problem")
 
 _HASHED_ROWS = 10_000
 
@@ -49,6 +49,8 @@ class TokenizedExample:
     """Number of tokens that were cut off at the length limit."""
     typed_controls: bool = False
     """True if the row's text contains special tokens of the model, which become plain text."""
+    notes: frozenset[Note] = frozenset()
+    """What a user should know about how the row is written."""
     texts: list[str] = field(default_factory=list)
     """Text of each token (T,), if requested; the first of several tokens has a character's text."""
     label: str | None = None
@@ -208,7 +210,8 @@ class Tokens(Sequence[TokenizedExample]):
         """Return a column of numbers (N,).
 
         Args:
-            name: `row`, `cut`, `length` (before the cut), `num_trained` or `typed_controls`.
+            name: `row`, `cut`, `length` (before the cut), `num_trained`, `typed_controls` or
+                `notes` (a bit for each of `NOTES`).
         """
         return self._table[name].to_numpy()[self.positions]
 
@@ -284,7 +287,14 @@ def token_columns(rendered: Sequence[TokenizedExample | tuple[int, str]]) -> dic
 
 
 def _problem_record(row: int, problem: str) -> dict[str, Any]:
-    numbers = {"row": row, "cut": 0, "length": 0, "num_trained": 0, "typed_controls": False}
+    numbers = {
+        "row": row,
+        "cut": 0,
+        "length": 0,
+        "num_trained": 0,
+        "typed_controls": False,
+        "notes": 0,
+    }
     content = {"input_ids": [], "trained": [], "problem": problem}
     return dict.fromkeys(_OPTIONAL) | numbers | content
 
@@ -299,6 +309,7 @@ def _record(example: TokenizedExample) -> dict[str, Any]:
         "length": example.length,
         "num_trained": example.num_trained,
         "typed_controls": example.typed_controls,
+        "notes": sum(1 << NOTES.index(note) for note in example.notes),
         "problem": None,
         "label": example.label,
         "tags": example.tags or None,

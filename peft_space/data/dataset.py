@@ -15,18 +15,22 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows, Subset
+from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
 from peft_space.data.quality import Finding, Findings, inspect
 from peft_space.data.readers.json import DECODER
 from peft_space.data.row_normalization import (
-    BadRow,
     Problem,
     TextClassification,
     TokenClassification,
-    UnansweredRow,
     normalize_record,
     to_json,
 )
-from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
+from peft_space.data.schema_detection import (
+    ColumnMapping,
+    detect_schema,
+    make_column_mapping,
+    message_turns,
+)
 from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
@@ -45,8 +49,9 @@ _MAX_LABELS = 1_001
 """With more distinct values, a column is not a label."""
 _STORED_AS_IS = (
     "source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels",
+    "unused",
 )  # fmt: skip
-_NORMALIZER_VERSION = "3"
+_NORMALIZER_VERSION = "6"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -73,6 +78,8 @@ class TrainingData:
     findings: list[Finding] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     """Label or tag -> number of rows."""
+    unused: list[dict[str, Any]] = field(default_factory=list)
+    """What is in the rows and not used: `name`, `rows` that have it, and an `example`."""
 
     def files(self) -> dict[str, str | Path]:
         """Return the files of a run that store this data: relative path -> text, or file to copy.
@@ -231,6 +238,7 @@ def load_dataset(
         num_repeated=num_repeated,
         findings=findings.to_list(),
         labels=dict(by_count[:_MAX_LABELS]),
+        unused=normalized.unused,
     )
 
 
@@ -275,6 +283,8 @@ class _Normalized:
     problems: list[Problem]
     findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]]
     """Arguments of `Findings.merge`."""
+    unused: list[dict[str, Any]]
+    """As in `TrainingData`."""
 
 
 _HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64())])
@@ -294,6 +304,7 @@ def _normalize(table: Table, mapping: ColumnMapping, on_progress: OnProgress) ->
         num_problems=metadata["num_problems"],
         problems=[Problem(**problem) for problem in metadata["problems"]],
         findings=(metadata["counts"], metadata["rows"], metadata["labels"]),
+        unused=metadata["unused"],
     )
 
 
@@ -308,6 +319,8 @@ class _Batch:
     bad: list[tuple[int, Problem]] = field(default_factory=list)
     """(position in the batch, problem)."""
     findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]] = ({}, {}, {})
+    unused: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of what is not used -> [rows that have it, example]."""
 
 
 def _normalize_into(
@@ -318,6 +331,7 @@ def _normalize_into(
     problems: list[Problem] = []
     num_problems = done = 0
     hashes, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    unused: dict[str, list[Any]] = {}
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(contextlib.closing(_normalized_batches(table, mapping)))
         rows_writer = _open_writer(stack, folder / "rows.arrow", ROWS)
@@ -325,6 +339,8 @@ def _normalize_into(
         try:
             for batch in batches:
                 findings.merge(*batch.findings)
+                for name, (rows, example) in batch.unused.items():
+                    unused.setdefault(name, [0, example])[0] += rows
                 hashes.append(np.array(batch.hashes, np.int64))
                 numbers.append(np.array(batch.numbers, np.int64))
                 num_problems += len(batch.bad)
@@ -347,6 +363,9 @@ def _normalize_into(
         findings.add("duplicates", int(every_number[position]))
     metadata = {"num_problems": num_problems, "problems": [asdict(problem) for problem in problems]}
     metadata |= {"counts": findings.counts, "rows": findings.rows, "labels": findings.labels}
+    metadata["unused"] = [
+        {"name": name, "rows": rows, "example": example} for name, (rows, example) in unused.items()
+    ]
     (folder / "about.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
 
 
@@ -381,12 +400,16 @@ def _normalize_batch(mapping: ColumnMapping, rows: tuple[list[int], list[str]]) 
     """Normalize a batch in a child process."""
     batch, findings = _Batch(), Findings()
     for position, (number, text) in enumerate(zip(*rows, strict=True)):
+        record = DECODER.decode(text)
+        _count_unused(record, mapping, batch.unused)
         try:
-            row = normalize_record(number, DECODER.decode(text), mapping)
+            row = normalize_record(number, record, mapping)
         except BadRow as error:
             batch.bad.append((position, Problem(number, str(error))))
             if isinstance(error, UnansweredRow):
                 findings.add("trailing", number)
+            if isinstance(error, UnmergedRow):
+                findings.add("unmerged", number)
             continue
         kinds = inspect(row)
         for kind in kinds:
@@ -407,6 +430,26 @@ def _normalize_batch(mapping: ColumnMapping, rows: tuple[list[int], list[str]]) 
         batch.labels.append(_hash(row.label) if isinstance(row, TextClassification) else 0)
     batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
     return batch
+
+
+_MAX_EXAMPLE = 80
+
+
+def _count_unused(
+    record: dict[str, Any], mapping: ColumnMapping, unused: dict[str, list[Any]]
+) -> None:
+    """Count the columns of a row, and the keys of its messages, that are not used."""
+    used = set(mapping.columns.values())
+    found = {name: cell for name, cell in record.items() if name not in used and cell is not None}
+    of_messages = ("messages", "prompt", "chosen", "rejected", "question", "answer")
+    for column in {mapping.columns[role] for role in of_messages if role in mapping.columns}:
+        for turn in message_turns(record.get(column)) or []:
+            found |= {f"{column}: {key}": turn[key] for key in unused_keys(turn)}
+    for name, cell in found.items():
+        text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+        if name not in unused:
+            unused[name] = [0, text[:_MAX_EXAMPLE] + " …" * (len(text) > _MAX_EXAMPLE)]
+        unused[name][0] += 1
 
 
 def _hash(text: str) -> int:

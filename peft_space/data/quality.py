@@ -31,6 +31,41 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Unanswered last messages",
         "Rows that end with a message without an answer. They are left out.", "trim",
     ),
+    "unmerged": (
+        "Messages of one role that follow each other",
+        "Also system messages that are not first. A chat template does not take such rows, so they "
+        "are left out.", "merge",
+    ),
+    "message_left_out": (
+        "Messages that the chat template leaves out",
+        "The template of this base model does not write a system message, or a result.", None,
+    ),
+    "call_left_out": (
+        "Tool calls that the chat template leaves out",
+        "The template writes fewer calls than the message has, so the model learns only those.",
+        None,
+    ),
+    "text_left_out": (
+        "Text next to a tool call that is left out",
+        "The chat template writes only the calls of such a message.", None,
+    ),
+    "tools_left_out": (
+        "Tools that the chat template leaves out",
+        "The model does not read which functions it can call.", None,
+    ),
+    "reasoning_left_out": (
+        "Thoughts that the chat template leaves out",
+        "Usually those of earlier answers. The model learns these answers without thoughts.", None,
+    ),
+    "empty_thought": (
+        "Answers after an empty thought",
+        "The chat template writes an empty thought before them, so the model learns not to think.",
+        None,
+    ),
+    "untrained_by_weight": (
+        "Rows whose own weights train nothing",
+        "Every answer in them has weight 0. They are left out.", None,
+    ),
     "leaks": (
         "Held-out rows that are also training rows",
         "They say nothing about generalization, so they are not scored.", None,

@@ -2,18 +2,29 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peft_space.data.schema_detection import ColumnMapping, as_bool, listed, message_turns
-
-Message = dict[str, Any]
-"""`role` ("system", "user", "assistant" or "tool") and `content`.
-
-Optional: `tool_calls`, and `weight` (0 or 1) of the message in the loss.
-"""
-_Clean = Callable[[str], str]
+from peft_space.data.messages import (
+    BadRow,
+    Clean,
+    Message,
+    check_encodable,
+    check_turns,
+    parse_calls,
+    parse_messages,
+    parse_tools,
+    tools_in,
+)
+from peft_space.data.schema_detection import (
+    ColumnMapping,
+    as_rating,
+    choices_of,
+    listed,
+    message_turns,
+    spans_of,
+    turns_of,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Preference:
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class UnpairedPreference:
     row: int
     messages: list[Message]
     good: bool
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +98,6 @@ class Problem:
     problem: str
 
 
-class BadRow(Exception):
-    """The reason why a row cannot be used; caught inside the data package."""
-
-
-class UnansweredRow(BadRow):
-    """The last message has no answer."""
-
-
 def to_json(row: Row) -> str:
     """Return a row as one line of JSON, which `from_json` reads."""
     values = {key: value for key, value in asdict(row).items() if value is not None}
@@ -113,10 +118,12 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
         BadRow: a model cannot learn from the row.
     """
     columns = column_mapping.columns
-    clean: _Clean = _strip if "strip" in column_mapping.fixes else str
+    clean: Clean = _strip if "strip" in column_mapping.fixes else str
 
-    def conversation() -> list[Message]:
-        return _check_turns(_messages(row, columns, clean), column_mapping)
+    def conversation() -> tuple[list[Message], list[dict[str, Any]] | None]:
+        messages, tools = _messages(row, columns, clean)
+        fixes = column_mapping.fixes
+        return check_turns(messages, "trim" in fixes, "merge" in fixes), parse_tools(tools)
 
     match column_mapping.schema:
         case "text":
@@ -131,12 +138,13 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
         case "preference":
             return _preference(number, row, columns, clean)
         case "unpaired_preference":
-            good = as_bool(row.get(columns["label"]))
+            good = as_rating(row.get(columns["label"]), column_mapping.good_from)
             if good is None:
-                raise BadRow(f"{columns['label']!r} is neither true nor false")
-            return UnpairedPreference(number, conversation(), good)
+                raise BadRow(f"{columns['label']!r} does not say whether the answer is good")
+            messages, tools = conversation()
+            return UnpairedPreference(number, messages, good, tools)
         case _:
-            return Conversation(number, conversation(), _tools(row.get(columns.get("tools", ""))))
+            return Conversation(number, *conversation())
 
 
 # Cells
@@ -147,23 +155,16 @@ def _text(row: dict[str, Any], column: str | None) -> str:
     value = row.get(column) if column else None
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if not isinstance(value, str):
         raise BadRow(f"{column!r} is {_type_name(value)}, not text")
-    return _check_encodable(value)
+    return check_encodable(value)
 
 
 def _type_name(value: Any) -> str:
     names = {bool: "true or false", dict: "an object", list: "a list", type(None): "empty"}
     return names.get(type(value), "a number")
-
-
-def _check_encodable(text: str) -> str:
-    """Return the text. JSON can escape half a character, which cannot be written to a file."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRow("the text contains half a character (a lone surrogate)") from None
-    return text
 
 
 _AROUND = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
@@ -173,242 +174,240 @@ def _strip(text: str) -> str:
     return _AROUND.sub("", text)
 
 
-def _parse_json(value: Any) -> Any:
-    """Return the value of a JSON text, and anything else unchanged."""
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
 # Conversations
 
-_ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user", "customer": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
-    "chatgpt": "assistant", "ai": "assistant",
-    "function_call": "call", "tool_call": "call",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
-    "tool_response": "tool", "ipython": "tool",
-}  # fmt: skip
-_WEIGHTS = ("loss_weight", "weight", "train", "training")
 _QUESTIONS = ("instruction", "question", "prompt", "source")
 
 
-def _messages(row: dict[str, Any], columns: dict[str, str], clean: _Clean) -> list[Message]:
+def _messages(
+    row: dict[str, Any], columns: dict[str, str], clean: Clean
+) -> tuple[list[Message], Any]:
+    """Return a conversation, and the tools that it may call as they are written."""
     messages = _system_message(row, columns, clean)
+    tools = row.get(columns.get("tools", ""))
     if "messages" in columns:
-        turns = message_turns(row.get(columns["messages"]))
-        if not turns:
+        cell = row.get(columns["messages"])
+        parsed = parse_messages(cell, clean)
+        if not parsed:
             raise BadRow(f"{columns['messages']!r} is not a list of messages")
-        return messages + [_message(turn, clean) for turn in turns]
+        return messages + parsed, tools or tools_in(turns_of(cell) or [])
     question_column = next(columns[role] for role in _QUESTIONS if role in columns)
     answer_column = columns.get("answer") or columns["target"]
-    questions = message_turns(row.get(question_column))
-    answers = message_turns(row.get(answer_column))
-    if questions and answers:
-        return messages + [_message(turn, clean) for turn in (*questions, *answers)]
-    question = clean(_text(row, question_column))
-    context = clean(_text(row, columns.get("input")))
-    if context.strip():
-        question = f"{question}\n\n{context}"
-    messages.append({"role": "user", "content": question})
-    return [*messages, {"role": "assistant", "content": clean(_text(row, answer_column))}]
+    messages += _history(row.get(columns.get("history", "")), clean)
+    questions = _as_messages(row.get(question_column), clean)
+    if questions is None:
+        question = clean(_text(row, question_column))
+        if (context := clean(_text(row, columns.get("input")))).strip():
+            question = f"{question}\n\n{context}"
+        choices = choices_of(row.get(columns.get("choices", ""))) or []
+        if choices:
+            listing = "\n".join(f"{letter}. {text}" for letter, text in choices)
+            question = f"{question}\n\n{listing}"
+            row = row | {answer_column: _chosen(row.get(answer_column), choices)}
+        questions = [{"role": "user", "content": question}]
+    cell = row.get(answer_column)
+    answers = None if tools else _as_messages(cell, clean)
+    if tools and (called := _called(cell)):
+        answers = [{"role": "assistant", "content": "", "tool_calls": called}]
+    if answers is None:
+        text = clean(_one_answer(cell, answer_column))
+        answers = [{"role": "assistant", "content": text}]
+    thoughts = listed(row.get(columns.get("reasoning", "")))
+    thought = thoughts[0] if thoughts else _text(row, columns.get("reasoning"))
+    if isinstance(thought, str) and thought.strip():
+        answers[-1] = answers[-1] | {"reasoning_content": check_encodable(thought.strip())}
+    return [*messages, *questions, *answers], tools
 
 
-def _system_message(row: dict[str, Any], columns: dict[str, str], clean: _Clean) -> list[Message]:
+def _as_messages(cell: Any, clean: Clean) -> list[Message] | None:
+    """Return the messages in the cell of a question or an answer; None if it has a text."""
+    turns = message_turns(cell)
+    return parse_messages(turns, clean) if turns else None
+
+
+def _one_answer(cell: Any, column: str) -> str:
+    """Return the text of an answer. Of several accepted answers, the first one is learned."""
+    if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
+        cell = cell["text"]
+        if not cell:
+            raise BadRow("the question has no answer")
+        return _text({column: cell[0]}, column)
+    values = listed(cell)
+    if values is not None and len(values) > 1 and not column.lower().endswith("answers"):
+        raise BadRow(
+            f"{column!r} is a list of {len(values)} texts, and a row has one answer. To prefer one "
+            "of two answers, use the columns chosen and rejected"
+        )
+    return _text({column: values[0]} if values else {column: cell}, column)
+
+
+def _chosen(cell: Any, choices: list[tuple[str, str]]) -> str:
+    """Return the right choice with its letter, from its number, its letter or its text."""
+    number = int(cell) if str(cell).isdigit() and int(cell) < len(choices) else -1
+    for at, (letter, text) in enumerate(choices):
+        if at == number or str(cell).strip() in (letter, text):
+            return f"{letter}. {text}"
+    raise BadRow(f"the answer {cell!r} is none of the {len(choices)} choices")
+
+
+def _called(cell: Any) -> list[dict[str, Any]] | None:
+    """Return the calls in an answer that consists of calls, or None."""
+    try:
+        return parse_calls(cell)
+    except BadRow:
+        return None
+
+
+def _history(cell: Any, clean: Clean) -> list[Message]:
+    """Return earlier turns: pairs of a question and an answer."""
+    pairs = listed(cell) or []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow("the history is not a list of pairs of a question and an answer")
+    return [
+        {"role": role, "content": clean(check_encodable(str(text)))}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _system_message(row: dict[str, Any], columns: dict[str, str], clean: Clean) -> list[Message]:
     system = clean(_text(row, columns.get("system")))
     return [{"role": "system", "content": system}] if system.strip() else []
-
-
-def _message(turn: dict[str, Any], clean: _Clean) -> Message:
-    speaker = turn.get("role", turn.get("from", turn.get("speaker")))
-    if speaker is None:
-        raise BadRow("a message has no role")
-    role = _ROLES.get(str(speaker).lower())
-    if role is None:
-        raise BadRow(f"the role {speaker!r} is unknown (use system, user, assistant or tool)")
-    content = turn.get("content", turn.get("value", turn.get("text")))
-    if role == "call":
-        role, content, calls = "assistant", "", _calls(content)
-    else:
-        calls = _calls(turn["tool_calls"]) if turn.get("tool_calls") else []
-    message: Message = {"role": role, "content": clean(_content(role, content, bool(calls)))}
-    if calls:
-        message["tool_calls"] = calls
-    if (weight := _weight(turn)) is not None:
-        message["weight"] = weight
-    return message
-
-
-def _content(role: str, content: Any, has_calls: bool) -> str:
-    """Return the text of a message."""
-    if isinstance(content, list):  # parts: [{"type": "text", "text": …}]
-        content = "".join(map(_part_text, content))
-    if role == "tool" and isinstance(content, dict):
-        content = json.dumps(content, ensure_ascii=False)
-    if content is None and has_calls:
-        content = ""
-    if not isinstance(content, str):
-        raise BadRow("a message has no text")
-    return _check_encodable(content)
-
-
-def _part_text(part: Any) -> str:
-    text = part.get("text", part.get("value")) if isinstance(part, dict) else part
-    if not isinstance(text, str):
-        raise BadRow("a message has a part that is not text, such as an image")
-    return text
-
-
-def _weight(turn: dict[str, Any]) -> int | None:
-    """Return the weight of a message in the loss, or None if the message has none."""
-    value = next((turn[key] for key in _WEIGHTS if turn.get(key) is not None), None)
-    if value is None or isinstance(value, bool):
-        return None if value is None else int(value)
-    try:
-        weight = float(value)
-    except (TypeError, ValueError):
-        raise BadRow(f"the weight {value!r} of a message is not a number") from None
-    if weight not in (0.0, 1.0):
-        raise BadRow(f"the weight {value} of a message is neither 0 (read) nor 1 (trained)")
-    return int(weight)
-
-
-def _calls(value: Any) -> list[dict[str, Any]]:
-    """Return tool calls as chat templates take them, with the arguments as an object."""
-    value = _parse_json(value)
-    calls = []
-    for call in value if isinstance(value, list) else [value]:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRow("a tool call has no function name")
-        arguments = _parse_json(function.get("arguments", {}))
-        named = {"name": function["name"], "arguments": arguments}
-        calls.append({"type": "function", "function": named})
-    return calls
-
-
-def _tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return the functions that a conversation may call, from a list or its JSON text."""
-    if value in (None, "", "[]", []):
-        return None
-    tools = _parse_json(value)
-    tools = tools if isinstance(tools, list) else [tools]
-    if not all(isinstance(tool, dict) for tool in tools):
-        raise BadRow("the tools are not a list of functions")
-    wrapped = [
-        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-    ]
-    return wrapped or None
-
-
-_MAY_FOLLOW = {
-    "start": ("system", "user"),
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user",),
-    "call": ("tool",),
-    "tool": ("tool", "assistant"),
-}
-
-
-def _check_turns(messages: list[Message], column_mapping: ColumnMapping) -> list[Message]:
-    """Return the messages up to the last answer, if a model can learn from them."""
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        raise BadRow("there is no answer")
-    if roles[-1] != "assistant":
-        if "trim" not in column_mapping.fixes:
-            raise UnansweredRow("the last message is not an answer")
-        messages = messages[: len(roles) - roles[::-1].index("assistant")]
-    if "system" in roles[1 : len(messages)]:
-        raise BadRow("a system message is not the first message")
-    for message in messages:
-        is_silent = not message["content"].strip() and not message.get("tool_calls")
-        if is_silent and message["role"] in ("user", "assistant"):
-            name = "answer" if message["role"] == "assistant" else "prompt"
-            raise BadRow(f"the {name} is empty")
-    if messages[-1].get("tool_calls"):
-        raise BadRow("the conversation ends with a tool call, without an answer")
-    before = "start"
-    for message in messages:
-        if message["role"] not in _MAY_FOLLOW[before]:
-            raise BadRow("user and assistant do not take turns")
-        before = "call" if message.get("tool_calls") else message["role"]
-    return messages
 
 
 # Preferences
 
 
 def _preference(
-    number: int, row: dict[str, Any], columns: dict[str, str], clean: _Clean
+    number: int, row: dict[str, Any], columns: dict[str, str], clean: Clean
 ) -> Preference:
-    chosen, rejected = (_answer(row.get(columns[role]), clean) for role in ("chosen", "rejected"))
-    prompt = _prompt(row, columns, clean)
-    shared = 0  # without a prompt column, both conversations begin with the prompt
+    system = _system_message(row, columns, clean)
+    prompt, tools = _prompt(row.get(columns.get("prompt", "")), columns.get("prompt"), clean)
+    chosen = _answer(row.get(columns["chosen"]), clean) if "chosen" in columns else []
+    rejected = _answer(row.get(columns["rejected"]), clean)
+    if "chosen" not in columns and prompt and prompt[-1]["role"] == "assistant":
+        prompt, chosen = prompt[:-1], prompt[-1:]  # a conversation, and another last answer
+    shared = 0  # both answers can repeat the prompt
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    if not prompt or prompt == chosen[:shared]:
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    repeated, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    prompt = _join_prompts(system, prompt, repeated)
     if not prompt or prompt[-1]["role"] == "assistant":
         raise BadRow("the two answers do not share a prompt")
     for answer, name in ((chosen, "chosen"), (rejected, "rejected")):
-        if not answer or answer[-1]["role"] != "assistant" or not answer[-1]["content"].strip():
+        last = answer[-1] if answer else {"role": "", "content": ""}
+        is_empty = not last["content"].strip() and not last.get("tool_calls")
+        if last["role"] != "assistant" or is_empty:
             raise BadRow(f"the {name} answer is empty")
+        if answer[0]["role"] == "user":
+            raise BadRow("the prompt and the first messages of the answers differ")
+    chosen, rejected = _without_prompt_text(prompt, chosen, rejected)
     if chosen == rejected:
         raise BadRow("the two answers are the same")
-    return Preference(number, prompt, chosen, rejected)
+    return Preference(number, prompt, chosen, rejected, parse_tools(tools))
 
 
-def _prompt(row: dict[str, Any], columns: dict[str, str], clean: _Clean) -> list[Message]:
-    messages = _system_message(row, columns, clean)
-    cell = row.get(columns.get("prompt", ""))
-    if (turns := message_turns(cell)) is not None:
-        return messages + [_message(turn, clean) for turn in turns]
+def _join_prompts(
+    system: list[Message], prompt: list[Message], repeated: list[Message]
+) -> list[Message]:
+    """Return the prompt once, if its column and the beginning of the answers both contain it.
+
+    Args:
+        system: from a column for the system message.
+        prompt: from the prompt's column: the whole prompt, or a part such as its last question.
+        repeated: the messages with which both answers begin.
+    """
+
+    def contents(messages: list[Message]) -> list[str]:
+        return [message["content"].strip() for message in messages if message["role"] != "system"]
+
+    known, told = contents(prompt), contents(repeated)
+    is_part = any(told[at : at + len(known)] == known for at in range(len(told)))
+    if is_part and known:
+        first = [message for message in prompt if message["role"] == "system"]
+        prompt = repeated if any(m["role"] == "system" for m in repeated) else first + repeated
+    else:
+        prompt = prompt + repeated
+    has_system = any(message["role"] == "system" for message in prompt)
+    same = has_system and system and prompt[0]["content"].strip() == system[0]["content"].strip()
+    return prompt if same else system + prompt
+
+
+def _without_prompt_text(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message]]:
+    """Remove the text of the prompt if both answers begin with it."""
+    question = prompt[-1]["content"].strip()
+    firsts = [answer[0]["content"].lstrip() for answer in (chosen, rejected)]
+    if not question or not all(
+        first.startswith(question) and first != question for first in firsts
+    ):
+        return chosen, rejected
+    first, second = (
+        [answer[0] | {"content": text[len(question) :].lstrip()}, *answer[1:]]
+        for answer, text in zip((chosen, rejected), firsts, strict=True)
+    )
+    return first, second
+
+
+def _prompt(cell: Any, column: str | None, clean: Clean) -> tuple[list[Message], Any]:
+    """Return the messages of a prompt, and the tools that it declares."""
+    tools = None
+    if isinstance(cell, dict) and isinstance(cell.get("messages"), list):  # as OpenAI writes it
+        cell, tools = cell["messages"], cell.get("tools")
+    if (messages := parse_messages(cell, clean)) is not None:
+        return messages, tools or tools_in(turns_of(cell) or [])
     if cell is not None and not isinstance(cell, str):
-        raise BadRow(f"{columns['prompt']!r} is {_type_name(cell)}, not text")
-    if cell and cell.strip():
-        messages.append({"role": "user", "content": clean(_check_encodable(cell))})
-    return messages
+        raise BadRow(f"{column!r} is {_type_name(cell)}, not text")
+    if not cell or not cell.strip():
+        return [], tools
+    if dialogue := _dialogue(cell, clean):
+        return dialogue, tools
+    return [{"role": "user", "content": clean(check_encodable(cell))}], tools
 
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
-def _answer(cell: Any, clean: _Clean) -> list[Message]:
+def _dialogue(text: str, clean: Clean) -> list[Message]:
+    """Return the messages of a dialogue of `Human:` and `Assistant:`; empty if it is none."""
+    text = text.strip()
+    if not text.startswith("Human:") or "\n\nAssistant:" not in text:
+        return []
+    _, *parts = _SPEAKER.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages: list[Message] = [
+        {"role": roles[speaker], "content": clean(check_encodable(part))}
+        for speaker, part in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return messages if messages[-1]["content"].strip() else messages[:-1]
+
+
+def _answer(cell: Any, clean: Clean) -> list[Message]:
     """Return an answer, or a conversation that ends with it.
 
     The cell contains a text, a message, messages, or a dialogue of `Human:` and `Assistant:`.
     """
     if isinstance(cell, dict):
-        return [_message(cell, clean)]
-    if (turns := message_turns(cell)) is not None:
-        return [_message(turn, clean) for turn in turns]
+        cell = [cell] if "content" in cell or "value" in cell else cell
+    if (messages := parse_messages(cell, clean)) is not None:
+        return messages
     if not isinstance(cell, str):
         raise BadRow(f"an answer is {_type_name(cell)}, not text")
-    if cell.startswith("\n\nHuman:"):
-        _, *parts = _SPEAKER.split(cell)
-        return [
-            {"role": _ROLES[speaker.lower()], "content": clean(_check_encodable(text))}
-            for speaker, text in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return [{"role": "assistant", "content": clean(_check_encodable(cell))}]
+    return _dialogue(cell, clean) or [
+        {"role": "assistant", "content": clean(check_encodable(cell))}
+    ]
 
 
 # Labels and tags
 
 
 def _text_classification(
-    number: int, row: dict[str, Any], columns: dict[str, str], clean: _Clean
+    number: int, row: dict[str, Any], columns: dict[str, str], clean: Clean
 ) -> TextClassification:
     text = clean(_text(row, columns.get("text") or columns.get("first")))
     second = clean(_text(row, columns["second"])) if "second" in columns else None
-    label = _text(row, columns["label"]).strip()
+    label = _label(row.get(columns["label"]), columns["label"])
     if not text.strip() or (second is not None and not second.strip()):
         raise BadRow("the text is empty")
     if not label:
@@ -416,15 +415,56 @@ def _text_classification(
     return TextClassification(number, text, label, second)
 
 
+def _label(cell: Any, column: str) -> str:
+    """Return the label in a cell: a text, a boolean, or a list of one of them."""
+    values = listed(cell)
+    if values is not None:
+        if len(values) != 1:
+            raise BadRow(
+                f"{column!r} has {len(values)} labels; a row can have one here. "
+                "Learning several labels of one text is not offered"
+            )
+        cell = values[0]
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    label = _text({column: cell}, column).strip()
+    if label == "-1":  # how data sets mark rows without a label
+        raise BadRow("the label is -1, which means that the row has no label")
+    return label
+
+
 def _token_classification(
     number: int, row: dict[str, Any], columns: dict[str, str]
 ) -> TokenClassification:
-    tokens, tags = listed(row.get(columns["tokens"])), listed(row.get(columns["tags"]))
-    if tokens is None or tags is None:
+    cell, tags = row.get(columns["tokens"]), listed(row.get(columns["tags"]))
+    tokens: list[Any]
+    if isinstance(cell, str) and (spans := spans_of(row.get(columns["tags"]))) is not None:
+        tokens, tags = _tagged_words(cell, spans)
+    else:
+        tokens = listed(cell) or []
+        if not isinstance(listed(cell), list):
+            tags = None
+    if tags is None:
         raise BadRow("tokens or tags are not a list")
     if len(tokens) != len(tags):
         raise BadRow(f"there are {len(tokens)} tokens but {len(tags)} tags")
     if not tokens:
         raise BadRow("there are no tokens")
-    texts = [_check_encodable(str(token)) for token in tokens]
+    texts = [check_encodable(str(token)) for token in tokens]
     return TokenClassification(number, texts, [str(tag) for tag in tags])
+
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def _tagged_words(text: str, spans: list[tuple[int, int, str]]) -> tuple[list[str], list[str]]:
+    """Return the words of a text and their tags in the form B-LABEL, I-LABEL, O."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    open_span = None
+    for word in _WORD.finditer(text):
+        span = next((s for s in spans if s[0] < word.end() and s[1] > word.start()), None)
+        tokens.append(word[0])
+        tags.append("O" if span is None else f"{'I' if span is open_span else 'B'}-{span[2]}")
+        open_span = span
+    return tokens, tags

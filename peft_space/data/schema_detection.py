@@ -1,5 +1,6 @@
 """The supported schemas of datasets, and their detection from column names and first rows."""
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +31,11 @@ def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
     return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
 
 
-Fix = Literal["deduplicate", "trim", "strip", "drop_cut", "drop_secrets"]
+Fix = Literal["deduplicate", "trim", "merge", "strip", "drop_cut", "drop_secrets"]
 FIXES: dict[Fix, str] = {
     "deduplicate": "Keep one of each group of duplicate rows",
     "trim": "Remove messages after the last answer of a conversation",
+    "merge": "Join messages of one role that follow each other, and put system messages first",
     "strip": "Remove white space and zero-width characters around each text",
     "drop_cut": "Remove rows that are longer than the length limit",
     "drop_secrets": "Remove rows with likely keys or tokens",
@@ -42,7 +44,7 @@ FIXES: dict[Fix, str] = {
 
 _ANSWERS = (
     "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
-    "model_output",
+    "model_output", "attempt", "answerkey", "targets",
 )  # fmt: skip
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _SYSTEM = {"system": ("system", "system_prompt")}
@@ -63,27 +65,57 @@ class _Roles:
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_CHAT_ROLES = _Roles({"messages": _CHATS}, {**_SYSTEM, "tools": ("tools", "functions")})
+_TOOLS = {"tools": ("tools", "functions")}
+_CHAT_ROLES = _Roles({"messages": _CHATS}, {**_SYSTEM, **_TOOLS})
+_MORE = {
+    **_SYSTEM,
+    **_TOOLS,
+    "history": ("history",),
+    "reasoning": (
+        "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
+        "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
+        "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
+    ),
+    "choices": ("choices", "options"),
+}  # fmt: skip
 _ROLES: dict[Schema, _Roles] = {
     "token_classification": _Roles(
         {
-            "tokens": ("tokens", "words"),
-            "tags": ("tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags"),
+            "tokens": ("tokens", "words", "text", "sentence"),
+            "tags": (
+                "tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags", "entities", "spans",
+                "label",
+            ),
         }
     ),
     "preference": _Roles(
         {
-            "chosen": ("chosen", "preferred", "response_chosen"),
-            "rejected": ("rejected", "dispreferred", "response_rejected"),
+            "rejected": (
+                "rejected", "dispreferred", "response_rejected", "rejected_response",
+                "non_preferred_output", "response_k", "rejected_answer", "rejected_output",
+            ),
         },
-        {"prompt": ("prompt", "question", "instruction", "input", *_CHATS), **_SYSTEM},
+        {
+            "chosen": (
+                "chosen", "preferred", "response_chosen", "chosen_response", "preferred_output",
+                "response_j", "chosen_answer", "chosen_output",
+            ),
+            "prompt": ("prompt", "question", "instruction", "input", *_CHATS),
+            **_SYSTEM,
+        },
     ),
     "unpaired_preference": _Roles(
-        {"label": ("label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up")},
+        {
+            "label": (
+                "label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback",
+                "stars",
+            )
+        },
         {
             "messages": _CHATS,
             "prompt": ("prompt", "question", "instruction"),
             "answer": _ANSWERS,
+            **_TOOLS,
             **_SYSTEM,
         },
     ),
@@ -91,15 +123,15 @@ _ROLES: dict[Schema, _Roles] = {
     "sharegpt": _CHAT_ROLES,
     "alpaca": _Roles(
         {"instruction": ("instruction", "instructions"), "answer": _ANSWERS},
-        {"input": ("input", "context", "inputs"), **_SYSTEM},
+        {"input": ("input", "context", "inputs"), **_MORE},
     ),
     "question_answer": _Roles(
         {"question": ("question", "query", "q"), "answer": (*_ANSWERS, "a")},
-        {"input": ("input", "context"), **_SYSTEM},
+        {"input": ("input", "context", "passage"), **_MORE},
     ),
     "prompt_completion": _Roles(
-        {"prompt": ("prompt", "input", "user"), "answer": _ANSWERS},
-        {"input": ("context",), **_SYSTEM},
+        {"prompt": ("prompt", "input", "user", "inputs"), "answer": _ANSWERS},
+        {"input": ("context",), **_MORE},
     ),
     "source_target": _Roles(
         {
@@ -114,8 +146,14 @@ _ROLES: dict[Schema, _Roles] = {
     ),
     "text_pair_classification": _Roles(
         {
-            "first": ("sentence1", "premise", "text1", "question1", "sentence_a", "text_a"),
-            "second": ("sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b"),
+            "first": (
+                "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "question",
+                "query",
+            ),
+            "second": (
+                "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
+                "sentence", "passage", "answer",
+            ),
             "label": (*_LABELS, "score"),
         }
     ),
@@ -137,6 +175,8 @@ class ColumnMapping:
     columns: dict[str, str]
     """Role -> column."""
     fixes: tuple[Fix, ...] = ()
+    good_from: float | None = None
+    """Unpaired preference with ratings: the lowest rating of a good answer."""
 
     def why(self) -> str:
         """Explain the mapping to the user in one sentence."""
@@ -187,11 +227,17 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
         message = f"There is no fix {unknown[0]!r}. Choose from {', '.join(FIXES)}."
         raise UserError("data.unknown_fix", message)
     ordered = {role: chosen[role] for role in (*required, *optional) if role in chosen}
-    return ColumnMapping(schema, ordered, fixes)
+    good_from = values.get("good_from")
+    return ColumnMapping(schema, ordered, fixes, None if good_from is None else float(good_from))
 
 
 def _lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:
-    """Return True if an unpaired preference has neither messages nor prompt and answer."""
+    """Return True if an unpaired preference has neither messages nor prompt and answer.
+
+    A preference needs a chosen answer, or a conversation whose last answer is the chosen one.
+    """
+    if schema == "preference":
+        return "chosen" not in columns and _normalized(columns.get("prompt", "")) not in _CHATS
     has_answer = "messages" in columns or {"prompt", "answer"} <= set(columns)
     return schema == "unpaired_preference" and not has_answer
 
@@ -217,6 +263,7 @@ def detect_schema(
         if not any(_is_more_specific(other, mapping) for other in mappings)
     ]
     mappings = mappings or _match_content(columns, rows)
+    mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
     if not mappings:
         raise UserError(
             "data.unknown_columns",
@@ -224,6 +271,48 @@ def detect_schema(
             "instruction and output, prompt and completion, question and answer, or messages.",
         )
     return mappings
+
+
+def _match_stars(
+    mappings: Sequence[ColumnMapping], by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Offer answers with ratings such as 1 to 5 as good and bad answers too, so the user is asked.
+
+    Otherwise the model would learn the badly rated answers as well.
+    """
+    if len(mappings) != 1 or not {"answer", "messages"} & set(mappings[0].columns):
+        return []
+    chosen = mappings[0].columns
+    for name in _ROLES["unpaired_preference"].required["label"]:
+        column = by_name.get(name)
+        if column is None or column in chosen.values():
+            continue
+        ratings = [_number(row[column]) for row in rows if row.get(column) is not None]
+        numbers = sorted({number for number in ratings if number is not None})
+        if None in ratings or not 2 <= len(numbers) <= _MAX_RATINGS:
+            continue
+        good_from = next(n for n in numbers if n > (numbers[0] + numbers[-1]) / 2)
+        rated = {"label": column}
+        if "messages" in chosen:
+            rated["messages"] = chosen["messages"]
+        else:
+            prompts = (chosen[role] for role in _PROMPTS if role in chosen)
+            rated |= {"prompt": next(prompts), "answer": chosen["answer"]}
+        return [ColumnMapping("unpaired_preference", rated, (), good_from)]
+    return []
+
+
+_PROMPTS = ("prompt", "question", "instruction")
+_MAX_RATINGS = 11
+
+
+def _number(cell: Any) -> float | None:
+    if isinstance(cell, bool):
+        return None
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
 
 
 def _normalized(name: str) -> str:
@@ -256,15 +345,54 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     """Return True if the cells of the first rows have the form of the role."""
     cells = [row[column] for row in rows if row.get(column) is not None]
     if role == "messages":
-        turns = [turn for cell in cells for turn in message_turns(cell) or []]
+        turns = [turn for cell in cells for turn in turns_of(cell) or []]
         if schema == "unpaired_preference":
             return bool(turns)
         return bool(turns) and any("from" in turn for turn in turns) == (schema == "sharegpt")
     if schema == "unpaired_preference" and role == "label":
-        return bool(cells) and all(as_bool(cell) is not None for cell in cells)
+        return bool(cells) and all(as_rating(cell) is not None for cell in cells)
     if schema == "token_classification":
-        return bool(cells) and all(listed(cell) is not None for cell in cells)
+        is_list = bool(cells) and all(listed(cell) is not None for cell in cells)
+        if role == "tokens" and not is_list:  # a text, with spans in another column
+            return any(
+                _has_spans([row.get(name) for row in rows])
+                for name in {name for row in rows for name in row}
+            )
+        texts = [name for name in _TEXTS if name in (rows[0] if rows else {})]
+        lists = {name for name in ("tokens", "words") if name in (rows[0] if rows else {})}
+        return is_list and (bool(lists) or (bool(texts) and _has_spans(cells)))
+    if schema == "text_classification" and role == "label":
+        return not _has_spans(cells)
+    if role == "reasoning":
+        return bool(cells) and all(_one_text(cell) is not None for cell in cells)
+    if role == "choices":
+        return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True
+
+
+def _has_spans(cells: Sequence[Any]) -> bool:
+    spans = [spans_of(cell) for cell in cells if cell is not None]
+    return bool(spans) and None not in spans and any(spans)
+
+
+def _one_text(cell: Any) -> str | None:
+    """The text of a cell, or of a list of one."""
+    values = listed(cell)
+    cell = values[0] if values and len(values) == 1 else cell
+    return cell if isinstance(cell, str) else None
+
+
+def choices_of(cell: Any) -> list[tuple[str, str]] | None:
+    """Return the (letter, text) of each choice of a multiple-choice question, or None."""
+    cell = parse_literal(cell)
+    if isinstance(cell, dict) and isinstance(cell.get("text"), list):
+        texts, letters = cell["text"], cell.get("label")
+    else:
+        texts, letters = listed(cell), None
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return None
+    letters = letters or [chr(ord("A") + number) for number in range(len(texts))]
+    return list(zip(map(str, letters), texts, strict=False))
 
 
 def _is_more_specific(mapping: ColumnMapping, other: ColumnMapping) -> bool:
@@ -329,13 +457,26 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def listed(cell: Any) -> list[Any] | None:
-    """Return the list in a cell, or None."""
+    """Return the list in a cell, or None. A text is read as JSON, or as Python writes a list."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            return None
+        cell = parse_literal(cell)
     return cell if isinstance(cell, list) else None
+
+
+def parse_literal(value: Any) -> Any:
+    """Return the value of a JSON or Python text, and anything else unchanged. Runs no code."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    if not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return value
 
 
 def message_turns(cell: Any) -> list[dict[str, Any]] | None:
@@ -344,7 +485,78 @@ def message_turns(cell: Any) -> list[dict[str, Any]] | None:
     return turns if turns is not None and all(isinstance(turn, dict) for turn in turns) else None
 
 
+def turns_of(cell: Any) -> list[dict[str, Any]] | None:
+    """Return the messages of a cell as they are written there, or None.
+
+    Args:
+        cell: a list of messages, an object of lists, or a list of texts that take turns.
+    """
+    if isinstance(cell, dict) and cell and all(isinstance(part, list) for part in cell.values()):
+        keys = list(cell)  # one list of roles, one of contents
+        return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
+    if (turns := message_turns(cell)) is not None:
+        return turns
+    texts = listed(cell)
+    if texts and len(texts) > 1 and all(isinstance(text, str) for text in texts):
+        roles = ("user", "assistant")
+        return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    return None
+
+
+def spans_of(cell: Any) -> list[tuple[int, int, str]] | None:
+    """Return the labelled spans (start, end, label) of a text that are in a cell, or None.
+
+    Prodigy and spaCy write objects, doccano lists of three.
+    """
+    items = listed(cell)
+    if items is None:
+        return None
+    spans = []
+    for item in items:
+        if isinstance(item, dict):
+            values = [
+                next((item[name] for name in names if name in item), None)
+                for names in (
+                    ("start", "start_offset", "begin"), ("end", "end_offset"),
+                    ("label", "entity", "type", "tag", "entity_group"),
+                )
+            ]  # fmt: skip
+        else:
+            values = list(item) if isinstance(item, list) else []
+        if len(values) != 3 or not all(str(number).isdigit() for number in values[:2]):
+            return None
+        if not isinstance(values[2], str):
+            return None
+        spans.append((int(str(values[0])), int(str(values[1])), values[2]))
+    return spans
+
+
 def as_bool(cell: Any) -> bool | None:
     """Return the boolean in a cell (true, 1, yes, false, 0, no), or None."""
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     return cell if isinstance(cell, bool) else values.get(str(cell).strip().lower())
+
+
+_RATINGS = {
+    **dict.fromkeys(("desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1"), True),
+    **dict.fromkeys(("undesirable", "bad", "rejected", "thumbs_down", "down", "-1"), False),
+}
+
+
+def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
+    """Return whether a rating is good: a boolean, a word such as desirable, 1 or -1, or None.
+
+    Args:
+        cell: the rating.
+        good_from: if given, ratings are numbers, and those from here on are good.
+    """
+    if good_from is not None:
+        try:
+            return float(cell) >= good_from
+        except (TypeError, ValueError):
+            return None
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    word = re.sub(r"[\s-]+", "_", str(cell).strip().lower()) if isinstance(cell, str) else cell
+    known = _RATINGS.get(str(cell).strip().lower(), _RATINGS.get(str(word)))
+    return as_bool(cell) if known is None else known

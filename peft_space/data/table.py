@@ -40,7 +40,7 @@ Data = str | Path | Sequence[str | Path]
 """A file, the address of a dataset on the Hub, or several of these that are concatenated."""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
-_READER_VERSION = "1"
+_READER_VERSION = "2"
 """Change it when the readers change, so that cached tables are not used again."""
 
 
@@ -246,7 +246,7 @@ def _read_text_file(name: str, kind: str, path: Path, note: Note) -> Iterator[Nu
             case ".txt":
                 yield from read_text(name, file, note)
             case ".conll":
-                yield from read_conll(name, file)
+                yield from read_conll(name, file, note)
             case _ if kind != ".json" and not sample.lstrip().startswith("["):
                 yield from read_json_lines(name, file)
             case _:

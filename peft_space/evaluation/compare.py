@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from peft_space.data.row_normalization import Message, TextClassification, TokenClassification
+from peft_space.data.messages import Message
+from peft_space.data.row_normalization import TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
     SIDES,

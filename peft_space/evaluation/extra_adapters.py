@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_space.data.row_normalization import Message
+from peft_space.data.messages import Message
 from peft_space.errors import UserError
 from peft_space.runs import checkpoints
 from peft_space.runs.run import Run

@@ -10,7 +10,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.batches import pad_rows
-from peft_space.data.row_normalization import Conversation, Message
+from peft_space.data.messages import Message
+from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.errors import UserError
 from peft_space.evaluation.adapter_off_check import (

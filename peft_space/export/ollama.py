@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peft_space.data.row_normalization import Message
+from peft_space.data.messages import Message
 from peft_space.data.tokenization.chat_template import ChatTemplate, load_chat_template
 from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError

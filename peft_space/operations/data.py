@@ -54,6 +54,12 @@ def _check_text(result: Json, arguments: Json) -> str:
         )
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
+    if unused := result["unused"]:
+        lines.append("Not used:")
+        lines += [
+            f"  {one['name']} ({one['rows']:,} rows), for example {one['example']}"
+            for one in unused
+        ]
     lines += [f"Row {problem['row']}: {problem['problem']}." for problem in result["problems"]]
     return "\n".join(lines)
 
@@ -76,7 +82,8 @@ def check(
         report: while a large file is read, also receives a `preview` of its first rows
 
     Returns:
-        `rows`, `schema`, `column_mapping`, `columns`, `notes`, `problems`, `findings` and more;
+        `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
+        messages that nothing uses), `problems`, `findings` and more;
         with a recipe `lengths`, `histogram` and `examples`. If the columns can be read in several
         ways and `column_mapping` does not decide, the ways are listed in `question`.
     """
@@ -129,6 +136,7 @@ def _describe(data: "TrainingData") -> Json:
         "problems": [asdict(problem) for problem in data.problems],
         "findings": as_json(data.findings),
         "labels": data.labels,
+        "unused": data.unused,
     }
 
 
@@ -163,7 +171,8 @@ def _report_first_rows(
 ) -> None:
     """Report the first rows of a large file while the rest is read. Its problems follow later."""
     from peft_space.data.dataset import DEMO_DATA
-    from peft_space.data.row_normalization import BadRow, normalize_record
+    from peft_space.data.messages import BadRow
+    from peft_space.data.row_normalization import normalize_record
     from peft_space.data.schema_detection import detect_schema
     from peft_space.data.table import peek
 
@@ -201,7 +210,8 @@ def show_rows(
         `examples`. Rows that cannot be used have their `problem` and their `raw` text.
     """
     from peft_space.data.dataset import detect_mappings
-    from peft_space.data.row_normalization import BadRow, normalize_record
+    from peft_space.data.messages import BadRow
+    from peft_space.data.row_normalization import normalize_record
     from peft_space.data.schema_detection import make_column_mapping
 
     chosen = make_recipe(recipe or {})

@@ -1,6 +1,7 @@
 """Checks recipe, base model and data together, and creates a run that is ready to train."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from peft_space.data.dataset import (
 from peft_space.data.quality import Finding, Findings
 from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name
+from peft_space.data.tokenization.answer_spans import NOTES
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError
 from peft_space.models.architecture import (
@@ -95,6 +97,12 @@ def prepare(
     findings = _token_findings(train_tokens)
     dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
     if not allow_red_lines and not train.column("num_trained").any():
+        if not (train.column("cut") > 0).any():
+            raise UserError(
+                "training.all_weights_zero",
+                f"{dataset.source}: no message has weight 1, so there is nothing to train. "
+                "Set weight 1 for the answers to learn, or train_on to all_assistant.",
+            )
         raise UserError(
             "training.all_answers_truncated",
             f"{dataset.source}: at {recipe.max_length} tokens, every answer is truncated. "
@@ -110,9 +118,25 @@ def prepare(
     return Prepared(task_spec, dataset, train, held_out_tokens)
 
 
+_MIN_SCORES = 6
+"""From so many different numbers with a fraction, labels are scores and not classes."""
+_FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def _is_fraction(label: str) -> bool:
+    return _FRACTION.fullmatch(label) is not None
+
+
 def _labels(data: TrainingData) -> tuple[str, ...]:
     """Labels in the order of the head's outputs: numerically if all are integers."""
     count = len(data.labels)
+    if count >= _MIN_SCORES and all(map(_is_fraction, data.labels)):
+        raise UserError(
+            "training.regression",
+            f"{data.source} has {count:,} different numbers as labels, such as "
+            f"{next(iter(data.labels))}. Predicting a number (regression) is not offered. "
+            "Round the numbers to a few classes, or choose another label column.",
+        )
     if not 2 <= count <= MAX_LABELS:
         amount = "1 label" if count == 1 else f"{count:,} labels"
         if count > MAX_LABELS:
@@ -164,11 +188,14 @@ def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> N
 def _token_findings(tokens: Tokens) -> list[Finding]:
     """Findings about rows that only their tokens show."""
     findings, truncated = Findings(), tokens.column("cut") > 0
-    masks = {
+    masks: dict[str, np.ndarray] = {
         "cut": truncated,
         "untrained": (tokens.column("num_trained") == 0) & truncated,
         "controls": tokens.column("typed_controls"),
     }
+    notes = tokens.column("notes")
+    for bit, note in enumerate(NOTES):
+        masks[note] = (notes >> bit & 1).astype(bool)
     for kind, mask in masks.items():
         for number in row_numbers_where(tokens, mask):
             findings.add(kind, number)

@@ -1,13 +1,10 @@
 """The internals of TRL that the app replaces still exist and still have their effect."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import trl
 from datasets import Dataset
 
-from peft_space.compat.trl import preference_trainer, training_chat_template
+from peft_space.compat.trl import preference_trainer
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe, TaskSpec
@@ -40,19 +37,3 @@ def test_rows_reach_the_collator_unchanged_and_the_base_model_is_the_reference(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained
     assert {parameter.dtype for parameter in trained} == {torch.float32}
-
-
-FOLDER = Path(trl.__file__).parent / "chat_templates"
-
-
-@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "qwen3", "gemma", "phi3"])
-def test_trl_marks_the_answers_of_a_known_chat_template(name):
-    template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-    marked = training_chat_template(template)
-    assert marked == (FOLDER / f"{name}_training.jinja").read_text(encoding="utf-8")
-    assert "generation" in marked
-    assert "endgeneration" in marked
-
-
-def test_an_unknown_chat_template_has_no_marked_form():
-    assert training_chat_template("{{ messages }}") is None

@@ -1,17 +1,13 @@
 """The trained tokens of common chat templates are those that an independent reference marks.
 
-The reference is the mask that transformers derives from TRL's own training template, if there is
-one that writes the same text. For other templates, each answer is searched for in the text, from
-what opens it to the token that ends it.
+The reference searches the text for each answer, from what opens it to the token that ends it.
 """
 
 import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,17 +19,6 @@ from tests.fixtures.tokenizers import FAMILIES, Family, tokenizer_of
 
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None)
 IN_TRL = {name for name, family in FAMILIES.items() if "{" not in family.template}
-WITH_TRL_MASK = {
-    name
-    for name in IN_TRL
-    if (
-        Path(trl.__file__).parent / "chat_templates" / f"{FAMILIES[name].template}_training.jinja"
-    ).is_file()
-}
-DIFFERENT_IN_TRL = {"Qwen 3"}
-"""Its training template writes an empty thought into every answer, unlike the model's template. If
-the texts differ, TRL's mask is not used."""
-
 WORDS = st.text(
     st.characters(exclude_categories=["Cs", "Co", "Cn", "Cc"], include_characters="\n\t"),
     max_size=20,
@@ -90,21 +75,6 @@ def conversations(draw, family: Family) -> Conversation:
     return Conversation(7, messages, tools)
 
 
-def mask_of_trl(name: str, row: Conversation) -> tuple[list[int], list[int]]:
-    """(token ids, mask) of transformers with TRL's training template."""
-    template = (
-        Path(trl.__file__).parent / "chat_templates" / f"{FAMILIES[name].template}_training.jinja"
-    ).read_text(encoding="utf-8")
-    encoding = tokenizer_of(name).apply_chat_template(
-        row.messages,
-        tools=row.tools,
-        chat_template=template,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return encoding["input_ids"], encoding["assistant_masks"]
-
-
 def mask_by_search(name: str, row: Conversation) -> tuple[list[int], list[int]]:
     """(token ids, mask) by searching the text for each answer and its stop token."""
     family, tokenizer = FAMILIES[name], tokenizer_of(name)
@@ -141,10 +111,7 @@ def mask_by_search(name: str, row: Conversation) -> tuple[list[int], list[int]]:
 def check_mask(name: str, row: Conversation) -> None:
     [example] = render(tokenizer_of(name), [row], 100_000, "all_assistant")
     mask = [int(label != MASKED) for label in example.labels]
-    theirs = mask_of_trl(name, row) if name in WITH_TRL_MASK else None
-    if theirs and name in DIFFERENT_IN_TRL and theirs[0] != example.input_ids:
-        theirs = None
-    assert (example.input_ids, mask) == (theirs or mask_by_search(name, row))
+    assert (example.input_ids, mask) == mask_by_search(name, row)
 
 
 def check_preview_equals_training(name: str, row: Conversation) -> None:
@@ -163,7 +130,9 @@ def check_ends(name: str, row: Conversation) -> None:
     assert stop in stop_token_ids(tokenizer), "generation stops at the trained stop token"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name for name, family in FAMILIES.items() if not family.opens_thought]
+)
 @pytest.mark.sample(6)
 def test_the_trained_tokens_are_those_that_the_reference_marks(name):
     @SETTINGS
@@ -177,7 +146,7 @@ def test_the_trained_tokens_are_those_that_the_reference_marks(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, family in FAMILIES.items() if family.asks_as_trained]
+    "name", [name for name, family in FAMILIES.items() if not family.opens_thought]
 )
 def test_a_prompt_has_the_tokens_before_the_trained_answer(name):
     @SETTINGS
@@ -192,9 +161,8 @@ def test_a_prompt_has_the_tokens_before_the_trained_answer(name):
     holds()
 
 
-def test_at_least_ten_families_are_tested_and_six_with_trl_masks():
+def test_at_least_ten_families_are_tested():
     assert len(FAMILIES) >= 10
-    assert len(WITH_TRL_MASK) >= 6
     assert sum(family.tools for family in FAMILIES.values()) >= 5
 
 
@@ -265,12 +233,10 @@ def test_a_template_that_omits_tool_calls_rejects_the_row():
         render(tokenizer_of("Zephyr"), [row], 1_000)
 
 
-def test_an_answer_marked_without_its_end_trains_the_end_too():
+def test_without_an_opening_in_the_prompt_the_model_learns_to_open_its_answer():
     tokenizer = copy.deepcopy(tokenizer_of("ChatML"))
     tokenizer.chat_template = (
-        "{%- for turn in messages -%}{{- '<|im_start|>' + turn.role + '\\n' -}}"
-        "{%- if turn.role == 'assistant' -%}{% generation %}{{- turn.content -}}{% endgeneration %}"
-        "{%- else -%}{{- turn.content -}}{%- endif -%}"
+        "{%- for turn in messages -%}{{- '<|im_start|>' + turn.role + '\\n' + turn.content -}}"
         "{{- '<|im_end|>\\n' -}}{%- endfor -%}"
     )
     row = Conversation(
@@ -278,5 +244,5 @@ def test_an_answer_marked_without_its_end_trains_the_end_too():
     )
     [example] = render(tokenizer, [row], 1_000)
     assert ["".join(example.texts[start:end]) for start, end in example.trained] == [
-        "two<|im_end|>"
+        "<|im_start|>assistant\ntwo<|im_end|>"
     ] * 2

@@ -103,7 +103,7 @@ def test_text_stays_as_written(write):
         ({"messages": [{"role": "user", "content": ""}, HI[1]]}, "the prompt is empty"),
         ({"messages": [HI[0]]}, "there is no answer"),
         ({"messages": [*HI, HI[0]]}, "the last message is not an answer"),
-        ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns"),
+        ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns (message 2)"),
         (
             {"messages": [HI[0], {"role": "poet", "content": "O"}]},
             "the role 'poet' is unknown (use system, user, assistant or tool)",
@@ -112,7 +112,7 @@ def test_text_stays_as_written(write):
         ({"messages": "Hi"}, "'messages' is not a list of messages"),
         (
             {"messages": [*HI, {"role": "system", "content": "late"}, *HI]},
-            "a system message is not the first message",
+            "message 3 is a system message, and not the first message",
         ),
     ],
 )

@@ -95,8 +95,9 @@ def test_a_system_message_for_a_template_without_one_is_rejected():
 
 def test_quotation_marks_in_a_template_do_not_end_it():
     tokenizer = load_tokenizer(find_base("demo"))
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "'<|' +", '\'"""\\nPARAMETER temperature 2\\n<|\' +'
+    inserted = '"""\\nPARAMETER temperature 2\\n'
+    tokenizer.chat_template = tokenizer.chat_template.replace("'<|", f"'{inserted}<|").replace(
+        f"{inserted}<|end", "<|end"
     )
     text = modelfile(tokenizer, None, "model.gguf")
     assert text.count('"""') == 2

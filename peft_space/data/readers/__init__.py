@@ -1,6 +1,7 @@
 """Readers: a module for each kind of file, which yields numbered rows with every value verbatim."""
 
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,10 +55,23 @@ def check_columns(name: str, columns: Sequence[str]) -> None:
         raise UserError("data.duplicate_column", message)
 
 
+class WrittenNumber(str):
+    """A number as it is written in a JSON file: 1e5, 0.10 and thirty digits are text to a model.
+
+    In the arguments of a tool call it is a number again.
+    """
+
+
 def as_written(value: Any) -> Any:
-    """Convert a typed value to text, keeping booleans, None and the structure of nested values."""
+    """Convert a typed value to text, keeping booleans, None and the structure of nested values.
+
+    Numbers in objects stay numbers, because they can be arguments of a tool call.
+    """
     if isinstance(value, dict):
-        return {str(key): as_written(inner) for key, inner in value.items()}
+        return {
+            str(key): inner if _is_number(inner) else as_written(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [as_written(inner) for inner in value]
     if value is None or isinstance(value, bool | str):
@@ -65,6 +79,11 @@ def as_written(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from peft_space.data.readers import NumberedRow, check_row_length
+from peft_space.data.readers import NumberedRow, WrittenNumber, check_row_length
 from peft_space.errors import UserError
 
 _MAX_NESTING = 100
@@ -27,9 +27,11 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-# 1e5, 0.10 and thirty digits are text to a language model
 DECODER = json.JSONDecoder(
-    parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_reject_duplicate_keys
+    parse_int=WrittenNumber,
+    parse_float=WrittenNumber,
+    parse_constant=str,
+    object_pairs_hook=_reject_duplicate_keys,
 )
 """Parses JSON and keeps numbers as the text that was written."""
 

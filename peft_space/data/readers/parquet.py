@@ -31,8 +31,10 @@ def read_parquet(name: str, path: Path) -> Iterator[NumberedRow]:
     import pyarrow as pa
 
     try:
+        names = _label_names(path)
         for number, row in enumerate(_rows(name, path), 1):
-            written = {column: as_written(cell) for column, cell in row.items()}
+            named = {column: _named(cell, names.get(column)) for column, cell in row.items()}
+            written = {column: as_written(_unpadded(cell)) for column, cell in named.items()}
             text = json.dumps(written, ensure_ascii=False)
             check_row_length(name, f"row {number}", len(text))
             yield number, text, written
@@ -42,6 +44,40 @@ def read_parquet(name: str, path: Path) -> Iterator[NumberedRow]:
             f"{name}: the Parquet file is damaged or incomplete ({first_line(error)}). "
             "Save or download it again.",
         ) from None
+
+
+def _label_names(path: Path) -> dict[str, list[str]]:
+    """Return column -> names of its labels, which `datasets` stores with numbers (ClassLabel)."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_schema(path).metadata or {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    names = {}
+    for column, feature in features.items():
+        while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names[column] = list(map(str, feature.get("names") or []))
+    return names
+
+
+def _named(cell: object, names: list[str] | None) -> object:
+    """Return the names of labels in place of their numbers; -1 means that there is none."""
+    if not names:
+        return cell
+    if isinstance(cell, list):
+        return [_named(one, names) for one in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
+
+
+def _unpadded(cell: object) -> object:
+    """Return a cell without nulls in objects: Arrow gives all objects of a column the same keys."""
+    if isinstance(cell, dict):
+        return {key: _unpadded(value) for key, value in cell.items() if value is not None}
+    return [_unpadded(value) for value in cell] if isinstance(cell, list) else cell
 
 
 def _rows(name: str, path: Path) -> Iterator[dict[str, object]]:

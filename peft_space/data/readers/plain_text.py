@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -37,8 +38,10 @@ def _has_paragraphs(text: IO[str]) -> bool:
     return sum(1 for _ in itertools.islice(blocks, 3)) == 3  # text, blank, text
 
 
-def read_conll(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
+def read_conll(name: str, lines: Iterator[str], note: Note) -> Iterator[NumberedRow]:
     """Yield a row for each sentence: a token and its tag on each line, blank lines in between.
+
+    In CoNLL-U files, which have ten columns, these are the columns FORM and UPOS.
 
     Raises:
         UserError: a line has no tag.
@@ -46,6 +49,7 @@ def read_conll(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
     tokens: list[str] = []
     tags: list[str] = []
     number = length = 0
+    is_noted = False
     for line_number, line in enumerate(itertools.chain(lines, [""]), 1):
         if line.strip() and not _is_comment(line):
             parts = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
@@ -55,6 +59,13 @@ def read_conll(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
                     f"{name}: line {line_number} has no tag after the token. "
                     "Write TOKEN, a tab and TAG on every line.",
                 )
+            if universal := _CONLL_U.fullmatch(line.rstrip("\r\n")):
+                if not is_noted:
+                    note("The file is CoNLL-U: the tokens are FORM, the tags are UPOS.")
+                    is_noted = True
+                if not universal["number"].isdigit():
+                    continue  # several words written as one, or a word that is not written
+                parts = [universal["form"], universal["tag"]]
             length += len(line)
             check_row_length(name, f"sentence {number + 1}, up to line {line_number},", length)
             tokens.append(parts[0])
@@ -64,6 +75,11 @@ def read_conll(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
             row = {"tokens": tokens, "tags": tags}
             yield number, json.dumps(row, ensure_ascii=False), row
             tokens, tags, length = [], [], 0
+
+
+_CONLL_U = re.compile(
+    r"(?P<number>\d+(?:[-.]\d+)?)\t(?P<form>[^\t]+)\t[^\t]*\t(?P<tag>[^\t]+)(?:\t[^\t]*){6}"
+)
 
 
 def _is_comment(line: str) -> bool:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import special_tokens_as_text
-from peft_space.data.row_normalization import Message
+from peft_space.data.messages import Message
+from peft_space.data.tokenization.answer_spans import Note, Span
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
-
-Span = tuple[int, int]
-"""Start and end (exclusive), in characters or in tokens."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class AnnotatedText:
     add_bos: bool = False
     add_eos: bool = False
     """True if EOS follows the text and has a loss."""
+    notes: frozenset[Note] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,10 @@ def escape_special_tokens(
 
 
 def _texts_of(message: Message) -> list[str]:
-    if "tool_calls" not in message:
-        return [message["content"]]
-    return [message["content"], json.dumps(message["tool_calls"], ensure_ascii=False)]
+    texts = [message["content"], message.get("reasoning_content") or ""]
+    if "tool_calls" in message:
+        texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    return texts
 
 
 # From text to tokens

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import special_tokens_as_text
-from peft_space.data.arrow_store import MASKED, TokenizedExample
+from peft_space.data.arrow_store import TokenizedExample
+from peft_space.data.messages import Message
 from peft_space.data.row_normalization import (
     Conversation,
-    Message,
     Preference,
     Row,
     Text,
@@ -17,6 +17,7 @@ from peft_space.data.row_normalization import (
     TokenClassification,
     UnpairedPreference,
 )
+from peft_space.data.tokenization.answer_spans import Answer, Note, Span
 from peft_space.data.tokenization.chat_template import (
     ChatTemplate,
     TemplateTimeout,
@@ -27,7 +28,6 @@ from peft_space.data.tokenization.chat_template import (
 from peft_space.data.tokenization.loss_mask import (
     AnnotatedText,
     Encoded,
-    Span,
     encode,
     escape_special_tokens,
 )
@@ -103,6 +103,7 @@ def _example(
         spans,
         cut=max(0, len(encoded.ids) - max_length),
         typed_controls=any(character in annotated.text for character in annotated.typed),
+        notes=annotated.notes,
         texts=encoded.texts[:max_length],
         good=row.good if isinstance(row, UnpairedPreference) else None,
     )
@@ -129,13 +130,11 @@ def prompt_ids(
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the tokens that end an answer: the one that is trained after an answer, and EOS."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    [example] = render(tokenizer, [Conversation(0, messages)], 100_000, "all_assistant")
-    stop = load_chat_template(tokenizer).stop
-    ids = [label for label in example.labels if label != MASKED]
-    last = tokenizer.convert_tokens_to_ids(stop) if stop else ids[-1]
-    return sorted({last, tokenizer.eos_token_id})
+    """Return the tokens that end an answer: those that are trained after answers, and EOS."""
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    [example] = render(tokenizer, [Conversation(0, turn + turn)], 100_000, "all_assistant")
+    ends = {example.input_ids[end - 1] for _, end in example.trained}
+    return sorted(ends | {tokenizer.eos_token_id})
 
 
 # Tasks with a chat template: the text of a row, and which characters of it are trained
@@ -146,10 +145,10 @@ def _annotate(tokenizer: "PreTrainedTokenizerFast", row: Row, train_on: TrainOn)
         case Conversation():
             return _annotate_conversation(tokenizer, row, train_on)
         case UnpairedPreference():
-            conversation = Conversation(row.row, row.messages)
+            conversation = Conversation(row.row, row.messages, row.tools)
             return _annotate_conversation(tokenizer, conversation, "last_assistant")
         case Preference():
-            conversation = Conversation(row.row, [*row.prompt, *row.chosen])
+            conversation = Conversation(row.row, [*row.prompt, *row.chosen], row.tools)
             return _annotate_conversation(tokenizer, conversation, "last_assistant")
         case Text():
             message = {"role": "user", "content": row.text}
@@ -183,67 +182,65 @@ def _annotate_conversation(
 def _annotate_escaped(
     template: ChatTemplate, row: Conversation, train_on: TrainOn, typed: dict[str, str]
 ) -> AnnotatedText:
-    has_weights = any("weight" in message for message in row.messages)
+    masks = [message.get("weight") for message in _answers_of(row)]
+    has_weights = any(weight is not None for weight in masks)
     if train_on == "automatic":
         train_on = "message_weights" if has_weights else "all_assistant"
-    messages = row.messages
-    if has_weights:
-        messages = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
-    text, blocks = template.apply(messages, row.tools)
-    if any(message.get("tool_calls") for message in messages) and template.leaves_out_calls:
-        raise UserError(
-            "data.template_omits_tool_calls",
-            f"Row {row.row}: the model's chat template leaves out tool calls, so the model would "
-            "learn an empty answer. Remove the row, or choose another base model or template.",
-        )
+    written = template.find_answers(row.row, _without_masks(row.messages), row.tools)
+    text, answers = written.text, written.answers
     if train_on == "all_tokens":
-        blocks = [(0, len(text))]
-        return AnnotatedText(text, blocks, typed, add_eos=not _is_ended(template, text, blocks))
-    weights = [
-        message.get("weight", 1) for message in row.messages if message["role"] == "assistant"
-    ]
-    if blocks is None or (train_on != "all_assistant" and len(blocks) != len(weights)):
-        blocks = _locate_answers(template, row, messages, text)
+        whole = (0, len(text))
+        add_eos = not _is_ended(template, text, [whole])
+        return AnnotatedText(text, [whole], typed, add_eos=add_eos, notes=written.notes)
+    last = answers[-1].spans
+    is_last = not template.without_special_tokens(text[last[-1][1] :]).strip()
+    add_eos = is_last and not _is_ended(template, text, last)
+    is_trained = [True] * len(answers)
     if train_on == "last_assistant":
-        blocks = blocks[-1:]
+        is_trained = [*[False] * (len(answers) - 1), True]
     if train_on == "message_weights":
-        blocks = [block for block, weight in zip(blocks, weights, strict=True) if weight]
-    is_last = bool(blocks) and not template.without_special_tokens(text[blocks[-1][1] :]).strip()
-    add_eos = is_last and not _is_ended(template, text, blocks)
-    return AnnotatedText(text, blocks, typed, add_eos=add_eos)
+        is_trained = [weight != 0 for weight in masks]
+    trained = [
+        span
+        for message, answer, yes in zip(_answers_of(row), answers, is_trained, strict=True)
+        for span in (_spans_in_loss(message, answer) if yes else [])
+    ]
+    add_eos = add_eos and is_trained[-1] and "trained" not in _answers_of(row)[-1]
+    notes = set(written.notes) | (set() if trained else {_UNTRAINED})
+    return AnnotatedText(text, trained, typed, add_eos=add_eos, notes=frozenset(notes))
 
 
-def _is_ended(template: ChatTemplate, text: str, blocks: list[Span]) -> bool:
+_UNTRAINED: Note = "untrained_by_weight"
+_MASKS = ("weight", "trained")
+
+
+def _without_masks(messages: list[Message]) -> list[Message]:
+    if not any(key in message for message in messages for key in _MASKS):
+        return messages
+    return [
+        {key: value for key, value in message.items() if key not in _MASKS} for message in messages
+    ]
+
+
+def _answers_of(row: Conversation) -> list[Message]:
+    return [message for message in row.messages if message["role"] == "assistant"]
+
+
+def _spans_in_loss(message: Message, answer: Answer) -> list[Span]:
+    """The spans of a trained answer, reduced to what the user marked in its content."""
+    if "trained" not in message or answer.content is None:
+        return answer.spans
+    content = message["content"]
+    first = answer.content[0] - (len(content) - len(content.lstrip()))
+    return [(first + start, first + end) for start, end in message["trained"] if start < end]
+
+
+def _is_ended(template: ChatTemplate, text: str, spans: list[Span]) -> bool:
     """Return True if the last answer ends with a special token.
 
     Otherwise the model has to learn EOS, or it would never stop.
     """
-    if not blocks:
-        return True
-    return text[: blocks[-1][1]].rstrip().endswith(tuple(template.specials))
-
-
-def _locate_answers(
-    template: ChatTemplate, row: Conversation, messages: list[Message], text: str
-) -> list[Span]:
-    """Return the span of each answer, from the end of the prompt to the stop token."""
-    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    starts = template.starts(row.row, messages, row.tools, text)
-    spans = []
-    for answer, start in zip(answers, starts, strict=True):
-        end = text.find(template.stop, start) if template.stop else -1
-        if template.stop and end >= 0:
-            spans.append((start, end + len(template.stop)))
-            continue
-        position = text.find(answer, start)
-        if position < 0:
-            raise UserError(
-                "data.template_changes_answer",
-                f"Row {row.row}: the model's chat template changes the text of the answer. "
-                "Choose another base model.",
-            )
-        spans.append((start, position + len(answer)))
-    return spans
+    return text[: spans[-1][1]].rstrip().endswith(tuple(template.specials))
 
 
 # Tasks without a chat template: the tokenizer adds its own special tokens

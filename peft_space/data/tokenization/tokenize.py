@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "2"
+_RENDERER_VERSION = "3"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 

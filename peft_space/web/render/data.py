@@ -65,7 +65,13 @@ def findings_markdown(check: Check) -> str:
         fixed = " ✓ Fixed" if finding["fix"] in check["column_mapping"]["fixes"] else ""
         title = f"**{escape(finding['title'])}: {finding['count']:,}**{where}"
         lines.append(f"- {title}. {escape(finding['words'])}{fixed}")
-    return "\n".join(["**Things to check**", *lines]) if lines else "✓ No other issues found."
+    shown = ["**Things to check**", *lines] if lines else ["✓ No other issues found."]
+    if check["unused"]:
+        shown += ["", "**Not used**: the model never sees these."]
+    for one in check["unused"]:
+        example = escape(_shorten(str(one["example"])))
+        shown.append(f"- {escape(one['name'])} ({one['rows']:,} rows), for example “{example}”")
+    return "\n".join(shown)
 
 
 def findings_rows(check: Check) -> dict[str, list[int]]:

@@ -1,0 +1,398 @@
+"""Messages of conversations in the forms in which people store them, as one form.
+
+Forms: OpenAI (with tool calls, the older function_call, content parts), Anthropic (tool_use,
+tool_result), ShareGPT, and thoughts under several names or in the text.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from peft_space.data.readers import WrittenNumber
+from peft_space.data.schema_detection import as_bool, parse_literal, turns_of
+
+Message = dict[str, Any]
+"""`role` ("system", "user", "assistant" or "tool") and `content`.
+
+Optional: `reasoning_content` (thoughts before the content), `tool_calls`, `tool_call_id` and `name`
+of a tool's result; `weight` (0 or 1) of the message in the loss; `trained`, spans of its content
+that have a loss.
+"""
+Clean = Callable[[str], str]
+
+
+class BadRow(Exception):
+    """The reason why a row cannot be used; caught inside the data package."""
+
+
+class UnansweredRow(BadRow):
+    """The last message has no answer."""
+
+
+class UnmergedRow(BadRow):
+    """Messages of one role follow each other, which the fix `merge` joins."""
+
+
+_ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user", "customer": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+    "chatgpt": "assistant", "ai": "assistant", "bing": "assistant", "bard": "assistant",
+    "claude": "assistant", "agent": "assistant",
+    "function_call": "call", "tool_call": "call",
+    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
+    "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
+}  # fmt: skip
+_SPEAKERS = ("role", "from", "speaker")
+_CONTENTS = ("content", "value", "text")
+_WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+_CALLS = ("tool_calls", "function_call", "function_calls")
+_TOOLS = ("tools", "functions")
+_OF_TOOLS = ("tool_call_id", "name", "tool_name")
+USED_KEYS = frozenset(
+    (*_SPEAKERS, *_CONTENTS, *_WEIGHTS, *_THOUGHTS, *_CALLS, *_TOOLS, *_OF_TOOLS, "train_detail")
+)
+"""Keys of a message that have a meaning here. `name` has one in the result of a tool only."""
+
+
+def parse_messages(cell: Any, clean: Clean) -> list[Message] | None:
+    """Return the messages in a cell; None if it contains no messages.
+
+    Args:
+        cell: a list of messages, its JSON text, an object of lists, or texts that take turns.
+        clean: changes every text.
+
+    Raises:
+        BadRow: a message cannot be read.
+    """
+    turns = turns_of(cell)
+    if turns is None:
+        return None
+    messages = [message for turn in turns for message in _parse_message(turn, clean)]
+    return _name_results(_join_calls(messages))
+
+
+def tools_in(turns: Iterable[dict[str, Any]]) -> Any:
+    """Return the tools that a message declares, or None."""
+    found = (turn.get(key) for turn in turns for key in _TOOLS)
+    return next((tools for tools in found if tools not in (None, "", [])), None)
+
+
+def unused_keys(turn: dict[str, Any]) -> list[str]:
+    """Return the keys of a message that have a value and no meaning here."""
+    keys = [key for key, value in turn.items() if value is not None and key not in USED_KEYS]
+    if turn.get("name") and _ROLES.get(_speaker(turn).lower()) != "tool":
+        keys.append("name")
+    return keys
+
+
+def _speaker(turn: dict[str, Any]) -> str:
+    return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
+
+
+def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
+    """Return a message. A message with several results of tools becomes several."""
+    speaker = _speaker(turn)
+    if not speaker:
+        raise BadRow("a message has no role")
+    role = _ROLES.get(speaker.lower())
+    if role is None:
+        raise BadRow(f"the role {speaker!r} is unknown (use system, user, assistant or tool)")
+    content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)
+    written = next((turn[key] for key in _CALLS if turn.get(key)), None)
+    if role == "call":
+        role, content, written = "assistant", "", content
+    parts = _Parts()
+    text = parts.read(role, content, written is not None) if content is not None else None
+    if isinstance(written, str) and isinstance(parse_literal(written), str):
+        text, written = f"{text or ''}{written}", None  # a call as the model writes it
+    calls = [*parts.calls, *(parse_calls(written) if written else [])]
+    if text is None:
+        if not calls:
+            raise BadRow("a message has no text")
+        text = ""
+    messages = [
+        {"role": "tool", "content": clean(result), **identity} for result, identity in parts.results
+    ]
+    if messages and not text.strip():
+        return messages
+    thoughts = [turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)] + parts.thoughts
+    if role == "assistant" and not any(map(str.strip, thoughts)):
+        thought, text = split_thought(text)
+        thoughts = [thought]
+    message: Message = {"role": role, "content": clean(check_encodable(text))}
+    if role == "assistant" and (thought := next(filter(str.strip, thoughts), "").strip()):
+        message["reasoning_content"] = check_encodable(thought)
+    if calls:
+        message["tool_calls"] = calls
+    if role == "tool":
+        message |= _identity(turn)
+    if (weight := _weight(turn)) is not None:
+        message["weight"] = weight
+    if turn.get("train_detail"):
+        message["trained"] = _trained_spans(turn["train_detail"])
+    return [*messages, message]
+
+
+_THOUGHTS_IN_TEXT = (
+    re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL),
+    re.compile(r"\s*(?:<thinking>)(.*?)</thinking>\s*(.*)", re.DOTALL),
+    re.compile(
+        r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*"
+        r"<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>\s*",
+        re.DOTALL,
+    ),
+)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """Return (thought, answer) of a text such as `<think>…</think>…`; the thought can be empty."""
+    for form in _THOUGHTS_IN_TEXT:
+        match = form.fullmatch(text)
+        if match and "<think>" not in match[1] and "</think>" not in match[2]:
+            return match[1].strip(), match[2]
+    return "", text
+
+
+def _identity(turn: dict[str, Any]) -> dict[str, str]:
+    identity = turn.get("tool_call_id")
+    name = turn.get("name") or turn.get("tool_name")
+    return {key: str(value) for key, value in (("tool_call_id", identity), ("name", name)) if value}
+
+
+class _Parts:
+    """What the parts of a content are: text, thoughts, calls and results of tools."""
+
+    def __init__(self) -> None:
+        self.thoughts: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.results: list[tuple[str, dict[str, str]]] = []
+
+    def read(self, role: str, content: Any, has_calls: bool) -> str:
+        """Return the text of a content."""
+        if role == "tool" and not isinstance(content, str):
+            is_parts = isinstance(content, list) and all(
+                isinstance(part, dict) and "type" in part for part in content
+            )
+            if not is_parts:
+                return json.dumps(content, ensure_ascii=False)
+        if isinstance(content, list):
+            return "".join(map(self._read_part, content))
+        if not isinstance(content, str):
+            raise BadRow("a message has no text")
+        return content
+
+    def _read_part(self, part: Any) -> str:
+        if isinstance(part, str):
+            return part
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning", "thought"):
+            value = part.get("thinking", part.get("reasoning", part.get("text")))
+            value = value if isinstance(value, str) else self._nested(value)
+            self.thoughts.append(value)
+            return ""
+        if kind == "tool_use":
+            function = {"name": part.get("name"), "arguments": part.get("input", {})}
+            identity = {"id": part["id"]} if part.get("id") else {}
+            self.calls += parse_calls([{**identity, "function": function}])
+            return ""
+        if kind == "tool_result":
+            content = part.get("content")
+            text = self._nested(content) if isinstance(content, list) else content
+            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+            identity = part.get("tool_use_id")
+            self.results.append((text, {"tool_call_id": identity} if identity else {}))
+            return ""
+        text = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            what = f" of type {kind!r}" if kind else ""
+            raise BadRow(f"a message has a part{what} that is not text, such as an image")
+        return text
+
+    def _nested(self, value: Any) -> str:
+        parts = value if isinstance(value, list) else [value]
+        return "".join(self._read_part(part) for part in parts)
+
+
+def _trained_spans(details: Any) -> list[list[int]]:
+    """Return the trained spans of Axolotl's `train_detail`, whose ends are inclusive."""
+    try:
+        return [
+            [int(part["begin_offset"]), int(part["end_offset"]) + 1]
+            for part in details
+            if part.get("train", True)
+        ]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise BadRow("train_detail is not a list of begin_offset, end_offset and train") from None
+
+
+def _weight(turn: dict[str, Any]) -> int | None:
+    """Return the weight of a message in the loss, or None if the message has none."""
+    value = next((turn[key] for key in _WEIGHTS if turn.get(key) is not None), None)
+    if value is None or isinstance(value, bool):
+        return None if value is None else int(value)
+    if (truth := as_bool(value)) is not None:
+        return int(truth)
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        raise BadRow(f"the weight {value!r} of a message is not a number") from None
+    if weight not in (0.0, 1.0):
+        raise BadRow(f"the weight {value} of a message is neither 0 (read) nor 1 (trained)")
+    return int(weight)
+
+
+# Tools
+
+
+def parse_calls(value: Any) -> list[dict[str, Any]]:
+    """Return tool calls as chat templates take them, with the arguments as an object."""
+    value = parse_literal(value)
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow("a tool call has no function name")
+        arguments = parse_literal(function.get("arguments", function.get("parameters", {})))
+        arguments = {} if arguments is None else with_numbers(arguments)
+        named = {"name": function["name"], "arguments": arguments}
+        identity = {"id": str(call["id"])} if call.get("id") else {}
+        calls.append({**identity, "type": "function", "function": named})
+    return calls
+
+
+def parse_tools(value: Any) -> list[dict[str, Any]] | None:
+    """Return the functions that a conversation may call, from a list or its JSON text."""
+    if value in (None, "", "[]", []):
+        return None
+    tools = with_numbers(parse_literal(value))
+    tools = tools if isinstance(tools, list) else [tools]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("the tools are not a list of functions")
+    wrapped = [
+        tool if "function" in tool else {"type": "function", "function": _function(tool)}
+        for tool in tools
+    ]
+    return wrapped or None
+
+
+def _function(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a function with its parameters under OpenAI's name."""
+    if "input_schema" not in tool:
+        return tool
+    renamed = {key: value for key, value in tool.items() if key != "input_schema"}
+    return renamed | {"parameters": tool["input_schema"]}
+
+
+def with_numbers(value: Any) -> Any:
+    """Return a value with numbers in place of their text as written."""
+    if isinstance(value, WrittenNumber):
+        return json.loads(value)
+    if isinstance(value, dict):
+        return {key: with_numbers(inner) for key, inner in value.items()}
+    return [with_numbers(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _join_calls(messages: list[Message]) -> list[Message]:
+    """Join calls that follow each other without a text: several calls of one message."""
+    joined: list[Message] = []
+    for message in messages:
+        before = joined[-1] if joined else {}
+        calls_only = message.get("tool_calls") and not message["content"].strip()
+        if calls_only and before.get("tool_calls") and "weight" not in message:
+            calls = [*before["tool_calls"], *message["tool_calls"]]
+            joined[-1] = before | {"tool_calls": calls}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _name_results(messages: list[Message]) -> list[Message]:
+    """Give each result of a tool the name of the tool, by its id or in the order of the calls."""
+    waiting: list[dict[str, Any]] = []
+    for message in messages:
+        if message.get("tool_calls"):
+            waiting = list(message["tool_calls"])
+        if message["role"] != "tool" or not waiting:
+            continue
+        identity = message.get("tool_call_id")
+        call = next((call for call in waiting if identity and call.get("id") == identity), None)
+        call = call or waiting[0]
+        waiting.remove(call)
+        message.setdefault("name", call["function"]["name"])
+    return messages
+
+
+def check_encodable(text: str) -> str:
+    """Return the text. JSON can escape half a character, which cannot be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("the text contains half a character (a lone surrogate)") from None
+    return text
+
+
+# Turns
+
+_MAY_FOLLOW = {
+    "start": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),  # a call can be a part of the text
+    "call": ("tool",),
+    "tool": ("tool", "assistant"),
+}
+
+
+def merge_turns(messages: list[Message]) -> list[Message]:
+    """Join messages of one role that follow each other, and put system messages at the front."""
+    system = [message for message in messages if message["role"] == "system"]
+    merged: list[Message] = []
+    for message in (*system, *(m for m in messages if m["role"] != "system")):
+        before = merged[-1] if merged else None
+        same = before is not None and before["role"] == message["role"] != "tool"
+        if before is None or not same or before.get("tool_calls"):
+            merged.append(message)
+            continue
+        content = f"{before['content']}\n\n{message['content']}".strip()
+        merged[-1] = before | message | {"content": content}
+    return merged
+
+
+def check_turns(messages: list[Message], trim: bool, merge: bool) -> list[Message]:
+    """Return the messages up to the last answer, if a model can learn from them.
+
+    Args:
+        messages: a conversation.
+        trim: remove what follows the last answer.
+        merge: apply `merge_turns`.
+
+    Raises:
+        BadRow: a model cannot learn from them.
+    """
+    if merge:
+        messages = merge_turns(messages)
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise BadRow("there is no answer")
+    if roles[-1] != "assistant":
+        if not trim:
+            raise UnansweredRow("the last message is not an answer")
+        messages = messages[: len(roles) - roles[::-1].index("assistant")]
+    before = "start"
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        where = f" (message {number})" if len(messages) > 2 else ""
+        if role == "system" and number > 1:
+            raise UnmergedRow(f"message {number} is a system message, and not the first message")
+        is_silent = not message["content"].strip() and not message.get("tool_calls")
+        if is_silent and role in ("user", "assistant"):
+            name = "answer" if role == "assistant" else "prompt"
+            raise BadRow(f"the {name} is empty{where}")
+        if role not in _MAY_FOLLOW[before]:
+            kind = UnmergedRow if role == before or before == "call" else BadRow
+            raise kind(f"user and assistant do not take turns{where}")
+        before = "call" if message.get("tool_calls") else role
+    return messages

@@ -1,0 +1,586 @@
+"""Finds what a chat template writes for each answer, whatever the template.
+
+Every text of a conversation is put between two private characters, and the conversation is written
+again. So its places in the text are known exactly. An answer begins where the prompt for it ends.
+It ends with what the template writes after it in every case, whether another message follows or
+not.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft_space.data.messages import Message
+from peft_space.data.tokenization.template_sandbox import RowLimit
+from peft_space.errors import UserError
+
+Note = Literal[
+    "tools_left_out", "text_left_out", "call_left_out", "reasoning_left_out", "message_left_out",
+    "empty_thought", "untrained_by_weight", "unknown_tokens",
+]  # fmt: skip
+"""What a user should know about how a row is written. `quality` explains each."""
+NOTES: tuple[Note, ...] = get_args(Note)
+
+Span = tuple[int, int]
+"""Start and end (exclusive), in characters or in tokens."""
+Tools = list[dict[str, Any]] | None
+Write = Callable[[list[Message], Tools, bool], str]
+"""Writes messages with tools; if the last argument is true, with the opening of an answer."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Names under which templates look for the thoughts of an answer."""
+_THOUGHT = re.compile(r"think|thought|reason|channel|analysis", re.IGNORECASE)
+_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
+_TAG_LENGTH = 12
+"""Characters before a place where a tag that opens a thought can begin."""
+_CLOSE_THOUGHT = "\n</think>\n\n"
+_FIRST_MARK = 0xF0000
+"""A private character that no text contains; `loss_mask` escapes special tokens with others."""
+_MARKS = re.compile("[\U000f0000-\U000ffffd]")
+_MAX_LAYOUTS = 256
+_LIMITS = (UserError, RowLimit, MemoryError)
+"""A template that exceeded its limits is not tried again."""
+_MARKED_KINDS = (
+    ("content", "reasoning", "call", "name"),
+    ("content", "reasoning", "call"),
+    ("content", "reasoning"),
+    ("content",),
+)
+"""What is marked, the most first. A template can look for the name of a tool, for instance."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Places of an answer in the text, in characters."""
+
+    spans: list[Span]
+    """From the end of the prompt to the end of the token that ends the answer. More than one if the
+    template writes other messages between parts of the answer."""
+    content: Span | None
+    reasoning: Span | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as the template writes it, with an `Answer` for each assistant message."""
+
+    text: str
+    answers: list[Answer]
+    notes: frozenset[Note]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the template writes around the texts of plain conversations of one form."""
+
+    as_template: list[str]
+    """Before, between and after the texts of the messages, by the template."""
+    gaps: list[str]
+    """The same with the thought that the last prompt opens, if the template does not write it."""
+    starts: list[int]
+    """Where each answer begins, from the end of the text before it."""
+    ends: list[int]
+    """Where each answer ends, from the end of its text."""
+    notes: frozenset[Note]
+
+
+_Pieces = dict[tuple[int, str], Span]
+"""(number of the message, "content" or "reasoning" or "call 0" …) -> its place in the text."""
+
+
+@dataclass
+class AnswerFinder:
+    """Finds answers in what one template writes.
+
+    Args:
+        write: the template.
+        specials: the model's special tokens.
+        source: the text of the template.
+    """
+
+    write: Write
+    specials: Sequence[str]
+    source: str
+    _layouts: dict[Any, _Layout] = field(default_factory=dict)
+    _ignores_tools: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", self.source)]
+        self._reasoning_keys = named
+        tokens = sorted(self.specials, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        self._indivisible = re.compile("|".join([*map(re.escape, tokens), r"</?\w+>"]))
+
+    def find(self, row: int, messages: list[Message], tools: Tools) -> Written:
+        """Write a conversation and find its answers.
+
+        Args:
+            row: the number of the row, for messages.
+            messages: the conversation. Thoughts are under `reasoning_content`.
+            tools: the functions that it may call.
+
+        Raises:
+            UserError: the place of an answer is not certain.
+        """
+        form = self._form(messages, tools)
+        layout = self._layouts.get(form) if form else None
+        if layout:
+            text = self.write(messages, tools, False)
+            if (written := _by_layout(layout, messages, text)) is not None:
+                return written
+        written, layout = self._find(row, messages, tools)
+        if form and layout and len(self._layouts) < _MAX_LAYOUTS:
+            self._layouts[form] = layout
+        return written
+
+    def _form(self, messages: list[Message], tools: Tools) -> Any:
+        """The form of a plain conversation; None for others."""
+        is_plain = all(
+            set(message) <= {"role", "content"} and _core(message["content"]) == message["content"]
+            for message in messages
+        )
+        if not is_plain or not all(message["content"] for message in messages):
+            return None
+        return tuple(message["role"] for message in messages), repr(tools)
+
+    # One conversation
+
+    def _find(
+        self, row: int, messages: list[Message], tools: Tools
+    ) -> tuple[Written, _Layout | None]:
+        messages, text, pieces = self._with_reasoning(messages, tools)
+        gaps_of_template = _gaps(messages, text, pieces)
+        answers: list[Answer] = []
+        notes: set[Note] = set()
+        last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+        begin = 0
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start, missing = self._start(row, number, messages, tools, text, pieces)
+            if start < begin:
+                raise _uncertain(row, number, "it writes the messages in another order")
+            if missing and number == last:
+                text, pieces = self._open_thought(text, pieces, start, missing, number, messages)
+                start += len(missing)
+                if not message.get("reasoning_content"):
+                    notes.add("empty_thought")
+            spans = self._spans(number, messages, tools, text, pieces, start)
+            content, reasoning = pieces.get((number, "content")), pieces.get((number, "reasoning"))
+            answers.append(Answer(spans, content, reasoning))
+            answer = "".join(text[first:end] for first, end in spans)
+            notes |= self._left_out(row, number, message, pieces, answer)
+            begin = spans[-1][1]
+        for number, message in enumerate(messages):
+            is_missing = _core(message["content"]) and (number, "content") not in pieces
+            if is_missing and message["role"] != "assistant":
+                notes.add("message_left_out")
+        if tools and self._leaves_out_tools(messages, tools, text):
+            notes.add("tools_left_out")
+        written = Written(text, answers, frozenset(notes))
+        gaps = _gaps(messages, text, pieces)
+        if gaps_of_template is None or gaps is None:
+            return written, None
+        return written, _layout_of(written, messages, gaps_of_template, gaps)
+
+    def _left_out(
+        self, row: int, number: int, message: Message, pieces: _Pieces, answer: str
+    ) -> set[Note]:
+        """What of an assistant's message the template does not write."""
+        notes: set[Note] = set()
+        calls = message.get("tool_calls") or []
+        names = [call["function"]["name"] for call in calls]
+        num_written = len({kind.split()[1] for at, kind in pieces if at == number and " " in kind})
+        if not num_written:  # the template did not take marked calls
+            num_written = sum(
+                min(answer.count(name), names.count(name)) for name in dict.fromkeys(names)
+            )
+        if num_written < len(names):
+            notes.add("call_left_out")
+        if message.get("reasoning_content") and (number, "reasoning") not in pieces:
+            notes.add("reasoning_left_out")
+        elif _EMPTY_THOUGHT.search(answer) and not message.get("reasoning_content"):
+            notes.add("empty_thought")
+        if _core(message["content"]) and (number, "content") not in pieces:
+            if not calls:
+                raise _uncertain(row, number, "it changes the text of the answer")
+            notes.add("text_left_out")
+        if calls and not num_written and "content" not in {kind for _, kind in pieces}:
+            notes.add("call_left_out")
+        if calls and not num_written and (number, "content") not in pieces:
+            raise UserError(
+                "data.template_omits_tool_calls",
+                f"Row {row}, message {number + 1}: the model's chat template leaves out tool "
+                "calls, so the model would learn an empty answer. Remove the row, or choose "
+                "another base model or template.",
+            )
+        return notes
+
+    def _leaves_out_tools(self, messages: list[Message], tools: Tools, text: str) -> bool:
+        key = repr(tools)
+        if key not in self._ignores_tools and len(self._ignores_tools) < _MAX_LAYOUTS:
+            question = [{"role": "user", "content": "a"}]
+            try:
+                without = self.write(question, None, True)
+                self._ignores_tools[key] = without == self.write(question, tools, True)
+            except _LIMITS:
+                raise
+            except Exception:  # noqa: BLE001 - a template that needs more is asked with this row
+                self._ignores_tools[key] = self.write(messages, None, False) == text
+        return self._ignores_tools.get(key, False)
+
+    # Where texts are
+
+    def _place(
+        self, messages: list[Message], tools: Tools, prompt: bool = False
+    ) -> tuple[str, _Pieces]:
+        """Write messages, and find the places of their texts.
+
+        If the template treats marked texts differently, fewer are marked. What is not marked is
+        searched for.
+        """
+        text = self.write(_mark(messages, ())[0], tools, prompt)
+        for kinds in _MARKED_KINDS:
+            marked, marks = _mark(messages, kinds)
+            try:
+                found = self.write(marked, tools, prompt)
+            except Exception:  # noqa: BLE001 - a template can test its texts for anything
+                continue
+            plain, places = _unmark(found)
+            if plain == text:
+                return text, {
+                    piece: (places[first], places[second])
+                    for piece, (first, second) in marks.items()
+                    if first in places and second in places
+                }
+        return text, _search(messages, text)
+
+    def _with_reasoning(
+        self, messages: list[Message], tools: Tools
+    ) -> tuple[list[Message], str, _Pieces]:
+        """Write thoughts as the template takes them: under its own name, or in the text."""
+        thoughtful = [n for n, message in enumerate(messages) if message.get("reasoning_content")]
+        if not thoughtful:
+            return messages, *self._place(messages, tools)
+        keys = self._reasoning_keys
+        named = [_rename_reasoning(message, keys) for message in messages]
+        text, pieces = self._place(named, tools)
+        if (thoughtful[-1], "reasoning") in pieces:
+            return named, text, pieces
+        last_user = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=-1)
+        inline = [
+            {**message, "inline": True} if number in thoughtful and number > last_user else message
+            for number, message in enumerate(messages)
+        ]
+        inline_text, inline_pieces = self._place(inline, tools)
+        if (thoughtful[-1], "reasoning") in inline_pieces:
+            return inline, inline_text, inline_pieces
+        return named, text, pieces
+
+    def _open_thought(
+        self,
+        text: str,
+        pieces: _Pieces,
+        start: int,
+        opening: str,
+        number: int,
+        messages: list[Message],
+    ) -> tuple[str, _Pieces]:
+        """Write the thought that the prompt opens, so that the answer follows the same prompt."""
+        first = min((span[0] for (at, _), span in pieces.items() if at == number), default=start)
+        thought = messages[number].get("reasoning_content") or ""
+        thought = thought if (number, "reasoning") not in pieces else ""
+        closing = text[start:first] or _CLOSE_THOUGHT
+        inserted = opening + thought + closing
+        shift = len(inserted) - (first - start)
+        moved = {
+            piece: (a + shift, b + shift) if a >= first else (a, b)
+            for piece, (a, b) in pieces.items()
+        }
+        if thought:
+            begin = start + len(opening)
+            moved[number, "reasoning"] = (begin, begin + len(thought))
+        return text[:start] + inserted + text[first:], moved
+
+    # Where answers begin and end
+
+    def _start(
+        self,
+        row: int,
+        number: int,
+        messages: list[Message],
+        tools: Tools,
+        text: str,
+        pieces: _Pieces,
+    ) -> tuple[int, str]:
+        """Where the answer begins, and what its prompt has there that the text has not."""
+        limit = min((span[0] for (at, _), span in pieces.items() if at == number), default=None)
+        if number == 0:
+            return limit or 0, ""
+        prompt, before = self._place(messages[:number], tools, prompt=True)
+        limit = len(text) if limit is None else limit
+        if len(prompt) <= limit and text.startswith(prompt):
+            return len(prompt), ""
+        shared = [piece for piece in before if piece in pieces and piece[0] < number]
+        last = max(shared, key=lambda piece: before[piece][1], default=None)
+        here, there = (pieces[last][1], before[last][1]) if last else (0, 0)
+        opening, gap = prompt[there:], text[here:limit]
+        length = self._common(opening, gap)
+        missing = opening[length:]
+        opens_thought = _THOUGHT.search(opening, max(0, length - _TAG_LENGTH))
+        if (missing and not opens_thought) or not length:
+            raise UserError(
+                "data.template_rewrites_prompt",
+                f"Row {row}, message {number + 1}: the model's chat template writes the prompt "
+                "differently once the conversation is answered. Remove the row, or choose another "
+                "chat template in the recipe.",
+            )
+        return here + length, missing
+
+    def _spans(
+        self,
+        number: int,
+        messages: list[Message],
+        tools: Tools,
+        text: str,
+        pieces: _Pieces,
+        start: int,
+    ) -> list[Span]:
+        """The spans of the answer that begins at `start`."""
+        own = sorted((span, kind) for (at, kind), span in pieces.items() if at == number)
+        others = sorted(span[0] for (at, _), span in pieces.items() if at != number)
+        runs: list[list[tuple[Span, str]]] = [[]]
+        for span, kind in own:
+            last = runs[-1][-1][0][1] if runs[-1] else span[0]
+            if any(last <= other < span[0] for other in others):
+                runs.append([])  # a template can write results of tools before the text
+            runs[-1].append((span, kind))
+        spans: list[Span] = []
+        for run in runs:
+            anchor = run[-1][0][1] if run else start
+            limit = min((other for other in others if other >= anchor), default=len(text))
+            kinds = [kind for _, kind in run]
+            if not spans:
+                end = self._end(number, messages, tools, text[anchor:limit], kinds, text[:start])
+                spans.append((start, anchor + end))
+            else:
+                closing = self._special.match(text, anchor)
+                spans.append((run[0][0][0], closing.end() if closing else anchor))
+        return spans
+
+    def _end(
+        self,
+        number: int,
+        messages: list[Message],
+        tools: Tools,
+        own: str,
+        kinds: list[str],
+        before: str,
+    ) -> int:
+        """The length of what ends the answer: it is written whether a message follows or not.
+
+        Args:
+            number: of the message.
+            messages: the conversation.
+            tools: the functions that it may call.
+            own: what is written between the last text of the answer and the next one.
+            kinds: of the texts of the answer that are written together.
+            before: what is written before the answer.
+        """
+        has_calls = bool(messages[number].get("tool_calls"))
+        following: Message = {"role": "tool" if has_calls else "user", "content": "x"}
+        if has_calls and (identity := messages[number]["tool_calls"][0].get("id")):
+            following["tool_call_id"] = identity
+        is_last = number == len(messages) - 1
+        other_messages = [*messages[: number + 1], *([following] if is_last else [])]
+        try:
+            other_text, other = self._place(other_messages, tools)
+        except _LIMITS:
+            raise
+        except Exception:  # noqa: BLE001 - some templates do not take such a conversation
+            other_text, other = "", {}
+        ends = [other[number, kind][1] for kind in kinds if (number, kind) in other]
+        if ends:
+            following_text = other_text[max(ends) :]
+        elif not kinds and other_text.startswith(before):
+            following_text = other_text[len(before) :]
+        else:
+            following_text = own
+        return self._closing(own, following_text)
+
+    def _closing(self, own: str, other: str) -> int:
+        """The length of the part of `own` that ends an answer."""
+        length = self._common(own, other)
+        tokens = list(self._special.finditer(own[:length]))
+        if tokens:
+            return tokens[-1].end()
+        rest = own[length:]
+        following = self._special.match(rest.lstrip())
+        if following:  # another token ends the last answer, or that of the next message does
+            return length + len(rest) - len(rest.lstrip()) + following.end()
+        return len(own[:length].rstrip())
+
+    def _common(self, one: str, other: str) -> int:
+        """The length of the common beginning that does not end inside of a token or a tag."""
+        length = 0
+        for a, b in zip(one, other, strict=False):
+            if a != b:
+                break
+            length += 1
+        for text in (one, other):
+            for token in self._indivisible.finditer(text):
+                if token.start() < length < token.end():
+                    length = token.start()
+        return length
+
+
+def _uncertain(row: int, number: int, reason: str) -> UserError:
+    return UserError(
+        "data.template_changes_answer",
+        f"Row {row}, message {number + 1}: what the model's chat template writes for this answer "
+        f"is not certain, because {reason}. Remove the row, or choose another chat template in "
+        "the recipe.",
+    )
+
+
+# Marks
+
+
+def _core(text: str) -> str:
+    return text.strip()
+
+
+def _mark(
+    messages: list[Message], kinds: Sequence[str]
+) -> tuple[list[Message], dict[tuple[int, str], tuple[str, str]]]:
+    """Put texts between two private characters each."""
+    marks: dict[tuple[int, str], tuple[str, str]] = {}
+
+    def mark(number: int, kind: str, text: str) -> str:
+        core = _core(text)
+        if not core:
+            return text
+        first = _FIRST_MARK + 2 * len(marks)
+        marks[number, kind] = chr(first), chr(first + 1)
+        before, after = text[: text.index(core)], text[text.index(core) + len(core) :]
+        return f"{before}{chr(first)}{core}{chr(first + 1)}{after}"
+
+    marked = []
+    for number, message in enumerate(messages):
+        copy = dict(message)
+        thought = message.get("reasoning_content")
+        if "reasoning" in kinds and thought:
+            thought = mark(number, "reasoning", thought)
+            copy |= {key: thought for key in REASONING_KEYS if key in message}
+        if "content" in kinds:
+            copy["content"] = mark(number, "content", message["content"])
+        if copy.pop("inline", None):
+            copy.pop("reasoning_content")
+            copy["content"] = f"<think>\n{thought}{_CLOSE_THOUGHT}{copy['content']}"
+        if message.get("tool_calls"):
+            copy["tool_calls"] = [
+                _mark_call(call, kinds, functools.partial(mark, number), at)
+                for at, call in enumerate(message["tool_calls"])
+            ]
+        marked.append(copy)
+    return marked, marks
+
+
+def _mark_call(
+    call: dict[str, Any], kinds: Sequence[str], mark: Callable[[str, str], str], at: int
+) -> dict[str, Any]:
+    """Mark the name of a call, and the last text among its arguments."""
+    function = dict(call["function"])
+    if "name" in kinds:
+        function["name"] = mark(f"name {at}", function["name"])
+    arguments = function["arguments"]
+    if "call" in kinds and isinstance(arguments, dict):
+        texts = [key for key, value in arguments.items() if isinstance(value, str) and _core(value)]
+        if texts:
+            last = mark(f"call {at}", arguments[texts[-1]])
+            function["arguments"] = {**arguments, texts[-1]: last}
+    return {**call, "function": function}
+
+
+def _unmark(text: str) -> tuple[str, dict[str, int]]:
+    """Remove the marks. Returns the text, and mark -> its place."""
+    places: dict[str, int] = {}
+    parts, position, length = [], 0, 0
+    for match in _MARKS.finditer(text):
+        parts.append(text[position : match.start()])
+        length += match.start() - position
+        position = match.end()
+        # a template can write the name of a call once more with its result
+        places.setdefault(match[0], length)
+    return "".join([*parts, text[position:]]), places
+
+
+def _search(messages: list[Message], text: str) -> _Pieces:
+    pieces: _Pieces = {}
+    position = 0
+    for number, message in enumerate(messages):
+        core = _core(message["content"])
+        place = text.find(core, position) if core else -1
+        if place >= 0:
+            position = place + len(core)
+            pieces[number, "content"] = (place, position)
+    return pieces
+
+
+def _rename_reasoning(message: Message, keys: Sequence[str]) -> Message:
+    thought = message.get("reasoning_content")
+    return {**message, **dict.fromkeys(keys, thought)} if thought else message
+
+
+# Plain conversations: the same texts around other contents
+
+
+def _gaps(messages: list[Message], text: str, pieces: _Pieces) -> list[str] | None:
+    """What is written around the contents of messages; None if one of them is not written."""
+    gaps, position = [], 0
+    for number in range(len(messages)):
+        span = pieces.get((number, "content"))
+        if span is None or span[0] < position:
+            return None
+        gaps.append(text[position : span[0]])
+        position = span[1]
+    return [*gaps, text[position:]]
+
+
+def _layout_of(
+    written: Written, messages: list[Message], as_template: list[str], gaps: list[str]
+) -> _Layout:
+    starts, ends, position = [], [], 0
+    answers = iter(written.answers)
+    for message, gap in zip(messages, gaps, strict=False):
+        end = position + len(gap) + len(message["content"])
+        if message["role"] == "assistant":
+            [span] = next(answers).spans
+            starts.append(span[0] - position)
+            ends.append(span[1] - end)
+        position = end
+    return _Layout(as_template, gaps, starts, ends, written.notes)
+
+
+def _by_layout(layout: _Layout, messages: list[Message], text: str) -> Written | None:
+    """What is written if the conversation has this layout exactly."""
+    contents = [message["content"] for message in messages]
+    if _fill(layout.as_template, contents) != text:
+        return None
+    answers: list[Answer] = []
+    position, starts, ends = 0, iter(layout.starts), iter(layout.ends)
+    for gap, message in zip(layout.gaps, messages, strict=False):
+        begin = position + len(gap)
+        end = begin + len(message["content"])
+        if message["role"] == "assistant":
+            span = position + next(starts), end + next(ends)
+            answers.append(Answer([span], (begin, end), None))
+        position = end
+    return Written(_fill(layout.gaps, contents), answers, layout.notes)
+
+
+def _fill(gaps: list[str], contents: list[str]) -> str:
+    parts = [part for pair in zip(gaps, contents, strict=False) for part in pair]
+    return "".join([*parts, gaps[-1]])
