@@ -101,8 +101,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
     if role is None:
         raise BadRow(f"the role {speaker!r} is unknown (use system, user, assistant or tool)")
     content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)
-    is_plain = len(turn) == 2 and type(content) is str and "</think" not in content
-    if is_plain and role != "call":  # most messages
+    is_plain = len(turn) == 2 and role != "call"
+    if is_plain and isinstance(content, str) and "</think" not in content:  # most messages
         return [{"role": role, "content": clean(check_encodable(content))}]
     written = next((turn[key] for key in _CALLS if turn.get(key)), None)
     if role == "call":
