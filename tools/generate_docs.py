@@ -6,6 +6,7 @@ current.
 
 import ast
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -80,6 +81,24 @@ _ABOUT_OWNERS = (
 _ARGUMENTS = ("argument", "type", "default", "meaning")
 
 
+def data_formats() -> str:
+    """Every format of rows: an example, how it is read, and who writes it."""
+    from data_formats import FORMATS
+
+    from peft_space.data.row_normalization import normalize_record, to_json
+    from peft_space.data.schema_detection import detect_schema
+
+    rows = []
+    for name, (who, row) in FORMATS.items():
+        mapping = detect_schema(name, list(row), [row] * 12)[0]
+        read = json.loads(to_json(normalize_record(1, row, mapping)))
+        del read["kind"]
+        shown = (json.dumps(one, ensure_ascii=False) for one in (row, read))
+        example, result = (text.replace("|", "\\|") for text in shown)
+        rows.append((name, f"`{example}`", f"`{mapping.schema}`: `{result}`", who))
+    return _table(("format", "one row", "how it is read", "who writes it"), rows)
+
+
 def _argument(parameter) -> tuple[str, str, str, str]:
     model = parameter.kind.model
     kind = parameter.describe_type()
@@ -116,6 +135,7 @@ def benchmarks() -> str:
 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/commands.md": {"commands": commands},
+    "docs/data-formats.md": {"data formats": data_formats},
     "docs/api.md": {"endpoints": endpoints},
     "docs/architecture.md": {"file tree": file_tree},
     "docs/recipe.md": {"recipe fields": recipe_fields},

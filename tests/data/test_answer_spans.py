@@ -127,6 +127,7 @@ def parts_of(message):
     return [part for part in (message["content"], message.get("reasoning_content"), *calls) if part]
 
 
+@pytest.mark.sample(150)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_is_the_assistants_is_trained(name, form):
@@ -154,6 +155,7 @@ def test_exactly_what_is_the_assistants_is_trained(name, form):
                     assert part in text or left_out, f"{part} is lost"
 
 
+@pytest.mark.sample(150)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_asked_where_training_began(name, form):
