@@ -64,9 +64,9 @@ def test_the_dtype_is_measured_fast_without_the_model(quantization):
 def test_weights_are_loaded_in_the_dtype_that_they_are_held_in(resumed, tmp_path, monkeypatch):
     loaded, own = [], training.load_base_model
 
-    def load(base, recipe, dtype, task_spec):
+    def load(base, recipe, dtype, task_spec, device):
         loaded.append(dtype)
-        return own(base, recipe, dtype, task_spec)
+        return own(base, recipe, dtype, task_spec, device)
 
     monkeypatch.setattr(training, "load_base_model", load)
     recipe = EXACT.model_copy(update={"compute_dtype": "bfloat16", "max_steps": 2, "batch_size": 4})
