@@ -122,6 +122,10 @@ def conversation(form, seed):
     return Conversation(1, messages, tools)
 
 
+NAMES_IN_A_CALL = {"muse_glimmer": 2}
+"""Times that a template writes the name of the function for each call, if not once."""
+
+
 def parts_of(message):
     calls = [made["function"]["arguments"]["city"] for made in message.get("tool_calls", [])]
     return [part for part in (message["content"], message.get("reasoning_content"), *calls) if part]
@@ -147,6 +151,12 @@ def test_exactly_what_is_the_assistants_is_trained(name, form):
         left_out = {note for note in example.notes if note.endswith("_left_out")}
         assert not re.findall(r"(?:SYSTEM|USER|RESULT)\d", trained)
         text = "".join(example.texts)
+        ends = {example.input_ids[end - 1] for _, end in example.trained}
+        assert ends <= set(tokenizer.all_special_ids), "the model learns where each answer ends"
+        num_calls = sum(len(message.get("tool_calls", [])) for message in row.messages)
+        num_calls *= NAMES_IN_A_CALL.get(name, 1)
+        # a template can name the function once more with its result, which is not trained
+        assert trained.count("weather") == num_calls or "call_left_out" in left_out
         for message in row.messages:
             for part in parts_of(message):
                 if message["role"] == "assistant" and part in text:
