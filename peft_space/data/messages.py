@@ -122,7 +122,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
     if messages and not text.strip():
         return messages
     thoughts = [turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)] + parts.thoughts
-    if role == "assistant" and not any(map(str.strip, thoughts)):
+    details = turn.get("train_detail")  # its offsets are those of the whole text
+    if role == "assistant" and not details and not any(map(str.strip, thoughts)):
         thought, text = split_thought(text)
         thoughts = [thought]
     message: Message = {"role": role, "content": clean(check_encodable(text))}
@@ -134,8 +135,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
         message |= _identity(turn)
     if (weight := _weight(turn)) is not None:
         message["weight"] = weight
-    if turn.get("train_detail"):
-        message["trained"] = _trained_spans(turn["train_detail"])
+    if details:
+        message["trained"] = _trained_spans(details)
     return [*messages, message]
 
 
@@ -220,7 +221,7 @@ class _Parts:
 
 
 def _trained_spans(details: Any) -> list[list[int]]:
-    """Return the trained spans of Axolotl's `train_detail`, whose ends are inclusive."""
+    """Return the trained spans of Axolotl's `train_detail`; `end_offset` is a last character."""
     try:
         return [
             [int(part["begin_offset"]), int(part["end_offset"]) + 1]
@@ -379,7 +380,7 @@ def check_turns(messages: list[Message], trim: bool, merge: bool) -> list[Messag
         messages = merge_turns(messages)
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
-        raise BadRow("there is no answer")
+        raise BadRow("the row has no answer")
     if roles[-1] != "assistant":
         if not trim:
             raise UnansweredRow("the last message is not an answer")

@@ -54,12 +54,12 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "The model does not read which functions it can call.", None,
     ),
     "reasoning_left_out": (
-        "Thoughts that the chat template leaves out",
-        "Usually those of earlier answers. The model learns these answers without thoughts.", None,
+        "Reasoning that the chat template leaves out",
+        "Usually that of earlier answers. The model learns these answers without it.", None,
     ),
     "empty_thought": (
-        "Answers after an empty thought",
-        "The chat template writes an empty thought before them, so the model learns not to think.",
+        "Answers with empty reasoning",
+        "The chat template writes empty reasoning before them, so the model learns not to reason.",
         None,
     ),
     "untrained_by_weight": (

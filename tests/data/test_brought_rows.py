@@ -377,3 +377,14 @@ def test_conll_u_has_words_and_parts_of_speech(write):
     path = write("rows.conll", "\n".join(lines) + "\n\n")
     result = operations.check(str(path))
     assert result["labels"] == {"VERB": 1}
+
+
+def test_only_the_marked_characters_of_an_answer_are_trained(write):
+    details = [{"begin_offset": 3, "end_offset": 6, "train": True}]
+    details.append({"begin_offset": 0, "end_offset": 2, "train": False})
+    message = ANSWER | {"content": "It costs 40.", "train_detail": details}
+    result = operations.check(
+        str(write("rows.json", [{"messages": [USER, message]}] * 4)), {"base_model": "demo"}
+    )
+    [shown, *_] = result["examples"]
+    assert "".join(text for text, trained in shown["tokens"] if trained).strip() == "cost"

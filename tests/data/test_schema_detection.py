@@ -101,7 +101,7 @@ def test_text_stays_as_written(write):
     [
         ({"messages": [HI[0], {"role": "assistant", "content": " "}]}, "the answer is empty"),
         ({"messages": [{"role": "user", "content": ""}, HI[1]]}, "the prompt is empty"),
-        ({"messages": [HI[0]]}, "there is no answer"),
+        ({"messages": [HI[0]]}, "the row has no answer"),
         ({"messages": [*HI, HI[0]]}, "the last message is not an answer"),
         ({"messages": [HI[0], HI[0], HI[1]]}, "user and assistant do not take turns (message 2)"),
         (

@@ -18,7 +18,7 @@ from peft_space.errors import UserError
 
 Note = Literal[
     "tools_left_out", "text_left_out", "call_left_out", "reasoning_left_out", "message_left_out",
-    "empty_thought", "untrained_by_weight", "unknown_tokens",
+    "empty_thought", "untrained_by_weight",
 ]  # fmt: skip
 """What a user should know about how a row is written. `quality` explains each."""
 NOTES: tuple[Note, ...] = get_args(Note)
@@ -40,8 +40,6 @@ _FIRST_MARK = 0xF0000
 """A private character that no text contains; `loss_mask` escapes special tokens with others."""
 _MARKS = re.compile("[\U000f0000-\U000ffffd]")
 _MAX_LAYOUTS = 256
-_LIMITS = (UserError, RowLimit, MemoryError)
-"""A template that exceeded its limits is not tried again."""
 _MARKED_KINDS = (
     ("content", "reasoning", "call", "name"),
     ("content", "reasoning", "call"),
@@ -138,7 +136,7 @@ class AnswerFinder:
     def _form(self, messages: list[Message], tools: Tools) -> Any:
         """The form of a plain conversation; None for others."""
         is_plain = all(
-            set(message) <= {"role", "content"} and _core(message["content"]) == message["content"]
+            set(message) <= {"role", "content"} and message["content"].strip() == message["content"]
             for message in messages
         )
         if not is_plain or not all(message["content"] for message in messages):
@@ -174,7 +172,7 @@ class AnswerFinder:
             notes |= self._left_out(row, number, message, pieces, answer)
             begin = spans[-1][1]
         for number, message in enumerate(messages):
-            is_missing = _core(message["content"]) and (number, "content") not in pieces
+            is_missing = message["content"].strip() and (number, "content") not in pieces
             if is_missing and message["role"] != "assistant":
                 notes.add("message_left_out")
         if tools and self._leaves_out_tools(messages, tools, text):
@@ -203,12 +201,10 @@ class AnswerFinder:
             notes.add("reasoning_left_out")
         elif _EMPTY_THOUGHT.search(answer) and not message.get("reasoning_content"):
             notes.add("empty_thought")
-        if _core(message["content"]) and (number, "content") not in pieces:
+        if message["content"].strip() and (number, "content") not in pieces:
             if not calls:
                 raise _uncertain(row, number, "it changes the text of the answer")
             notes.add("text_left_out")
-        if calls and not num_written and "content" not in {kind for _, kind in pieces}:
-            notes.add("call_left_out")
         if calls and not num_written and (number, "content") not in pieces:
             raise UserError(
                 "data.template_omits_tool_calls",
@@ -222,13 +218,13 @@ class AnswerFinder:
         key = repr(tools)
         if key not in self._ignores_tools and len(self._ignores_tools) < _MAX_LAYOUTS:
             question = [{"role": "user", "content": "a"}]
-            try:
-                without = self.write(question, None, True)
-                self._ignores_tools[key] = without == self.write(question, tools, True)
-            except _LIMITS:
-                raise
-            except Exception:  # noqa: BLE001 - a template that needs more is asked with this row
-                self._ignores_tools[key] = self.write(messages, None, False) == text
+            without, with_tools = (
+                try_writing(functools.partial(self.write, question, some, True))
+                for some in (None, tools)
+            )
+            if without is None or with_tools is None:  # the template needs more messages
+                without, with_tools = self.write(messages, None, False), text
+            self._ignores_tools[key] = without == with_tools
         return self._ignores_tools.get(key, False)
 
     # Where texts are
@@ -395,12 +391,10 @@ class AnswerFinder:
             following["tool_call_id"] = identity
         is_last = number == len(messages) - 1
         other_messages = [*messages[: number + 1], *([following] if is_last else [])]
-        try:
+        other_text, other = "", dict[tuple[int, str], Span]()
+        # some templates do not take such a conversation
+        if try_writing(functools.partial(self.write, other_messages, tools, False)) is not None:
             other_text, other = self._place(other_messages, tools)
-        except _LIMITS:
-            raise
-        except Exception:  # noqa: BLE001 - some templates do not take such a conversation
-            other_text, other = "", {}
         ends = [other[number, kind][1] for kind in kinds if (number, kind) in other]
         if ends:
             following_text = other_text[max(ends) :]
@@ -436,6 +430,20 @@ class AnswerFinder:
         return length
 
 
+def try_writing(write: Callable[[], str]) -> str | None:
+    """Return what a template writes, or None if it does not take the conversation.
+
+    Raises:
+        UserError, RowLimit, MemoryError: it exceeded its limits, and is not tried again.
+    """
+    try:
+        return write()
+    except (UserError, RowLimit, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a template can raise anything
+        return None
+
+
 def _uncertain(row: int, number: int, reason: str) -> UserError:
     return UserError(
         "data.template_changes_answer",
@@ -448,10 +456,6 @@ def _uncertain(row: int, number: int, reason: str) -> UserError:
 # Marks
 
 
-def _core(text: str) -> str:
-    return text.strip()
-
-
 def _mark(
     messages: list[Message], kinds: Sequence[str]
 ) -> tuple[list[Message], dict[tuple[int, str], tuple[str, str]]]:
@@ -459,7 +463,7 @@ def _mark(
     marks: dict[tuple[int, str], tuple[str, str]] = {}
 
     def mark(number: int, kind: str, text: str) -> str:
-        core = _core(text)
+        core = text.strip()
         if not core:
             return text
         first = _FIRST_MARK + 2 * len(marks)
@@ -497,7 +501,9 @@ def _mark_call(
         function["name"] = mark(f"name {at}", function["name"])
     arguments = function["arguments"]
     if "call" in kinds and isinstance(arguments, dict):
-        texts = [key for key, value in arguments.items() if isinstance(value, str) and _core(value)]
+        texts = [
+            key for key, value in arguments.items() if isinstance(value, str) and value.strip()
+        ]
         if texts:
             last = mark(f"call {at}", arguments[texts[-1]])
             function["arguments"] = {**arguments, texts[-1]: last}
@@ -521,7 +527,7 @@ def _search(messages: list[Message], text: str) -> _Pieces:
     pieces: _Pieces = {}
     position = 0
     for number, message in enumerate(messages):
-        core = _core(message["content"])
+        core = message["content"].strip()
         place = text.find(core, position) if core else -1
         if place >= 0:
             position = place + len(core)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import render_chat_template
 from peft_space.data.messages import Message
-from peft_space.data.tokenization.answer_spans import AnswerFinder, Written
+from peft_space.data.tokenization.answer_spans import AnswerFinder, Written, try_writing
 from peft_space.data.tokenization.loss_mask import special_tokens_of
-from peft_space.data.tokenization.template_sandbox import RowLimit, resource_limits
+from peft_space.data.tokenization.template_sandbox import resource_limits
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,14 +132,10 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         """True if a text has to be a part of a list, as for some models that also read images."""
         question: list[Message] = [{"role": "user", "content": "q7x"}]
-        written = []
-        for messages in (question, _with_parts(question)):
-            try:
-                written.append("q7x" in self._render(messages, None))
-            except (UserError, RowLimit, MemoryError):
-                raise
-            except Exception:  # noqa: BLE001 - a template that takes neither form fails at the row
-                written.append(False)
+        written = [
+            "q7x" in (try_writing(functools.partial(self._render, messages, None)) or "")
+            for messages in (question, _with_parts(question))
+        ]
         return written == [False, True]
 
     # Tool calls
@@ -181,12 +177,7 @@ class ChatTemplate:
     def _takes_calls(self, messages: list[Message], changes: tuple[_Change, ...]) -> bool:
         for change in changes:
             messages = change(messages)
-        try:
-            text = self._render(messages, None)
-        except (UserError, RowLimit, MemoryError):
-            raise
-        except Exception:  # noqa: BLE001 - it fails at the row if it takes no form
-            return False
+        text = try_writing(functools.partial(self._render, messages, None)) or ""
         # Python's form of an object is not JSON
         return "w5z" in text and ("{'a'" not in text or _with_text_arguments in changes)
 
