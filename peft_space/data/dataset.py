@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows, Subset
+from peft_space.data.cells import message_turns
 from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
 from peft_space.data.quality import Finding, Findings, inspect
 from peft_space.data.readers.json import DECODER
@@ -25,12 +26,7 @@ from peft_space.data.row_normalization import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schema_detection import (
-    ColumnMapping,
-    detect_schema,
-    make_column_mapping,
-    message_turns,
-)
+from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
 from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
@@ -51,7 +47,7 @@ _STORED_AS_IS = (
     "source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels",
     "unused",
 )  # fmt: skip
-_NORMALIZER_VERSION = "6"
+_NORMALIZER_VERSION = "7"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 

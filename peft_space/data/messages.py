@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from peft_space.data.cells import as_bool, parse_literal, turns_of
 from peft_space.data.readers import WrittenNumber
-from peft_space.data.schema_detection import as_bool, parse_literal, turns_of
 
 Message = dict[str, Any]
 """`role` ("system", "user", "assistant" or "tool") and `content`.
@@ -68,7 +68,8 @@ def parse_messages(cell: Any, clean: Clean) -> list[Message] | None:
         BadRow: a message cannot be read.
     """
     turns = turns_of(cell)
-    if turns is None:
+    # other objects in a text are an answer in JSON, which the model learns to write
+    if turns is None or (isinstance(cell, str) and not (turns and all(map(_speaker, turns)))):
         return None
     messages = [message for turn in turns for message in _parse_message(turn, clean)]
     return _name_results(_join_calls(messages))

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from peft_space.data.cells import as_rating, choices_of, listed, message_turns, spans_of, turns_of
 from peft_space.data.messages import (
     BadRow,
     Clean,
@@ -16,15 +17,7 @@ from peft_space.data.messages import (
     parse_tools,
     tools_in,
 )
-from peft_space.data.schema_detection import (
-    ColumnMapping,
-    as_rating,
-    choices_of,
-    listed,
-    message_turns,
-    spans_of,
-    turns_of,
-)
+from peft_space.data.schema_detection import ColumnMapping
 
 
 @dataclass(frozen=True)
@@ -221,8 +214,7 @@ def _messages(
 
 def _as_messages(cell: Any, clean: Clean) -> list[Message] | None:
     """Return the messages in the cell of a question or an answer; None if it has a text."""
-    turns = message_turns(cell)
-    return parse_messages(turns, clean) if turns else None
+    return parse_messages(cell, clean) if message_turns(cell) else None
 
 
 def _one_answer(cell: Any, column: str) -> str:
@@ -232,7 +224,7 @@ def _one_answer(cell: Any, column: str) -> str:
         if not cell:
             raise BadRow("the question has no answer")
         return _text({column: cell[0]}, column)
-    values = listed(cell)
+    values = cell if isinstance(cell, list) else None  # a list in a text is an answer
     if values is not None and len(values) > 1 and not column.lower().endswith("answers"):
         raise BadRow(
             f"{column!r} is a list of {len(values)} texts, and a row has one answer. To prefer one "

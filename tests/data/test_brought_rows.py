@@ -388,3 +388,13 @@ def test_only_the_marked_characters_of_an_answer_are_trained(write):
     )
     [shown, *_] = result["examples"]
     assert "".join(text for text, trained in shown["tokens"] if trained).strip() == "cost"
+
+
+@pytest.mark.parametrize("answer", ["[1, 2, 3]", '[{"name": "Ada"}]', '{"a": [1]}', "[]", "[x]"])
+def test_an_answer_that_is_json_or_code_is_learned_as_it_is_written(answer):
+    _, row = read({"prompt": "List them", "completion": answer})
+    assert row.messages[-1]["content"] == answer
+    _, row = read({"prompt": answer, "completion": "ok"})
+    assert row.messages[0]["content"] == answer
+    _, row = read({"prompt": "a", "chosen": answer, "rejected": "no"})
+    assert row.chosen[0]["content"] == answer
