@@ -161,6 +161,13 @@ def split_thought(text: str) -> tuple[str, str]:
     return "", text
 
 
+def answer_message(text: str, clean: Clean) -> Message:
+    """Return the message of an answer, with the thought in its text apart."""
+    thought, text = split_thought(text)
+    message: Message = {"role": "assistant", "content": clean(check_encodable(text))}
+    return message | {"reasoning_content": check_encodable(thought)} if thought else message
+
+
 def _identity(turn: dict[str, Any]) -> dict[str, str]:
     identity = turn.get("tool_call_id")
     name = turn.get("name") or turn.get("tool_name")

@@ -10,6 +10,7 @@ from peft_space.data.messages import (
     BadRow,
     Clean,
     Message,
+    answer_message,
     check_encodable,
     check_turns,
     parse_calls,
@@ -203,8 +204,7 @@ def _messages(
     if tools and (called := _called(cell)):
         answers = [{"role": "assistant", "content": "", "tool_calls": called}]
     if answers is None:
-        text = clean(_one_answer(cell, answer_column))
-        answers = [{"role": "assistant", "content": text}]
+        answers = [answer_message(_one_answer(cell, answer_column), clean)]
     thoughts = listed(row.get(columns.get("reasoning", "")))
     thought = thoughts[0] if thoughts else _text(row, columns.get("reasoning"))
     if isinstance(thought, str) and thought.strip():
@@ -386,9 +386,7 @@ def _answer(cell: Any, clean: Clean) -> list[Message]:
         return messages
     if not isinstance(cell, str):
         raise BadRow(f"an answer is {_type_name(cell)}, not text")
-    return _dialogue(cell, clean) or [
-        {"role": "assistant", "content": clean(check_encodable(cell))}
-    ]
+    return _dialogue(cell, clean) or [answer_message(cell, clean)]
 
 
 # Labels and tags

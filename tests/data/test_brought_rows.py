@@ -254,6 +254,10 @@ QUESTIONS = {
         {"Question": "Price?", "Complex_CoT": "I look.", "Response": "40."},
         ["user: Price?", "assistant: (I look.)40."],
     ),
+    "thoughts in the answer": (
+        {"prompt": "Price?", "completion": "<think>\nI look.\n</think>\n\n40."},
+        ["user: Price?", "assistant: (I look.)40."],
+    ),
     "earlier turns": (
         {"instruction": "Price?", "output": "40.", "history": [["Hi", "Hello"]]},
         ["user: Hi", "assistant: Hello", "user: Price?", "assistant: 40."],
