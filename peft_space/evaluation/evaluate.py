@@ -14,6 +14,7 @@ from peft_space import hardware
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
+from peft_space.data.messages import split_thought
 from peft_space.data.row_normalization import Conversation, TextClassification
 from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError, oom_device
@@ -173,7 +174,12 @@ def _num_batches(
 def _rows_to_answer(adapted: AdaptedModel, rows: Sequence[Any]) -> list[Conversation]:
     if adapted.task_spec.task not in ("causal-lm", "seq2seq-lm"):
         return []
-    return [row for row in rows if isinstance(row, Conversation)]
+    return [row for row in rows if _ends_with_text(row)]
+
+
+def _ends_with_text(row: Any) -> bool:
+    """Return True if the last message of a row has a text, with which answers are compared."""
+    return isinstance(row, Conversation) and bool(row.messages[-1]["content"].strip())
 
 
 def _target(row: Conversation) -> str:
@@ -363,7 +369,9 @@ def _scores(
     scores = {name: (statistic, len(examples)) for name, statistic in statistics.items()}
     if "answers" in measured:
         targets = [_target(row) for row in _rows_to_answer(adapted, rows)]
-        pairs = list(zip(measured["answers"], targets, strict=True))
+        # thoughts can differ where answers are equal
+        answers = [split_thought(answer)[1].strip() for answer in measured["answers"]]
+        pairs = list(zip(answers, targets, strict=True))
         by_name = {"exact_match": str.__eq__, "chrf": metrics.chrf, "rouge_l": metrics.rouge_l}
         for name, score in by_name.items():
             scores[name] = (metrics.mean([float(score(*pair)) for pair in pairs]), len(pairs))
@@ -489,7 +497,7 @@ def _samples(rows: Sequence[Any], measured: dict[Side, Measurements]) -> list[di
     if "answers" not in measured["base"]:
         return []
     samples = []
-    answered = [row for row in rows if isinstance(row, Conversation)][:_NUM_SAMPLES]
+    answered = [row for row in rows if _ends_with_text(row)][:_NUM_SAMPLES]
     for place, row in enumerate(answered):
         prompt = row.messages[-2]["content"] if len(row.messages) > 1 else ""
         answers = {side: measured[side]["answers"][place] for side in measured}

@@ -1,6 +1,7 @@
 """Rows in the forms in which people store them are read as what they are."""
 
 import json
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,9 @@ from peft_space.data.messages import BadRow
 from peft_space.data.row_normalization import normalize_record
 from peft_space.data.schema_detection import detect_schema
 from peft_space.errors import UserError
+from peft_space.evaluation.evaluate import _rows_to_answer
+from peft_space.recipe import CAUSAL_LM
+from tests.fixtures import tiny_models
 
 USER = {"role": "user", "content": "Price?"}
 ANSWER = {"role": "assistant", "content": "40."}
@@ -402,3 +406,19 @@ def test_an_answer_that_is_json_or_code_is_learned_as_it_is_written(answer):
     assert row.messages[0]["content"] == answer
     _, row = read({"prompt": "a", "chosen": answer, "rejected": "no"})
     assert row.chosen[0]["content"] == answer
+
+
+def test_a_thought_is_a_part_of_the_target_of_t5(write, tmp_path):
+    base = tiny_models.t5(tmp_path / "base", ["<think>", "</think>", "I", "look", "40"])
+    rows = [{"source": "I look", "target": "<think> I look </think> 40"}] * 4
+    result = operations.check(str(write("rows.json", rows)), {"base_model": base})
+    [shown, *_] = result["examples"]
+    written = " ".join(text for text, trained in shown["target"] if trained).split()
+    assert [word for word in written if word in ("I", "look", "40")] == ["I", "look", "40"]
+
+
+def test_a_row_that_ends_on_a_call_has_no_text_to_compare_answers_with():
+    call = {"role": "assistant", "tool_calls": [{"function": FUNCTION}]}
+    rows = [read({"messages": [USER, last]})[1] for last in (call, ANSWER)]
+    adapted = mock.Mock(task_spec=CAUSAL_LM)
+    assert _rows_to_answer(adapted, rows) == rows[1:]

@@ -299,7 +299,8 @@ def _source_target(
 ) -> TokenizedExample:
     """Tokenize the messages before the answer as source, and the answer as target."""
     num_answers = sum(message["role"] == "assistant" for message in row.messages)
-    if num_answers != 1 or row.tools:
+    answer = row.messages[-1]
+    if num_answers != 1 or row.tools or answer.get("tool_calls"):
         raise UserError(
             "data.several_turns",
             f"Row {row.row}: a sequence-to-sequence model takes one question and one answer, "
@@ -310,7 +311,9 @@ def _source_target(
         encoding, cut = _encode(tokenizer, (text,), max_length)
         return encoding.ids, cut, _token_texts(encoding, [text]) if with_texts else []
 
-    ids, cut, texts = encoded(row.messages[-1]["content"])
+    thought = answer.get("reasoning_content")
+    before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
+    ids, cut, texts = encoded(f"{before}{answer['content']}")
     target = TokenizedExample(row.row, ids, [(0, len(ids))], cut, texts=texts)
     ids, cut, texts = encoded(source_text(row.messages[:-1]))
     return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target)
