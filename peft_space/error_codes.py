@@ -282,6 +282,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Models of this type cannot learn the task.",
         "Choose another base model or another task.",
     ),
+    "models.no_thinking_switch": (
+        "The chat template has no variable that turns reasoning on and off.",
+        "Set `thinking` to `own`, or choose another base model.",
+    ),
     "models.tokenizer_unsupported": (
         "The tokenizer has no fast version, or no end-of-text token.",
         "Choose another base model.",

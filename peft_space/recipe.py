@@ -13,6 +13,9 @@ from peft_space.errors import UserError
 TrainOn = Literal["automatic", "all_assistant", "last_assistant", "all_tokens", "message_weights"]
 """The tokens of a row that contribute to the loss."""
 
+Reasoning = Literal["train", "read", "leave_out"]
+"""What the model learns from the reasoning before an answer."""
+
 Task = Literal[
     "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"
 ]
@@ -167,6 +170,10 @@ class Recipe(BaseModel):
     """The tokens that contribute to the loss. `automatic`: every answer; messages of weight 1 if
     messages have weights; all tokens of plain text."""
 
+    reasoning: Reasoning = _field("training", "Reasoning", "train")
+    """Reasoning before an answer, such as `reasoning_content` or <think> in the text. `train` it
+    like the answer, `read` it without a loss, or `leave_out`."""
+
     beta: float = _field("training", "Beta (DPO and KTO)", 0.1, gt=0, le=10)
     """KL strength of preference training: higher values keep the model closer to the base model."""
 
@@ -181,6 +188,10 @@ class Recipe(BaseModel):
     )
     """Format in which the model reads a conversation. `own`: the base model's template, or `plain`
     if it has none."""
+
+    thinking: Literal["own", "on", "off"] = _field("model", "Thinking", "own")
+    """The switch for reasoning in the chat template of models such as Qwen3. `own`: as the template
+    sets it. The adapter is asked as it was trained. `off` leaves out the reasoning of the rows."""
 
     warmup_ratio: float = _field("training", "Warmup ratio", 0.05, ge=0, lt=1)
     """Fraction of the steps over which the learning rate rises from zero."""
@@ -232,6 +243,11 @@ class Recipe(BaseModel):
             return self.lora_alpha
         defaults = {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}
         return defaults.get(self.method, 2 * self.lora_rank)
+
+    @property
+    def reasoning_of_rows(self) -> Reasoning:
+        """`reasoning`, or "leave_out" if thinking is switched off."""
+        return "leave_out" if self.thinking == "off" else self.reasoning
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:

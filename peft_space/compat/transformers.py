@@ -42,6 +42,15 @@ def render_chat_template(
     return text
 
 
+def template_variables(template: str) -> set[str]:
+    """The variables that a chat template reads and does not always set itself."""
+    from jinja2 import meta
+    from transformers.utils import chat_template_utils
+
+    environment = chat_template_utils._compile_jinja_template(template).environment
+    return meta.find_undeclared_variables(environment.parse(template))
+
+
 @contextlib.contextmanager
 def special_tokens_as_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
     """Tokenize special tokens that occur in a text as the characters they consist of."""

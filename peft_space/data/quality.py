@@ -57,10 +57,14 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Reasoning that the chat template leaves out",
         "Usually that of earlier answers. The model learns these answers without it.", None,
     ),
+    "reasoning_dropped": (
+        "Reasoning that the recipe leaves out",
+        "The recipe sets reasoning to leave_out, or thinking to off.", None,
+    ),
     "empty_thought": (
         "Answers with empty reasoning",
-        "The chat template writes empty reasoning before them, so the model learns not to reason.",
-        None,
+        "The chat template writes empty reasoning before them, so the model learns not to reason. "
+        "If the template has a switch, set thinking to off: then the prompt ends with it.", None,
     ),
     "untrained_by_weight": (
         "Rows whose own weights train nothing",

@@ -16,7 +16,7 @@ from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
 from peft_space.data.messages import split_thought
 from peft_space.data.row_normalization import Conversation, TextClassification
-from peft_space.data.tokenization.render import prompt_ids, render
+from peft_space.data.tokenization.render import prompt_ids, render, without_reasoning
 from peft_space.errors import UserError, oom_device
 from peft_space.evaluation import metrics
 from peft_space.evaluation.adapter_off_check import SIDES, Side, check, use_side
@@ -122,6 +122,8 @@ def held_out_loss(run: Run, adapted: AdaptedModel) -> float:
 def _held_out(run: Run, adapted: AdaptedModel) -> tuple[list[Any], list[TokenizedExample]]:
     """The held-out rows that are scored, and the examples with something to score."""
     rows = _select_rows(load_run_data(run).held_out, adapted)
+    if run.recipe.reasoning_of_rows == "leave_out":
+        rows = [without_reasoning(row) for row in rows]
     if not rows:
         raise UserError(
             "evaluation.no_held_out_rows",
@@ -130,7 +132,13 @@ def _held_out(run: Run, adapted: AdaptedModel) -> tuple[list[Any], list[Tokenize
         )
     recipe, task = run.recipe, adapted.task_spec.task
     rendered = render(
-        adapted.tokenizer, rows, recipe.max_length, recipe.train_on, task, with_texts=False
+        adapted.tokenizer,
+        rows,
+        recipe.max_length,
+        recipe.train_on,
+        task,
+        recipe.reasoning_of_rows,
+        with_texts=False,
     )
     examples = [example for example in rendered if example.num_trained]
     if not examples:
@@ -184,6 +192,10 @@ def _ends_with_text(row: Any) -> bool:
 
 def _target(row: Conversation) -> str:
     return row.messages[-1]["content"].strip()
+
+
+def _thought_of(row: Conversation) -> str:
+    return row.messages[-1].get("reasoning_content") or ""
 
 
 # Measurements
@@ -244,7 +256,8 @@ def _measure_answers(
     An answer may have twice as many tokens as the row's own: more cannot make it right. Rows with
     similar limits share a batch, so that few wait for a long one.
     """
-    targets = adapted.tokenizer([_target(row) for row in rows], add_special_tokens=False)
+    texts = [f"{_thought_of(row)}{_target(row)}" for row in rows]
+    targets = adapted.tokenizer(texts, add_special_tokens=False)
     limits = [min(4096, 2 * len(ids) + 8) for ids in targets["input_ids"]]
     order = sorted(range(len(rows)), key=limits.__getitem__)
 
@@ -260,8 +273,8 @@ def _measure_answers(
             on_token=on_token,
         )
 
-    texts = _in_batches(batch, f"the {side}'s answers", order, BATCH_SIZE, answers)
-    return [text for _, text in sorted(zip(order, texts, strict=True))]
+    answered = _in_batches(batch, f"the {side}'s answers", order, BATCH_SIZE, answers)
+    return [text for _, text in sorted(zip(order, answered, strict=True))]
 
 
 def mean_loss(adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]) -> float:

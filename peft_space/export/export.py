@@ -259,7 +259,7 @@ def copy_adapter(run: Run, folder: Path) -> None:
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     if not (folder / "tokenizer_config.json").is_file():
         base, task_spec = base_of(run)
-        load_tokenizer(base, run.recipe.chat_template, task_spec.task).save_pretrained(folder)
+        load_tokenizer(base, run.recipe, task_spec.task).save_pretrained(folder)
     write_export_card(run, folder)
 
 
@@ -292,7 +292,7 @@ def export_gguf(
     base, task_spec = base_of(run)
     _check_gguf_possible(run, base, task_spec.task, options)
     architecture_of(base.config)
-    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
     if options.ollama:
         from peft_space.export.ollama import modelfile
 

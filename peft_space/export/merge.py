@@ -260,7 +260,7 @@ def _save(
     run: Run, base: BaseModelRef, task_spec: TaskSpec, model: "PreTrainedModel", folder: Path
 ) -> None:
     """Write the model, the tokenizer used in training, and the tokens that end an answer."""
-    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
     if task_spec.task not in CLASSIFYING:
         generation = model.generation_config
         if task_spec.task != "seq2seq-lm":

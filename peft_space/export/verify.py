@@ -290,7 +290,13 @@ def _render(
 ) -> list[TokenizedExample]:
     recipe = run.recipe
     return render(
-        tokenizer, rows, recipe.max_length, recipe.train_on, task_spec.task, with_texts=False
+        tokenizer,
+        rows,
+        recipe.max_length,
+        recipe.train_on,
+        task_spec.task,
+        recipe.reasoning_of_rows,
+        with_texts=False,
     )
 
 

@@ -425,7 +425,7 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
 
     base, task_spec = base_of(run, adapter)
     folder = adapter or run.adapter
-    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
     model = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec).eval()
     set_pad_token(model, tokenizer.pad_token_id)
     if getattr(model, "is_loaded_in_4bit", False) and fits_in_memory(4 * model.num_parameters()):

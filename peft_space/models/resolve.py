@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
-from peft_space.data.tokenization.chat_template import TEMPLATES
+from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
-from peft_space.recipe import Task
+from peft_space.recipe import Recipe, Task
 from peft_space.redaction import has_secret
 
 if TYPE_CHECKING:
@@ -168,13 +168,13 @@ def pin_revision(base: BaseModelRef, expected: str | None = None) -> BaseModelRe
 
 
 def load_tokenizer(
-    base: BaseModelRef, chat_template: str = "own", task: Task = "causal-lm"
+    base: BaseModelRef, recipe: Recipe | None = None, task: Task = "causal-lm"
 ) -> "PreTrainedTokenizerFast":
     """Load the base model's tokenizer, with a padding token and a chat template.
 
     Args:
         base: the model that the tokenizer belongs to.
-        chat_template: `own`, or the name of a built-in template that replaces it.
+        recipe: its `chat_template` replaces the model's, its `thinking` sets the template's switch.
         task: decides whether an end-of-text token is required.
 
     Raises:
@@ -190,11 +190,28 @@ def load_tokenizer(
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
-    if chat_template != "own":
-        tokenizer.chat_template = TEMPLATES[chat_template]
+    recipe = recipe or Recipe()
+    if recipe.chat_template != "own":
+        tokenizer.chat_template = TEMPLATES[recipe.chat_template]
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATES["plain"]
+    if recipe.thinking != "own":
+        tokenizer.chat_template = _with_thinking(base, tokenizer.chat_template, recipe)
     return tokenizer
+
+
+def _with_thinking(base: BaseModelRef, template: Any, recipe: Recipe) -> Any:
+    """Set the switch for reasoning in a chat template, or in each of several."""
+    if isinstance(template, dict):
+        return {name: _with_thinking(base, one, recipe) for name, one in template.items()}
+    switched = set_thinking(template, recipe.thinking == "on")
+    if switched is None:
+        raise UserError(
+            "models.no_thinking_switch",
+            f"The chat template of {base.name} has no switch for reasoning, so thinking cannot be "
+            f"{recipe.thinking!r}. Set thinking to 'own' in the recipe.",
+        )
+    return switched
 
 
 def _unsupported_tokenizer(base: BaseModelRef, missing: str) -> UserError:

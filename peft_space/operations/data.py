@@ -250,8 +250,10 @@ def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
     from peft_space.models.resolve import find_base, load_tokenizer
 
     base = find_base(recipe.base_model, recipe.revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task)
-    return preview(tokenizer, rows, recipe.max_length, recipe.train_on, task)
+    tokenizer = load_tokenizer(base, recipe, task)
+    return preview(
+        tokenizer, rows, recipe.max_length, recipe.train_on, task, recipe.reasoning_of_rows
+    )
 
 
 @operation(group="data", internal="The page prepares its worker processes with it.")

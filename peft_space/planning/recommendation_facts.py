@@ -11,6 +11,7 @@ import numpy as np
 from peft_space import hardware
 from peft_space.data.batches import Examples, example_batch
 from peft_space.data.quality import texts_of
+from peft_space.data.tokenization.chat_template import set_thinking
 from peft_space.errors import oom_device
 from peft_space.estimation.hub_hardware import zerogpu_hardware
 from peft_space.models.architecture import linear_layers, text_config, wrapped_layers
@@ -56,12 +57,21 @@ def data_facts(
         repeated_share=repeated,
         tokens_per_word=_tokens_per_word(prepared, base, recipe),
         bits_per_token=bits_per_token(prepared, base, recipe) if measured else None,
+        has_empty_thoughts=_has_empty_thoughts(prepared, base, recipe),
     )
+
+
+def _has_empty_thoughts(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> bool:
+    counts = {finding.kind: finding.count for finding in prepared.data.findings}
+    if counts.get("empty_thought", 0) <= len(prepared.train) / 2:
+        return False
+    template = load_tokenizer(base, recipe, prepared.task_spec.task).get_chat_template()
+    return set_thinking(template, False) is not None
 
 
 def _tokens_per_word(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float | None:
     """Tokens per word of the first rows. None if the texts have no words between spaces."""
-    tokenizer = load_tokenizer(base, recipe.chat_template, prepared.task_spec.task)
+    tokenizer = load_tokenizer(base, recipe, prepared.task_spec.task)
     text = "\n".join(text for row in prepared.data.train[:_TEXT_SAMPLE] for text in texts_of(row))
     words = len(re.findall(r"\w+|[^\w\s]", text))
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) / words if words else None
@@ -99,7 +109,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
     task_spec = prepared.task_spec
     model = load_base_model(base, recipe, inference_dtype(base.config), task_spec).eval()
     scorer = LabelScorer(model)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, recipe, task_spec.task)
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
     for place in places:

@@ -495,9 +495,16 @@ def job_options(run: Run, offers: Sequence[HardwareOffer]) -> list[JobOption]:
     """Return what the run costs on each of `offers`: those that fit first, then by price."""
     recipe, data, task_spec = run.recipe, load_run_data(run), task_spec_for(run)
     base = find_base(recipe.base_model, recipe.revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, recipe, task_spec.task)
     train, held_out = (
-        tokenize(tokenizer, part, recipe.max_length, recipe.train_on, task=task_spec.task)
+        tokenize(
+            tokenizer,
+            part,
+            recipe.max_length,
+            recipe.train_on,
+            task=task_spec.task,
+            reasoning=recipe.reasoning_of_rows,
+        )
         for part in (data.train, data.held_out)
     )
     prepared = Prepared(task_spec, data, train, held_out)

@@ -58,6 +58,9 @@ class DataFacts:
     """Tokens per word that the model's tokenizer needs for these texts."""
     bits_per_token: float | None = None
     """Loss of the base model on a sample of trained tokens, in bits (nats / ln 2)."""
+    has_empty_thoughts: bool = False
+    """True if most answers have no reasoning, the chat template writes an empty one before them,
+    and its switch can make that part of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class RedLine:
     words: str
 
 
+_THINKING_OFF = Recommendation(
+    "thinking",
+    "off",
+    "The answers have no reasoning. With this the prompt says so, and the model does not learn it.",
+    "the model's chat template",
+)
+
+
 def recommend(data: DataFacts, model: ModelFacts, machine: MachineFacts) -> list[Recommendation]:
     """Recommend values for these rows on this model and machine, in the order of the form."""
     rank = _lora_rank(data, model)
@@ -118,8 +129,9 @@ def recommend(data: DataFacts, model: ModelFacts, machine: MachineFacts) -> list
     rate = learning_rate(model.hidden_size, data.task, steps)
     rate = dataclasses.replace(rate, why=f"This {rate.why.removeprefix('which ')}.")
     method = _method(rank.value, model)
+    thinking = [_THINKING_OFF] if data.has_empty_thoughts else []
     recommendations = [rank, method, _lora_alpha(method.value), rate, epochs, *batch, limit]
-    return [*recommendations, *([quantization] if quantization else [])]
+    return [*recommendations, *([quantization] if quantization else []), *thinking]
 
 
 def changed_recommendations(

@@ -87,9 +87,17 @@ def prepare(
     task_spec = TaskSpec(task, _labels(dataset) if task in CLASSIFYING else ())
     layers = linear_layers(base.config, task)
     _check_recipe(recipe, base, task_spec, layers, allow_red_lines)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task)
+    tokenizer = load_tokenizer(base, recipe, task)
     train_tokens, held_out_tokens = (
-        tokenize(tokenizer, rows, recipe.max_length, recipe.train_on, on_progress, task)
+        tokenize(
+            tokenizer,
+            rows,
+            recipe.max_length,
+            recipe.train_on,
+            on_progress,
+            task,
+            recipe.reasoning_of_rows,
+        )
         for rows in (dataset.train, dataset.held_out)
     )
     largest_id = max(train_tokens.largest_id(), held_out_tokens.largest_id())
@@ -275,8 +283,15 @@ def prefetch(run: Run) -> int:
     revision = plan.base_revision if plan and plan.base_on_hub else recipe.revision
     base = find_base(recipe.base_model, revision)
     download_weights(base)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, recipe, task_spec.task)
     max_length = plan.max_length if plan else recipe.max_length
     for rows in (data.train, data.held_out):
-        tokenize(tokenizer, rows, max_length, recipe.train_on, task=task_spec.task)
+        tokenize(
+            tokenizer,
+            rows,
+            max_length,
+            recipe.train_on,
+            task=task_spec.task,
+            reasoning=recipe.reasoning_of_rows,
+        )
     return len(data.train) + len(data.held_out)

@@ -349,7 +349,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     revision = plan.base_revision if plan else None
     base = find_base(recipe.base_model, revision if plan else recipe.revision)
     base = pin_revision(base, revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, recipe, task_spec.task)
     run.append(events.Preparing(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     max_length = plan.max_length if plan else recipe.max_length
     rows, held_out = _examples(tokenizer, recipe, task_spec, data, max_length, options.shuffled)
@@ -387,7 +387,14 @@ def _examples(
 ) -> tuple[Examples, Examples]:
     """The training rows and the held-out rows."""
     train, held_out = (
-        tokenize(tokenizer, part, max_length, recipe.train_on, task=task_spec.task)
+        tokenize(
+            tokenizer,
+            part,
+            max_length,
+            recipe.train_on,
+            task=task_spec.task,
+            reasoning=recipe.reasoning_of_rows,
+        )
         for part in (data.train, data.held_out)
     )
     if task_spec.task == "sequence-classification":

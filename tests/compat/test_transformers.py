@@ -17,6 +17,7 @@ from peft_space.compat.transformers import (
     has_auto_model,
     render_chat_template,
     special_tokens_as_text,
+    template_variables,
     trainer_with_row_order,
     use_one_gpu,
 )
@@ -26,6 +27,12 @@ from peft_space.demo import MODEL_DIR
 def test_the_auto_classes_know_which_configs_they_have_models_for():
     assert has_auto_model(AutoModelForCausalLM, LlamaConfig)
     assert not has_auto_model(AutoModelForCausalLM, ViTConfig)
+
+
+def test_the_variables_of_a_template_are_those_that_it_does_not_set():
+    template = "{% set a = 1 %}{% for b in messages %}{{ a }}{{ b.c }}{% endfor %}"
+    template += "{% if switch is defined %}x{% endif %}{% generation %}{% endgeneration %}"
+    assert template_variables(template) == {"messages", "switch"}
 
 
 def test_a_missing_or_unreachable_file_is_none():

@@ -52,7 +52,7 @@ def answers_of(quantization, base_dtype="float32"):
     """
     run: Run = run_of(quantization)
     base, task_spec = base_of(run)
-    tokenizer = load_tokenizer(base, run.recipe.chat_template)
+    tokenizer = load_tokenizer(base, run.recipe)
     if base_dtype == "own":
         model = load_adapted(run).model
     else:

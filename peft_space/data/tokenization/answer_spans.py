@@ -18,7 +18,7 @@ from peft_space.errors import UserError
 
 Note = Literal[
     "tools_left_out", "text_left_out", "call_left_out", "reasoning_left_out", "message_left_out",
-    "empty_thought", "untrained_by_weight",
+    "empty_thought", "untrained_by_weight", "reasoning_dropped",
 ]  # fmt: skip
 """What a user should know about how a row is written. `quality` explains each."""
 NOTES: tuple[Note, ...] = get_args(Note)
@@ -163,12 +163,12 @@ class AnswerFinder:
             if missing and number == last:
                 text, pieces = self._open_thought(text, pieces, start, missing, number, messages)
                 start += len(missing)
-                if not message.get("reasoning_content"):
-                    notes.add("empty_thought")
             spans = self._spans(number, messages, tools, text, pieces, start)
             content, reasoning = pieces.get((number, "content")), pieces.get((number, "reasoning"))
             answers.append(Answer(spans, content, reasoning))
             answer = "".join(text[first:end] for first, end in spans)
+            if not message.get("reasoning_content") and _begins_empty(text, start, spans[0][1]):
+                notes.add("empty_thought")
             notes |= self._left_out(row, number, message, pieces, answer)
             begin = spans[-1][1]
         for number, message in enumerate(messages):
@@ -199,8 +199,6 @@ class AnswerFinder:
             notes.add("call_left_out")
         if message.get("reasoning_content") and (number, "reasoning") not in pieces:
             notes.add("reasoning_left_out")
-        elif _EMPTY_THOUGHT.search(answer) and not message.get("reasoning_content"):
-            notes.add("empty_thought")
         if message["content"].strip() and (number, "content") not in pieces:
             if not calls:
                 raise _uncertain(row, number, "it changes the text of the answer")
@@ -442,6 +440,12 @@ def try_writing(write: Callable[[], str]) -> str | None:
         raise
     except Exception:  # noqa: BLE001 - a template can raise anything
         return None
+
+
+def _begins_empty(text: str, start: int, end: int) -> bool:
+    """True if an answer ends a thought, which it or its prompt opens, without a word in it."""
+    empty = _EMPTY_THOUGHT.search(text, max(0, start - _TAG_LENGTH), end)
+    return empty is not None and empty.end() > start
 
 
 def _uncertain(row: int, number: int, reason: str) -> UserError:

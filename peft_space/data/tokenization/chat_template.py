@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.transformers import render_chat_template
+from peft_space.compat.transformers import render_chat_template, template_variables
 from peft_space.data.messages import Message
 from peft_space.data.tokenization.answer_spans import AnswerFinder, Written, try_writing
 from peft_space.data.tokenization.loss_mask import special_tokens_of
@@ -66,6 +66,23 @@ TEMPLATES = {
     "vicuna": _header_template("USER: ", r"\n", r"ASSISTANT:\n", r"\n"),
 }
 """Name in a recipe -> chat template."""
+
+
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables of chat templates that turn reasoning on and off."""
+
+
+def set_thinking(template: str, value: bool) -> str | None:
+    """Return a chat template with its switch for reasoning set, or None if it has no switch.
+
+    The value is the default of the template's variable, so whoever serves the model can still
+    choose the other one.
+    """
+    variables = template_variables(template)
+    switch = next((name for name in _SWITCHES if name in variables), None)
+    if switch is None:
+        return None
+    return f"{{%- set {switch} = {switch} | default({str(value).lower()}) %}}\n{template}"
 
 
 class TemplateTimeout(UserError):

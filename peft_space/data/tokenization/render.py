@@ -33,7 +33,7 @@ from peft_space.data.tokenization.loss_mask import (
 )
 from peft_space.data.tokenization.template_sandbox import RowLimit
 from peft_space.errors import UserError
-from peft_space.recipe import Task, TrainOn
+from peft_space.recipe import Reasoning, Task, TrainOn
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -54,6 +54,7 @@ def render(
     max_length: int,
     train_on: TrainOn = "automatic",
     task: Task = "causal-lm",
+    reasoning: Reasoning = "train",
     with_texts: bool = True,
     watch: Callable[[int | None], None] = lambda row: None,
 ) -> list[TokenizedExample]:
@@ -63,6 +64,7 @@ def render(
         rows: N rows of the task.
         max_length: limit of the tokens of a row.
         train_on: which messages of a conversation have a loss.
+        reasoning: what is done with the reasoning before answers.
         with_texts: also store the text of each token.
         watch: receives the number of each row before the template writes it, then None.
 
@@ -72,6 +74,13 @@ def render(
     Raises:
         UserError: the template rejects a row; the message contains its number.
     """
+    if reasoning == "leave_out":
+        kept = [without_reasoning(row) for row in rows]
+        examples = render(tokenizer, kept, max_length, train_on, task, "train", with_texts, watch)
+        return [
+            example if row == whole else _with_note(example, "reasoning_dropped")
+            for example, row, whole in zip(examples, kept, rows, strict=True)
+        ]
     if task in _WITHOUT_TEMPLATE:
         return [_without_template(tokenizer, row, max_length, with_texts) for row in rows]
     rejected = [
@@ -80,7 +89,7 @@ def render(
     texts = []
     for row in (*rows, *rejected):
         watch(row.row)
-        texts.append(_annotate(tokenizer, row, train_on))
+        texts.append(_annotate(tokenizer, row, train_on, reasoning))
     watch(None)
     encoded = encode(tokenizer, texts, with_texts)
     examples = [
@@ -91,6 +100,33 @@ def render(
         return examples
     pairs = zip(examples, examples[len(rows) :], strict=False)
     return [dataclasses.replace(chosen, rejected=worse) for chosen, worse in pairs]
+
+
+def without_reasoning(row: Row) -> Row:
+    """Return a row without the reasoning in its messages."""
+    match row:
+        case Conversation() | UnpairedPreference():
+            return dataclasses.replace(row, messages=_without(row.messages, "reasoning_content"))
+        case Preference():
+            return dataclasses.replace(
+                row,
+                prompt=_without(row.prompt, "reasoning_content"),
+                chosen=_without(row.chosen, "reasoning_content"),
+                rejected=_without(row.rejected, "reasoning_content"),
+            )
+    return row
+
+
+def _without(messages: list[Message], *keys: str) -> list[Message]:
+    if not any(key in message for message in messages for key in keys):
+        return messages
+    return [
+        {key: value for key, value in message.items() if key not in keys} for message in messages
+    ]
+
+
+def _with_note(example: TokenizedExample, note: Note) -> TokenizedExample:
+    return dataclasses.replace(example, notes=example.notes | {note})
 
 
 def _example(
@@ -140,16 +176,18 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 # Tasks with a chat template: the text of a row, and which characters of it are trained
 
 
-def _annotate(tokenizer: "PreTrainedTokenizerFast", row: Row, train_on: TrainOn) -> AnnotatedText:
+def _annotate(
+    tokenizer: "PreTrainedTokenizerFast", row: Row, train_on: TrainOn, reasoning: Reasoning
+) -> AnnotatedText:
     match row:
         case Conversation():
-            return _annotate_conversation(tokenizer, row, train_on)
+            return _annotate_conversation(tokenizer, row, train_on, reasoning)
         case UnpairedPreference():
             conversation = Conversation(row.row, row.messages, row.tools)
-            return _annotate_conversation(tokenizer, conversation, "last_assistant")
+            return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
         case Preference():
             conversation = Conversation(row.row, [*row.prompt, *row.chosen], row.tools)
-            return _annotate_conversation(tokenizer, conversation, "last_assistant")
+            return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
         case Text():
             message = {"role": "user", "content": row.text}
             [escaped], typed = escape_special_tokens(tokenizer, [message])
@@ -159,13 +197,16 @@ def _annotate(tokenizer: "PreTrainedTokenizerFast", row: Row, train_on: TrainOn)
 
 
 def _annotate_conversation(
-    tokenizer: "PreTrainedTokenizerFast", row: Conversation, train_on: TrainOn
+    tokenizer: "PreTrainedTokenizerFast",
+    row: Conversation,
+    train_on: TrainOn,
+    reasoning: Reasoning,
 ) -> AnnotatedText:
     messages, typed = escape_special_tokens(tokenizer, row.messages)
     escaped = Conversation(row.row, messages, row.tools)
     try:
         template = load_chat_template(tokenizer, row.tools)
-        return _annotate_escaped(template, escaped, train_on, typed)
+        return _annotate_escaped(template, escaped, train_on, reasoning, typed)
     except TemplateTimeout:
         raise template_timeout(f"row {row.row}") from None
     except (UserError, RowLimit, MemoryError):
@@ -180,13 +221,17 @@ def _annotate_conversation(
 
 
 def _annotate_escaped(
-    template: ChatTemplate, row: Conversation, train_on: TrainOn, typed: dict[str, str]
+    template: ChatTemplate,
+    row: Conversation,
+    train_on: TrainOn,
+    reasoning: Reasoning,
+    typed: dict[str, str],
 ) -> AnnotatedText:
     masks = [message.get("weight") for message in _answers_of(row)]
     has_weights = any(weight is not None for weight in masks)
     if train_on == "automatic":
         train_on = "message_weights" if has_weights else "all_assistant"
-    written = template.find_answers(row.row, _without_masks(row.messages), row.tools)
+    written = template.find_answers(row.row, _without(row.messages, "weight", "trained"), row.tools)
     text, answers = written.text, written.answers
     if train_on == "all_tokens":
         whole = (0, len(text))
@@ -203,7 +248,7 @@ def _annotate_escaped(
     trained = [
         span
         for message, answer, yes in zip(_answers_of(row), answers, is_trained, strict=True)
-        for span in (_spans_in_loss(message, answer) if yes else [])
+        for span in (_spans_in_loss(message, answer, reasoning) if yes else [])
     ]
     add_eos = add_eos and is_trained[-1] and "trained" not in _answers_of(row)[-1]
     notes = set(written.notes) | (set() if trained else {_UNTRAINED})
@@ -211,24 +256,18 @@ def _annotate_escaped(
 
 
 _UNTRAINED: Note = "untrained_by_weight"
-_MASKS = ("weight", "trained")
-
-
-def _without_masks(messages: list[Message]) -> list[Message]:
-    if not any(key in message for message in messages for key in _MASKS):
-        return messages
-    return [
-        {key: value for key, value in message.items() if key not in _MASKS} for message in messages
-    ]
 
 
 def _answers_of(row: Conversation) -> list[Message]:
     return [message for message in row.messages if message["role"] == "assistant"]
 
 
-def _spans_in_loss(message: Message, answer: Answer) -> list[Span]:
-    """The spans of a trained answer, reduced to what the user marked in its content."""
+def _spans_in_loss(message: Message, answer: Answer, reasoning: Reasoning) -> list[Span]:
+    """The spans of a trained answer: without reasoning that is read, or what the user marked."""
     if "trained" not in message or answer.content is None:
+        if reasoning == "read" and answer.reasoning is not None:
+            thought = answer.reasoning[1]
+            return [(max(start, thought), end) for start, end in answer.spans if end > thought]
         return answer.spans
     content = message["content"]
     first = answer.content[0] - (len(content) - len(content.lstrip()))

@@ -34,7 +34,7 @@ from peft_space.data.tokenization.template_sandbox import (
     map_in_subprocesses,
 )
 from peft_space.errors import UserError
-from peft_space.recipe import Task, TrainOn
+from peft_space.recipe import Reasoning, Task, TrainOn
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.storage.content_cache import get_or_create
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "3"
+_RENDERER_VERSION = "4"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
@@ -53,6 +53,7 @@ def tokenize(
     train_on: TrainOn = "automatic",
     on_progress: OnProgress = no_progress,
     task: Task = "causal-lm",
+    reasoning: Reasoning = "train",
 ) -> Tokens:
     """Tokenize the whole file of `rows` and return the examples of `rows`.
 
@@ -62,7 +63,7 @@ def tokenize(
         UserError: the chat template exceeds its limits of time or memory.
     """
     whole = rows.whole()
-    renderer = _Renderer(tokenizer, max_length, train_on, task)
+    renderer = _Renderer(tokenizer, max_length, train_on, task, reasoning)
     write = functools.partial(_write, renderer, whole, on_progress)
     folder = get_or_create("tokens", _cache_key(renderer, whole), write)
     return Tokens(folder / "tokens.arrow", rows.positions)
@@ -74,6 +75,7 @@ def preview(
     max_length: int,
     train_on: TrainOn = "automatic",
     task: Task = "causal-lm",
+    reasoning: Reasoning = "train",
 ) -> list[dict[str, Any]]:
     """Render a few rows for display as they are trained. See `render` for the arguments.
 
@@ -84,7 +86,7 @@ def preview(
     Raises:
         UserError: the chat template exceeds its limits of time or memory.
     """
-    renderer = _Renderer(tokenizer, max_length, train_on, task)
+    renderer = _Renderer(tokenizer, max_length, train_on, task, reasoning)
     place = f"row {rows[0].row}"
     results = map_in_subprocesses(
         _receive, (renderer,), _preview_batch, [rows], max_children=1, seconds=_BATCH_SECONDS
@@ -101,13 +103,15 @@ class _Renderer:
     max_length: int
     train_on: TrainOn
     task: Task
+    reasoning: Reasoning
 
     def render(self, rows: Sequence[Row], with_texts: bool) -> list[TokenizedExample]:
         """Render rows, each within the time limit of the template."""
         with RowTimer(MAX_SECONDS) as watch:
             return render(
-                self.tokenizer, rows, self.max_length, self.train_on, self.task, with_texts, watch
-            )
+                self.tokenizer, rows, self.max_length, self.train_on, self.task, self.reasoning,
+                with_texts, watch,
+            )  # fmt: skip
 
     def render_or_explain(self, rows: Sequence[Row]) -> list[TokenizedExample | tuple[int, str]]:
         """Render rows; for a row that the template rejects, return (number, reason)."""
@@ -126,7 +130,7 @@ def _cache_key(renderer: _Renderer, rows: Rows) -> str:
     tokenizer = renderer.tokenizer
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     model = [tokenizer.chat_template, tokenizer.special_tokens_map]
-    settings = [renderer.max_length, renderer.train_on, renderer.task]
+    settings = [renderer.max_length, renderer.train_on, renderer.task, renderer.reasoning]
     identity = [_RENDERER_VERSION, rows.digest, *model, *settings]
     digest.update(json.dumps(identity, sort_keys=True).encode())
     return digest.hexdigest()
