@@ -20,7 +20,7 @@ def check_file(path: Path) -> dict[str, Any]:
     from peft_space import operations
 
     began = time.perf_counter()
-    checked = operations.check(str(path), recipe={"base_model": "demo"}, rows_shown=3)
+    checked = operations.check(str(path), recipe={"base_model": "demo"}, show=3)
     seconds = round(time.perf_counter() - began, 1)
     if "question" in checked:
         return {"rows": checked["rows"], "question": checked["question"], "seconds": seconds}

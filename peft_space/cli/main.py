@@ -165,6 +165,10 @@ def add_arguments(parser: argparse.ArgumentParser, operation: Operation) -> None
                 _add_plain(parser, one)
 
 
+_SHORT = {"base_model": ["--model"]}
+"""Second, shorter names of flags."""
+
+
 def flag_of(parameter: Parameter) -> str:
     """`--lora-rank` for lora_rank."""
     return f"--{parameter.name.replace('_', '-')}"
@@ -201,7 +205,7 @@ def _add_plain(parser: Any, parameter: Parameter) -> None:
         named |= {"choices": parameter.item_words, "action": "append"}
     else:
         named["metavar"] = parameter.kind.metavar or parameter.name.rpartition("_")[2].upper()
-    parser.add_argument(flag_of(parameter), **named)
+    parser.add_argument(flag_of(parameter), *_SHORT.get(parameter.name, ()), **named)
 
 
 # Arguments

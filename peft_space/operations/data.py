@@ -1,6 +1,7 @@
 """Shows the contents of data files, and how a recipe renders their rows for training."""
 
 import contextlib
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from peft_space.data.table import Table
 
 _NUM_PEEKED = 200
+_NUM_SHOWN = 50
 _SMALL_BYTES = 100_000
 _MAX_RAW = 20_000
 """Characters of an unusable row that are shown."""
@@ -61,7 +63,37 @@ def _check_text(result: Json, arguments: Json) -> str:
             for one in unused
         ]
     lines += [f"Row {problem['row']}: {problem['problem']}." for problem in result["problems"]]
+    if arguments.get("show"):
+        lines += ["", "Rows as they are trained; the tokens between ⟦ and ⟧ have a loss:"]
+        lines += [line for one in result["examples"] for line in _example_lines(one)]
     return "\n".join(lines)
+
+
+def _example_lines(example: Json) -> list[str]:
+    """A rendered row for the terminal."""
+    lines = [f"Row {example['row']}:"]
+    if "tags" in example:
+        lines.append(" ".join(f"{text}/{tag}" if tag else text for text, tag in example["tags"]))
+    elif example["tokens"]:
+        lines.append(_marked(example["tokens"]))
+    for name in ("rejected", "target"):
+        if example.get(name):
+            lines.append(f"{name.capitalize()}: {_marked(example[name])}")
+    lines += [
+        f"{name.capitalize()}: {example[name]}" for name in ("label", "problem") if name in example
+    ]
+    if example["cut"]:
+        lines.append(f"{example['cut']:,} more tokens are cut off.")
+    return lines
+
+
+def _marked(tokens: list[list[Any]]) -> str:
+    """The text of tokens, with each trained part between two brackets."""
+    parts = []
+    for is_trained, group in itertools.groupby(tokens, key=lambda token: token[1]):
+        text = "".join(text for text, _ in group)
+        parts.append(f"⟦{text}⟧" if is_trained else text)
+    return "".join(parts)
 
 
 @operation(group="data", streams=True, text=_check_text)
@@ -70,7 +102,7 @@ def check(
     recipe: RecipeChoices = None,
     held_out: HeldOut = None,
     column_mapping: ColumnMapping = None,
-    rows_shown: int = 50,
+    show: int | None = None,
     report: Progress = None,
 ) -> Json:
     """Show the schema of a dataset, and the rows that cannot be used.
@@ -78,27 +110,29 @@ def check(
     With a recipe, also render the rows for its base model.
 
     Args:
-        rows_shown: how many rendered rows the result has
+        show: how many rows to show as they are trained, with the trained tokens marked
         report: while a large file is read, also receives a `preview` of its first rows
 
     Returns:
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
         messages that nothing uses), `problems`, `findings` and more;
-        with a recipe `lengths`, `histogram` and `examples`. If the columns can be read in several
-        ways and `column_mapping` does not decide, the ways are listed in `question`.
+        with a recipe or `show`, `lengths`, `histogram` and `examples`: 50, or as many as `show`
+        says, each with its `row`, and `tokens` with [text, is trained] for each. If the columns
+        can be read in several ways and `column_mapping` does not decide, the ways are listed in
+        `question`.
     """
     from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
     from peft_space.training.prepare import prepare
 
-    values, on_progress = dict(recipe or {}), progress(report)
-    chosen = make_recipe(values)
+    is_rendered, on_progress = bool(recipe) or bool(show), progress(report)
+    chosen, num_shown = make_recipe(dict(recipe or {})), _NUM_SHOWN if show is None else show
     if not (column_mapping or {}).get("schema"):
-        if values and report and not _is_small(data):
-            _report_first_rows(data, chosen, rows_shown, report)
+        if is_rendered and report and not _is_small(data):
+            _report_first_rows(data, chosen, num_shown, report)
         table, mappings = detect_mappings(data, on_progress)
         if len(mappings) > 1:
             return _question(table, mappings)
-    if not values:
+    if not is_rendered:
         return _describe(
             load_dataset(
                 data, chosen.eval_split, chosen.seed, held_out, column_mapping, on_progress
@@ -113,7 +147,7 @@ def check(
         "max_length": chosen.max_length,
         "bin_width": width,
         "histogram": counts,
-        "examples": _render(chosen, task, list(prepared.data.train[:rows_shown])),
+        "examples": _render(chosen, task, list(prepared.data.train[:num_shown])),
     }
 
 

@@ -29,6 +29,26 @@ def test_check_reports_what_is_in_a_file(run_command, write):
     assert found["problems"] == [{"row": 2, "problem": "the answer is empty"}]
 
 
+def test_check_shows_rows_with_the_trained_tokens_marked(run_command, write):
+    rows = [
+        {"prompt": f"Red {n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(12)
+    ]
+    path = write("pairs.jsonl", rows)
+    _, out, _ = run_command("check", path, "--model", "demo", "--show", "2", "--json")
+    examples = json.loads(out)["examples"]
+    assert len(examples) == 2
+    for example in examples:
+        number = example["row"] - 1
+        for side, word in (("tokens", "Yes"), ("rejected", "No")):
+            trained = "".join(text for text, is_trained in example[side] if is_trained)
+            assert f"{word} {number}." in trained
+            assert "Red" not in trained
+    _, out, _ = run_command("check", path, "--model", "demo", "--show", "2")
+    assert out.count("⟦") == out.count("⟧") == 5  # the heading explains the marks
+    _, out, _ = run_command("check", path, "--model", "demo")
+    assert "⟦" not in out
+
+
 def test_check_counts_tokens_for_a_model(run_command):
     status, out, _ = run_command("check", "demo", "--base-model", "demo", "--json")
     assert status == 0

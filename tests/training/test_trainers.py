@@ -244,7 +244,7 @@ def test_the_batch_equals_the_preview(task, tmp_path, write, monkeypatch, reques
     }
     recipe |= {"base_model": request.getfixturevalue(model)} if model else {}
     path = str(write("rows.json", make_rows()))
-    checked = operations.check(path, recipe=recipe, rows_shown=200)
+    checked = operations.check(path, recipe=recipe, show=200)
     assert checked["task"] == task
     batches = record_batches(monkeypatch)
     operations.train(operations.make_run(str(tmp_path / "run"), path, recipe)["run"])
