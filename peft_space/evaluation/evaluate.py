@@ -20,7 +20,7 @@ from peft_space.data.tokenization.render import prompt_ids, render, without_reas
 from peft_space.errors import UserError, oom_device
 from peft_space.evaluation import metrics
 from peft_space.evaluation.adapter_off_check import SIDES, Side, check, use_side
-from peft_space.evaluation.generate import BATCH_SIZE, Sampling, answer
+from peft_space.evaluation.generate import BATCH_SIZE, NO_LENGTH_LIMIT, Sampling, answer, decode
 from peft_space.evaluation.metrics import Statistic
 from peft_space.evaluation.prompts import GENERAL_PROMPTS
 from peft_space.evaluation.results import (
@@ -32,6 +32,7 @@ from peft_space.evaluation.results import (
     key_of,
     write_scores,
 )
+from peft_space.evaluation.tool_calls import are_equal_calls, call_the_same, function_names
 from peft_space.models.architecture import CLASSIFYING
 from peft_space.models.loading import MAX_SCORING_BATCH, AdaptedModel
 from peft_space.recipe import Recipe
@@ -45,7 +46,7 @@ _MAX_ROWS_COUNTED = 10_000
 _GENERAL_TOKENS = 32
 _NUM_SAMPLES = 5
 _MAX_CONFUSION_LABELS = 60
-_METHOD = 2
+_METHOD = 3
 """Increased when something is measured differently, so that stored batches are discarded."""
 
 _Result = TypeVar("_Result")
@@ -96,7 +97,7 @@ def evaluate(run: Run, adapted: AdaptedModel, on_progress: OnProgress = no_progr
         confusion=_confusion(adapted, measured),
         majority=_majority(run, adapted, examples),
         general=_forgetting_score(adapted, stored.batch, on_token),
-        samples=_samples(rows, measured),
+        samples=_samples(adapted, rows, measured),
         fairness=fairness.in_words(),
     )
     write_scores(run, evaluation)
@@ -182,16 +183,22 @@ def _num_batches(
 def _rows_to_answer(adapted: AdaptedModel, rows: Sequence[Any]) -> list[Conversation]:
     if adapted.task_spec.task not in ("causal-lm", "seq2seq-lm"):
         return []
-    return [row for row in rows if _ends_with_text(row)]
+    return [row for row in rows if isinstance(row, Conversation)]
 
 
-def _ends_with_text(row: Any) -> bool:
-    """Return True if the last message of a row has a text, with which answers are compared."""
-    return isinstance(row, Conversation) and bool(row.messages[-1]["content"].strip())
+def _ends_with_call(row: Conversation) -> bool:
+    return bool(row.messages[-1].get("tool_calls"))
 
 
-def _target(row: Conversation) -> str:
-    return row.messages[-1]["content"].strip()
+def _target(adapted: AdaptedModel, row: Conversation) -> str:
+    """The text of the last message, or its calls as the model writes them."""
+    if not _ends_with_call(row):
+        return row.messages[-1]["content"].strip()
+    written = without_reasoning(row)
+    [example] = render(adapted.tokenizer, [written], NO_LENGTH_LIMIT, "last_assistant")
+    return "".join(
+        decode(adapted, example.input_ids[start:end]) for start, end in example.trained
+    ).strip()
 
 
 def _thought_of(row: Conversation) -> str:
@@ -256,7 +263,7 @@ def _measure_answers(
     An answer may have twice as many tokens as the row's own: more cannot make it right. Rows with
     similar limits share a batch, so that few wait for a long one.
     """
-    texts = [f"{_thought_of(row)}{_target(row)}" for row in rows]
+    texts = [f"{_thought_of(row)}{_target(adapted, row)}" for row in rows]
     targets = adapted.tokenizer(texts, add_special_tokens=False)
     limits = [min(4096, 2 * len(ids) + 8) for ids in targets["input_ids"]]
     order = sorted(range(len(rows)), key=limits.__getitem__)
@@ -381,14 +388,33 @@ def _scores(
             }
     scores = {name: (statistic, len(examples)) for name, statistic in statistics.items()}
     if "answers" in measured:
-        targets = [_target(row) for row in _rows_to_answer(adapted, rows)]
-        # thoughts can differ where answers are equal
-        answers = [split_thought(answer)[1].strip() for answer in measured["answers"]]
-        pairs = list(zip(answers, targets, strict=True))
-        by_name = {"exact_match": str.__eq__, "chrf": metrics.chrf, "rouge_l": metrics.rouge_l}
-        for name, score in by_name.items():
-            scores[name] = (metrics.mean([float(score(*pair)) for pair in pairs]), len(pairs))
+        scores |= _answer_scores(adapted, _rows_to_answer(adapted, rows), measured["answers"])
     return scores
+
+
+def _answer_scores(
+    adapted: AdaptedModel, rows: Sequence[Conversation], answers: Sequence[str]
+) -> dict[str, RowScore]:
+    """Texts are compared as texts, and calls by their names and arguments."""
+    values: dict[str, list[float]] = {}
+    for row, written in zip(rows, answers, strict=True):
+        # thoughts can differ where answers are equal
+        answer, target = split_thought(written)[1].strip(), _target(adapted, row)
+        if _ends_with_call(row):
+            names = function_names(row)
+            found: dict[str, float] = {
+                "tool_call": are_equal_calls(answer, target),
+                "tool_name": call_the_same(answer, target, names),
+            }
+        else:
+            found = {
+                "exact_match": answer == target,
+                "chrf": metrics.chrf(answer, target),
+                "rouge_l": metrics.rouge_l(answer, target),
+            }
+        for name, value in found.items():
+            values.setdefault(name, []).append(float(value))
+    return {name: (metrics.mean(numbers), len(numbers)) for name, numbers in values.items()}
 
 
 def _label_scores(adapted: AdaptedModel, measured: Measurements) -> dict[str, Statistic]:
@@ -506,15 +532,17 @@ def _majority(
     return {"label": label, "share": scored.count(label) / len(scored)}
 
 
-def _samples(rows: Sequence[Any], measured: dict[Side, Measurements]) -> list[dict[str, str]]:
+def _samples(
+    adapted: AdaptedModel, rows: Sequence[Any], measured: dict[Side, Measurements]
+) -> list[dict[str, str]]:
     if "answers" not in measured["base"]:
         return []
     samples = []
-    answered = [row for row in rows if _ends_with_text(row)][:_NUM_SAMPLES]
+    answered = _rows_to_answer(adapted, rows)[:_NUM_SAMPLES]
     for place, row in enumerate(answered):
         prompt = row.messages[-2]["content"] if len(row.messages) > 1 else ""
         answers = {side: measured[side]["answers"][place] for side in measured}
-        samples.append({"prompt": prompt, "expected": row.messages[-1]["content"]} | answers)
+        samples.append({"prompt": prompt, "expected": _target(adapted, row)} | answers)
     return samples
 
 

@@ -167,7 +167,7 @@ def generate_batch(
         answers = _generate_ids(adapted, prompts, sampling, criteria, streamer, **options)
     if stopper.raised:
         raise stopper.raised
-    return [_decode(adapted, ids) for ids in answers]
+    return [decode(adapted, ids) for ids in answers]
 
 
 def _generate_ids(
@@ -222,7 +222,7 @@ def _answer_start(adapted: AdaptedModel, prompts: Sequence[list[int]]) -> int:
     return 1 if _is_seq2seq(adapted) else max(map(len, prompts))
 
 
-def _decode(adapted: AdaptedModel, ids: list[int]) -> str:
+def decode(adapted: AdaptedModel, ids: list[int]) -> str:
     """The answer up to its stop token, or the padding. Other special tokens stay visible."""
     ends = {*_stop_ids(adapted), adapted.tokenizer.pad_token_id}
     end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
@@ -283,7 +283,7 @@ class _Streamer(BaseStreamer):
         for row, token in enumerate(value.tolist()):
             if row not in self.ended:
                 self.rows[row].append(token)
-                self.on_text(row, _decode(self.adapted, self.rows[row]))
+                self.on_text(row, decode(self.adapted, self.rows[row]))
                 if token in self.stops:
                     self.ended.add(row)
 

@@ -29,6 +29,11 @@ class Scores:
     """Mean over the rows of chrF2 of the greedy answer, 0 to 1: shared character n-grams."""
     rouge_l: float | None = None
     """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: shared words in order."""
+    tool_call: float | None = None
+    """Share of the rows that end with tool calls, 0 to 1, whose greedy answer calls the same
+    functions with the same arguments."""
+    tool_name: float | None = None
+    """The same for the names of the functions alone."""
     accuracy: float | None = None
     """Share of correct labels or tags, 0 to 1."""
     macro_f1: float | None = None
@@ -44,6 +49,8 @@ class Scores:
 
 TITLES = {
     "exact_match": "exact match",
+    "tool_call": "right calls",
+    "tool_name": "right functions",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "accuracy": "accuracy",
