@@ -84,6 +84,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A line of a CoNLL file has a token without a tag.",
         "Write TOKEN, a tab and TAG on every line.",
     ),
+    "data.wrong_file_weights": (
+        "The number of `file_weights` is not that of the files, or no row is left to train.",
+        "Give one number for each file in their order, or leave the field empty.",
+    ),
     "data.mixed_schemas": (
         "The files have different schemas.",
         "Use one file at a time, or convert the files to one schema.",

@@ -4,7 +4,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -111,6 +111,12 @@ class Recipe(BaseModel):
     learning_rate: float | None = _field("training", "Learning rate", None, gt=0, le=0.1)
     """Step size of the optimizer. Empty: derived from the width of the base model, because smaller
     models need larger steps."""
+
+    file_weights: list[Annotated[float, Field(ge=0, le=100)]] | None = _field(
+        "training", "Weights of the files", None
+    )
+    """With several files, how often an epoch takes the rows of each one, in their order: 2 is
+    twice, 0.5 a random half. Empty: once."""
 
     num_epochs: float = _field("training", "Epochs", 4.0, gt=0, le=1000)
     """Number of passes over the training rows."""

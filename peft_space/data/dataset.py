@@ -47,7 +47,7 @@ _STORED_AS_IS = (
     "source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels",
     "unused",
 )  # fmt: skip
-_NORMALIZER_VERSION = "8"
+_NORMALIZER_VERSION = "9"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -170,6 +170,7 @@ def load_dataset(
     held_out: Data | None = None,
     column_mapping: Mapping[str, Any] | None = None,
     on_progress: OnProgress = no_progress,
+    file_weights: Sequence[float] | None = None,
 ) -> TrainingData:
     """Read, normalize and split a dataset.
 
@@ -180,10 +181,11 @@ def load_dataset(
         held_out: a dataset to hold out instead.
         column_mapping: as `ColumnMapping.as_json` returns it; detected if it has no `schema`.
         on_progress: receives the progress.
+        file_weights: how often an epoch takes the rows of each file; once if it is None.
 
     Raises:
-        UserError: no row can be used, or the columns are ambiguous and `column_mapping` does
-            not resolve it.
+        UserError: the weights are not one for each file, no row can be used, or the columns are
+            ambiguous and `column_mapping` does not resolve it.
     """
     plausible: list[ColumnMapping] = []
     if (column_mapping or {}).get("schema"):
@@ -191,6 +193,7 @@ def load_dataset(
     else:
         table, plausible = detect_mappings(data, on_progress)
     mapping = _choose_mapping(table, plausible, column_mapping)
+    _check_weights(table, file_weights)
     normalized = _normalize(table, mapping, on_progress)
     if not normalized.hashes.size:
         first = normalized.problems[0]
@@ -219,6 +222,7 @@ def load_dataset(
             f"Held-out dataset: {second.source}, {second.num_rows:,} rows, of which "
             f"{len(subset.held_out):,} can be used."
         )
+    trained = _weighted(subset.train, normalized.positions, table, file_weights, seed)
     by_count = sorted(findings.labels.items(), key=lambda pair: -pair[1])
     return TrainingData(
         source=table.source,
@@ -227,7 +231,7 @@ def load_dataset(
         column_mapping=mapping,
         columns=table.columns,
         notes=notes,
-        train=Rows(normalized.rows.path, normalized.rows.digest, subset.train),
+        train=Rows(normalized.rows.path, normalized.rows.digest, trained),
         held_out=Rows(held_out_rows.path, held_out_rows.digest, subset.held_out),
         num_problems=num_problems,
         problems=problems[:MAX_PROBLEMS],
@@ -275,6 +279,8 @@ class _Normalized:
     """64-bit digest of each usable row (N,); equal for rows with the same content."""
     label_codes: np.ndarray
     """64-bit digest of the label of each usable row (N,); 0 without a label."""
+    positions: np.ndarray
+    """Position of each usable row in the table (N,)."""
     num_problems: int
     problems: list[Problem]
     findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]]
@@ -283,7 +289,7 @@ class _Normalized:
     """As in `TrainingData`."""
 
 
-_HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64())])
+_HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", pa.int64())])
 
 
 def _normalize(table: Table, mapping: ColumnMapping, on_progress: OnProgress) -> _Normalized:
@@ -297,6 +303,7 @@ def _normalize(table: Table, mapping: ColumnMapping, on_progress: OnProgress) ->
         rows=Rows(folder / "rows.arrow", key),
         hashes=hashes["hash"].to_numpy(),
         label_codes=hashes["label"].to_numpy(),
+        positions=hashes["position"].to_numpy(),
         num_problems=metadata["num_problems"],
         problems=[Problem(**problem) for problem in metadata["problems"]],
         findings=(metadata["counts"], metadata["rows"], metadata["labels"]),
@@ -312,6 +319,8 @@ class _Batch:
     lines: list[str] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of the rows in the batch, from 0."""
     bad: list[tuple[int, Problem]] = field(default_factory=list)
     """(position in the batch, problem)."""
     findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]] = ({}, {}, {})
@@ -343,7 +352,7 @@ def _normalize_into(
                 for offset, problem in batch.bad[: MAX_PROBLEMS - len(problems)]:
                     problems.append(_with_file(table, problem, done + offset))
                 rows_writer.write_batch(pa.record_batch([batch.numbers, batch.lines], schema=ROWS))
-                codes = [batch.hashes, batch.labels]
+                codes = [batch.hashes, batch.labels, [done + at for at in batch.positions]]
                 hashes_writer.write_batch(pa.record_batch(codes, schema=_HASHES))
                 done += len(batch.numbers) + len(batch.bad)
                 on_progress(done / table.num_rows, f"Checked {done:,} of {table.num_rows:,} rows")
@@ -421,6 +430,7 @@ def _normalize_batch(mapping: ColumnMapping, rows: tuple[list[int], list[str]]) 
         for label in labels:
             findings.labels[label] += 1
         batch.numbers.append(number)
+        batch.positions.append(position)
         batch.lines.append(to_json(row))
         batch.hashes.append(_hash(batch.lines[-1]))
         batch.labels.append(_hash(row.label) if isinstance(row, TextClassification) else 0)
@@ -471,6 +481,47 @@ def _split(normalized: _Normalized, share: float, seed: int, deduplicate: bool) 
     if deduplicate:
         is_trained &= np.isin(np.arange(len(group_of)), first)
     return Subset(np.flatnonzero(is_trained), np.sort(first[held_out_groups]))
+
+
+def _check_weights(table: Table, weights: Sequence[float] | None) -> None:
+    if weights is not None and len(weights) != len(table.begins):
+        raise UserError(
+            "data.wrong_file_weights",
+            f"file_weights has {len(weights)} numbers and the data {len(table.begins)} files. "
+            "Give one number for each file, in their order, or leave it empty.",
+        )
+
+
+def _weighted(
+    train: np.ndarray,
+    positions: np.ndarray,
+    table: Table,
+    weights: Sequence[float] | None,
+    seed: int,
+) -> np.ndarray:
+    """Take the rows of each file as often as its weight says; of a fraction, a random share.
+
+    Args:
+        train: indices of the training rows (N,).
+        positions: position in the table of each usable row.
+    """
+    if weights is None:
+        return train
+    draw = np.random.default_rng(seed)
+    begins = [begin for _, begin in table.begins]
+    file_of = np.searchsorted(begins, positions[train], side="right") - 1
+    parts = []
+    for number, weight in enumerate(weights):
+        rows = train[file_of == number]
+        whole, rest = divmod(weight, 1)
+        share = np.sort(draw.permutation(rows)[: round(rest * len(rows))])
+        parts += [*[rows] * int(whole), share]
+    if not any(map(len, parts)):
+        raise UserError(
+            "data.wrong_file_weights",
+            f"{table.source}: file_weights leaves no row to train. Give a larger weight.",
+        )
+    return np.concatenate(parts)
 
 
 def _hold_out(

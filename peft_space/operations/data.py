@@ -135,7 +135,13 @@ def check(
     if not is_rendered:
         return _describe(
             load_dataset(
-                data, chosen.eval_split, chosen.seed, held_out, column_mapping, on_progress
+                data,
+                chosen.eval_split,
+                chosen.seed,
+                held_out,
+                column_mapping,
+                on_progress,
+                chosen.file_weights,
             )
         )
     prepared = prepare(data, chosen, held_out, column_mapping, on_progress)

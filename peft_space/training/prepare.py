@@ -81,7 +81,13 @@ def prepare(
     check_weights(base)
     on_progress(0.0, "Reading the rows")
     dataset = load_dataset(
-        data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
+        data,
+        recipe.eval_split,
+        recipe.seed,
+        held_out,
+        column_mapping,
+        on_progress,
+        recipe.file_weights,
     )
     task = choose_task(recipe, base.config, dataset.column_mapping.schema)
     task_spec = TaskSpec(task, _labels(dataset) if task in CLASSIFYING else ())

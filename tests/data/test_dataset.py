@@ -1,6 +1,7 @@
 """A dataset is split, checked and stored in a run."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -198,3 +199,40 @@ def test_rows_are_read_from_the_disk_each_exactly_once(write):
     assert (len(data.train), len(data.held_out)) == (4_500, 500)
     assert data.train[17] == data.train[17:18][0]
     assert len({row.row for row in data.train} | {row.row for row in data.held_out}) == 5_000
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [2, 1], [0.5, 3], [0, 1.25]])
+def test_an_epoch_takes_the_rows_of_each_file_as_often_as_its_weight_says(write, weights):
+    names = ["one", "two"]
+    paths = [
+        write(f"{name}.jsonl", [{"prompt": f"{name} {n}", "completion": "x"} for n in range(100)])
+        for name in names
+    ]
+    data = load_dataset(paths, 0.2, 0, file_weights=weights)
+    counts = Counter(row.messages[0]["content"] for row in data.train)
+    held_out = {row.messages[0]["content"] for row in data.held_out}
+    assert len(held_out) == 40
+    assert not held_out & set(counts)
+    for name, weight in zip(names, weights, strict=True):
+        of_file = {text: count for text, count in counts.items() if text.startswith(name)}
+        left = 100 - sum(text.startswith(name) for text in held_out)
+        assert sum(of_file.values()) == round(weight * left)
+        assert all(count in (int(weight), int(weight) + 1) for count in of_file.values())
+
+
+def test_weights_count_the_rows_that_can_be_used(write):
+    bad = [{"prompt": "a bad row", "completion": ""}] * 10
+    good = [{"prompt": f"one {n}", "completion": "x"} for n in range(10)]
+    other = [{"prompt": f"two {n}", "completion": "x"} for n in range(10)]
+    paths = [write("one.jsonl", bad + good), write("two.jsonl", other)]
+    data = load_dataset(paths, 0.0, 0, file_weights=[0, 2])
+    assert len(data.train) == 20
+    assert all(row.messages[0]["content"].startswith("two") for row in data.train)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 1, 1], [0, 0]])
+def test_weights_that_do_not_fit_the_files_are_refused(write, weights):
+    paths = [write("one.jsonl", rows(5)), write("two.jsonl", rows(5))]
+    with pytest.raises(UserError) as refused:
+        load_dataset(paths, 0.0, 0, file_weights=weights)
+    assert refused.value.code == "data.wrong_file_weights"
