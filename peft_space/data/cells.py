@@ -5,10 +5,15 @@ import json
 import re
 from typing import Any
 
+_LIST_STARTS = ("[", "array(", "np.array(", "list(")
+
 
 def listed(cell: Any) -> list[Any] | None:
-    """Return the list in a cell, or None. A text is read as JSON, or as Python writes a list."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
+    """Return the list in a cell, or None.
+
+    A text is read as JSON, or as Python or NumPy writes a list.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith(_LIST_STARTS):
         cell = parse_literal(cell)
     return cell if isinstance(cell, list) else None
 
@@ -21,12 +26,125 @@ def parse_literal(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         pass
-    if not value.lstrip().startswith(("{", "[")):
+    if not value.lstrip().startswith(("{", *_LIST_STARTS)):
         return value
     try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return json.loads(python_to_json(value.strip()))
+    except (ValueError, RecursionError):
         return value
+
+
+class NotPythonError(ValueError):
+    """A text is not a value as Python or NumPy writes it.
+
+    Args:
+        cause: what is wrong.
+        position: where, in characters.
+    """
+
+    def __init__(self, cause: str, position: int):
+        super().__init__(cause)
+        self.position = position
+
+
+_PYTHON_TOKEN = re.compile(
+    r"""(?P<space>[\s\ufeff]+)
+    |(?P<text>[uU]?(?:'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*"))
+    |(?P<gap>\.\.\.)
+    |(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))
+    |(?P<call>(?:(?:np|numpy)\.)?(?:array|list|tuple|str_|bool_?|u?int\d*|float\d*)\()
+    |(?P<word>-?[A-Za-z][\w.]*)
+    |(?P<mark>[][{}(),:])""",
+    re.VERBOSE | re.DOTALL,
+)
+_CALL_END = re.compile(r"(?:\s*,\s*dtype=[\w.'\"<>|=]+)?\s*\)")
+_PYTHON_WORDS = {
+    **{"None": "null", "True": "true", "False": "false", "null": "null", "true": "true"},
+    **{"false": "false", "nan": "NaN", "NaN": "NaN", "inf": "Infinity", "-inf": "-Infinity"},
+    **{"np.True_": "true", "np.False_": "false", "np.nan": "NaN"},
+}
+_CLOSING = {"]": "[", "}": "{", ")": "("}
+
+
+def python_to_json(text: str) -> str:
+    """Translate lists, objects and tuples, as Python or NumPy writes them, to JSON. Runs no code.
+
+    NumPy writes no commas between the elements of a list; Python would join such texts. White
+    space outside of texts stays, so that lines keep their numbers. Several values may follow
+    one another.
+
+    Raises:
+        NotPythonError: the text contains anything else, such as the call of a function.
+    """
+    written: list[str] = []
+    opened: list[str] = []  # brackets, and "call" for calls such as array(
+    commas: list[int] = []  # number of commas in each opened bracket
+    last = ""  # the last token that is not white space
+    position = last_comma = 0
+    while position < len(text):
+        token = _PYTHON_TOKEN.match(text, position)
+        if token is None or text.startswith(("'''", '"""'), position):
+            raise NotPythonError("something is neither JSON nor a Python value", position)
+        kind, part, inside = str(token.lastgroup), token[0], opened[-1] if opened else ""
+        begins = kind in ("text", "number", "call", "word") or part in ("[", "{", "(")
+        if begins and last == "value" and inside:
+            if inside != "[":
+                raise NotPythonError("a comma is missing", position)
+            written.append(",")
+        is_key = inside == "{" and last in ("{", ",")
+        end = token.end()
+        if kind == "gap":
+            raise NotPythonError("NumPy left out elements where it wrote ...", position)
+        if kind == "space":
+            written.append(part.replace("\ufeff", ""))
+        elif kind == "call" or part in ("[", "{", "("):
+            opened.append("call" if kind == "call" else part)
+            commas.append(0)
+            written.append({"call": "", "(": "["}.get(opened[-1], part))
+            last = opened[-1]
+        elif inside == "call" and part in (",", ")"):
+            closing = _CALL_END.match(text, position)
+            if closing is None or last != "value":
+                raise NotPythonError("a call of a function is not a value", position)
+            opened.pop(), commas.pop()
+            end, last = closing.end(), "value"
+        elif part in _CLOSING:
+            if inside != _CLOSING[part] or (part == ")" and last == "value" and not commas[-1]):
+                raise NotPythonError("a bracket does not fit", position)
+            if last == ",":
+                written[last_comma] = ""
+            opened.pop(), commas.pop()
+            written.append("]" if part == ")" else part)
+            last = "value"
+        elif part in (",", ":"):
+            if opened and part == ",":
+                commas[-1] += 1
+            last, last_comma = part, len(written)
+            written.append(part)
+        else:
+            value = _json_scalar(kind, part, position)
+            written.append(json.dumps(value) if is_key and value[0] != '"' else value)
+            last = "value"
+        position = end
+    if opened:
+        raise NotPythonError("the text ends in the middle of it", len(text))
+    return "".join(written)
+
+
+def _json_scalar(kind: str, part: str, position: int) -> str:
+    """Return a text, number or word of Python as JSON."""
+    if kind == "text":
+        try:
+            return json.dumps(ast.literal_eval(part.lstrip("uU")), ensure_ascii=False)
+        except (ValueError, SyntaxError):
+            raise NotPythonError("a text has an unknown escape or a line break", position) from None
+    if kind == "number":
+        number = part.removeprefix("+")
+        number = re.sub(r"(?<!\d)\.", "0.", number)  # .5
+        return re.sub(r"\.(?!\d)", ".0", number)  # NumPy writes 1. for 1.0
+    if part not in _PYTHON_WORDS:
+        raise NotPythonError(f"{part[:30]!r} is not a value", position)
+    return _PYTHON_WORDS[part]
 
 
 def message_turns(cell: Any) -> list[dict[str, Any]] | None:
