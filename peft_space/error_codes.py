@@ -129,8 +129,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Check the rows that the message names for a very long value.",
     ),
     "data.several_tables": (
-        "A JSON file contains more than one list of rows.",
-        "Use one file for each list.",
+        "A JSON file contains more than one list of rows, or an archive more than one table.",
+        "Use one file for each table, or write #NAME after the name of the archive.",
     ),
     "data.several_turns": (
         "A sequence-to-sequence model cannot learn conversations with tools or several answers.",
@@ -180,6 +180,10 @@ CODES: dict[str, tuple[str, str]] = {
         "There is no fix with this name.",
         "Choose one that the message lists.",
     ),
+    "data.unknown_part": (
+        "A file has no such sheet, or an archive no such file or split.",
+        "Choose one that the message lists, or remove #NAME after the name of the file.",
+    ),
     "data.unknown_role": (
         "The schema has no such role.",
         "Choose one that the message lists.",
@@ -193,8 +197,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose one that the message lists.",
     ),
     "data.unsupported_file_type": (
-        "The ending of the file name is not supported.",
-        "Convert the file to JSON, JSON Lines, CSV, TSV, Parquet, .xlsx, .txt or .conll.",
+        "Neither the content of the file nor the ending of its name is supported.",
+        "Convert the file to JSON, JSON Lines, CSV, TSV, Parquet, Arrow, .xlsx, .txt or .conll.",
     ),
     "data.wrong_file_type": (
         "The content of the file does not match the type in its name.",

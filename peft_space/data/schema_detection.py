@@ -161,6 +161,19 @@ _ROLES: dict[Schema, _Roles] = {
 }  # fmt: skip
 
 
+def is_known_name(column: str) -> bool:
+    """Return True if a column has the name of a role, such as text, label or question."""
+    return _normalized(column) in _NAMES
+
+
+_NAMES = {
+    name
+    for known in _ROLES.values()
+    for names in (*known.required.values(), *known.optional.values())
+    for name in names
+}
+
+
 def roles(schema: Schema) -> tuple[list[str], list[str]]:
     """Return the required and the optional roles of a schema."""
     return list(_ROLES[schema].required), list(_ROLES[schema].optional)

@@ -5,30 +5,34 @@ import hashlib
 import itertools
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from peft_space.data.arrow_store import ROWS, read_batches
 from peft_space.data.readers import MAX_COLUMNS, Note, NumberedRow, check_unpacked_size
+from peft_space.data.readers.archives import choose_files, unpack_file, unpack_gzip
 from peft_space.data.readers.csv import read_delimited
 from peft_space.data.readers.excel import read_excel
 from peft_space.data.readers.file_type_and_encoding import (
+    GZIP,
     KINDS,
     SAMPLE_SIZE,
+    binary_kind,
     check_file,
     check_not_empty,
-    check_signature,
     detect_encoding,
-    detect_kind,
-    unpack_gzip,
+    named_kind,
+    text_kind,
+    unsupported,
 )
 from peft_space.data.readers.hub import download, is_address, parse_address
 from peft_space.data.readers.json import DECODER, read_json, read_json_lines
-from peft_space.data.readers.parquet import read_parquet
+from peft_space.data.readers.parquet import read_arrow, read_parquet
 from peft_space.data.readers.plain_text import read_conll, read_text
 from peft_space.demo import HELD_OUT_FILE, TRAIN_FILE
 from peft_space.errors import UserError
@@ -37,11 +41,21 @@ from peft_space.storage.atomic_io import sha256_file
 from peft_space.storage.content_cache import get_or_create
 
 Data = str | Path | Sequence[str | Path]
-"""A file, the address of a dataset on the Hub, or several of these that are concatenated."""
+"""A file, the address of a dataset on the Hub, or several of these that are concatenated.
+
+After the name of a workbook or a zip archive, #NAME chooses a sheet, or a file or split in it.
+"""
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
 _READER_VERSION = "2"
 """Change it when the readers change, so that cached tables are not used again."""
+
+
+class _Source(NamedTuple):
+    """A file, and the sheet of a workbook or the part of an archive that the user chose."""
+
+    path: Path
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,11 +109,12 @@ def read_table(data: Data, on_progress: OnProgress = no_progress) -> Table:
         UserError: a file is missing, too large, empty, damaged or not supported. The message
             names the file and the place.
     """
-    source, paths = _locate(data, on_progress)
-    digests = [sha256_file(path) for path in paths]
-    identity = json.dumps([_READER_VERSION, digests, [path.name for path in paths]])
+    source, sources = _locate(data, on_progress)
+    digests = [sha256_file(path) for path, _ in sources]
+    names = [path.name + (f"#{part}" if part else "") for path, part in sources]
+    identity = json.dumps([_READER_VERSION, digests, names])
     key = hashlib.sha256(identity.encode()).hexdigest()
-    folder = get_or_create("rows", key, functools.partial(_read_into, paths, on_progress))
+    folder = get_or_create("rows", key, functools.partial(_read_into, sources, on_progress))
     metadata = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     begins = [(name, before) for name, before in metadata.pop("begins")]
     path = folder / "rows.arrow"
@@ -118,9 +133,9 @@ def peek(data: Data, max_rows: int = 200) -> tuple[list[str], list[tuple[int, di
     Raises:
         UserError: as in `read_table`.
     """
-    path = _locate(data, no_progress)[1][0]
+    source = _locate(data, no_progress)[1][0]
     with tempfile.TemporaryDirectory() as scratch:
-        rows = itertools.islice(_read_rows(path, Path(scratch), lambda note: None), max_rows)
+        rows = itertools.islice(_read_rows(source, Path(scratch), lambda note: None), max_rows)
         numbered = [(number, row) for number, _, row in rows]
     return list(dict.fromkeys(column for _, row in numbered for column in row)), numbered
 
@@ -130,23 +145,28 @@ def demo_files() -> tuple[Path, Path]:
     return TRAIN_FILE, HELD_OUT_FILE
 
 
-def _locate(data: Data, on_progress: OnProgress) -> tuple[str, list[Path]]:
+def _locate(data: Data, on_progress: OnProgress) -> tuple[str, list[_Source]]:
     """Return the name of the data, and their files after a check."""
-    sources: list[str] = []
-    paths: list[Path] = []
+    names: list[str] = []
+    sources: list[_Source] = []
     for item in [data] if isinstance(data, str | Path) else data:
         if is_address(item):
-            source, files = download(str(item), KINDS, on_progress)
+            name, files = download(str(item), KINDS, on_progress)
+            sources += map(_Source, files)
         else:
-            source, files = Path(item).name, [Path(item)]
-        sources.append(source)
-        paths += files
-    for path in paths:
+            source = _Source(Path(item))
+            before, mark, part = str(item).rpartition("#")
+            if mark and part and not Path(item).exists():
+                source = _Source(Path(before), part)
+            name = Path(item).name
+            sources.append(source)
+        names.append(name)
+    for path, _ in sources:
         check_file(path)
-    return " + ".join(sources), paths
+    return " + ".join(names), sources
 
 
-def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None:
+def _read_into(sources: list[_Source], on_progress: OnProgress, folder: Path) -> None:
     """Write rows.arrow and table.json into `folder`."""
     columns: dict[str, None] = {}
     notes: list[str] = []
@@ -157,10 +177,11 @@ def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_file(file, ROWS) as writer,
     ):
-        for path in paths:
+        for source in sources:
+            path = source.path
             begins.append((path.name, count))
             try:
-                rows = _read_rows(path, Path(scratch), notes.append)
+                rows = _read_rows(source, Path(scratch), notes.append)
                 for batch in _batches(rows, path.name, columns):
                     writer.write_batch(batch)
                     count += batch.num_rows
@@ -169,7 +190,7 @@ def _read_into(paths: list[Path], on_progress: OnProgress, folder: Path) -> None
                     message = f"{path.name}: the file has no rows. Use a file with at least one."
                     raise UserError("data.no_rows", message)
             except UserError as error:
-                if len(paths) == 1:
+                if len(sources) == 1:
                     raise
                 message = f"{error} Or remove {path.name} and use the other files."
                 raise UserError(error.code, message) from None
@@ -218,36 +239,104 @@ def _batch(
     return pa.record_batch(arrays, schema=ROWS)
 
 
-def _read_rows(path: Path, scratch: Path, note: Note) -> Iterator[NumberedRow]:
+def _read_rows(source: _Source, scratch: Path, note: Note) -> Iterator[NumberedRow]:
     """Yield the rows of a file of any kind. `scratch` is a folder for temporary files."""
-    name, kind = path.name, str(detect_kind(path))
-    if path.suffix.lower() == ".gz":
-        path = unpack_gzip(path, scratch)
+    path, part = source
+    name = path.name
+    kind, path = _unpacked(name, path, scratch)
+    if kind == ".zip":
+        yield from _read_archive(name, path, part, scratch, note)
+        return
+    if part and kind != ".xlsx":
+        message = f"{name}: it has no parts to choose from. Remove #{part} after its name."
+        raise UserError("data.unknown_part", message)
+    yield from _read_unpacked(name, kind, path, part, note)
+
+
+def _unpacked(name: str, path: Path, scratch: Path) -> tuple[str | None, Path]:
+    """Return the kind of a file, or None for text, and the file after unpacking gzip."""
     with open(path, "rb") as file:
-        check_signature(name, file.read(SAMPLE_SIZE), kind)
+        is_packed = file.read(2) == GZIP
+    if is_packed:
+        path = unpack_gzip(name, path, scratch)
+    with open(path, "rb") as file:
+        kind = binary_kind(name, file.read(SAMPLE_SIZE))
+    return (_kind_of_zip(name, path) if kind == ".zip" else kind), path
+
+
+def _kind_of_zip(name: str, path: Path) -> str:
+    """Return .xlsx for a workbook and .zip for other archives."""
+    kind = named_kind(name)
+    if kind == ".xlsx":
+        return kind
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        if kind is None:
+            raise unsupported(name) from None
+        message = f"{name}: the zip archive is damaged or incomplete. Save or download it again."
+        raise UserError("data.damaged_file", message) from None
+    if "xl/workbook.xml" in names:
+        return ".xlsx"
+    if "[Content_Types].xml" in names or names[:1] == ["mimetype"]:  # Word, LibreOffice …
+        raise unsupported(name)
+    return ".zip"
+
+
+def _read_unpacked(
+    name: str, kind: str | None, path: Path, part: str, note: Note
+) -> Iterator[NumberedRow]:
     if kind == ".parquet":
         yield from read_parquet(name, path)
+    elif kind == ".arrow":
+        yield from read_arrow(name, path)
     elif kind == ".xlsx":
-        yield from read_excel(name, path, note)
+        yield from read_excel(name, path, part, note)
     else:
-        yield from _read_text_file(name, kind, path, note)
+        yield from _read_text_file(name, path, note)
 
 
-def _read_text_file(name: str, kind: str, path: Path, note: Note) -> Iterator[NumberedRow]:
+def _read_archive(
+    name: str, path: Path, part: str, scratch: Path, note: Note
+) -> Iterator[NumberedRow]:
+    """Yield the rows of the chosen files of a zip archive; several are numbered as one."""
+    with zipfile.ZipFile(path) as archive:
+        files = choose_files(name, archive, part, note)
+        if len(files) > 1:
+            note(f"{name}: {len(files)} files are read as one: {files[0]} to {files[-1]}.")
+        before = 0
+        for file in files:
+            member = unpack_file(name, archive, file, scratch)
+            full_name = f"{name}: {file}"
+            kind, member = _unpacked(full_name, member, scratch)
+            if kind == ".zip":
+                message = f"{full_name} is an archive in an archive. Unpack it once."
+                raise UserError("data.wrong_file_type", message)
+            last = 0
+            for number, text, row in _read_unpacked(full_name, kind, member, "", note):
+                last = number
+                yield before + number, text, row
+            before += last
+
+
+def _read_text_file(name: str, path: Path, note: Note) -> Iterator[NumberedRow]:
     encoding = detect_encoding(name, path, note)
+    with open(path, encoding=encoding, newline="") as file:
+        sample = file.read(SAMPLE_SIZE)
+    check_not_empty(name, sample)
+    kind = text_kind(name, sample, note)
     newline = "" if kind in (".csv", ".tsv") else "\n"
     with open(path, encoding=encoding, newline=newline) as file:
-        sample = file.read(SAMPLE_SIZE)
-        check_not_empty(name, sample)
-        file.seek(0)
         match kind:
             case ".csv" | ".tsv":
-                yield from read_delimited(name, file, sample, kind == ".tsv", note)
+                is_tsv = named_kind(name) == ".tsv"
+                yield from read_delimited(name, file, sample, is_tsv, note)
             case ".txt":
                 yield from read_text(name, file, note)
             case ".conll":
                 yield from read_conll(name, file, note)
-            case _ if kind != ".json" and not sample.lstrip().startswith("["):
-                yield from read_json_lines(name, file)
+            case _ if kind != ".json" and not sample.lstrip("\ufeff \t\r\n").startswith("["):
+                yield from read_json_lines(name, file, note)
             case _:
-                yield from read_json(name, file.read())
+                yield from read_json(name, file.read(), note)

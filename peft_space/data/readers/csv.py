@@ -1,11 +1,12 @@
 """Reads CSV and TSV; every field stays text, and errors name the row and the line."""
 
 import csv
+import io
 import itertools
 import json
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING
 
 from peft_space.data.readers import (
     MAX_ROW_CHARACTERS,
@@ -14,62 +15,115 @@ from peft_space.data.readers import (
     check_columns,
     check_row_length,
 )
+from peft_space.data.schema_detection import is_known_name
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:
     import _csv
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_NUM_PEEKED = 50
+"""Records from which the delimiter and the header are detected."""
 
 
 def read_delimited(
-    name: str, lines: Iterator[str], sample: str, is_tsv: bool, note: Note
+    name: str, file: IO[str], sample: str, is_tsv: bool, note: Note
 ) -> Iterator[NumberedRow]:
     """Yield the rows of a CSV or TSV file.
 
     Args:
         name: the file, for messages.
-        lines: the lines of the file.
-        sample: the beginning of the file, from which delimiter and quoting are detected.
+        file: the file, at its beginning; opened with `newline=""`.
+        sample: the beginning of the file, from which the delimiter is detected.
         is_tsv: True if the file name ends in .tsv.
         note: receives a sentence about what was detected.
 
     Raises:
         UserError: a row does not fit the header or is not valid CSV.
     """
-    declared = re.match(r"sep=([,;\t|])\r?\n", sample)  # first line of files written by Excel
+    declared = re.match(r"\ufeff?sep=([,;\t|])\r?\n", sample)  # first line of files by Excel
     if declared:
-        next(lines)
         sample = sample[declared.end() :]
-    delimiter = declared[1] if declared else "\t" if is_tsv else _detect_delimiter(sample)
-    # in most TSV files a quotation mark is part of the text
-    is_quoted = not is_tsv or re.search(r'(^|\t)"[^\t\n]*"(\t|\r?$)', sample, re.M)
+        delimiter = declared[1]
+    elif is_tsv and "\t" in sample.lstrip().split("\n", 1)[0]:
+        delimiter = "\t"
+    else:
+        delimiter = _detect_delimiter(sample)
     csv.field_size_limit(MAX_ROW_CHARACTERS)
+    is_quoted = delimiter != "\t" or _is_quoted_tsv(file, bool(declared), note)
+    file.seek(0)
+    if declared:
+        next(file)
     reader = csv.reader(
-        lines,
+        file,
         delimiter=delimiter,
         strict=True,
         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
     )
     records = _records(name, reader)
-    first = next(records, None)
-    if first is None:
+    peeked = list(itertools.islice(records, _NUM_PEEKED))
+    if not peeked:
         return
-    columns, has_header = detect_header(name, first[1], note)
+    columns, has_header = detect_header(name, [record for _, record in peeked], note)
     if delimiter != ("\t" if is_tsv else ","):
         note(f"The columns are separated by {_DELIMITERS[delimiter]}.")
-    if not has_header:
-        records = itertools.chain([first], records)
-    for number, (line, record) in enumerate(records, 1):
-        if len(record) != len(columns):
+    width = len(columns)
+    for number, (line, record) in enumerate(
+        itertools.chain(peeked[1:] if has_header else peeked, records), 1
+    ):
+        if len(record) > width and not any(record[width:]):  # commas at the end of the line
+            del record[width:]
+        if len(record) != width:
             fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
             raise UserError(
                 "data.ragged_row",
                 f"{name}: row {number} (line {line}) has {fields}, but the first line has "
-                f"{len(columns)}. Check the separators and quotation marks there.",
+                f"{width}. Check the separators and quotation marks there.",
             )
         row = dict(zip(columns, record, strict=True))
         yield number, json.dumps(row, ensure_ascii=False), row
+
+
+def _is_quoted_tsv(file: IO[str], skip_first: bool, note: Note) -> bool:
+    """Return True if quotation marks around the fields of a TSV file are not part of the text.
+
+    In most TSV files every line is a row, and a quotation mark is a part of the text like
+    any other. Some programs quote fields, as in CSV; then a field can contain line breaks.
+    """
+    if skip_first:
+        next(file)
+    width = 0
+    is_any_quoted = is_stray = is_ragged = False
+    for line in file:
+        if not line.strip():
+            continue
+        num_fields = line.count("\t") + 1
+        width = width or num_fields
+        is_ragged |= num_fields != width
+        if '"' in line and len(line) <= MAX_ROW_CHARACTERS:
+            for field in line.rstrip("\r\n").split("\t"):
+                if field.startswith('"'):
+                    is_any_quoted = True
+                    inner = field[1:-1].replace('""', "")
+                    is_stray |= len(field) < 2 or field[-1] != '"' or '"' in inner
+    is_quoted = is_any_quoted and not is_stray
+    if is_any_quoted and (is_ragged or not is_stray):
+        # a quoted field can contain a tab or a line break
+        file.seek(0)
+        if skip_first:
+            next(file)
+        try:
+            reader = csv.reader(file, delimiter="\t", strict=True)
+            is_quoted = all(len(record) == width for record in reader if record)
+        except csv.Error:
+            is_quoted = False
+    if is_any_quoted:
+        note(
+            "Quotation marks around fields are not part of the text."
+            if is_quoted
+            else "Quotation marks are part of the text: they are not in pairs around fields."
+        )
+    return is_quoted
 
 
 def _records(name: str, reader: "_csv.Reader") -> Iterator[tuple[int, list[str]]]:
@@ -99,36 +153,99 @@ def _records(name: str, reader: "_csv.Reader") -> Iterator[tuple[int, list[str]]
 def _detect_delimiter(sample: str) -> str:
     """Return the delimiter that gives the first records the same, largest number of fields."""
     best, max_fields = ",", 1
-    lines = sample.splitlines(keepends=True)[:50]
     for delimiter in _DELIMITERS:
-        try:
-            counts = [len(record) for record in csv.reader(lines, delimiter=delimiter) if record]
-        except csv.Error:
-            continue
-        complete = counts[:-1] if len(counts) > 2 else counts  # the sample may cut the last record
-        if complete and min(complete) == max(complete) > max_fields:
-            best, max_fields = delimiter, complete[0]
+        counts = {len(record) for record in _first_records(sample, delimiter)}
+        if len(counts) == 1 and max(counts) > max_fields:
+            best, max_fields = delimiter, max(counts)
     if max_fields > 1:
         return best
     header = sample.split("\n", 1)[0]
     return max(_DELIMITERS, key=header.count)
 
 
-def detect_header(name: str, record: list[str], note: Note) -> tuple[list[str], bool]:
-    """Return the column names, and True if `record`, the first one, contains them."""
+def _first_records(sample: str, delimiter: str, is_quoted: bool = True) -> list[list[str]]:
+    """Return the first records without the last, which may be cut off; empty if not valid."""
+    lines = itertools.islice(io.StringIO(sample, newline=""), _NUM_PEEKED)
+    try:
+        records = list(
+            csv.reader(
+                lines,
+                delimiter=delimiter,
+                quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+            )
+        )
+    except csv.Error:
+        return []
+    records = [record for record in records if record]
+    return records[:-1] if len(records) > 2 else records
+
+
+def looks_delimited(sample: str, is_whole: bool) -> bool:
+    """Return True if the beginning of a text is surely a table, and not prose with commas.
+
+    A table has a header with the name of a known column, or, with tabs, a column of labels.
+
+    Args:
+        sample: the beginning of the text.
+        is_whole: True if that is the whole text.
+    """
+    for delimiter in _DELIMITERS:
+        records = _first_records(sample, delimiter, is_quoted=delimiter != "\t")
+        if len(records) < 2 or len(records[0]) < 2:
+            continue
+        names = [name.strip().lstrip("\ufeff").strip('"') for name in records[0]]
+        if len({len(record) for record in records}) > 1:
+            continue
+        are_names = all(re.fullmatch(r"[\w #./()-]{0,40}", name) for name in names)
+        if are_names and len(set(names)) == len(names) and any(map(is_known_name, names)):
+            return True
+        if delimiter == "\t" and len(records) >= 5:
+            columns = list(zip(*records, strict=True))
+            if any(2 <= len(set(column)) <= max(2, len(column) // 5) for column in columns):
+                return True
+    return False
+
+
+def detect_header(name: str, records: list[list[str]], note: Note) -> tuple[list[str], bool]:
+    """Return the column names, and True if the first of the first records contains them."""
+    record = records[0]
     cells = [cell.strip().lstrip("\ufeff") for cell in record]
     names = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
-    has_header = any(cells) and not all(_is_value(cell) for cell in cells if cell)
+    columns = list(itertools.zip_longest(*records[1:], fillvalue=""))
+    has_header = any(cells) and not all(
+        _is_value(cell, columns[index] if index < len(columns) else ())
+        for index, cell in enumerate(cells)
+        if cell
+    )
+    if has_header and not any(map(is_known_name, cells)):
+        # a word that is also a value of its column, such as a label, or differs in a number only
+        pairs = zip(cells, columns, strict=False)
+        has_header = not any(
+            cell
+            and [_NUMBER.sub("#", one.strip()) for one in column].count(_NUMBER.sub("#", cell)) > 1
+            for cell, column in pairs
+        )
     if not has_header:
         names = [f"column {number}" for number in range(1, len(record) + 1)]
         note("The first line contains no column names, so the names are column 1, column 2 …")
-    elif unnamed := [str(number) for number, cell in enumerate(cells, 1) if not cell]:
-        note(f"Column {', '.join(unnamed)} has no name in the first line.")
+    else:
+        unnamed = [number for number, cell in enumerate(cells, 1) if not cell]
+        filled = [str(n) for n in unnamed if n <= len(columns) and any(columns[n - 1])]
+        if filled:
+            note(f"Column {', '.join(filled)} has no name in the first line.")
     check_columns(name, names)
     return names, has_header
 
 
-def _is_value(cell: str) -> bool:
-    """Return True for a number or a sentence, which cannot be the name of a column."""
+_NUMBER = re.compile(r"\d+")
+
+
+def _is_value(cell: str, others: Sequence[str] = ()) -> bool:
+    """Return True for a number or a sentence, which cannot be the name of a column.
+
+    A question can be, as in the tables of survey forms, if the cells below it are no questions.
+    """
+    if cell.endswith("?") and len(cell) <= 200 and others:
+        return sum(other.strip().endswith("?") for other in others) * 5 >= len(others)
     is_number = re.fullmatch(r"[-+]?[\d.,]+([eE][-+]?\d+)?%?", cell)
     return bool(is_number or len(cell) > 60 or re.search(r"[.!?]$|\n", cell))

@@ -1,19 +1,29 @@
-"""Detects a data file's kind and text encoding, and checks that its content matches its name."""
+"""Recognizes a data file's kind by its content, and detects its text encoding."""
 
 import codecs
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from peft_space import settings
-from peft_space.data.readers import Note, check_unpacked_size
+from peft_space.data.readers import Note
+from peft_space.data.readers.csv import looks_delimited
+from peft_space.data.readers.json import looks_like_json
+from peft_space.data.readers.plain_text import looks_tagged
 from peft_space.errors import UserError
 
-KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".conll")
+KINDS = (
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".conll", ".arrow",
+    ".zip",
+)  # fmt: skip
 SUFFIXES = (*KINDS, ".gz")
 """Endings of the names of supported files; each kind may be compressed with gzip."""
+_OTHER_SUFFIXES = {
+    "": ".txt", ".text": ".txt", ".md": ".txt", ".markdown": ".txt", ".tab": ".tsv",
+    ".conllu": ".conll", ".iob": ".conll", ".iob2": ".conll", ".bio": ".conll",
+    ".feather": ".arrow", ".pq": ".parquet", ".xlsm": ".xlsx",
+}  # fmt: skip
+"""Other ending -> kind. The ending decides only if the content fits several kinds."""
 
 SAMPLE_SIZE = 65_536
 """Bytes, or characters, at the beginning of a file from which its format is detected."""
@@ -21,22 +31,28 @@ _BLOCK_SIZE = 1 << 22
 _SAVE_AS_UTF_8 = "Save the file as UTF-8."
 
 
-def detect_kind(path: Path) -> str | None:
-    """Return the ending of the file name without `.gz`, or None if it is not supported."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+def named_kind(name: str) -> str | None:
+    """Return the kind of which a file is by its name, without `.gz`, or None if not supported."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix not in KINDS and re.search(r"\s", suffix):  # "v. 2 of my rows" has no ending
+        suffix = ""
+    return suffix if suffix in KINDS else _OTHER_SUFFIXES.get(suffix)
+
+
+def unsupported(name: str) -> UserError:
+    """Return the error for a file of a kind that is not supported."""
+    return UserError(
+        "data.unsupported_file_type",
+        f"{name}: unsupported file type. Use one of {', '.join(KINDS)}; "
+        "each may be compressed with gzip.",
+    )
 
 
 def check_file(path: Path) -> None:
-    """Raise UserError if the path is not a readable file, its kind or its size is not supported."""
-    if detect_kind(path) is None:
-        raise UserError(
-            "data.unsupported_file_type",
-            f"{path.name}: unsupported file type. Use one of {', '.join(KINDS)}; "
-            "each may be compressed with gzip.",
-        )
+    """Raise UserError if the path is not a readable file, or its size is not supported."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -57,63 +73,52 @@ def check_file(path: Path) -> None:
         )
 
 
-def unpack_gzip(path: Path, folder: Path) -> Path:
-    """Write the content of a gzip file into `folder` and return the new file.
+# Kinds
 
-    Raises:
-        UserError: the file is damaged, or its content is too large.
-    """
-    target = folder / path.stem
-    try:
-        with gzip.open(path) as packed, open(target, "wb") as file:
-            while block := packed.read(1 << 20):
-                check_unpacked_size(path.name, file.tell() + len(block))
-                file.write(block)
-    except (OSError, EOFError, zlib.error) as error:
-        cause = "it ends too early" if isinstance(error, EOFError) else "it is damaged"
-        if str(error).startswith("Not a gzipped"):
-            cause = "it is not a gzip file"
-        message = (
-            f"{path.name}: the file cannot be unpacked: {cause}. Compress or download it again."
-        )
-        raise UserError("data.damaged_file", message) from None
-    return target
-
-
-# Content that does not match the name
-
-_GZIP = b"\x1f\x8b"
-_SIGNATURES = {
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_BINARY_KINDS = {
+    b"PAR1": ".parquet",
+    ZIP: ".zip",
+    b"PK\x05\x06": ".zip",  # without a file
+    b"ARROW1": ".arrow",
+    b"\xff\xff\xff\xff": ".arrow",  # a stream
+}
+"""First bytes of a file -> its kind. A workbook is a zip archive."""
+_NOT_SUPPORTED = {
     b"version https://git-lfs": "a Git LFS pointer. Download the file itself: `git lfs pull`",
     b"%PDF": "a PDF. Convert it to text (.txt) or to rows (.csv or .jsonl)",
     b"\x89PNG": "an image. Use text",
     b"\xff\xd8\xff": "an image. Use text",
-    b"PK\x03\x04": "a zip archive. Unpack it and use the file inside",
-    _GZIP: "a gzip file. Add .gz to its name",
-    b"PAR1": "a Parquet file. Change the ending of its name to .parquet",
     b"\xd0\xcf\x11\xe0": "an old Office file. Save it as .xlsx or .csv",
     b"SQLite format 3": "a database. Export the table as .csv",
     b"BZh": "a bzip2 file. Unpack it",
     b"\xfd7zXZ": "an xz file. Unpack it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file. Unpack it",
+    GZIP: "compressed with gzip twice. Unpack it once",
 }
 """First bytes of a file -> what it is, and what to do."""
-_EXPECTED = {".parquet": b"PAR1", ".xlsx": b"PK\x03\x04"}
 
 
-def check_signature(name: str, head: bytes, kind: str) -> None:
-    """Raise UserError if `head`, the first bytes after unpacking, is empty or not of `kind`."""
+def binary_kind(name: str, head: bytes) -> str | None:
+    """Return the kind that `head`, the first bytes after unpacking, proves; None for text.
+
+    Raises:
+        UserError: the file is empty or of a kind that is not supported.
+    """
     check_not_empty(name, head)
-    for signature, meaning in _SIGNATURES.items():
-        if head.startswith(signature) and _EXPECTED.get(kind) != signature:
-            if signature == _GZIP and name.lower().endswith(".gz"):
-                meaning = "compressed with gzip twice. Unpack it once"
+    for signature, meaning in _NOT_SUPPORTED.items():
+        if head.startswith(signature):
             raise UserError("data.wrong_file_type", f"{name}: this is {meaning}.")
-    if kind in _EXPECTED:
-        if not head.startswith(_EXPECTED[kind]):
-            message = f"{name}: not a {kind} file. Save or download it again."
-            raise UserError("data.wrong_file_type", message)
-    elif mistake := _mistaken_text(head[:500].lstrip(b"\xef\xbb\xbf \r\n\t").lower(), kind):
-        raise UserError("data.wrong_file_type", f"{name}: this is {mistake}.")
+    for signature, kind in _BINARY_KINDS.items():
+        if head.startswith(signature):
+            return kind
+    by_name = named_kind(name)
+    is_named_binary = by_name in _BINARY_KINDS.values() or by_name == ".xlsx"
+    is_text = _unicode_encoding(head) or not re.search(rb"[\x00-\x08\x0e-\x1a]", head)
+    if is_named_binary and not is_text:
+        message = f"{name}: not a {by_name} file. Save or download it again."
+        raise UserError("data.wrong_file_type", message)
+    return None
 
 
 def check_not_empty(name: str, head: bytes | str) -> None:
@@ -123,15 +128,48 @@ def check_not_empty(name: str, head: bytes | str) -> None:
         raise UserError("data.empty_file", message)
 
 
-def _mistaken_text(start: bytes, kind: str) -> str | None:
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page. Download the file itself"
-    if kind in (".csv", ".tsv"):
-        if start.startswith(b"<?xml"):
-            return "XML, such as an error of a server. Download the file itself, or save it as .csv"
-        if re.match(rb'(\[\s*)?\{\s*"[^"]*"\s*:', start):
-            return "JSON. Change the ending to .jsonl (an object on every line) or .json"
-    return None
+def text_kind(name: str, sample: str, note: Note) -> str:
+    """Return the kind of a text file: the kind in its name, unless its content is another kind.
+
+    Args:
+        name: the file.
+        sample: its first characters.
+        note: receives a sentence if the content is not what the name says.
+
+    Raises:
+        UserError: the file is a web page, or of a kind that is not supported.
+    """
+    by_name, found = named_kind(name), None
+    start = sample[:500].lstrip("\ufeff \t\r\n").lower()
+    if start.startswith(("<!doctype html", "<html")):
+        message = f"{name}: this is a web page. Download the file itself."
+        raise UserError("data.wrong_file_type", message)
+    is_whole = len(sample) < SAMPLE_SIZE
+    if looks_like_json(sample, is_sure=by_name in (".json", ".jsonl", ".ndjson")):
+        found = ".json"
+    elif by_name != ".csv" and looks_tagged(sample, is_whole):
+        found = ".conll"
+    elif by_name not in (".csv", ".tsv", ".conll") and looks_delimited(sample, is_whole):
+        found = ".csv"
+    if start.startswith("<?xml") and found is None and by_name not in (None, ".txt"):
+        message = "XML, such as an error of a server. Download the file itself, or save it as .csv"
+        raise UserError("data.wrong_file_type", f"{name}: this is {message}.")
+    if found is None and by_name in (".parquet", ".xlsx", ".arrow", ".zip"):
+        message = f"{name}: not a {by_name} file. Save or download it again."
+        raise UserError("data.wrong_file_type", message)
+    if found is None and by_name is None:
+        raise unsupported(name)
+    is_json = found == ".json" and by_name in (".json", ".jsonl", ".ndjson")
+    if found and found != by_name and not is_json:
+        note(f"{name} is read as {_CONTENTS[found]}, because that is its content.")
+    return str(by_name if is_json else found or by_name)
+
+
+_CONTENTS = {
+    ".json": "JSON",
+    ".conll": "CoNLL (a token and its tag on each line)",
+    ".csv": "a table",
+}
 
 
 # Encodings

@@ -1,11 +1,13 @@
 """Reads JSON and JSON Lines; numbers stay text, exactly as written."""
 
+import io
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from peft_space.data.readers import NumberedRow, WrittenNumber, check_row_length
+from peft_space.data.cells import NotPythonError, python_to_json
+from peft_space.data.readers import Note, NumberedRow, WrittenNumber, check_row_length
 from peft_space.errors import UserError
 
 _MAX_NESTING = 100
@@ -36,44 +38,228 @@ DECODER = json.JSONDecoder(
 """Parses JSON and keeps numbers as the text that was written."""
 
 
-def read_json_lines(name: str, lines: Iterator[str]) -> Iterator[NumberedRow]:
-    """Yield one row for each line that is not blank; the row number is the line number.
+def looks_like_json(sample: str, is_sure: bool) -> bool:
+    """Return True if the beginning of a text is JSON, or objects as Python writes them.
+
+    Args:
+        sample: the beginning.
+        is_sure: True if a bracket is enough, because the name of the file says that it is JSON.
+    """
+    text = sample.lstrip(_BLANK)
+    if is_sure:
+        return text.startswith(("{", "["))
+    if not _JSON_START.match(text):
+        return False
+    opened = text.find("{")
+    try:  # the first object, or a list that is not of objects
+        first = text[opened:] if opened >= 0 else text
+        value, end = DECODER.raw_decode(first)
+        return isinstance(value, dict | list) and (opened >= 0 or end == len(first.rstrip(_BLANK)))
+    except RecursionError:
+        return True
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError) and error.pos >= len(text) - opened - 1:
+            return True  # it is longer than the sample
+        key = re.match(r"""\{\s*(['"])[^'"\n]{1,100}\1\s*:""", first)
+        return key is not None
+
+
+_JSON_START = re.compile(r"""\{\s*["'}]|\[\s*(?:\{\s*["'}]|"|\[)""")
+
+
+_BLANK = "\ufeff\x1e \t\r\n"
+"""White space, byte order marks, and the mark before each object of a JSON text sequence."""
+_BETWEEN_ROWS = re.compile(r"[\ufeff\x1e\s,]*")
+
+
+def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[NumberedRow]:
+    """Yield the objects of a file with one object on each line; the row number is the line number.
+
+    Also reads objects that follow each other on a line, or that take several lines, and objects
+    as Python writes them.
+
+    Args:
+        name: the file, for messages.
+        lines: the lines of the file.
+        note: receives a sentence about what is not JSON Lines.
 
     Raises:
         UserError: a line is not a JSON object; the message names the line.
     """
+    notes = _Notes(note)
+    last = 0
     for number, line in enumerate(lines, 1):
         check_row_length(name, f"line {number}", len(line))
-        if not (line := line.strip("\ufeff \t\r\n")):
+        if not (line := line.strip(_BLANK)):
             continue
         try:
             row = DECODER.decode(line)
             _check_content(line)
+            notes.nan(line, f"line {number}")
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                "data.invalid_json",
-                f"{name}: line {number} is not valid JSON: {_explain(error)}. "
-                'Every line must be an object such as {"prompt": …}.',
-            ) from None
-        yield number, line, _check_object(name, number, row)
+            mended = _objects_of_line(line, error, number, notes)
+            if mended is None and getattr(error, "pos", -1) >= len(line):
+                rest = "\n".join([line, *lines]).rstrip(_BLANK)
+                yield from _read_objects(name, rest, number, last, notes)
+                return
+            if mended is None:
+                raise _invalid_line(name, number, _explain(error)) from None
+            for text, row in mended:
+                last = max(last + 1, number)
+                yield last, text, _check_object(name, last, row)
+            continue
+        last = max(last + 1, number)
+        yield last, line, _check_object(name, last, row)
 
 
-def read_json(name: str, text: str) -> Iterator[NumberedRow]:
+class _Notes:
+    """Reports each kind of departure from JSON once, with the line where it is first."""
+
+    def __init__(self, note: Note):
+        self._note = note
+        self._kinds: set[str] = set()
+
+    def add(self, kind: str, sentence: str) -> None:
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._note(sentence)
+
+    def python(self, line: int) -> None:
+        self.add(
+            "python", f"Rows are written as in Python, not JSON (line {line}). They are converted."
+        )
+
+    def not_lines(self, line: int) -> None:
+        self.add(
+            "not_lines",
+            f"From line {line} on, a line is not exactly one object. Each object is a row.",
+        )
+
+    def nan(self, text: str, place: str) -> None:
+        """Report a value NaN in `text`, which is valid JSON."""
+        if "NaN" not in text or "nan" in self._kinds or not _NAN.search(text):
+            return
+        found: list[str] = []  # the match can be part of a text
+        json.loads(text, parse_constant=found.append)
+        if "NaN" in found:
+            self.add("nan", f"A value is NaN ({place}). It is read as the text NaN, not as empty.")
+
+
+_NAN = re.compile(r"[:\[,]\s*NaN\s*[,\]}]")
+
+
+def _invalid_line(name: str, number: int, cause: str) -> UserError:
+    return UserError(
+        "data.invalid_json",
+        f"{name}: line {number} is not valid JSON: {cause}. "
+        'Every line must be an object such as {"prompt": …}.',
+    )
+
+
+def _is_python(text: str, error: Exception) -> bool:
+    """Return True if an error of the JSON parser is at something that only Python writes."""
+    return text[getattr(error, "pos", len(text)) :][:1] in ("'", "N", "T", "F", "(", "n")
+
+
+def _objects_of_line(
+    line: str, error: Exception, number: int, notes: _Notes
+) -> list[tuple[str, Any]] | None:
+    """Return (text, object) for each object on a line that is not valid JSON, or None."""
+    if not isinstance(error, json.JSONDecodeError):
+        return None
+    is_python = error.msg != "Extra data" and _is_python(line, error)
+    objects = []
+    try:
+        if is_python:
+            line = python_to_json(line)
+        position = _start_of_row(line, 0)
+        while position < len(line):
+            row, end = DECODER.raw_decode(line, position)
+            if not isinstance(row, dict):
+                return None
+            _check_content(line[position:end])
+            objects.append((line[position:end], row))
+            position = _start_of_row(line, end)
+    except (ValueError, RecursionError):
+        return None
+    if is_python:
+        notes.python(number)
+    if len(objects) > 1 or line.endswith(","):
+        notes.not_lines(number)
+    return objects
+
+
+def _start_of_row(text: str, position: int) -> int:
+    between = _BETWEEN_ROWS.match(text, position)
+    return between.end() if between else position
+
+
+def _read_objects(
+    name: str, text: str, line: int, last: int, notes: _Notes
+) -> Iterator[NumberedRow]:
+    """Yield the objects of a text that may each take several lines.
+
+    Args:
+        name: the file, for messages.
+        text: the objects.
+        line: the number of the first line.
+        last: the number of the row before.
+        notes: receives what is not JSON Lines.
+    """
+    position, is_translated = _start_of_row(text, 0), False
+    while position < len(text):
+        number = max(last + 1, line)
+        try:
+            row, end = DECODER.raw_decode(text, position)
+            check_row_length(name, f"the row that begins on line {line}", end - position)
+            _check_content(text[position:end])
+        except (ValueError, RecursionError) as error:
+            if _is_python(text, error) and not is_translated:
+                text, position = _translated(name, text[position:], line, notes), 0
+                is_translated = True
+                continue
+            line += text.count("\n", position, getattr(error, "pos", position))
+            raise _invalid_line(name, line, _explain(error)) from None
+        notes.not_lines(line)
+        notes.nan(text[position:end], f"line {line}")
+        yield number, text[position:end], _check_object(name, number, row)
+        last, begin = number, position
+        position = _start_of_row(text, end)
+        line += text.count("\n", begin, position)
+
+
+def _translated(name: str, text: str, line: int, notes: _Notes) -> str:
+    """Return JSON for rows that Python wrote. `line` is the number of the first line."""
+    try:
+        translated = python_to_json(text)
+    except NotPythonError as error:
+        line += text.count("\n", 0, error.position)
+        raise _invalid_line(name, line, str(error)) from None
+    notes.python(line)
+    return translated
+
+
+_PYTHON_START = re.compile(r"[\s\[{(]*'")
+
+
+def read_json(name: str, text: str, note: Note) -> Iterator[NumberedRow]:
     """Yield the rows of a list of objects, an object of lists or objects, or a single object.
 
     Raises:
         UserError: the text is not valid JSON or contains no rows; the message names the place.
     """
-    text = text.strip("\ufeff \t\r\n")
+    notes = _Notes(note)
+    text = text.strip(_BLANK)
+    if _PYTHON_START.match(text):
+        text = _translated(name, text, 1, notes)
     if text.startswith("["):
-        yield from _read_list(name, text)
+        yield from _read_list(name, text, notes)
         return
     try:
         value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        beginning = text.split("\n", 1)[0].strip()
-        if beginning.startswith("{") and beginning.endswith("}") and "\n" in text:
-            yield from read_json_lines(name, iter(text.split("\n")))  # JSON Lines named .json
+        if text.startswith("{"):  # JSON Lines named .json, or objects that follow each other
+            yield from read_json_lines(name, io.StringIO(text), note)
             return
         place = f"line {getattr(error, 'lineno', 1)}"
         raise _invalid_json(name, place, _explain(error)) from None
@@ -99,12 +285,13 @@ def _line_of(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _read_list(name: str, text: str) -> Iterator[NumberedRow]:
+def _read_list(name: str, text: str, notes: _Notes) -> Iterator[NumberedRow]:
     position, number = len(text) - len(text[1:].lstrip()), 0
     closed = text[position : position + 1] == "]"
     while not closed:
         number += 1
         row, end = _decode_row(name, text, position, number)
+        notes.nan(text[position:end], f"row {number}")
         if isinstance(row, str):
             row = {"text": row}
             yield number, json.dumps(row, ensure_ascii=False), row

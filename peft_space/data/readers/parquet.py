@@ -1,8 +1,9 @@
-"""Reads Parquet files; typed values become text."""
+"""Reads Parquet and Arrow files; typed values become text."""
 
 import itertools
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,28 +30,111 @@ def read_parquet(name: str, path: Path) -> Iterator[NumberedRow]:
         UserError: the file is damaged or too large, or a column contains bytes such as images.
     """
     import pyarrow as pa
-
-    try:
-        names = _label_names(path)
-        for number, row in enumerate(_rows(name, path), 1):
-            named = {column: _named(cell, names.get(column)) for column, cell in row.items()}
-            written = {column: as_written(_unpadded(cell)) for column, cell in named.items()}
-            text = json.dumps(written, ensure_ascii=False)
-            check_row_length(name, f"row {number}", len(text))
-            yield number, text, written
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            "data.damaged_file",
-            f"{name}: the Parquet file is damaged or incomplete ({first_line(error)}). "
-            "Save or download it again.",
-        ) from None
-
-
-def _label_names(path: Path) -> dict[str, list[str]]:
-    """Return column -> names of its labels, which `datasets` stores with numbers (ClassLabel)."""
     import pyarrow.parquet as pq
 
-    metadata = pq.read_schema(path).metadata or {}
+    try:
+        yield from _written(name, pq.read_schema(path), _rows(name, path))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged(name, "Parquet", error) from None
+
+
+def read_arrow(name: str, path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of an Arrow file or stream, as `datasets` saves them, or of a Feather file.
+
+    Raises:
+        UserError: the file is damaged or too large, or a column contains bytes such as images.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as file:
+            # a file is a mark of eight bytes, a stream, and an index that is not needed
+            start = 8 if file.read(6) == b"ARROW1" else 0
+            file.seek(start)
+            _check_messages(name, file)
+            file.seek(start)
+            reader = pa.ipc.open_stream(file)
+            _check_types(name, reader.schema)
+            yield from _written(name, reader.schema, _checked_rows(name, reader))
+    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError, struct.error) as error:
+        raise _damaged(name, "Arrow", error) from None
+
+
+def _check_messages(name: str, file: "pa.NativeFile") -> None:
+    """Raise UserError if the batches of an Arrow stream, which are read at once, are too large."""
+    import pyarrow as pa
+
+    for message in iter(lambda: _next_message(file), None):
+        if message.type in ("record batch", "dictionary"):
+            check_unpacked_size(name, _unpacked_size(message))
+        elif message.type == "schema":
+            _check_types(name, pa.ipc.read_schema(message))
+
+
+def _next_message(file: "pa.NativeFile") -> "pa.Message | None":
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.read_message(file)
+    except EOFError:
+        return None
+
+
+def _unpacked_size(message: "pa.Message") -> int:
+    """Return the size of the buffers of a batch: each compressed one begins with its size.
+
+    The metadata of a message is a FlatBuffers table; Arrow's format declares its fields.
+    """
+    data, body = message.metadata.to_pybytes(), memoryview(message.body or b"")
+
+    def field(table: int, slot: int) -> int:
+        """Return the position of a field of a table, or 0."""
+        fields = table - struct.unpack_from("<i", data, table)[0]
+        if 4 + 2 * slot >= struct.unpack_from("<H", data, fields)[0]:
+            return 0
+        offset = struct.unpack_from("<H", data, fields + 4 + 2 * slot)[0]
+        return table + offset if offset else 0
+
+    def follow(position: int) -> int:
+        return position + int(struct.unpack_from("<I", data, position)[0])
+
+    batch = follow(field(follow(0), 2))
+    if message.type == "dictionary":
+        batch = follow(field(batch, 1))
+    if not field(batch, 3):  # compression
+        return len(body)
+    buffers = follow(field(batch, 2))
+    total = 0
+    for index in range(struct.unpack_from("<I", data, buffers)[0]):
+        offset, length = struct.unpack_from("<qq", data, buffers + 4 + 16 * index)
+        total += max(struct.unpack_from("<q", body, offset)[0], length) if length >= 8 else 0
+    return total
+
+
+def _damaged(name: str, kind: str, error: Exception) -> UserError:
+    return UserError(
+        "data.damaged_file",
+        f"{name}: the {kind} file is damaged or incomplete ({first_line(error)}). "
+        "Save or download it again.",
+    )
+
+
+def _written(
+    name: str, schema: "pa.Schema", rows: Iterator[dict[str, object]]
+) -> Iterator[NumberedRow]:
+    """Yield rows with their values as text."""
+    names = _label_names(schema)
+    for number, row in enumerate(rows, 1):
+        named = {column: _named(cell, names.get(column)) for column, cell in row.items()}
+        written = {column: as_written(_unpadded(cell)) for column, cell in named.items()}
+        text = json.dumps(written, ensure_ascii=False)
+        check_row_length(name, f"row {number}", len(text))
+        yield number, text, written
+
+
+def _label_names(schema: "pa.Schema") -> dict[str, list[str]]:
+    """Return column -> names of its labels, which `datasets` stores with numbers (ClassLabel)."""
+    metadata = schema.metadata or {}
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -95,22 +179,28 @@ def _rows(name: str, path: Path) -> Iterator[dict[str, object]]:
     with pq.ParquetFile(
         path, read_dictionary=text_columns, page_checksum_verification=True
     ) as file:
-        for batch in file.iter_batches(batch_size=batch_size):
-            step = 1 if batch.nbytes > MAX_ROW_CHARACTERS else len(batch)
-            slices = (batch.slice(start, step) for start in range(0, len(batch), step))
-            yield from itertools.chain.from_iterable(part.to_pylist() for part in slices)
+        yield from _rows_of_batches(file.iter_batches(batch_size=batch_size))
+
+
+def _rows_of_batches(batches: Iterable["pa.RecordBatch"]) -> Iterator[dict[str, object]]:
+    for batch in batches:
+        step = 1 if batch.nbytes > MAX_ROW_CHARACTERS else 16
+        slices = (batch.slice(start, step) for start in range(0, len(batch), step))
+        yield from itertools.chain.from_iterable(part.to_pylist() for part in slices)
+
+
+def _checked_rows(name: str, batches: Iterable["pa.RecordBatch"]) -> Iterator[dict[str, object]]:
+    """Yield the rows of an Arrow file, whose offsets may point anywhere in a hostile file."""
+    for batch in batches:
+        batch.validate(full=True)
+        check_unpacked_size(name, batch.num_rows * sum(len(c) + 7 for c in batch.schema.names))
+        yield from _rows_of_batches([batch])
 
 
 def _check_footer(name: str, file: "pq.ParquetFile") -> int:
     """Return how many rows to read at once. Raise UserError if the rows cannot be used."""
+    _check_types(name, file.schema_arrow)
     columns = file.schema_arrow.names
-    check_columns(name, columns)
-    for field in file.schema_arrow:
-        if _contains_bytes(field.type):
-            raise UserError(
-                "data.binary_column",
-                f"{name}: the column {field.name!r} contains bytes, such as images. Remove it.",
-            )
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     # size of the rows as text if every value had one character
@@ -123,6 +213,17 @@ def _check_footer(name: str, file: "pq.ParquetFile") -> int:
         group.total_byte_size > 200_000 * max(group.num_rows, 1) for group in groups
     )
     return 1 if has_long_rows else 16
+
+
+def _check_types(name: str, schema: "pa.Schema") -> None:
+    """Raise UserError if the columns are too many, not distinct, or contain bytes."""
+    check_columns(name, schema.names)
+    for field in schema:
+        if _contains_bytes(field.type):
+            raise UserError(
+                "data.binary_column",
+                f"{name}: the column {field.name!r} contains bytes, such as images. Remove it.",
+            )
 
 
 def _contains_bytes(kind: "pa.DataType") -> bool:

@@ -86,3 +86,27 @@ def _is_comment(line: str) -> bool:
     """Return True for a document mark, or for metadata such as `# sent_id = 1`."""
     is_metadata = line.startswith("# ") and "\t" not in line and " = " in line
     return is_metadata or line.startswith("-DOCSTART-")
+
+
+_TAG = re.compile(r"O|[BILUESMbilues][-_]\S+")
+
+
+def looks_tagged(sample: str, is_whole: bool) -> bool:
+    """Return True if the beginning of a text is surely CoNLL: tokens with tags such as B-PER.
+
+    Args:
+        sample: the beginning of the text.
+        is_whole: True if that is the whole text; otherwise its last line may be cut off.
+    """
+    lines = sample.lstrip("\ufeff").splitlines()
+    lines = [line for line in (lines if is_whole else lines[:-1]) if line.strip()]
+    lines = [line for line in lines if not _is_comment(line)]
+    if not lines:
+        return False
+    if all(_CONLL_U.fullmatch(line) for line in lines):
+        return True
+    rows = [line.split("\t") if "\t" in line else line.split() for line in lines]
+    tags = [row[-1].strip() for row in rows]
+    is_uniform = len(rows[0]) >= 2 and all(len(row) == len(rows[0]) for row in rows)
+    has_tags = all(_TAG.fullmatch(tag) for tag in tags) and any(tag != "O" for tag in tags)
+    return is_uniform and has_tags and not any(" " in row[0].strip() for row in rows)
