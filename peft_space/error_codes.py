@@ -156,6 +156,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The model's chat template took too long or used too much memory.",
         "Choose another base model, or another chat template in the recipe.",
     ),
+    "data.shortened_list": (
+        "NumPy left out the elements in the middle of a long list.",
+        "Save the rows again as JSON Lines or Parquet.",
+    ),
     "data.too_many_columns": (
         "The dataset has more columns than the limit.",
         "Keep the columns that the model should see.",

@@ -66,6 +66,20 @@ _PYTHON_WORDS = {
 _CLOSING = {"]": "[", "}": "{", ")": "("}
 
 
+_SHORTENED = "NumPy left out elements where it wrote ..."
+
+
+def is_shortened(cell: Any) -> bool:
+    """Return True if a cell is a list in which NumPy left out elements."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(_LIST_STARTS):
+        return False
+    try:
+        python_to_json(cell.strip())
+    except NotPythonError as error:
+        return str(error) == _SHORTENED
+    return False
+
+
 def python_to_json(text: str) -> str:
     """Translate lists, objects and tuples, as Python or NumPy writes them, to JSON. Runs no code.
 
@@ -94,7 +108,7 @@ def python_to_json(text: str) -> str:
         is_key = inside == "{" and last in ("{", ",")
         end = token.end()
         if kind == "gap":
-            raise NotPythonError("NumPy left out elements where it wrote ...", position)
+            raise NotPythonError(_SHORTENED, position)
         if kind == "space":
             written.append(part.replace("\ufeff", ""))
         elif kind == "call" or part in ("[", "{", "("):

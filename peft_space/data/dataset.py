@@ -446,7 +446,8 @@ def _count_unused(
 ) -> None:
     """Count the columns of a row, and the keys of its messages, that are not used."""
     used = set(mapping.columns.values())
-    found = {name: cell for name, cell in record.items() if name not in used and cell is not None}
+    empty = (None, "")
+    found = {name: cell for name, cell in record.items() if name not in used and cell not in empty}
     of_messages = ("messages", "prompt", "chosen", "rejected", "question", "answer")
     for column in {mapping.columns[role] for role in of_messages if role in mapping.columns}:
         for turn in message_turns(record.get(column)) or []:

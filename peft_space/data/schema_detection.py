@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from peft_space.data.cells import as_rating, choices_of, listed, one_text, spans_of, turns_of
+from peft_space.data.cells import (
+    as_rating,
+    choices_of,
+    is_shortened,
+    listed,
+    one_text,
+    spans_of,
+    turns_of,
+)
 from peft_space.errors import UserError
 from peft_space.recipe import Task
 
@@ -153,7 +161,7 @@ _ROLES: dict[Schema, _Roles] = {
                 "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
                 "sentence", "passage", "answer",
             ),
-            "label": (*_LABELS, "score"),
+            "label": (*_LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase"),
         }
     ),
     "text_classification": _Roles({"text": _TEXTS, "label": _LABELS}),
@@ -274,15 +282,70 @@ def detect_schema(
         for mapping in mappings
         if not any(_is_more_specific(other, mapping) for other in mappings)
     ]
-    mappings = mappings or _match_content(columns, rows)
+    offered = [column for column in columns if not _UNNAMED.fullmatch(column)] or columns
+    mappings = [*_match_labels(mappings, offered, rows), *mappings]
+    mappings = mappings or _match_content(offered, rows)
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
     if not mappings:
+        _check_not_shortened(source, columns, rows)
         raise UserError(
             "data.unknown_columns",
             f"{source}: the columns {_listed(columns)} fit no known schema. Rename them to "
             "instruction and output, prompt and completion, question and answer, or messages.",
         )
     return mappings
+
+
+_UNNAMED = re.compile(r"column \d+|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
+"""Names that the app, pandas and Arrow give to columns without a name, such as an index."""
+_MAYBE_LABELS = {
+    *_LABELS, "polarity", "stars", "score", "rating", "ratings", "class_name", "class_label",
+    "emotion", "stance", "toxic", "toxicity", "spam", "is_spam", "gold_label", "tag", "y",
+    "sentiment_label", "overall",
+}  # fmt: skip
+_METADATA = {"source", "lang", "language", "split", "dataset", "url", "author", "date", "title"}
+
+
+def _match_labels(
+    mappings: Sequence[ColumnMapping], columns: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Offer labelled texts where a text has what may be its label, so the user is asked.
+
+    Otherwise the model would only learn to continue the texts.
+    """
+    if len(mappings) != 1 or mappings[0].schema != "text":
+        return []
+    text = mappings[0].columns["text"]
+    others = [column for column in columns if column != text]
+    labels = [column for column in others if _normalized(column) in _MAYBE_LABELS]
+    if not labels and len(others) == 1 and _normalized(others[0]) not in _METADATA:
+        labels = [column for column in others if _repeats(column, rows)]
+    return [
+        ColumnMapping("text_classification", {"text": text, "label": column})
+        for column in labels
+        if all(isinstance(row.get(column), str | bool | None) for row in rows)
+    ]
+
+
+def _repeats(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a column has few different values, like a label."""
+    values = {str(row.get(column)) for row in rows}
+    return len(rows) >= 10 and len(values) <= max(2, _MAX_LABEL_SHARE * len(rows))
+
+
+def _check_not_shortened(
+    source: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Raise UserError if NumPy wrote only the ends of a long list, so that the rest is lost."""
+    for column in filter(is_known_name, columns):
+        for position, row in enumerate(rows, 1):
+            if is_shortened(row.get(column)):
+                raise UserError(
+                    "data.shortened_list",
+                    f"{source}: row {position} has a list in the column {column!r} in which NumPy "
+                    "left out elements and wrote '...'. Save the rows again as JSON Lines or "
+                    "Parquet.",
+                )
 
 
 def _match_stars(
@@ -411,8 +474,15 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     texts = [column for column in columns if _is_text(row.get(column) for row in rows)]
     if len(texts) == 1 and len(columns) == 1 and _normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
+    labels = [
+        column
+        for column in columns
+        if _normalized(column) in _MAYBE_LABELS or (column in texts and _repeats(column, rows))
+    ]
     if len(texts) < 2:
-        return []
+        free = [column for column in texts if column not in labels]
+        text_only = [ColumnMapping("text", {"text": column}) for column in free]
+        return [*_match_labels(text_only, columns, rows), *text_only] if labels else []
     by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)[:2]
     first, second = sorted(by_length, key=texts.index)
     pairs = [
@@ -420,13 +490,12 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
         ColumnMapping("question_answer", {"question": second, "answer": first}),
     ]
     labelled = []
-    for label in texts:
-        values = {str(row.get(label)) for row in rows}
-        if len(rows) >= 10 and len(values) <= max(2, _MAX_LABEL_SHARE * len(rows)):
-            text = next(column for column in by_length if column != label)
-            labelled.append(ColumnMapping("text_classification", {"text": text, "label": label}))
+    for label in labels:
+        text = next(column for column in by_length if column != label)
+        labelled.append(ColumnMapping("text_classification", {"text": text, "label": label}))
     # with two longer texts, a label is more likely metadata
-    mappings = [*labelled, *pairs] if len(texts) == 2 else [*pairs, *labelled]
+    is_first = len(texts) == 2 or any(_normalized(label) in _MAYBE_LABELS for label in labels)
+    mappings = [*labelled, *pairs] if is_first else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
 
 

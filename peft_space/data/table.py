@@ -267,21 +267,23 @@ def _unpacked(name: str, path: Path, scratch: Path) -> tuple[str | None, Path]:
 def _kind_of_zip(name: str, path: Path) -> str:
     """Return .xlsx for a workbook and .zip for other archives."""
     kind = named_kind(name)
-    if kind == ".xlsx":
-        return kind
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        if kind == ".xlsx":
+            return kind
         if kind is None:
             raise unsupported(name) from None
         message = f"{name}: the zip archive is damaged or incomplete. Save or download it again."
         raise UserError("data.damaged_file", message) from None
     if "xl/workbook.xml" in names:
         return ".xlsx"
-    if "[Content_Types].xml" in names or names[:1] == ["mimetype"]:  # Word, LibreOffice …
+    is_office = kind != ".xlsx" and "[Content_Types].xml" in names  # such as Word
+    if is_office or names[:1] == ["mimetype"]:  # or LibreOffice
         raise unsupported(name)
-    return ".zip"
+    has_rows = any(named_kind(member) not in (None, ".txt") for member in names)
+    return ".xlsx" if kind == ".xlsx" and not has_rows else ".zip"
 
 
 def _read_unpacked(

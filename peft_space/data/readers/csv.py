@@ -21,7 +21,7 @@ from peft_space.errors import UserError
 if TYPE_CHECKING:
     import _csv
 
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
 _NUM_PEEKED = 50
 """Records from which the delimiter and the header are detected."""
 

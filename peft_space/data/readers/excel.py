@@ -20,6 +20,7 @@ from peft_space.data.readers import (
     first_line,
 )
 from peft_space.data.readers.csv import detect_header
+from peft_space.data.schema_detection import is_known_name
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ def _open(
     try:
         with zipfile.ZipFile(path) as archive:
             has_formulas, merged = _inspect_parts(name, archive)
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        formulas = openpyxl.load_workbook(path, read_only=True) if has_formulas else None
+        # from a path, openpyxl reads only names that end in .xlsx
+        book = openpyxl.load_workbook(path.open("rb"), read_only=True, data_only=True)
+        formulas = openpyxl.load_workbook(path.open("rb"), read_only=True) if has_formulas else None
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise UserError(
             "data.damaged_file",
@@ -144,7 +146,8 @@ def _num_title_rows(records: list[_Record]) -> int:
     skipped = 0
     while skipped < min(len(counts) - 2, 10):
         below = statistics.median(counts[skipped + 1 : skipped + 21])
-        if below < 2 or counts[skipped] * 3 > max(below, 3):
+        texts = list(filter(None, records[skipped][1]))
+        if len(texts) * 2 > max(below, 2) or below < 2 or any(map(is_known_name, texts)):
             break
         skipped += 1
     return skipped
@@ -180,8 +183,9 @@ class _Cells:
             for column, (last, text) in list(open_ranges.items()):
                 if number > last:
                     del open_ranges[column]
-                elif column < len(texts) and texts[column] is None:
-                    texts[column] = text
+                    continue
+                texts += [None] * (column + 1 - len(texts))
+                texts[column] = text if texts[column] is None else texts[column]
             while upcoming is not None and upcoming[0] <= number:
                 first, last, column = upcoming
                 text = texts[column] if column < len(texts) else None
@@ -220,7 +224,7 @@ def _some(places: list[str]) -> str:
 
 
 _NUMBER_FORMAT = re.compile(
-    r"(?P<before>[$€£¥]?)(?:(?P<thousands>#,##0)|(?P<digits>0+|#*0|#))(?P<places>\.0+)?"
+    r"(?P<before>[$€£¥]?\s?)(?:(?P<thousands>#,##0)|(?P<digits>0+|#*0|#))(?P<places>\.0+)?"
     r"(?P<after>\s?%?\s?[$€£¥]?)"
 )
 

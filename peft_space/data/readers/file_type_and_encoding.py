@@ -200,9 +200,32 @@ _CANDIDATES = [
     "koi8_r",
     "mac_roman",
 ]
-_WESTERN = set(
-    "äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + "“”\u2018\u2019„\u2013—…€«»°§©®™•·¡¿£¢ºª²³½¼\u00a0"
+_WESTERN_SYMBOLS = "“”\u2018\u2019\u201a„\u2013—…€«»‹›°§©®™•·¡¿£¢¥ºª²³½¼¾±×÷\u00a0\u00ad´"
+_WESTERN = set("äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + _WESTERN_SYMBOLS)
+_NOT_WESTERN = re.compile(
+    r"""[^\W\d_][“”„€«»°§©®™•¡¿£¢¥ºª²³½¼¾±×÷][^\W\d_]  # a symbol inside a word
+    |£[^\W\d_]
+    |z³  # the Polish currency
+    |(?<![a-z])[^\W\d_a-z]{2,}(?![a-z])  # a word of letters that are not ASCII
+    """,
+    re.VERBOSE,
 )
+"""What is in texts of other languages when they are decoded as cp1252."""
+_CENTRAL_EUROPEAN = re.compile(r"[aeiouy]è|\bè\w|ì\w|ù\w|ò\w|øí|øi|õ(?!e)|ñ(?![aeiouáéíóúü])")
+"""Czech, Polish and Hungarian letters decoded as cp1252."""
+
+
+def _is_western(text: str) -> bool:
+    """Return True if a text, decoded as cp1252, looks like a Western European language."""
+    characters = {character for character in text.lower() if not character.isascii()}
+    is_known = characters <= _WESTERN and _NOT_WESTERN.search(text.lower()) is None
+    return is_known and not _is_central_european(text)
+
+
+def _is_central_european(text: str) -> bool:
+    """Return True if a text, decoded as cp1252, has letters where only cp1250 has them."""
+    marks = _CENTRAL_EUROPEAN.findall(text.lower())
+    return sum(mark != "õ" or "ä" not in text for mark in marks) >= 2  # Estonian has both
 
 
 def detect_encoding(name: str, path: Path, note: Note) -> str:
@@ -268,10 +291,12 @@ def _guess_encoding(name: str, path: Path, position: int) -> str:
         problem = f"{place} contains a byte that is not UTF-8"
         message = f"{name}: {problem}. Correct it, or save the file as UTF-8."
         raise UserError("data.unknown_encoding", message)
-    if "cp1252" in plausible:  # statistics of a short text cannot tell it from other code pages
-        letters = sample.decode("cp1252", errors="replace").lower()
-        if {character for character in letters if not character.isascii()} <= _WESTERN:
-            return "cp1252"
+    # statistics of a short text cannot tell cp1252 from other code pages
+    text = sample.decode("cp1252", errors="replace")
+    if _is_western(text):
+        return "cp1252"
+    if {"cp1252", "cp1250"} <= set(plausible) and _is_central_european(text):
+        return "cp1250"
     return plausible[0]
 
 

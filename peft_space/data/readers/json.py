@@ -99,7 +99,7 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
         except (ValueError, RecursionError) as error:
             mended = _objects_of_line(line, error, number, notes)
             if mended is None and getattr(error, "pos", -1) >= len(line):
-                rest = "\n".join([line, *lines]).rstrip(_BLANK)
+                rest = f"{line}\n{''.join(lines)}".rstrip(_BLANK)
                 yield from _read_objects(name, rest, number, last, notes)
                 return
             if mended is None:

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from peft_space.data.dataset import DEMO_DATA
-from peft_space.data.readers.file_type_and_encoding import SUFFIXES
 from peft_space.data.readers.hub import HubDataset, parse_address
 from peft_space.data.schema_detection import FIXES, SCHEMAS, roles
 from peft_space.web import theme
@@ -21,7 +20,7 @@ FIRST_ROWS = "First rows"
 MAX_PREVIEW_ROWS = 50
 _INTRODUCTION = (
     "Upload examples of what the model should say: a table with a question and an answer column, "
-    "or chat messages. CSV, TSV, JSON, JSONL, Excel, Parquet or text."
+    "or chat messages. CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text."
 )
 _HUB_FIELDS: dict[str, dict[str, Any]] = {
     "dataset": {"label": "Dataset", "placeholder": "OWNER/NAME"},
@@ -59,7 +58,6 @@ class DataTab:
         with gr.Row():
             self.file = gr.File(
                 label="Your data",
-                file_types=list(SUFFIXES),
                 file_count="multiple",
                 elem_id="data-file",
                 height=150,
@@ -99,9 +97,7 @@ class DataTab:
             }
             self.use_hub = gr.Button("Use this dataset", elem_id="use-hub")
         with gr.Accordion("Add a separate test file", open=False, elem_id="test-file"):
-            self.held_out = gr.File(
-                label="Test rows", file_types=list(SUFFIXES), elem_id="held-out-file", height=120
-            )
+            self.held_out = gr.File(label="Test rows", elem_id="held-out-file", height=120)
             gr.Markdown("Otherwise 10 % of your rows are set aside for testing.")
 
     def _place_mapping(self) -> None:
