@@ -160,7 +160,7 @@ def _detect_delimiter(sample: str) -> str:
     if max_fields > 1:
         return best
     header = sample.split("\n", 1)[0]
-    return max(_DELIMITERS, key=header.count)
+    return max(_DELIMITERS, key=lambda delimiter: (header.count(delimiter), delimiter == ","))
 
 
 def _first_records(sample: str, delimiter: str, is_quoted: bool = True) -> list[list[str]]:
