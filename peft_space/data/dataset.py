@@ -47,7 +47,7 @@ _STORED_AS_IS = (
     "source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels",
     "unused",
 )  # fmt: skip
-_NORMALIZER_VERSION = "9"
+_NORMALIZER_VERSION = "10"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 

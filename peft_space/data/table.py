@@ -47,7 +47,7 @@ After the name of a workbook or a zip archive, #NAME chooses a sheet, or a file 
 """
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
-_READER_VERSION = "2"
+_READER_VERSION = "3"
 """Change it when the readers change, so that cached tables are not used again."""
 
 
