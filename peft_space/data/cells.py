@@ -68,9 +68,11 @@ def spans_of(cell: Any) -> list[tuple[int, int, str]] | None:
                 next((item[name] for name in names if name in item), None)
                 for names in (
                     ("start", "start_offset", "begin"), ("end", "end_offset"),
-                    ("label", "entity", "type", "tag", "entity_group"),
+                    ("label", "entity", "type", "tag", "entity_group", "labels"),
                 )
             ]  # fmt: skip
+            if isinstance(values[2], list) and len(values[2]) == 1:  # as Label Studio writes it
+                values[2] = values[2][0]
         else:
             values = list(item) if isinstance(item, list) else []
         if len(values) != 3 or not all(str(number).isdigit() for number in values[:2]):

@@ -16,9 +16,16 @@ import pyarrow as pa
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows, Subset
 from peft_space.data.cells import message_turns
+from peft_space.data.column_mapping import (
+    ColumnMapping,
+    is_question,
+    listed_names,
+    make_column_mapping,
+)
 from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
 from peft_space.data.quality import Finding, Findings, inspect
 from peft_space.data.readers.json import DECODER
+from peft_space.data.restructuring import restructure
 from peft_space.data.row_normalization import (
     Problem,
     TextClassification,
@@ -26,7 +33,7 @@ from peft_space.data.row_normalization import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
+from peft_space.data.schema_detection import detect_schema
 from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
@@ -112,6 +119,7 @@ def load_run_data(run: Run) -> TrainingData:
     rows, second = run.path("data", "rows.arrow"), run.path("data", "held_out.arrow")
     mapping = about.pop("column_mapping")
     mapping["fixes"] = tuple(mapping["fixes"])
+    mapping["left_out"] = tuple(mapping.get("left_out", ()))
     about["problems"] = [Problem(**problem) for problem in about["problems"]]
     about["findings"] = [Finding(**finding) for finding in about["findings"]]
     held_out_rows = second if second.is_file() else rows
@@ -137,7 +145,7 @@ def detect_mappings(
 
 
 def _read(data: Data, on_progress: OnProgress) -> Table:
-    return read_table(demo_files()[0] if data == DEMO_DATA else data, on_progress)
+    return restructure(read_table(demo_files()[0] if data == DEMO_DATA else data, on_progress))
 
 
 def _detect(table: Table) -> list[ColumnMapping]:
@@ -210,7 +218,7 @@ def load_dataset(
         subset = _split(normalized, eval_split, seed, "deduplicate" in mapping.fixes)
         num_repeated = len(normalized.hashes) - len(subset.train) - len(subset.held_out)
     else:
-        second = read_table(held_out, on_progress)
+        second = restructure(read_table(held_out, on_progress))
         held_out_rows, subset, rejected = _hold_out(normalized, second, mapping, findings)
         num_repeated = len(normalized.hashes) - len(subset.train)
         problems += rejected
@@ -243,14 +251,16 @@ def _choose_mapping(
 ) -> ColumnMapping:
     if choice and choice.get("schema"):
         return make_column_mapping(choice, table.columns)
-    if len(plausible) > 1:
+    if is_question(plausible):
         options = "; or ".join(map(_describe, plausible))
-        example = {key: value for key, value in plausible[0].as_json().items() if key != "fixes"}
+        example = json.dumps(plausible[0].as_choice(), ensure_ascii=False)
+        what = "the columns can be used in more than one way"
+        if len(plausible) == 1:
+            what = "a column looks like a part of the task and would not be used"
         raise UserError(
             "data.ambiguous_columns",
-            f"{table.source}: the columns can be used in more than one way: {options}. Choose one "
-            "on the Data tab, or with the column mapping "
-            f"{json.dumps(example, ensure_ascii=False)}.",
+            f"{table.source}: {what}: {options}. Choose one on the Data tab, or with the column "
+            f"mapping {example}.",
         )
     if choice and choice.get("fixes"):
         values = plausible[0].as_json() | {"fixes": choice["fixes"]}
@@ -260,7 +270,8 @@ def _choose_mapping(
 
 def _describe(mapping: ColumnMapping) -> str:
     columns = ", ".join(f"{column!r} as {role}" for role, column in mapping.columns.items())
-    return f"{mapping.schema} with {columns}"
+    left_out = f", without {listed_names(mapping.left_out)}" if mapping.left_out else ""
+    return f"{mapping.schema} with {columns}{left_out}"
 
 
 # Normalization of all rows

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from peft_space.data.column_mapping import Fix
 from peft_space.data.row_normalization import (
     Conversation,
     Preference,
@@ -15,7 +16,6 @@ from peft_space.data.row_normalization import (
     TokenClassification,
     UnpairedPreference,
 )
-from peft_space.data.schema_detection import Fix
 from peft_space.redaction import has_secret
 
 _MAX_ROW_NUMBERS = 100

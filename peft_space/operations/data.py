@@ -21,8 +21,8 @@ from peft_space.operations.registry import (
 from peft_space.recipe import Recipe, Task, make_recipe
 
 if TYPE_CHECKING:
+    from peft_space.data.column_mapping import ColumnMapping as Mapping
     from peft_space.data.dataset import TrainingData
-    from peft_space.data.schema_detection import ColumnMapping as Mapping
     from peft_space.data.table import Table
 
 _NUM_PEEKED = 200
@@ -33,12 +33,13 @@ _MAX_RAW = 20_000
 
 def _check_text(result: Json, arguments: Json) -> str:
     if "question" in result:
-        mappings = [
-            json.dumps({name: one[name] for name in ("schema", "columns")}, ensure_ascii=False)
-            for one in result["question"]
-        ]
         choose = f"{result['source']}: the columns can be read in several ways. Choose one:"
-        flags = [f"  --column-mapping '{one}'" for one in mappings]
+        if len(result["question"]) == 1:
+            choose = (
+                f"{result['source']}: a column looks like a part of the task, and the app does not "
+                "use it. Name its role, or leave it out:"
+            )
+        flags = [f"  --column-mapping '{_as_argument(one)}'" for one in result["question"]]
         return "\n".join([*result["notes"], choose, *flags])
     repeated = result["num_repeated"]
     lines = [
@@ -64,6 +65,16 @@ def _check_text(result: Json, arguments: Json) -> str:
     return "\n".join(lines)
 
 
+def _as_argument(mapping: Json) -> str:
+    """Return a column mapping as the user gives it, without what has no value."""
+    given = {
+        name: value
+        for name, value in mapping.items()
+        if name != "first_row" and value not in (None, [])
+    }
+    return json.dumps(given, ensure_ascii=False)
+
+
 @operation(group="data", streams=True, text=_check_text)
 def check(
     data: DataSource,
@@ -85,8 +96,10 @@ def check(
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
         messages that nothing uses), `problems`, `findings` and more;
         with a recipe `lengths`, `histogram` and `examples`. If the columns can be read in several
-        ways and `column_mapping` does not decide, the ways are listed in `question`.
+        ways, or one of them looks like a part of the task and is not used, and `column_mapping`
+        does not decide, the ways are listed in `question`.
     """
+    from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
     from peft_space.training.prepare import prepare
 
@@ -96,7 +109,7 @@ def check(
         if values and report and not _is_small(data):
             _report_first_rows(data, chosen, rows_shown, report)
         table, mappings = detect_mappings(data, on_progress)
-        if len(mappings) > 1:
+        if is_question(mappings):
             return _question(table, mappings)
     if not values:
         return _describe(
@@ -170,8 +183,10 @@ def _report_first_rows(
     data: str | list[str], recipe: Recipe, rows_shown: int, report: Report
 ) -> None:
     """Report the first rows of a large file while the rest is read. Its problems follow later."""
+    from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import DEMO_DATA
     from peft_space.data.messages import BadRow
+    from peft_space.data.restructuring import form_of
     from peft_space.data.row_normalization import normalize_record
     from peft_space.data.schema_detection import detect_schema
     from peft_space.data.table import peek
@@ -180,10 +195,12 @@ def _report_first_rows(
         return
     try:
         columns, rows = peek(data, _NUM_PEEKED)
+        if form_of([row for _, row in rows]):  # its first rows are not examples
+            return
         mappings = detect_schema("", columns, [row for _, row in rows])
     except UserError:  # reading the whole file raises it again
         return
-    if len(mappings) > 1:
+    if is_question(mappings):
         return
     records = []
     for number, row in rows[:rows_shown]:
@@ -209,10 +226,10 @@ def show_rows(
     Returns:
         `examples`. Rows that cannot be used have their `problem` and their `raw` text.
     """
+    from peft_space.data.column_mapping import make_column_mapping
     from peft_space.data.dataset import detect_mappings
     from peft_space.data.messages import BadRow
     from peft_space.data.row_normalization import normalize_record
-    from peft_space.data.schema_detection import make_column_mapping
 
     chosen = make_recipe(recipe or {})
     table, mappings = detect_mappings(data)

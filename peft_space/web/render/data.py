@@ -93,7 +93,9 @@ def mapping_label(mapping: dict[str, Any]) -> str:
     first = "; ".join(
         f"{role}: {_shorten(str(cell))}" for role, cell in mapping["first_row"].items()
     )
-    return f"{mapping['schema']}: {roles}. First row: {first}"
+    left_out = ", ".join(f"“{column}”" for column in mapping.get("left_out") or [])
+    left_out = f", leaving out {left_out}" if left_out else ""
+    return f"{mapping['schema']}: {roles}{left_out}. First row: {first}"
 
 
 def _shorten(text: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space.data.column_mapping import FIXES, SCHEMAS, roles
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.file_type_and_encoding import SUFFIXES
 from peft_space.data.readers.hub import HubDataset, parse_address
-from peft_space.data.schema_detection import FIXES, SCHEMAS, roles
 from peft_space.web import theme
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
@@ -23,6 +23,8 @@ _INTRODUCTION = (
     "Upload examples of what the model should say: a table with a question and an answer column, "
     "or chat messages. CSV, TSV, JSON, JSONL, Excel, Parquet or text."
 )
+_SEVERAL_WAYS = "We found more than one way to read these columns. Choose one."
+_LEFT_OUT = "A column looks like a part of the task, and we don't use it. Leave it out?"
 _HUB_FIELDS: dict[str, dict[str, Any]] = {
     "dataset": {"label": "Dataset", "placeholder": "OWNER/NAME"},
     "config": {"label": "Configuration", "info": "Leave empty for the default."},
@@ -192,10 +194,11 @@ class DataTab:
         source = render_overview.escape(check["source"])
         return self.empty | {
             self.summary: f"**{source}**: {check['rows']:,} rows. "
-            "We found more than one way to read these columns. Choose one.",
+            + (_LEFT_OUT if len(candidates) == 1 else _SEVERAL_WAYS),
             self.question: gr.update(choices=choices, value=None, visible=True),
             self.candidates: [
-                {key: mapping[key] for key in ("schema", "columns")} for mapping in candidates
+                {key: value for key, value in mapping.items() if key != "first_row"}
+                for mapping in candidates
             ],
         }
 
