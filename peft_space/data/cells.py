@@ -45,11 +45,27 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
         keys = list(cell)  # one list of roles, one of contents
         return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
     if (turns := message_turns(cell)) is not None:
-        return turns
+        return _turns_of_pairs(turns) or turns
     texts = listed(cell)
     if texts and len(texts) > 1 and all(isinstance(text, str) for text in texts):
         roles = ("user", "assistant")
         return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    return None
+
+
+_PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+
+
+def _turns_of_pairs(items: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Return the messages of pairs of a question and an answer, or None."""
+    for pair in _PAIRS:
+        if items and all(set(pair) <= set(item) for item in items):
+            roles = ("user", "assistant")
+            return [
+                {"role": role, "content": item[key]}
+                for item in items
+                for role, key in zip(roles, pair, strict=True)
+            ]
     return None
 
 

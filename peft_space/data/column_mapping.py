@@ -29,12 +29,17 @@ def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
     return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
 
 
-Fix = Literal["deduplicate", "trim", "merge", "strip", "drop_cut", "drop_secrets"]
+Fix = Literal[
+    "deduplicate", "trim", "merge", "strip", "unify", "keep_control_tokens", "drop_cut",
+    "drop_secrets",
+]  # fmt: skip
 FIXES: dict[Fix, str] = {
     "deduplicate": "Keep one of each group of duplicate rows",
     "trim": "Remove messages after the last answer of a conversation",
     "merge": "Join messages of one role that follow each other, and put system messages first",
     "strip": "Remove white space and zero-width characters around each text",
+    "unify": "Use the most frequent spelling of each label",
+    "keep_control_tokens": "Keep the special tokens of the model in plain texts",
     "drop_cut": "Remove rows that are longer than the length limit",
     "drop_secrets": "Remove rows with likely keys or tokens",
 }

@@ -140,14 +140,15 @@ def _is_message_of_tree(row: Row) -> bool:
 
 
 def _threads_of_rows(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    parents: dict[str, str] = {}
+    parents: dict[str, Any] = {}
     nodes: dict[str, _Node] = {}
     for number, row in rows:
         if not as_bool(row.get("deleted")):
-            name = str(row.get("message_id", number))
-            nodes[name], parents[name] = _node(number, row), str(row.get("parent_id"))
+            name = str(row.get("message_id") or number)
+            nodes[name], parents[name] = _node(number, row), row.get("parent_id")
     for name, node in nodes.items():
-        if (parent := nodes.get(parents[name])) is not None:
+        parent = None if parents[name] is None else nodes.get(str(parents[name]))
+        if parent is not None:
             node.parent = parent
             parent.children.append(node)
     for node in nodes.values():
@@ -217,14 +218,14 @@ def _chatgpt(rows: Iterator[Numbered]) -> Iterator[Numbered]:
             yield number, row
             continue
         nodes = row["mapping"]
-        at = row.get("current_node")
+        at = str(row.get("current_node"))
         if at not in nodes:
             at = next((name for name in reversed(nodes) if not nodes[name].get("children")), None)
         branch: list[Row] = []
         while at in nodes and len(branch) <= len(nodes):
             message = nodes[at].get("message")
             branch.append(message if isinstance(message, dict) else {})
-            at = nodes[at].get("parent")
+            at = str(nodes[at].get("parent"))
         rest = {key: value for key, value in row.items() if key not in ("mapping", "current_node")}
         yield number, {"messages": _chatgpt_messages(branch[::-1]), **rest}
 

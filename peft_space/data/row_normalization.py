@@ -38,6 +38,8 @@ class Text:
 
     row: int
     text: str
+    keep_control_tokens: bool | None = None
+    """True if special tokens of the model in the text are these tokens, and not letters."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
             text = clean(_text(row, columns["text"]))
             if not text.strip():
                 raise BadRow("the text is empty")
-            return Text(number, text)
+            return Text(number, text, "keep_control_tokens" in column_mapping.fixes or None)
         case "text_classification" | "text_pair_classification":
             return _text_classification(number, row, columns, clean)
         case "token_classification":

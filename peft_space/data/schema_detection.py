@@ -131,7 +131,8 @@ def _match_languages(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
     for column in columns:
         match = _LANGUAGE.fullmatch(normalized(column))
         is_language = match is not None and (match[1] or match[0]) in _LANGUAGES
-        if is_language and _is_text(row.get(column) for row in rows):
+        cells = [row.get(column) for row in rows]
+        if is_language and (_is_prose if normalized(column) == "id" else _is_text)(cells):
             found.append(column)
     pairs = itertools.permutations(found[:_MAX_LANGUAGES], 2)
     return [ColumnMapping("source_target", {"source": one, "target": two}) for one, two in pairs]
@@ -225,7 +226,7 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     if schema == "text_classification" and role == "label":
         return not _has_spans(cells)
     if role == "reasoning":
-        return bool(cells) and all(one_text(cell) is not None for cell in cells)
+        return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
     if role == "choices":
         return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True
@@ -288,7 +289,8 @@ def _is_text(cells: Iterable[Any]) -> bool:
 def _is_prose(cells: Iterable[Any]) -> bool:
     """Return True if most cells are texts of several words."""
     filled = [cell for cell in cells if cell not in (None, "")]
-    return _is_text(filled) and sum(" " in cell for cell in filled) > len(filled) / 2
+    longer = sum(" " in str(cell) or len(str(cell)) > 20 for cell in filled)
+    return _is_text(filled) and longer > len(filled) / 2
 
 
 def _mean_length(rows: Sequence[dict[str, Any]], column: str) -> float:

@@ -1,7 +1,7 @@
 """Columns that a column mapping does not use although they look like a part of the task."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ _LABELLED: tuple[Schema, ...] = ("text_classification", "text_pair_classificatio
 _NEVER = re.compile(
     r"id|idx|index|uuid|key|source|url|link|timestamp|date|time|metadata|meta|split|lang|language"
     r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
-    r"|length|tokens|model|date|time|type|source|version|avg_rating|rating|score)|(is|has)_.*"
+    r"|length|tokens|model|date|time|type|source|version|rating|score)|(is|has|score|rating)_.*"
     r"|created.*|updated.*|__index_level_0__"
 )
 _CONTEXTS = (
@@ -60,7 +60,8 @@ def _names(*names: str) -> re.Pattern[str]:
 def _is_prose(cells: list[Any]) -> bool:
     """Return True if cells are texts of more than a word, and mostly different."""
     texts = [one_text(cell) for cell in cells]
-    if not all(texts) or sum(" " in str(text).strip() for text in texts) < len(texts) / 2:
+    longer = sum(" " in str(text).strip() or len(str(text)) > 20 for text in texts)
+    if not all(texts) or longer < len(texts) / 2:
         return False
     return len(set(texts)) > len(texts) / 2 or len(texts) < 3
 
@@ -80,8 +81,8 @@ def _is_list(cells: list[Any]) -> bool:
 
 
 _REASONING = (
-    r"explanation|explanations|rationale|rationales|thoughts?|thinking|(complex_)?cot|scratchpad"
-    r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason"
+    r"(explanation|explanations|rationale|rationales|thoughts?|thinking|(complex_)?cot|scratchpad"
+    r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason)(_?\d)?"
 )
 _LABEL = re.compile("(?:" + "|".join(LABELS) + r")|(?:.*_)?(?:label|class)(?:_.*)?")
 _SIGNS = (
@@ -104,8 +105,7 @@ _SIGNS = (
         _is_answer,
     ),
     _Sign(
-        (*_ANSWERING, *_CHATTING, *_LABELLED), re.compile(_REASONING),
-        lambda cells: all(one_text(cell) for cell in cells),
+        (*_ANSWERING, *_CHATTING, *_LABELLED), re.compile(_REASONING), _is_prose,
     ),
     _Sign(
         (*_ANSWERING, *_CHATTING, "text"),
@@ -117,7 +117,7 @@ _SIGNS = (
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXTS), _is_prose),
-    _Sign(("text",), _names(*_MORE_ANSWERS, *_QUESTIONS), _is_prose),
+    _Sign(("text",), _names(*_MORE_ANSWERS, *_QUESTIONS, "input", "inputs"), _is_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_prose),
     _Sign(("preference",), _names(*_CONTEXTS), _is_prose),
 )  # fmt: skip
@@ -136,19 +136,27 @@ def ask_about_unused(
     rated = {mapping.columns["label"] for mapping in mappings if mapping.good_from is not None}
     asked = []
     for mapping in mappings:
-        unused = [
-            column
-            for column in columns
-            if column not in mapping.columns.values()
-            and (column in rated or _is_part_of_task(mapping, column, rows))
-        ]
-        asked.append(replace(mapping, left_out=tuple(unused)))
+        unrated = rated - set(mapping.columns.values())
+        asked.append(replace(mapping, left_out=_left_out(mapping, columns, rows, unrated)))
     if len(asked) == 1 and (unused := list(asked[0].left_out)):
         for column in unused:
             for other in _alternatives(asked[0], column, columns, rows):
-                rest = tuple(name for name in unused if name not in other.columns.values())
-                asked.append(replace(other, left_out=rest))
+                asked.append(replace(other, left_out=_left_out(other, columns, rows)))
     return asked[: 1 + _MAX_ALTERNATIVES] if len(mappings) == 1 else asked
+
+
+def _left_out(
+    mapping: ColumnMapping,
+    columns: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    rated: Collection[str] = (),
+) -> tuple[str, ...]:
+    used = mapping.columns.values()
+    return tuple(
+        column
+        for column in columns
+        if column in rated or (column not in used and _is_part_of_task(mapping, column, rows))
+    )
 
 
 def _is_part_of_task(mapping: ColumnMapping, column: str, rows: Sequence[dict[str, Any]]) -> bool:
@@ -224,7 +232,7 @@ def _alternatives(
         yield with_role("input")
     elif "answer" in used and name in _MORE_ANSWERS:
         yield with_role("answer")
-    elif schema == "text" and name in _QUESTIONS:
+    elif schema == "text" and name in (*_QUESTIONS, "input", "inputs"):
         yield other("prompt_completion", prompt=column, answer=used["text"])
     elif schema == "text" and _is_prose(cells):
         yield other("prompt_completion", prompt=used["text"], answer=column)

@@ -55,6 +55,10 @@ def _check_text(result: Json, arguments: Json) -> str:
         )
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
+        fixes = result["column_mapping"]["fixes"]
+        if finding["fix"] and finding["fix"] not in fixes:
+            fixed = result["column_mapping"] | {"fixes": [*fixes, finding["fix"]]}
+            lines.append(f"  To fix it: --column-mapping '{_as_argument(fixed)}'")
     if unused := result["unused"]:
         lines.append("Not used:")
         lines += [
