@@ -220,7 +220,7 @@ def _chatgpt(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         nodes = row["mapping"]
         at = str(row.get("current_node"))
         if at not in nodes:
-            at = next((name for name in reversed(nodes) if not nodes[name].get("children")), None)
+            at = next((name for name in reversed(nodes) if not nodes[name].get("children")), "")
         branch: list[Row] = []
         while at in nodes and len(branch) <= len(nodes):
             message = nodes[at].get("message")

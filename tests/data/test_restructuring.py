@@ -154,6 +154,7 @@ def test_each_direction_of_a_translation_is_a_choice(write):
     assert turns(first) == [("user", "Good day 0"), ("assistant", "Guten Tag 0")]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("form", ["rows of trees", "ChatGPT", "Label Studio: choices", "SQuAD"])
 @pytest.mark.parametrize("broken", [None, [], {}, "x", [None], {"a": 1}])
 def test_a_broken_row_in_an_export_is_a_problem_and_no_crash(write, form, broken):
