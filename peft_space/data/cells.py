@@ -1,8 +1,9 @@
-"""Values of cells: lists, messages, spans, choices and ratings, as files of any kind hold them."""
+"""Values of cells: lists, messages, conversations in a text, spans, choices and ratings."""
 
 import ast
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -148,3 +149,111 @@ def one_text(cell: Any) -> str | None:
     values = listed(cell)
     cell = values[0] if values and len(values) == 1 else cell
     return cell if isinstance(cell, str) else None
+
+
+# Conversations that a chat template or a transcript has written as one text
+
+_SPEAKERS = {
+    "human": "user", "user": "user", "assistant": "assistant", "model": "assistant",
+    "system": "system", "tool": "tool", "ipython": "tool", "function response": "tool",
+}  # fmt: skip
+_BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
+_TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class _TextForm:
+    """How a turn begins, with its role, and how it ends."""
+
+    beginning: re.Pattern[str]
+    ends: tuple[str, ...] = ()
+    always_ends: bool = False
+    """True if every turn but the last has an end."""
+
+
+_TEXT_FORMS = (
+    # ChatML
+    _TextForm(re.compile(r"<\|im_start\|>(system|user|assistant|tool)\n"), ("<|im_end|>",), True),
+    # Llama 3
+    _TextForm(
+        re.compile(
+            r"<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n"
+        ),
+        ("<|eot_id|>", "<|eom_id|>"), True,
+    ),
+    # Gemma
+    _TextForm(re.compile(r"<start_of_turn>(user|model)\n"), ("<end_of_turn>",), True),
+    # Zephyr, Phi
+    _TextForm(re.compile(r"<\|(system|user|assistant|tool)\|>\n?"), ("<|end|>", *_TEXT_ENDS)),
+    # Guanaco
+    _TextForm(re.compile(r"### (Human|User|Assistant|System): ?")),
+    # HH
+    _TextForm(re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")),
+    # Vicuna, Glaive
+    _TextForm(re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS),
+)  # fmt: skip
+_SIGN = re.compile(r"<\||\[INST\]|<start_of_turn>|### |Human:|USER:")
+_SIGN_WITHIN = 200
+
+
+def conversation_in(text: Any) -> list[dict[str, Any]] | None:
+    """Return the turns of a conversation that is written as one text, or None.
+
+    The text must consist of nothing else, and at least one turn must be an answer.
+    """
+    if not isinstance(text, str) or not _SIGN.search(text[:_SIGN_WITHIN]):
+        return None
+    text = text.strip()
+    turns = _llama_2(text)
+    for form in _TEXT_FORMS:
+        turns = turns or _read_turns(form, text)
+    if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+        turns.pop()  # the opening of an answer
+    roles = {turn["role"] for turn in turns or []}
+    return turns if {"user", "assistant"} <= roles else None
+
+
+def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
+    before, *parts = form.beginning.split(text)
+    if not parts or before.strip() not in _BEGINNINGS:
+        return None
+    turns: list[dict[str, Any]] = []
+    for role, content in zip(parts[::2], parts[1::2], strict=True):
+        is_last = len(turns) == len(parts) // 2 - 1
+        ended, has_end = _without_end(content, (*form.ends, *(_TEXT_ENDS if is_last else ())))
+        if (form.always_ends and not has_end and not is_last) or any(
+            end in ended for end in form.ends
+        ):
+            return None
+        content = ended if form.always_ends else ended.strip()
+        turns.append({"role": _SPEAKERS[role.lower()], "content": content})
+    return turns
+
+
+def _without_end(content: str, ends: tuple[str, ...]) -> tuple[str, bool]:
+    has_end = False
+    while end := next((end for end in ends if content.rstrip().endswith(end)), ""):
+        content, has_end = content.rstrip().removesuffix(end), True
+    return content, has_end
+
+
+_LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
+
+
+def _llama_2(text: str) -> list[dict[str, Any]] | None:
+    before, *parts = text.split("[INST]")
+    if not parts or before.strip() not in _BEGINNINGS:
+        return None
+    turns: list[dict[str, Any]] = []
+    for part in parts:
+        question, *answers = part.split("[/INST]")
+        if len(answers) != 1:
+            return None
+        if not turns and (system := _LLAMA_SYSTEM.match(question)):
+            turns.append({"role": "system", "content": system[1]})
+            question = question[system.end() :]
+        answer = answers[0].rstrip().removesuffix("<s>")
+        answer = _without_end(answer, _TEXT_ENDS)[0].strip()
+        turns.append({"role": "user", "content": question.strip()})
+        turns.append({"role": "assistant", "content": answer})
+    return turns

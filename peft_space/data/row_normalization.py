@@ -5,7 +5,15 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peft_space.data.cells import as_rating, choices_of, listed, message_turns, spans_of, turns_of
+from peft_space.data.cells import (
+    as_rating,
+    choices_of,
+    conversation_in,
+    listed,
+    message_turns,
+    spans_of,
+    turns_of,
+)
 from peft_space.data.column_mapping import ColumnMapping
 from peft_space.data.messages import (
     BadRow,
@@ -20,7 +28,6 @@ from peft_space.data.messages import (
     text_of,
     tools_in,
 )
-from peft_space.data.templated_text import conversation_in
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from peft_space import operations
+from peft_space.data.cells import conversation_in
 from peft_space.data.dataset import detect_mappings, load_dataset
-from peft_space.data.templated_text import conversation_in
 from peft_space.errors import UserError
 
 
