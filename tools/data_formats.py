@@ -154,6 +154,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         "ms-swift",
         {"messages": [_QUESTION, _ANSWER], "rejected_response": "No."},
     ),
+    "two answers and the better one": (
+        "PKU-SafeRLHF, HelpSteer2, SHP, Chatbot Arena, WebGPT",
+        {"prompt": "Price?", "response_0": "No.", "response_1": "40.", "better_response_id": 1},
+    ),
     "dialogues": (
         "HH-RLHF",
         {

@@ -1,7 +1,7 @@
 """Exports in which a row is not one example, as rows with ordinary columns.
 
 Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
-word a row, and translations in one column.
+word a row, two answers with a choice, and translations in one column.
 """
 
 import functools
@@ -377,6 +377,80 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         yield begin, {name: cells for name, cells in lists.items() if cells}
 
 
+# Two answers, and which of them is better
+
+_PROMPTS = ("prompt", "question", "instruction", "history", "post", "input")
+_TIES = ("tie", "tie (bothbad)", "both_bad", "none", "")
+_FIRST = ("a", "model_a", "first", "response_a", "answer_a", "output_a")
+_SECOND = ("b", "model_b", "second", "response_b", "answer_b", "output_b")
+_BASES = ("response", "answer", "conversation", "human_ref", "completion", "output")
+_CHOICES = ("better_response_id", "winner", "preference", "preferred", "choice")
+
+
+def _two_answers(row: Row) -> tuple[str, str] | None:
+    """Return the columns of two answers, whose names differ in their last character, or None."""
+    names = {name.lower(): name for name in row}
+    for base in _BASES:
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b")):
+            first, second = names.get(f"{base}_{one}"), names.get(f"{base}_{two}")
+            if first and second and row[first] and row[second]:
+                return first, second
+    return None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _better(row: Row, pair: tuple[str, str]) -> int | None:
+    """Return 0 or 1 for the better answer, -1 for a tie, None if the row does not say it."""
+    cells = {name.lower(): value for name, value in row.items()}
+    ends = [name.rsplit("_", 1)[1].lower() for name in pair]
+    for name in _CHOICES:
+        value = str(cells.get(name, "?")).strip().lower().removesuffix(".0")
+        if value in _TIES:
+            return -1
+        for number, words in enumerate((_FIRST, _SECOND)):
+            if value in (ends[number], pair[number].lower(), *words):
+                return number
+    if (strength := _number(cells.get("preference_strength"))) is not None:
+        return -1 if strength == 0 else int(strength > 0)
+    if "human_ref_a" in cells and str(cells.get("labels")) in ("0", "1"):
+        return 1 - int(str(cells["labels"]))
+    winners = [str(cells.get(f"winner_model_{end}")) for end in ends]
+    if winners != ["None", "None"]:
+        return winners.index("1") if "1" in winners else -1
+    first, second = (_number(cells.get(f"score_{end}")) for end in ends)
+    if first is None or second is None:
+        return None
+    return -1 if first == second else int(second > first)
+
+
+def _is_comparison(row: Row) -> bool:
+    pair = _two_answers(row)
+    known = pair is not None and _better(row, pair) is not None
+    return known and not {"chosen", "rejected"} & set(row)
+
+
+def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        pair = _two_answers(row)
+        better = _better(row, pair) if pair else None
+        if pair is None or better is None:
+            yield number, row
+            continue
+        rest = {name: value for name, value in row.items() if name not in pair}
+        name = next((name for name in _PROMPTS if name in rest), None)
+        prompt = rest.pop(name) if name else None
+        prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
+        chosen = None if better < 0 else row[pair[better]]
+        rejected = None if better < 0 else row[pair[1 - better]]
+        yield number, {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
+
+
 # Translations
 
 
@@ -427,6 +501,11 @@ _FORMS = (
         "The {before} rows are words: the {after} sentences are the rows, and have the number of "
         "their first word.",
         _is_word, _sentences,
+    ),
+    Form(
+        "Each row has two answers, and says which is better. Rows without a better one are left "
+        "out.",
+        _is_comparison, _preferences,
     ),
     Form("Each language of the translations is a column.", _is_translation, _translations),
 )  # fmt: skip

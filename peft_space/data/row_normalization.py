@@ -294,6 +294,8 @@ def _system_message(row: dict[str, Any], columns: dict[str, str], clean: Clean) 
 def _preference(
     number: int, row: dict[str, Any], columns: dict[str, str], clean: Clean
 ) -> Preference:
+    if row.get(columns["rejected"]) is None and row.get(columns.get("chosen", "")) is None:
+        raise BadRow("the row does not say which answer is better")
     system = _system_message(row, columns, clean)
     prompt, tools = _prompt(row.get(columns.get("prompt", "")), columns.get("prompt"), clean)
     chosen = _answer(row.get(columns["chosen"]), clean) if "chosen" in columns else []

@@ -81,6 +81,61 @@ CHATS = {
             "assistant: 40.",
         ],
     ),
+    "parts as Gemini writes them": (
+        [
+            {"role": "user", "parts": [{"text": "Price?"}]},
+            {
+                "role": "model",
+                "parts": [
+                    {"text": "I look.", "thought": True},
+                    {"functionCall": {"name": "price", "args": {"room": "1"}}},
+                ],
+            },
+            {
+                "role": "function",
+                "parts": [{"functionResponse": {"name": "price", "response": {"euros": "40"}}}],
+            },
+            {"role": "model", "parts": [{"text": "40."}]},
+        ],
+        [
+            "user: Price?",
+            'assistant: (I look.)[price {"room": "1"}]',
+            'tool: {"euros": "40"}',
+            "assistant: 40.",
+        ],
+    ),
+    "parts as Bedrock writes them": (
+        [
+            {"role": "user", "content": [{"text": "Price?"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"toolUse": {"toolUseId": "t", "name": "price", "input": {"room": "1"}}}
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"toolResult": {"toolUseId": "t", "content": [{"json": {"a": "b"}}]}}],
+            },
+            {"role": "assistant", "content": [{"text": "40."}]},
+        ],
+        ["user: Price?", CALLED, 'tool: {"a": "b"}', "assistant: 40."],
+    ),
+    "roles as Cohere names them": (
+        [{"role": "User", "message": "Price?"}, {"role": "Chatbot", "message": "40."}],
+        ["user: Price?", "assistant: 40."],
+    ),
+    "a sender with text and parts": (
+        [
+            {"sender": "human", "text": "Price?", "content": [{"type": "text", "text": "Price?"}]},
+            {"sender": "assistant", "text": "40.", "content": [{"type": "text", "text": "40."}]},
+        ],
+        ["user: Price?", "assistant: 40."],
+    ),
+    "pairs of a question and an answer": (
+        [{"input": "Price?", "output": "40."}],
+        ["user: Price?", "assistant: 40."],
+    ),
     "calls in two messages": (
         [
             {"from": "human", "value": "Price?"},
@@ -262,6 +317,18 @@ QUESTIONS = {
     "thoughts in the answer": (
         {"prompt": "Price?", "completion": "<think>\nI look.\n</think>\n\n40."},
         ["user: Price?", "assistant: (I look.)40."],
+    ),
+    "earlier messages": (
+        {"instruction": "Price?", "output": "40.", "history": [USER, ANSWER]},
+        ["user: Price?", "assistant: 40.", "user: Price?", "assistant: 40."],
+    ),
+    "a dialogue as the prompt": (
+        {"prompt": "Human: Price?\n\nAssistant:", "completion": "40."},
+        ["user: Price?", "assistant: 40."],
+    ),
+    "a system message in parts": (
+        {"prompt": "Price?", "completion": "40.", "systemInstruction": {"parts": [{"text": "Hi"}]}},
+        ["system: Hi", "user: Price?", "assistant: 40."],
     ),
     "earlier turns": (
         {"instruction": "Price?", "output": "40.", "history": [["Hi", "Hello"]]},

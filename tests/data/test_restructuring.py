@@ -102,6 +102,38 @@ def test_each_example_of_an_export_is_a_row(write, form):
     assert data.notes
 
 
+PAIRS = [
+    ({"response_0": "40.", "response_1": "No."}, {"better_response_id": 0}),
+    ({"response_0": "No.", "response_1": "40."}, {"better_response_id": 1, "is_safe": True}),
+    ({"response_1": "40.", "response_2": "No."}, {"preference_strength": -2}),
+    ({"output_1": "No.", "output_2": "40."}, {"preference": "2"}),
+    ({"answer_0": "No.", "answer_1": "40."}, {"score_0": "-0.5", "score_1": "0.5"}),
+    ({"human_ref_A": "40.", "human_ref_B": "No."}, {"labels": 1}),
+    ({"response_a": "No.", "response_b": "40."}, {"winner": "model_b"}),
+    ({"response_a": "40.", "response_b": "No."}, {"winner_model_a": 1, "winner_model_b": 0}),
+]
+
+
+@pytest.mark.parametrize(("answers", "choice"), PAIRS)
+def test_the_better_of_two_answers_is_the_chosen_one(write, answers, choice):
+    rows = [{"prompt": f"Price {n}?"} | answers | choice for n in range(4)]
+    data = loaded(write("rows.json", rows))
+    assert data.column_mapping.schema == "preference"
+    first = data.train[0]
+    contents = [first.prompt[0], first.chosen[0], first.rejected[0]]
+    assert [message["content"] for message in contents] == ["Price 0?", "40.", "No."]
+
+
+def test_a_tie_of_two_answers_is_left_out(write):
+    rows = [
+        {"prompt": f"Price {n}?", "response_a": "40.", "response_b": "No.", "winner": winner}
+        for n, winner in enumerate(("model_a", "tie"))
+    ]
+    data = loaded(write("rows.json", rows))
+    assert [row.row for row in data.train] == [1]
+    assert [problem.row for problem in data.problems] == [2]
+
+
 def turns(row):
     return [(message["role"], message["content"]) for message in row.messages]
 
