@@ -277,7 +277,11 @@ class DataTab:
             for role, dropdown in self.roles.items()
             if values[dropdown] and role in (*required, *optional)
         }
-        return {"schema": schema, "columns": columns, "fixes": values[self.fixes] or []}
+        mapping = {"schema": schema, "columns": columns, "fixes": values[self.fixes] or []}
+        before = values[self.page.column_mapping] or {}
+        if before.get("schema") == schema:  # the answers to the question stay
+            mapping |= {key: before[key] for key in ("good_from", "left_out") if before.get(key)}
+        return mapping
 
     def apply_fixes(self, values: Values) -> dict[str, Any]:
         """Return the column mapping with the chosen fixes."""
@@ -330,7 +334,8 @@ def _wire_mapping(page: PageContext, tab: DataTab) -> None:
     mapping, widgets = page.column_mapping, [tab.schema, *tab.roles.values()]
     tab.schema.input(lambda schema: tab.show_mapping(schema, {}), tab.schema, widgets, **HIDDEN)
     read_mapping = show_errors(tab.read_mapping)
-    tab.apply_mapping.click(read_mapping, {*widgets, tab.fixes}, mapping, **HIDDEN)
+    inputs: Inputs = {*widgets, tab.fixes, mapping}
+    tab.apply_mapping.click(read_mapping, inputs, mapping, **HIDDEN)
     answer = [tab.question, tab.candidates]
     tab.question.input(lambda number, candidates: candidates[number], answer, mapping, **HIDDEN)
     tab.fixes.input(tab.apply_fixes, {mapping, tab.fixes}, mapping, **HIDDEN)
