@@ -92,6 +92,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The files have different schemas.",
         "Use one file at a time, or convert the files to one schema.",
     ),
+    "data.multi_label": (
+        "A row has several labels, in a list or in a column of 0 and 1 for each label.",
+        "Keep one label for each row, or choose another schema.",
+    ),
     "data.no_rows": (
         "The file is valid but contains no rows.",
         "Use a file with at least one row.",

@@ -6,6 +6,14 @@ _QUESTION = {"role": "user", "content": "Price?"}
 _ANSWER = {"role": "assistant", "content": "40."}
 _CALL = {"id": "c1", "type": "function", "function": {"name": "price", "arguments": "{}"}}
 
+
+def _node(parent: str | None, role: str, text: str) -> dict[str, Any]:
+    return {
+        "message": {"author": {"role": role}, "content": {"parts": [text]}},
+        "parent": parent,
+    }
+
+
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages": ("OpenAI, Hugging Face, ms-swift", {"messages": [_QUESTION, _ANSWER]}),
     "messages with a tool call": (
@@ -23,6 +31,70 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
                 _QUESTION,
                 {"role": "assistant", "content": [{"type": "tool_use", "name": "price"}]},
             ]
+        },
+    ),
+    "messages with parts of Gemini": (
+        "Vertex AI; also `functionCall`",
+        {
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "Price?"}]},
+                {"role": "model", "parts": [{"text": "40."}]},
+            ],
+        },
+    ),
+    "messages with parts of Bedrock": (
+        "Amazon Bedrock; also `toolUse`",
+        {
+            "system": [{"text": "Be brief."}],
+            "messages": [
+                {"role": "user", "content": [{"text": "Price?"}]},
+                {"role": "assistant", "content": [{"text": "40."}]},
+            ],
+        },
+    ),
+    "messages of a chatbot": (
+        "Cohere",
+        {
+            "messages": [
+                {"role": "User", "content": "Price?"},
+                {"role": "Chatbot", "content": "40."},
+            ]
+        },
+    ),
+    "messages of a sender": (
+        "export of Claude",
+        {
+            "chat_messages": [
+                {"sender": "human", "text": "Price?"},
+                {"sender": "assistant", "text": "40."},
+            ]
+        },
+    ),
+    "texts that take turns": ("LIMA", {"conversations": ["Price?", "40."]}),
+    "pairs": ("Capybara", {"conversation": [{"input": "Price?", "output": "40."}]}),
+    "a conversation in a text": (
+        "ChatML, Llama 2 and 3, Gemma, Phi, Guanaco, Glaive; the app asks",
+        {"text": "<|im_start|>user\nPrice?<|im_end|>\n<|im_start|>assistant\n40.<|im_end|>"},
+    ),
+    "a tree of messages": (
+        "OpenAssistant, also with a message in each row; the best-ranked thread",
+        {
+            "prompt": {
+                "role": "prompter",
+                "text": "Price?",
+                "replies": [{"role": "assistant", "text": "40.", "rank": 0, "replies": []}],
+            }
+        },
+    ),
+    "a tree of nodes": (
+        "export of ChatGPT; the open branch",
+        {
+            "mapping": {
+                "a": _node(None, "user", "Price?"),
+                "b": _node("a", "assistant", "40."),
+            },
+            "current_node": "b",
         },
     ),
     "messages with thoughts": (
@@ -45,6 +117,17 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "question, context, answers": (
         "SQuAD",
         {"context": "It costs 40.", "question": "Price?", "answers": {"text": ["40."]}},
+    ),
+    "articles with questions": (
+        "SQuAD's file",
+        {
+            "paragraphs": [
+                {
+                    "context": "It costs 40.",
+                    "qas": [{"question": "Price?", "answers": [{"text": "40."}]}],
+                }
+            ]
+        },
     ),
     "question with choices": (
         "MMLU, ARC",
@@ -71,6 +154,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         "ms-swift",
         {"messages": [_QUESTION, _ANSWER], "rejected_response": "No."},
     ),
+    "two answers and the better one": (
+        "PKU-SafeRLHF, HelpSteer2, SHP, Chatbot Arena, WebGPT",
+        {"prompt": "Price?", "response_0": "No.", "response_1": "40.", "better_response_id": 1},
+    ),
     "dialogues": (
         "HH-RLHF",
         {
@@ -91,6 +178,21 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "text with spans": (
         "Prodigy, spaCy; doccano with lists of three",
         {"text": "In Oslo", "entities": [{"start": 3, "end": 7, "label": "LOC"}]},
+    ),
+    "a task with annotations": (
+        "Label Studio; also `labels` and `text`",
+        {
+            "data": {"text": "Good soup"},
+            "annotations": [{"result": [{"value": {"choices": ["positive"]}}]}],
+        },
+    ),
+    "a word in a row": (
+        "Kaggle",
+        {"Sentence #": "Sentence: 1", "Word": "Oslo", "POS": "NNP", "Tag": "B-geo"},
+    ),
+    "translation": (
+        "WMT, OPUS; the app asks for the direction",
+        {"translation": {"en": "Good day", "de": "Guten Tag"}},
     ),
     "source and target": ("T5, BART", {"document": "A long text", "summary": "Short"}),
     "text": ("continued as it is", {"text": "Once upon a time"}),

@@ -85,13 +85,16 @@ def data_formats() -> str:
     """Every format of rows: an example, how it is read, and who writes it."""
     from data_formats import FORMATS
 
+    from peft_space.data.restructuring import form_of
     from peft_space.data.row_normalization import normalize_record, to_json
     from peft_space.data.schema_detection import detect_schema
 
     rows = []
     for name, (who, row) in FORMATS.items():
-        mapping = detect_schema(name, list(row), [row] * 12)[0]
-        read = json.loads(to_json(normalize_record(1, row, mapping)))
+        form = form_of([row])
+        _, first = next(form.convert(iter([(1, row)]))) if form else (1, row)
+        mapping = detect_schema(name, list(first), [first] * 12)[0]
+        read = json.loads(to_json(normalize_record(1, first, mapping)))
         del read["kind"]
         shown = (json.dumps(one, ensure_ascii=False) for one in (row, read))
         example, result = (text.replace("|", "\\|") for text in shown)

@@ -25,11 +25,12 @@ TOKENS = pa.schema(
         ("notes", pa.int32()), ("problem", pa.string()), ("label", pa.string()),
         ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
         ("rejected_ids", _IDS), ("rejected_trained", _IDS), ("target_ids", _IDS),
+        ("unknown", pa.string()),
     ]
 )  # fmt: skip
 """Tokenized examples. `trained` holds spans as start, end, start, end …"""
 _OPTIONAL = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
-_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "notes", "problem")
+_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "notes", "problem", "unknown")
 
 _HASHED_ROWS = 10_000
 
@@ -51,6 +52,8 @@ class TokenizedExample:
     """True if the row's text contains special tokens of the model, which become plain text."""
     notes: frozenset[Note] = frozenset()
     """What a user should know about how the row is written."""
+    unknown: str = ""
+    """Characters of the trained text that the tokenizer has no token for, each once."""
     texts: list[str] = field(default_factory=list)
     """Text of each token (T,), if requested; the first of several tokens has a character's text."""
     label: str | None = None
@@ -235,6 +238,10 @@ class Tokens(Sequence[TokenizedExample]):
         """Return the label of each row (N,)."""
         return self._table["label"].take(self.positions).to_pylist()
 
+    def unknown(self) -> list[str | None]:
+        """Return the characters of each row that have no token (N,)."""
+        return self._table["unknown"].take(self.positions).to_pylist()
+
     def problems(self) -> dict[int, str]:
         """Return position in the file -> reason, for rows that could not be rendered."""
         column = self._table["problem"]
@@ -295,8 +302,8 @@ def _problem_record(row: int, problem: str) -> dict[str, Any]:
         "typed_controls": False,
         "notes": 0,
     }
-    content = {"input_ids": [], "trained": [], "problem": problem}
-    return dict.fromkeys(_OPTIONAL) | numbers | content
+    content: dict[str, Any] = {"input_ids": [], "trained": [], "problem": problem}
+    return dict.fromkeys((*_OPTIONAL, "unknown")) | numbers | content
 
 
 def _record(example: TokenizedExample) -> dict[str, Any]:
@@ -318,6 +325,7 @@ def _record(example: TokenizedExample) -> dict[str, Any]:
         "rejected_ids": rejected.input_ids if rejected else None,
         "rejected_trained": _flat(rejected.trained) if rejected else None,
         "target_ids": target.input_ids if target else None,
+        "unknown": "".join(part.unknown for part in (example, rejected, target) if part) or None,
     }
 
 

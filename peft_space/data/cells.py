@@ -1,8 +1,9 @@
-"""Values of cells: lists, messages, spans, choices and ratings, as files of any kind hold them."""
+"""Values of cells: lists, messages, conversations in a text, spans, choices and ratings."""
 
 import ast
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 _LIST_STARTS = ("[", "array(", "np.array(", "list(")
@@ -177,11 +178,27 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
         keys = list(cell)  # one list of roles, one of contents
         return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
     if (turns := message_turns(cell)) is not None:
-        return turns
+        return _turns_of_pairs(turns) or turns
     texts = listed(cell)
     if texts and len(texts) > 1 and all(isinstance(text, str) for text in texts):
         roles = ("user", "assistant")
         return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    return None
+
+
+_PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+
+
+def _turns_of_pairs(items: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Return the messages of pairs of a question and an answer, or None."""
+    for pair in _PAIRS:
+        if items and all(set(pair) <= set(item) for item in items):
+            roles = ("user", "assistant")
+            return [
+                {"role": role, "content": item[key]}
+                for item in items
+                for role, key in zip(roles, pair, strict=True)
+            ]
     return None
 
 
@@ -200,9 +217,11 @@ def spans_of(cell: Any) -> list[tuple[int, int, str]] | None:
                 next((item[name] for name in names if name in item), None)
                 for names in (
                     ("start", "start_offset", "begin"), ("end", "end_offset"),
-                    ("label", "entity", "type", "tag", "entity_group"),
+                    ("label", "entity", "type", "tag", "entity_group", "labels"),
                 )
             ]  # fmt: skip
+            if isinstance(values[2], list) and len(values[2]) == 1:  # as Label Studio writes it
+                values[2] = values[2][0]
         else:
             values = list(item) if isinstance(item, list) else []
         if len(values) != 3 or not all(str(number).isdigit() for number in values[:2]):
@@ -262,3 +281,111 @@ def one_text(cell: Any) -> str | None:
     values = listed(cell)
     cell = values[0] if values and len(values) == 1 else cell
     return cell if isinstance(cell, str) else None
+
+
+# Conversations that a chat template or a transcript has written as one text
+
+_SPEAKERS = {
+    "human": "user", "user": "user", "assistant": "assistant", "model": "assistant",
+    "system": "system", "tool": "tool", "ipython": "tool", "function response": "tool",
+}  # fmt: skip
+_BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
+_TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class _TextForm:
+    """How a turn begins, with its role, and how it ends."""
+
+    beginning: re.Pattern[str]
+    ends: tuple[str, ...] = ()
+    always_ends: bool = False
+    """True if every turn but the last has an end."""
+
+
+_TEXT_FORMS = (
+    # ChatML
+    _TextForm(re.compile(r"<\|im_start\|>(system|user|assistant|tool)\n"), ("<|im_end|>",), True),
+    # Llama 3
+    _TextForm(
+        re.compile(
+            r"<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n"
+        ),
+        ("<|eot_id|>", "<|eom_id|>"), True,
+    ),
+    # Gemma
+    _TextForm(re.compile(r"<start_of_turn>(user|model)\n"), ("<end_of_turn>",), True),
+    # Zephyr, Phi
+    _TextForm(re.compile(r"<\|(system|user|assistant|tool)\|>\n?"), ("<|end|>", *_TEXT_ENDS)),
+    # Guanaco
+    _TextForm(re.compile(r"### (Human|User|Assistant|System): ?")),
+    # HH
+    _TextForm(re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")),
+    # Vicuna, Glaive
+    _TextForm(re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS),
+)  # fmt: skip
+_SIGN = re.compile(r"<\||\[INST\]|<start_of_turn>|### |Human:|USER:")
+_SIGN_WITHIN = 200
+
+
+def conversation_in(text: Any) -> list[dict[str, Any]] | None:
+    """Return the turns of a conversation that is written as one text, or None.
+
+    The text must consist of nothing else, and at least one turn must be an answer.
+    """
+    if not isinstance(text, str) or not _SIGN.search(text[:_SIGN_WITHIN]):
+        return None
+    text = text.strip()
+    turns = _llama_2(text)
+    for form in _TEXT_FORMS:
+        turns = turns or _read_turns(form, text)
+    if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+        turns.pop()  # the opening of an answer
+    roles = {turn["role"] for turn in turns or []}
+    return turns if {"user", "assistant"} <= roles else None
+
+
+def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
+    before, *parts = form.beginning.split(text)
+    if not parts or before.strip() not in _BEGINNINGS:
+        return None
+    turns: list[dict[str, Any]] = []
+    for role, content in zip(parts[::2], parts[1::2], strict=True):
+        is_last = len(turns) == len(parts) // 2 - 1
+        ended, has_end = _without_end(content, (*form.ends, *(_TEXT_ENDS if is_last else ())))
+        if (form.always_ends and not has_end and not is_last) or any(
+            end in ended for end in form.ends
+        ):
+            return None
+        content = ended if form.always_ends else ended.strip()
+        turns.append({"role": _SPEAKERS[role.lower()], "content": content})
+    return turns
+
+
+def _without_end(content: str, ends: tuple[str, ...]) -> tuple[str, bool]:
+    has_end = False
+    while end := next((end for end in ends if content.rstrip().endswith(end)), ""):
+        content, has_end = content.rstrip().removesuffix(end), True
+    return content, has_end
+
+
+_LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
+
+
+def _llama_2(text: str) -> list[dict[str, Any]] | None:
+    before, *parts = text.split("[INST]")
+    if not parts or before.strip() not in _BEGINNINGS:
+        return None
+    turns: list[dict[str, Any]] = []
+    for part in parts:
+        question, *answers = part.split("[/INST]")
+        if len(answers) != 1:
+            return None
+        if not turns and (system := _LLAMA_SYSTEM.match(question)):
+            turns.append({"role": "system", "content": system[1]})
+            question = question[system.end() :]
+        answer = answers[0].rstrip().removesuffix("<s>")
+        answer = _without_end(answer, _TEXT_ENDS)[0].strip()
+        turns.append({"role": "user", "content": question.strip()})
+        turns.append({"role": "assistant", "content": answer})
+    return turns

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,24 @@ import pyarrow as pa
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows, Subset
 from peft_space.data.cells import message_turns
+from peft_space.data.column_mapping import (
+    ColumnMapping,
+    Fix,
+    is_question,
+    listed_names,
+    make_column_mapping,
+)
 from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
-from peft_space.data.quality import Finding, Findings, inspect
+from peft_space.data.quality import (
+    Finding,
+    Findings,
+    fold_label,
+    inspect,
+    label_spellings,
+    spelling_finding,
+)
 from peft_space.data.readers.json import DECODER
+from peft_space.data.restructuring import restructure
 from peft_space.data.row_normalization import (
     Problem,
     TextClassification,
@@ -26,7 +41,7 @@ from peft_space.data.row_normalization import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schema_detection import ColumnMapping, detect_schema, make_column_mapping
+from peft_space.data.schema_detection import detect_schema
 from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
@@ -47,7 +62,7 @@ _STORED_AS_IS = (
     "source", "sha256", "num_rows", "columns", "notes", "num_problems", "num_repeated", "labels",
     "unused",
 )  # fmt: skip
-_NORMALIZER_VERSION = "10"
+_NORMALIZER_VERSION = "11"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -112,6 +127,7 @@ def load_run_data(run: Run) -> TrainingData:
     rows, second = run.path("data", "rows.arrow"), run.path("data", "held_out.arrow")
     mapping = about.pop("column_mapping")
     mapping["fixes"] = tuple(mapping["fixes"])
+    mapping["left_out"] = tuple(mapping.get("left_out", ()))
     about["problems"] = [Problem(**problem) for problem in about["problems"]]
     about["findings"] = [Finding(**finding) for finding in about["findings"]]
     held_out_rows = second if second.is_file() else rows
@@ -137,7 +153,7 @@ def detect_mappings(
 
 
 def _read(data: Data, on_progress: OnProgress) -> Table:
-    return read_table(demo_files()[0] if data == DEMO_DATA else data, on_progress)
+    return restructure(read_table(demo_files()[0] if data == DEMO_DATA else data, on_progress))
 
 
 def _detect(table: Table) -> list[ColumnMapping]:
@@ -194,13 +210,14 @@ def load_dataset(
         table, plausible = detect_mappings(data, on_progress)
     mapping = _choose_mapping(table, plausible, column_mapping)
     _check_weights(table, file_weights)
-    normalized = _normalize(table, mapping, on_progress)
+    labels = _label_spellings(table, mapping, on_progress)
+    normalized = _normalize(table, mapping, on_progress, labels)
     if not normalized.hashes.size:
         first = normalized.problems[0]
         raise UserError(
             "data.no_usable_rows",
             f"{table.source}: none of the {table.num_rows:,} rows can be used for training; "
-            f"row {first.row}: {first.problem}. Correct the rows.",
+            f"row {first.row}: {first.problem}. Correct the rows{_or_fix(normalized, mapping)}.",
         )
     findings = Findings()
     findings.merge(*normalized.findings)
@@ -213,8 +230,8 @@ def load_dataset(
         subset = _split(normalized, eval_split, seed, "deduplicate" in mapping.fixes)
         num_repeated = len(normalized.hashes) - len(subset.train) - len(subset.held_out)
     else:
-        second = read_table(held_out, on_progress)
-        held_out_rows, subset, rejected = _hold_out(normalized, second, mapping, findings)
+        second = restructure(read_table(held_out, on_progress))
+        held_out_rows, subset, rejected = _hold_out(normalized, second, mapping, findings, labels)
         num_repeated = len(normalized.hashes) - len(subset.train)
         problems += rejected
         num_problems += len(rejected)
@@ -224,6 +241,7 @@ def load_dataset(
         )
     trained = _weighted(subset.train, normalized.positions, table, file_weights, seed)
     by_count = sorted(findings.labels.items(), key=lambda pair: -pair[1])
+    spellings = _find_spellings(normalized)
     return TrainingData(
         source=table.source,
         sha256=table.sha256,
@@ -236,7 +254,7 @@ def load_dataset(
         num_problems=num_problems,
         problems=problems[:MAX_PROBLEMS],
         num_repeated=num_repeated,
-        findings=findings.to_list(),
+        findings=[*spellings, *findings.to_list()],
         labels=dict(by_count[:_MAX_LABELS]),
         unused=normalized.unused,
     )
@@ -247,14 +265,16 @@ def _choose_mapping(
 ) -> ColumnMapping:
     if choice and choice.get("schema"):
         return make_column_mapping(choice, table.columns)
-    if len(plausible) > 1:
+    if is_question(plausible):
         options = "; or ".join(map(_describe, plausible))
-        example = {key: value for key, value in plausible[0].as_json().items() if key != "fixes"}
+        example = json.dumps(plausible[0].as_choice(), ensure_ascii=False)
+        what = "the columns can be used in more than one way"
+        if len(plausible) == 1:
+            what = "a column looks like a part of the task and would not be used"
         raise UserError(
             "data.ambiguous_columns",
-            f"{table.source}: the columns can be used in more than one way: {options}. Choose one "
-            "on the Data tab, or with the column mapping "
-            f"{json.dumps(example, ensure_ascii=False)}.",
+            f"{table.source}: {what}: {options}. Choose one on the Data tab, or with the column "
+            f"mapping {example}.",
         )
     if choice and choice.get("fixes"):
         values = plausible[0].as_json() | {"fixes": choice["fixes"]}
@@ -264,7 +284,8 @@ def _choose_mapping(
 
 def _describe(mapping: ColumnMapping) -> str:
     columns = ", ".join(f"{column!r} as {role}" for role, column in mapping.columns.items())
-    return f"{mapping.schema} with {columns}"
+    left_out = f", without {listed_names(mapping.left_out)}" if mapping.left_out else ""
+    return f"{mapping.schema} with {columns}{left_out}"
 
 
 # Normalization of all rows
@@ -289,13 +310,65 @@ class _Normalized:
     """As in `TrainingData`."""
 
 
+_Setup = tuple[ColumnMapping, dict[str, str]]
+"""The mapping, and folded label -> its usual spelling."""
+_CLASSIFYING = ("text_classification", "text_pair_classification")
 _HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", pa.int64())])
 
 
-def _normalize(table: Table, mapping: ColumnMapping, on_progress: OnProgress) -> _Normalized:
-    identity = [_NORMALIZER_VERSION, table.key, mapping.as_json()]
+_FIXED: dict[Fix, str] = {"trim": "trailing", "merge": "unmerged"}
+"""Fix -> the finding about rows that cannot be used without it."""
+
+
+def _or_fix(normalized: _Normalized, mapping: ColumnMapping) -> str:
+    """Name the fix for rows that cannot be used, if there is one."""
+    counts = normalized.findings[0]
+    fix = next((fix for fix, kind in _FIXED.items() if counts.get(kind)), None)
+    if fix is None or fix in mapping.fixes:
+        return ""
+    fixed = replace(mapping, fixes=(*mapping.fixes, fix)).as_choice()
+    choice = json.dumps(fixed, ensure_ascii=False)
+    return f", or use the fix {fix!r} with the column mapping {choice}"
+
+
+def _label_spellings(
+    table: Table, mapping: ColumnMapping, on_progress: OnProgress
+) -> dict[str, str]:
+    """Return the usual spelling of each label if the user wants labels to be unified."""
+    if "unify" not in mapping.fixes or mapping.schema not in _CLASSIFYING:
+        return {}
+    fixes = tuple(fix for fix in mapping.fixes if fix != "unify")
+    as_written = _normalize(table, replace(mapping, fixes=fixes), on_progress)
+    return label_spellings(as_written.findings[2])
+
+
+def _find_spellings(normalized: _Normalized) -> list[Finding]:
+    def rows_of(labels: list[str]) -> list[int]:
+        numbers = arrow_store.open_arrow(normalized.rows.path)["number"].to_numpy()
+        return numbers[np.isin(normalized.label_codes, list(map(_hash, labels)))].tolist()
+
+    if not normalized.label_codes.any():
+        return []
+    return spelling_finding(normalized.findings[2], rows_of)
+
+
+def _normalize(
+    table: Table,
+    mapping: ColumnMapping,
+    on_progress: OnProgress,
+    labels: dict[str, str] | None = None,
+) -> _Normalized:
+    """Return the usable rows of a table.
+
+    Args:
+        table: the rows.
+        mapping: how they are read.
+        on_progress: receives the progress.
+        labels: folded label -> its usual spelling, which replaces the spelling of a row.
+    """
+    identity = [_NORMALIZER_VERSION, table.key, mapping.as_json(), labels or {}]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    write = functools.partial(_normalize_into, table, mapping, on_progress)
+    write = functools.partial(_normalize_into, table, (mapping, labels or {}), on_progress)
     folder = get_or_create("normalized", key, write)
     metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     hashes = arrow_store.open_arrow(folder / "hashes.arrow")
@@ -328,9 +401,7 @@ class _Batch:
     """Name of what is not used -> [rows that have it, example]."""
 
 
-def _normalize_into(
-    table: Table, mapping: ColumnMapping, on_progress: OnProgress, folder: Path
-) -> None:
+def _normalize_into(table: Table, setup: _Setup, on_progress: OnProgress, folder: Path) -> None:
     """Write rows.arrow, hashes.arrow and about.json into `folder`."""
     findings = Findings()
     problems: list[Problem] = []
@@ -338,7 +409,7 @@ def _normalize_into(
     hashes, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     unused: dict[str, list[Any]] = {}
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(contextlib.closing(_normalized_batches(table, mapping)))
+        batches = stack.enter_context(contextlib.closing(_normalized_batches(table, setup)))
         rows_writer = _open_writer(stack, folder / "rows.arrow", ROWS)
         hashes_writer = _open_writer(stack, folder / "hashes.arrow", _HASHES)
         try:
@@ -386,10 +457,10 @@ def _with_file(table: Table, problem: Problem, position: int) -> Problem:
     return Problem(problem.row, f"{problem.problem} ({table.where(problem.row, position)})")
 
 
-def _normalized_batches(table: Table, mapping: ColumnMapping) -> Generator[_Batch]:
+def _normalized_batches(table: Table, setup: _Setup) -> Generator[_Batch]:
     return map_in_subprocesses(
-        _receive_mapping,
-        (mapping,),
+        _receive,
+        (setup,),
         _normalize_batch,
         table.texts(batch=_BATCH_ROWS),
         max_children=1 + table.num_rows // 5_000,
@@ -397,11 +468,12 @@ def _normalized_batches(table: Table, mapping: ColumnMapping) -> Generator[_Batc
     )
 
 
-def _receive_mapping(mapping: ColumnMapping) -> ColumnMapping:
-    return mapping
+def _receive(setup: _Setup) -> _Setup:
+    return setup
 
 
-def _normalize_batch(mapping: ColumnMapping, rows: tuple[list[int], list[str]]) -> _Batch:
+def _normalize_batch(setup: _Setup, rows: tuple[list[int], list[str]]) -> _Batch:
+    mapping, spellings = setup
     """Normalize a batch in a child process."""
     batch, findings = _Batch(), Findings()
     for position, (number, text) in enumerate(zip(*rows, strict=True)):
@@ -416,6 +488,8 @@ def _normalize_batch(mapping: ColumnMapping, rows: tuple[list[int], list[str]]) 
             if isinstance(error, UnmergedRow):
                 findings.add("unmerged", number)
             continue
+        if isinstance(row, TextClassification) and spellings:
+            row = replace(row, label=spellings.get(fold_label(row.label), row.label))
         kinds = inspect(row)
         for kind in kinds:
             findings.add(kind, number)
@@ -526,14 +600,18 @@ def _weighted(
 
 
 def _hold_out(
-    normalized: _Normalized, table: Table, mapping: ColumnMapping, findings: Findings
+    normalized: _Normalized,
+    table: Table,
+    mapping: ColumnMapping,
+    findings: Findings,
+    labels: dict[str, str],
 ) -> tuple[Rows, Subset, list[Problem]]:
     """Hold out the rows of a second dataset that are not also training rows."""
     if not all(column in table.columns for column in mapping.columns.values()):
         second_mapping = _choose_mapping(table, _detect(table), None)
     else:
         second_mapping = mapping
-    second = _normalize(table, second_mapping, no_progress)
+    second = _normalize(table, second_mapping, no_progress, labels)
     is_leaked = np.isin(second.hashes, normalized.hashes)
     numbers = arrow_store.open_arrow(second.rows.path)["number"].to_numpy()
     problems = []

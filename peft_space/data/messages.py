@@ -1,7 +1,8 @@
 """Messages of conversations in the forms in which people store them, as one form.
 
 Forms: OpenAI (with tool calls, the older function_call, content parts), Anthropic (tool_use,
-tool_result), ShareGPT, and thoughts under several names or in the text.
+tool_result), Gemini (parts, functionCall), Bedrock (toolUse), Cohere, ShareGPT, and thoughts under
+several names or in the text.
 """
 
 import json
@@ -39,13 +40,13 @@ _ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
     "chatgpt": "assistant", "ai": "assistant", "bing": "assistant", "bard": "assistant",
-    "claude": "assistant", "agent": "assistant",
+    "claude": "assistant", "agent": "assistant", "chatbot": "assistant",
     "function_call": "call", "tool_call": "call",
     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
     "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
 }  # fmt: skip
-_SPEAKERS = ("role", "from", "speaker")
-_CONTENTS = ("content", "value", "text")
+_SPEAKERS = ("role", "from", "speaker", "author", "sender")
+_CONTENTS = ("content", "value", "text", "parts", "message")
 _WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _CALLS = ("tool_calls", "function_call", "function_calls")
@@ -186,7 +187,7 @@ class _Parts:
         """Return the text of a content."""
         if role == "tool" and not isinstance(content, str):
             is_parts = isinstance(content, list) and all(
-                isinstance(part, dict) and "type" in part for part in content
+                isinstance(part, dict) and {"type", *_RESULTS} & set(part) for part in content
             )
             if not is_parts:
                 return json.dumps(content, ensure_ascii=False)
@@ -200,6 +201,8 @@ class _Parts:
         if isinstance(part, str):
             return part
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and kind is None:
+            kind, part = _typed(part)
         if kind in ("thinking", "reasoning", "thought"):
             value = part.get("thinking", part.get("reasoning", part.get("text")))
             value = value if isinstance(value, str) else self._nested(value)
@@ -212,20 +215,58 @@ class _Parts:
             return ""
         if kind == "tool_result":
             content = part.get("content")
-            text = self._nested(content) if isinstance(content, list) else content
-            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+            text = _as_text(self._nested(content) if isinstance(content, list) else content)
             identity = part.get("tool_use_id")
             self.results.append((text, {"tool_call_id": identity} if identity else {}))
             return ""
-        text = part.get("text", part.get("value")) if isinstance(part, dict) else None
-        if not isinstance(text, str):
+        value = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if not isinstance(value, str):
             what = f" of type {kind!r}" if kind else ""
             raise BadRow(f"a message has a part{what} that is not text, such as an image")
-        return text
+        return value
 
     def _nested(self, value: Any) -> str:
         parts = value if isinstance(value, list) else [value]
         return "".join(self._read_part(part) for part in parts)
+
+
+_CALLS_IN_PARTS = ("functionCall", "function_call", "toolUse")
+_RESULTS = ("functionResponse", "function_response", "toolResult")
+
+
+def _typed(part: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the type of a part as Gemini or Bedrock writes it, and the part as Anthropic does."""
+    if part.get("thought") is True:
+        return "thought", part
+    call = next((part[key] for key in _CALLS_IN_PARTS if isinstance(part.get(key), dict)), None)
+    if call is not None:
+        arguments = call.get("args", call.get("input", {}))
+        identity = call.get("toolUseId", call.get("id"))
+        return "tool_use", {"id": identity, "name": call.get("name"), "input": arguments}
+    result = next((part[key] for key in _RESULTS if isinstance(part.get(key), dict)), None)
+    if result is not None:
+        content = result.get("content", result.get("response"))
+        if isinstance(content, list):
+            content = [{"text": _as_text(one.get("json", one.get("text")))} for one in content]
+        identity = result.get("toolUseId", result.get("id"))
+        return "tool_result", {"tool_use_id": identity, "content": content}
+    return None, part
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a content: a text, parts, or an object with one of them.
+
+    Raises:
+        BadRow: it has a part that is not text.
+    """
+    if isinstance(content, dict):
+        inner = next((content[key] for key in _CONTENTS if content.get(key) is not None), None)
+        content = [content] if isinstance(inner, str) else inner
+    return _Parts().read("system", content, False)
 
 
 def _trained_spans(details: Any) -> list[list[int]]:
@@ -259,6 +300,9 @@ def _weight(turn: dict[str, Any]) -> int | None:
 # Tools
 
 
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+
+
 def parse_calls(value: Any) -> list[dict[str, Any]]:
     """Return tool calls as chat templates take them, with the arguments as an object."""
     value = parse_literal(value)
@@ -267,7 +311,8 @@ def parse_calls(value: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("a tool call has no function name")
-        arguments = parse_literal(function.get("arguments", function.get("parameters", {})))
+        arguments = next((function[key] for key in _ARGUMENTS if key in function), None)
+        arguments = parse_literal(arguments)
         arguments = {} if arguments is None else with_numbers(arguments)
         named = {"name": function["name"], "arguments": arguments}
         identity = {"id": str(call["id"])} if call.get("id") else {}

@@ -2,10 +2,11 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from peft_space.data.column_mapping import Fix
 from peft_space.data.row_normalization import (
     Conversation,
     Preference,
@@ -15,11 +16,11 @@ from peft_space.data.row_normalization import (
     TokenClassification,
     UnpairedPreference,
 )
-from peft_space.data.schema_detection import Fix
 from peft_space.redaction import has_secret
 
 _MAX_ROW_NUMBERS = 100
 _MAX_IMBALANCE = 20
+_MAX_SPELLINGS = 10
 
 _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     "duplicates": (
@@ -85,6 +86,16 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     "controls": (
         "Special tokens in the text",
         "Rows with special tokens of the model in their text. They are read as plain text.", None,
+    ),
+    "text_controls": (
+        "Special tokens in plain texts",
+        "The texts seem to be written by a chat template. The special tokens in them are read as "
+        "letters, and the end of a text is added once more.", "keep_control_tokens",
+    ),
+    "unknown": (
+        "Unknown characters",
+        "The tokenizer has no token for some characters of the trained text, so the model cannot "
+        "learn to write them.", None,
     ),
     "placeholders": (
         "Placeholders", "Rows with a placeholder such as {{name}}. Replace it before you train.",
@@ -163,6 +174,46 @@ class Findings:
             count = self.labels[rarest]
             findings.append(Finding("unbalanced", title, count, [], explanation))
         return findings
+
+
+def fold_label(label: str) -> str:
+    """Return what different spellings of a label have in common: no capitals, no punctuation."""
+    return " ".join(label.casefold().split()).strip(" .,;:!?'\"") or label
+
+
+def label_spellings(labels: Mapping[str, int]) -> dict[str, str]:
+    """Return the most frequent spelling of each label: folded label -> label.
+
+    Args:
+        labels: label -> number of rows.
+    """
+    by_count = sorted(labels, key=lambda label: labels[label])
+    return {fold_label(label): label for label in by_count}
+
+
+def spelling_finding(
+    labels: Mapping[str, int], rows_of: Callable[[list[str]], list[int]]
+) -> list[Finding]:
+    """Return a finding if labels differ only in capitals, spaces or punctuation.
+
+    Args:
+        labels: label -> number of rows.
+        rows_of: returns the numbers of the rows with some labels.
+    """
+    usual = label_spellings(labels)
+    others = [label for label in labels if usual[fold_label(label)] != label]
+    if not others:
+        return []
+    named = ", ".join(
+        f"{label!r} ({labels[label]:,}) and {usual[fold_label(label)]!r} "
+        f"({labels[usual[fold_label(label)]]:,})"
+        for label in others[:_MAX_SPELLINGS]
+    )
+    more = f", and {len(others) - _MAX_SPELLINGS} more" if len(others) > _MAX_SPELLINGS else ""
+    numbers = rows_of(others)
+    words = f"They are learned as different labels: {named}{more}."
+    shown = numbers[:_MAX_ROW_NUMBERS]
+    return [Finding("spellings", "Other spellings of a label", len(numbers), shown, words, "unify")]
 
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")

@@ -5,7 +5,16 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from peft_space.data.cells import as_rating, choices_of, listed, message_turns, spans_of, turns_of
+from peft_space.data.cells import (
+    as_rating,
+    choices_of,
+    conversation_in,
+    listed,
+    message_turns,
+    spans_of,
+    turns_of,
+)
+from peft_space.data.column_mapping import ColumnMapping
 from peft_space.data.messages import (
     BadRow,
     Clean,
@@ -16,9 +25,9 @@ from peft_space.data.messages import (
     parse_calls,
     parse_messages,
     parse_tools,
+    text_of,
     tools_in,
 )
-from peft_space.data.schema_detection import ColumnMapping
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Text:
 
     row: int
     text: str
+    keep_control_tokens: bool | None = None
+    """True if special tokens of the model in the text are these tokens, and not letters."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
             text = clean(_text(row, columns["text"]))
             if not text.strip():
                 raise BadRow("the text is empty")
-            return Text(number, text)
+            return Text(number, text, "keep_control_tokens" in column_mapping.fixes or None)
         case "text_classification" | "text_pair_classification":
             return _text_classification(number, row, columns, clean)
         case "token_classification":
@@ -181,14 +192,21 @@ def _messages(
     tools = row.get(columns.get("tools", ""))
     if "messages" in columns:
         cell = row.get(columns["messages"])
-        parsed = parse_messages(cell, clean)
+        written = conversation_in(cell)
+        parsed = parse_messages(written or cell, clean)
+        if written and messages:
+            messages[0]["content"] = messages[0]["content"].removeprefix("SYSTEM:").lstrip()
         if not parsed:
             raise BadRow(f"{columns['messages']!r} is not a list of messages")
         return messages + parsed, tools or tools_in(turns_of(cell) or [])
     question_column = next(columns[role] for role in _QUESTIONS if role in columns)
     answer_column = columns.get("answer") or columns["target"]
     messages += _history(row.get(columns.get("history", "")), clean)
-    questions = _as_messages(row.get(question_column), clean)
+    cell = row.get(question_column)
+    questions = _as_messages(cell, clean)
+    if questions is None and isinstance(cell, str) and not {"input", "choices"} & set(columns):
+        dialogue = _dialogue(cell, clean)
+        questions = dialogue if dialogue and dialogue[-1]["role"] == "user" else None
     if questions is None:
         question = clean(_text(row, question_column))
         if (context := clean(_text(row, columns.get("input")))).strip():
@@ -251,7 +269,9 @@ def _called(cell: Any) -> list[dict[str, Any]] | None:
 
 
 def _history(cell: Any, clean: Clean) -> list[Message]:
-    """Return earlier turns: pairs of a question and an answer."""
+    """Return earlier turns: messages, or pairs of a question and an answer."""
+    if message_turns(cell):
+        return parse_messages(cell, clean) or []
     pairs = listed(cell) or []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("the history is not a list of pairs of a question and an answer")
@@ -263,7 +283,8 @@ def _history(cell: Any, clean: Clean) -> list[Message]:
 
 
 def _system_message(row: dict[str, Any], columns: dict[str, str], clean: Clean) -> list[Message]:
-    system = clean(_text(row, columns.get("system")))
+    cell = row.get(columns.get("system", ""))
+    system = clean(check_encodable(text_of(cell))) if cell is not None else ""
     return [{"role": "system", "content": system}] if system.strip() else []
 
 
@@ -273,6 +294,8 @@ def _system_message(row: dict[str, Any], columns: dict[str, str], clean: Clean) 
 def _preference(
     number: int, row: dict[str, Any], columns: dict[str, str], clean: Clean
 ) -> Preference:
+    if row.get(columns["rejected"]) is None and row.get(columns.get("chosen", "")) is None:
+        raise BadRow("the row does not say which answer is better")
     system = _system_message(row, columns, clean)
     prompt, tools = _prompt(row.get(columns.get("prompt", "")), columns.get("prompt"), clean)
     chosen = _answer(row.get(columns["chosen"]), clean) if "chosen" in columns else []

@@ -1,265 +1,34 @@
-"""The supported schemas of datasets, and their detection from column names and first rows."""
+"""Detects the schema of a dataset from the names of its columns and its first rows."""
 
+import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from peft_space.data.cells import (
     as_rating,
     choices_of,
+    conversation_in,
     is_shortened,
     listed,
     one_text,
     spans_of,
     turns_of,
 )
+from peft_space.data.column_mapping import (
+    LABELS,
+    ROLES,
+    TEXTS,
+    ColumnMapping,
+    Schema,
+    is_known_name,
+    lacks_answer,
+    listed_names,
+    normalized,
+)
+from peft_space.data.unused_columns import ask_about_unused
 from peft_space.errors import UserError
-from peft_space.recipe import Task
-
-Schema = Literal[
-    "alpaca", "question_answer", "prompt_completion", "messages", "sharegpt", "text", "preference",
-    "unpaired_preference", "text_classification", "text_pair_classification",
-    "token_classification", "source_target",
-]  # fmt: skip
-SCHEMAS: tuple[Schema, ...] = get_args(Schema)
-_TASKS: dict[Schema, tuple[Task, ...]] = {
-    "text_classification": ("sequence-classification",),
-    "text_pair_classification": ("sequence-classification",),
-    "token_classification": ("token-classification",),
-    "preference": ("dpo",),
-    "unpaired_preference": ("kto",),
-    "text": ("causal-lm",),
-}
-
-
-def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
-    """Return the tasks that a model can learn from rows of this schema."""
-    return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
-
-
-Fix = Literal["deduplicate", "trim", "merge", "strip", "drop_cut", "drop_secrets"]
-FIXES: dict[Fix, str] = {
-    "deduplicate": "Keep one of each group of duplicate rows",
-    "trim": "Remove messages after the last answer of a conversation",
-    "merge": "Join messages of one role that follow each other, and put system messages first",
-    "strip": "Remove white space and zero-width characters around each text",
-    "drop_cut": "Remove rows that are longer than the length limit",
-    "drop_secrets": "Remove rows with likely keys or tokens",
-}
-"""Fixes that the user can apply with a click because they cannot do harm."""
-
-_ANSWERS = (
-    "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
-    "model_output", "attempt", "answerkey", "targets",
-)  # fmt: skip
-_CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
-_SYSTEM = {"system": ("system", "system_prompt")}
-_LABELS = (
-    "label", "labels", "category", "class", "intent", "sentiment", "topic", "target", "label_text",
-)  # fmt: skip
-_TEXTS = (
-    "text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment",
-    "story",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Required and optional roles of a schema: role -> known names of its column."""
-
-    required: dict[str, tuple[str, ...]]
-    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-_TOOLS = {"tools": ("tools", "functions")}
-_CHAT_ROLES = _Roles({"messages": _CHATS}, {**_SYSTEM, **_TOOLS})
-_MORE = {
-    **_SYSTEM,
-    **_TOOLS,
-    "history": ("history",),
-    "reasoning": (
-        "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
-        "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
-        "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
-    ),
-    "choices": ("choices", "options"),
-}  # fmt: skip
-_ROLES: dict[Schema, _Roles] = {
-    "token_classification": _Roles(
-        {
-            "tokens": ("tokens", "words", "text", "sentence"),
-            "tags": (
-                "tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags", "entities", "spans",
-                "label",
-            ),
-        }
-    ),
-    "preference": _Roles(
-        {
-            "rejected": (
-                "rejected", "dispreferred", "response_rejected", "rejected_response",
-                "non_preferred_output", "response_k", "rejected_answer", "rejected_output",
-            ),
-        },
-        {
-            "chosen": (
-                "chosen", "preferred", "response_chosen", "chosen_response", "preferred_output",
-                "response_j", "chosen_answer", "chosen_output",
-            ),
-            "prompt": ("prompt", "question", "instruction", "input", *_CHATS),
-            **_SYSTEM,
-        },
-    ),
-    "unpaired_preference": _Roles(
-        {
-            "label": (
-                "label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback",
-                "stars",
-            )
-        },
-        {
-            "messages": _CHATS,
-            "prompt": ("prompt", "question", "instruction"),
-            "answer": _ANSWERS,
-            **_TOOLS,
-            **_SYSTEM,
-        },
-    ),
-    "messages": _CHAT_ROLES,
-    "sharegpt": _CHAT_ROLES,
-    "alpaca": _Roles(
-        {"instruction": ("instruction", "instructions"), "answer": _ANSWERS},
-        {"input": ("input", "context", "inputs"), **_MORE},
-    ),
-    "question_answer": _Roles(
-        {"question": ("question", "query", "q"), "answer": (*_ANSWERS, "a")},
-        {"input": ("input", "context", "passage"), **_MORE},
-    ),
-    "prompt_completion": _Roles(
-        {"prompt": ("prompt", "input", "user", "inputs"), "answer": _ANSWERS},
-        {"input": ("context",), **_MORE},
-    ),
-    "source_target": _Roles(
-        {
-            "source": (
-                "source", "src", "article", "document", "text", "input_text", "source_text",
-                "dialogue",
-            ),
-            "target": (
-                "target", "tgt", "summary", "highlights", "translation", "target_text", "headline",
-            ),
-        }
-    ),
-    "text_pair_classification": _Roles(
-        {
-            "first": (
-                "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "question",
-                "query",
-            ),
-            "second": (
-                "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
-                "sentence", "passage", "answer",
-            ),
-            "label": (*_LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase"),
-        }
-    ),
-    "text_classification": _Roles({"text": _TEXTS, "label": _LABELS}),
-    "text": _Roles({"text": _TEXTS}),
-}  # fmt: skip
-
-
-def is_known_name(column: str) -> bool:
-    """Return True if a column has the name of a role, such as text, label or question."""
-    return _normalized(column) in _NAMES
-
-
-_NAMES = {
-    name
-    for known in _ROLES.values()
-    for names in (*known.required.values(), *known.optional.values())
-    for name in names
-}
-
-
-def roles(schema: Schema) -> tuple[list[str], list[str]]:
-    """Return the required and the optional roles of a schema."""
-    return list(_ROLES[schema].required), list(_ROLES[schema].optional)
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """The schema of a dataset, the column of each role, and the fixes; stored in the run."""
-
-    schema: Schema
-    columns: dict[str, str]
-    """Role -> column."""
-    fixes: tuple[Fix, ...] = ()
-    good_from: float | None = None
-    """Unpaired preference with ratings: the lowest rating of a good answer."""
-
-    def why(self) -> str:
-        """Explain the mapping to the user in one sentence."""
-        columns = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
-        plural = "s" if len(self.columns) > 1 else ""
-        return f"Detected as {self.schema}, with the column{plural} {columns}."
-
-    def as_json(self) -> dict[str, Any]:
-        """Return `schema`, `columns` and `fixes`, which `make_column_mapping` takes."""
-        return {**asdict(self), "fixes": list(self.fixes)}
-
-
-def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> ColumnMapping:
-    """Return the column mapping that the user chose.
-
-    Args:
-        values: `schema`, `columns` (role -> column) and `fixes`.
-        columns: the columns of the dataset.
-
-    Raises:
-        UserError: a schema, role, column or fix does not exist, or a required role has no column.
-    """
-    schema = values.get("schema")
-    chosen = {role: name for role, name in dict(values.get("columns") or {}).items() if name}
-    fixes = tuple(values.get("fixes") or ())
-    if schema not in SCHEMAS:
-        message = f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
-        raise UserError("data.unknown_schema", message)
-    required, optional = roles(schema)
-    for role, column in chosen.items():
-        if role not in (*required, *optional):
-            allowed = ", ".join([*required, *optional])
-            message = f"The schema {schema} has no role {role!r}. Its roles are {allowed}."
-            raise UserError("data.unknown_role", message)
-        if column not in columns:
-            names = _listed(columns)
-            message = f"There is no column {column!r} for {role}. The columns are {names}."
-            raise UserError("data.unknown_column", message)
-    missing = next((role for role in required if role not in chosen), None)
-    if missing is None and _lacks_answer(schema, chosen):
-        missing = "messages, or for prompt and answer"
-    if missing:
-        message = (
-            f"The schema {schema} needs a column for {missing}. Choose from {_listed(columns)}."
-        )
-        raise UserError("data.missing_column", message)
-    if unknown := [fix for fix in fixes if fix not in FIXES]:
-        message = f"There is no fix {unknown[0]!r}. Choose from {', '.join(FIXES)}."
-        raise UserError("data.unknown_fix", message)
-    ordered = {role: chosen[role] for role in (*required, *optional) if role in chosen}
-    good_from = values.get("good_from")
-    return ColumnMapping(schema, ordered, fixes, None if good_from is None else float(good_from))
-
-
-def _lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:
-    """Return True if an unpaired preference has neither messages nor prompt and answer.
-
-    A preference needs a chosen answer, or a conversation whose last answer is the chosen one.
-    """
-    if schema == "preference":
-        return "chosen" not in columns and _normalized(columns.get("prompt", "")) not in _CHATS
-    has_answer = "messages" in columns or {"prompt", "answer"} <= set(columns)
-    return schema == "unpaired_preference" and not has_answer
 
 
 def detect_schema(
@@ -275,31 +44,33 @@ def detect_schema(
     Raises:
         UserError: the columns fit no schema.
     """
-    by_name = {_normalized(column): column for column in columns}
-    mappings = [mapping for schema in _ROLES for mapping in _match_names(schema, by_name, rows)]
+    by_name = {normalized(column): column for column in columns}
+    mappings = [mapping for schema in ROLES for mapping in _match_names(schema, by_name, rows)]
     mappings = [
         mapping
         for mapping in mappings
         if not any(_is_more_specific(other, mapping) for other in mappings)
     ]
+    _check_one_label(source, mappings, columns, rows)
     offered = [column for column in columns if not _UNNAMED.fullmatch(column)] or columns
     mappings = [*_match_labels(mappings, offered, rows), *mappings]
-    mappings = mappings or _match_content(offered, rows)
+    mappings = mappings or _match_languages(offered, rows) or _match_content(offered, rows)
+    mappings = [*_match_templated(mappings, rows), *mappings]
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
     if not mappings:
         _check_not_shortened(source, columns, rows)
         raise UserError(
             "data.unknown_columns",
-            f"{source}: the columns {_listed(columns)} fit no known schema. Rename them to "
+            f"{source}: the columns {listed_names(columns)} fit no known schema. Rename them to "
             "instruction and output, prompt and completion, question and answer, or messages.",
         )
-    return mappings
+    return ask_about_unused(mappings, columns, rows)
 
 
 _UNNAMED = re.compile(r"column \d+|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
 """Names that the app, pandas and Arrow give to columns without a name, such as an index."""
 _MAYBE_LABELS = {
-    *_LABELS, "polarity", "stars", "score", "rating", "ratings", "class_name", "class_label",
+    *LABELS, "polarity", "stars", "score", "rating", "ratings", "class_name", "class_label",
     "emotion", "stance", "toxic", "toxicity", "spam", "is_spam", "gold_label", "tag", "y",
     "sentiment_label", "overall",
 }  # fmt: skip
@@ -317,8 +88,8 @@ def _match_labels(
         return []
     text = mappings[0].columns["text"]
     others = [column for column in columns if column != text]
-    labels = [column for column in others if _normalized(column) in _MAYBE_LABELS]
-    if not labels and len(others) == 1 and _normalized(others[0]) not in _METADATA:
+    labels = [column for column in others if normalized(column) in _MAYBE_LABELS]
+    if not labels and len(others) == 1 and normalized(others[0]) not in _METADATA:
         labels = [column for column in others if _repeats(column, rows)]
     return [
         ColumnMapping("text_classification", {"text": text, "label": column})
@@ -348,6 +119,90 @@ def _check_not_shortened(
                 )
 
 
+_ONE_LABEL = (
+    "Learning several labels of one text (multi-label classification) is not offered. Keep one "
+    "label for each row"
+)
+
+
+def _check_one_label(
+    source: str,
+    mappings: Sequence[ColumnMapping],
+    columns: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Raise UserError if rows have several labels, in a list or in a column of 0 and 1 for each.
+
+    Such rows must not be trained as something else, such as plain text.
+    """
+    for mapping in mappings:
+        column = mapping.columns.get("label", "")
+        lists = [listed(row.get(column)) for row in rows if row.get(column) is not None]
+        if mapping.schema == "text_classification" and any(len(one or []) > 1 for one in lists):
+            message = f"{source}: the column {column!r} has several labels in a row. {_ONE_LABEL}."
+            raise UserError("data.multi_label", message)
+    if any(mapping.schema != "text" for mapping in mappings):
+        return
+    binary = [
+        column
+        for column in columns
+        if not _FLAG.fullmatch(normalized(column)) and _is_binary(row.get(column) for row in rows)
+    ]
+    texts = [column for column in columns if _is_prose(row.get(column) for row in rows)]
+    if len(binary) > (1 if mappings else 2) and len(texts) == 1:
+        as_text = json.dumps(ColumnMapping("text", {"text": texts[0]}).as_choice())
+        raise UserError(
+            "data.multi_label",
+            f"{source}: the columns {listed_names(binary)} look like several labels of a text. "
+            f"{_ONE_LABEL} in a column 'label'. To learn to continue the texts, use the column "
+            f"mapping {as_text}.",
+        )
+
+
+_FLAG = re.compile(r"(is|has|was)_.*|deleted|synthetic|verified|review_result|valid.*")
+
+
+def _is_binary(cells: Iterable[Any]) -> bool:
+    values = {str(cell).lower() for cell in cells if cell is not None}
+    return values <= {"0", "1", "0.0", "1.0", "true", "false"} and len(values) > 0
+
+
+def _match_templated(
+    mappings: Sequence[ColumnMapping], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Offer texts that a chat template has written as the conversations that they are."""
+    if len(mappings) != 1 or mappings[0].schema != "text":
+        return []
+    column = mappings[0].columns["text"]
+    texts = [row[column] for row in rows if row.get(column)]
+    if not texts or not all(map(conversation_in, texts)):
+        return []
+    return [ColumnMapping("messages", {"messages": column})]
+
+
+_LANGUAGES = frozenset(
+    "en de fr es it pt nl sv da no nb nn fi is pl cs sk hu ro bg ru uk tr el ar he fa hi bn ur ta "
+    "te mr gu pa zh ja ko vi th id ms tl sw et lv lt sl hr sr mk sq ca eu gl cy ga mt ka hy az kk "
+    "uz af am so yo ig ha zu xh english german french spanish italian portuguese dutch russian "
+    "chinese japanese korean arabic hindi turkish polish ukrainian swedish".split()
+)
+_LANGUAGE = re.compile(r"([a-z]{2})(?:_[a-z]{2,4})?|[a-z]{5,}")
+_MAX_LANGUAGES = 3
+
+
+def _match_languages(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[ColumnMapping]:
+    """Return each direction of a translation if columns are named after languages."""
+    found = []
+    for column in columns:
+        match = _LANGUAGE.fullmatch(normalized(column))
+        is_language = match is not None and (match[1] or match[0]) in _LANGUAGES
+        cells = [row.get(column) for row in rows]
+        if is_language and (_is_prose if normalized(column) == "id" else _is_text)(cells):
+            found.append(column)
+    pairs = itertools.permutations(found[:_MAX_LANGUAGES], 2)
+    return [ColumnMapping("source_target", {"source": one, "target": two}) for one, two in pairs]
+
+
 def _match_stars(
     mappings: Sequence[ColumnMapping], by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
 ) -> list[ColumnMapping]:
@@ -358,7 +213,7 @@ def _match_stars(
     if len(mappings) != 1 or not {"answer", "messages"} & set(mappings[0].columns):
         return []
     chosen = mappings[0].columns
-    for name in _ROLES["unpaired_preference"].required["label"]:
+    for name in (*ROLES["unpaired_preference"].required["label"], *_RATINGS):
         column = by_name.get(name)
         if column is None or column in chosen.values():
             continue
@@ -378,6 +233,7 @@ def _match_stars(
 
 
 _PROMPTS = ("prompt", "question", "instruction")
+_RATINGS = ("helpfulness", "overall_score", "score", "quality", "reward")
 _MAX_RATINGS = 11
 
 
@@ -390,27 +246,23 @@ def _number(cell: Any) -> float | None:
         return None
 
 
-def _normalized(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
 def _match_names(
     schema: Schema, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
 ) -> list[ColumnMapping]:
     """Return a mapping for each column with a known name of the role `answer`."""
     chosen: dict[str, str] = {}
     answers: list[str] = []
-    for role, names in {**_ROLES[schema].required, **_ROLES[schema].optional}.items():
+    for role, names in {**ROLES[schema].required, **ROLES[schema].optional}.items():
         known = [by_name[name] for name in names if name in by_name]
         free = [column for column in known if column not in chosen.values()]
         columns = [column for column in free if _matches_role(schema, role, column, rows)]
         if columns:
             chosen[role] = columns[0]
-        elif role in _ROLES[schema].required:
+        elif role in ROLES[schema].required:
             return []
         if role == "answer":
             answers = columns
-    if _lacks_answer(schema, chosen):
+    if lacks_answer(schema, chosen):
         return []
     others = [ColumnMapping(schema, {**chosen, "answer": column}) for column in answers[1:]]
     return [ColumnMapping(schema, chosen), *others]
@@ -420,7 +272,7 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     """Return True if the cells of the first rows have the form of the role."""
     cells = [row[column] for row in rows if row.get(column) is not None]
     if role == "messages":
-        turns = [turn for cell in cells for turn in turns_of(cell) or []]
+        turns = [turn for cell in cells for turn in turns_of(cell) or conversation_in(cell) or []]
         if schema == "unpaired_preference":
             return bool(turns)
         return bool(turns) and any("from" in turn for turn in turns) == (schema == "sharegpt")
@@ -433,13 +285,13 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
                 _has_spans([row.get(name) for row in rows])
                 for name in {name for row in rows for name in row}
             )
-        texts = [name for name in _TEXTS if name in (rows[0] if rows else {})]
+        texts = [name for name in TEXTS if name in (rows[0] if rows else {})]
         lists = {name for name in ("tokens", "words") if name in (rows[0] if rows else {})}
         return is_list and (bool(lists) or (bool(texts) and _has_spans(cells)))
     if schema == "text_classification" and role == "label":
         return not _has_spans(cells)
     if role == "reasoning":
-        return bool(cells) and all(one_text(cell) is not None for cell in cells)
+        return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
     if role == "choices":
         return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True
@@ -459,7 +311,7 @@ def _is_more_specific(mapping: ColumnMapping, other: ColumnMapping) -> bool:
 
 _NAMES_IN_PAIRS = {
     name
-    for roles_of_schema in _ROLES.values()
+    for roles_of_schema in ROLES.values()
     if len(roles_of_schema.required) > 1
     for names in roles_of_schema.required.values()
     for name in names
@@ -472,12 +324,12 @@ _MAX_LABEL_SHARE = 0.2
 def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[ColumnMapping]:
     """Return several mappings of columns with unknown names, or one if there is one column."""
     texts = [column for column in columns if _is_text(row.get(column) for row in rows)]
-    if len(texts) == 1 and len(columns) == 1 and _normalized(texts[0]) not in _NAMES_IN_PAIRS:
+    if len(texts) == 1 and len(columns) == 1 and normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
     labels = [
         column
         for column in columns
-        if _normalized(column) in _MAYBE_LABELS or (column in texts and _repeats(column, rows))
+        if normalized(column) in _MAYBE_LABELS or (column in texts and _repeats(column, rows))
     ]
     if len(texts) < 2:
         free = [column for column in texts if column not in labels]
@@ -494,7 +346,7 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
         text = next(column for column in by_length if column != label)
         labelled.append(ColumnMapping("text_classification", {"text": text, "label": label}))
     # with two longer texts, a label is more likely metadata
-    is_first = len(texts) == 2 or any(_normalized(label) in _MAYBE_LABELS for label in labels)
+    is_first = len(texts) == 2 or any(normalized(label) in _MAYBE_LABELS for label in labels)
     mappings = [*labelled, *pairs] if is_first else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
 
@@ -505,10 +357,12 @@ def _is_text(cells: Iterable[Any]) -> bool:
     return is_string and any(re.search(r"[^\W\d_]", cell) for cell in filled)
 
 
+def _is_prose(cells: Iterable[Any]) -> bool:
+    """Return True if most cells are texts of several words."""
+    filled = [cell for cell in cells if cell not in (None, "")]
+    longer = sum(" " in str(cell) or len(str(cell)) > 20 for cell in filled)
+    return _is_text(filled) and longer > len(filled) / 2
+
+
 def _mean_length(rows: Sequence[dict[str, Any]], column: str) -> float:
-    return sum(len(row.get(column) or "") for row in rows) / len(rows)
-
-
-def _listed(columns: Sequence[str]) -> str:
-    rest = f" and {len(columns) - 12} more" if len(columns) > 12 else ""
-    return ", ".join(map(repr, columns[:12])) + rest
+    return sum(len(str(row.get(column) or "")) for row in rows) / len(rows)

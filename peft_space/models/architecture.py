@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.peft import layers_taken_for_experts
 from peft_space.compat.transformers import has_auto_model
-from peft_space.data.schema_detection import Schema, tasks_of_schema
+from peft_space.data.column_mapping import Schema, tasks_of_schema
 from peft_space.errors import UserError, as_user_error
 from peft_space.recipe import Recipe, Task
 

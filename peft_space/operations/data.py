@@ -22,8 +22,8 @@ from peft_space.operations.registry import (
 from peft_space.recipe import Recipe, Task, make_recipe
 
 if TYPE_CHECKING:
+    from peft_space.data.column_mapping import ColumnMapping as Mapping
     from peft_space.data.dataset import TrainingData
-    from peft_space.data.schema_detection import ColumnMapping as Mapping
     from peft_space.data.table import Table
 
 _NUM_PEEKED = 200
@@ -35,12 +35,13 @@ _MAX_RAW = 20_000
 
 def _check_text(result: Json, arguments: Json) -> str:
     if "question" in result:
-        mappings = [
-            json.dumps({name: one[name] for name in ("schema", "columns")}, ensure_ascii=False)
-            for one in result["question"]
-        ]
         choose = f"{result['source']}: the columns can be read in several ways. Choose one:"
-        flags = [f"  --column-mapping '{one}'" for one in mappings]
+        if len(result["question"]) == 1:
+            choose = (
+                f"{result['source']}: a column looks like a part of the task, and the app does not "
+                "use it. Name its role, or leave it out:"
+            )
+        flags = [f"  --column-mapping '{_as_argument(one)}'" for one in result["question"]]
         return "\n".join([*result["notes"], choose, *flags])
     repeated = result["num_repeated"]
     lines = [
@@ -56,6 +57,10 @@ def _check_text(result: Json, arguments: Json) -> str:
         )
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
+        fixes = result["column_mapping"]["fixes"]
+        if finding["fix"] and finding["fix"] not in fixes:
+            fixed = result["column_mapping"] | {"fixes": [*fixes, finding["fix"]]}
+            lines.append(f"  To fix it: --column-mapping '{_as_argument(fixed)}'")
     if unused := result["unused"]:
         lines.append("Not used:")
         lines += [
@@ -96,6 +101,16 @@ def _marked(tokens: list[list[Any]]) -> str:
     return "".join(parts)
 
 
+def _as_argument(mapping: Json) -> str:
+    """Return a column mapping as the user gives it, without what has no value."""
+    given = {
+        name: value
+        for name, value in mapping.items()
+        if name != "first_row" and value not in (None, [])
+    }
+    return json.dumps(given, ensure_ascii=False)
+
+
 @operation(group="data", streams=True, text=_check_text)
 def check(
     data: DataSource,
@@ -118,9 +133,10 @@ def check(
         messages that nothing uses), `problems`, `findings` and more;
         with a recipe or `show`, `lengths`, `histogram` and `examples`: 50, or as many as `show`
         says, each with its `row`, and `tokens` with [text, is trained] for each. If the columns
-        can be read in several ways and `column_mapping` does not decide, the ways are listed in
-        `question`.
+        can be read in several ways, or one of them looks like a part of the task and is not used,
+        and `column_mapping` does not decide, the ways are listed in `question`.
     """
+    from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
     from peft_space.training.prepare import prepare
 
@@ -130,7 +146,7 @@ def check(
         if is_rendered and report and not _is_small(data):
             _report_first_rows(data, chosen, num_shown, report)
         table, mappings = detect_mappings(data, on_progress)
-        if len(mappings) > 1:
+        if is_question(mappings):
             return _question(table, mappings)
     if not is_rendered:
         return _describe(
@@ -210,8 +226,10 @@ def _report_first_rows(
     data: str | list[str], recipe: Recipe, rows_shown: int, report: Report
 ) -> None:
     """Report the first rows of a large file while the rest is read. Its problems follow later."""
+    from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import DEMO_DATA
     from peft_space.data.messages import BadRow
+    from peft_space.data.restructuring import form_of
     from peft_space.data.row_normalization import normalize_record
     from peft_space.data.schema_detection import detect_schema
     from peft_space.data.table import peek
@@ -220,10 +238,12 @@ def _report_first_rows(
         return
     try:
         columns, rows = peek(data, _NUM_PEEKED)
+        if form_of([row for _, row in rows]):  # its first rows are not examples
+            return
         mappings = detect_schema("", columns, [row for _, row in rows])
     except UserError:  # reading the whole file raises it again
         return
-    if len(mappings) > 1:
+    if is_question(mappings):
         return
     records = []
     for number, row in rows[:rows_shown]:
@@ -249,10 +269,10 @@ def show_rows(
     Returns:
         `examples`. Rows that cannot be used have their `problem` and their `raw` text.
     """
+    from peft_space.data.column_mapping import make_column_mapping
     from peft_space.data.dataset import detect_mappings
     from peft_space.data.messages import BadRow
     from peft_space.data.row_normalization import normalize_record
-    from peft_space.data.schema_detection import make_column_mapping
 
     chosen = make_recipe(recipe or {})
     table, mappings = detect_mappings(data)

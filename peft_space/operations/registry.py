@@ -100,7 +100,8 @@ ColumnMapping = Annotated[
     Kind(
         "json",
         'how to read the columns and what to fix, as JSON: {"schema": "prompt_completion", '
-        '"columns": {"prompt": "q", "completion": "a"}, "fixes": ["deduplicate"]}; '
+        '"columns": {"prompt": "q", "completion": "a"}, "fixes": ["deduplicate"], '
+        '"left_out": ["label"]}; '
         "without it the app detects the columns, and check prints the result",
         "JSON",
     ),

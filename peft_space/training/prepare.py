@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def prepare(
     )
     largest_id = max(train_tokens.largest_id(), held_out_tokens.largest_id())
     _check_token_ids(largest_id, base, layers)
-    findings = _token_findings(train_tokens)
+    findings = _token_findings(train_tokens, dataset.column_mapping.schema == "text")
     dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
     if not allow_red_lines and not train.column("num_trained").any():
         if not (train.column("cut") > 0).any():
@@ -199,13 +200,18 @@ def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> N
         )
 
 
-def _token_findings(tokens: Tokens) -> list[Finding]:
-    """Findings about rows that only their tokens show."""
+_MAX_CHARACTERS = 20
+
+
+def _token_findings(tokens: Tokens, is_text: bool) -> list[Finding]:
+    """Findings about rows that only their tokens show. `is_text`: rows are plain texts."""
     findings, truncated = Findings(), tokens.column("cut") > 0
+    unknown = tokens.unknown()
     masks: dict[str, np.ndarray] = {
         "cut": truncated,
         "untrained": (tokens.column("num_trained") == 0) & truncated,
-        "controls": tokens.column("typed_controls"),
+        "text_controls" if is_text else "controls": tokens.column("typed_controls"),
+        "unknown": np.array([bool(characters) for characters in unknown], dtype=bool),
     }
     notes = tokens.column("notes")
     for bit, note in enumerate(NOTES):
@@ -213,7 +219,15 @@ def _token_findings(tokens: Tokens) -> list[Finding]:
     for kind, mask in masks.items():
         for number in row_numbers_where(tokens, mask):
             findings.add(kind, number)
-    return findings.to_list()
+    characters = Counter("".join(filter(None, unknown)))
+    named = ", ".join(repr(one) for one, _ in characters.most_common(_MAX_CHARACTERS))
+    more = " and more" if len(characters) > _MAX_CHARACTERS else ""
+    return [
+        dataclasses.replace(finding, words=f"{finding.words} They are {named}{more}.")
+        if finding.kind == "unknown"
+        else finding
+        for finding in findings.to_list()
+    ]
 
 
 def _drop_rejected(

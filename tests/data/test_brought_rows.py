@@ -1,19 +1,17 @@
 """Rows in the forms in which people store them are read as what they are."""
 
 import json
-from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from peft_space import operations
+from peft_space.data.column_mapping import ColumnMapping
 from peft_space.data.messages import BadRow
 from peft_space.data.row_normalization import normalize_record
 from peft_space.data.schema_detection import detect_schema
 from peft_space.errors import UserError
-from peft_space.evaluation.evaluate import _rows_to_answer
-from peft_space.recipe import CAUSAL_LM
 from tests.fixtures import tiny_models
 
 USER = {"role": "user", "content": "Price?"}
@@ -79,6 +77,61 @@ CHATS = {
             "tool: 40",
             "assistant: 40.",
         ],
+    ),
+    "parts as Gemini writes them": (
+        [
+            {"role": "user", "parts": [{"text": "Price?"}]},
+            {
+                "role": "model",
+                "parts": [
+                    {"text": "I look.", "thought": True},
+                    {"functionCall": {"name": "price", "args": {"room": "1"}}},
+                ],
+            },
+            {
+                "role": "function",
+                "parts": [{"functionResponse": {"name": "price", "response": {"euros": "40"}}}],
+            },
+            {"role": "model", "parts": [{"text": "40."}]},
+        ],
+        [
+            "user: Price?",
+            'assistant: (I look.)[price {"room": "1"}]',
+            'tool: {"euros": "40"}',
+            "assistant: 40.",
+        ],
+    ),
+    "parts as Bedrock writes them": (
+        [
+            {"role": "user", "content": [{"text": "Price?"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"toolUse": {"toolUseId": "t", "name": "price", "input": {"room": "1"}}}
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"toolResult": {"toolUseId": "t", "content": [{"json": {"a": "b"}}]}}],
+            },
+            {"role": "assistant", "content": [{"text": "40."}]},
+        ],
+        ["user: Price?", CALLED, 'tool: {"a": "b"}', "assistant: 40."],
+    ),
+    "roles as Cohere names them": (
+        [{"role": "User", "message": "Price?"}, {"role": "Chatbot", "message": "40."}],
+        ["user: Price?", "assistant: 40."],
+    ),
+    "a sender with text and parts": (
+        [
+            {"sender": "human", "text": "Price?", "content": [{"type": "text", "text": "Price?"}]},
+            {"sender": "assistant", "text": "40.", "content": [{"type": "text", "text": "40."}]},
+        ],
+        ["user: Price?", "assistant: 40."],
+    ),
+    "pairs of a question and an answer": (
+        [{"input": "Price?", "output": "40."}],
+        ["user: Price?", "assistant: 40."],
     ),
     "calls in two messages": (
         [
@@ -262,6 +315,18 @@ QUESTIONS = {
         {"prompt": "Price?", "completion": "<think>\nI look.\n</think>\n\n40."},
         ["user: Price?", "assistant: (I look.)40."],
     ),
+    "earlier messages": (
+        {"instruction": "Price?", "output": "40.", "history": [USER, ANSWER]},
+        ["user: Price?", "assistant: 40.", "user: Price?", "assistant: 40."],
+    ),
+    "a dialogue as the prompt": (
+        {"prompt": "Human: Price?\n\nAssistant:", "completion": "40."},
+        ["user: Price?", "assistant: 40."],
+    ),
+    "a system message in parts": (
+        {"prompt": "Price?", "completion": "40.", "systemInstruction": {"parts": [{"text": "Hi"}]}},
+        ["system: Hi", "user: Price?", "assistant: 40."],
+    ),
     "earlier turns": (
         {"instruction": "Price?", "output": "40.", "history": [["Hi", "Hello"]]},
         ["user: Hi", "assistant: Hello", "user: Price?", "assistant: 40."],
@@ -311,7 +376,7 @@ def test_a_label_is_a_word(label, read_as):
 @pytest.mark.parametrize("label", ["-1", ["food", "service"]])
 def test_a_row_without_one_label_is_left_out(label):
     row = {"text": "It is good", "label": label}
-    [mapping] = detect_schema("rows", list(row), [row] * 12)
+    mapping = ColumnMapping("text_classification", {"text": "text", "label": "label"})
     with pytest.raises(BadRow):
         normalize_record(1, row, mapping)
 
@@ -415,10 +480,3 @@ def test_a_thought_is_a_part_of_the_target_of_t5(write, tmp_path):
     [shown, *_] = result["examples"]
     written = " ".join(text for text, trained in shown["target"] if trained).split()
     assert [word for word in written if word in ("I", "look", "40")] == ["I", "look", "40"]
-
-
-def test_a_row_that_ends_on_a_call_has_no_text_to_compare_answers_with():
-    call = {"role": "assistant", "tool_calls": [{"function": FUNCTION}]}
-    rows = [read({"messages": [USER, last]})[1] for last in (call, ANSWER)]
-    adapted = mock.Mock(task_spec=CAUSAL_LM)
-    assert _rows_to_answer(adapted, rows) == rows[1:]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from peft_space.data.column_mapping import make_column_mapping
 from peft_space.data.row_normalization import (
     BadRow,
     Conversation,
@@ -16,7 +17,7 @@ from peft_space.data.row_normalization import (
     normalize_record,
     to_json,
 )
-from peft_space.data.schema_detection import detect_schema, make_column_mapping
+from peft_space.data.schema_detection import detect_schema
 from peft_space.data.table import read_table
 from peft_space.errors import UserError
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
+from peft_space.data.column_mapping import is_known_name
 from peft_space.data.readers import (
     MAX_ROW_CHARACTERS,
     Note,
@@ -15,7 +16,6 @@ from peft_space.data.readers import (
     check_columns,
     check_row_length,
 )
-from peft_space.data.schema_detection import is_known_name
 from peft_space.errors import UserError
 
 if TYPE_CHECKING:

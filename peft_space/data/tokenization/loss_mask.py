@@ -100,6 +100,43 @@ def _texts_of(message: Message) -> list[str]:
     return texts
 
 
+# Unknown characters
+
+
+@functools.lru_cache(maxsize=32)
+def unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """Return the id that stands for unknown text, or None if that id has other uses too."""
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    number = tokenizer.unk_token_id
+    return None if number in others else number
+
+
+@functools.lru_cache(maxsize=32)
+def _loses_line_breaks(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    return _ids_of(tokenizer, "a\nb") == _ids_of(tokenizer, "a b")
+
+
+def unknown_characters(
+    tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText, encoded: Encoded
+) -> str:
+    """Return the characters of the trained text that have no token, each once, in order."""
+    number, found = unknown_id(tokenizer), ""
+    spans = [annotated.text[start:end] for start, end in annotated.trained]
+    if any("\n" in text.strip() for text in spans) and _loses_line_breaks(tokenizer):
+        found = "\n"
+    ids = encoded.ids
+    if number is not None and any(number in ids[start:end] for start, end in encoded.trained):
+        for text in spans:
+            plain = "".join(character for character in text if character not in annotated.typed)
+            encoding = tokenizer.backend_tokenizer.encode(plain, add_special_tokens=False)
+            places = zip(encoding.ids, encoding.offsets, strict=True)
+            found += "".join(plain[start:end] for one, (start, end) in places if one == number)
+    return "".join(dict.fromkeys(found))[:_MAX_UNKNOWN]
+
+
+_MAX_UNKNOWN = 50
+
+
 # From text to tokens
 
 

@@ -30,6 +30,8 @@ from peft_space.data.tokenization.loss_mask import (
     Encoded,
     encode,
     escape_special_tokens,
+    special_tokens_of,
+    unknown_characters,
 )
 from peft_space.data.tokenization.template_sandbox import RowLimit
 from peft_space.errors import UserError
@@ -93,7 +95,7 @@ def render(
     watch(None)
     encoded = encode(tokenizer, texts, with_texts)
     examples = [
-        _example(row, text, tokens, max_length)
+        _example(tokenizer, row, text, tokens, max_length)
         for row, text, tokens in zip((*rows, *rejected), texts, encoded, strict=True)
     ]
     if not rejected:
@@ -130,7 +132,11 @@ def _with_note(example: TokenizedExample, note: Note) -> TokenizedExample:
 
 
 def _example(
-    row: Row, annotated: AnnotatedText, encoded: Encoded, max_length: int
+    tokenizer: "PreTrainedTokenizerFast",
+    row: Row,
+    annotated: AnnotatedText,
+    encoded: Encoded,
+    max_length: int,
 ) -> TokenizedExample:
     spans = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
     return TokenizedExample(
@@ -142,6 +148,7 @@ def _example(
         notes=annotated.notes,
         texts=encoded.texts[:max_length],
         good=row.good if isinstance(row, UnpairedPreference) else None,
+        unknown=unknown_characters(tokenizer, annotated, encoded),
     )
 
 
@@ -188,12 +195,21 @@ def _annotate(
         case Preference():
             conversation = Conversation(row.row, [*row.prompt, *row.chosen], row.tools)
             return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
+        case Text(keep_control_tokens=True):
+            return _annotate_templated(tokenizer, row.text)
         case Text():
             message = {"role": "user", "content": row.text}
             [escaped], typed = escape_special_tokens(tokenizer, [message])
             text = escaped["content"]
             return AnnotatedText(text, [(0, len(text))], typed, add_bos=True, add_eos=True)
     raise AssertionError(f"{type(row).__name__} rows belong to tasks without a chat template")
+
+
+def _annotate_templated(tokenizer: "PreTrainedTokenizerFast", text: str) -> AnnotatedText:
+    """A text that has special tokens already: what it begins and ends with is not added again."""
+    begins = bool(tokenizer.bos_token) and text.lstrip().startswith(str(tokenizer.bos_token))
+    ends = text.rstrip().endswith(special_tokens_of(tokenizer)[0] or "\0")
+    return AnnotatedText(text, [(0, len(text))], {}, add_bos=not begins, add_eos=not ends)
 
 
 def _annotate_conversation(
@@ -352,8 +368,12 @@ def _source_target(
 
     thought = answer.get("reasoning_content")
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
-    ids, cut, texts = encoded(f"{before}{answer['content']}")
-    target = TokenizedExample(row.row, ids, [(0, len(ids))], cut, texts=texts)
+    whole = f"{before}{answer['content']}"
+    ids, cut, texts = encoded(whole)
+    trained = [(0, len(ids))]
+    annotated = AnnotatedText(whole, [(0, len(whole))], {})
+    unknown = unknown_characters(tokenizer, annotated, Encoded(ids, trained, []))
+    target = TokenizedExample(row.row, ids, trained, cut, texts=texts, unknown=unknown)
     ids, cut, texts = encoded(source_text(row.messages[:-1]))
     return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target)
 

@@ -26,6 +26,7 @@ from peft_space.data.tokenization.chat_template import (
     TemplateTimeout,
     template_timeout,
 )
+from peft_space.data.tokenization.loss_mask import unknown_id
 from peft_space.data.tokenization.render import render
 from peft_space.data.tokenization.template_sandbox import (
     BatchTimeout,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "4"
+_RENDERER_VERSION = "5"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
@@ -81,7 +82,8 @@ def preview(
 
     Returns:
         For each row `row`, `tokens` ([text, is trained] for each token) and `cut`. Some rows also
-        have `rejected`, `target`, `label`, `tags` ([text, tag] for each token) or `problem`.
+        have `rejected`, `target`, `label`, `tags` ([text, tag] for each token), `problem`, or
+        `unknown`: the places of tokens that stand for text which the tokenizer has no token for.
 
     Raises:
         UserError: the chat template exceeds its limits of time or memory.
@@ -194,16 +196,25 @@ def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
         "tokens": _with_loss_mask(example),
         "cut": example.cut,
     }
+    number = unknown_id(renderer.tokenizer)
+    if number is not None and (places := _places(example.input_ids, number)):
+        result["unknown"] = places
     if example.tags:
         result["tags"] = list(zip(example.texts, example.tags, strict=True))
     for name, part in (("rejected", example.rejected), ("target", example.target)):
         if part:
             result |= {name: _with_loss_mask(part), f"{name}_cut": part.cut}
+            if number is not None and (places := _places(part.input_ids, number)):
+                result[f"{name}_unknown"] = places
     if example.label is not None:
         result["label"] = example.label
     elif example.good is not None:
         result["label"] = "good" if example.good else "not good"
     return result
+
+
+def _places(ids: list[int], number: int) -> list[int]:
+    return [place for place, one in enumerate(ids) if one == number]
 
 
 def _with_loss_mask(example: TokenizedExample) -> list[list[Any]]:

@@ -1,6 +1,7 @@
 """Text, HTML and tables of the Data tab, made from results alone: without gradio."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -93,7 +94,9 @@ def mapping_label(mapping: dict[str, Any]) -> str:
     first = "; ".join(
         f"{role}: {_shorten(str(cell))}" for role, cell in mapping["first_row"].items()
     )
-    return f"{mapping['schema']}: {roles}. First row: {first}"
+    left_out = ", ".join(f"“{column}”" for column in mapping.get("left_out") or [])
+    left_out = f", leaving out {left_out}" if left_out else ""
+    return f"{mapping['schema']}: {roles}{left_out}. First row: {first}"
 
 
 def _shorten(text: str) -> str:
@@ -130,18 +133,32 @@ def example_html(example: dict[str, Any]) -> str:
         return f"<p><strong>{name} is skipped:</strong> {problem}.</p>{raw}"
     if "tags" in example:
         return _tags_html(name, example["tags"], example["cut"])
-    tokens = tokens_html(name, example["tokens"], example["cut"])
+    tokens = tokens_html(name, example["tokens"], example["cut"], example.get("unknown"))
     if "rejected" in example:
-        rejected = tokens_html(f"{name}, rejected", example["rejected"], example["rejected_cut"])
-        return _LEGEND + _titled("Preferred", tokens) + _titled("Rejected", rejected)
+        rejected = tokens_html(
+            f"{name}, rejected", example["rejected"], example["rejected_cut"],
+            example.get("rejected_unknown"),
+        )  # fmt: skip
+        return _legend(example) + _titled("Preferred", tokens) + _titled("Rejected", rejected)
     if "target" in example:
-        target = tokens_html(f"{name}, target", example["target"], example["target_cut"])
-        return _LEGEND + _titled("Input", tokens) + _titled("Target", target)
+        target = tokens_html(
+            f"{name}, target", example["target"], example["target_cut"],
+            example.get("target_unknown"),
+        )  # fmt: skip
+        return _legend(example) + _titled("Input", tokens) + _titled("Target", target)
     is_label = "label" in example
     label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if is_label else ""
     learns_text = any(trained for _, trained in example["tokens"])
-    legend = _LEGEND if learns_text else "<p>The model reads the text and learns the label.</p>"
+    legend = (
+        _legend(example) if learns_text else "<p>The model reads the text and learns the label.</p>"
+    )
     return f"{legend}{tokens}{label}"
+
+
+def _legend(example: dict[str, Any]) -> str:
+    if not any(key.endswith("unknown") for key in example):
+        return _LEGEND
+    return _LEGEND.replace("</p>", ' <s class="masked">unknown to the tokenizer</s></p>')
 
 
 def _titled(title: str, content: str) -> str:
@@ -167,13 +184,16 @@ def _tokens_box(label: str, content: str) -> str:
     return f'<div class="tokens" role="group" aria-label="{label}" tabindex="0">{content}</div>'
 
 
-def tokens_html(name: str, row: list[list[Any]], num_cut: int) -> str:
+def tokens_html(
+    name: str, row: list[list[Any]], num_cut: int, unknown: Sequence[int] | None = None
+) -> str:
     """Return a rendered row: learned tokens marked, ends of answers boxed, the others gray.
 
     Args:
         name: of the row, for screen readers.
         row: [text, whether the model learns it] of each token.
         num_cut: tokens beyond the length limit.
+        unknown: places of tokens that stand for text which the tokenizer has no token for.
     """
     tokens = row[:MAX_TOKENS]
     pieces = []
@@ -183,6 +203,8 @@ def tokens_html(name: str, row: list[list[Any]], num_cut: int) -> str:
             kind = "trained end" if not num_cut and _ends_answer(row, number) else "trained"
         shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
         shown = shown or '<span class="break">‧</span>'  # the character continues
+        if number in (unknown or ()):
+            kind, shown = f"{kind} unknown", f"<s>{shown}</s>"
         pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
     if more := len(row) - len(tokens):
         pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')

@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space.data.column_mapping import FIXES, SCHEMAS, roles
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.hub import HubDataset, parse_address
-from peft_space.data.schema_detection import FIXES, SCHEMAS, roles
 from peft_space.web import theme
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
@@ -22,6 +22,8 @@ _INTRODUCTION = (
     "Upload examples of what the model should say: a table with a question and an answer column, "
     "or chat messages. CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text."
 )
+_SEVERAL_WAYS = "We found more than one way to read these columns. Choose one."
+_LEFT_OUT = "A column looks like a part of the task, and we don't use it. Leave it out?"
 _HUB_FIELDS: dict[str, dict[str, Any]] = {
     "dataset": {"label": "Dataset", "placeholder": "OWNER/NAME"},
     "config": {"label": "Configuration", "info": "Leave empty for the default."},
@@ -188,10 +190,11 @@ class DataTab:
         source = render_overview.escape(check["source"])
         return self.empty | {
             self.summary: f"**{source}**: {check['rows']:,} rows. "
-            "We found more than one way to read these columns. Choose one.",
+            + (_LEFT_OUT if len(candidates) == 1 else _SEVERAL_WAYS),
             self.question: gr.update(choices=choices, value=None, visible=True),
             self.candidates: [
-                {key: mapping[key] for key in ("schema", "columns")} for mapping in candidates
+                {key: value for key, value in mapping.items() if key != "first_row"}
+                for mapping in candidates
             ],
         }
 
@@ -270,7 +273,11 @@ class DataTab:
             for role, dropdown in self.roles.items()
             if values[dropdown] and role in (*required, *optional)
         }
-        return {"schema": schema, "columns": columns, "fixes": values[self.fixes] or []}
+        mapping = {"schema": schema, "columns": columns, "fixes": values[self.fixes] or []}
+        before = values[self.page.column_mapping] or {}
+        if before.get("schema") == schema:  # the answers to the question stay
+            mapping |= {key: before[key] for key in ("good_from", "left_out") if before.get(key)}
+        return mapping
 
     def apply_fixes(self, values: Values) -> dict[str, Any]:
         """Return the column mapping with the chosen fixes."""
@@ -323,7 +330,8 @@ def _wire_mapping(page: PageContext, tab: DataTab) -> None:
     mapping, widgets = page.column_mapping, [tab.schema, *tab.roles.values()]
     tab.schema.input(lambda schema: tab.show_mapping(schema, {}), tab.schema, widgets, **HIDDEN)
     read_mapping = show_errors(tab.read_mapping)
-    tab.apply_mapping.click(read_mapping, {*widgets, tab.fixes}, mapping, **HIDDEN)
+    inputs: Inputs = {*widgets, tab.fixes, mapping}
+    tab.apply_mapping.click(read_mapping, inputs, mapping, **HIDDEN)
     answer = [tab.question, tab.candidates]
     tab.question.input(lambda number, candidates: candidates[number], answer, mapping, **HIDDEN)
     tab.fixes.input(tab.apply_fixes, {mapping, tab.fixes}, mapping, **HIDDEN)

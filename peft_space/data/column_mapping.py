@@ -1,0 +1,295 @@
+"""The supported schemas of datasets, and how the columns of a dataset are used."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from peft_space.errors import UserError
+from peft_space.recipe import Task
+
+Schema = Literal[
+    "alpaca", "question_answer", "prompt_completion", "messages", "sharegpt", "text", "preference",
+    "unpaired_preference", "text_classification", "text_pair_classification",
+    "token_classification", "source_target",
+]  # fmt: skip
+SCHEMAS: tuple[Schema, ...] = get_args(Schema)
+_TASKS: dict[Schema, tuple[Task, ...]] = {
+    "text_classification": ("sequence-classification",),
+    "text_pair_classification": ("sequence-classification",),
+    "token_classification": ("token-classification",),
+    "preference": ("dpo",),
+    "unpaired_preference": ("kto",),
+    "text": ("causal-lm",),
+}
+
+
+def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
+    """Return the tasks that a model can learn from rows of this schema."""
+    return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
+
+
+Fix = Literal[
+    "deduplicate", "trim", "merge", "strip", "unify", "keep_control_tokens", "drop_cut",
+    "drop_secrets",
+]  # fmt: skip
+FIXES: dict[Fix, str] = {
+    "deduplicate": "Keep one of each group of duplicate rows",
+    "trim": "Remove messages after the last answer of a conversation",
+    "merge": "Join messages of one role that follow each other, and put system messages first",
+    "strip": "Remove white space and zero-width characters around each text",
+    "unify": "Use the most frequent spelling of each label",
+    "keep_control_tokens": "Keep the special tokens of the model in plain texts",
+    "drop_cut": "Remove rows that are longer than the length limit",
+    "drop_secrets": "Remove rows with likely keys or tokens",
+}
+"""Fixes that the user can apply with a click because they cannot do harm."""
+
+ANSWERS = (
+    "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
+    "model_output", "attempt", "answerkey", "targets",
+)  # fmt: skip
+CHATS = (
+    "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents",
+    "chat_messages",
+)  # fmt: skip
+_SYSTEM = {
+    "system": (
+        "system", "system_prompt", "system_message", "system_instruction", "systeminstruction",
+    )
+}  # fmt: skip
+LABELS = (
+    "label", "labels", "category", "class", "intent", "sentiment", "topic", "target", "label_text",
+)  # fmt: skip
+TEXTS = (
+    "text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment",
+    "story",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Required and optional roles of a schema: role -> known names of its column."""
+
+    required: dict[str, tuple[str, ...]]
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_TOOLS = {"tools": ("tools", "functions")}
+_CHAT_ROLES = _Roles({"messages": CHATS}, {**_SYSTEM, **_TOOLS})
+_MORE = {
+    **_SYSTEM,
+    **_TOOLS,
+    "history": ("history",),
+    "reasoning": (
+        "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
+        "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
+        "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
+    ),
+    "choices": ("choices", "options"),
+}  # fmt: skip
+ROLES: dict[Schema, _Roles] = {
+    "token_classification": _Roles(
+        {
+            "tokens": ("tokens", "words", "text", "sentence"),
+            "tags": (
+                "tags", "ner_tags", "pos_tags", "labels", "ner", "chunk_tags", "entities", "spans",
+                "label",
+            ),
+        }
+    ),
+    "preference": _Roles(
+        {
+            "rejected": (
+                "rejected", "dispreferred", "response_rejected", "rejected_response",
+                "non_preferred_output", "response_k", "rejected_answer", "rejected_output",
+            ),
+        },
+        {
+            "chosen": (
+                "chosen", "preferred", "response_chosen", "chosen_response", "preferred_output",
+                "response_j", "chosen_answer", "chosen_output",
+            ),
+            "prompt": ("prompt", "question", "instruction", "input", *CHATS),
+            **_SYSTEM,
+        },
+    ),
+    "unpaired_preference": _Roles(
+        {
+            "label": (
+                "label", "rating", "kto_tag", "desirable", "is_good", "thumbs_up", "feedback",
+                "stars", "helpfulness", "overall_score", "score", "quality", "reward",
+            )
+        },
+        {
+            "messages": CHATS,
+            "prompt": ("prompt", "question", "instruction"),
+            "answer": ANSWERS,
+            **_TOOLS,
+            **_SYSTEM,
+        },
+    ),
+    "messages": _CHAT_ROLES,
+    "sharegpt": _CHAT_ROLES,
+    "alpaca": _Roles(
+        {"instruction": ("instruction", "instructions"), "answer": ANSWERS},
+        {"input": ("input", "context", "inputs"), **_MORE},
+    ),
+    "question_answer": _Roles(
+        {"question": ("question", "query", "q"), "answer": (*ANSWERS, "a")},
+        {"input": ("input", "context", "passage"), **_MORE},
+    ),
+    "prompt_completion": _Roles(
+        {"prompt": ("prompt", "input", "user", "inputs"), "answer": ANSWERS},
+        {"input": ("context",), **_MORE},
+    ),
+    "source_target": _Roles(
+        {
+            "source": (
+                "source", "src", "article", "document", "text", "input_text", "source_text",
+                "dialogue",
+            ),
+            "target": (
+                "target", "tgt", "summary", "highlights", "translation", "target_text", "headline",
+                "output_text",
+            ),
+        }
+    ),
+    "text_pair_classification": _Roles(
+        {
+            "first": (
+                "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "question",
+                "query",
+            ),
+            "second": (
+                "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
+                "sentence", "passage", "answer",
+            ),
+            "label": (*LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase"),
+        }
+    ),
+    "text_classification": _Roles({"text": TEXTS, "label": LABELS}),
+    "text": _Roles({"text": TEXTS}),
+}  # fmt: skip
+
+
+def is_known_name(column: str) -> bool:
+    """Return True if a column has the name of a role, such as text, label or question."""
+    return normalized(column) in _NAMES
+
+
+_NAMES = {
+    name
+    for known in ROLES.values()
+    for names in (*known.required.values(), *known.optional.values())
+    for name in names
+}
+
+
+def roles(schema: Schema) -> tuple[list[str], list[str]]:
+    """Return the required and the optional roles of a schema."""
+    return list(ROLES[schema].required), list(ROLES[schema].optional)
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """The schema of a dataset, the column of each role, and the fixes; stored in the run."""
+
+    schema: Schema
+    columns: dict[str, str]
+    """Role -> column."""
+    fixes: tuple[Fix, ...] = ()
+    good_from: float | None = None
+    """Unpaired preference with ratings: the lowest rating of a good answer."""
+    left_out: tuple[str, ...] = ()
+    """Columns that look like a part of the task and are not used, by the user's choice."""
+
+    def why(self) -> str:
+        """Explain the mapping to the user in one sentence."""
+        columns = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
+        plural = "s" if len(self.columns) > 1 else ""
+        left_out = f" Left out: {listed_names(self.left_out)}." if self.left_out else ""
+        return f"Detected as {self.schema}, with the column{plural} {columns}.{left_out}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, which `make_column_mapping` takes."""
+        return {**asdict(self), "fixes": list(self.fixes), "left_out": list(self.left_out)}
+
+    def as_choice(self) -> dict[str, Any]:
+        """Return the fields that have a value, as a user gives them to choose this mapping."""
+        given = {name: value for name, value in self.as_json().items() if value not in (None, [])}
+        return {"schema": self.schema, **given}
+
+
+def is_question(mappings: Sequence[ColumnMapping]) -> bool:
+    """Return True if the user has to choose one of these plausible mappings."""
+    return len(mappings) > 1 or bool(mappings[0].left_out)
+
+
+def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> ColumnMapping:
+    """Return the column mapping that the user chose.
+
+    Args:
+        values: `schema`, `columns` (role -> column), `fixes`, `good_from` and `left_out`.
+        columns: the columns of the dataset.
+
+    Raises:
+        UserError: a schema, role, column or fix does not exist, or a required role has no column.
+    """
+    schema = values.get("schema")
+    chosen = {role: name for role, name in dict(values.get("columns") or {}).items() if name}
+    fixes = tuple(values.get("fixes") or ())
+    if schema not in SCHEMAS:
+        message = f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
+        raise UserError("data.unknown_schema", message)
+    required, optional = roles(schema)
+    for role, column in chosen.items():
+        if role not in (*required, *optional):
+            allowed = ", ".join([*required, *optional])
+            message = f"The schema {schema} has no role {role!r}. Its roles are {allowed}."
+            raise UserError("data.unknown_role", message)
+        if column not in columns:
+            names = listed_names(columns)
+            message = f"There is no column {column!r} for {role}. The columns are {names}."
+            raise UserError("data.unknown_column", message)
+    missing = next((role for role in required if role not in chosen), None)
+    if missing is None and lacks_answer(schema, chosen):
+        missing = "messages, or for prompt and answer"
+    if missing:
+        names = listed_names(columns)
+        message = f"The schema {schema} needs a column for {missing}. Choose from {names}."
+        raise UserError("data.missing_column", message)
+    if unknown := [fix for fix in fixes if fix not in FIXES]:
+        message = f"There is no fix {unknown[0]!r}. Choose from {', '.join(FIXES)}."
+        raise UserError("data.unknown_fix", message)
+    ordered = {role: chosen[role] for role in (*required, *optional) if role in chosen}
+    good_from = values.get("good_from")
+    left_out = tuple(name for name in values.get("left_out") or () if name not in chosen.values())
+    if unknown := [name for name in left_out if name not in columns]:
+        names = listed_names(columns)
+        message = f"There is no column {unknown[0]!r} to leave out. The columns are {names}."
+        raise UserError("data.unknown_column", message)
+    rating = None if good_from is None else float(good_from)
+    return ColumnMapping(schema, ordered, fixes, rating, left_out)
+
+
+def lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:
+    """Return True if an unpaired preference has neither messages nor prompt and answer.
+
+    A preference needs a chosen answer, or a conversation whose last answer is the chosen one.
+    """
+    if schema == "preference":
+        return "chosen" not in columns and normalized(columns.get("prompt", "")) not in CHATS
+    has_answer = "messages" in columns or {"prompt", "answer"} <= set(columns)
+    return schema == "unpaired_preference" and not has_answer
+
+
+def normalized(name: str) -> str:
+    """Return the name of a column as known names are written."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def listed_names(columns: Sequence[str]) -> str:
+    """Return the first names in quotation marks, for a sentence."""
+    rest = f" and {len(columns) - 12} more" if len(columns) > 12 else ""
+    return ", ".join(map(repr, columns[:12])) + rest

@@ -1,0 +1,511 @@
+"""Exports in which a row is not one example, as rows with ordinary columns.
+
+Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
+word a row, two answers with a choice, and translations in one column.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from peft_space.data.arrow_store import ROWS
+from peft_space.data.cells import as_bool, listed
+from peft_space.data.table import Table
+from peft_space.storage.content_cache import get_or_create
+
+_VERSION = "1"
+"""Change it when rows are restructured differently, so that cached rows are not used again."""
+_SAMPLE_ROWS = 20
+_BATCH_ROWS = 2_000
+
+Row = dict[str, Any]
+Numbered = tuple[int, Row]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to store examples, and how they become rows."""
+
+    note: str
+    """Says how the rows are read; `{before}` and `{after}` are numbers of rows."""
+    matches: Callable[[Row], bool]
+    convert: Callable[[Iterator[Numbered]], Iterator[Numbered]]
+
+
+def form_of(rows: Sequence[Row]) -> Form | None:
+    """Return the form of the first rows of a file, or None if they are ordinary rows."""
+    first = rows[:_SAMPLE_ROWS]
+    return next((form for form in _FORMS if first and all(map(form.matches, first))), None)
+
+
+def restructure(table: Table) -> Table:
+    """Return the table, or a table of the examples that its rows contain."""
+    ends = [begin for _, begin in table.begins[1:]] + [table.num_rows]
+    files = [(name, begin, end) for (name, begin), end in zip(table.begins, ends, strict=True)]
+    forms = {
+        name: form_of([row for _, row in table.rows(begin, min(end, begin + _SAMPLE_ROWS))])
+        for name, begin, end in files
+    }
+    if not any(forms.values()):
+        return table
+    key = hashlib.sha256(json.dumps([_VERSION, table.key]).encode()).hexdigest()
+    write = functools.partial(_write, table, files, forms)
+    folder = get_or_create("rows", key, write)
+    about = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    begins = [(name, before) for name, before in about.pop("begins")]
+    return Table(
+        table.source, table.sha256, key, path=folder / "rows.arrow", begins=begins, **about
+    )
+
+
+def _write(
+    table: Table, files: list[tuple[str, int, int]], forms: dict[str, Form | None], folder: Path
+) -> None:
+    """Write rows.arrow and table.json into `folder`."""
+    columns: dict[str, None] = {}
+    notes, begins, count = list(table.notes), [], 0
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_file(file, ROWS) as writer,
+    ):
+        for name, begin, end in files:
+            begins.append((name, count))
+            form, rows = forms[name], table.rows(begin, end)
+            batch: list[tuple[int, str]] = []
+            for number, row in form.convert(rows) if form else rows:
+                columns.update(dict.fromkeys(row))
+                batch.append((number, json.dumps(row, ensure_ascii=False)))
+                if len(batch) == _BATCH_ROWS:
+                    writer.write_batch(_record_batch(batch))
+                    count, batch = count + len(batch), []
+            if batch:
+                writer.write_batch(_record_batch(batch))
+                count += len(batch)
+            if form:
+                after = f"{count - begins[-1][1]:,}"
+                notes.append(form.note.format(before=f"{end - begin:,}", after=after))
+    about = {"columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
+    (folder / "table.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+
+def _record_batch(rows: list[tuple[int, str]]) -> pa.RecordBatch:
+    numbers, texts = zip(*rows, strict=True)
+    return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(texts)], schema=ROWS)
+
+
+def _objects(value: Any) -> list[Row]:
+    """Return the objects in a list, or nothing."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+# Trees of messages, as OpenAssistant stores them
+
+
+@dataclass
+class _Node:
+    """A message of a tree."""
+
+    number: int
+    """The row of the message."""
+    message: Row
+    rank: float | None
+    parent: "_Node | None" = None
+    children: list["_Node"] = field(default_factory=list)
+
+    def path(self) -> list["_Node"]:
+        """Return the messages from the first of the tree to this one."""
+        nodes = [self]
+        while nodes[-1].parent is not None:
+            nodes.append(nodes[-1].parent)
+        return nodes[::-1]
+
+
+def _node(number: int, row: Row) -> _Node:
+    try:
+        rank = float(row["rank"])
+    except (KeyError, TypeError, ValueError):
+        rank = None
+    return _Node(number, {"role": row.get("role"), "content": row.get("text")}, rank)
+
+
+def _is_message_of_tree(row: Row) -> bool:
+    return {"message_id", "role", "text"} <= set(row) and "parent_id" in row
+
+
+def _threads_of_rows(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    parents: dict[str, Any] = {}
+    nodes: dict[str, _Node] = {}
+    for number, row in rows:
+        if not as_bool(row.get("deleted")):
+            name = str(row.get("message_id") or number)
+            nodes[name], parents[name] = _node(number, row), row.get("parent_id")
+    for name, node in nodes.items():
+        parent = None if parents[name] is None else nodes.get(str(parents[name]))
+        if parent is not None:
+            node.parent = parent
+            parent.children.append(node)
+    for node in nodes.values():
+        if node.parent is None:
+            yield from _threads(node)
+
+
+def _is_tree(row: Row) -> bool:
+    prompt = row.get("prompt")
+    return isinstance(prompt, dict) and isinstance(prompt.get("replies"), list)
+
+
+def _threads_of_trees(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if not _is_tree(row):
+            yield number, row
+            continue
+        root = _node(number, row["prompt"])
+        waiting = [(root, row["prompt"])]
+        while waiting:
+            node, message = waiting.pop()
+            for reply in _objects(message.get("replies")):
+                child = _node(number, reply)
+                child.parent = node
+                node.children.append(child)
+                waiting.append((child, reply))
+        yield from _threads(root)
+
+
+def _threads(root: _Node) -> Iterator[Numbered]:
+    """Yield the best-ranked thread of a tree, or without ranks each thread, up to an answer."""
+    leaves, waiting = [], [root]
+    while waiting:
+        node = waiting.pop()
+        children = node.children
+        if any(child.rank is not None for child in children):
+            ranks = [float("inf") if child.rank is None else child.rank for child in children]
+            children = [children[ranks.index(min(ranks))]]
+        waiting += children[::-1]
+        if not children:
+            leaves.append(node)
+    seen = set()
+    for leaf in leaves:
+        path = leaf.path()
+        while len(path) > 1 and path[-1].message["role"] != "assistant":
+            path.pop()
+        if id(path[-1]) not in seen:
+            seen.add(id(path[-1]))
+            yield path[-1].number, {"messages": [node.message for node in path]}
+
+
+# ChatGPT's export
+
+
+def _is_chatgpt(row: Row) -> bool:
+    nodes = row.get("mapping")
+    return (
+        isinstance(nodes, dict)
+        and bool(nodes)
+        and all(isinstance(node, dict) and "parent" in node for node in nodes.values())
+    )
+
+
+def _chatgpt(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if not _is_chatgpt(row):
+            yield number, row
+            continue
+        nodes = row["mapping"]
+        at = str(row.get("current_node"))
+        if at not in nodes:
+            at = next((name for name in reversed(nodes) if not nodes[name].get("children")), "")
+        branch: list[Row] = []
+        while at in nodes and len(branch) <= len(nodes):
+            message = nodes[at].get("message")
+            branch.append(message if isinstance(message, dict) else {})
+            at = str(nodes[at].get("parent"))
+        rest = {key: value for key, value in row.items() if key not in ("mapping", "current_node")}
+        yield number, {"messages": _chatgpt_messages(branch[::-1]), **rest}
+
+
+_HIDDEN = ("user_editable_context", "model_editable_context", "reasoning_recap")
+
+
+def _chatgpt_messages(branch: list[Row]) -> list[Row]:
+    messages: list[Row] = []
+    thoughts: list[str] = []
+    for message in branch:
+        author, content = message.get("author"), message.get("content")
+        role = author.get("role") if isinstance(author, dict) else author
+        content = content if isinstance(content, dict) else {"text": content}
+        kind = content.get("content_type")
+        if kind == "thoughts":
+            thoughts += [str(one.get("content", "")) for one in _objects(content.get("thoughts"))]
+        if kind in (*_HIDDEN, "thoughts") or role is None:
+            continue
+        parts = [part for part in listed(content.get("parts")) or [] if part != ""]
+        text = content.get("text") if "parts" not in content else None
+        if not parts and not text:
+            continue
+        turn: Row = {"role": role, "content": text or (parts[0] if len(parts) == 1 else parts)}
+        if role == "assistant" and thoughts:
+            turn["reasoning_content"], thoughts = "\n\n".join(thoughts), []
+        messages.append(turn)
+    return messages
+
+
+# Label Studio's export
+
+
+def _is_label_studio(row: Row) -> bool:
+    tasks = row.get("annotations", row.get("completions"))
+    return isinstance(row.get("data"), dict) and isinstance(tasks, list)
+
+
+_SPANS = ("labels", "hypertextlabels")
+
+
+def _label_studio(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if not _is_label_studio(row):
+            yield number, row
+            continue
+        annotations = _objects(row.get("annotations", row.get("completions")))
+        done = [one for one in annotations if not as_bool(one.get("was_cancelled"))]
+        cells: dict[str, dict[str, list[Any]]] = {"choices": {}, "text": {}, "spans": {}}
+        for result in _objects(done[0].get("result")) if done else []:
+            name, value = str(result.get("from_name")), result.get("value")
+            value = value if isinstance(value, dict) else {}
+            if spans := next((listed(value[key]) for key in _SPANS if key in value), None):
+                span = {key: value.get(key) for key in ("start", "end")}
+                found = [span | {"label": label} for label in spans]
+                cells["spans"].setdefault("entities", []).extend(found)
+            for kind in ("choices", "text"):
+                if isinstance(value.get(kind), list):
+                    cells[kind].setdefault(name, []).extend(value[kind])
+        yield number, _label_studio_row(row, cells, bool(done))
+
+
+def _label_studio_row(row: Row, cells: dict[str, dict[str, list[Any]]], is_done: bool) -> Row:
+    """Return the texts of a task, and what was annotated under names that the app recognizes."""
+    texts = {key: value for key, value in row["data"].items() if value is not None}
+    choices, written = cells["choices"], cells["text"]
+    if len(choices) == 1:
+        choices = {"label": next(iter(choices.values()))}
+    if len(texts) == 1:
+        texts = {"prompt" if written else "text": next(iter(texts.values()))}
+    if len(written) == 1:
+        written = {"completion": ["\n".join(map(str, next(iter(written.values()))))]}
+    spans = cells["spans"]
+    if is_done and not (choices or written or spans):
+        spans = {"entities": []}  # a text without entities is an example too
+    single = {
+        name: values[0] if len(values) == 1 else values
+        for name, values in {**choices, **written}.items()
+    }
+    return {**texts, **single, **spans, "id": row.get("id")}
+
+
+# Articles with paragraphs and questions, as SQuAD stores them
+
+
+def _is_article(row: Row) -> bool:
+    parts = row.get("paragraphs")
+    return isinstance(parts, list) and all(
+        isinstance(part, dict) and isinstance(part.get("qas"), list) for part in parts
+    )
+
+
+def _questions(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    number = 0
+    for _, row in rows:
+        if not _is_article(row):
+            number += 1
+            yield number, row
+            continue
+        for part in row["paragraphs"]:
+            for question in _objects(part["qas"]):
+                number += 1
+                answers = listed(question.get("answers")) or []
+                texts = [one.get("text") if isinstance(one, dict) else one for one in answers]
+                cells = {"question": question.get("question"), "context": part.get("context")}
+                yield number, {**cells, "answers": {"text": texts}, "title": row.get("title")}
+
+
+# Tables with one word a row
+
+
+def _word_columns(row: Row) -> dict[str, str] | None:
+    """Return the columns of sentence, word, tag and part of speech, or None."""
+    names = {re.sub(r"[\s_#-]+", "", name.lower()): name for name in row}
+    known = {
+        "sentence": ("sentence", "sentenceid", "sentid", "sentencenumber"),
+        "word": ("word", "token"),
+        "tag": ("tag", "nertag", "ner", "label"),
+        "pos": ("pos", "postag"),
+    }
+    found = {
+        role: next((names[one] for one in options if one in names), None)
+        for role, options in known.items()
+    }
+    if not found["sentence"] or not found["word"] or not found["tag"]:
+        return None
+    return {role: name for role, name in found.items() if name}
+
+
+def _is_word(row: Row) -> bool:
+    columns = _word_columns(row)
+    return columns is not None and " " not in str(row[columns["word"]] or "").strip()
+
+
+def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    begin, current = 0, None
+    lists: dict[str, list[str]] = {"tokens": [], "tags": [], "pos_tags": []}
+    for number, row in rows:
+        columns = _word_columns(row) or {}
+        sentence = row.get(columns.get("sentence", ""))
+        if sentence not in (None, "") and sentence != current:
+            if lists["tokens"]:
+                yield begin, {name: cells for name, cells in lists.items() if cells}
+            begin, current, lists = number, sentence, {name: [] for name in lists}
+        for name, role in (("tokens", "word"), ("tags", "tag"), ("pos_tags", "pos")):
+            if role in columns:
+                lists[name].append(str(row.get(columns[role]) or ""))
+    if lists["tokens"]:
+        yield begin, {name: cells for name, cells in lists.items() if cells}
+
+
+# Two answers, and which of them is better
+
+_PROMPTS = ("prompt", "question", "instruction", "history", "post", "input")
+_TIES = ("tie", "tie (bothbad)", "both_bad", "none", "")
+_FIRST = ("a", "model_a", "first", "response_a", "answer_a", "output_a")
+_SECOND = ("b", "model_b", "second", "response_b", "answer_b", "output_b")
+_BASES = ("response", "answer", "conversation", "human_ref", "completion", "output")
+_CHOICES = ("better_response_id", "winner", "preference", "preferred", "choice")
+
+
+def _two_answers(row: Row) -> tuple[str, str] | None:
+    """Return the columns of two answers, whose names differ in their last character, or None."""
+    names = {name.lower(): name for name in row}
+    for base in _BASES:
+        for one, two in (("0", "1"), ("1", "2"), ("a", "b")):
+            first, second = names.get(f"{base}_{one}"), names.get(f"{base}_{two}")
+            if first and second and row[first] and row[second]:
+                return first, second
+    return None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _better(row: Row, pair: tuple[str, str]) -> int | None:
+    """Return 0 or 1 for the better answer, -1 for a tie, None if the row does not say it."""
+    cells = {name.lower(): value for name, value in row.items()}
+    ends = [name.rsplit("_", 1)[1].lower() for name in pair]
+    for name in _CHOICES:
+        value = str(cells.get(name, "?")).strip().lower().removesuffix(".0")
+        if value in _TIES:
+            return -1
+        for number, words in enumerate((_FIRST, _SECOND)):
+            if value in (ends[number], pair[number].lower(), *words):
+                return number
+    if (strength := _number(cells.get("preference_strength"))) is not None:
+        return -1 if strength == 0 else int(strength > 0)
+    if "human_ref_a" in cells and str(cells.get("labels")) in ("0", "1"):
+        return 1 - int(str(cells["labels"]))
+    winners = [str(cells.get(f"winner_model_{end}")) for end in ends]
+    if winners != ["None", "None"]:
+        return winners.index("1") if "1" in winners else -1
+    first, second = (_number(cells.get(f"score_{end}")) for end in ends)
+    if first is None or second is None:
+        return None
+    return -1 if first == second else int(second > first)
+
+
+def _is_comparison(row: Row) -> bool:
+    pair = _two_answers(row)
+    known = pair is not None and _better(row, pair) is not None
+    return known and not {"chosen", "rejected"} & set(row)
+
+
+def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        pair = _two_answers(row)
+        better = _better(row, pair) if pair else None
+        if pair is None or better is None:
+            yield number, row
+            continue
+        rest = {name: value for name, value in row.items() if name not in pair}
+        name = next((name for name in _PROMPTS if name in rest), None)
+        prompt = rest.pop(name) if name else None
+        prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
+        chosen = None if better < 0 else row[pair[better]]
+        rejected = None if better < 0 else row[pair[1 - better]]
+        yield number, {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
+
+
+# Translations
+
+
+def _is_translation(row: Row) -> bool:
+    cell = row.get("translation")
+    return (
+        isinstance(cell, dict)
+        and len(cell) > 1
+        and all(isinstance(text, str) for text in cell.values())
+    )
+
+
+def _translations(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        cell = row.get("translation")
+        rest = {key: value for key, value in row.items() if key != "translation"}
+        yield number, {**(cell if isinstance(cell, dict) else {}), **rest}
+
+
+_FORMS = (
+    Form(
+        "The {before} rows are messages of trees: {after} conversations are read, which are the "
+        "best-ranked thread of each tree, or each thread if there are no ranks. "
+        "Only the role and the text of a message are used.",
+        _is_message_of_tree, _threads_of_rows,
+    ),
+    Form(
+        "The {before} rows are trees of messages: {after} conversations are read, which are the "
+        "best-ranked thread of each tree, or each thread if there are no ranks. "
+        "Only the role and the text of a message are used.",
+        _is_tree, _threads_of_trees,
+    ),
+    Form(
+        "The file is an export of ChatGPT: of each conversation, the branch that was open last is "
+        "read, without hidden messages.",
+        _is_chatgpt, _chatgpt,
+    ),
+    Form(
+        "The file is an export of Label Studio: of each task, the first annotation is read.",
+        _is_label_studio, _label_studio,
+    ),
+    Form(
+        "The {before} rows are articles: the {after} questions about them are the rows, and are "
+        "numbered in order.",
+        _is_article, _questions,
+    ),
+    Form(
+        "The {before} rows are words: the {after} sentences are the rows, and have the number of "
+        "their first word.",
+        _is_word, _sentences,
+    ),
+    Form(
+        "Each row has two answers, and says which is better. Rows without a better one are left "
+        "out.",
+        _is_comparison, _preferences,
+    ),
+    Form("Each language of the translations is a column.", _is_translation, _translations),
+)  # fmt: skip

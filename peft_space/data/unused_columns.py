@@ -1,0 +1,246 @@
+"""Asks about columns that look like a part of the task and that no reading uses."""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peft_space.data.cells import choices_of, listed, one_text
+from peft_space.data.column_mapping import (
+    ANSWERS,
+    LABELS,
+    TEXTS,
+    ColumnMapping,
+    Schema,
+    normalized,
+    roles,
+)
+
+_MAX_ALTERNATIVES = 4
+_ROWS_COMPARED = 50
+_ANSWERING: tuple[Schema, ...] = (
+    "alpaca", "question_answer", "prompt_completion", "source_target",
+)  # fmt: skip
+_CHATTING: tuple[Schema, ...] = ("messages", "sharegpt")
+_LABELLED: tuple[Schema, ...] = ("text_classification", "text_pair_classification")
+_NEVER = re.compile(
+    r"id|idx|index|uuid|key|source|url|link|timestamp|date|time|metadata|meta|split|lang|language"
+    r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
+    r"|length|tokens|model|date|time|type|source|version|rating|score)|(is|has|score|rating)_.*"
+    r"|created.*|updated.*|__index_level_0__"
+)
+_CONTEXT_NAMES = (
+    "context", "passage", "document", "article", "background", "evidence", "support", "knowledge",
+    "input", "inputs", "reference_text", "sentence", "text",
+)  # fmt: skip
+_QUESTION_NAMES = ("question", "instruction", "prompt", "query")
+_MORE_ANSWERS = (
+    *ANSWERS, "solution", "best_answer", "correct_answer", "correct_answers", "expected_output",
+    "reference_answer", "gold_answer", "ideal", "summary", "translation", "target",
+)  # fmt: skip
+_MORE_TEXTS = (
+    *TEXTS, "title", "headline", "subject", *_QUESTION_NAMES, *ANSWERS, "sentence2", "hypothesis",
+    "premise", "passage", "description", "context", "text2", "abstract", "selftext",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What a column looks like, by its name and its cells, next to some schemas."""
+
+    schemas: tuple[Schema, ...]
+    name: re.Pattern[str]
+    fits: Callable[[list[Any]], bool]
+
+
+def _names(*names: str) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)))
+
+
+def _is_varied_prose(cells: list[Any]) -> bool:
+    """Return True if cells are texts of more than a word, and mostly different."""
+    texts = [one_text(cell) for cell in cells]
+    longer = sum(" " in str(text).strip() or len(str(text)) > 20 for text in texts)
+    if not all(texts) or longer < len(texts) / 2:
+        return False
+    return len(set(texts)) > len(texts) / 2 or len(texts) < 3
+
+
+def _is_answer(cells: list[Any]) -> bool:
+    return all(isinstance(cell, str | list | dict) for cell in cells)
+
+
+def _is_label(cells: list[Any]) -> bool:
+    values = {str(cell) for cell in cells}
+    is_short = all(len(value) < 60 and "{" not in value for value in values)
+    return is_short and 2 <= len(values) <= max(2, len(cells) / 2)
+
+
+def _is_list(cells: list[Any]) -> bool:
+    return all(listed(cell) is not None for cell in cells)
+
+
+_REASONING = (
+    r"(explanation|explanations|rationale|rationales|thoughts?|thinking|(complex_)?cot|scratchpad"
+    r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason)(_?\d)?"
+)
+_LABEL = re.compile("(?:" + "|".join(LABELS) + r")|(?:.*_)?(?:label|class)(?:_.*)?")
+_SIGNS = (
+    _Sign(
+        (*_ANSWERING, *_CHATTING, "text"),
+        re.compile(
+            r"(.*_)?(rejected|reject|dispreferred|non_?preferred|worse|losing|incorrect|wrong)(_.*)?"
+        ),
+        _is_answer,
+    ),
+    _Sign(
+        (*_ANSWERING, "text", *_LABELLED),
+        re.compile(r"choices|options|endings|candidates|(choice|option|opt|distractor|ending)_?\w"
+                   r"|op[a-e]"),
+        lambda cells: all(isinstance(cell, str | list | dict) for cell in cells),
+    ),
+    _Sign(
+        (*_ANSWERING, "preference"),
+        re.compile(r"history|(chat|dialog|dialogue|conversation)_history|(previous|prior)_turns"),
+        _is_answer,
+    ),
+    _Sign(
+        (*_ANSWERING, *_CHATTING, *_LABELLED), re.compile(_REASONING), _is_varied_prose,
+    ),
+    _Sign(
+        (*_ANSWERING, *_CHATTING, "text"),
+        re.compile(r"tools|functions|(tool|function)_(definitions|descriptions?|list)"
+                   r"|available_(tools|functions)|apis"),
+        lambda cells: all(isinstance(cell, str | list | dict) for cell in cells),
+    ),
+    _Sign(("text", *_LABELLED), _names("entities", "spans", "annotations", "ner"), _is_list),
+    _Sign(("text", *_LABELLED), _LABEL, _is_label),
+    _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
+    _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),
+    _Sign(("text",), _names(*_MORE_ANSWERS, *_QUESTION_NAMES, "input", "inputs"), _is_varied_prose),
+    _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
+    _Sign(("preference",), _names(*_CONTEXT_NAMES), _is_varied_prose),
+)  # fmt: skip
+
+
+def ask_about_unused(
+    mappings: Sequence[ColumnMapping], columns: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Return the mappings with what they leave out. One mapping gets alternatives that use it.
+
+    Args:
+        mappings: plausible mappings, the likeliest first.
+        columns: the columns of the dataset.
+        rows: its first rows.
+    """
+    rated = {mapping.columns["label"] for mapping in mappings if mapping.good_from is not None}
+    asked = []
+    for mapping in mappings:
+        unrated = rated - set(mapping.columns.values())
+        asked.append(replace(mapping, left_out=_left_out(mapping, columns, rows, unrated)))
+    if len(asked) == 1 and (unused := list(asked[0].left_out)):
+        for column in unused:
+            for other in _alternatives(asked[0], column, columns, rows):
+                asked.append(replace(other, left_out=_left_out(other, columns, rows)))
+    return asked[: 1 + _MAX_ALTERNATIVES] if len(mappings) == 1 else asked
+
+
+def _left_out(
+    mapping: ColumnMapping,
+    columns: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    rated: Collection[str] = (),
+) -> tuple[str, ...]:
+    used = mapping.columns.values()
+    return tuple(
+        column
+        for column in columns
+        if column in rated or (column not in used and _is_part_of_task(mapping, column, rows))
+    )
+
+
+def _is_part_of_task(mapping: ColumnMapping, column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    name = normalized(column)
+    if _NEVER.fullmatch(name):
+        return False
+    filled = [row for row in rows if row.get(column) not in (None, "", [], {})]
+    cells = [row[column] for row in filled]
+    looks = any(
+        mapping.schema in sign.schemas and sign.name.fullmatch(name) and sign.fits(cells)
+        for sign in _SIGNS
+        if cells
+    )
+    return looks and not _is_copy(mapping, column, filled)
+
+
+def _is_copy(mapping: ColumnMapping, column: str, rows: list[dict[str, Any]]) -> bool:
+    """Return True if a column repeats what is used: its texts, or the label in other words."""
+    label = mapping.columns.get("label") if mapping.schema in _LABELLED else None
+    if label:
+        pairs = {(str(row.get(label)), str(row[column])) for row in rows}
+        if len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs}):
+            return True
+    first = rows[:_ROWS_COMPARED]
+    copies = 0
+    for row in first:
+        used = [text for name in mapping.columns.values() for text in _texts_in(row.get(name))]
+        text = " ".join(_texts_in(row[column]))
+        is_within = len(text) > 3 and any(text in one for one in used)
+        copies += is_within or all(one in text for one in used if one)
+    return copies >= 0.9 * len(first)
+
+
+def _texts_in(cell: Any) -> Iterator[str]:
+    """Yield the texts in a cell, with single spaces."""
+    if isinstance(cell, str):
+        yield " ".join(cell.split())
+    elif isinstance(cell, list | dict):
+        for inner in cell.values() if isinstance(cell, dict) else cell:
+            yield from _texts_in(inner)
+
+
+def _alternatives(
+    mapping: ColumnMapping, column: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Iterator[ColumnMapping]:
+    """Yield mappings that use a column which `mapping` does not use."""
+    name, schema, used = normalized(column), mapping.schema, mapping.columns
+    cells = [row[column] for row in rows if row.get(column) not in (None, "", [], {})]
+    question = next((used[role] for role in roles(schema)[0] if role in used), "")
+    optional = [role for role in roles(schema)[1] if role not in used]
+
+    def with_role(role: str) -> ColumnMapping:
+        ordered = {**used, role: column}
+        names = [*roles(schema)[0], *roles(schema)[1]]
+        return replace(mapping, columns={key: ordered[key] for key in names if key in ordered})
+
+    def other(schema: Schema, **columns: str) -> ColumnMapping:
+        return ColumnMapping(schema, columns)
+
+    if schema in _ANSWERING and "answer" in used and _SIGNS[0].name.fullmatch(name):
+        yield other("preference", rejected=column, chosen=used["answer"], prompt=question)
+    elif schema in _CHATTING and _SIGNS[0].name.fullmatch(name):
+        yield other("preference", rejected=column, prompt=question)
+    elif "choices" in optional and all(choices_of(cell) for cell in cells):
+        yield with_role("choices")
+    elif "history" in optional and _SIGNS[2].name.fullmatch(name):
+        yield with_role("history")
+    elif "reasoning" in optional and re.fullmatch(_REASONING, name):
+        yield with_role("reasoning")
+    elif "tools" in optional and _SIGNS[4].name.fullmatch(name):
+        yield with_role("tools")
+    elif "input" in optional and name in _CONTEXT_NAMES:
+        yield with_role("input")
+    elif "answer" in used and name in _MORE_ANSWERS:
+        yield with_role("answer")
+    elif schema == "text" and name in (*_QUESTION_NAMES, "input", "inputs"):
+        yield other("prompt_completion", prompt=column, answer=used["text"])
+    elif schema == "text" and _is_varied_prose(cells):
+        yield other("prompt_completion", prompt=used["text"], answer=column)
+    elif schema == "text" and _is_label(cells):
+        yield other("text_classification", text=used["text"], label=column)
+    elif schema in _LABELLED and _LABEL.fullmatch(name):
+        yield with_role("label")
+    elif schema == "text_classification" and name in _MORE_TEXTS:
+        first, second = sorted((used["text"], column), key=list(columns).index)
+        label = used["label"]
+        yield other("text_pair_classification", first=first, second=second, label=label)

@@ -1,0 +1,246 @@
+"""Exports in which a row is not one example are read as their examples."""
+
+import json
+
+import pytest
+
+from peft_space import operations
+from peft_space.data.cells import conversation_in
+from peft_space.data.dataset import detect_mappings, load_dataset
+from peft_space.errors import UserError
+
+
+def tree(number, ranks=(1, 0)):
+    """The rows of a tree: a question, and an answer and a later message for each rank."""
+    start = {"message_id": f"q{number}", "parent_id": None, "role": "prompter", "text": "Price?"}
+    rows = [start | {"rank": None}]
+    for at, rank in enumerate(ranks):
+        answer = {"message_id": f"a{number}{at}", "parent_id": f"q{number}", "role": "assistant"}
+        rows.append(answer | {"text": f"rank {rank}", "rank": rank})
+        later = {"message_id": f"l{number}{at}", "parent_id": f"a{number}{at}", "role": "prompter"}
+        rows.append(later | {"text": "Thanks", "rank": None})
+    return rows
+
+
+def nested(rows):
+    """The same tree as one object."""
+    inside = {row["message_id"]: row | {"replies": []} for row in rows}
+    for row in rows[1:]:
+        inside[row["parent_id"]]["replies"].append(inside[row["message_id"]])
+    return {"message_tree_id": "t", "prompt": inside[rows[0]["message_id"]]}
+
+
+def node(parent, role=None, parts=(), kind="text", **content):
+    content = {"content_type": kind, "parts": list(parts)} | content
+    message = {"author": {"role": role}, "content": content} if role else None
+    return {"parent": parent, "message": message, "children": []}
+
+
+CHATGPT = {
+    "title": "T",
+    "current_node": "d",
+    "mapping": {
+        "a": node(None),
+        "b": node("a", "user", ["Price?"]),
+        "x": node("b", "assistant", ["An older answer"]),
+        "c": node("b", "assistant", kind="thoughts", thoughts=[{"content": "I look."}]),
+        "d": node("c", "assistant", ["40."]),
+    },
+}
+
+
+def label_studio(**values):
+    """A task with a result for each value."""
+    results = [
+        {"from_name": f"f{n}", "value": {key.rstrip("_"): value}}
+        if key != "labels"
+        else {"from_name": "f", "value": {"labels": value, "start": 3, "end": 7}}
+        for n, (key, value) in enumerate(values.items())
+    ]
+    return {"id": 1, "data": {"text": "In Oslo"}, "annotations": [{"result": results}]}
+
+
+WORDS = [
+    {"Sentence #": "Sentence: 1", "Word": "In", "POS": "IN", "Tag": "O"},
+    {"Sentence #": "", "Word": "Oslo", "POS": "NNP", "Tag": "B-geo"},
+    {"Sentence #": "Sentence: 2", "Word": "Hi", "POS": "UH", "Tag": "O"},
+]
+SQUAD = {
+    "title": "T",
+    "paragraphs": [
+        {
+            "context": "It costs 40.",
+            "qas": [
+                {"id": str(n), "question": "Price?", "answers": [{"text": "40"}]} for n in "ab"
+            ],
+        }
+    ],
+}
+CHAT = [("user", "Price?"), ("assistant", "rank 0")]
+FORMS = {
+    "rows of trees": ([*tree(1), *tree(2)], "messages", 2),
+    "trees": ([nested(tree(1)), nested(tree(2))], "messages", 2),
+    "trees without ranks": (tree(1, ranks=(None, None)), "messages", 2),
+    "ChatGPT": ([CHATGPT], "messages", 1),
+    "Label Studio: choices": ([label_studio(choices=["good"])], "text_classification", 1),
+    "Label Studio: spans": ([label_studio(labels=["LOC"])], "token_classification", 1),
+    "Label Studio: texts": ([label_studio(text=["A town"])], "prompt_completion", 1),
+    "words": (WORDS, "token_classification", 2),
+    "SQuAD": ([SQUAD], "question_answer", 2),
+}
+
+
+def loaded(path, mapping=None):
+    return load_dataset(str(path), 0.0, 0, column_mapping=mapping)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_example_of_an_export_is_a_row(write, form):
+    rows, schema, count = FORMS[form]
+    data = loaded(write("rows.json", rows))
+    assert (data.column_mapping.schema, len(data.train), data.num_problems) == (schema, count, 0)
+    assert data.notes
+
+
+PAIRS = [
+    ({"response_0": "40.", "response_1": "No."}, {"better_response_id": 0}),
+    ({"response_0": "No.", "response_1": "40."}, {"better_response_id": 1, "is_safe": True}),
+    ({"response_1": "40.", "response_2": "No."}, {"preference_strength": -2}),
+    ({"output_1": "No.", "output_2": "40."}, {"preference": "2"}),
+    ({"answer_0": "No.", "answer_1": "40."}, {"score_0": "-0.5", "score_1": "0.5"}),
+    ({"human_ref_A": "40.", "human_ref_B": "No."}, {"labels": 1}),
+    ({"response_a": "No.", "response_b": "40."}, {"winner": "model_b"}),
+    ({"response_a": "40.", "response_b": "No."}, {"winner_model_a": 1, "winner_model_b": 0}),
+]
+
+
+@pytest.mark.parametrize(("answers", "choice"), PAIRS)
+def test_the_better_of_two_answers_is_the_chosen_one(write, answers, choice):
+    rows = [{"prompt": f"Price {n}?"} | answers | choice for n in range(4)]
+    data = loaded(write("rows.json", rows))
+    assert data.column_mapping.schema == "preference"
+    first = data.train[0]
+    contents = [first.prompt[0], first.chosen[0], first.rejected[0]]
+    assert [message["content"] for message in contents] == ["Price 0?", "40.", "No."]
+
+
+def test_a_tie_of_two_answers_is_left_out(write):
+    rows = [
+        {"prompt": f"Price {n}?", "response_a": "40.", "response_b": "No.", "winner": winner}
+        for n, winner in enumerate(("model_a", "tie"))
+    ]
+    data = loaded(write("rows.json", rows))
+    assert [row.row for row in data.train] == [1]
+    assert [problem.row for problem in data.problems] == [2]
+
+
+def turns(row):
+    return [(message["role"], message["content"]) for message in row.messages]
+
+
+def test_the_best_ranked_thread_of_a_tree_is_read_up_to_its_last_answer(write):
+    for rows in (tree(1), [nested(tree(1))]):
+        [row] = loaded(write("rows.json", rows)).train
+        assert turns(row) == CHAT
+
+
+def test_a_deleted_message_is_not_read(write):
+    rows = tree(1)
+    rows[3]["deleted"] = True
+    [row] = loaded(write("rows.json", rows)).train
+    assert turns(row) == [CHAT[0], ("assistant", "rank 1")]
+
+
+def test_the_open_branch_of_a_chatgpt_conversation_is_read_with_its_thoughts(write):
+    [row] = loaded(write("rows.json", [CHATGPT])).train
+    assert turns(row) == [("user", "Price?"), ("assistant", "40.")]
+    assert row.messages[-1]["reasoning_content"] == "I look."
+
+
+def test_annotations_of_label_studio_are_labels_tags_and_answers(write):
+    [row] = loaded(write("a.json", [label_studio(choices=["good"])])).train
+    assert (row.text, row.label) == ("In Oslo", "good")
+    [row] = loaded(write("b.json", [label_studio(labels=["LOC"])])).train
+    assert row.tags == ["O", "B-LOC"]
+    [row] = loaded(write("c.json", [label_studio(text=["A town"])])).train
+    assert turns(row)[-1] == ("assistant", "A town")
+    with pytest.raises(UserError) as error:
+        loaded(write("d.json", [label_studio(choices=["good", "old"])]))
+    assert error.value.code == "data.multi_label"
+
+
+def test_words_in_rows_are_sentences_with_the_number_of_their_first_word(write):
+    first, second = loaded(write("rows.json", WORDS)).train
+    assert (first.row, first.tokens, first.tags) == (1, ["In", "Oslo"], ["O", "B-geo"])
+    assert (second.row, second.tokens) == (3, ["Hi"])
+
+
+def test_each_direction_of_a_translation_is_a_choice(write):
+    rows = [{"translation": {"de": f"Guten Tag {n}", "en": f"Good day {n}"}} for n in range(5)]
+    for rows_of_form in (rows, [row["translation"] for row in rows]):
+        _, mappings = detect_mappings(str(write("rows.json", rows_of_form)))
+        pairs = [(one.columns["source"], one.columns["target"]) for one in mappings]
+        assert {one.schema for one in mappings} == {"source_target"}
+        assert pairs == [("de", "en"), ("en", "de")]
+    [first, *_] = loaded(write("rows.json", rows), mappings[1].as_choice()).train
+    assert turns(first) == [("user", "Good day 0"), ("assistant", "Guten Tag 0")]
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("form", ["rows of trees", "ChatGPT", "Label Studio: choices", "SQuAD"])
+@pytest.mark.parametrize("broken", [None, [], {}, "x", [None], {"a": 1}])
+def test_a_broken_row_in_an_export_is_a_problem_and_no_crash(write, form, broken):
+    rows = json.loads(json.dumps(FORMS[form][0] * 20))
+    last = rows[-1]
+    for key in last:
+        rows.append(last | {key: broken})
+    data = loaded(write("rows.json", rows))
+    assert len(data.train) > 0
+
+
+def test_a_held_out_export_is_read_too(write):
+    data = load_dataset(
+        str(write("a.json", tree(1))), 0.0, 0, held_out=str(write("b.json", [CHATGPT]))
+    )
+    assert (len(data.train), len(data.held_out)) == (1, 1)
+
+
+TEMPLATED = {
+    "ChatML": "<|im_start|>user\nPrice?<|im_end|>\n<|im_start|>assistant\n40.<|im_end|>\n",
+    "Llama 3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nPrice?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n40.<|eot_id|>",
+    "Gemma": "<bos><start_of_turn>user\nPrice?<end_of_turn>\n<start_of_turn>model\n40."
+    "<end_of_turn>\n<eos>",
+    "Llama 2": "<s>[INST] Price? [/INST] 40. </s>",
+    "Phi": "<|user|>\nPrice?<|end|>\n<|assistant|>\n40.<|end|>",
+    "Guanaco": "### Human: Price?### Assistant: 40.",
+    "HH": "\n\nHuman: Price?\n\nAssistant: 40.",
+    "HH at the start": "Human: Price?\n\nAssistant: 40.",
+    "Glaive": "USER: Price?\n\n\nASSISTANT: 40. <|endoftext|>\n\n\n",
+}
+
+
+@pytest.mark.parametrize("form", TEMPLATED)
+def test_a_templated_text_is_offered_as_a_conversation(write, form):
+    rows = [{"text": TEMPLATED[form].replace("40", f"4{n}")} for n in range(4)]
+    path = write("rows.json", rows)
+    as_chat, as_text = operations.check(str(path))["question"]
+    assert (as_chat["schema"], as_text["schema"]) == ("messages", "text")
+    [first, *_] = loaded(path, as_chat).train
+    assert turns(first) == [("user", "Price?"), ("assistant", "40.")]
+    assert loaded(path, as_text).train[0].text == rows[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I like <|im_start|>user\nPrice?<|im_end|>\n<|im_start|>assistant\n40.<|im_end|>",
+        "<|im_start|>user\nPrice? and <|im_start|>assistant\n40.<|im_end|>",
+        "Human: Price?",
+        "The Human: a story\n\nAssistant: no",
+        "### A title\n\nText",
+        "[INST] Price?",
+    ],
+)
+def test_a_text_that_only_contains_signs_of_a_template_is_a_text(text):
+    assert conversation_in(text) is None
