@@ -137,7 +137,8 @@ def check(
         and `column_mapping` does not decide, the ways are listed in `question`.
     """
     from peft_space.data.column_mapping import is_question
-    from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
+    from peft_space.data.dataset import detect_mappings, load_dataset
+    from peft_space.data.lengths import histogram, lengths
     from peft_space.training.prepare import prepare
 
     is_rendered, on_progress = bool(recipe) or bool(show), progress(report)

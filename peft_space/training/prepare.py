@@ -16,8 +16,8 @@ from peft_space.data.dataset import (
     TrainingData,
     load_dataset,
     load_run_data,
-    row_numbers_where,
 )
+from peft_space.data.lengths import row_numbers_where
 from peft_space.data.quality import Finding, Findings
 from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name

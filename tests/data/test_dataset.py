@@ -68,7 +68,7 @@ def test_a_run_stores_the_whole_dataset(write, tmp_path):
 
 
 def test_the_histogram_counts_every_row_once_and_marks_rows_that_are_cut(tokenizer):
-    from peft_space.data.dataset import histogram, lengths
+    from peft_space.data.lengths import histogram, lengths
     from peft_space.data.tokenization.tokenize import tokenize
 
     rows = load_dataset("demo", 0.1, 0).train

@@ -1,0 +1,292 @@
+"""Normalizes all rows of a table in child processes and caches the result by its content."""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from peft_space.data import arrow_store
+from peft_space.data.arrow_store import ROWS, Rows
+from peft_space.data.cells import message_turns
+from peft_space.data.column_mapping import ColumnMapping, Fix
+from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
+from peft_space.data.quality import (
+    Finding,
+    Findings,
+    fold_label,
+    inspect,
+    label_spellings,
+    spelling_finding,
+)
+from peft_space.data.readers.json import DECODER
+from peft_space.data.row_normalization import (
+    Problem,
+    TextClassification,
+    TokenClassification,
+    normalize_record,
+    to_json,
+)
+from peft_space.data.table import Table
+from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
+from peft_space.errors import UserError
+from peft_space.runs.events import OnProgress
+from peft_space.storage.content_cache import get_or_create
+
+MAX_PROBLEMS = 1_000
+"""Rows that are listed with the reason why they are left out; the others are only counted."""
+
+_BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
+_NORMALIZER_VERSION = "11"
+"""Change it when rows are normalized differently, so that cached rows are not used again."""
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """The usable rows of a table and the findings about all of them."""
+
+    rows: Rows
+    hashes: np.ndarray
+    """64-bit digest of each usable row (N,); equal for rows with the same content."""
+    label_codes: np.ndarray
+    """64-bit digest of the label of each usable row (N,); 0 without a label."""
+    positions: np.ndarray
+    """Position of each usable row in the table (N,)."""
+    num_problems: int
+    problems: list[Problem]
+    findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]]
+    """Arguments of `Findings.merge`."""
+    unused: list[dict[str, Any]]
+    """As in `TrainingData`."""
+
+
+_Setup = tuple[ColumnMapping, dict[str, str]]
+"""The mapping, and folded label -> its usual spelling."""
+_CLASSIFYING = ("text_classification", "text_pair_classification")
+_HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", pa.int64())])
+
+
+_FIXED: dict[Fix, str] = {"trim": "trailing", "merge": "unmerged"}
+"""Fix -> the finding about rows that cannot be used without it."""
+
+
+def or_fix(normalized: Normalized, mapping: ColumnMapping) -> str:
+    """Name the fix for rows that cannot be used, if there is one."""
+    counts = normalized.findings[0]
+    fix = next((fix for fix, kind in _FIXED.items() if counts.get(kind)), None)
+    if fix is None or fix in mapping.fixes:
+        return ""
+    fixed = replace(mapping, fixes=(*mapping.fixes, fix)).as_choice()
+    choice = json.dumps(fixed, ensure_ascii=False)
+    return f", or use the fix {fix!r} with the column mapping {choice}"
+
+
+def unified_labels(table: Table, mapping: ColumnMapping, on_progress: OnProgress) -> dict[str, str]:
+    """Return the usual spelling of each label if the user wants labels to be unified."""
+    if "unify" not in mapping.fixes or mapping.schema not in _CLASSIFYING:
+        return {}
+    fixes = tuple(fix for fix in mapping.fixes if fix != "unify")
+    as_written = normalize_table(table, replace(mapping, fixes=fixes), on_progress)
+    return label_spellings(as_written.findings[2])
+
+
+def find_spellings(normalized: Normalized) -> list[Finding]:
+    def rows_of(labels: list[str]) -> list[int]:
+        numbers = arrow_store.open_arrow(normalized.rows.path)["number"].to_numpy()
+        return numbers[np.isin(normalized.label_codes, list(map(_hash, labels)))].tolist()
+
+    if not normalized.label_codes.any():
+        return []
+    return spelling_finding(normalized.findings[2], rows_of)
+
+
+def normalize_table(
+    table: Table,
+    mapping: ColumnMapping,
+    on_progress: OnProgress,
+    labels: dict[str, str] | None = None,
+) -> Normalized:
+    """Return the usable rows of a table.
+
+    Args:
+        table: the rows.
+        mapping: how they are read.
+        on_progress: receives the progress.
+        labels: folded label -> its usual spelling, which replaces the spelling of a row.
+    """
+    identity = [_NORMALIZER_VERSION, table.key, mapping.as_json(), labels or {}]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    write = functools.partial(_normalize_into, table, (mapping, labels or {}), on_progress)
+    folder = get_or_create("normalized", key, write)
+    metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    hashes = arrow_store.open_arrow(folder / "hashes.arrow")
+    return Normalized(
+        rows=Rows(folder / "rows.arrow", key),
+        hashes=hashes["hash"].to_numpy(),
+        label_codes=hashes["label"].to_numpy(),
+        positions=hashes["position"].to_numpy(),
+        num_problems=metadata["num_problems"],
+        problems=[Problem(**problem) for problem in metadata["problems"]],
+        findings=(metadata["counts"], metadata["rows"], metadata["labels"]),
+        unused=metadata["unused"],
+    )
+
+
+@dataclass
+class _Batch:
+    """Normalized rows of one batch, as a child process returns them."""
+
+    numbers: list[int] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of the rows in the batch, from 0."""
+    bad: list[tuple[int, Problem]] = field(default_factory=list)
+    """(position in the batch, problem)."""
+    findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]] = ({}, {}, {})
+    unused: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of what is not used -> [rows that have it, example]."""
+
+
+def _normalize_into(table: Table, setup: _Setup, on_progress: OnProgress, folder: Path) -> None:
+    """Write rows.arrow, hashes.arrow and about.json into `folder`."""
+    findings = Findings()
+    problems: list[Problem] = []
+    num_problems = done = 0
+    hashes, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    unused: dict[str, list[Any]] = {}
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(contextlib.closing(_normalized_batches(table, setup)))
+        rows_writer = _open_writer(stack, folder / "rows.arrow", ROWS)
+        hashes_writer = _open_writer(stack, folder / "hashes.arrow", _HASHES)
+        try:
+            for batch in batches:
+                findings.merge(*batch.findings)
+                for name, (rows, example) in batch.unused.items():
+                    unused.setdefault(name, [0, example])[0] += rows
+                hashes.append(np.array(batch.hashes, np.int64))
+                numbers.append(np.array(batch.numbers, np.int64))
+                num_problems += len(batch.bad)
+                for offset, problem in batch.bad[: MAX_PROBLEMS - len(problems)]:
+                    problems.append(_with_file(table, problem, done + offset))
+                rows_writer.write_batch(pa.record_batch([batch.numbers, batch.lines], schema=ROWS))
+                codes = [batch.hashes, batch.labels, [done + at for at in batch.positions]]
+                hashes_writer.write_batch(pa.record_batch(codes, schema=_HASHES))
+                done += len(batch.numbers) + len(batch.bad)
+                on_progress(done / table.num_rows, f"Checked {done:,} of {table.num_rows:,} rows")
+        except BatchTimeout:
+            raise UserError(
+                "data.row_too_slow",
+                f"{table.source}: the rows after row {done:,} took too long to read. "
+                "Check these rows for a very long value.",
+            ) from None
+    every_hash, every_number = np.concatenate(hashes), np.concatenate(numbers)
+    first = np.unique(every_hash, return_index=True)[1]
+    for position in np.setdiff1d(np.arange(len(every_hash)), first):
+        findings.add("duplicates", int(every_number[position]))
+    metadata = {"num_problems": num_problems, "problems": [asdict(problem) for problem in problems]}
+    metadata |= {"counts": findings.counts, "rows": findings.rows, "labels": findings.labels}
+    metadata["unused"] = [
+        {"name": name, "rows": rows, "example": example} for name, (rows, example) in unused.items()
+    ]
+    (folder / "about.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+
+
+def _open_writer(stack: contextlib.ExitStack, path: Path, schema: pa.Schema) -> Any:
+    file = stack.enter_context(pa.OSFile(str(path), "wb"))
+    return stack.enter_context(pa.ipc.new_file(file, schema))
+
+
+def _with_file(table: Table, problem: Problem, position: int) -> Problem:
+    """Add the file to a problem if the table has several files."""
+    if len(table.begins) == 1:
+        return problem
+    return Problem(problem.row, f"{problem.problem} ({table.where(problem.row, position)})")
+
+
+def _normalized_batches(table: Table, setup: _Setup) -> Generator[_Batch]:
+    return map_in_subprocesses(
+        _receive,
+        (setup,),
+        _normalize_batch,
+        table.texts(batch=_BATCH_ROWS),
+        max_children=1 + table.num_rows // 5_000,
+        seconds=_BATCH_SECONDS,
+    )
+
+
+def _receive(setup: _Setup) -> _Setup:
+    return setup
+
+
+def _normalize_batch(setup: _Setup, rows: tuple[list[int], list[str]]) -> _Batch:
+    mapping, spellings = setup
+    """Normalize a batch in a child process."""
+    batch, findings = _Batch(), Findings()
+    for position, (number, text) in enumerate(zip(*rows, strict=True)):
+        record = DECODER.decode(text)
+        _count_unused(record, mapping, batch.unused)
+        try:
+            row = normalize_record(number, record, mapping)
+        except BadRow as error:
+            batch.bad.append((position, Problem(number, str(error))))
+            if isinstance(error, UnansweredRow):
+                findings.add("trailing", number)
+            if isinstance(error, UnmergedRow):
+                findings.add("unmerged", number)
+            continue
+        if isinstance(row, TextClassification) and spellings:
+            row = replace(row, label=spellings.get(fold_label(row.label), row.label))
+        kinds = inspect(row)
+        for kind in kinds:
+            findings.add(kind, number)
+        if "secrets" in kinds and "drop_secrets" in mapping.fixes:
+            batch.bad.append((position, Problem(number, "it contains a likely key or token")))
+            continue
+        labels: set[str] = set()
+        if isinstance(row, TextClassification):
+            labels = {row.label}
+        elif isinstance(row, TokenClassification):
+            labels = set(row.tags)
+        for label in labels:
+            findings.labels[label] += 1
+        batch.numbers.append(number)
+        batch.positions.append(position)
+        batch.lines.append(to_json(row))
+        batch.hashes.append(_hash(batch.lines[-1]))
+        batch.labels.append(_hash(row.label) if isinstance(row, TextClassification) else 0)
+    batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
+    return batch
+
+
+_MAX_EXAMPLE = 80
+
+
+def _count_unused(
+    record: dict[str, Any], mapping: ColumnMapping, unused: dict[str, list[Any]]
+) -> None:
+    """Count the columns of a row, and the keys of its messages, that are not used."""
+    used = set(mapping.columns.values())
+    empty = (None, "")
+    found = {name: cell for name, cell in record.items() if name not in used and cell not in empty}
+    of_messages = ("messages", "prompt", "chosen", "rejected", "question", "answer")
+    for column in {mapping.columns[role] for role in of_messages if role in mapping.columns}:
+        for turn in message_turns(record.get(column)) or []:
+            found |= {f"{column}: {key}": turn[key] for key in unused_keys(turn)}
+    for name, cell in found.items():
+        text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+        if name not in unused:
+            unused[name] = [0, text[:_MAX_EXAMPLE] + " …" * (len(text) > _MAX_EXAMPLE)]
+        unused[name][0] += 1
+
+
+def _hash(text: str) -> int:
+    """Return a 64-bit digest: two of a million rows collide in one case of 37 million."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
