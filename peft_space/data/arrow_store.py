@@ -25,12 +25,22 @@ TOKENS = pa.schema(
         ("notes", pa.int32()), ("problem", pa.string()), ("label", pa.string()),
         ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
         ("rejected_ids", _IDS), ("rejected_trained", _IDS), ("target_ids", _IDS),
-        ("unknown", pa.string()),
+        ("unknown", pa.string()), ("position", pa.int64()),
     ]
 )  # fmt: skip
-"""Tokenized examples. `trained` holds spans as start, end, start, end …"""
+"""Tokenized examples. `trained` holds spans as start, end, start, end … `position` is that of the
+row in its file; a long text has several examples."""
 _OPTIONAL = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
-_NOT_TRAINED_ON = ("row", "cut", "length", "typed_controls", "notes", "problem", "unknown")
+_NOT_TRAINED_ON = (
+    "row",
+    "cut",
+    "length",
+    "typed_controls",
+    "notes",
+    "problem",
+    "unknown",
+    "position",
+)
 
 _HASHED_ROWS = 10_000
 
@@ -68,6 +78,8 @@ class TokenizedExample:
     """Preference: the rejected answer after the same prompt."""
     target: "TokenizedExample | None" = None
     """Source and target: the target."""
+    more: "tuple[TokenizedExample, ...]" = ()
+    """Text to continue: the later pieces of a text that is longer than the limit."""
 
     @property
     def labels(self) -> list[int]:
@@ -209,6 +221,22 @@ class Tokens(Sequence[TokenizedExample]):
         """Return the examples at these positions of the file."""
         return Tokens(self.path, positions)
 
+    def of_rows(self, positions: np.ndarray) -> "Tokens":
+        """Return the examples of the rows at these positions of the file of rows."""
+        rows = self._table["position"].to_numpy()
+        if len(rows) == 0 or rows[-1] == len(rows) - 1:  # no row has several examples
+            return self.at(positions)
+        starts = np.searchsorted(rows, positions)
+        counts = np.searchsorted(rows, positions, side="right") - starts
+        before = np.repeat(np.cumsum(counts) - counts, counts)
+        return self.at(np.repeat(starts, counts) + np.arange(counts.sum()) - before)
+
+    def row_positions(self) -> np.ndarray:
+        """Return the position of each row in the file of rows, once for all of its examples."""
+        rows = self._table["position"].to_numpy()
+        is_first = np.diff(rows, prepend=-1) > 0
+        return rows[self.positions][is_first[self.positions]]
+
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers (N,).
 
@@ -285,11 +313,15 @@ def token_columns(rendered: Sequence[TokenizedExample | tuple[int, str]]) -> dic
 
     Args:
         rendered: an example, or (row number, problem) for a row that could not be rendered.
+            Their places become positions.
     """
-    records = [
-        _record(item) if isinstance(item, TokenizedExample) else _problem_record(*item)
-        for item in rendered
-    ]
+    records = []
+    for position, item in enumerate(rendered):
+        if isinstance(item, TokenizedExample):
+            of_row = [_record(example) for example in (item, *item.more)]
+        else:
+            of_row = [_problem_record(*item)]
+        records += [record | {"position": position} for record in of_row]
     return {name: [record[name] for record in records] for name in TOKENS.names}
 
 

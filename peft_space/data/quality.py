@@ -75,6 +75,11 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Held-out rows that are also training rows",
         "They say nothing about generalization, so they are not scored.", None,
     ),
+    "in_pieces": (
+        "Texts that are trained in pieces",
+        "They are longer than the length limit. Each piece begins with the end of the one before, "
+        "which is read without a loss.", None,
+    ),
     "cut": (
         "Rows that are cut off", "They are longer than the length limit and lose their end.",
         "drop_cut",

@@ -141,7 +141,8 @@ def _held_out(run: Run, adapted: AdaptedModel) -> tuple[list[Any], list[Tokenize
         recipe.reasoning_of_rows,
         with_texts=False,
     )
-    examples = [example for example in rendered if example.num_trained]
+    pieces = [piece for example in rendered for piece in (example, *example.more)]
+    examples = [piece for piece in pieces if piece.num_trained]
     if not examples:
         raise UserError(
             "evaluation.answers_truncated",

@@ -87,6 +87,8 @@ def _example_lines(example: Json) -> list[str]:
     lines += [
         f"{name.capitalize()}: {example[name]}" for name in ("label", "problem") if name in example
     ]
+    if "pieces" in example:
+        lines.append(f"This is the first of {example['pieces']} pieces.")
     if example["cut"]:
         lines.append(f"{example['cut']:,} more tokens are cut off.")
     return lines

@@ -261,8 +261,8 @@ def _drop_rejected(
     ]
     remaining = dataclasses.replace(
         data,
-        train=Rows(data.train.path, data.train.digest, train.positions),
-        held_out=Rows(data.held_out.path, data.held_out.digest, held_out.positions),
+        train=Rows(data.train.path, data.train.digest, train.row_positions()),
+        held_out=Rows(data.held_out.path, data.held_out.digest, held_out.row_positions()),
         num_problems=data.num_problems + len(problems),
         problems=[*data.problems, *problems][:MAX_PROBLEMS],
     )

@@ -7,7 +7,9 @@ import time
 
 import psutil
 import pytest
+from tokenizers.processors import TemplateProcessing
 
+from peft_space.data.arrow_store import MASKED
 from peft_space.data.dataset import load_dataset
 from peft_space.data.tokenization.render import render
 from peft_space.data.tokenization.tokenize import preview, tokenize
@@ -131,3 +133,48 @@ def test_a_tokenizer_without_an_end_of_text_token_is_rejected(tokenizer, tmp_pat
     with pytest.raises(UserError) as error:
         load_tokenizer(base)
     assert "end-of-text" in str(error.value)
+
+
+@pytest.mark.parametrize("max_length", [16, 40, 64, 300])
+@pytest.mark.parametrize("has_bos", [False, True])
+def test_a_long_text_is_trained_in_pieces_each_token_once(tokenizer, write, max_length, has_bos):
+    tokenizer = copy.deepcopy(tokenizer)
+    if has_bos:
+        tokenizer.add_special_tokens({"bos_token": "<begin>"})
+        begin = ("<begin>", tokenizer.bos_token_id)
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = TemplateProcessing(single="<begin> $A", special_tokens=[begin])
+    texts = [" ".join(f"word{row}n{n}" for n in range(size)) for row, size in enumerate([3, 90, 7])]
+    rows = load_dataset(write("texts.jsonl", [{"text": text} for text in texts]), 0.0, 0).train
+    tokens = tokenize(tokenizer, rows, max_length)
+    for one in render(tokenizer, list(rows), 100_000):
+        pieces = [piece for piece in tokens if piece.row == one.row]
+        assert all(len(piece.input_ids) <= max_length for piece in pieces)
+        if has_bos:
+            assert {piece.input_ids[0] for piece in pieces} == {tokenizer.bos_token_id}
+        trained = [label for piece in pieces for label in piece.labels if label != MASKED]
+        assert trained == [label for label in one.labels if label != MASKED]
+    assert tokens.row_positions().tolist() == [0, 1, 2]
+
+
+def test_a_part_of_the_rows_has_all_of_their_pieces(tokenizer, write):
+    texts = [{"text": f"text {row} " * (1 + 40 * (row % 3))} for row in range(30)]
+    data = load_dataset(write("texts.jsonl", texts), 0.3, 0)
+    train, held_out = (tokenize(tokenizer, part, 32) for part in (data.train, data.held_out))
+    assert not {one.row for one in train} & {one.row for one in held_out}
+    assert train.row_positions().tolist() == data.train.positions.tolist()
+    every = tokenize(tokenizer, data.train.whole(), 32)
+    assert len(train) + len(held_out) == len(every) > 30
+
+
+def test_a_row_that_is_taken_twice_has_its_pieces_twice(tokenizer, write):
+    paths = [
+        write(f"{name}.jsonl", [{"text": f"{name} {row} " * 40} for row in range(4)])
+        for name in ("one", "two")
+    ]
+    data = load_dataset(paths, 0.0, 0, file_weights=[2, 1])
+    train = tokenize(tokenizer, data.train, 32)
+    assert train.row_positions().tolist() == data.train.positions.tolist()
+    assert len(data.train) == 12
+    once, first = (tokenize(tokenizer, part, 32) for part in (data.train.whole(), data.train[:4]))
+    assert len(train) == len(once) + len(first)

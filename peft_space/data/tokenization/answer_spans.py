@@ -18,7 +18,7 @@ from peft_space.errors import UserError
 
 Note = Literal[
     "tools_left_out", "text_left_out", "call_left_out", "reasoning_left_out", "message_left_out",
-    "empty_thought", "untrained_by_weight", "reasoning_dropped",
+    "empty_thought", "untrained_by_weight", "reasoning_dropped", "in_pieces",
 ]  # fmt: skip
 """What a user should know about how a row is written. `quality` explains each."""
 NOTES: tuple[Note, ...] = get_args(Note)

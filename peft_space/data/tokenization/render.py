@@ -139,17 +139,45 @@ def _example(
     max_length: int,
 ) -> TokenizedExample:
     spans = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
+    more = _pieces(row, annotated, encoded, max_length) if isinstance(row, Text) else ()
     return TokenizedExample(
         row.row,
         encoded.ids[:max_length],
         spans,
-        cut=max(0, len(encoded.ids) - max_length),
+        cut=0 if more else max(0, len(encoded.ids) - max_length),
+        more=more,
         typed_controls=any(character in annotated.text for character in annotated.typed),
-        notes=annotated.notes,
+        notes=annotated.notes | ({"in_pieces"} if more else set()),
         texts=encoded.texts[:max_length],
         good=row.good if isinstance(row, UnpairedPreference) else None,
         unknown=unknown_characters(tokenizer, annotated, encoded),
     )
+
+
+_OVERLAP = 8
+"""A piece of a long text repeats the last eighth of the one before it."""
+
+
+def _pieces(
+    row: Text, annotated: AnnotatedText, encoded: Encoded, max_length: int
+) -> tuple[TokenizedExample, ...]:
+    """Return the pieces of a text after its first `max_length` tokens.
+
+    Each begins like the text if that begins with BOS. Then follow the last tokens before the
+    piece, which are only read, so that every token is trained once.
+    """
+    first = encoded.ids[:1] if annotated.add_bos and encoded.trained[0][0] == 1 else []
+    num_read = max_length // _OVERLAP
+    pieces, end = [], max_length
+    while end < len(encoded.ids):
+        start = end - num_read
+        ids = [*first, *encoded.ids[start : start + max_length - len(first)]]
+        texts = [*encoded.texts[: len(first)], *encoded.texts[start:][: len(ids) - len(first)]]
+        pieces.append(
+            TokenizedExample(row.row, ids, [(len(first) + num_read, len(ids))], texts=texts)
+        )
+        end = start + len(ids) - len(first)
+    return tuple(pieces)
 
 
 # Prompts

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from peft_space.data.arrow_store import (
     MASKED,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "5"
+_RENDERER_VERSION = "6"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
@@ -67,7 +68,7 @@ def tokenize(
     renderer = _Renderer(tokenizer, max_length, train_on, task, reasoning)
     write = functools.partial(_write, renderer, whole, on_progress)
     folder = get_or_create("tokens", _cache_key(renderer, whole), write)
-    return Tokens(folder / "tokens.arrow", rows.positions)
+    return Tokens(folder / "tokens.arrow").of_rows(rows.positions)
 
 
 def preview(
@@ -82,7 +83,8 @@ def preview(
 
     Returns:
         For each row `row`, `tokens` ([text, is trained] for each token) and `cut`. Some rows also
-        have `rejected`, `target`, `label`, `tags` ([text, tag] for each token), `problem`, or
+        have `rejected`, `target`, `label`, `tags` ([text, tag] for each token), `problem`,
+        `pieces` (their number, if a long text is trained in pieces, of which this is the first) or
         `unknown`: the places of tokens that stand for text which the tokenizer has no token for.
 
     Raises:
@@ -151,9 +153,11 @@ def _write(renderer: _Renderer, rows: Rows, on_progress: OnProgress, folder: Pat
         contextlib.closing(results),
         _report_timeouts(lambda: f"rows {done + 1:,} to {min(done + _BATCH_ROWS, len(rows)):,}"),
     ):
+        place = TOKENS.get_field_index("position")
         for batch in results:
-            writer.write_batch(batch)
-            done += batch.num_rows
+            positions = pc.add(batch.column(place), done)
+            writer.write_batch(batch.set_column(place, TOKENS.field(place), positions))
+            done = positions[-1].as_py() + 1
             on_progress(done / len(rows), f"Tokenized {done:,} of {len(rows):,} rows")
 
 
@@ -196,6 +200,8 @@ def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
         "tokens": _with_loss_mask(example),
         "cut": example.cut,
     }
+    if example.more:
+        result["pieces"] = 1 + len(example.more)
     number = unknown_id(renderer.tokenizer)
     if number is not None and (places := _places(example.input_ids, number)):
         result["unknown"] = places
