@@ -282,6 +282,18 @@ CODES: dict[str, tuple[str, str]] = {
         "Models of this type cannot learn the task.",
         "Choose another base model or another task.",
     ),
+    "models.language_missing": (
+        "The tokenizer marks texts with their language, and the recipe names none.",
+        "Set `src_lang` and `tgt_lang` in the recipe.",
+    ),
+    "models.no_languages": (
+        "The recipe names languages, and the tokenizer does not mark any.",
+        "Leave `src_lang` and `tgt_lang` empty.",
+    ),
+    "models.unknown_language": (
+        "The tokenizer does not have the language that the recipe names.",
+        "Set `src_lang` and `tgt_lang` to names that the message lists.",
+    ),
     "models.tokenizer_unsupported": (
         "The tokenizer has no fast version, or no end-of-text token.",
         "Choose another base model.",
@@ -370,6 +382,10 @@ CODES: dict[str, tuple[str, str]] = {
     "training.kto_batch_too_small": (
         "KTO compares the rows of a batch with each other, and the batch has one row.",
         "Set `batch_size` to 2 or more.",
+    ),
+    "training.labels_differ": (
+        "The recipe lists other labels than the rows have, or one of them twice.",
+        "List every label once, in the order of the outputs, or leave `labels` empty.",
     ),
     "training.label_count": (
         "The label column has a single label, or more labels than a classifier can learn.",

@@ -57,6 +57,18 @@ class Recipe(BaseModel):
     """The training task. `automatic` infers it from the rows: answers, labels, tags or
     preferences."""
 
+    labels: list[str] | None = _field("model", "Labels in order", None)
+    """The labels of a classification, in the order of the outputs of its head. Empty: the order of
+    a base or adapter that names them, else alphabetical or numerical."""
+
+    src_lang: str | None = _field("model", "Source language", None)
+    """The language that a multilingual translation model translates from, as its tokenizer calls
+    it, such as eng_Latn. Empty: the tokenizer's own setting."""
+
+    tgt_lang: str | None = _field("model", "Target language", None)
+    """The language that a multilingual translation model translates into, such as deu_Latn. Empty:
+    the tokenizer's own setting."""
+
     quantization: Literal["nf4", "fp4", "int8", "none"] = _field(
         "model", "Quantization of the base model", "nf4"
     )
@@ -232,6 +244,11 @@ class Recipe(BaseModel):
             return self.lora_alpha
         defaults = {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}
         return defaults.get(self.method, 2 * self.lora_rank)
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Source and target of a translation."""
+        return self.src_lang, self.tgt_lang
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:

@@ -1,18 +1,19 @@
 """Generates answers in batches. This is the app's only generation loop."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.batches import pad_rows
 from peft_space.data.messages import Message
 from peft_space.data.row_normalization import Conversation
-from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
+from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError
 from peft_space.evaluation.adapter_off_check import (
     SeenTokens,
@@ -179,24 +180,41 @@ def _generate_ids(
     **options: Any,
 ) -> list[list[int]]:
     """The generated token ids of each row, including the stop token or the padding after it."""
-    model, pad_token_id = adapted.model, adapted.tokenizer.pad_token_id
+    model, tokens = adapted.model, adapted.answer_tokens
     # an encoder-decoder reads prompts padded on the right, as in training
     pad = pad_rows if _is_seq2seq(adapted) else _pad_left
-    stops = _stop_ids(adapted)
     with torch.inference_mode():
         output = model.generate(
-            input_ids=pad(prompts, pad_token_id).to(model.device),
+            input_ids=pad(prompts, tokens.pad).to(model.device),
             attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0).to(model.device),
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=pad_token_id,
+            generation_config=generation_settings(adapted, sampling),
             streamer=streamer,
             stopping_criteria=criteria,
-            **sampling.options(),
             **options,
         )
     start = _answer_start(adapted, prompts)
-    return [_cut_after_stop(row, stops) for row in output[:, start:].tolist()]
+    return [_cut_after_stop(row, tokens.stops) for row in output[:, start:].tolist()]
+
+
+def generation_settings(adapted: AdaptedModel, sampling: Sampling) -> GenerationConfig:
+    """All settings with which a model answers. None of the base's own has an effect.
+
+    `generate` fills what is not set from the model's settings: beams, penalties, forced tokens. So
+    these are replaced too, on the model that is in memory.
+    """
+    tokens = adapted.answer_tokens
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=tokens.stops,
+        pad_token_id=tokens.pad,
+        decoder_start_token_id=tokens.decoder_start,
+        forced_bos_token_id=tokens.forced_first,
+        **sampling.options(),
+    )
+    adapted.model.get_base_model().generation_config = copy.deepcopy(settings)
+    return settings
 
 
 def _cut_after_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
@@ -212,21 +230,18 @@ def _is_seq2seq(adapted: AdaptedModel) -> bool:
     return adapted.task_spec.task == "seq2seq-lm"
 
 
-def _stop_ids(adapted: AdaptedModel) -> list[int]:
-    tokenizer = adapted.tokenizer
-    return [tokenizer.eos_token_id] if _is_seq2seq(adapted) else stop_token_ids(tokenizer)
-
-
 def _answer_start(adapted: AdaptedModel, prompts: Sequence[list[int]]) -> int:
     """The place of the first generated token. An encoder-decoder's output has one token before."""
     return 1 if _is_seq2seq(adapted) else max(map(len, prompts))
 
 
 def _decode(adapted: AdaptedModel, ids: list[int]) -> str:
-    """The answer up to its stop token, or the padding. Other special tokens stay visible."""
-    ends = {*_stop_ids(adapted), adapted.tokenizer.pad_token_id}
-    end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    text: Any = adapted.tokenizer.decode(ids[:end], skip_special_tokens=False)
+    """The text of an answer, up to its stop token or the padding, with other special tokens."""
+    ends = {*adapted.answer_tokens.stops, adapted.answer_tokens.pad}
+    before = adapted.answer_tokens.before
+    start = next((at for at, token in enumerate(ids) if token not in before), len(ids))
+    end = next((at for at, token in enumerate(ids) if at >= start and token in ends), len(ids))
+    text: Any = adapted.tokenizer.decode(ids[start:end], skip_special_tokens=False)
     return text.strip()
 
 
@@ -271,7 +286,7 @@ class _Streamer(BaseStreamer):
 
     def __init__(self, adapted: AdaptedModel, on_text: Callable[[int, str], None]):
         self.adapted, self.on_text = adapted, on_text
-        self.stops = _stop_ids(adapted)
+        self.stops = adapted.answer_tokens.stops
         self.rows: list[list[int]] | None = None
         self.ended: set[int] = set()
 

@@ -13,7 +13,6 @@ from peft_space.errors import UserError, as_user_error
 from peft_space.recipe import Recipe, Task
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch.nn import Module
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -261,16 +260,6 @@ def text_config(config: "PreTrainedConfig") -> Any:
 
     parts = (getattr(config, name, None) for name in ("text_config", "decoder", "generator"))
     return next((part for part in parts if isinstance(part, PreTrainedConfig)), config)
-
-
-def set_pad_token(model: "PreTrainedModel | PeftModel", pad_token_id: int) -> None:
-    """Set the padding token where the model has none. A classifier looks for the last text token.
-
-    Composite configurations have it in their text part, and heads read it from either.
-    """
-    for config in (model.config, text_config(model.config)):
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = pad_token_id
 
 
 def _is_fused_experts(module: "Module") -> bool:

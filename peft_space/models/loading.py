@@ -5,12 +5,16 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.chat_template import text_template
+from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import (
     CLASSIFYING,
@@ -19,10 +23,10 @@ from peft_space.models.architecture import (
     excluded_modules,
     linear_layers,
     modules_to_save,
-    set_pad_token,
     target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
+from peft_space.models.label_order import keeps_head, replaced_layer
 from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
     quantization_config,
@@ -45,6 +49,7 @@ from peft_space.models.resolve import (
     model_name,
     pin_revision,
 )
+from peft_space.models.special_tokens import AnswerTokens, answer_tokens, set_special_tokens
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
@@ -74,6 +79,17 @@ def task_spec_for(run: Run) -> TaskSpec:
     """The task and labels that a run was made for."""
     values = json.loads(run.path("data", "task.json").read_text(encoding="utf-8"))
     return TaskSpec(values["task"], tuple(values["labels"]))
+
+
+def continues_texts(run: Run) -> bool:
+    """True if the rows of a run are plain texts, without questions and answers."""
+    return load_run_data(run).column_mapping.schema == "text"
+
+
+def tokenizer_of(run: Run, base: BaseModelRef, task: Task) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a run is trained, asked and exported with."""
+    recipe = run.recipe
+    return load_tokenizer(base, recipe.chat_template, task, recipe.languages, continues_texts(run))
 
 
 # Base models
@@ -108,7 +124,9 @@ def load_base_model(
     check_weights(base)
     layers = linear_layers(base.config, task_spec.task)
     check_claimed_size(base, layers.model.num_parameters())
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)} | _label_options(task_spec.labels)
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if task_spec.labels:
+        kwargs |= _head_options(base, recipe, task_spec, layers)
     # an explicit None would replace the model's own config
     if (quantization := quantization_config(recipe, base, dtype, layers)) is not None:
         kwargs["quantization_config"] = quantization
@@ -122,6 +140,7 @@ def load_base_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            config=_config_for(base, task_spec),
             **kwargs,
         )
     except Exception as error:
@@ -135,15 +154,27 @@ def load_base_model(
     return model
 
 
-def _label_options(labels: Sequence[str]) -> dict[str, Any]:
-    if not labels:
-        return {}
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: number for number, name in enumerate(labels)},
-        "ignore_mismatched_sizes": True,  # a head for other labels is replaced by a new one
-    }
+def _config_for(base: BaseModelRef, task_spec: TaskSpec) -> Any:
+    """The config of the base, with the labels of a classifier."""
+    config: Any = copy.deepcopy(base.config)
+    if task_spec.labels:
+        config.id2label = dict(enumerate(task_spec.labels))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        if config.problem_type:  # the base may have predicted numbers, or several labels a text
+            config.problem_type = "single_label_classification"
+    return config
+
+
+def _head_options(
+    base: BaseModelRef, recipe: Recipe, task_spec: TaskSpec, layers: ModelLayers
+) -> dict[str, Any]:
+    """How to load the head: as it is, or a new one if the base's outputs are other labels."""
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True}
+    layer = replaced_layer(layers.new_modules, layers.model)
+    if layer and not keeps_head(task_spec.labels, recipe, base.config, task_spec.task):
+        # weights that the model does not find are initialized, and others are not used
+        options["key_mapping"] = {rf"^{re.escape(layer)}\.": f"replaced.{layer}."}
+    return options
 
 
 def _loading_error(base: BaseModelRef, error: Exception) -> UserError:
@@ -395,6 +426,14 @@ class AdaptedModel:
     """Rows to score at once: no more than training could hold."""
 
     @functools.cached_property
+    def answer_tokens(self) -> AnswerTokens:
+        """The tokens that begin, end and pad answers: the base's own, and those of training."""
+        model = self.model.get_base_model()
+        return answer_tokens(
+            self.tokenizer, self.task_spec.task, model.generation_config, model.config
+        )
+
+    @functools.cached_property
     def scorer(self) -> "LabelScorer":
         """Scores labels of a model that writes text, for the side that is switched on."""
         from peft_space.models.label_scorer import LabelScorer
@@ -425,9 +464,12 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
 
     base, task_spec = base_of(run, adapter)
     folder = adapter or run.adapter
-    tokenizer = load_tokenizer(base, run.recipe.chat_template, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
+    if continues_texts(run):
+        # a base with a chat template is asked to continue texts too, as it was trained
+        tokenizer.chat_template = text_template(texts_begin_with_bos(tokenizer))
     model = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec).eval()
-    set_pad_token(model, tokenizer.pad_token_id)
+    set_special_tokens(model, tokenizer)
     if getattr(model, "is_loaded_in_4bit", False) and fits_in_memory(4 * model.num_parameters()):
         # the results stay bitwise equal, and no token has to wait for the weights to be unpacked
         model = model.dequantize()

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
-from peft_space.data.tokenization.chat_template import TEMPLATES
+from peft_space.data.tokenization.chat_template import TEMPLATES, text_template
+from peft_space.data.tokenization.languages import Languages, set_languages
+from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
+from peft_space.models.special_tokens import choose_pad_token, forget_foreign_pad_token
 from peft_space.recipe import Task
 from peft_space.redaction import has_secret
 
@@ -168,7 +171,11 @@ def pin_revision(base: BaseModelRef, expected: str | None = None) -> BaseModelRe
 
 
 def load_tokenizer(
-    base: BaseModelRef, chat_template: str = "own", task: Task = "causal-lm"
+    base: BaseModelRef,
+    chat_template: str = "own",
+    task: Task = "causal-lm",
+    languages: Languages = (None, None),
+    continues_texts: bool = False,
 ) -> "PreTrainedTokenizerFast":
     """Load the base model's tokenizer, with a padding token and a chat template.
 
@@ -176,6 +183,9 @@ def load_tokenizer(
         base: the model that the tokenizer belongs to.
         chat_template: `own`, or the name of a built-in template that replaces it.
         task: decides whether an end-of-text token is required.
+        languages: source and target of a translation, for tokenizers that need them.
+        continues_texts: whether the rows are plain texts. A base without a template then gets one
+            that adds nothing to them.
 
     Raises:
         UserError: there is no tokenizer, or it cannot be used here.
@@ -185,15 +195,18 @@ def load_tokenizer(
     tokenizer = _load_own_tokenizer(base, options)
     if not tokenizer.is_fast:
         raise _unsupported_tokenizer(base, "fast version")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    choose_pad_token(tokenizer, base.config)
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
     if chat_template != "own":
         tokenizer.chat_template = TEMPLATES[chat_template]
     elif tokenizer.chat_template is None:
-        tokenizer.chat_template = TEMPLATES["plain"]
+        plain = TEMPLATES["plain"]
+        texts = continues_texts and text_template(texts_begin_with_bos(tokenizer))
+        tokenizer.chat_template = texts or plain
+    if task == "seq2seq-lm" or any(languages):
+        set_languages(tokenizer, base.name, languages)
     return tokenizer
 
 
@@ -244,7 +257,9 @@ def _load_config(location: str, revision: str | None) -> "PreTrainedConfig":
     commit = resolve_revision(location, revision)  # loads the very files that are checked
     try:
         check_config(location, commit)
-        return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
+        forget_foreign_pad_token(config)
+        return config
     except Exception as error:
         if as_user_error(error):
             raise

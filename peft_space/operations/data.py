@@ -250,7 +250,7 @@ def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:
     from peft_space.models.resolve import find_base, load_tokenizer
 
     base = find_base(recipe.base_model, recipe.revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task, recipe.languages)
     return preview(tokenizer, rows, recipe.max_length, recipe.train_on, task)
 
 

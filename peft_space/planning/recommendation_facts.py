@@ -18,6 +18,7 @@ from peft_space.models.label_scorer import LabelScorer
 from peft_space.models.loading import inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.models.special_tokens import set_special_tokens
 from peft_space.recipe import Recipe, Task
 from peft_space.recommend.rules import DataFacts, MachineFacts, ModelFacts
 from peft_space.training.prepare import Prepared
@@ -61,7 +62,9 @@ def data_facts(
 
 def _tokens_per_word(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> float | None:
     """Tokens per word of the first rows. None if the texts have no words between spaces."""
-    tokenizer = load_tokenizer(base, recipe.chat_template, prepared.task_spec.task)
+    tokenizer = load_tokenizer(
+        base, recipe.chat_template, prepared.task_spec.task, recipe.languages
+    )
     text = "\n".join(text for row in prepared.data.train[:_TEXT_SAMPLE] for text in texts_of(row))
     words = len(re.findall(r"\w+|[^\w\s]", text))
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) / words if words else None
@@ -99,7 +102,8 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
     task_spec = prepared.task_spec
     model = load_base_model(base, recipe, inference_dtype(base.config), task_spec).eval()
     scorer = LabelScorer(model)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task, recipe.languages)
+    set_special_tokens(model, tokenizer)
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
     for place in places:

@@ -32,11 +32,12 @@ from peft_space.models.architecture import (
     modules_to_save,
     wrapped_layers,
 )
-from peft_space.models.loading import task_spec_for
+from peft_space.models.label_order import labels_in_order
+from peft_space.models.loading import task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.recipe import Recipe, TaskSpec
+from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import read_plan
@@ -84,10 +85,17 @@ def prepare(
         data, recipe.eval_split, recipe.seed, held_out, column_mapping, on_progress
     )
     task = choose_task(recipe, base.config, dataset.column_mapping.schema)
-    task_spec = TaskSpec(task, _labels(dataset) if task in CLASSIFYING else ())
+    labels = _labels(dataset, recipe, base, task) if task in CLASSIFYING else ()
+    task_spec = TaskSpec(task, labels)
     layers = linear_layers(base.config, task)
     _check_recipe(recipe, base, task_spec, layers, allow_red_lines)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task)
+    tokenizer = load_tokenizer(
+        base,
+        recipe.chat_template,
+        task,
+        recipe.languages,
+        dataset.column_mapping.schema == "text",
+    )
     train_tokens, held_out_tokens = (
         tokenize(tokenizer, rows, recipe.max_length, recipe.train_on, on_progress, task)
         for rows in (dataset.train, dataset.held_out)
@@ -127,8 +135,8 @@ def _is_fraction(label: str) -> bool:
     return _FRACTION.fullmatch(label) is not None
 
 
-def _labels(data: TrainingData) -> tuple[str, ...]:
-    """Labels in the order of the head's outputs: numerically if all are integers."""
+def _labels(data: TrainingData, recipe: Recipe, base: BaseModelRef, task: Task) -> tuple[str, ...]:
+    """Labels in the order of the head's outputs."""
     count = len(data.labels)
     if count >= _MIN_SCORES and all(map(_is_fraction, data.labels)):
         raise UserError(
@@ -146,8 +154,7 @@ def _labels(data: TrainingData) -> tuple[str, ...]:
             f"{data.source} has {amount}, and a classifier can learn 2 to {MAX_LABELS:,}. "
             "Choose the right label column on the Data tab.",
         )
-    numeric = all(label.lstrip("-").isdigit() for label in data.labels)
-    return tuple(sorted(data.labels, key=int if numeric else str))
+    return labels_in_order(data.labels, recipe, base.config, task)
 
 
 def _check_recipe(
@@ -275,7 +282,7 @@ def prefetch(run: Run) -> int:
     revision = plan.base_revision if plan and plan.base_on_hub else recipe.revision
     base = find_base(recipe.base_model, revision)
     download_weights(base)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     max_length = plan.max_length if plan else recipe.max_length
     for rows in (data.train, data.held_out):
         tokenize(tokenizer, rows, max_length, recipe.train_on, task=task_spec.task)

@@ -24,8 +24,13 @@ from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError, oom_device
-from peft_space.models.architecture import set_pad_token
-from peft_space.models.loading import inference_dtype, load_base_model, new_adapter, task_spec_for
+from peft_space.models.loading import (
+    inference_dtype,
+    load_base_model,
+    new_adapter,
+    task_spec_for,
+    tokenizer_of,
+)
 from peft_space.models.lora_init import (
     FROM_BASE,
     initial_base,
@@ -37,9 +42,9 @@ from peft_space.models.resolve import (
     BaseModelRef,
     find_base,
     first_line,
-    load_tokenizer,
     pin_revision,
 )
+from peft_space.models.special_tokens import set_special_tokens
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
 from peft_space.runs.events import failed_event, steps_of
@@ -349,7 +354,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     revision = plan.base_revision if plan else None
     base = find_base(recipe.base_model, revision if plan else recipe.revision)
     base = pin_revision(base, revision)
-    tokenizer = load_tokenizer(base, recipe.chat_template, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     run.append(events.Preparing(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     max_length = plan.max_length if plan else recipe.max_length
     rows, held_out = _examples(tokenizer, recipe, task_spec, data, max_length, options.shuffled)
@@ -363,7 +368,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     model = cache.take(run, plan, checkpoint)
     if model is None:
         model = _load_model(run, base, task_spec, rows, "cpu" if devices.shard_base else None)
-    set_pad_token(model, tokenizer.pad_token_id)
+    set_special_tokens(model, tokenizer)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory, devices)
     elif plan.num_processes != distributed.num_processes():

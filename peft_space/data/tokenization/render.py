@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.transformers import special_tokens_as_text
+from peft_space.compat.transformers import special_tokens_as_text, target_mode
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.messages import Message
 from peft_space.data.row_normalization import (
@@ -130,11 +130,40 @@ def prompt_ids(
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the tokens that end an answer: those that are trained after answers, and EOS."""
+    """Return the tokens that end an answer: those that are trained after answers, and EOS.
+
+    Some templates end a message that calls tools with another token.
+    """
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     [example] = render(tokenizer, [Conversation(0, turn + turn)], 100_000, "all_assistant")
     ends = {example.input_ids[end - 1] for _, end in example.trained}
-    return sorted(ends | {tokenizer.eos_token_id})
+    return sorted(ends | _call_ends(tokenizer) | {tokenizer.eos_token_id})
+
+
+def _call_ends(tokenizer: "PreTrainedTokenizerFast") -> set[int]:
+    """The special token that ends a message with two calls, unless it also ends each call."""
+    calls = [
+        {"id": f"call0000{n}", "type": "function", "function": {"name": name, "arguments": {}}}
+        for n, name in enumerate(("f", "g"))
+    ]
+    results = [
+        {"role": "tool", "content": "1", "tool_call_id": call["id"], "name": name}
+        for call, name in zip(calls, ("f", "g"), strict=True)
+    ]
+    messages: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *results,
+        {"role": "assistant", "content": "b"},
+    ]
+    try:
+        [example] = render(tokenizer, [Conversation(0, messages)], 100_000, "all_assistant")
+    except UserError:  # many templates write no calls, or one in a message
+        return set()
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    start, end = example.trained[0]
+    answer = example.input_ids[start:end]
+    return {answer[-1]} & special if answer.count(answer[-1]) == 1 else set()
 
 
 # Tasks with a chat template: the text of a row, and which characters of it are trained
@@ -313,7 +342,8 @@ def _source_target(
 
     thought = answer.get("reasoning_content")
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
-    ids, cut, texts = encoded(f"{before}{answer['content']}")
+    with target_mode(tokenizer):
+        ids, cut, texts = encoded(f"{before}{answer['content']}")
     target = TokenizedExample(row.row, ids, [(0, len(ids))], cut, texts=texts)
     ids, cut, texts = encoded(source_text(row.messages[:-1]))
     return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target)

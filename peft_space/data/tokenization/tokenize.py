@@ -125,7 +125,8 @@ class _Renderer:
 def _cache_key(renderer: _Renderer, rows: Rows) -> str:
     tokenizer = renderer.tokenizer
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    model = [tokenizer.chat_template, tokenizer.special_tokens_map]
+    language = getattr(tokenizer, "tgt_lang", None)
+    model = [tokenizer.chat_template, tokenizer.special_tokens_map, language]
     settings = [renderer.max_length, renderer.train_on, renderer.task]
     identity = [_RENDERER_VERSION, rows.digest, *model, *settings]
     digest.update(json.dumps(identity, sort_keys=True).encode())

@@ -1,0 +1,144 @@
+"""Reconciles the padding and stop tokens of a model, its tokenizer and its chat template.
+
+Training, scores, answers and exports all take these tokens from here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peft_space.data.tokenization.languages import target_frame
+from peft_space.data.tokenization.render import stop_token_ids
+from peft_space.models.architecture import text_config
+from peft_space.recipe import Task
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedTokenizerBase,
+    )
+
+
+def choose_pad_token(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> None:
+    """Give a tokenizer a padding token that the model has an embedding for.
+
+    Padding is masked, so its embedding does not matter, but it needs one. A model whose tokenizer
+    has no such token is padded with its own padding token, or with EOS or another special token.
+
+    Args:
+        tokenizer: its padding token is replaced if there is no embedding for it.
+        config: of the model.
+    """
+    candidates = [
+        tokenizer.pad_token_id,
+        getattr(text_config(config), "pad_token_id", None),
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.cls_token_id,
+    ]
+    if config.is_encoder_decoder:  # its classifiers look for the only EOS of a row
+        candidates.sort(key=lambda token: token == tokenizer.eos_token_id)
+    size = min(len(tokenizer), _vocabulary_size(config) or len(tokenizer))
+    chosen = next((token for token in candidates if token is not None and 0 <= token < size), None)
+    if chosen is None:
+        tokenizer.pad_token = None
+    elif chosen != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+
+
+def _vocabulary_size(config: "PreTrainedConfig") -> int | None:
+    return getattr(text_config(config), "vocab_size", None)
+
+
+def forget_foreign_pad_token(config: "PreTrainedConfig") -> None:
+    """Remove a padding token without an embedding from a config: no model can be built with it."""
+    for part in _parts_of(config):
+        size, pad = getattr(part, "vocab_size", None), getattr(part, "pad_token_id", None)
+        if isinstance(size, int) and isinstance(pad, int) and not 0 <= pad < size:
+            part.pad_token_id = None
+
+
+def _parts_of(config: Any) -> "Iterator[PreTrainedConfig]":
+    """The config and the configs in it, of its text part for instance."""
+    from transformers import PreTrainedConfig
+
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts_of(value)
+
+
+def set_special_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make a model use the padding token, and a classifier the EOS, of its tokenizer.
+
+    A decoder with a head for labels reads its answer at the last token that is not padding, and an
+    encoder-decoder reads it at EOS. With other tokens than the tokenizer's they would read it
+    elsewhere. Composite models look the tokens up in any of their configs.
+
+    Args:
+        model: with or without an adapter.
+        tokenizer: what pads the model's batches.
+    """
+    from transformers import PreTrainedModel
+
+    configs = [model.config, text_config(model.config)]
+    configs += [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    for config in configs:
+        for part in _parts_of(config):
+            part.pad_token_id = tokenizer.pad_token_id
+    classifies = model.get_output_embeddings() is None
+    if classifies and model.config.is_encoder_decoder and tokenizer.eos_token_id is not None:
+        model.config.eos_token_id = tokenizer.eos_token_id
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The token ids that begin, end and pad the answers of a model."""
+
+    stops: list[int]
+    """An answer ends at any of them."""
+    pad: int
+    decoder_start: int | None = None
+    """Of an encoder-decoder: what its decoder begins with."""
+    forced_first: int | None = None
+    """The first token of each answer, if it is the target language and not the model's choice."""
+    before: tuple[int, ...] = ()
+    """What precedes the text of an answer: the tokenizer puts it before targets."""
+
+
+def answer_tokens(
+    tokenizer: Any, task: Task, generation: "GenerationConfig | None", config: Any = None
+) -> AnswerTokens:
+    """The tokens around the answers of a model that was trained with this tokenizer.
+
+    Args:
+        tokenizer: as in training.
+        task: a task that writes text.
+        generation: of the base. Its stop tokens stay, and those that are trained are added.
+        config: of the base; for an encoder-decoder.
+    """
+    own = _as_list(getattr(generation, "eos_token_id", None))
+    trained = [tokenizer.eos_token_id] if task == "seq2seq-lm" else stop_token_ids(tokenizer)
+    known = [token for token in (*trained, *own) if _is_token(token, tokenizer)]
+    stops = sorted(set(known))
+    if task != "seq2seq-lm":
+        return AnswerTokens(stops, tokenizer.pad_token_id)
+    frame = target_frame(tokenizer)
+    starts = [getattr(owner, "decoder_start_token_id", None) for owner in (generation, config)]
+    start = next((token for token in starts if token is not None), None)
+    if frame.language is not None and frame.after[-1:] == [frame.language]:
+        start = frame.language  # the model moves the last token of a target to its front
+    forced = frame.before[:1] == [frame.language]
+    first = frame.language if forced else None
+    return AnswerTokens(stops, tokenizer.pad_token_id, start, first, tuple(frame.before))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_token(token: Any, tokenizer: Any) -> bool:
+    is_number = isinstance(token, int) and not isinstance(token, bool)
+    return is_number and 0 <= token < len(tokenizer)
