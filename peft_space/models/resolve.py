@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
 from peft_space.data.tokenization.chat_template import TEMPLATES, text_template
-from peft_space.data.tokenization.languages import Languages, set_languages
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_safety import check_config, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
-from peft_space.models.special_tokens import choose_pad_token, forget_foreign_pad_token
+from peft_space.models.special_tokens import (
+    Languages,
+    choose_pad_token,
+    forget_foreign_pad_token,
+    set_languages,
+)
 from peft_space.recipe import Task
 from peft_space.redaction import has_secret
 

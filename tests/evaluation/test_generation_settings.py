@@ -45,7 +45,7 @@ def bases(tmp_path_factory):
     folders = {
         "causal-lm": tiny_models.llama(tmp_path_factory.mktemp("llama")),
         "seq2seq-lm": tiny_models.t5(
-            tmp_path_factory.mktemp("t5"), WORDS, tie_word_embeddings=False
+            tmp_path_factory.mktemp("t5"), WORDS, tie_word_embeddings=False, initializer_factor=3.0
         ),
     }
     return {
