@@ -104,7 +104,7 @@ def explain_head(
     return f"A new head is trained, with the outputs {order}.", why
 
 
-def replaced_layer(new_modules: Sequence[str], model: Any) -> str | None:
+def output_layer(new_modules: Sequence[str], model: Any) -> str | None:
     """The full name of the layer of a head that computes the outputs: its last linear layer.
 
     Args:

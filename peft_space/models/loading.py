@@ -5,13 +5,13 @@ import functools
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
+from peft_space.compat.transformers import initialize
 from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.chat_template import text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
@@ -26,7 +26,7 @@ from peft_space.models.architecture import (
     target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
-from peft_space.models.label_order import keeps_head, replaced_layer
+from peft_space.models.label_order import base_labels, keeps_head, output_layer
 from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
     quantization_config,
@@ -126,7 +126,7 @@ def load_base_model(
     check_claimed_size(base, layers.model.num_parameters())
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if task_spec.labels:
-        kwargs |= _head_options(base, recipe, task_spec, layers)
+        kwargs["ignore_mismatched_sizes"] = True  # a head of another size is replaced by a new one
     # an explicit None would replace the model's own config
     if (quantization := quantization_config(recipe, base, dtype, layers)) is not None:
         kwargs["quantization_config"] = quantization
@@ -148,6 +148,8 @@ def load_base_model(
             raise
         raise _loading_error(base, error) from error
     sanitize_generation_config(model)
+    if task_spec.labels and base_labels(base.config, task_spec.task):
+        _replace_foreign_head(model, base, recipe, task_spec, layers)
     replace_missing_quantized_layers(model, info["missing_keys"])
     force_float32_and_disable_repacking(model, getattr(torch, dtype))
     model.untrained_modules = _untrained_modules(base, task_spec, layers, info["missing_keys"])
@@ -165,16 +167,13 @@ def _config_for(base: BaseModelRef, task_spec: TaskSpec) -> Any:
     return config
 
 
-def _head_options(
-    base: BaseModelRef, recipe: Recipe, task_spec: TaskSpec, layers: ModelLayers
-) -> dict[str, Any]:
-    """How to load the head: as it is, or a new one if the base's outputs are other labels."""
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True}
-    layer = replaced_layer(layers.new_modules, layers.model)
+def _replace_foreign_head(
+    model: Any, base: BaseModelRef, recipe: Recipe, task_spec: TaskSpec, layers: ModelLayers
+) -> None:
+    """Draw the outputs of a classifier anew if those of the base are other labels."""
+    layer = output_layer(layers.new_modules, layers.model)
     if layer and not keeps_head(task_spec.labels, recipe, base.config, task_spec.task):
-        # weights that the model does not find are initialized, and others are not used
-        options["key_mapping"] = {rf"^{re.escape(layer)}\.": f"replaced.{layer}."}
-    return options
+        initialize(model, model.get_submodule(layer))
 
 
 def _loading_error(base: BaseModelRef, error: Exception) -> UserError:

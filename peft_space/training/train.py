@@ -24,6 +24,7 @@ from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError, oom_device
+from peft_space.models.label_order import explain_head
 from peft_space.models.loading import (
     inference_dtype,
     load_base_model,
@@ -377,6 +378,9 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
         plan = plan.model_copy(update=changes)
         write_plan(run, plan)
     report_plan(run, plan)
+    if task_spec.labels and (recipe.method in FROM_BASE or not run.path("start").is_dir()):
+        what, why = explain_head(task_spec.labels, recipe, base.config, task_spec.task)
+        append_notice_once(run, events.Notice(what=what, why=why), ever=True)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
     checkpoints.ensure_disk_space(run, plan.trainable_parameters, tokenizer_bytes)
     return _TrainingSetup(base, task_spec, tokenizer, data, rows, held_out, model, plan, checkpoint)
