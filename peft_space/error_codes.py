@@ -380,12 +380,16 @@ CODES: dict[str, tuple[str, str]] = {
         "Set `compute_dtype` to automatic or float32.",
     ),
     "training.kto_batch_too_small": (
-        "KTO compares the rows of a batch with each other, and the batch has one row.",
-        "Set `batch_size` to 2 or more.",
+        "KTO compares the rows of a step with each other, and the step has one row.",
+        "Set `batch_size` or `gradient_accumulation_steps` to 2 or more.",
     ),
     "training.labels_differ": (
         "The recipe lists other labels than the rows have, or one of them twice.",
         "List every label once, in the order of the outputs, or leave `labels` empty.",
+    ),
+    "training.one_sided_ratings": (
+        "All answers of the rows for KTO have the same rating.",
+        "Add answers with the other rating, or train the good ones as answers.",
     ),
     "training.label_count": (
         "The label column has a single label, or more labels than a classifier can learn.",

@@ -103,6 +103,8 @@ def prepare(
     largest_id = max(train_tokens.largest_id(), held_out_tokens.largest_id())
     _check_token_ids(largest_id, base, layers)
     findings = _token_findings(train_tokens)
+    if task == "kto":
+        findings += _rating_findings(train_tokens, dataset.source)
     dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
     if not allow_red_lines and not train.column("num_trained").any():
         if not (train.column("cut") > 0).any():
@@ -169,11 +171,11 @@ def _check_recipe(
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
     quantization_of(recipe, base.config)
-    if task_spec.task == "kto" and recipe.batch_size < 2:
+    if task_spec.task == "kto" and recipe.batch_size * recipe.gradient_accumulation_steps < 2:
         raise UserError(
             "training.kto_batch_too_small",
-            "KTO compares the rows of a batch, so batch_size must be at least 2. "
-            "Raise it in the recipe.",
+            "KTO compares the rows of a step, so batch_size x gradient_accumulation_steps must be "
+            "at least 2. Raise one of them in the recipe.",
         )
     if not allow_red_lines:
         resolved = recipe.model_copy(update={"task": task_spec.task})
@@ -207,6 +209,35 @@ def _token_findings(tokens: Tokens) -> list[Finding]:
         for number in row_numbers_where(tokens, mask):
             findings.add(kind, number)
     return findings.to_list()
+
+
+_MAX_RATING_IMBALANCE = 4
+
+
+def _rating_findings(tokens: Tokens, source: str) -> list[Finding]:
+    """A finding if answers of one rating are rare.
+
+    Raises:
+        UserError: all answers have the same rating.
+    """
+    num_good = int(tokens.column("good")[tokens.column("num_trained") > 0].sum())
+    num_bad = int((tokens.column("num_trained") > 0).sum()) - num_good
+    if not num_good or not num_bad:
+        raise UserError(
+            "training.one_sided_ratings",
+            f"{source}: all {num_good + num_bad:,} answers to train are rated "
+            f"{'good' if num_good else 'bad'}, and KTO learns from the difference. Add answers "
+            "with the other rating; good ones alone can be trained as prompt and completion.",
+        )
+    rare, often = sorted((num_good, num_bad))
+    if often <= _MAX_RATING_IMBALANCE * rare:
+        return []
+    words = (
+        f"{num_good:,} are rated good and {num_bad:,} bad. KTO counts each answer alike, so it "
+        "hardly learns from the rare ones. Add more of them, or train fewer of the others."
+    )
+    kind = "good" if num_good == rare else "bad"
+    return [Finding("unbalanced", f"Few answers rated {kind}", rare, [], words)]
 
 
 def _drop_rejected(
