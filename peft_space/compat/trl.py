@@ -55,9 +55,8 @@ def preference_trainer(
         model.get_parameter(name).data = value
     # without a selection, PEFT would also save the reference with each checkpoint
     save: Any = functools.partial(type(model).save_pretrained, model)
-    model.save_pretrained = functools.partial(
-        save, selected_adapters=["default"]
-    )
+    saved_alone: Any = functools.partial(save, selected_adapters=["default"])
+    model.save_pretrained = saved_alone  # type: ignore[method-assign]
     return trainer
 
 
@@ -79,7 +78,7 @@ def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
     import torch
     from trl.trainer.utils import use_adapter
 
-    class TokenizedRowsTrainer(trainer_class):  # type: ignore[misc]
+    class TokenizedRowsTrainer(trainer_class):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 

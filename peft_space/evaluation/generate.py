@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ def generate_greedy(
     Returns:
         The token ids of each answer, including the stop token if there is one.
     """
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    prompts = [fit_prompt(adapted, ids, max_new_tokens) for ids in prompts]
+    sampling = _within_places(adapted, prompts, Sampling(max_new_tokens=max_new_tokens))
     return _generate_ids(adapted, prompts, sampling, StoppingCriteriaList(), None)
 
 
@@ -148,6 +150,24 @@ def generate_batch(
         seen: the token ids that the model gets are added to it.
         on_token: called after each token.
     """
+    prompts = [fit_prompt(adapted, ids, sampling.max_new_tokens) for ids in prompts]
+    if len(prompts) > 1 and _exceeds_places(adapted, prompts, sampling):
+        return [
+            text
+            for row, (side, ids) in enumerate(zip(sides, prompts, strict=True))
+            for text in generate_batch(
+                adapted,
+                [side],
+                [ids],
+                start + list(sides[:row]).count(side),
+                sampling,
+                on_text,
+                limits and limits[row : row + 1],
+                seen,
+                on_token,
+            )
+        ]
+    sampling = _within_places(adapted, prompts, sampling)
     stopper = ProgressStopper(on_token)
     criteria = StoppingCriteriaList([stopper])
     if limits is not None:
@@ -169,6 +189,42 @@ def generate_batch(
     if stopper.raised:
         raise stopper.raised
     return [_decode(adapted, ids) for ids in answers]
+
+
+_MAX_ANSWER_SHARE = 4
+"""The part of a model's positions that a long prompt leaves for the answer is one in so many."""
+
+
+def fit_prompt(adapted: AdaptedModel, ids: list[int], max_new_tokens: int) -> list[int]:
+    """The end of a prompt for which a model has positions, with place for an answer.
+
+    An encoder-decoder reads the beginning, as in training, and writes to other positions.
+    """
+    places = adapted.num_places
+    if places is None or len(ids) < places:
+        return ids
+    if _is_seq2seq(adapted):
+        return ids[:places]
+    return ids[-(places - min(max_new_tokens, max(1, places // _MAX_ANSWER_SHARE))) :]
+
+
+def _exceeds_places(
+    adapted: AdaptedModel, prompts: Sequence[list[int]], sampling: Sampling
+) -> bool:
+    """True if the model's positions end an answer early. Rows of a batch would end together."""
+    written = _within_places(adapted, prompts, sampling).max_new_tokens
+    return not _is_seq2seq(adapted) and written < sampling.max_new_tokens
+
+
+def _within_places(
+    adapted: AdaptedModel, prompts: Sequence[list[int]], sampling: Sampling
+) -> Sampling:
+    """As many new tokens as the model has positions for after the longest prompt."""
+    if adapted.num_places is None:
+        return sampling
+    read = 1 if _is_seq2seq(adapted) else max(map(len, prompts))
+    left = max(1, adapted.num_places - read)
+    return dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
 
 
 def _generate_ids(

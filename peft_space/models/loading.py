@@ -23,6 +23,7 @@ from peft_space.models.architecture import (
     excluded_modules,
     linear_layers,
     modules_to_save,
+    num_places,
     target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
@@ -431,6 +432,11 @@ class AdaptedModel:
         return answer_tokens(
             self.tokenizer, self.task_spec.task, model.generation_config, model.config
         )
+
+    @functools.cached_property
+    def num_places(self) -> int | None:
+        """The number of tokens that the model has positions for; None if it has no limit."""
+        return num_places(self.model.get_base_model())
 
     @functools.cached_property
     def scorer(self) -> "LabelScorer":

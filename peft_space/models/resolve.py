@@ -17,6 +17,7 @@ from peft_space.data.tokenization.chat_template import TEMPLATES, text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
+from peft_space.models.architecture import num_places_of
 from peft_space.models.config_safety import check_config, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
 from peft_space.models.special_tokens import (
@@ -183,6 +184,8 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """Load the base model's tokenizer, with a padding token and a chat template.
 
+    Its attribute `num_places` is the number of tokens that the model has positions for, or None.
+
     Args:
         base: the model that the tokenizer belongs to.
         chat_template: `own`, or the name of a built-in template that replaces it.
@@ -200,6 +203,7 @@ def load_tokenizer(
     if not tokenizer.is_fast:
         raise _unsupported_tokenizer(base, "fast version")
     choose_pad_token(tokenizer, base.config)
+    tokenizer.num_places = num_places_of(base.config, task)
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")

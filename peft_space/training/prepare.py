@@ -21,6 +21,7 @@ from peft_space.data.quality import Finding, Findings
 from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name
 from peft_space.data.tokenization.answer_spans import NOTES
+from peft_space.data.tokenization.render import length_limit
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError
 from peft_space.models.architecture import (
@@ -113,10 +114,13 @@ def prepare(
                 f"{dataset.source}: no message has weight 1, so there is nothing to train. "
                 "Set weight 1 for the answers to learn, or train_on to all_assistant.",
             )
+        limit = length_limit(tokenizer, recipe.max_length)
+        remedy = "Raise max_length in the recipe."
+        if limit < recipe.max_length:
+            remedy = "The base model has no more positions: shorten the rows, or choose another."
         raise UserError(
             "training.all_answers_truncated",
-            f"{dataset.source}: at {recipe.max_length} tokens, every answer is truncated. "
-            "Raise max_length in the recipe.",
+            f"{dataset.source}: at {limit:,} tokens, every answer is truncated. {remedy}",
         )
     if recipe.early_stopping_patience and not len(held_out_tokens):
         raise UserError(

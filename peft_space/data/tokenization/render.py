@@ -61,7 +61,7 @@ def render(
 
     Args:
         rows: N rows of the task.
-        max_length: limit of the tokens of a row.
+        max_length: limit of the tokens of a row. No row is longer than the model's positions.
         train_on: which messages of a conversation have a loss.
         with_texts: also store the text of each token.
         watch: receives the number of each row before the template writes it, then None.
@@ -72,6 +72,7 @@ def render(
     Raises:
         UserError: the template rejects a row; the message contains its number.
     """
+    max_length = length_limit(tokenizer, max_length)
     if task in _WITHOUT_TEMPLATE:
         return [_without_template(tokenizer, row, max_length, with_texts) for row in rows]
     rejected = [
@@ -91,6 +92,11 @@ def render(
         return examples
     pairs = zip(examples, examples[len(rows) :], strict=False)
     return [dataclasses.replace(chosen, rejected=worse) for chosen, worse in pairs]
+
+
+def length_limit(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> int:
+    """Return the limit of the tokens of a row that the model has positions for."""
+    return min(max_length, getattr(tokenizer, "num_places", None) or max_length)
 
 
 def _example(

@@ -26,7 +26,7 @@ from peft_space.data.tokenization.chat_template import (
     TemplateTimeout,
     template_timeout,
 )
-from peft_space.data.tokenization.render import render
+from peft_space.data.tokenization.render import length_limit, render
 from peft_space.data.tokenization.template_sandbox import (
     BatchTimeout,
     RowLimit,
@@ -62,7 +62,7 @@ def tokenize(
         UserError: the chat template exceeds its limits of time or memory.
     """
     whole = rows.whole()
-    renderer = _Renderer(tokenizer, max_length, train_on, task)
+    renderer = _Renderer(tokenizer, length_limit(tokenizer, max_length), train_on, task)
     write = functools.partial(_write, renderer, whole, on_progress)
     folder = get_or_create("tokens", _cache_key(renderer, whole), write)
     return Tokens(folder / "tokens.arrow", rows.positions)
