@@ -186,6 +186,7 @@ def can_answer_together(adapted: AdaptedModel) -> bool:
         and not any(any(layer.use_dora.values()) for layer in layers)
         and not adapted.biases
         and not adapted.model.peft_config["default"].modules_to_save
+        and not adapted.model.peft_config["default"].trainable_token_indices
         and adapted.task_spec.task != "seq2seq-lm"
     )
 

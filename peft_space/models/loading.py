@@ -212,6 +212,7 @@ def new_adapter(
     base: BaseModelRef,
     task_spec: TaskSpec = CAUSAL_LM,
     put: "Callable[[PreTrainedModel], PeftModel] | None" = None,
+    end_tokens: Sequence[int] = (),
 ) -> "PeftModel":
     """Freeze and prepare a base model, and put a new adapter on it.
 
@@ -220,6 +221,7 @@ def new_adapter(
         base: its name and revision are written into the adapter's config.
         task_spec: what the model was loaded for.
         put: puts an adapter on the prepared model that does not start at zero.
+        end_tokens: tokens whose rows of the output layer are trained too.
 
     Raises:
         UserError: a target module is not in the model, or DoRA cannot be used on it.
@@ -234,6 +236,10 @@ def new_adapter(
             hold_16_bits_again(model, held)
     layers = linear_layers(base.config, task_spec.task)
     config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
+    if end_tokens:
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        rows = list(end_tokens)
+        config.trainable_token_indices = rows if tied else {str(layers.head): rows}
     saved_modules = list(config.modules_to_save or []) or None  # PEFT adds to its own list
     adapted: Any = put(model) if put else get_peft_model(model, config)
     _check_dora_rows(adapted)
@@ -296,12 +302,7 @@ def adapter_config(
     """
     from peft import LoraConfig
 
-    if recipe.gradient_checkpointing == "on" and not layers.can_checkpoint:
-        raise UserError(
-            "models.no_checkpointing",
-            f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
-            "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
-        )
+    check_checkpointing(recipe, layers)
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
     targets = target_modules(recipe, layers)
     return LoraConfig(
@@ -317,6 +318,20 @@ def adapter_config(
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
     )
+
+
+def check_checkpointing(recipe: Recipe, layers: ModelLayers) -> None:
+    """Check that the model can do gradient checkpointing if the recipe wants it.
+
+    Raises:
+        UserError: transformers has none for this architecture.
+    """
+    if recipe.gradient_checkpointing == "on" and not layers.can_checkpoint:
+        raise UserError(
+            "models.no_checkpointing",
+            f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
+            "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
+        )
 
 
 def expected_parameter_counts(

@@ -146,6 +146,35 @@ def _is_token(token: Any, tokenizer: Any) -> bool:
     return is_number and 0 <= token < len(tokenizer)
 
 
+_SAME_ROW = 1e-3
+"""Rows of the output layer that differ by a smaller part of their length count as equal."""
+
+
+def tokens_as_likely(model: Any, token: int) -> int:
+    """How many other tokens a model always finds exactly as likely as this one.
+
+    Many base models never saw their end token in training, so its row of the output layer is that
+    of other unused tokens. An adapter on other layers cannot make it likelier than these.
+
+    Args:
+        model: with an output layer.
+        token: the token that ends the answers to train.
+    """
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        return 0
+    row = weight[token].float()
+    length = row.norm()
+    count = 0
+    for part in weight.detach().split(_ROWS_AT_ONCE):
+        count += int(((part.float() - row).norm(dim=1) <= _SAME_ROW * length).sum())
+    return count - 1
+
+
+_ROWS_AT_ONCE = 8192
+
+
 # Languages
 
 Languages = tuple[str | None, str | None]

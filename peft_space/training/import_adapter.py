@@ -41,7 +41,7 @@ _KNOWN_FIELDS = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules",
     "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
     "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
-    "target_parameters", "exclude_modules",
+    "target_parameters", "exclude_modules", "trainable_token_indices",
 }  # fmt: skip
 """Fields of an adapter's config that are kept."""
 _IGNORED_FIELDS = {
@@ -260,6 +260,14 @@ def _check_fields(config: Mapping[str, Any], name: str) -> None:
             "training.adapter_config_invalid",
             f"{name}: r and lora_alpha in its adapter_config.json are not numbers. "
             "Save the adapter again.",
+        )
+    rows = config.get("trainable_token_indices") or []
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    if not all(isinstance(one, list) and all(type(n) is int for n in one) for one in lists):
+        raise UserError(
+            "training.adapter_config_invalid",
+            f"{name}: trainable_token_indices in its adapter_config.json are not lists of token "
+            "ids. Save the adapter again.",
         )
     for field in ("target_modules", "modules_to_save", "exclude_modules"):
         value = config.get(field)

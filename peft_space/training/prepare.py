@@ -34,7 +34,7 @@ from peft_space.models.architecture import (
     wrapped_layers,
 )
 from peft_space.models.label_order import labels_in_order
-from peft_space.models.loading import task_spec_for, tokenizer_of
+from peft_space.models.loading import check_checkpointing, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
@@ -175,6 +175,7 @@ def _check_recipe(
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
     quantization_of(recipe, base.config)
+    check_checkpointing(recipe, layers)
     if task_spec.task == "kto" and recipe.batch_size * recipe.gradient_accumulation_steps < 2:
         raise UserError(
             "training.kto_batch_too_small",

@@ -45,7 +45,7 @@ from peft_space.models.resolve import (
     first_line,
     pin_revision,
 )
-from peft_space.models.special_tokens import set_special_tokens
+from peft_space.models.special_tokens import answer_tokens, set_special_tokens, tokens_as_likely
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
 from peft_space.runs.events import failed_event, steps_of
@@ -369,7 +369,8 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     devices = choose_devices(recipe, base, task_spec, rows, free_memory)
     model = cache.take(run, plan, checkpoint)
     if model is None:
-        model = _load_model(run, base, task_spec, rows, "cpu" if devices.shard_base else None)
+        device: hardware.Device | None = "cpu" if devices.shard_base else None
+        model = _load_model(run, base, task_spec, rows, device, tokenizer)
     set_special_tokens(model, tokenizer)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory, devices)
@@ -446,6 +447,7 @@ def _load_model(
     task_spec: TaskSpec,
     rows: Examples,
     device: hardware.Device | None,
+    tokenizer: Any,
 ) -> PeftModel:
     """The base model with the adapter that training starts from, on `device` if it is not None."""
     recipe, start = run.recipe, run.path("start")
@@ -458,7 +460,37 @@ def _load_model(
         put = functools.partial(load_initial_adapter, folder=start)
     dtype = _load_dtype(run, base, task_spec, rows)
     model = load_base_model(source, recipe, dtype, task_spec, device)
-    return new_adapter(model, recipe, base, task_spec, put=put)
+    untrained = _untrained_ends(run, model, tokenizer, rows) if not task_spec.labels else []
+    end_tokens = [] if put else untrained
+    return new_adapter(model, recipe, base, task_spec, put, end_tokens)
+
+
+_ROWS_SEARCHED = 50
+
+
+def _untrained_ends(run: Run, model: Any, tokenizer: Any, rows: Examples) -> list[int]:
+    """The tokens that end answers here and that the base cannot tell from others. Reports them."""
+    examples = [rows[place] for place in range(min(len(rows), _ROWS_SEARCHED))]
+    answers = [example.target or example for example in examples]
+    last = {answer.input_ids[answer.trained[-1][1] - 1] for answer in answers if answer.trained}
+    stops = answer_tokens(tokenizer, task_spec_for(run).task, None).stops
+    untrained = []
+    for token in sorted(last & set(stops)):
+        if count := tokens_as_likely(model, token):
+            untrained.append(token)
+            name = tokenizer.convert_ids_to_tokens(token)
+            append_notice_once(run, _untrained_end_notice(run, name, count), ever=True)
+    return untrained
+
+
+def _untrained_end_notice(run: Run, name: str, count: int) -> events.Notice:
+    what = f"The row of the token {name}, which ends answers, is trained too."
+    why = f"The base never learned it: {count:,} other tokens have the same row of the output layer"
+    why += ", so no other layer can make it likelier than these."
+    if run.path("start").is_dir():
+        what = f"Answers may not end, because the base does not know the token {name}."
+        why += " Train a new adapter with the method lora, which trains this row too."
+    return events.Notice(what=what, why=why)
 
 
 def _load_dtype(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> str:
