@@ -302,6 +302,18 @@ CODES: dict[str, tuple[str, str]] = {
         "The chat template has no variable that turns reasoning on and off.",
         "Set `thinking` to `own`, or choose another base model.",
     ),
+    "models.language_missing": (
+        "The tokenizer marks texts with their language, and the recipe names none.",
+        "Set `src_lang` and `tgt_lang` in the recipe.",
+    ),
+    "models.no_languages": (
+        "The recipe names languages, and the tokenizer does not mark any.",
+        "Leave `src_lang` and `tgt_lang` empty.",
+    ),
+    "models.unknown_language": (
+        "The tokenizer does not have the language that the recipe names.",
+        "Set `src_lang` and `tgt_lang` to names that the message lists.",
+    ),
     "models.tokenizer_unsupported": (
         "The tokenizer has no fast version, or no end-of-text token.",
         "Choose another base model.",
@@ -388,8 +400,16 @@ CODES: dict[str, tuple[str, str]] = {
         "Set `compute_dtype` to automatic or float32.",
     ),
     "training.kto_batch_too_small": (
-        "KTO compares the rows of a batch with each other, and the batch has one row.",
-        "Set `batch_size` to 2 or more.",
+        "KTO compares the rows of a step with each other, and the step has one row.",
+        "Set `batch_size` or `gradient_accumulation_steps` to 2 or more.",
+    ),
+    "training.labels_differ": (
+        "The recipe lists other labels than the rows have, or one of them twice.",
+        "List every label once, in the order of the outputs, or leave `labels` empty.",
+    ),
+    "training.one_sided_ratings": (
+        "All answers of the rows for KTO have the same rating.",
+        "Add answers with the other rating, or train the good ones as answers.",
     ),
     "training.label_count": (
         "The label column has a single label, or more labels than a classifier can learn.",

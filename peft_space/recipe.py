@@ -60,6 +60,18 @@ class Recipe(BaseModel):
     """The training task. `automatic` infers it from the rows: answers, labels, tags or
     preferences."""
 
+    labels: list[str] | None = _field("model", "Labels in order", None)
+    """The labels of a classification, in the order of the outputs of its head. Empty: the order of
+    a base or adapter that names them, else alphabetical or numerical."""
+
+    src_lang: str | None = _field("model", "Source language", None)
+    """The language that a multilingual translation model translates from, as its tokenizer calls
+    it, such as eng_Latn. Empty: the tokenizer's own setting."""
+
+    tgt_lang: str | None = _field("model", "Target language", None)
+    """The language that a multilingual translation model translates into, such as deu_Latn. Empty:
+    the tokenizer's own setting."""
+
     quantization: Literal["nf4", "fp4", "int8", "none"] = _field(
         "model", "Quantization of the base model", "nf4"
     )
@@ -254,6 +266,11 @@ class Recipe(BaseModel):
     def reasoning_of_rows(self) -> Reasoning:
         """`reasoning`, or "leave_out" if thinking is switched off."""
         return "leave_out" if self.thinking == "off" else self.reasoning
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Source and target of a translation."""
+        return self.src_lang, self.tgt_lang
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:

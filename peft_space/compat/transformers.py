@@ -62,6 +62,36 @@ def special_tokens_as_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]
         backend.encode_special_tokens = False
 
 
+@contextlib.contextmanager
+def target_mode(tokenizer: Any) -> Iterator[None]:
+    """Tokenize texts as targets: some tokenizers mark these with another language.
+
+    Calls `_switch_to_target_mode` and `_switch_to_input_mode`, as `text_target` does.
+    """
+    switches = hasattr(tokenizer, "_switch_to_target_mode")
+    if switches:
+        tokenizer._switch_to_target_mode()
+    try:
+        yield
+    finally:
+        if switches:
+            tokenizer._switch_to_input_mode()
+
+
+def initialize(model: PreTrainedModel, layer: Module) -> None:
+    """Draw the weights of a layer anew, as transformers does for weights that a file lacks.
+
+    Calls `_init_weights`, which skips what the mark `_is_hf_initialized` says is loaded.
+    """
+    import torch
+
+    marked: list[Any] = [layer, *layer.parameters()]
+    for part in marked:
+        part._is_hf_initialized = False
+    with torch.no_grad():
+        model._init_weights(layer)
+
+
 def has_auto_model(auto_class: Any, config_class: type) -> bool:
     """Return True if an `AutoModelFor…` class of transformers has a model for this config class."""
     return config_class in auto_class._model_mapping

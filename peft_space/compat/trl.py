@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft_space.compat.transformers import use_one_gpu
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from torch.utils.data import Sampler
     from transformers import Trainer
 
@@ -17,44 +19,117 @@ def preference_trainer(
     model: PeftModel,
     arguments: dict[str, Any],
     order: Sampler[int] | None = None,
+    goes_on: bool = False,
     **kwargs: Any,
 ) -> Trainer:
     """Create TRL's DPO or KTO trainer for rows that are tokenized already.
-
-    The trainer's own rendering is replaced (`_prepare_dataset`). The reference model is the base
-    model with the adapter off: TRL's copy of the adapter, "ref", is removed.
 
     Args:
         task: selects the trainer.
         model: the base model with the adapter that is trained.
         arguments: arguments of `DPOConfig` or `KTOConfig`.
         order: a sampler of row indices, or None for TRL's own order.
+        goes_on: whether training goes on from an adapter, which is then the reference: TRL copies
+            it as "ref". Otherwise it is the base model with the adapter off, and needs no copy.
         kwargs: further arguments of the trainer.
     """
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
     classes = {"dpo": (DPOTrainer, DPOConfig), "kto": (KTOTrainer, KTOConfig)}
     trainer_class, config_class = classes[task]
+    batch_size = arguments["per_device_train_batch_size"]
+    if task == "kto":  # TRL refuses batches of one row, from which it could not estimate KL
+        arguments = arguments | {"per_device_train_batch_size": max(2, batch_size)}
+    config = use_one_gpu(config_class(**arguments))
+    reference = _weights(model, ".ref.")  # of a model that was kept since an earlier slice
+    if reference:
+        model.delete_adapter("ref")
+    trained = _weights(model, ".default.")
+    trainer = _trainer_class(task, trainer_class)(model=model, args=config, **kwargs)
+    trainer.order = order
+    trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
+    if not goes_on:
+        model.delete_adapter("ref")
+    # TRL rounds the weights of quantized models to bfloat16, in which small updates are lost
+    for name, value in (trained | (reference if goes_on else {})).items():
+        model.get_parameter(name).data = value
+    # without a selection, PEFT would also save the reference with each checkpoint
+    save: Any = functools.partial(type(model).save_pretrained, model)
+    saved_alone: Any = functools.partial(save, selected_adapters=["default"])
+    model.save_pretrained = saved_alone  # type: ignore[method-assign]
+    return trainer
 
-    class TokenizedRowsTrainer(trainer_class):  # type: ignore[misc, valid-type]
+
+def _weights(model: PeftModel, part: str) -> dict[str, Tensor]:
+    """Copies of the weights of an adapter, in float32."""
+    return {
+        name: value.detach().clone().float()
+        for name, value in model.named_parameters()
+        if part in name
+    }
+
+
+def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
+    """A trainer of TRL whose steps do not depend on the batches that they consist of.
+
+    TRL takes the mean of the means of batches, and estimates the KL term of KTO from one batch.
+    Replaces TRL's own rendering (`_prepare_dataset`) too.
+    """
+    import torch
+    from trl.trainer.utils import use_adapter
+
+    class TokenizedRowsTrainer(trainer_class):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return order or super()._get_train_sampler(dataset)
+            return self.order or super()._get_train_sampler(dataset)
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             pass  # the app writes its own
 
-    config = use_one_gpu(config_class(**arguments))
-    trainer = TokenizedRowsTrainer(model=model, args=config, **kwargs)
-    if "ref" in model.peft_config:
-        model.delete_adapter("ref")
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # TRL casts those of quantized models to bfloat16, in which small updates are lost
-            parameter.data = parameter.data.float()
-    return trainer
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            batches, num_items = super().get_batch_samples(*args, **kwargs)
+            self._rows_of_step = sum(map(_num_rows, batches))
+            if task == "kto" and batches:
+                self._kl_of_step = self._estimate_kl(batches)
+            return batches, num_items
+
+        def _estimate_kl(self, batches: list[Any]) -> Tensor:
+            """The KL term of KTO from all mismatched pairs of a step, (1,)."""
+            model, parts = self.model_wrapped, []
+            unwrapped = self.accelerator.unwrap_model(model)
+            reference = "ref" if "ref" in unwrapped.peft_config else None
+            model.train()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                for batch in map(self._prepare_inputs, batches):
+                    own = super()._compute_kl_logps(model, batch)
+                    with use_adapter(unwrapped, reference):
+                        parts.append(own - super()._compute_kl_logps(model, batch))
+            return torch.cat(parts).mean().reshape(1)
+
+        def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
+            # TRL asks for those of the model, then for those of the reference, and subtracts
+            if not self.model.training:
+                return super()._compute_kl_logps(model, batch)
+            return next(self._kl_parts)
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.model.training:
+                return super().compute_loss(model, inputs, *args, **kwargs)
+            if task == "kto":
+                self._kl_parts = iter((self._kl_of_step, torch.zeros_like(self._kl_of_step)))
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            share = _num_rows(inputs) / self._rows_of_step
+            return loss * share * self.current_gradient_accumulation_steps
+
+    return TokenizedRowsTrainer
+
+
+def _num_rows(batch: Any) -> int:
+    """The rows of a batch, in which DPO puts the chosen and the rejected answer of each row."""
+    rows = len(batch["input_ids"])
+    return rows if "label" in batch else rows // 2
 
 
 def adds_router_loss(trainer: Trainer) -> bool:

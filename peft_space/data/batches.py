@@ -116,17 +116,25 @@ def collate_preferences(examples: Sequence[TokenizedExample], pad_token_id: int)
     return _with_completion_mask([*examples, *rejected], pad_token_id)
 
 
-def collate_rated(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
+def collate_rated(
+    examples: Sequence[TokenizedExample],
+    pad_token_id: int,
+    previous: Sequence[TokenizedExample] | None = None,
+) -> Batch:
     """Pad rated answers, and the mismatched pairs from which KTO estimates the KL term.
 
     Each prompt gets the answer of the example before it (arXiv 2402.01306, section 4.2).
+
+    Args:
+        examples: the rows of the batch.
+        pad_token_id: of the tokenizer.
+        previous: the example before each of them. None: those of the batch itself.
 
     Returns:
         `input_ids`, `attention_mask` and `completion_mask` (B, T), these three for the
         mismatched pairs with the prefix `KL_`, and `label` (B,).
     """
-    previous = [*examples[-1:], *examples[:-1]]
-    pairs = zip(examples, previous, strict=True)
+    pairs = zip(examples, previous or [*examples[-1:], *examples[:-1]], strict=True)
     mismatched = [_with_answer_of(example, other) for example, other in pairs]
     mismatched_batch = _with_completion_mask(mismatched, pad_token_id)
     batch = _with_completion_mask(examples, pad_token_id)

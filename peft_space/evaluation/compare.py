@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from peft_space.data.messages import Message
-from peft_space.data.row_normalization import TextClassification, TokenClassification
+from peft_space.data.row_normalization import Conversation, TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
     SIDES,
@@ -24,6 +24,7 @@ from peft_space.evaluation.generate import (
     OnText,
     Sampling,
     answer,
+    fit_prompt,
     generate_batch,
     tokenize_prompt,
 )
@@ -47,6 +48,8 @@ class Comparison:
     adapter: str
     chances: dict[Side, dict[str, float]] | None = None
     """For labels, each side's probability of each label, 0 to 1, in the order of the head."""
+    cut: int = 0
+    """Tokens of the prompt that the model has no positions for, and did not read."""
     tags: dict[Side, list[tuple[str, str]]] | None = None
     """For tags, each side's (word, tag) pairs."""
 
@@ -81,9 +84,24 @@ def compare(
         }
     rows = zip(conversations, answers["base"], answers["adapter"], strict=True)
     return [
-        Comparison(messages[-1]["content"], _rendered(adapted, messages), base, tuned)
+        Comparison(
+            messages[-1]["content"],
+            _rendered(adapted, messages),
+            base,
+            tuned,
+            cut=_num_cut(adapted, messages, sampling),
+        )
         for messages, base, tuned in rows
     ]
+
+
+def _num_cut(adapted: AdaptedModel, messages: list[Message], sampling: Sampling) -> int:
+    if adapted.task_spec.task == "seq2seq-lm":
+        row = Conversation(0, [*messages, {"role": "assistant", "content": ""}])
+        [example] = render(adapted.tokenizer, [row], NO_LENGTH_LIMIT, task="seq2seq-lm")
+        return example.cut
+    ids = tokenize_prompt(adapted, messages)
+    return len(ids) - len(fit_prompt(adapted, ids, sampling.max_new_tokens))
 
 
 def _rendered(adapted: AdaptedModel, messages: list[Message]) -> str:
@@ -168,6 +186,7 @@ def can_answer_together(adapted: AdaptedModel) -> bool:
         and not any(any(layer.use_dora.values()) for layer in layers)
         and not adapted.biases
         and not adapted.model.peft_config["default"].modules_to_save
+        and not adapted.model.peft_config["default"].trainable_token_indices
         and adapted.task_spec.task != "seq2seq-lm"
     )
 

@@ -16,11 +16,19 @@ from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
 from peft_space.data.messages import split_thought
 from peft_space.data.row_normalization import Conversation, TextClassification
-from peft_space.data.tokenization.render import prompt_ids, render, without_reasoning
+from peft_space.data.tokenization.render import render, without_reasoning
 from peft_space.errors import UserError, oom_device
 from peft_space.evaluation import metrics
 from peft_space.evaluation.adapter_off_check import SIDES, Side, check, use_side
-from peft_space.evaluation.generate import BATCH_SIZE, NO_LENGTH_LIMIT, Sampling, answer, decode
+from peft_space.evaluation.generate import (
+    BATCH_SIZE,
+    NO_LENGTH_LIMIT,
+    Sampling,
+    answer,
+    decode,
+    fit_prompt,
+    tokenize_prompt,
+)
 from peft_space.evaluation.metrics import Statistic
 from peft_space.evaluation.prompts import GENERAL_PROMPTS
 from peft_space.evaluation.results import (
@@ -600,9 +608,9 @@ def _kl_and_agreement(
         The sum of the adapter's KL divergences from the base, in nats; the number of places with
         the same most likely token; and the number of places.
     """
-    prompt = prompt_ids(adapted.tokenizer, messages)
+    prompt = fit_prompt(adapted, tokenize_prompt(adapted, messages), _GENERAL_TOKENS)
     text_ids = adapted.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    ids = torch.tensor([prompt + text_ids], device=adapted.model.device)
+    ids = torch.tensor([(prompt + text_ids)[: adapted.num_places]], device=adapted.model.device)
     log_shares = {}
     for side in SIDES:
         with torch.inference_mode(), use_side(adapted, side):

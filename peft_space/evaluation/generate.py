@@ -1,18 +1,20 @@
 """Generates answers in batches. This is the app's only generation loop."""
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, set_seed
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.batches import pad_rows
 from peft_space.data.messages import Message
 from peft_space.data.row_normalization import Conversation
-from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
+from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError
 from peft_space.evaluation.adapter_off_check import (
     SeenTokens,
@@ -74,7 +76,8 @@ def generate_greedy(
     Returns:
         The token ids of each answer, including the stop token if there is one.
     """
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    prompts = [fit_prompt(adapted, ids, max_new_tokens) for ids in prompts]
+    sampling = _within_places(adapted, prompts, Sampling(max_new_tokens=max_new_tokens))
     return _generate_ids(adapted, prompts, sampling, StoppingCriteriaList(), None)
 
 
@@ -147,6 +150,24 @@ def generate_batch(
         seen: the token ids that the model gets are added to it.
         on_token: called after each token.
     """
+    prompts = [fit_prompt(adapted, ids, sampling.max_new_tokens) for ids in prompts]
+    if len(prompts) > 1 and _exceeds_places(adapted, prompts, sampling):
+        return [
+            text
+            for row, (side, ids) in enumerate(zip(sides, prompts, strict=True))
+            for text in generate_batch(
+                adapted,
+                [side],
+                [ids],
+                start + list(sides[:row]).count(side),
+                sampling,
+                on_text,
+                limits and limits[row : row + 1],
+                seen,
+                on_token,
+            )
+        ]
+    sampling = _within_places(adapted, prompts, sampling)
     stopper = ProgressStopper(on_token)
     criteria = StoppingCriteriaList([stopper])
     if limits is not None:
@@ -170,6 +191,42 @@ def generate_batch(
     return [decode(adapted, ids) for ids in answers]
 
 
+_MAX_ANSWER_SHARE = 4
+"""The part of a model's positions that a long prompt leaves for the answer is one in so many."""
+
+
+def fit_prompt(adapted: AdaptedModel, ids: list[int], max_new_tokens: int) -> list[int]:
+    """The end of a prompt for which a model has positions, with place for an answer.
+
+    An encoder-decoder reads the beginning, as in training, and writes to other positions.
+    """
+    places = adapted.num_places
+    if places is None or len(ids) < places:
+        return ids
+    if _is_seq2seq(adapted):
+        return ids[:places]
+    return ids[-(places - min(max_new_tokens, max(1, places // _MAX_ANSWER_SHARE))) :]
+
+
+def _exceeds_places(
+    adapted: AdaptedModel, prompts: Sequence[list[int]], sampling: Sampling
+) -> bool:
+    """True if the model's positions end an answer early. Rows of a batch would end together."""
+    written = _within_places(adapted, prompts, sampling).max_new_tokens
+    return not _is_seq2seq(adapted) and written < sampling.max_new_tokens
+
+
+def _within_places(
+    adapted: AdaptedModel, prompts: Sequence[list[int]], sampling: Sampling
+) -> Sampling:
+    """As many new tokens as the model has positions for after the longest prompt."""
+    if adapted.num_places is None:
+        return sampling
+    read = 1 if _is_seq2seq(adapted) else max(map(len, prompts))
+    left = max(1, adapted.num_places - read)
+    return dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
+
+
 def _generate_ids(
     adapted: AdaptedModel,
     prompts: Sequence[list[int]],
@@ -179,24 +236,41 @@ def _generate_ids(
     **options: Any,
 ) -> list[list[int]]:
     """The generated token ids of each row, including the stop token or the padding after it."""
-    model, pad_token_id = adapted.model, adapted.tokenizer.pad_token_id
+    model, tokens = adapted.model, adapted.answer_tokens
     # an encoder-decoder reads prompts padded on the right, as in training
     pad = pad_rows if _is_seq2seq(adapted) else _pad_left
-    stops = _stop_ids(adapted)
     with torch.inference_mode():
         output = model.generate(
-            input_ids=pad(prompts, pad_token_id).to(model.device),
+            input_ids=pad(prompts, tokens.pad).to(model.device),
             attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0).to(model.device),
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=pad_token_id,
+            generation_config=generation_settings(adapted, sampling),
             streamer=streamer,
             stopping_criteria=criteria,
-            **sampling.options(),
             **options,
         )
     start = _answer_start(adapted, prompts)
-    return [_cut_after_stop(row, stops) for row in output[:, start:].tolist()]
+    return [_cut_after_stop(row, tokens.stops) for row in output[:, start:].tolist()]
+
+
+def generation_settings(adapted: AdaptedModel, sampling: Sampling) -> GenerationConfig:
+    """All settings with which a model answers. None of the base's own has an effect.
+
+    `generate` fills what is not set from the model's settings: beams, penalties, forced tokens. So
+    these are replaced too, on the model that is in memory.
+    """
+    tokens = adapted.answer_tokens
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=tokens.stops,
+        pad_token_id=tokens.pad,
+        decoder_start_token_id=tokens.decoder_start,
+        forced_bos_token_id=tokens.forced_first,
+        **sampling.options(),
+    )
+    adapted.model.get_base_model().generation_config = copy.deepcopy(settings)
+    return settings
 
 
 def _cut_after_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
@@ -212,21 +286,18 @@ def _is_seq2seq(adapted: AdaptedModel) -> bool:
     return adapted.task_spec.task == "seq2seq-lm"
 
 
-def _stop_ids(adapted: AdaptedModel) -> list[int]:
-    tokenizer = adapted.tokenizer
-    return [tokenizer.eos_token_id] if _is_seq2seq(adapted) else stop_token_ids(tokenizer)
-
-
 def _answer_start(adapted: AdaptedModel, prompts: Sequence[list[int]]) -> int:
     """The place of the first generated token. An encoder-decoder's output has one token before."""
     return 1 if _is_seq2seq(adapted) else max(map(len, prompts))
 
 
 def decode(adapted: AdaptedModel, ids: list[int]) -> str:
-    """The answer up to its stop token, or the padding. Other special tokens stay visible."""
-    ends = {*_stop_ids(adapted), adapted.tokenizer.pad_token_id}
-    end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    text: Any = adapted.tokenizer.decode(ids[:end], skip_special_tokens=False)
+    """The text of an answer, up to its stop token or the padding, with other special tokens."""
+    ends = {*adapted.answer_tokens.stops, adapted.answer_tokens.pad}
+    before = adapted.answer_tokens.before
+    start = next((at for at, token in enumerate(ids) if token not in before), len(ids))
+    end = next((at for at, token in enumerate(ids) if at >= start and token in ends), len(ids))
+    text: Any = adapted.tokenizer.decode(ids[start:end], skip_special_tokens=False)
     return text.strip()
 
 
@@ -271,7 +342,7 @@ class _Streamer(BaseStreamer):
 
     def __init__(self, adapted: AdaptedModel, on_text: Callable[[int, str], None]):
         self.adapted, self.on_text = adapted, on_text
-        self.stops = _stop_ids(adapted)
+        self.stops = adapted.answer_tokens.stops
         self.rows: list[list[int]] | None = None
         self.ended: set[int] = set()
 

@@ -26,9 +26,9 @@ from peft_space.export.verify import (
     write_verification,
 )
 from peft_space.formatting import code_block
-from peft_space.models.loading import base_of
+from peft_space.models.loading import base_of, continues_texts, tokenizer_of
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -259,7 +259,7 @@ def copy_adapter(run: Run, folder: Path) -> None:
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     if not (folder / "tokenizer_config.json").is_file():
         base, task_spec = base_of(run)
-        load_tokenizer(base, run.recipe, task_spec.task).save_pretrained(folder)
+        tokenizer_of(run, base, task_spec.task).save_pretrained(folder)
     write_export_card(run, folder)
 
 
@@ -292,7 +292,7 @@ def export_gguf(
     base, task_spec = base_of(run)
     _check_gguf_possible(run, base, task_spec.task, options)
     architecture_of(base.config)
-    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     if options.ollama:
         from peft_space.export.ollama import modelfile
 
@@ -312,7 +312,14 @@ def export_gguf(
             writer.write_gguf_adapter(run.adapter, base.config, files[1], numbers, run.name)
         else:
             merge(run, model, "float32", weights, _part_of(on_progress, 0.0, 0.4))
-        writer.write_gguf(model, files[0], numbers, name, _part_of(on_progress, 0.3, 0.15))
+        writer.write_gguf(
+            model,
+            files[0],
+            numbers,
+            name,
+            _part_of(on_progress, 0.3, 0.15),
+            begins_texts=continues_texts(run),
+        )
         on_progress(0.45, "Reading the files back")
         writer.read_back(model, *files)
         dtype = _GGUF_DTYPES[numbers]

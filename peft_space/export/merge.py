@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Literal
 
 from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
-from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 from peft_space.export.model_card import ModelFormat, write_export_card
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import CLASSIFYING, linear_layers
-from peft_space.models.loading import base_of, fits_in_memory, inference_dtype, load_base_model
+from peft_space.models.loading import (
+    base_of,
+    fits_in_memory,
+    inference_dtype,
+    load_base_model,
+    tokenizer_of,
+)
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.models.resolve import BaseModelRef
+from peft_space.models.special_tokens import answer_tokens, set_special_tokens
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -260,12 +266,15 @@ def _save(
     run: Run, base: BaseModelRef, task_spec: TaskSpec, model: "PreTrainedModel", folder: Path
 ) -> None:
     """Write the model, the tokenizer used in training, and the tokens that end an answer."""
-    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
+    set_special_tokens(model, tokenizer)
     if task_spec.task not in CLASSIFYING:
         generation = model.generation_config
-        if task_spec.task != "seq2seq-lm":
-            generation.eos_token_id = stop_token_ids(tokenizer)
-            generation.pad_token_id = tokenizer.pad_token_id
+        tokens = answer_tokens(tokenizer, task_spec.task, generation, model.config)
+        generation.eos_token_id, generation.pad_token_id = tokens.stops, tokens.pad
+        if task_spec.task == "seq2seq-lm":
+            generation.decoder_start_token_id = tokens.decoder_start
+            generation.forced_bos_token_id = tokens.forced_first or generation.forced_bos_token_id
         try:
             generation.validate(strict=True)
         except ValueError:  # some models set a temperature without sampling and cannot be saved so

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from peft_space.data.messages import Message
 from peft_space.data.tokenization.chat_template import ChatTemplate, load_chat_template
-from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 from peft_space.export.gguf.tokenizer import begins_with_bos
+from peft_space.models.special_tokens import answer_tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -54,7 +54,8 @@ def modelfile(
     lines.append(f'TEMPLATE """{template}"""')
     if system.strip():
         lines.append(f'SYSTEM """{_quotable(tokenizer, system)}"""')
-    stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_token_ids(tokenizer)]
+    ids = answer_tokens(tokenizer, "causal-lm", generation).stops
+    stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in ids]
     # a token that cannot be quoted still ends an answer, because the GGUF file says so
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if not re.search(r'["\r\n]', stop)]
     parameters = _sampling_parameters(generation)

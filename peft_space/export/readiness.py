@@ -114,7 +114,7 @@ def _check_no_base_weights(adapter: Path) -> Check:
     from safetensors import safe_open
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    own = (".lora_", *(config.get("modules_to_save") or ()))
+    own = (".lora_", "trainable_tokens_delta", *(config.get("modules_to_save") or ()))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         names = file.keys()
     foreign = [name for name in names if not any(part in name for part in own)]

@@ -109,7 +109,7 @@ def traits_of_adapter(
         rank=max([config["r"], *ranks.values()]),
         dora=bool(config.get("use_dora")),
         bias=config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
-        saved=tuple(config.get("modules_to_save") or ()),
+        saved=(*(config.get("modules_to_save") or ()), *_token_rows(config)),
         layers=_kinds(name.partition(".lora_")[0] for name in tensors if ".lora_" in name),
         every_block=config.get("layers_to_transform") is None,
         patterns=bool(ranks or alphas),
@@ -227,3 +227,9 @@ def commands(
             "TGI": shlex.join([*tgi, path, *tgi_dtype]),
         }
     return {engine: lines[engine] for engine in served if engine in lines}
+
+
+def _token_rows(config: dict[str, Any]) -> tuple[str, ...]:
+    """The layer whose rows of single tokens are trained too. Engines take no such part."""
+    rows = config.get("trainable_token_indices")
+    return tuple(rows) if isinstance(rows, dict) else ("embeddings",) * bool(rows)

@@ -1,6 +1,8 @@
 """Reads a model's tasks and linear layers from its module tree, without loading weights."""
 
 import difflib
+import functools
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from peft_space.errors import UserError, as_user_error
 from peft_space.recipe import Recipe, Task
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch.nn import Module
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -183,6 +184,53 @@ def blocks_of(model: Any) -> "list[Module]":
     return blocks or ([*max(lists, key=num_parameters)] if lists else [model])
 
 
+_POSITIONS = re.compile(r"wpe|positions?_embed\w*|embed_positions?|pos_encoding")
+"""Names of embeddings and tables of positions."""
+
+
+def num_places(model: Any) -> int | None:
+    """The number of tokens that a model has positions for; None if it computes them for any.
+
+    A longer row would end in an index error. Reads the tables of the part that reads text.
+
+    Args:
+        model: a model, with or without weights.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    towers = tuple(
+        f"{name}."
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel) and part.main_input_name not in _READS_TEXT
+    )
+    limits = [getattr(text_config(model.config), "max_seq_len", None)]  # of MPT, for its biases
+    for name, module in model.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding) and _POSITIONS.fullmatch(_leaf(name))
+        if is_table and not name.startswith(towers):
+            # some keep the first rows for padding
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - getattr(module, "offset", reserved))
+    for name, table in model.named_buffers():
+        if table.dim() == 2 and _POSITIONS.fullmatch(_leaf(name)) and not name.startswith(towers):
+            limits.append(len(table))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+@functools.lru_cache(maxsize=32)
+def _num_places_of(config_class: Any, values: str, task: Task) -> int | None:
+    config = config_class.from_dict(json.loads(values))
+    return num_places(_build_on_meta(auto_class(task), config))
+
+
+def num_places_of(config: "PreTrainedConfig", task: Task) -> int | None:
+    """`num_places` of the model of a config; None if it cannot learn the task."""
+    if task not in tasks_of(config):
+        return None
+    config_class: Any = type(config)
+    return _num_places_of(config_class, config.to_json_string(use_diff=False), task)
+
+
 def num_parameters(module: "Module") -> int:
     """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -261,16 +309,6 @@ def text_config(config: "PreTrainedConfig") -> Any:
 
     parts = (getattr(config, name, None) for name in ("text_config", "decoder", "generator"))
     return next((part for part in parts if isinstance(part, PreTrainedConfig)), config)
-
-
-def set_pad_token(model: "PreTrainedModel | PeftModel", pad_token_id: int) -> None:
-    """Set the padding token where the model has none. A classifier looks for the last text token.
-
-    Composite configurations have it in their text part, and heads read it from either.
-    """
-    for config in (model.config, text_config(model.config)):
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = pad_token_id
 
 
 def _is_fused_experts(module: "Module") -> bool:

@@ -74,6 +74,12 @@ class LabelScorer:
         self._model, self._dtype = model, dtype
         self.forward = model.forward
         """The model's own, which takes no labels here."""
+        # with tied embeddings, PEFT keeps trained rows of the output layer at the input layer
+        self._token_rows = [
+            (name, value)
+            for name, value in model.named_parameters()
+            if "trainable_tokens_delta" in name
+        ]
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._body: nn.Module = model
         self.computes_only_labeled = any(map(self._agrees_with_model, _bodies_of(model)))
@@ -117,7 +123,8 @@ class LabelScorer:
         size = _rows_at_once(text_config(self._model.config).vocab_size, states.device.type)
         output_layer: Any = self._model.get_output_embeddings()
         trains_head = output_layer is None or any(
-            parameter.requires_grad for parameter in output_layer.parameters()
+            parameter.requires_grad
+            for name, parameter in (*output_layer.named_parameters(), *self._token_rows)
         )
         chunks = list(zip(states.split(size), labels.split(size), strict=True))
         if trains_head and torch.is_grad_enabled():

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware
+from peft_space.compat.transformers import initialize
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.chat_template import text_template
+from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import (
     CLASSIFYING,
@@ -19,10 +23,11 @@ from peft_space.models.architecture import (
     excluded_modules,
     linear_layers,
     modules_to_save,
-    set_pad_token,
+    num_places,
     target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
+from peft_space.models.label_order import base_labels, keeps_head, output_layer
 from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
     quantization_config,
@@ -45,6 +50,7 @@ from peft_space.models.resolve import (
     model_name,
     pin_revision,
 )
+from peft_space.models.special_tokens import AnswerTokens, answer_tokens, set_special_tokens
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
@@ -74,6 +80,16 @@ def task_spec_for(run: Run) -> TaskSpec:
     """The task and labels that a run was made for."""
     values = json.loads(run.path("data", "task.json").read_text(encoding="utf-8"))
     return TaskSpec(values["task"], tuple(values["labels"]))
+
+
+def continues_texts(run: Run) -> bool:
+    """True if the rows of a run are plain texts, without questions and answers."""
+    return load_run_data(run).column_mapping.schema == "text"
+
+
+def tokenizer_of(run: Run, base: BaseModelRef, task: Task) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a run is trained, asked and exported with."""
+    return load_tokenizer(base, run.recipe, task, continues_texts(run))
 
 
 # Base models
@@ -108,7 +124,9 @@ def load_base_model(
     check_weights(base)
     layers = linear_layers(base.config, task_spec.task)
     check_claimed_size(base, layers.model.num_parameters())
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)} | _label_options(task_spec.labels)
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if task_spec.labels:
+        kwargs["ignore_mismatched_sizes"] = True  # a head of another size is replaced by a new one
     # an explicit None would replace the model's own config
     if (quantization := quantization_config(recipe, base, dtype, layers)) is not None:
         kwargs["quantization_config"] = quantization
@@ -122,6 +140,7 @@ def load_base_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            config=_config_for(base, task_spec),
             **kwargs,
         )
     except Exception as error:
@@ -129,21 +148,32 @@ def load_base_model(
             raise
         raise _loading_error(base, error) from error
     sanitize_generation_config(model)
+    if task_spec.labels and base_labels(base.config, task_spec.task):
+        _replace_foreign_head(model, base, recipe, task_spec, layers)
     replace_missing_quantized_layers(model, info["missing_keys"])
     force_float32_and_disable_repacking(model, getattr(torch, dtype))
     model.untrained_modules = _untrained_modules(base, task_spec, layers, info["missing_keys"])
     return model
 
 
-def _label_options(labels: Sequence[str]) -> dict[str, Any]:
-    if not labels:
-        return {}
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: number for number, name in enumerate(labels)},
-        "ignore_mismatched_sizes": True,  # a head for other labels is replaced by a new one
-    }
+def _config_for(base: BaseModelRef, task_spec: TaskSpec) -> Any:
+    """The config of the base, with the labels of a classifier."""
+    config: Any = copy.deepcopy(base.config)
+    if task_spec.labels:
+        config.id2label = dict(enumerate(task_spec.labels))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        if config.problem_type:  # the base may have predicted numbers, or several labels a text
+            config.problem_type = "single_label_classification"
+    return config
+
+
+def _replace_foreign_head(
+    model: Any, base: BaseModelRef, recipe: Recipe, task_spec: TaskSpec, layers: ModelLayers
+) -> None:
+    """Draw the outputs of a classifier anew if those of the base are other labels."""
+    layer = output_layer(layers.new_modules, layers.model)
+    if layer and not keeps_head(task_spec.labels, recipe, base.config, task_spec.task):
+        initialize(model, model.get_submodule(layer))
 
 
 def _loading_error(base: BaseModelRef, error: Exception) -> UserError:
@@ -181,6 +211,7 @@ def new_adapter(
     base: BaseModelRef,
     task_spec: TaskSpec = CAUSAL_LM,
     put: "Callable[[PreTrainedModel], PeftModel] | None" = None,
+    end_tokens: Sequence[int] = (),
 ) -> "PeftModel":
     """Freeze and prepare a base model, and put a new adapter on it.
 
@@ -189,6 +220,7 @@ def new_adapter(
         base: its name and revision are written into the adapter's config.
         task_spec: what the model was loaded for.
         put: puts an adapter on the prepared model that does not start at zero.
+        end_tokens: tokens whose rows of the output layer are trained too.
 
     Raises:
         UserError: a target module is not in the model, or DoRA cannot be used on it.
@@ -203,6 +235,10 @@ def new_adapter(
             hold_16_bits_again(model, held)
     layers = linear_layers(base.config, task_spec.task)
     config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
+    if end_tokens:
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        rows = list(end_tokens)
+        config.trainable_token_indices = rows if tied else {str(layers.head): rows}
     saved_modules = list(config.modules_to_save or []) or None  # PEFT adds to its own list
     adapted: Any = put(model) if put else get_peft_model(model, config)
     _check_dora_rows(adapted)
@@ -265,12 +301,7 @@ def adapter_config(
     """
     from peft import LoraConfig
 
-    if recipe.gradient_checkpointing == "on" and not layers.can_checkpoint:
-        raise UserError(
-            "models.no_checkpointing",
-            f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
-            "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
-        )
+    check_checkpointing(recipe, layers)
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
     targets = target_modules(recipe, layers)
     return LoraConfig(
@@ -286,6 +317,20 @@ def adapter_config(
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
     )
+
+
+def check_checkpointing(recipe: Recipe, layers: ModelLayers) -> None:
+    """Check that the model can do gradient checkpointing if the recipe wants it.
+
+    Raises:
+        UserError: transformers has none for this architecture.
+    """
+    if recipe.gradient_checkpointing == "on" and not layers.can_checkpoint:
+        raise UserError(
+            "models.no_checkpointing",
+            f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
+            "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
+        )
 
 
 def expected_parameter_counts(
@@ -395,6 +440,19 @@ class AdaptedModel:
     """Rows to score at once: no more than training could hold."""
 
     @functools.cached_property
+    def answer_tokens(self) -> AnswerTokens:
+        """The tokens that begin, end and pad answers: the base's own, and those of training."""
+        model = self.model.get_base_model()
+        return answer_tokens(
+            self.tokenizer, self.task_spec.task, model.generation_config, model.config
+        )
+
+    @functools.cached_property
+    def num_places(self) -> int | None:
+        """The number of tokens that the model has positions for; None if it has no limit."""
+        return num_places(self.model.get_base_model())
+
+    @functools.cached_property
     def scorer(self) -> "LabelScorer":
         """Scores labels of a model that writes text, for the side that is switched on."""
         from peft_space.models.label_scorer import LabelScorer
@@ -425,9 +483,12 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
 
     base, task_spec = base_of(run, adapter)
     folder = adapter or run.adapter
-    tokenizer = load_tokenizer(base, run.recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
+    if continues_texts(run):
+        # a base with a chat template is asked to continue texts too, as it was trained
+        tokenizer.chat_template = text_template(texts_begin_with_bos(tokenizer))
     model = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec).eval()
-    set_pad_token(model, tokenizer.pad_token_id)
+    set_special_tokens(model, tokenizer)
     if getattr(model, "is_loaded_in_4bit", False) and fits_in_memory(4 * model.num_parameters()):
         # the results stay bitwise equal, and no token has to wait for the weights to be unpacked
         model = model.dequantize()

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
-from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking
+from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking, text_template
+from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
+from peft_space.models.architecture import num_places_of
 from peft_space.models.config_safety import check_config, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
+from peft_space.models.special_tokens import (
+    choose_pad_token,
+    forget_foreign_pad_token,
+    set_languages,
+)
 from peft_space.recipe import Recipe, Task
 from peft_space.redaction import has_secret
 
@@ -168,14 +175,22 @@ def pin_revision(base: BaseModelRef, expected: str | None = None) -> BaseModelRe
 
 
 def load_tokenizer(
-    base: BaseModelRef, recipe: Recipe | None = None, task: Task = "causal-lm"
+    base: BaseModelRef,
+    recipe: Recipe | None = None,
+    task: Task = "causal-lm",
+    continues_texts: bool = False,
 ) -> "PreTrainedTokenizerFast":
     """Load the base model's tokenizer, with a padding token and a chat template.
 
+    Its attribute `num_places` is the number of tokens that the model has positions for, or None.
+
     Args:
         base: the model that the tokenizer belongs to.
-        recipe: its `chat_template` replaces the model's, its `thinking` sets the template's switch.
+        recipe: its `chat_template` replaces the model's, its `thinking` sets the template's
+            switch, and its languages are those of a translation.
         task: decides whether an end-of-text token is required.
+        continues_texts: whether the rows are plain texts. A base without a template then gets one
+            that adds nothing to them.
 
     Raises:
         UserError: there is no tokenizer, or it cannot be used here.
@@ -185,8 +200,8 @@ def load_tokenizer(
     tokenizer = _load_own_tokenizer(base, options)
     if not tokenizer.is_fast:
         raise _unsupported_tokenizer(base, "fast version")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    choose_pad_token(tokenizer, base.config)
+    tokenizer.num_places = num_places_of(base.config, task)
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
@@ -194,9 +209,13 @@ def load_tokenizer(
     if recipe.chat_template != "own":
         tokenizer.chat_template = TEMPLATES[recipe.chat_template]
     elif tokenizer.chat_template is None:
-        tokenizer.chat_template = TEMPLATES["plain"]
+        plain = TEMPLATES["plain"]
+        texts = continues_texts and text_template(texts_begin_with_bos(tokenizer))
+        tokenizer.chat_template = texts or plain
     if recipe.thinking != "own":
         tokenizer.chat_template = _with_thinking(base, tokenizer.chat_template, recipe)
+    if task == "seq2seq-lm" or any(recipe.languages):
+        set_languages(tokenizer, base.name, recipe.languages)
     return tokenizer
 
 
@@ -261,7 +280,9 @@ def _load_config(location: str, revision: str | None) -> "PreTrainedConfig":
     commit = resolve_revision(location, revision)  # loads the very files that are checked
     try:
         check_config(location, commit)
-        return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=False)
+        forget_foreign_pad_token(config)
+        return config
     except Exception as error:
         if as_user_error(error):
             raise

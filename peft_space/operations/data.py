@@ -141,6 +141,8 @@ def check(
     from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import detect_mappings, load_dataset
     from peft_space.data.lengths import histogram, lengths
+    from peft_space.models.architecture import num_places_of
+    from peft_space.models.resolve import find_base
     from peft_space.training.prepare import prepare
 
     is_rendered, on_progress = bool(recipe) or bool(show), progress(report)
@@ -164,12 +166,14 @@ def check(
             )
         )
     prepared = prepare(data, chosen, held_out, column_mapping, on_progress)
-    width, counts = histogram(prepared.train, chosen.max_length)
     task = prepared.task_spec.task
+    places = num_places_of(find_base(chosen.base_model, chosen.revision).config, task)
+    max_length = min(chosen.max_length, places or chosen.max_length)
+    width, counts = histogram(prepared.train, max_length)
     return _describe(prepared.data) | {
         "task": task,
         "lengths": asdict(lengths(prepared.train)),
-        "max_length": chosen.max_length,
+        "max_length": max_length,
         "bin_width": width,
         "histogram": counts,
         "examples": _render(chosen, task, list(prepared.data.train[:num_shown])),

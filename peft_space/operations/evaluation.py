@@ -107,7 +107,10 @@ def _compare_text(result: Json, arguments: Json) -> str:
     texts = []
     for answer in result["answers"]:
         sides = {"Base": answer["base"], "Adapter": answer["adapter"], **answer["others"]}
-        titled = {"Prompt": answer["prompt"], **sides}.items()
+        title = "Prompt"
+        if answer["cut"]:
+            title += f" ({answer['cut']:,} tokens are cut: the model has no positions for them)"
+        titled = {title: answer["prompt"], **sides}.items()
         texts.append("\n\n".join(f"{title}:\n{text}" for title, text in titled))
     following = f"Next: peft-space export {arguments['run']} --out DIR"
     return "\n\n---\n\n".join([*texts, f"{result['fairness']['words']}\n{following}"])

@@ -19,6 +19,7 @@ from peft_space.models.label_scorer import LabelScorer
 from peft_space.models.loading import inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
+from peft_space.models.special_tokens import set_special_tokens
 from peft_space.recipe import Recipe, Task
 from peft_space.recommend.rules import DataFacts, MachineFacts, ModelFacts
 from peft_space.training.prepare import Prepared
@@ -110,6 +111,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
     model = load_base_model(base, recipe, inference_dtype(base.config), task_spec).eval()
     scorer = LabelScorer(model)
     tokenizer = load_tokenizer(base, recipe, task_spec.task)
+    set_special_tokens(model, tokenizer)
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
     for place in places:

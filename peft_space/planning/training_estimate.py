@@ -37,9 +37,9 @@ from peft_space.estimation.training_step import (
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
 from peft_space.models.architecture import ModelLayers, linear_layers
-from peft_space.models.loading import inference_dtype, task_spec_for
+from peft_space.models.loading import inference_dtype, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import find_base, load_tokenizer
+from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe, Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import processes_for, split_step_rows
@@ -495,7 +495,7 @@ def job_options(run: Run, offers: Sequence[HardwareOffer]) -> list[JobOption]:
     """Return what the run costs on each of `offers`: those that fit first, then by price."""
     recipe, data, task_spec = run.recipe, load_run_data(run), task_spec_for(run)
     base = find_base(recipe.base_model, recipe.revision)
-    tokenizer = load_tokenizer(base, recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     train, held_out = (
         tokenize(
             tokenizer,

@@ -10,7 +10,7 @@ from peft_space import hardware, settings
 from peft_space.errors import UserError
 from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import linear_layers, text_config
+from peft_space.models.architecture import linear_layers, num_places, text_config
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.packing import why_not_packed
 from peft_space.models.quantization import quantization_of
@@ -137,7 +137,8 @@ def make_plan(
     import torch
 
     trainable, total = parameter_counts(model)
-    num_processes, lengths = distributed.num_processes(), rows.lengths(recipe.max_length)
+    max_length = min(recipe.max_length, num_places(model) or recipe.max_length)
+    num_processes, lengths = distributed.num_processes(), rows.lengths(max_length)
     row_length = len(rows.of_median_length().input_ids)
     dtype, why = choose_compute_dtype(recipe, base, task_spec, row_length)
     batch_size, accumulation = split_step_rows(
@@ -163,7 +164,7 @@ def make_plan(
         num_processes=num_processes,
         batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        max_length=recipe.max_length,
+        max_length=max_length,
         gradient_checkpointing=checkpointing,
         shard_base=devices.shard_base,
         devices_why=devices.why,
@@ -230,9 +231,10 @@ def make_first_plan(
     The arguments are those of `make_plan`.
     """
     run.append(events.Preparing(what="Measuring the fastest settings on this machine"))
-    recipe, lengths = run.recipe, rows.lengths(run.recipe.max_length)
-    plan = make_plan(recipe, base, task_spec, model, rows, free_memory, devices)
+    plan = make_plan(run.recipe, base, task_spec, model, rows, free_memory, devices)
+    recipe, lengths = run.recipe, rows.lengths(plan.max_length)
     write_plan(run, plan)
+    _report_length(run, base, plan, rows)
     if plan.by_length:
         saved = saved_by_length(lengths, recipe)
         _notice(
@@ -248,6 +250,25 @@ def make_first_plan(
             f"{gigabytes(free_memory)} of free memory.",
         )
     return plan
+
+
+def _report_length(run: Run, base: BaseModelRef, plan: Plan, rows: Examples) -> None:
+    """Report a limit of the model that is lower than the recipe's, or that rows exceed."""
+    longest = int(rows.lengths(run.recipe.max_length).max())
+    known = getattr(text_config(base.config), "max_position_embeddings", None)
+    if plan.max_length < run.recipe.max_length and longest > plan.max_length:
+        _notice(
+            run,
+            f"Rows are cut at {plan.max_length:,} tokens instead of {run.recipe.max_length:,}.",
+            "The base model has no positions for more tokens.",
+        )
+    elif isinstance(known, int) and longest > known:
+        _notice(
+            run,
+            f"The longest row has {longest:,} tokens, and the base model was made for {known:,}.",
+            "It can compute more positions, but it may read what lies beyond less well. "
+            f"Set max_length to {known:,} to cut such rows.",
+        )
 
 
 def report_plan(run: Run, plan: Plan) -> None:

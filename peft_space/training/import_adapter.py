@@ -17,11 +17,12 @@ from peft_space import settings
 from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
+from peft_space.models.label_order import keeps_head
 from peft_space.models.loading import check_adapter_fits_base
 from peft_space.models.resolve import DEMO_MODEL, BaseModelRef, find_base, model_name, pin_revision
-from peft_space.recipe import TaskSpec, make_recipe
+from peft_space.recipe import Recipe, TaskSpec, make_recipe
 from peft_space.redaction import has_secret
-from peft_space.runs.events import OnProgress, no_progress
+from peft_space.runs.events import Notice, OnProgress, no_progress
 from peft_space.runs.plan import Plan, plan_fields_of, write_plan
 from peft_space.runs.run import Run
 from peft_space.training.prepare import prepare
@@ -40,7 +41,7 @@ _KNOWN_FIELDS = {
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules",
     "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
     "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
-    "target_parameters", "exclude_modules",
+    "target_parameters", "exclude_modules", "trainable_token_indices",
 }  # fmt: skip
 """Fields of an adapter's config that are kept."""
 _IGNORED_FIELDS = {
@@ -96,7 +97,20 @@ def import_adapter(
         name = f"{Path(adapter).stem} on {Path(full_recipe.base_model).name}"
         run = Run.create(directory, full_recipe, files, name=name)
     write_plan(run, _plan(run, base, task_spec))
+    if task_spec.labels and not full_recipe.labels:
+        run.append(_order_notice(task_spec, base))
     return run
+
+
+def _order_notice(task_spec: TaskSpec, base: BaseModelRef) -> Notice:
+    """An adapter does not say which output is which label, so the user has to check it."""
+    named = keeps_head(task_spec.labels, Recipe(), base.config, task_spec.task)
+    source = "The base names its outputs so." if named else "Nothing names the adapter's outputs."
+    return Notice(
+        what=f"The outputs of the adapter's head are taken for {', '.join(task_spec.labels)}.",
+        why=f"{source} If the scores are far too low, import the adapter again, "
+        "with `labels` in the recipe in the order of its outputs.",
+    )
 
 
 def _check_fit(
@@ -246,6 +260,14 @@ def _check_fields(config: Mapping[str, Any], name: str) -> None:
             "training.adapter_config_invalid",
             f"{name}: r and lora_alpha in its adapter_config.json are not numbers. "
             "Save the adapter again.",
+        )
+    rows = config.get("trainable_token_indices") or []
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    if not all(isinstance(one, list) and all(type(n) is int for n in one) for one in lists):
+        raise UserError(
+            "training.adapter_config_invalid",
+            f"{name}: trainable_token_indices in its adapter_config.json are not lists of token "
+            "ids. Save the adapter again.",
         )
     for field in ("target_modules", "modules_to_save", "exclude_modules"):
         value = config.get(field)

@@ -22,6 +22,7 @@ from peft_space.data.quality import Finding, Findings
 from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name
 from peft_space.data.tokenization.answer_spans import NOTES
+from peft_space.data.tokenization.render import length_limit
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError
 from peft_space.models.architecture import (
@@ -33,11 +34,12 @@ from peft_space.models.architecture import (
     modules_to_save,
     wrapped_layers,
 )
-from peft_space.models.loading import task_spec_for
+from peft_space.models.label_order import labels_in_order
+from peft_space.models.loading import check_checkpointing, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.recipe import Recipe, TaskSpec
+from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import read_plan
@@ -91,10 +93,12 @@ def prepare(
         recipe.file_weights,
     )
     task = choose_task(recipe, base.config, dataset.column_mapping.schema)
-    task_spec = TaskSpec(task, _labels(dataset) if task in CLASSIFYING else ())
+    labels = _labels(dataset, recipe, base, task) if task in CLASSIFYING else ()
+    task_spec = TaskSpec(task, labels)
     layers = linear_layers(base.config, task)
     _check_recipe(recipe, base, task_spec, layers, allow_red_lines)
-    tokenizer = load_tokenizer(base, recipe, task)
+    is_text = dataset.column_mapping.schema == "text"
+    tokenizer = load_tokenizer(base, recipe, task, is_text)
     train_tokens, held_out_tokens = (
         tokenize(
             tokenizer,
@@ -109,7 +113,9 @@ def prepare(
     )
     largest_id = max(train_tokens.largest_id(), held_out_tokens.largest_id())
     _check_token_ids(largest_id, base, layers)
-    findings = _token_findings(train_tokens, dataset.column_mapping.schema == "text")
+    findings = _token_findings(train_tokens, is_text)
+    if task == "kto":
+        findings += _rating_findings(train_tokens, dataset.source)
     dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
     if not allow_red_lines and not train.column("num_trained").any():
         if not (train.column("cut") > 0).any():
@@ -118,10 +124,13 @@ def prepare(
                 f"{dataset.source}: no message has weight 1, so there is nothing to train. "
                 "Set weight 1 for the answers to learn, or train_on to all_assistant.",
             )
+        limit = length_limit(tokenizer, recipe.max_length)
+        remedy = "Raise max_length in the recipe."
+        if limit < recipe.max_length:
+            remedy = "The base model has no more positions: shorten the rows, or choose another."
         raise UserError(
             "training.all_answers_truncated",
-            f"{dataset.source}: at {recipe.max_length} tokens, every answer is truncated. "
-            "Raise max_length in the recipe.",
+            f"{dataset.source}: at {limit:,} tokens, every answer is truncated. {remedy}",
         )
     if recipe.early_stopping_patience and not len(held_out_tokens):
         raise UserError(
@@ -142,8 +151,8 @@ def _is_fraction(label: str) -> bool:
     return _FRACTION.fullmatch(label) is not None
 
 
-def _labels(data: TrainingData) -> tuple[str, ...]:
-    """Labels in the order of the head's outputs: numerically if all are integers."""
+def _labels(data: TrainingData, recipe: Recipe, base: BaseModelRef, task: Task) -> tuple[str, ...]:
+    """Labels in the order of the head's outputs."""
     count = len(data.labels)
     if count >= _MIN_SCORES and all(map(_is_fraction, data.labels)):
         raise UserError(
@@ -161,8 +170,7 @@ def _labels(data: TrainingData) -> tuple[str, ...]:
             f"{data.source} has {amount}, and a classifier can learn 2 to {MAX_LABELS:,}. "
             "Choose the right label column on the Data tab.",
         )
-    numeric = all(label.lstrip("-").isdigit() for label in data.labels)
-    return tuple(sorted(data.labels, key=int if numeric else str))
+    return labels_in_order(data.labels, recipe, base.config, task)
 
 
 def _check_recipe(
@@ -177,11 +185,12 @@ def _check_recipe(
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
     quantization_of(recipe, base.config)
-    if task_spec.task == "kto" and recipe.batch_size < 2:
+    check_checkpointing(recipe, layers)
+    if task_spec.task == "kto" and recipe.batch_size * recipe.gradient_accumulation_steps < 2:
         raise UserError(
             "training.kto_batch_too_small",
-            "KTO compares the rows of a batch, so batch_size must be at least 2. "
-            "Raise it in the recipe.",
+            "KTO compares the rows of a step, so batch_size x gradient_accumulation_steps must be "
+            "at least 2. Raise one of them in the recipe.",
         )
     if not allow_red_lines:
         resolved = recipe.model_copy(update={"task": task_spec.task})
@@ -228,6 +237,35 @@ def _token_findings(tokens: Tokens, is_text: bool) -> list[Finding]:
         else finding
         for finding in findings.to_list()
     ]
+
+
+_MAX_RATING_IMBALANCE = 4
+
+
+def _rating_findings(tokens: Tokens, source: str) -> list[Finding]:
+    """A finding if answers of one rating are rare.
+
+    Raises:
+        UserError: all answers have the same rating.
+    """
+    num_good = int(tokens.column("good")[tokens.column("num_trained") > 0].sum())
+    num_bad = int((tokens.column("num_trained") > 0).sum()) - num_good
+    if not num_good or not num_bad:
+        raise UserError(
+            "training.one_sided_ratings",
+            f"{source}: all {num_good + num_bad:,} answers to train are rated "
+            f"{'good' if num_good else 'bad'}, and KTO learns from the difference. Add answers "
+            "with the other rating; good ones alone can be trained as prompt and completion.",
+        )
+    rare, often = sorted((num_good, num_bad))
+    if often <= _MAX_RATING_IMBALANCE * rare:
+        return []
+    words = (
+        f"{num_good:,} are rated good and {num_bad:,} bad. KTO counts each answer alike, so it "
+        "hardly learns from the rare ones. Add more of them, or train fewer of the others."
+    )
+    kind = "good" if num_good == rare else "bad"
+    return [Finding("unbalanced", f"Few answers rated {kind}", rare, [], words)]
 
 
 def _drop_rejected(
@@ -303,7 +341,7 @@ def prefetch(run: Run) -> int:
     revision = plan.base_revision if plan and plan.base_on_hub else recipe.revision
     base = find_base(recipe.base_model, revision)
     download_weights(base)
-    tokenizer = load_tokenizer(base, recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     max_length = plan.max_length if plan else recipe.max_length
     for rows in (data.train, data.held_out):
         tokenize(

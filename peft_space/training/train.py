@@ -24,8 +24,14 @@ from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError, oom_device
-from peft_space.models.architecture import set_pad_token
-from peft_space.models.loading import inference_dtype, load_base_model, new_adapter, task_spec_for
+from peft_space.models.label_order import explain_head
+from peft_space.models.loading import (
+    inference_dtype,
+    load_base_model,
+    new_adapter,
+    task_spec_for,
+    tokenizer_of,
+)
 from peft_space.models.lora_init import (
     FROM_BASE,
     initial_base,
@@ -37,9 +43,9 @@ from peft_space.models.resolve import (
     BaseModelRef,
     find_base,
     first_line,
-    load_tokenizer,
     pin_revision,
 )
+from peft_space.models.special_tokens import answer_tokens, set_special_tokens, tokens_as_likely
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
 from peft_space.runs.events import failed_event, steps_of
@@ -323,6 +329,7 @@ def _make_trainer(
         callback,
         order,
         plan.packing,
+        _goes_on(run),
     )
 
 
@@ -349,7 +356,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     revision = plan.base_revision if plan else None
     base = find_base(recipe.base_model, revision if plan else recipe.revision)
     base = pin_revision(base, revision)
-    tokenizer = load_tokenizer(base, recipe, task_spec.task)
+    tokenizer = tokenizer_of(run, base, task_spec.task)
     run.append(events.Preparing(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     max_length = plan.max_length if plan else recipe.max_length
     rows, held_out = _examples(tokenizer, recipe, task_spec, data, max_length, options.shuffled)
@@ -362,8 +369,9 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     devices = choose_devices(recipe, base, task_spec, rows, free_memory)
     model = cache.take(run, plan, checkpoint)
     if model is None:
-        model = _load_model(run, base, task_spec, rows, "cpu" if devices.shard_base else None)
-    set_pad_token(model, tokenizer.pad_token_id)
+        device: hardware.Device | None = "cpu" if devices.shard_base else None
+        model = _load_model(run, base, task_spec, rows, device, tokenizer)
+    set_special_tokens(model, tokenizer)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory, devices)
     elif plan.num_processes != distributed.num_processes():
@@ -372,9 +380,21 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
         plan = plan.model_copy(update=changes)
         write_plan(run, plan)
     report_plan(run, plan)
+    if task_spec.task in ("dpo", "kto") and _goes_on(run):
+        what = "Preferences are measured against the adapter that training goes on from."
+        why = "It is the reference model, so the first loss is that of no preference."
+        append_notice_once(run, events.Notice(what=what, why=why), ever=True)
+    if task_spec.labels and not _goes_on(run):
+        what, why = explain_head(task_spec.labels, recipe, base.config, task_spec.task)
+        append_notice_once(run, events.Notice(what=what, why=why), ever=True)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
     checkpoints.ensure_disk_space(run, plan.trainable_parameters, tokenizer_bytes)
     return _TrainingSetup(base, task_spec, tokenizer, data, rows, held_out, model, plan, checkpoint)
+
+
+def _goes_on(run: Run) -> bool:
+    """True if training goes on from an adapter, not from the base model."""
+    return run.recipe.method not in FROM_BASE and run.path("start").is_dir()
 
 
 def _examples(
@@ -434,6 +454,7 @@ def _load_model(
     task_spec: TaskSpec,
     rows: Examples,
     device: hardware.Device | None,
+    tokenizer: Any,
 ) -> PeftModel:
     """The base model with the adapter that training starts from, on `device` if it is not None."""
     recipe, start = run.recipe, run.path("start")
@@ -446,7 +467,37 @@ def _load_model(
         put = functools.partial(load_initial_adapter, folder=start)
     dtype = _load_dtype(run, base, task_spec, rows)
     model = load_base_model(source, recipe, dtype, task_spec, device)
-    return new_adapter(model, recipe, base, task_spec, put=put)
+    untrained = _untrained_ends(run, model, tokenizer, rows) if not task_spec.labels else []
+    end_tokens = [] if put else untrained
+    return new_adapter(model, recipe, base, task_spec, put, end_tokens)
+
+
+_ROWS_SEARCHED = 50
+
+
+def _untrained_ends(run: Run, model: Any, tokenizer: Any, rows: Examples) -> list[int]:
+    """The tokens that end answers here and that the base cannot tell from others. Reports them."""
+    examples = [rows[place] for place in range(min(len(rows), _ROWS_SEARCHED))]
+    answers = [example.target or example for example in examples]
+    last = {answer.input_ids[answer.trained[-1][1] - 1] for answer in answers if answer.trained}
+    stops = answer_tokens(tokenizer, task_spec_for(run).task, None).stops
+    untrained = []
+    for token in sorted(last & set(stops)):
+        if count := tokens_as_likely(model, token):
+            untrained.append(token)
+            name = tokenizer.convert_ids_to_tokens(token)
+            append_notice_once(run, _untrained_end_notice(run, name, count), ever=True)
+    return untrained
+
+
+def _untrained_end_notice(run: Run, name: str, count: int) -> events.Notice:
+    what = f"The row of the token {name}, which ends answers, is trained too."
+    why = f"The base never learned it: {count:,} other tokens have the same row of the output layer"
+    why += ", so no other layer can make it likelier than these."
+    if run.path("start").is_dir():
+        what = f"Answers may not end, because the base does not know the token {name}."
+        why += " Train a new adapter with the method lora, which trains this row too."
+    return events.Notice(what=what, why=why)
 
 
 def _load_dtype(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> str:

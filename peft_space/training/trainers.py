@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,6 +112,7 @@ def make_trainer(
     callback: TrainerCallback,
     order: torch.utils.data.Sampler[int] | None = None,
     packing: bool = False,
+    goes_on: bool = False,
 ) -> Trainer:
     """Create the trainer for a task. It gets exactly the examples that the preview shows.
 
@@ -125,6 +127,7 @@ def make_trainer(
         callback: is called on every step, evaluation and checkpoint.
         order: row order, if it is not the trainer's own.
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
+        goes_on: whether training goes on from an adapter, the reference of preferences.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
     compute_dtype = "bfloat16" if arguments["bf16"] else "float32"
@@ -150,7 +153,8 @@ def make_trainer(
             train_dataset=_as_dataset(train),
             eval_dataset=_as_dataset(held_out) if held_out is not None else None,
             processing_class=tokenizer,
-            data_collator=lambda items: collate([item["example"] for item in items]),
+            data_collator=functools.partial(_collate_items, collate, task_spec.task == "kto"),
+            goes_on=goes_on,
             callbacks=[callback],
         )
         if not adds_router_loss(trainer):
@@ -219,12 +223,23 @@ _OF_CLASSIFIERS: dict[str, Any] = {
 }
 
 
+def _collate_items(collate: Any, with_previous: bool, items: Sequence[Any]) -> Any:
+    examples = [item["example"] for item in items]
+    if not with_previous:
+        return collate(examples)
+    return collate(examples, previous=[item["previous"] for item in items])
+
+
 def _as_dataset(examples: Examples) -> Dataset:
     """The examples as the kind of dataset that TRL takes. They stay on disk."""
     from datasets import Dataset
 
     def load(batch: dict[str, list[int]]) -> dict[str, list[TokenizedExample]]:
-        return {"example": [examples[place] for place in batch["place"]]}
+        places = batch["place"]  # with -1, the last example precedes the first
+        return {
+            "example": [examples[place] for place in places],
+            "previous": [examples[place - 1] for place in places],
+        }
 
     return Dataset.from_dict({"place": list(range(len(examples)))}).with_transform(load)
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from peft_space.models.architecture import (
     auto_class,
     linear_layers,
+    num_places,
+    num_places_of,
     target_modules,
     tasks_of,
     wrapped_layers,
@@ -92,3 +94,40 @@ def train_two_steps(model, batch):
         optimizer.step()
         optimizer.zero_grad()
     return losses[0], losses[2]
+
+
+MORE_POSITIONS = [
+    ("codegen", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+    ("ctrl", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "dff": 48}),
+    ("mpt", {"d_model": 32, "n_layers": 1, "n_heads": 4, "max_seq_len": 64}),
+    ("openai-gpt", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}),
+]
+POSITIONS = [
+    *((one.name, one.model_type, one.config, one.task) for one in ARCHITECTURES),
+    *((kind, kind, {"vocab_size": 99, **values}, "causal-lm") for kind, values in MORE_POSITIONS),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "task"), [one[1:] for one in POSITIONS], ids=[one[0] for one in POSITIONS]
+)
+@pytest.mark.sample(14)
+def test_a_model_reads_as_many_tokens_as_it_has_positions(kind, values, task):
+    config = AutoConfig.for_model(kind, **values)
+    places = num_places_of(config, task)
+    model = auto_class(task).from_config(config).eval()
+    assert num_places(model) == places
+
+    def read(length):
+        ids = torch.full((1, length), 11)
+        ids[0, -1] = 2  # a head of BART looks for EOS
+        decoder = {"decoder_input_ids": ids} if task == "seq2seq-lm" else {}
+        with torch.inference_mode():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+
+    if places is None:
+        read(80)
+        return
+    read(places)
+    with pytest.raises((IndexError, RuntimeError)):
+        read(places + 1)

@@ -1,12 +1,15 @@
 """Models with a vision tower learn from text, and the tower gets no adapter."""
 
+from types import SimpleNamespace
+
 import pytest
 from safetensors.torch import load_file
 
 from peft_space import operations
-from peft_space.models.architecture import linear_layers, set_pad_token, text_config
+from peft_space.models.architecture import linear_layers, text_config
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
+from peft_space.models.special_tokens import set_special_tokens
 from peft_space.recipe import Recipe
 from peft_space.runs.events import Finished
 from peft_space.training.prepare import make_run
@@ -79,6 +82,6 @@ def test_layers_of_the_tower_are_neither_offered_nor_matched_by_name(base):
 
 def test_the_padding_token_is_set_in_each_part_of_the_config(base):
     model = load_base_model(find_base(base), Recipe(quantization="none"), "float32")
-    set_pad_token(model, 3)
+    set_special_tokens(model, SimpleNamespace(pad_token_id=3, eos_token_id=4))
     pads = {model.config.pad_token_id, text_config(model.config).pad_token_id}
     assert None not in pads

@@ -1,6 +1,8 @@
 """Each task is trained far beyond chance, from batches that equal the preview."""
 
 import json
+import math
+import random
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from peft_space.models.loading import load_adapted
 from peft_space.recipe import Recipe
 from peft_space.runs.events import evaluations_of, steps_of
 from peft_space.runs.run import Run
+from peft_space.training.import_adapter import import_adapter
 from peft_space.training.prepare import make_run
-from peft_space.training.train import train
+from peft_space.training.train import ModelCache, TrainOptions, train
 from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import (
     COLOURS,
@@ -319,7 +322,9 @@ def test_kto_pairs_each_prompt_with_the_answer_of_the_previous_row(
         ids, masks = batch[f"{prefix}input_ids"], batch[f"{prefix}completion_mask"]
         return [row[mask == 1].tolist() for row, mask in zip(ids, masks, strict=True)]
 
-    assert answers("KL_") == [answers("")[-1], *answers("")[:-1]]
+    mismatched, own = answers("KL_"), answers("")
+    assert mismatched[1:] == own[:-1]
+    assert mismatched[0] not in own  # of the last row of the dataset, whatever the batch size
 
 
 @pytest.mark.parametrize(
@@ -371,29 +376,98 @@ def test_the_scores_of_a_task_are_stored_in_its_run(bert, tmp_path, write):
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LABELS, TAGS = {"task": "sequence-classification"}, {"task": "token-classification"}
 SPLIT = {
     "answers": (translated, lambda folder: "demo", {"task": "causal-lm"}),
     "answers of T5": (translated, lambda folder: tiny_models.t5(folder, WORDS, dropout_rate=0), {}),
+    "answers of BART": (translated, lambda folder: tiny_models.bart(folder, WORDS), {}),
     "labels": (labelled, lambda folder: tiny_models.bert(folder, WORDS, **NO_DROPOUT), {}),
-    "labels of a decoder": (labelled, tiny_models.qwen2, {"task": "sequence-classification"}),
+    "labels of ModernBERT": (labelled, lambda folder: tiny_models.modernbert(folder, WORDS), {}),
+    "labels of BART": (labelled, lambda folder: tiny_models.bart(folder, WORDS), LABELS),
+    "labels of a decoder": (labelled, tiny_models.qwen2, LABELS),
     "tags": (tagged, lambda folder: tiny_models.bert(folder, WORDS, **NO_DROPOUT), {}),
+    "tags of ModernBERT": (tagged, lambda folder: tiny_models.modernbert(folder, WORDS), {}),
+    "tags of a decoder": (
+        tagged,
+        lambda folder: tiny_models.llama(folder, classifier_dropout=0.0),
+        TAGS,
+    ),
     "preferences": (preferred, lambda folder: "demo", {}),
+    "ratings": (rated, lambda folder: "demo", {}),
 }
 
 
-@pytest.mark.parametrize("kind", SPLIT)
-def test_a_step_does_not_depend_on_how_its_rows_are_split(kind, tmp_path, write):
+def steps_in_batches_of(batch_size, kind, tmp_path, write):
+    """(loss, gradient norm) of two steps: of 8 rows and of the 3 that are left."""
     rows, base, changes = SPLIT[kind]
-    data, steps = str(write("rows.json", rows())), []
-    # 3 steps of 8 rows, of which the last one has fewer
-    common = {"quantization": "none", "lora_dropout": 0.0, "compute_dtype": "float32"}
-    common |= {"max_steps": 9, "base_model": base(tmp_path / "base"), **changes}
-    for batch_size in (8, 2):
-        recipe = Recipe(
-            **common, batch_size=batch_size, gradient_accumulation_steps=8 // batch_size
-        )
-        run = make_run(tmp_path / f"run{batch_size}", data, recipe)
+    folder = tmp_path / "base"
+    recipe = Recipe(
+        quantization="none",
+        lora_dropout=0.0,
+        compute_dtype="float32",
+        max_steps=2,
+        eval_split=0.0,
+        base_model=str(folder) if folder.exists() else base(folder),
+        batch_size=batch_size,
+        gradient_accumulation_steps=8 // batch_size,
+        **changes,
+    )
+    data = str(write("rows.json", random.Random(0).sample(rows(), 11)))
+    run = make_run(tmp_path / f"run{batch_size}", data, recipe)
+    with run.lock():
+        train(run)
+    return [(step.loss, step.grad_norm) for step in steps_of(run.history())]
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+@pytest.mark.sample(7)
+def test_a_step_does_not_depend_on_how_its_rows_are_split(kind, tmp_path, write):
+    whole = np.array(steps_in_batches_of(8, kind, tmp_path, write))
+    for batch_size in (2, 1):
+        split = steps_in_batches_of(batch_size, kind, tmp_path, write)
+        assert np.array(split) == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "task"), [(preferred, "dpo"), (rated, "kto")])
+def test_preferences_go_on_from_an_adapter_as_the_reference(rows, task, tmp_path, write):
+    first = Run(_made(preferred, write, tmp_path / "first", learning_rate=5e-2, max_steps=3))
+    operations.train(str(first.directory))
+    data = str(write("rows.json", rows()[:24]))
+    values = {"max_steps": 4, "save_steps": 2, "batch_size": 8, "lora_dropout": 0.0}
+    values |= {"quantization": "none", "compute_dtype": "float32", "eval_split": 0.0}
+    runs = [
+        import_adapter(tmp_path / name, str(first.adapter), data, values)
+        for name in ("whole", "resumed", "kept in memory")
+    ]
+    pauses = TrainOptions(deadline=0.0)
+    for run, options in zip(
+        runs,
+        (TrainOptions(), pauses, TrainOptions(deadline=0.0, model_cache=ModelCache())),
+        strict=True,
+    ):
         with run.lock():
-            train(run)
-        steps.append([(step.loss, step.grad_norm) for step in steps_of(run.history())])
-    assert np.array(steps[1]) == pytest.approx(np.array(steps[0]), rel=1e-3)
+            while train(run, options).event == "Paused":
+                pass
+    losses = [[step.loss for step in steps_of(run.history())] for run in runs]
+    no_preference = {"dpo": math.log(2), "kto": 0.5}[task]
+    assert losses[0][0] == pytest.approx(no_preference, abs=1e-4)
+    assert losses[1] == losses[2] == losses[0]
+    weights = [load_file(run.adapter / "adapter_model.safetensors") for run in runs]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)
+    assert not list(runs[0].directory.rglob("ref")), "the reference is not saved"
+
+
+def _made(rows, write, folder, **recipe):
+    data = str(write("first.json", rows()[:24]))
+    return operations.make_run(str(folder), data, {"quantization": "none", **recipe})["run"]
+
+
+def test_answers_of_one_rating_cannot_be_learned(tmp_path, write):
+    good = [row for row in rated() if row["label"]]
+    with pytest.raises(UserError) as error:
+        make_run(tmp_path / "run", str(write("rows.json", good)), Recipe())
+    assert error.value.code == "training.one_sided_ratings"
+    bad = [row for row in rated() if not row["label"]]
+    checked = operations.check(str(write("few.json", good + bad[:4])), recipe={"seed": 1})
+    assert [one["kind"] for one in checked["findings"] if one["kind"] == "unbalanced"]

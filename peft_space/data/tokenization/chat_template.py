@@ -85,6 +85,25 @@ def set_thinking(template: str, value: bool) -> str | None:
     return f"{{%- set {switch} = {switch} | default({str(value).lower()}) %}}\n{template}"
 
 
+def text_template(begins_with_bos: bool) -> str:
+    """Return the template for a model that continues plain texts: each question begins one.
+
+    Args:
+        begins_with_bos: whether BOS precedes each text in training.
+    """
+    bos = (
+        "{%- if loop.first or loop.previtem.role == 'assistant' %}{{ bos_token }}{% endif %}\n"
+        if begins_with_bos
+        else ""
+    )
+    return (
+        "{%- for message in messages %}\n"
+        f"{bos}{{%- if message.role == 'assistant' %}}{_GENERATED}\n"
+        "{%- else %}{{- message.content }}{% endif %}\n"
+        "{%- endfor %}"
+    )
+
+
 class TemplateTimeout(UserError):
     """A template exceeded its limit of time or memory."""
 

@@ -171,14 +171,16 @@ def encode(
     for number, text in enumerate(annotated):
         if number not in encoded:
             encoded[number] = _encode_piecewise(tokenizer, text)
-    has_bos = (
-        any(text.add_bos for text in annotated)
-        and tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]
-    )
+    has_bos = any(text.add_bos for text in annotated) and texts_begin_with_bos(tokenizer)
     return [
         _with_bos_and_eos(tokenizer, encoded[number], has_bos and text.add_bos, text.add_eos)
         for number, text in enumerate(annotated)
     ]
+
+
+def texts_begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return True if the tokenizer puts BOS before a text. Then training does so too."""
+    return tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]
 
 
 @functools.lru_cache(maxsize=32)

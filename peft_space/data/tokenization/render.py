@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.transformers import special_tokens_as_text
+from peft_space.compat.transformers import special_tokens_as_text, target_mode
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.messages import Message
 from peft_space.data.row_normalization import (
@@ -64,7 +64,7 @@ def render(
 
     Args:
         rows: N rows of the task.
-        max_length: limit of the tokens of a row.
+        max_length: limit of the tokens of a row. No row is longer than the model's positions.
         train_on: which messages of a conversation have a loss.
         reasoning: what is done with the reasoning before answers.
         with_texts: also store the text of each token.
@@ -76,6 +76,7 @@ def render(
     Raises:
         UserError: the template rejects a row; the message contains its number.
     """
+    max_length = length_limit(tokenizer, max_length)
     if reasoning == "leave_out":
         kept = [without_reasoning(row) for row in rows]
         examples = render(tokenizer, kept, max_length, train_on, task, "train", with_texts, watch)
@@ -129,6 +130,11 @@ def _without(messages: list[Message], *keys: str) -> list[Message]:
 
 def _with_note(example: TokenizedExample, note: Note) -> TokenizedExample:
     return dataclasses.replace(example, notes=example.notes | {note})
+
+
+def length_limit(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> int:
+    """Return the limit of the tokens of a row that the model has positions for."""
+    return min(max_length, getattr(tokenizer, "num_places", None) or max_length)
 
 
 def _example(
@@ -201,11 +207,40 @@ def prompt_ids(
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the tokens that end an answer: those that are trained after answers, and EOS."""
+    """Return the tokens that end an answer: those that are trained after answers, and EOS.
+
+    Some templates end a message that calls tools with another token.
+    """
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     [example] = render(tokenizer, [Conversation(0, turn + turn)], 100_000, "all_assistant")
     ends = {example.input_ids[end - 1] for _, end in example.trained}
-    return sorted(ends | {tokenizer.eos_token_id})
+    return sorted(ends | _call_ends(tokenizer) | {tokenizer.eos_token_id})
+
+
+def _call_ends(tokenizer: "PreTrainedTokenizerFast") -> set[int]:
+    """The special token that ends a message with two calls, unless it also ends each call."""
+    calls = [
+        {"id": f"call0000{n}", "type": "function", "function": {"name": name, "arguments": {}}}
+        for n, name in enumerate(("f", "g"))
+    ]
+    results = [
+        {"role": "tool", "content": "1", "tool_call_id": call["id"], "name": name}
+        for call, name in zip(calls, ("f", "g"), strict=True)
+    ]
+    messages: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *results,
+        {"role": "assistant", "content": "b"},
+    ]
+    try:
+        [example] = render(tokenizer, [Conversation(0, messages)], 100_000, "all_assistant")
+    except UserError:  # many templates write no calls, or one in a message
+        return set()
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    start, end = example.trained[0]
+    answer = example.input_ids[start:end]
+    return {answer[-1]} & special if answer.count(answer[-1]) == 1 else set()
 
 
 # Tasks with a chat template: the text of a row, and which characters of it are trained
@@ -397,7 +432,8 @@ def _source_target(
     thought = answer.get("reasoning_content")
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     whole = f"{before}{answer['content']}"
-    ids, cut, texts = encoded(whole)
+    with target_mode(tokenizer):
+        ids, cut, texts = encoded(whole)
     trained = [(0, len(ids))]
     annotated = AnnotatedText(whole, [(0, len(whole))], {})
     unknown = unknown_characters(tokenizer, annotated, Encoded(ids, trained, []))

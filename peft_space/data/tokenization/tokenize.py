@@ -28,7 +28,7 @@ from peft_space.data.tokenization.chat_template import (
     template_timeout,
 )
 from peft_space.data.tokenization.loss_mask import unknown_id
-from peft_space.data.tokenization.render import render
+from peft_space.data.tokenization.render import length_limit, render
 from peft_space.data.tokenization.template_sandbox import (
     BatchTimeout,
     RowLimit,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "6"
+_RENDERER_VERSION = "7"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
@@ -65,7 +65,8 @@ def tokenize(
         UserError: the chat template exceeds its limits of time or memory.
     """
     whole = rows.whole()
-    renderer = _Renderer(tokenizer, max_length, train_on, task, reasoning)
+    limit = length_limit(tokenizer, max_length)
+    renderer = _Renderer(tokenizer, limit, train_on, task, reasoning)
     write = functools.partial(_write, renderer, whole, on_progress)
     folder = get_or_create("tokens", _cache_key(renderer, whole), write)
     return Tokens(folder / "tokens.arrow").of_rows(rows.positions)
@@ -133,7 +134,8 @@ class _Renderer:
 def _cache_key(renderer: _Renderer, rows: Rows) -> str:
     tokenizer = renderer.tokenizer
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    model = [tokenizer.chat_template, tokenizer.special_tokens_map]
+    language = getattr(tokenizer, "tgt_lang", None)
+    model = [tokenizer.chat_template, tokenizer.special_tokens_map, language]
     settings = [renderer.max_length, renderer.train_on, renderer.task, renderer.reasoning]
     identity = [_RENDERER_VERSION, rows.digest, *model, *settings]
     digest.update(json.dumps(identity, sort_keys=True).encode())

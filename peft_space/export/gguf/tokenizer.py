@@ -5,12 +5,14 @@ llama.cpp knows a fixed set of pre-tokenizers by name; tokenizers with any other
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gguf
 
 from peft_space.data.tokenization.chat_template import load_chat_template
+from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 
@@ -86,7 +88,6 @@ def add_vocabulary(
         # a space separates the two parts of a merge, so spaces within a part are escaped
         pairs = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
         writer.add_token_merges(pairs)
-    _add_special_tokens(writer, tokenizer)
     writer.add_chat_template(tokenizer.get_chat_template())
 
 
@@ -268,19 +269,49 @@ def gguf_model_name(name: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     return name if _PHI_3.search(name) else f"{name} (Phi-3)"
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer: "PreTrainedTokenizerFast") -> None:
+def add_special_tokens(
+    writer: gguf.GGUFWriter,
+    tokenizer: "PreTrainedTokenizerFast",
+    stops: Sequence[int],
+    begins_texts: bool,
+) -> None:
+    """Write which tokens begin, end and pad a text.
+
+    A file has places for three tokens that end an answer: EOS, the end of a turn and the end of a
+    message. llama.cpp knows the names of many others, so they come last.
+
+    Args:
+        writer: of the GGUF file.
+        tokenizer: with its chat template.
+        stops: the tokens that end an answer.
+        begins_texts: whether the model was trained on plain texts.
+    """
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    for stop in stop_token_ids(tokenizer):
-        if stop != tokenizer.eos_token_id:
-            writer.add_eot_token_id(stop)
+    trained = stop_token_ids(tokenizer)
+    others = [stop for stop in stops if stop != tokenizer.eos_token_id]
+    others.sort(key=lambda stop: (stop not in trained, _is_known_end(tokenizer, stop)))
+    for add, stop in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(stop)
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(begins_with_bos(tokenizer))
+    begins = begins_with_bos(tokenizer) or (begins_texts and texts_begin_with_bos(tokenizer))
+    writer.add_add_bos_token(begins)
     writer.add_add_eos_token(False)
+
+
+_KNOWN_ENDS = {
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|end_of_text|>", "<EOT>", "<｜end▁of▁sentence｜>",
+}  # fmt: skip
+"""Names by which llama.cpp finds ends of answers itself."""
+
+
+def _is_known_end(tokenizer: "PreTrainedTokenizerFast", token: int) -> bool:
+    return str(tokenizer.convert_ids_to_tokens(token)) in _KNOWN_ENDS
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:

@@ -25,8 +25,13 @@ from peft_space.export.gguf.architectures import (
     tensor_change,
     tensor_undo,
 )
-from peft_space.export.gguf.tokenizer import add_vocabulary, gguf_model_name
+from peft_space.export.gguf.tokenizer import (
+    add_special_tokens,
+    add_vocabulary,
+    gguf_model_name,
+)
 from peft_space.export.merge import check_disk_space
+from peft_space.models.special_tokens import answer_tokens
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.storage import atomic_io
 
@@ -66,6 +71,7 @@ def write_gguf(
     numbers: Numbers = "f16",
     name: str | None = None,
     on_progress: OnProgress = no_progress,
+    begins_texts: bool = False,
 ) -> Path:
     """Write a merged model as one file, completely or not at all.
 
@@ -75,12 +81,13 @@ def write_gguf(
         numbers: how to store the weights.
         name: of the model; None for the name of the folder.
         on_progress: called with the share that is done.
+        begins_texts: whether the model was trained on plain texts, as its tokenizer begins them.
 
     Raises:
         UserError: llama.cpp computes such a model differently, the disk has too little space, or
             `out` exists.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -89,6 +96,10 @@ def write_gguf(
     writer.add_type(gguf.GGUFType.MODEL)
     add_parameters(writer, config)
     add_vocabulary(writer, tokenizer, config.vocab_size)
+    has_settings = Path(folder, "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if has_settings else None
+    stops = answer_tokens(tokenizer, "causal-lm", generation).stops
+    add_special_tokens(writer, tokenizer, stops, begins_texts)
     with ExitStack() as stack:
         tensors = _model_tensors(Path(folder), config, numbers, stack)
         return _write(writer, tensors, Path(out), on_progress)

@@ -1,0 +1,252 @@
+"""Reconciles the special tokens of a model, its tokenizer and its chat template.
+
+Training, scores, answers and exports all take padding, stop tokens and languages from here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peft_space.compat.transformers import target_mode
+from peft_space.data.tokenization.render import stop_token_ids
+from peft_space.errors import UserError
+from peft_space.models.architecture import text_config
+from peft_space.recipe import Task
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
+
+
+def choose_pad_token(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> None:
+    """Give a tokenizer a padding token that the model has an embedding for.
+
+    Padding is masked, so its embedding does not matter, but it needs one. A model whose tokenizer
+    has no such token is padded with its own padding token, or with EOS or another special token.
+
+    Args:
+        tokenizer: its padding token is replaced if there is no embedding for it.
+        config: of the model.
+    """
+    candidates = [
+        tokenizer.pad_token_id,
+        getattr(text_config(config), "pad_token_id", None),
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.cls_token_id,
+    ]
+    if config.is_encoder_decoder:  # its classifiers look for the only EOS of a row
+        candidates.sort(key=lambda token: token == tokenizer.eos_token_id)
+    size = min(len(tokenizer), _vocabulary_size(config) or len(tokenizer))
+    chosen = next((token for token in candidates if token is not None and 0 <= token < size), None)
+    if chosen is None:
+        tokenizer.pad_token = None
+    elif chosen != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+
+
+def _vocabulary_size(config: "PreTrainedConfig") -> int | None:
+    return getattr(text_config(config), "vocab_size", None)
+
+
+def forget_foreign_pad_token(config: "PreTrainedConfig") -> None:
+    """Remove a padding token without an embedding from a config: no model can be built with it."""
+    for part in _parts_of(config):
+        size, pad = getattr(part, "vocab_size", None), getattr(part, "pad_token_id", None)
+        if isinstance(size, int) and isinstance(pad, int) and not 0 <= pad < size:
+            part.pad_token_id = None
+
+
+def _parts_of(config: Any) -> "Iterator[PreTrainedConfig]":
+    """The config and the configs in it, of its text part for instance."""
+    from transformers import PreTrainedConfig
+
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts_of(value)
+
+
+def set_special_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make a model use the padding token, and a classifier the EOS, of its tokenizer.
+
+    A decoder with a head for labels reads its answer at the last token that is not padding, and an
+    encoder-decoder reads it at EOS. With other tokens than the tokenizer's they would read it
+    elsewhere. Composite models look the tokens up in any of their configs.
+
+    Args:
+        model: with or without an adapter.
+        tokenizer: what pads the model's batches.
+    """
+    from transformers import PreTrainedModel
+
+    configs = [model.config, text_config(model.config)]
+    configs += [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    for config in configs:
+        for part in _parts_of(config):
+            part.pad_token_id = tokenizer.pad_token_id
+    classifies = model.get_output_embeddings() is None
+    if classifies and model.config.is_encoder_decoder and tokenizer.eos_token_id is not None:
+        model.config.eos_token_id = tokenizer.eos_token_id
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The token ids that begin, end and pad the answers of a model."""
+
+    stops: list[int]
+    """An answer ends at any of them."""
+    pad: int
+    decoder_start: int | None = None
+    """Of an encoder-decoder: what its decoder begins with."""
+    forced_first: int | None = None
+    """The first token of each answer, if it is the target language and not the model's choice."""
+    before: tuple[int, ...] = ()
+    """What precedes the text of an answer: the tokenizer puts it before targets."""
+
+
+def answer_tokens(
+    tokenizer: Any, task: Task, generation: "GenerationConfig | None", config: Any = None
+) -> AnswerTokens:
+    """The tokens around the answers of a model that was trained with this tokenizer.
+
+    Args:
+        tokenizer: as in training.
+        task: a task that writes text.
+        generation: of the base. Its stop tokens stay, and those that are trained are added.
+        config: of the base; for an encoder-decoder.
+    """
+    own = _as_list(getattr(generation, "eos_token_id", None))
+    trained = [tokenizer.eos_token_id] if task == "seq2seq-lm" else stop_token_ids(tokenizer)
+    known = [token for token in (*trained, *own) if _is_token(token, tokenizer)]
+    stops = sorted(set(known))
+    if task != "seq2seq-lm":
+        return AnswerTokens(stops, tokenizer.pad_token_id)
+    frame = target_frame(tokenizer)
+    starts = [getattr(owner, "decoder_start_token_id", None) for owner in (generation, config)]
+    start = next((token for token in starts if token is not None), None)
+    if frame.language is not None and frame.after[-1:] == [frame.language]:
+        start = frame.language  # the model moves the last token of a target to its front
+    forced = frame.before[:1] == [frame.language]
+    first = frame.language if forced else None
+    return AnswerTokens(stops, tokenizer.pad_token_id, start, first, tuple(frame.before))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_token(token: Any, tokenizer: Any) -> bool:
+    is_number = isinstance(token, int) and not isinstance(token, bool)
+    return is_number and 0 <= token < len(tokenizer)
+
+
+_SAME_ROW = 1e-3
+"""Rows of the output layer that differ by a smaller part of their length count as equal."""
+
+
+def tokens_as_likely(model: Any, token: int) -> int:
+    """How many other tokens a model always finds exactly as likely as this one.
+
+    Many base models never saw their end token in training, so its row of the output layer is that
+    of other unused tokens. An adapter on other layers cannot make it likelier than these.
+
+    Args:
+        model: with an output layer.
+        token: the token that ends the answers to train.
+    """
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        return 0
+    row = weight[token].float()
+    length = row.norm()
+    count = 0
+    for part in weight.detach().split(_ROWS_AT_ONCE):
+        count += int(((part.float() - row).norm(dim=1) <= _SAME_ROW * length).sum())
+    return count - 1
+
+
+_ROWS_AT_ONCE = 8192
+
+
+# Languages
+
+Languages = tuple[str | None, str | None]
+"""Source and target, as the tokenizer calls them; None for its own setting."""
+_MAX_NAMED = 12
+
+
+def set_languages(tokenizer: Any, name: str, languages: Languages) -> None:
+    """Set the languages of a translation.
+
+    Args:
+        tokenizer: of an encoder-decoder.
+        name: of its model, for messages.
+        languages: what the recipe says.
+
+    Raises:
+        UserError: the tokenizer needs languages that nobody gave, or does not know them.
+    """
+    source, target = languages
+    if not hasattr(tokenizer, "tgt_lang"):
+        if source or target:
+            raise UserError(
+                "models.no_languages",
+                f"The tokenizer of {name} does not mark languages, so it cannot use src_lang or "
+                "tgt_lang. Leave both empty, and name the language in the texts if it matters.",
+            )
+        return
+    if (target is None and tokenizer.tgt_lang is None) or (source is None and target is not None):
+        raise UserError(
+            "models.language_missing",
+            f"The tokenizer of {name} marks each text with its language. "
+            "Set src_lang and tgt_lang in the recipe"
+            f"{_examples(tokenizer)}.",
+        )
+    source, target = source or tokenizer.src_lang, target or tokenizer.tgt_lang
+    for field, language in (("src_lang", source), ("tgt_lang", target)):
+        if language not in _special_tokens(tokenizer):
+            raise UserError(
+                "models.unknown_language",
+                f"The tokenizer of {name} has no language {language!r}. "
+                f"Set {field} to one that it has{_examples(tokenizer)}.",
+            )
+    tokenizer.tgt_lang = target
+    tokenizer.src_lang = source
+
+
+def _special_tokens(tokenizer: Any) -> list[str]:
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _examples(tokenizer: Any) -> str:
+    named = {*tokenizer.special_tokens_map.values()} - {None}
+    codes = [token for token in _special_tokens(tokenizer) if token not in map(str, named)]
+    return f", such as {', '.join(codes[:_MAX_NAMED])}" if codes else ""
+
+
+@dataclass(frozen=True)
+class TargetFrame:
+    """The tokens that a tokenizer puts around a target."""
+
+    before: list[int]
+    after: list[int]
+    language: int | None
+    """The token of the target language, which is one of them. None if targets have none."""
+
+
+def target_frame(tokenizer: "PreTrainedTokenizerFast") -> TargetFrame:
+    """Return the tokens around a target, in the target language of the tokenizer."""
+    with target_mode(tokenizer):
+        encoding = tokenizer.backend_tokenizer.encode("a")
+    inside = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+    first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
+    language = getattr(tokenizer, "tgt_lang", None)
+    code: Any = tokenizer.convert_tokens_to_ids(language) if language else None
+    return TargetFrame(encoding.ids[:first], encoding.ids[last:], code)

@@ -1,0 +1,84 @@
+"""Padding and stop tokens of model, tokenizer and template, which need not agree."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
+
+from peft_space.models.special_tokens import (
+    answer_tokens,
+    choose_pad_token,
+    forget_foreign_pad_token,
+    set_special_tokens,
+)
+from tests.fixtures import tiny_models
+from tests.fixtures.architectures import ARCHITECTURES, VOCABULARY
+
+PAD, EOS = 3, 31
+"""Tokens of the tokenizer; the configs name others, or none."""
+
+
+def decoder_classifiers():
+    """The fixtures whose classifier reads its answer at the last token of a text."""
+    mapping = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    seen = {}
+    for one in ARCHITECTURES:
+        config = AutoConfig.for_model(one.model_type, **one.config)
+        if type(config) in mapping and one.task in ("causal-lm", "sequence-classification"):
+            seen.setdefault(one.model_type, one)
+    return [pytest.param(one, id=one.name) for one in seen.values()]
+
+
+@pytest.mark.parametrize("architecture", decoder_classifiers())
+@pytest.mark.parametrize("wrong", [None, 7, 1])
+@pytest.mark.sample(12)
+def test_a_padded_row_is_classified_like_the_row_alone(architecture, wrong):
+    config = AutoConfig.for_model(architecture.model_type, **architecture.config)
+    config.num_labels = 3
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    if wrong is None or hasattr(config, "pad_token_id"):
+        config.pad_token_id = model.config.pad_token_id = wrong
+    set_special_tokens(model, SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS))
+    rows = [[11, 12, 13, 14, 15, 16, 17, EOS], [21, 22, EOS], [EOS]]
+    ids = torch.tensor([row + [PAD] * (8 - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (8 - len(row)) for row in rows])
+    with torch.inference_mode():
+        together = model(input_ids=ids, attention_mask=mask).logits
+        alone = [model(input_ids=torch.tensor([row])).logits[0] for row in rows]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["pad", "eos"])
+def test_a_padding_token_has_an_embedding(part, tmp_path):
+    folder = tiny_models.llama(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    config = AutoConfig.from_pretrained(folder)
+    assert tokenizer.pad_token_id == config.vocab_size, "one token more than embeddings"
+    if part == "eos":
+        config.pad_token_id = None
+    known = config.pad_token_id if part == "pad" else tokenizer.eos_token_id
+    choose_pad_token(tokenizer, config)
+    assert tokenizer.pad_token_id == known
+
+
+def test_a_config_with_a_padding_token_without_an_embedding_can_be_built(tmp_path):
+    folder = tiny_models.gemma3(tmp_path)
+    config = AutoConfig.from_pretrained(folder)
+    config.text_config.pad_token_id = config.text_config.vocab_size
+    forget_foreign_pad_token(config)
+    assert config.text_config.pad_token_id is None
+    config = AutoConfig.for_model("llama", vocab_size=VOCABULARY, pad_token_id=-1)
+    forget_foreign_pad_token(config)
+    assert config.pad_token_id is None
+
+
+@pytest.mark.parametrize("own", [None, 5, [5, 9], [True, "x", -1, 10**9, 5]])
+def test_the_base_keeps_its_stop_tokens_and_gets_those_of_training(own, tokenizer):
+    found = answer_tokens(tokenizer, "causal-lm", GenerationConfig(eos_token_id=own))
+    expected = {tokenizer.eos_token_id, *answer_tokens(tokenizer, "causal-lm", None).stops}
+    valid = {token for token in (own if isinstance(own, list) else [own]) if token in (5, 9)}
+    assert set(found.stops) == expected | valid
