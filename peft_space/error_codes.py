@@ -234,6 +234,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The files of the base model changed after the run was trained.",
         "Restore the files, or train again.",
     ),
+    "models.layer_left_out": (
+        "The recipe names a layer of the model that cannot get an adapter.",
+        "Choose one of the names in the message.",
+    ),
     "models.no_checkpointing": (
         "The recipe wants gradient checkpointing, which this architecture does not have.",
         "Set gradient_checkpointing to off or automatic. If memory is short, lower batch_size.",

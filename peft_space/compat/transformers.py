@@ -53,6 +53,20 @@ def special_tokens_as_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]
         backend.encode_special_tokens = False
 
 
+@contextlib.contextmanager
+def experts_as_one_product(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute its experts without a loop over those that tokens were sent to.
+
+    Such a loop needs numbers, which a model on the meta device does not have.
+    """
+    own = model.get_experts_implementation()
+    try:
+        model.set_experts_implementation("batched_mm")
+        yield
+    finally:
+        model.set_experts_implementation(own)
+
+
 def has_auto_model(auto_class: Any, config_class: type) -> bool:
     """Return True if an `AutoModelFor…` class of transformers has a model for this config class."""
     return config_class in auto_class._model_mapping

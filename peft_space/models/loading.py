@@ -16,11 +16,10 @@ from peft_space.models.architecture import (
     CLASSIFYING,
     ModelLayers,
     auto_class,
-    excluded_modules,
     linear_layers,
     modules_to_save,
+    peft_targets,
     set_pad_token,
-    target_modules,
 )
 from peft_space.models.config_safety import sanitize_generation_config
 from peft_space.models.quantization import (
@@ -272,7 +271,7 @@ def adapter_config(
             "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
         )
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
-    targets = target_modules(recipe, layers)
+    targets, excluded = peft_targets(recipe, layers, untrained)
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
@@ -282,7 +281,7 @@ def adapter_config(
         use_rslora=recipe.method == "rslora",
         use_dora=recipe.method == "dora",
         target_modules=targets,
-        exclude_modules=excluded_modules(layers, targets, saved_modules) or None,
+        exclude_modules=excluded or None,
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
     )

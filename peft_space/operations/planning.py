@@ -25,6 +25,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
 
     Returns:
         The `layers`, those `wrapped` by an adapter, and the number of `trainable` parameters.
+        `not_adapted` says which layers and experts cannot get one, and why.
         `serving` says how engines can serve the adapter, and `memory` is that of a training at the
         length limit.
     """
@@ -33,6 +34,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
         linear_layers,
         modules_to_save,
         tasks_of,
+        unadapted_notes,
         wrapped_layers,
     )
     from peft_space.models.loading import expected_parameter_counts
@@ -63,8 +65,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
         "wrapped": dict(Counter(name.rpartition(".")[2] for name in wrapped)),
         "head": linear.head,
         "saved": modules_to_save(chosen, linear),
-        "fused_experts": linear.fused_experts,
-        "taken_for_experts": linear.taken_for_experts,
+        "not_adapted": unadapted_notes(linear),
         "trainable": trainable,
         "parameters": total,
         "serving": [asdict(engine) for engine in engines],

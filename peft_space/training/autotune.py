@@ -10,7 +10,8 @@ from peft_space import hardware, settings
 from peft_space.errors import UserError
 from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import linear_layers, text_config
+from peft_space.models.architecture import linear_layers
+from peft_space.models.config_values import config_number
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.packing import why_not_packed
 from peft_space.models.quantization import quantization_of
@@ -143,7 +144,7 @@ def make_plan(
     batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
-    width, steps = text_config(base.config).hidden_size, total_steps(recipe, len(rows))
+    width, steps = config_number(base.config, "hidden_size"), total_steps(recipe, len(rows))
     rate = rules.learning_rate(width, task_spec.task, steps)
     config: Any = model.peft_config["default"]
     tuner: Any = model.base_model

@@ -4,7 +4,8 @@ import pytest
 from safetensors.torch import load_file
 
 from peft_space import operations
-from peft_space.models.architecture import linear_layers, set_pad_token, text_config
+from peft_space.models.architecture import linear_layers, set_pad_token
+from peft_space.models.config_values import text_config
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe
