@@ -52,6 +52,7 @@ def _check_text(result: Json, arguments: Json) -> str:
             f"Tokens per row: median {counts['median']}, longest {counts['longest']}; "
             f"{counts['num_cut']} rows are truncated at the limit."
         )
+    lines += result.get("not_adapted", [])
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
     if unused := result["unused"]:
@@ -83,9 +84,10 @@ def check(
 
     Returns:
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
-        messages that nothing uses), `problems`, `findings` and more;
-        with a recipe `lengths`, `histogram` and `examples`. If the columns can be read in several
-        ways and `column_mapping` does not decide, the ways are listed in `question`.
+        messages that nothing uses), `problems`, `findings` and more; with a recipe `lengths`,
+        `histogram`, `examples` and `not_adapted` (the layers and experts that get no adapter, and
+        why). If the columns can be read in several ways and `column_mapping` does not decide, the
+        ways are listed in `question`.
     """
     from peft_space.data.dataset import detect_mappings, histogram, lengths, load_dataset
     from peft_space.training.prepare import prepare
@@ -114,6 +116,7 @@ def check(
         "bin_width": width,
         "histogram": counts,
         "examples": _render(chosen, task, list(prepared.data.train[:rows_shown])),
+        "not_adapted": prepared.not_adapted,
     }
 
 

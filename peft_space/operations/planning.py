@@ -82,6 +82,7 @@ def _recommend_text(result: Json, arguments: Json) -> str:
     for line in result["red_lines"]:
         kind = "Not possible" if line["kind"] == "stop" else "Warning"
         lines.append(f"{kind}: {line['words']}")
+    lines += result["not_adapted"]
     recipe = json.dumps(make_recipe(result["recipe"]).model_dump(exclude_defaults=True))
     data = arguments["data"]
     files = shlex.join([data] if isinstance(data, str) else data)
@@ -101,7 +102,8 @@ def recommend(
 
     Returns:
         `advice`, each item with its reason and source, and the `recipe` that follows all of it.
-        `red_lines` lists the settings that make training impossible or inadvisable.
+        `red_lines` lists the settings that make training impossible or inadvisable, and
+        `not_adapted` the layers and experts that get no adapter, with the reasons.
     """
     from peft_space.models.resolve import find_base
     from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
@@ -119,6 +121,7 @@ def recommend(
     changed = rules.changed_recommendations(chosen, advice)
     return {
         "task": prepared.task_spec.task,
+        "not_adapted": prepared.not_adapted,
         "advice": [
             asdict(item) | {"now": getattr(chosen, item.field), "changes": item in changed}
             for item in advice

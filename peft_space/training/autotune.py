@@ -10,7 +10,7 @@ from peft_space import hardware, settings
 from peft_space.errors import UserError
 from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import linear_layers
+from peft_space.models.architecture import linear_layers, unadapted_notes
 from peft_space.models.config_values import config_number
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.packing import why_not_packed
@@ -178,6 +178,7 @@ def make_plan(
         saved_modules=sorted(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
         num_wrapped=len(tuner.targeted_module_names),
+        not_adapted=unadapted_notes(linear_layers(base.config, task_spec.task)),
         trainable_parameters=trainable,
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
@@ -263,6 +264,8 @@ def report_plan(run: Run, plan: Plan) -> None:
         if plan.shard_base:
             what += " Each holds a part of the base model (FSDP)."
         _notice(run, what, plan.devices_why)
+    for note in plan.not_adapted:
+        _notice(run, f"{plan.num_wrapped} layers get an adapter.", note)
     _notice(run, f"Learning rate {plan.learning_rate:g},", f"{plan.learning_rate_why}.")
 
 

@@ -30,6 +30,7 @@ from peft_space.models.architecture import (
     choose_task,
     linear_layers,
     modules_to_save,
+    unadapted_notes,
     wrapped_layers,
 )
 from peft_space.models.loading import task_spec_for
@@ -51,6 +52,8 @@ class Prepared:
     data: TrainingData
     train: Tokens
     held_out: Tokens
+    not_adapted: list[str] = dataclasses.field(default_factory=list)
+    """Sentences that say which layers and experts of the base get no adapter, and why."""
 
 
 def prepare(
@@ -115,7 +118,7 @@ def prepare(
             "or leave it empty.",
         )
     dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
-    return Prepared(task_spec, dataset, train, held_out_tokens)
+    return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(layers))
 
 
 _MIN_SCORES = 6
