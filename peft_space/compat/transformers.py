@@ -72,6 +72,15 @@ def has_auto_model(auto_class: Any, config_class: type) -> bool:
     return config_class in auto_class._model_mapping
 
 
+def auto_model_class(auto_class: Any, config_class: type) -> Any:
+    """Return the class of model that an `AutoModelFor…` class makes of such a config.
+
+    Of several, the first: that of a config which names none.
+    """
+    found = auto_class._model_mapping[config_class]
+    return found[0] if isinstance(found, list | tuple) else found
+
+
 def cached_repo_file(location: str, name: str, revision: str | None) -> Path | None:
     """The local path of a model's file, downloaded if necessary.
 

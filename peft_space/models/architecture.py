@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.transformers import has_auto_model
+from peft_space.compat.transformers import auto_model_class, has_auto_model
 from peft_space.data.schema_detection import Schema, tasks_of_schema
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_values import text_config
@@ -68,6 +68,17 @@ def tasks_of(config: "PreTrainedConfig") -> list[Task]:
     ]
 
 
+def text_half(config: "PreTrainedConfig", task: Task) -> str | None:
+    """The class that is trained, if it is only the text half of a model that reads more than text.
+
+    transformers has such a class for some multimodal models, for instance Qwen3.5. In the class of
+    the whole model the same layers have other names.
+    """
+    model_class = auto_model_class(auto_class(task), type(config))
+    whole = model_class.config_class is None or issubclass(type(config), model_class.config_class)
+    return None if whole else model_class.__name__
+
+
 def choose_task(recipe: Recipe, config: "PreTrainedConfig", schema: Schema) -> Task:
     """The recipe's task, or the first task that both the rows and the model allow.
 
@@ -123,6 +134,8 @@ class ModelLayers:
     """The reasons why other linear layers get no adapter, by their full names."""
     fused_experts: int
     """Blocks of experts whose weights are one tensor, not layers."""
+    text_half: str | None
+    """The class of the model, if the base model is more than this text half."""
     task: Task
     model: "PreTrainedModel"
     """The model on the meta device: its shapes, without weights."""
@@ -160,6 +173,7 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
         new_modules=new_modules,
         left_out=left_out,
         fused_experts=fused_experts,
+        text_half=text_half(config, task),
         task=task,
         model=model,
     )
@@ -288,8 +302,13 @@ def _no_adapter_on(name: str, layers: ModelLayers) -> UserError:
 
 
 def unadapted_notes(layers: ModelLayers) -> list[str]:
-    """Sentences that say which layers and experts of a model get no adapter, and why."""
+    """Sentences that say which parts, layers and experts get no adapter, and why."""
     notes = []
+    if layers.text_half:
+        notes.append(
+            f"The base model reads more than text. Only its text half, {layers.text_half}, is "
+            "trained, scored and exported; a merged model cannot read pictures or sound."
+        )
     if layers.fused_experts:
         notes.append(
             f"{layers.fused_experts} blocks of experts get no adapter, because each is stored as "

@@ -205,6 +205,8 @@ def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> st
     try:
         with torch.no_grad(), computing_in(dtype, base.device.type):
             apart = _last_states(base, collate(examples, 0))
+            if apart.ndim != 3:  # Gemma 3n predicts several versions of each state
+                return "its states are not one for each token"
             pack_rows(model)
             _windows.clear()
             together = _last_states(base, collate_packed(examples))[0]
