@@ -262,6 +262,14 @@ CODES: dict[str, tuple[str, str]] = {
         "The model needs its own code to run, which is never allowed.",
         "Choose a model that transformers supports.",
     ),
+    "models.needs_other_inputs": (
+        "The model wants more than text, or texts of another form.",
+        "Choose another base model.",
+    ),
+    "models.no_layers": (
+        "The model has no layer that can get an adapter, or the recipe chooses none.",
+        "Choose other target modules, or another base model.",
+    ),
     "models.no_tokenizer": (
         "The base model has no tokenizer.",
         "Save the tokenizer in the same folder, or choose another base model.",

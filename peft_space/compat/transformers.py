@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,14 @@ def experts_as_one_product(model: PreTrainedModel) -> Iterator[None]:
 def has_auto_model(auto_class: Any, config_class: type) -> bool:
     """Return True if an `AutoModelFor…` class of transformers has a model for this config class."""
     return config_class in auto_class._model_mapping
+
+
+def refusal_of_model(error: ValueError) -> str | None:
+    """Return what a model of transformers says about its inputs, if it raised this error itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    from_model = bool(frames) and "/transformers/models/" in frames[-1].filename.replace("\\", "/")
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return reason if from_model and reason else None
 
 
 def auto_model_class(auto_class: Any, config_class: type) -> Any:

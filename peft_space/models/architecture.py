@@ -195,6 +195,15 @@ def blocks_of(model: Any) -> "list[Module]":
     return blocks or ([*max(lists, key=num_parameters)] if lists else [model])
 
 
+def input_embeddings(model: Any) -> "Module | None":
+    """The module with a row for each token. CANINE, which hashes characters, has none."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return embeddings if hasattr(embeddings, "weight") else None
+
+
 def num_parameters(module: "Module") -> int:
     """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

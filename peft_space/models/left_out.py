@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft_space.compat.peft import layers_taken_for_experts, refuses_layer
+from peft_space.compat.torch import fake_tensors
 from peft_space.compat.transformers import experts_as_one_product
-from peft_space.models.config_values import text_config
+from peft_space.models.config_values import config_number, text_config
 from peft_space.recipe import Task
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ WHY_LEFT_OUT: dict[LeftOut, str] = {
     "fused_kernel": "Mamba's kernels take their weight and would skip an adapter",
     "taken_for_experts": "PEFT takes their names for those of experts",
 }
-_LENGTHS = (32, 1024)
+_SHORT, _LONG = 32, 1024
 """Tokens of a row. Some layers see only what lies far back, so a short row is not enough to say
 that a layer gets no gradient."""
 _MAX_KNOWN = 16
@@ -73,8 +74,9 @@ def _computes_otherwise(model: PreTrainedModel, name: str) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     layer: Any = model.get_submodule(name)
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.MultiheadAttention):
-        return True  # uses the weight and never calls the layer
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, torch.nn.MultiheadAttention) or "Router" in type(parent).__name__:
+        return True  # may use the weight and never call the layer
     if type(layer).forward in (torch.nn.Linear.forward, Conv1D.forward):
         return False
     rows = torch.zeros(2, layer.in_features, dtype=layer.weight.dtype, device="meta")
@@ -146,9 +148,10 @@ def _run(model: PreTrainedModel, task: Task, names: Sequence[str]) -> dict[str, 
     model.eval()  # some models want further inputs in training
     try:
         with experts_as_one_product(model):
-            found = _without_gradient(model, task, names, _LENGTHS[0])
+            found = _without_gradient(model, task, names, _SHORT)
+            longest = config_number(model.config, "max_position_embeddings") or _LONG
             if "no_gradient" in found.values():
-                found = _without_gradient(model, task, names, _LENGTHS[1])
+                found = _without_gradient(model, task, names, min(_LONG, longest))
         return found
     except Exception:  # any architecture may need numbers, in any way
         logger.info("%s cannot run without numbers", type(model).__name__, exc_info=True)
@@ -163,10 +166,6 @@ def _without_gradient(
 ) -> dict[str, LeftOut]:
     import torch
 
-    tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
-    inputs = {"input_ids": tokens}
-    if task == "seq2seq-lm":
-        inputs["decoder_input_ids"] = tokens
     modules = {name: model.get_submodule(name) for name in names}
     called: set[Any] = set()
     hooks = [
@@ -175,7 +174,12 @@ def _without_gradient(
     ]
     try:
         model.zero_grad(set_to_none=True)
-        model(**inputs).logits.sum().backward()
+        with fake_tensors():  # transformers does not look for numbers in them
+            tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
+            inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            if task == "seq2seq-lm":
+                inputs["decoder_input_ids"] = tokens
+            model(**inputs).logits.sum().backward()
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,6 +16,7 @@ from peft_space.models.architecture import (
     CLASSIFYING,
     ModelLayers,
     auto_class,
+    input_embeddings,
     linear_layers,
     modules_to_save,
     peft_targets,
@@ -195,7 +196,8 @@ def new_adapter(
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization_of(recipe, base.config) != "none":
-        held = model.get_input_embeddings().weight.dtype
+        embeddings = input_embeddings(model)
+        held = model.dtype if embeddings is None else embeddings.weight.dtype
         # the trainer turns gradient checkpointing on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if hardware.device() == "cuda":
@@ -223,7 +225,7 @@ def hold_16_bits_again(model: Any, dtype: "torch.dtype") -> None:
     float32. Norms stay in float32, but give what they got, so that activations have 16 bits. On a
     CPU float32 is also the dtype of the computations.
     """
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in (input_embeddings(model), model.get_output_embeddings()):
         if layer is not None:
             layer.weight.data = layer.weight.data.to(dtype)
     for module in model.modules():

@@ -28,6 +28,7 @@ from peft_space.models.architecture import (
     MAX_LABELS,
     ModelLayers,
     choose_task,
+    input_embeddings,
     linear_layers,
     modules_to_save,
     unadapted_notes,
@@ -178,7 +179,10 @@ def _check_recipe(
 
 def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> None:
     """Reject tokens without an embedding, with which training would end in an index error."""
-    size = len(layers.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    embeddings = input_embeddings(layers.model)
+    if embeddings is None:
+        return
+    size = len(embeddings.weight)  # type: ignore[arg-type]
     if largest >= size:
         raise UserError(
             "training.tokenizer_mismatch",
