@@ -246,6 +246,10 @@ CODES: dict[str, tuple[str, str]] = {
         "DoRA cannot be used on this base model.",
         "Choose lora as the method, or other target modules.",
     ),
+    "models.experts_impossible": (
+        "The recipe adapts experts, which this model or the other settings do not allow.",
+        "Change what the message names, or set adapt_experts to false.",
+    ),
     "models.invalid_config": (
         "The model's config cannot be read, or does not describe a model.",
         "Download the model again, or choose another base model.",
@@ -581,6 +585,10 @@ CODES: dict[str, tuple[str, str]] = {
     "export.rank_not_smaller": (
         "The new rank is not smaller than the adapter's rank.",
         "Choose a rank in the range in the message.",
+    ),
+    "export.rank_of_experts": (
+        "The rank of an adapter of experts cannot be measured or reduced.",
+        "Train with a lower rank.",
     ),
     "export.rank_of_dora": (
         "The rank of a DoRA adapter cannot be reduced, because DoRA also rescales the weights.",

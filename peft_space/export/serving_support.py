@@ -58,6 +58,8 @@ class AdapterTraits:
     every_block: bool
     patterns: bool
     """Layers differ in rank or alpha."""
+    experts: bool
+    """It adapts tensors that hold all experts of a block."""
     quantization: str
     """Of the base model in training."""
     text_half: str | None = None
@@ -91,7 +93,8 @@ def traits_of_recipe(recipe: Recipe, layers: ModelLayers, quantization: str) -> 
         saved=tuple(modules_to_save(recipe, layers)),
         layers=_kinds(wrapped),
         every_block=recipe.layers_to_transform is None,
-        patterns=False,
+        patterns=recipe.adapt_experts,
+        experts=recipe.adapt_experts,
         quantization=quantization,
         text_half=layers.text_half,
     )
@@ -125,6 +128,7 @@ def traits_of_adapter(
         layers=_kinds(name.partition(".lora_")[0] for name in tensors if ".lora_" in name),
         every_block=values.get("layers_to_transform") is None,
         patterns=bool(ranks or alphas),
+        experts=bool(values.get("target_parameters")),
         quantization=quantization,
         text_half=text_half(config, task),
     )
@@ -163,6 +167,8 @@ def _vllm(traits: AdapterTraits) -> EngineSupport:
         reasons.append(f"of modules saved in full it accepts only {heads}, not {others[0]}")
     if traits.rank > VLLM_RANKS[-1]:
         reasons.append(f"its largest rank is {VLLM_RANKS[-1]}, and this one is {traits.rank}")
+    if traits.experts:
+        reasons.append("it loads adapters of experts only for some models")
     if traits.text_half:
         reasons.append(_on_the_whole_base(traits.text_half))
     if traits.model_type in _VLLM_WITHOUT_LORA:

@@ -134,6 +134,8 @@ class ModelLayers:
     """The reasons why other linear layers get no adapter, by their full names."""
     fused_experts: int
     """Blocks of experts whose weights are one tensor, not layers."""
+    expert_tensors: list[str]
+    """Ends of the names of their weights that have a matrix for each expert."""
     text_half: str | None
     """The class of the model, if the base model is more than this text half."""
     task: Task
@@ -173,6 +175,7 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
         new_modules=new_modules,
         left_out=left_out,
         fused_experts=fused_experts,
+        expert_tensors=_expert_tensors(model),
         text_half=text_half(config, task),
         task=task,
         model=model,
@@ -261,6 +264,18 @@ def set_pad_token(model: "PreTrainedModel | PeftModel", pad_token_id: int) -> No
             config.pad_token_id = pad_token_id
 
 
+def _expert_tensors(model: "PreTrainedModel") -> list[str]:
+    """Ends of the names of fused experts' weights that PEFT can adapt: one matrix an expert."""
+    names = [
+        f"{leaf(path)}.{name}"
+        for path, module in model.named_modules()
+        if _is_fused_experts(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    ]
+    return list(dict.fromkeys(names))
+
+
 def _is_fused_experts(module: "Module") -> bool:
     has_weights = any(True for _ in module.parameters(recurse=False))
     return type(module).__name__.endswith("Experts") and has_weights
@@ -310,7 +325,7 @@ def _no_adapter_on(name: str, layers: ModelLayers) -> UserError:
     )
 
 
-def unadapted_notes(layers: ModelLayers) -> list[str]:
+def unadapted_notes(recipe: Recipe, layers: ModelLayers) -> list[str]:
     """Sentences that say which parts, layers and experts get no adapter, and why."""
     notes = []
     if layers.text_half:
@@ -318,10 +333,11 @@ def unadapted_notes(layers: ModelLayers) -> list[str]:
             f"The base model reads more than text. Only its text half, {layers.text_half}, is "
             "trained, scored and exported; a merged model cannot read pictures or sound."
         )
-    if layers.fused_experts:
+    if layers.fused_experts and not recipe.adapt_experts:
+        remedy = " adapt_experts in the recipe adapts them." if layers.expert_tensors else ""
         notes.append(
             f"{layers.fused_experts} blocks of experts get no adapter, because each is stored as "
-            "one tensor."
+            f"one tensor.{remedy}"
         )
     for reason, why in WHY_LEFT_OUT.items():
         names = [name for name, found in layers.left_out.items() if found == reason]

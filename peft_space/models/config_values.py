@@ -14,6 +14,7 @@ ConfigName = Literal[
     "hidden_size",
     "max_position_embeddings",
     "num_attention_heads",
+    "num_experts_per_tok",
     "num_hidden_layers",
     "vocab_size",
 ]
@@ -21,6 +22,7 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("d_model", "n_embd", "dim", "embedding_size"),
     "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len", "context_length"),
     "num_attention_heads": ("num_heads", "n_head", "n_heads", "encoder_attention_heads"),
+    "num_experts_per_tok": ("num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k"),
     "num_hidden_layers": ("num_layers", "n_layer", "n_layers", "encoder_layers"),
 }
 """Names that some types use without the alias that transformers usually gives them."""

@@ -23,6 +23,7 @@ from peft_space.models.architecture import (
     set_pad_token,
 )
 from peft_space.models.config_safety import sanitize_generation_config
+from peft_space.models.config_values import ConfigName, config_number
 from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
     quantization_config,
@@ -196,7 +197,7 @@ def new_adapter(
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization_of(recipe, base.config) != "none":
-        embeddings = input_embeddings(model)
+        embeddings: Any = input_embeddings(model)
         held = model.dtype if embeddings is None else embeddings.weight.dtype
         # the trainer turns gradient checkpointing on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -274,6 +275,7 @@ def adapter_config(
         )
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
     targets, excluded = peft_targets(recipe, layers, untrained)
+    experts = expert_adapter(recipe, layers)
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
@@ -286,7 +288,44 @@ def adapter_config(
         exclude_modules=excluded or None,
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
+        target_parameters=list(experts) or None,
+        rank_pattern={name: rank for name, (rank, _) in experts.items()},
+        alpha_pattern={name: alpha for name, (_, alpha) in experts.items()},
     )
+
+
+def expert_adapter(recipe: Recipe, layers: ModelLayers) -> dict[str, tuple[int, float]]:
+    """The rank and the alpha of the adapter of each tensor of experts; nothing without a wish.
+
+    A token uses a few experts, which share the recipe's rank ("LoRA Without Regret", Thinking
+    Machines, 2025). The scale stays that of the other layers.
+
+    Raises:
+        UserError: the model has no such tensors, or PEFT cannot adapt them with this recipe.
+    """
+    if not recipe.adapt_experts:
+        return {}
+    problem = ""
+    if not layers.expert_tensors:
+        problem = f"{type(layers.model).__name__} has no experts that are stored as one tensor"
+    elif recipe.lora_dropout:
+        problem = f"PEFT adapts experts only with lora_dropout 0, not {recipe.lora_dropout:g}"
+    elif recipe.method not in ("lora", "rslora"):
+        problem = f"PEFT adapts experts only by lora or rslora, not by {recipe.method}"
+    elif recipe.layers_to_transform is not None:
+        problem = "PEFT adapts the experts of all blocks, but layers_to_transform names some"
+    if problem:
+        raise UserError(
+            "models.experts_impossible",
+            f"{problem}. Change that in the recipe, or set adapt_experts to false.",
+        )
+    rank = max(1, recipe.lora_rank // max(1, config_number(layers.model.config, _PER_TOKEN)))
+    power = 0.5 if recipe.method == "rslora" else 1
+    alpha = recipe.alpha * (rank / recipe.lora_rank) ** power
+    return dict.fromkeys(layers.expert_tensors, (rank, alpha))
+
+
+_PER_TOKEN: ConfigName = "num_experts_per_tok"
 
 
 def expected_parameter_counts(

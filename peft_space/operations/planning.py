@@ -65,7 +65,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
         "wrapped": dict(Counter(name.rpartition(".")[2] for name in wrapped)),
         "head": linear.head,
         "saved": modules_to_save(chosen, linear),
-        "not_adapted": unadapted_notes(linear),
+        "not_adapted": unadapted_notes(chosen, linear),
         "trainable": trainable,
         "parameters": total,
         "serving": [asdict(engine) for engine in engines],

@@ -178,7 +178,7 @@ def make_plan(
         saved_modules=sorted(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
         num_wrapped=len(tuner.targeted_module_names),
-        not_adapted=unadapted_notes(linear_layers(base.config, task_spec.task)),
+        not_adapted=unadapted_notes(recipe, linear_layers(base.config, task_spec.task)),
         trainable_parameters=trainable,
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,

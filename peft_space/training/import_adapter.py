@@ -313,7 +313,7 @@ def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
         labels=task_spec.labels,
         target_modules=list(recipe.target_modules),
         num_wrapped=len(wrapped_layers(recipe, layers)),
-        not_adapted=unadapted_notes(layers),
+        not_adapted=unadapted_notes(recipe, layers),
         trainable_parameters=trainable,
         all_parameters=layers.model.num_parameters() + trainable,
         learning_rate=0.0,

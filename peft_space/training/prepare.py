@@ -34,7 +34,7 @@ from peft_space.models.architecture import (
     unadapted_notes,
     wrapped_layers,
 )
-from peft_space.models.loading import task_spec_for
+from peft_space.models.loading import expert_adapter, task_spec_for
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
@@ -119,7 +119,7 @@ def prepare(
             "or leave it empty.",
         )
     dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
-    return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(layers))
+    return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(recipe, layers))
 
 
 _MIN_SCORES = 6
@@ -165,6 +165,7 @@ def _check_recipe(
     check_claimed_size(base, layers.model.num_parameters())
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
+    expert_adapter(recipe, layers)
     quantization_of(recipe, base.config)
     if task_spec.task == "kto" and recipe.batch_size < 2:
         raise UserError(
