@@ -294,12 +294,18 @@ def _computes(model, task):
         return False
 
 
-def _random_model(kind, task, variant):
+def tiny_config(kind, task, variant="A"):
+    """A small config of a kind. See `_tiny_values` for the variants."""
     own = CONFIG_MAPPING[kind]()
     vocabulary = _VOCABULARY + (16 if _num_foreign_tokens(own) else 0)
     config = CONFIG_MAPPING[kind](**_tiny_values(own, variant, vocabulary))
     if "classification" in task:
         config.num_labels = 2
+    return config
+
+
+def _random_model(kind, task, variant):
+    config = tiny_config(kind, task, variant)
     make = partial(auto_class(task).from_config, config)
     with torch.device("meta"):
         size = make().num_parameters()

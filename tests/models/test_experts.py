@@ -16,7 +16,10 @@ from peft_space.training.train import train
 from tests.census.tiny_kinds import build
 
 FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "olmoe", "granitemoe"]
-TWO_STEPS = {"quantization": "none", "max_steps": 2, "batch_size": 4, "max_length": 64}
+TWO_STEPS = {
+    "quantization": "none", "max_steps": 2, "batch_size": 4, "max_length": 64, "eval_split": 0.2,
+}  # fmt: skip
+WORDS = "ab cd ef gh ij kl mn op qr st".split()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -27,10 +30,16 @@ def base(request, tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture
+def rows(write):
+    """A file with a few short rows."""
+    return str(write("rows.json", [{"prompt": f"Say {w}", "completion": 3 * w} for w in WORDS]))
+
+
 @pytest.mark.sample(1)
-def test_experts_are_trained_scored_and_merged(base, tmp_path):
+def test_experts_are_trained_scored_and_merged(base, rows, tmp_path):
     recipe = Recipe(base_model=base, adapt_experts=True, lora_dropout=0.0, **TWO_STEPS)
-    run = make_run(tmp_path / "run", "demo", recipe)
+    run = make_run(tmp_path / "run", rows, recipe)
     with run.lock():
         assert isinstance(train(run), Finished)
     weights = load_file(run.adapter / "adapter_model.safetensors")
@@ -51,20 +60,20 @@ def test_experts_are_trained_scored_and_merged(base, tmp_path):
 
 
 @pytest.mark.sample(1)
-def test_check_advice_plan_notices_and_page_name_experts_without_an_adapter(base, tmp_path):
+def test_check_advice_plan_notices_and_page_name_experts_without_an_adapter(base, rows, tmp_path):
     recipe = {"base_model": base, **TWO_STEPS, "max_steps": 1}
     told = unadapted_notes(Recipe(**recipe), linear_layers(find_base(base).config))
     assert "experts" in told[0]
-    assert operations.check("demo", recipe)["not_adapted"] == told
-    assert operations.recommend("demo", recipe)["not_adapted"] == told
+    assert operations.check(rows, recipe)["not_adapted"] == told
+    assert operations.recommend(rows, recipe)["not_adapted"] == told
     assert operations.layers(recipe)["not_adapted"] == told
-    run = make_run(tmp_path / "run", "demo", Recipe(**recipe))
+    run = make_run(tmp_path / "run", rows, Recipe(**recipe))
     with run.lock():
         train(run)
     assert read_plan(run).not_adapted == told
     notices = [event.why for event in run.history() if isinstance(event, Notice)]
     assert set(told) <= set(notices)
-    assert told[0] in operations.model_card(str(run.directory))["card"]
+    assert "blocks of experts get no adapter" in operations.model_card(str(run.directory))["card"]
 
 
 @pytest.mark.parametrize(
