@@ -311,7 +311,7 @@ def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
 
 
 def _no_adapter_on(name: str, layers: ModelLayers) -> UserError:
-    """The error for a target that is no layer, or only layers that cannot get an adapter."""
+    """The error for a target that names nothing, or only layers that cannot get an adapter."""
     code, problem = "models.unknown_module", f"has no linear layer {name!r}"
     hint = _did_you_mean([name], layers.counts)
     if left_out := _matching(layers.left_out, [name]):

@@ -1,6 +1,6 @@
 """Reads numbers from model configurations, which do not agree on where they are and how called.
 
-A multimodal model has them in a part, BLT in several. Some types use a name of their own, some have
+A multimodal model has them in a part, BLT in several. Some types use an unusual name, some have
 a list with a number for each layer, and some have no such number at all.
 """
 
