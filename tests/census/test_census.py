@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import traceback
 from collections import Counter
 from datetime import date
@@ -44,6 +45,7 @@ STILL = {
     "deepseek_v4": ("compressor", "sees only what lies farther back than these rows"),
     "doge": ("dt_proj", "multiplied by a parameter that is zero in a new model"),
     "encoder-decoder": ("encoder", "this decoder has no attention to its encoder"),
+    "gemma3n_text": ("altup|per_layer", "multiplied by a parameter that is zero in a new model"),
     "hunyuan_v1_moe": ("gate.wg", "weights of routing stay as they are with one expert a token"),
     "inkling2_text": ("sconv", "multiplied by a parameter that is zero in a new model"),
     "laguna": ("shared_experts", "multiplied by a parameter that is zero in a new model"),
@@ -53,7 +55,7 @@ STILL = {
     "xlstm": ("ffn", "gated by a parameter that is zero in a new model"),
     "zaya": ("qkv_proj", "multiplied by a parameter that is zero in a new model"),
 }
-"""Layers that these tiny models do not move in two steps, by a part of their names, and why."""
+"""Layers that these tiny models do not move in two steps, by a pattern of their names, and why."""
 
 
 def _rows(task):
@@ -156,7 +158,7 @@ def test_a_kind_trains_reloads_and_merges_or_is_refused(task, kind, tmp_path, re
     assert outcome in ("trained", "refused"), result["why"]
     if outcome == "trained":
         expected = STILL.get(kind, ("nothing", ""))[0]
-        assert [name for name in result["still"] if expected not in name] == []
+        assert [name for name in result["still"] if not re.search(expected, name)] == []
         assert result["merged"]
 
 
