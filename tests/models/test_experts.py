@@ -15,7 +15,13 @@ from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 from tests.census.tiny_kinds import build
 
-FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "olmoe", "granitemoe"]
+FAMILIES = [
+    "qwen3_moe",
+    *(
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("mixtral", "gpt_oss", "olmoe", "granitemoe")
+    ),
+]
 TWO_STEPS = {
     "quantization": "none", "max_steps": 2, "batch_size": 4, "max_length": 64, "eval_split": 0.2,
 }  # fmt: skip
@@ -36,7 +42,6 @@ def rows(write):
     return str(write("rows.json", [{"prompt": f"Say {w}", "completion": 3 * w} for w in WORDS]))
 
 
-@pytest.mark.sample(1)
 def test_experts_are_trained_scored_and_merged(base, rows, tmp_path):
     recipe = Recipe(base_model=base, adapt_experts=True, lora_dropout=0.0, **TWO_STEPS)
     run = make_run(tmp_path / "run", rows, recipe)
@@ -59,7 +64,6 @@ def test_experts_are_trained_scored_and_merged(base, rows, tmp_path):
     assert caught.value.code == "export.rank_of_experts"
 
 
-@pytest.mark.sample(1)
 def test_check_advice_plan_notices_and_page_name_experts_without_an_adapter(base, rows, tmp_path):
     recipe = {"base_model": base, **TWO_STEPS, "max_steps": 1}
     told = unadapted_notes(Recipe(**recipe), linear_layers(find_base(base).config))
