@@ -3,7 +3,8 @@
 # make test      what CI runs: style, types, and every test that is not slow
 # make docs      rewrites the generated parts of README.md, docs/ and tests/messages.txt
 # make pictures  takes the screenshots in docs/images, with Chromium
-# make verify    slow tests and benchmarks, recorded in docs/engines.md and benchmarks/results/
+# make verify    slow tests and benchmarks, recorded in docs/engines.md, docs/models.md and
+#                benchmarks/results/
 # make audit     known vulnerabilities of the pinned versions. Without a database it fails;
 #                with UNASKED=true it only says so
 # make engines   llama.cpp (compiled), vLLM and Go, each in an environment, for make verify
@@ -37,7 +38,9 @@ pictures: install
 	PEFT_SPACE_PICTURES=docs/images $(PYTEST) tests/browser/test_journey.py
 
 verify: install
-	HF_HUB_OFFLINE=1 PEFT_SPACE_RECORD_ENGINES=docs/engines.md $(BIN)/pytest tests/ -m slow -s
+	HF_HUB_OFFLINE=1 PEFT_SPACE_RECORD_ENGINES=docs/engines.md $(BIN)/pytest tests/ -m slow -s \
+		--ignore tests/census
+	PEFT_SPACE_RECORD_MODELS=docs/models.md $(PYTEST) tests/census
 	$(BIN)/python -m benchmarks --record
 	$(BIN)/python tools/generate_docs.py
 

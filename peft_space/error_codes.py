@@ -250,6 +250,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The files of the base model changed after the run was trained.",
         "Restore the files, or train again.",
     ),
+    "models.layer_left_out": (
+        "The recipe names a layer of the model that cannot get an adapter.",
+        "Choose one of the names in the message.",
+    ),
     "models.no_checkpointing": (
         "The recipe wants gradient checkpointing, which this architecture does not have.",
         "Set gradient_checkpointing to off or automatic. If memory is short, lower batch_size.",
@@ -257,6 +261,10 @@ CODES: dict[str, tuple[str, str]] = {
     "models.dora_impossible": (
         "DoRA cannot be used on this base model.",
         "Choose lora as the method, or other target modules.",
+    ),
+    "models.experts_impossible": (
+        "The recipe adapts experts, which this model or the other settings do not allow.",
+        "Change what the message names, or set adapt_experts to false.",
     ),
     "models.invalid_config": (
         "The model's config cannot be read, or does not describe a model.",
@@ -273,6 +281,14 @@ CODES: dict[str, tuple[str, str]] = {
     "models.needs_code": (
         "The model needs its own code to run, which is never allowed.",
         "Choose a model that transformers supports.",
+    ),
+    "models.needs_other_inputs": (
+        "The model wants more than text, or texts of another form.",
+        "Choose another base model.",
+    ),
+    "models.no_layers": (
+        "The model has no layer that can get an adapter, or the recipe chooses none.",
+        "Choose other target modules, or another base model.",
     ),
     "models.no_tokenizer": (
         "The base model has no tokenizer.",
@@ -609,6 +625,10 @@ CODES: dict[str, tuple[str, str]] = {
     "export.rank_not_smaller": (
         "The new rank is not smaller than the adapter's rank.",
         "Choose a rank in the range in the message.",
+    ),
+    "export.rank_of_experts": (
+        "The rank of an adapter of experts cannot be measured or reduced.",
+        "Train with a lower rank.",
     ),
     "export.rank_of_dora": (
         "The rank of a DoRA adapter cannot be reduced, because DoRA also rescales the weights.",

@@ -112,6 +112,10 @@ class Recipe(BaseModel):
     layers_to_transform: list[int] | None = _field("adapter", "Blocks with an adapter", None)
     """Indices, from 0, of the transformer blocks that get an adapter. Empty: all blocks."""
 
+    adapt_experts: bool = _field("adapter", "Adapt experts", False)
+    """In a mixture of experts whose experts are stored as one tensor, also gives each expert a
+    LoRA, of the rank divided by the experts that a token uses. It needs a dropout of 0."""
+
     lora_bias: Literal["none", "lora_only", "all"] = _field("adapter", "Biases", "none")
     """The biases that are trained: none, those of the layers with an adapter, or all. With trained
     biases, the model with the adapter off differs slightly from the base model."""

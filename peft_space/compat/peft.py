@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
+def refuses_layer(model: Any, leaf_name: str) -> bool:
+    """Return True if PEFT raises an error for an adapter on layers with this name in this model.
+
+    PEFT's own check, `_check_lora_target_modules_mamba`, is asked.
+    """
+    from peft import LoraConfig
+    from peft.tuners import tuners_utils
+
+    try:
+        tuners_utils._check_lora_target_modules_mamba(LoraConfig(), model, leaf_name)
+    except ValueError:
+        return True
+    return False
+
+
 def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
     """The layer names that PEFT would replace by the fused block of experts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,20 @@ def special_tokens_as_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[None]
 
 
 @contextlib.contextmanager
+def experts_as_one_product(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute its experts without a loop over those that tokens were sent to.
+
+    Such a loop needs numbers, which a model on the meta device does not have.
+    """
+    own = model.get_experts_implementation()
+    try:
+        model.set_experts_implementation("batched_mm")
+        yield
+    finally:
+        model.set_experts_implementation(own)
+
+
+@contextlib.contextmanager
 def target_mode(tokenizer: Any) -> Iterator[None]:
     """Tokenize texts as targets: some tokenizers mark these with another language.
 
@@ -95,6 +110,23 @@ def initialize(model: PreTrainedModel, layer: Module) -> None:
 def has_auto_model(auto_class: Any, config_class: type) -> bool:
     """Return True if an `AutoModelFor…` class of transformers has a model for this config class."""
     return config_class in auto_class._model_mapping
+
+
+def refusal_of_model(error: ValueError) -> str | None:
+    """Return what a model of transformers says about its inputs, if it raised this error itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    from_model = bool(frames) and "/transformers/models/" in frames[-1].filename.replace("\\", "/")
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return reason if from_model and reason else None
+
+
+def auto_model_class(auto_class: Any, config_class: type) -> Any:
+    """Return the class of model that an `AutoModelFor…` class makes of such a config.
+
+    Of several, the first: that of a config which names none.
+    """
+    found = auto_class._model_mapping[config_class]
+    return found[0] if isinstance(found, list | tuple) else found
 
 
 def cached_repo_file(location: str, name: str, revision: str | None) -> Path | None:

@@ -28,8 +28,8 @@ from peft_space.models.architecture import (
     ModelLayers,
     blocks_of,
     num_parameters,
-    text_config,
 )
+from peft_space.models.config_values import config_number, text_config
 from peft_space.models.label_scorer import last_hidden_states, logits_at_once
 from peft_space.models.loading import adapter_config, hold_16_bits_again
 from peft_space.models.quantization import bitsandbytes_config
@@ -187,7 +187,7 @@ def surely_fits(layers: ModelLayers, batch_size: int, length: int, num_bytes: in
     for each parameter.
     """
     (blocks,) = _kept_by_rule(layers, batch_size, length, "float32").blocks
-    logits = 16 * batch_size * length * text_config(layers.model.config).vocab_size
+    logits = 16 * batch_size * length * config_number(layers.model.config, "vocab_size")
     need = 8 * layers.model.num_parameters() + logits + blocks.count * blocks.kept
     return 4 * need < num_bytes
 
@@ -294,9 +294,9 @@ def _loss_bytes(layers: ModelLayers, num_labels: int, device: Device, dtype: str
 
     if layers.task in CLASSIFYING:
         return 0
-    config, size = text_config(layers.model.config), getattr(torch, dtype).itemsize
-    logits = logits_at_once(num_labels, config.vocab_size, device)
-    return logits * (12 + size) + 2 * num_labels * config.hidden_size * size
+    config, size = layers.model.config, getattr(torch, dtype).itemsize
+    logits = logits_at_once(num_labels, config_number(config, "vocab_size"), device)
+    return logits * (12 + size) + 2 * num_labels * config_number(config, "hidden_size") * size
 
 
 @dataclass
@@ -353,10 +353,11 @@ def _kept_by_rule(layers: ModelLayers, batch_size: int, length: int, dtype: str)
     """
     import torch
 
-    config, size = text_config(layers.model.config), getattr(torch, dtype).itemsize
-    tokens, width = batch_size * length, config.hidden_size
-    kept = size * tokens * (17 * width + 2.5 * config.num_attention_heads * length)
-    count = config.num_hidden_layers + getattr(config, "decoder_layers", 0)
+    config, size = layers.model.config, getattr(torch, dtype).itemsize
+    tokens, width = batch_size * length, config_number(config, "hidden_size")
+    heads = config_number(config, "num_attention_heads")
+    kept = size * tokens * (17 * width + 2.5 * heads * length)
+    count = config_number(config, "num_hidden_layers") + getattr(config, "decoder_layers", 0)
     block = _Block(count=count, runs=1, kept=round(kept), inputs=size * tokens * width)
     return _Kept([block], 0)
 
@@ -516,7 +517,7 @@ def measure_step(
 
     parameters = layers.model.num_parameters()
     model = _adapted(layers, recipe, device, dtype)
-    per_block = parameters / max(1, text_config(layers.model.config).num_hidden_layers)
+    per_block = parameters / max(1, config_number(layers.model.config, "num_hidden_layers"))
     fitting = max(16, int(_MAX_MEASURED / per_block))
     rows = max(1, min(batch_size, fitting // length))
     length = min(length, fitting)
@@ -547,7 +548,7 @@ def _forward_by_rule(layers: ModelLayers, tokens: int, device: Device, dtype: st
     """Seconds of a forward pass for each token: 2 operations a parameter (arXiv 2001.08361)."""
     import torch
 
-    width = text_config(layers.model.config).hidden_size
+    width = config_number(layers.model.config, "hidden_size")
     states, weight = (
         torch.full((size, width), 0.01, dtype=getattr(torch, dtype), device=device)
         for size in (tokens, width)

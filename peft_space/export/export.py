@@ -194,7 +194,7 @@ def traits_of(run: Run) -> AdapterTraits:
     """Return the traits of the run's adapter that decide which engine can serve it."""
     base, task_spec = base_of(run)
     quantization = quantization_of(run.recipe, base.config)
-    return traits_of_adapter(run.adapter, task_spec.task, base.config.model_type, quantization)
+    return traits_of_adapter(run.adapter, task_spec.task, base.config, quantization)
 
 
 def serving_commands(

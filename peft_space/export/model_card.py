@@ -240,6 +240,7 @@ def _training(run: Run, plan: Plan) -> str:
     lines += [
         f"{plan.trainable_parameters:,} of {plan.all_parameters:,} parameters trained "
         f"({share:.2f} %), in {plan.num_wrapped} layers: {targets}",
+        *map(escape, plan.not_adapted),
         f"learning rate {plan.learning_rate:g} ({plan.learning_rate_why})",
         f"versions: {', '.join(versions)}",
     ]

@@ -111,6 +111,10 @@ def _read_config(adapter: Path) -> dict[str, Any]:
         message = "A DoRA adapter also rescales each layer's weights, so its rank says little. "
         message += "Its rank cannot be reduced; train with a lower lora_rank instead."
         raise UserError("export.rank_of_dora", message)
+    if config.get("target_parameters"):
+        message = "The adapter adapts experts, each with a rank that its config divides. "
+        message += "Its rank cannot be measured or reduced; train with a lower lora_rank instead."
+        raise UserError("export.rank_of_experts", message)
     return config
 
 

@@ -10,10 +10,19 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft_space.models.architecture import ModelLayers, modules_to_save, wrapped_layers
+from peft_space.models.architecture import (
+    AUTO_CLASSES,
+    ModelLayers,
+    modules_to_save,
+    text_half,
+    wrapped_layers,
+)
 from peft_space.recipe import Recipe, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that `--max-lora-rank` accepts."""
@@ -49,8 +58,12 @@ class AdapterTraits:
     every_block: bool
     patterns: bool
     """Layers differ in rank or alpha."""
+    experts: bool
+    """It adapts tensors that hold all experts of a block."""
     quantization: str
     """Of the base model in training."""
+    text_half: str | None = None
+    """The class that was trained, if the base model is more than this text half."""
 
 
 @dataclass(frozen=True)
@@ -80,40 +93,44 @@ def traits_of_recipe(recipe: Recipe, layers: ModelLayers, quantization: str) -> 
         saved=tuple(modules_to_save(recipe, layers)),
         layers=_kinds(wrapped),
         every_block=recipe.layers_to_transform is None,
-        patterns=False,
+        patterns=recipe.adapt_experts,
+        experts=recipe.adapt_experts,
         quantization=quantization,
+        text_half=layers.text_half,
     )
 
 
 def traits_of_adapter(
-    adapter: Path, task: Task, model_type: str, quantization: str
+    adapter: Path, task: Task, config: "PreTrainedConfig", quantization: str
 ) -> AdapterTraits:
     """Return the traits of an adapter, from its config and the names of its tensors.
 
     Args:
         adapter: the folder of the adapter.
         task: that it was trained for.
-        model_type: of its base model.
+        config: of its base model.
         quantization: of its base model in training.
     """
     from safetensors import safe_open
 
     text = (adapter / "adapter_config.json").read_text(encoding="utf-8")
-    config: dict[str, Any] = json.loads(text)
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    values: dict[str, Any] = json.loads(text)
+    ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         tensors = file.keys()
     return AdapterTraits(
         task=task,
-        model_type=model_type,
-        rank=max([config["r"], *ranks.values()]),
-        dora=bool(config.get("use_dora")),
-        bias=config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
-        saved=(*(config.get("modules_to_save") or ()), *_token_rows(config)),
+        model_type=config.model_type,
+        rank=max([values["r"], *ranks.values()]),
+        dora=bool(values.get("use_dora")),
+        bias=values.get("bias", "none") != "none" or bool(values.get("lora_bias")),
+        saved=(*(values.get("modules_to_save") or ()), *_token_rows(values)),
         layers=_kinds(name.partition(".lora_")[0] for name in tensors if ".lora_" in name),
-        every_block=config.get("layers_to_transform") is None,
+        every_block=values.get("layers_to_transform") is None,
         patterns=bool(ranks or alphas),
+        experts=bool(values.get("target_parameters")),
         quantization=quantization,
+        text_half=text_half(config, task),
     )
 
 
@@ -123,8 +140,11 @@ def _kinds(names: Iterable[str]) -> tuple[str, ...]:
 
 def engine_support(traits: AdapterTraits) -> list[EngineSupport]:
     """Return how each engine serves an adapter: as an adapter if it can."""
-    peft = EngineSupport("PEFT", "adapter", "PEFT loads every adapter that is trained here.")
-    return [peft, _vllm(traits), _tgi(traits)]
+    why = "PEFT loads every adapter that is trained here."
+    if traits.text_half:
+        why += f" Load the base model with {AUTO_CLASSES[traits.task]}, which makes "
+        why += f"{traits.text_half} of it. On the whole model the adapter has no effect."
+    return [EngineSupport("PEFT", "adapter", why), _vllm(traits), _tgi(traits)]
 
 
 def _vllm(traits: AdapterTraits) -> EngineSupport:
@@ -147,10 +167,22 @@ def _vllm(traits: AdapterTraits) -> EngineSupport:
         reasons.append(f"of modules saved in full it accepts only {heads}, not {others[0]}")
     if traits.rank > VLLM_RANKS[-1]:
         reasons.append(f"its largest rank is {VLLM_RANKS[-1]}, and this one is {traits.rank}")
+    if traits.experts:
+        reasons.append("it loads adapters of experts only for some models")
+    if traits.text_half:
+        reasons.append(_on_the_whole_base(traits.text_half))
     if traits.model_type in _VLLM_WITHOUT_LORA:
         reasons.append(f"it serves {traits.model_type} models without adapters")
     how = "" if reasons else f"with --max-lora-rank {vllm_rank(traits.rank)}"
     return _support("vLLM", traits, reasons, how)
+
+
+def _on_the_whole_base(text_half: str) -> str:
+    return (
+        f"the adapter fits {text_half}, and it would load the whole base model, whose layers have "
+        f"other names, so the adapter would do nothing. The merged model is {text_half}, which "
+        "only versions that know this class serve"
+    )
 
 
 def _tgi(traits: AdapterTraits) -> EngineSupport:
@@ -160,6 +192,8 @@ def _tgi(traits: AdapterTraits) -> EngineSupport:
     reasons = []
     if traits.task == "seq2seq-lm":
         reasons.append("it accepts adapters only for decoders")
+    if traits.text_half:
+        reasons.append(_on_the_whole_base(traits.text_half))
     if traits.dora:
         reasons.append("it silently ignores DoRA's magnitudes")
     if traits.bias or traits.saved:

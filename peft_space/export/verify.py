@@ -500,7 +500,7 @@ class ExpectedDelta:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """The change that DoRA makes to some rows of one layer."""
+    """The change to some rows of one layer: by DoRA, or of a tensor that holds many experts."""
 
     name: str
     rows: "Tensor"
@@ -526,12 +526,18 @@ def expected_deltas(
         base: the model that was merged into, if its weights differ from those under the adapter.
     """
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
     deltas: list[ExpectedDelta | Rescaled] = []
     for full_name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer) or not layer.lora_A:
             continue
         name = full_name.removeprefix("base_model.model.")
+        if isinstance(layer, ParamWrapper):
+            tensor = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
+            before = _matrix(layer.get_param() if base is None else base.get_parameter(tensor))
+            deltas.append(_experts_delta(tensor, layer.get_delta_weight("default"), before))
+            continue
         down, up = (_float(pair["default"].weight) for pair in (layer.lora_A, layer.lora_B))
         delta = ExpectedDelta(name, down, up, layer.scaling["default"])
         before = _weight(layer.get_base_layer() if base is None else base.get_submodule(name))
@@ -541,6 +547,16 @@ def expected_deltas(
             magnitude = _float(layer.lora_magnitude_vector["default"].weight)
             deltas.append(_rescaled(delta, before, magnitude))
     return deltas
+
+
+def _experts_delta(name: str, delta: "Tensor", before: "Tensor") -> Rescaled:
+    """The update of some rows of all experts' matrices, one below the other."""
+    import torch
+
+    rows = torch.linspace(0, len(before) - 1, min(_MAX_ROWS, len(before))).long()
+    change = _matrix(delta)[rows]
+    along = float((before[rows] * change).sum())
+    return Rescaled(name, rows, change, along, float(change.square().sum()))
 
 
 def _rescaled(delta: ExpectedDelta, before: "Tensor", magnitude: "Tensor") -> Rescaled:
@@ -571,11 +587,15 @@ def layers_missing_delta(
     Returns:
         One sentence for each of the first three wrong layers, and one for the others.
     """
+    from torch.nn import Parameter
+
     faults = []
     for delta in deltas:
         if not delta.squared:
             continue
-        weight = _weight(model.get_submodule(delta.name))
+        parent, _, leaf = delta.name.rpartition(".")
+        layer = getattr(model.get_submodule(parent), leaf)
+        weight = _matrix(layer) if isinstance(layer, Parameter) else _weight(layer)
         share = (delta.dot(weight) - delta.along) / delta.squared
         size = float(weight.square().mean().sqrt())
         rounding = 5 * _ROUNDING[dtype] * size / delta.squared**0.5
@@ -592,6 +612,11 @@ def _weight(module: "nn.Module") -> "Tensor":
 
     weight = _float(dequantized_weight(module))
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _matrix(experts: Any) -> "Tensor":
+    """The matrices of all experts, one below the other, in float32."""
+    return _float(experts).flatten(0, -2)
 
 
 def _float(weight: Any) -> "Tensor":

@@ -8,10 +8,18 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.peft import layers_taken_for_experts
-from peft_space.compat.transformers import has_auto_model
+from peft_space.compat.transformers import auto_model_class, has_auto_model
 from peft_space.data.column_mapping import Schema, tasks_of_schema
 from peft_space.errors import UserError, as_user_error
+from peft_space.models.config_values import text_config
+from peft_space.models.left_out import (
+    WHY_LEFT_OUT,
+    LeftOut,
+    count_leaves,
+    is_linear,
+    leaf,
+    left_out_layers,
+)
 from peft_space.recipe import Recipe, Task
 
 if TYPE_CHECKING:
@@ -59,6 +67,17 @@ def tasks_of(config: "PreTrainedConfig") -> list[Task]:
         for task, name in AUTO_CLASSES.items()
         if has_auto_model(auto_class(task), kind) and suits.get(name, True)
     ]
+
+
+def text_half(config: "PreTrainedConfig", task: Task) -> str | None:
+    """The class that is trained, if it is only the text half of a model that reads more than text.
+
+    transformers has such a class for some multimodal models, for instance Qwen3.5. In the class of
+    the whole model the same layers have other names.
+    """
+    model_class = auto_model_class(auto_class(task), type(config))
+    whole = model_class.config_class is None or issubclass(type(config), model_class.config_class)
+    return None if whole else model_class.__name__
 
 
 def choose_task(recipe: Recipe, config: "PreTrainedConfig", schema: Schema) -> Task:
@@ -112,12 +131,14 @@ class ModelLayers:
     """The output layer of a model that writes text. Choosing all layers never includes it."""
     new_modules: list[str]
     """The top modules that a task adds to the model, which start untrained."""
+    left_out: dict[str, LeftOut]
+    """The reasons why other linear layers get no adapter, by their full names."""
     fused_experts: int
-    """Blocks of experts whose weights are one tensor, not layers: they get no adapter."""
-    taken_for_experts: list[str]
-    """Last parts of names that PEFT takes for experts, so these layers get no adapter either."""
-    other_modalities: list[str]
-    """Full names of layers that text never reaches, such as those of a vision tower."""
+    """Blocks of experts whose weights are one tensor, not layers."""
+    expert_tensors: list[str]
+    """Ends of the names of their weights that have a matrix for each expert."""
+    text_half: str | None
+    """The class of the model, if the base model is more than this text half."""
     task: Task
     model: "PreTrainedModel"
     """The model on the meta device: its shapes, without weights."""
@@ -134,35 +155,29 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
     Raises:
         UserError: the architecture cannot learn the task, or the config describes no model.
     """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     if task not in (supported := tasks_of(config)):
         raise _unsupported_task(config, supported, task)
     model = _build_on_meta(auto_class(task), config)
     new_modules = _new_modules(model) if task in CLASSIFYING else []
     output = None if task in CLASSIFYING else model.get_output_embeddings()
-    names = [
+    linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-        and module is not output
-        and name.partition(".")[0] not in new_modules
+        if is_linear(module) and module is not output and name.partition(".")[0] not in new_modules
     ]
-    other_modalities = _other_modalities(model, names)
-    names = [name for name in names if name not in set(other_modalities)]
     fused_experts = sum(map(_is_fused_experts, model.modules()))
-    skipped = layers_taken_for_experts(model, list(_count_leaves(names))) if fused_experts else []
-    names = [name for name in names if _leaf(name) not in skipped]
+    left_out = left_out_layers(model, task, linear, fused_experts)
+    names = [name for name in linear if name not in left_out]
     return ModelLayers(
         names=names,
-        counts=_count_leaves(names),
+        counts=count_leaves(names),
         attention=_attention_leaves(names),
         head=next((name for name, module in model.named_modules() if module is output), None),
         new_modules=new_modules,
+        left_out=left_out,
         fused_experts=fused_experts,
-        taken_for_experts=skipped,
-        other_modalities=other_modalities,
+        expert_tensors=_expert_tensors(model),
+        text_half=text_half(config, task),
         task=task,
         model=model,
     )
@@ -206,13 +221,13 @@ def num_places(model: Any) -> int | None:
     )
     limits = [getattr(text_config(model.config), "max_seq_len", None)]  # of MPT, for its biases
     for name, module in model.named_modules():
-        is_table = isinstance(module, torch.nn.Embedding) and _POSITIONS.fullmatch(_leaf(name))
+        is_table = isinstance(module, torch.nn.Embedding) and _POSITIONS.fullmatch(leaf(name))
         if is_table and not name.startswith(towers):
             # some keep the first rows for padding
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - getattr(module, "offset", reserved))
     for name, table in model.named_buffers():
-        if table.dim() == 2 and _POSITIONS.fullmatch(_leaf(name)) and not name.startswith(towers):
+        if table.dim() == 2 and _POSITIONS.fullmatch(leaf(name)) and not name.startswith(towers):
             limits.append(len(table))
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -229,6 +244,15 @@ def num_places_of(config: "PreTrainedConfig", task: Task) -> int | None:
         return None
     config_class: Any = type(config)
     return _num_places_of(config_class, config.to_json_string(use_diff=False), task)
+
+
+def input_embeddings(model: Any) -> "Module | None":
+    """The module with a row for each token. CANINE, which hashes characters, has none."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return embeddings if hasattr(embeddings, "weight") else None
 
 
 def num_parameters(module: "Module") -> int:
@@ -282,33 +306,16 @@ _READS_TEXT = ("input_ids", "inputs", "inputs_embeds")
 """Main inputs of models that read text; towers read `pixel_values` or `input_features`."""
 
 
-def _other_modalities(model: "PreTrainedModel", names: list[str]) -> list[str]:
-    """The layers that only pictures or sound pass through: towers and projectors.
-
-    An encoder-decoder passes text through all of its parts but its towers. Other models pass it
-    through the part that has the text configuration.
-    """
-    from transformers import PreTrainedModel
-
-    parts = {
-        name: part for name, part in model.named_modules() if isinstance(part, PreTrainedModel)
-    }
-    if model.config.is_encoder_decoder:
-        towers = [n for n, part in parts.items() if part.main_input_name not in _READS_TEXT]
-        return [name for name in names if name.startswith(tuple(f"{tower}." for tower in towers))]
-    text = text_config(model.config)
-    inside = tuple(f"{name}." for name, part in parts.items() if name and part.config is text)
-    if text is model.config or not inside:
-        return []
-    return [name for name in names if not name.startswith(inside)]
-
-
-def text_config(config: "PreTrainedConfig") -> Any:
-    """The configuration of the part that writes text: the config itself unless it is composite."""
-    from transformers import PreTrainedConfig
-
-    parts = (getattr(config, name, None) for name in ("text_config", "decoder", "generator"))
-    return next((part for part in parts if isinstance(part, PreTrainedConfig)), config)
+def _expert_tensors(model: "PreTrainedModel") -> list[str]:
+    """Ends of the names of fused experts' weights that PEFT can adapt: one matrix an expert."""
+    names = [
+        f"{leaf(path)}.{name}"
+        for path, module in model.named_modules()
+        if _is_fused_experts(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _is_fused_experts(module: "Module") -> bool:
@@ -316,21 +323,11 @@ def _is_fused_experts(module: "Module") -> bool:
     return type(module).__name__.endswith("Experts") and has_weights
 
 
-def _leaf(name: str) -> str:
-    """The last part of a module's full name."""
-    return name.rpartition(".")[2]
-
-
-def _count_leaves(names: list[str]) -> dict[str, int]:
-    leaves = [_leaf(name) for name in names]
-    return {leaf: leaves.count(leaf) for leaf in dict.fromkeys(leaves)}
-
-
 def _attention_leaves(names: list[str]) -> list[str]:
     """Last parts that occur only under a module named attention; BERT's `dense` does not."""
     inside = {name for name in names if "att" in name.rpartition(".")[0].lower()}
-    outside = {_leaf(name) for name in names if name not in inside}
-    return [leaf for leaf in _count_leaves(names) if leaf in set(map(_leaf, inside)) - outside]
+    outside = {leaf(name) for name in names if name not in inside}
+    return [last for last in count_leaves(names) if last in set(map(leaf, inside)) - outside]
 
 
 def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
@@ -343,17 +340,53 @@ def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
         return list(layers.counts)
     if recipe.target_modules == "attention":
         return layers.attention
-    unknown = [name for name in recipe.target_modules if not _matching(layers.names, [name])]
-    if not unknown and recipe.target_modules:
-        return list(recipe.target_modules)
-    problem = "gets no adapter: target_modules is empty"
-    if unknown:
-        problem = f"has no linear layer {unknown[0]!r}"
-    raise UserError(
-        "models.unknown_module",
-        f"The base model {problem}. {_did_you_mean(unknown, layers.counts)}"
-        f"Choose from {', '.join(layers.counts)}.",
+    if not recipe.target_modules:
+        raise UserError(
+            "models.unknown_module",
+            "The base model gets no adapter: target_modules is empty. "
+            f"Choose from {', '.join(layers.counts)}.",
+        )
+    for name in recipe.target_modules:
+        if not _matching(layers.names, [name]):
+            raise _no_adapter_on(name, layers)
+    return list(recipe.target_modules)
+
+
+def _no_adapter_on(name: str, layers: ModelLayers) -> UserError:
+    """The error for a target that names nothing, or only layers that cannot get an adapter."""
+    code, problem = "models.unknown_module", f"has no linear layer {name!r}"
+    hint = _did_you_mean([name], layers.counts)
+    if left_out := _matching(layers.left_out, [name]):
+        code, hint = "models.layer_left_out", ""
+        problem = f"gets no adapter on {name}: {WHY_LEFT_OUT[layers.left_out[left_out[0]]]}"
+    elif layers.head and _matching([layers.head], [name]):
+        code, hint = "models.layer_left_out", ""
+        problem = f"gets no adapter on {name}: it is the output layer"
+    return UserError(
+        code, f"The base model {problem}. {hint}Choose from {', '.join(layers.counts)}."
     )
+
+
+def unadapted_notes(recipe: Recipe, layers: ModelLayers) -> list[str]:
+    """Sentences that say which parts, layers and experts get no adapter, and why."""
+    notes = []
+    if layers.text_half:
+        notes.append(
+            f"The base model reads more than text. Only its text half, {layers.text_half}, is "
+            "trained, scored and exported; a merged model cannot read pictures or sound."
+        )
+    if layers.fused_experts and not recipe.adapt_experts:
+        remedy = " adapt_experts in the recipe adapts them." if layers.expert_tensors else ""
+        notes.append(
+            f"{layers.fused_experts} blocks of experts get no adapter, because each is stored as "
+            f"one tensor.{remedy}"
+        )
+    for reason, why in WHY_LEFT_OUT.items():
+        names = [name for name, found in layers.left_out.items() if found == reason]
+        if names:
+            counted = ", ".join(f"{last} ({n})" for last, n in count_leaves(names).items())
+            notes.append(f"{len(names)} layers get no adapter, because {why}: {counted}.")
+    return notes
 
 
 def _did_you_mean(unknown: list[str], known: Collection[str]) -> str:
@@ -376,6 +409,12 @@ def wrapped_layers(recipe: Recipe, layers: ModelLayers) -> list[str]:
     fully_trained = set(fully_trained_modules(layers, modules_to_save(recipe, layers)))
     targets = _matching(layers.names, target_modules(recipe, layers))
     names = [name for name in targets if name not in fully_trained]
+    if not names:
+        raise UserError(
+            "models.no_layers",
+            f"{type(layers.model).__name__} has no layer for an adapter with target_modules "
+            f"{recipe.target_modules}. Choose other target modules, or another base model.",
+        )
     if recipe.layers_to_transform is None:
         return names
     blocks = {name: int(number[1]) for name in layers.names if (number := _BLOCK.search(name))}
@@ -405,7 +444,7 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
         UserError: the recipe names a module that is not in the model. PEFT would ignore it.
     """
     full_names = [name for name, _ in layers.model.named_modules() if name]
-    known = {*full_names, *map(_leaf, full_names)}
+    known = {*full_names, *map(leaf, full_names)}
     for name in recipe.modules_to_save or []:
         if name not in known:
             hint = _did_you_mean([name], known) or "Leave modules_to_save empty."
@@ -416,28 +455,46 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
     return list(dict.fromkeys([*layers.new_modules, *(recipe.modules_to_save or [])]))
 
 
-def excluded_modules(
-    layers: ModelLayers, targets: Sequence[str], saved: Sequence[str]
-) -> list[str]:
-    """Full names of layers that PEFT would adapt by their last part, but that must get no adapter.
+def peft_targets(
+    recipe: Recipe, layers: ModelLayers, untrained: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """PEFT's `target_modules` and `exclude_modules` for exactly the layers of `wrapped_layers`.
+
+    PEFT matches ends of names. An end that matches something else too, such as the number that a
+    block and a layer have in common, is replaced by the full names of its layers.
 
     Args:
+        recipe: chooses the layers.
         layers: of the base model.
-        targets: what PEFT gets as `target_modules`.
-        saved: the modules that are saved whole.
+        untrained: modules that are trained in full, so their layers get no adapter.
     """
-    return [*fully_trained_modules(layers, saved), *_matching(layers.other_modalities, targets)]
+    every_block = recipe.model_copy(update={"layers_to_transform": None})
+    saved = set(fully_trained_modules(layers, untrained))
+    here = set(wrapped_layers(recipe, layers)) - saved
+    wanted = set(wrapped_layers(every_block, layers)) - saved
+    modules = dict(layers.model.named_modules())
+    linear = {name for name, module in modules.items() if is_linear(module)}
+    targets: list[str] = []
+    excluded: list[str] = []
+    for target in target_modules(recipe, layers):
+        matched = _matching(modules, [target])
+        others = [name for name in matched if name not in wanted]
+        hidden = any(_matching(wanted, [name]) for name in others)
+        if hidden or not linear.issuperset(others):
+            targets += [name for name in matched if name in here]
+        else:
+            targets.append(target)
+            excluded += others
+    return list(dict.fromkeys(targets)), list(dict.fromkeys(excluded))
 
 
 def fully_trained_modules(layers: ModelLayers, saved: Sequence[str]) -> list[str]:
     """Full names of the linear layers inside modules that are saved whole. They get no adapter."""
-    import torch
-
     modules = {name: module for name, module in layers.model.named_modules() if name}
     saved_names = _matching(modules, saved)
     inside = tuple(f"{name}." for name in saved_names)
     return [
         name
         for name, module in modules.items()
-        if isinstance(module, torch.nn.Linear) and (name in saved_names or name.startswith(inside))
+        if is_linear(module) and (name in saved_names or name.startswith(inside))
     ]

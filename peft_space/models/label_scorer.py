@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from peft_space.data.arrow_store import MASKED
-from peft_space.models.architecture import text_config
+from peft_space.models.config_values import config_number
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -120,7 +120,8 @@ class LabelScorer:
     def _in_chunks(
         self, states: Tensor, labels: Tensor, head: Head, statistics: bool
     ) -> tuple[Tensor, Tensor]:
-        size = _rows_at_once(text_config(self._model.config).vocab_size, states.device.type)
+        vocabulary = config_number(self._model.config, "vocab_size")
+        size = _rows_at_once(vocabulary, states.device.type)
         output_layer: Any = self._model.get_output_embeddings()
         trains_head = output_layer is None or any(
             parameter.requires_grad

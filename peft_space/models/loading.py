@@ -20,13 +20,14 @@ from peft_space.models.architecture import (
     CLASSIFYING,
     ModelLayers,
     auto_class,
-    excluded_modules,
+    input_embeddings,
     linear_layers,
     modules_to_save,
     num_places,
-    target_modules,
+    peft_targets,
 )
 from peft_space.models.config_safety import sanitize_generation_config
+from peft_space.models.config_values import ConfigName, config_number
 from peft_space.models.label_order import base_labels, keeps_head, output_layer
 from peft_space.models.quantization import (
     force_float32_and_disable_repacking,
@@ -228,7 +229,8 @@ def new_adapter(
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization_of(recipe, base.config) != "none":
-        held = model.get_input_embeddings().weight.dtype
+        embeddings: Any = input_embeddings(model)
+        held = model.dtype if embeddings is None else embeddings.weight.dtype
         # the trainer turns gradient checkpointing on
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if hardware.device() == "cuda":
@@ -260,7 +262,7 @@ def hold_16_bits_again(model: Any, dtype: "torch.dtype") -> None:
     float32. Norms stay in float32, but give what they got, so that activations have 16 bits. On a
     CPU float32 is also the dtype of the computations.
     """
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in (input_embeddings(model), model.get_output_embeddings()):
         if layer is not None:
             layer.weight.data = layer.weight.data.to(dtype)
     for module in model.modules():
@@ -303,7 +305,8 @@ def adapter_config(
 
     check_checkpointing(recipe, layers)
     saved_modules = [*modules_to_save(recipe, layers), *untrained]
-    targets = target_modules(recipe, layers)
+    targets, excluded = peft_targets(recipe, layers, untrained)
+    experts = expert_adapter(recipe, layers)
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
@@ -313,9 +316,12 @@ def adapter_config(
         use_rslora=recipe.method == "rslora",
         use_dora=recipe.method == "dora",
         target_modules=targets,
-        exclude_modules=excluded_modules(layers, targets, saved_modules) or None,
+        exclude_modules=excluded or None,
         layers_to_transform=recipe.layers_to_transform,
         modules_to_save=saved_modules or None,
+        target_parameters=list(experts) or None,
+        rank_pattern={name: rank for name, (rank, _) in experts.items()},
+        alpha_pattern={name: alpha for name, (_, alpha) in experts.items()},
     )
 
 
@@ -331,6 +337,40 @@ def check_checkpointing(recipe: Recipe, layers: ModelLayers) -> None:
             f"{type(layers.model).__name__} keeps all activations: transformers has no gradient "
             "checkpointing for it. Set gradient_checkpointing to off or automatic in the recipe.",
         )
+
+
+def expert_adapter(recipe: Recipe, layers: ModelLayers) -> dict[str, tuple[int, float]]:
+    """The rank and the alpha of the adapter of each tensor of experts; nothing without a wish.
+
+    A token uses a few experts, which share the recipe's rank ("LoRA Without Regret", Thinking
+    Machines, 2025). The scale stays that of the other layers.
+
+    Raises:
+        UserError: the model has no such tensors, or PEFT cannot adapt them with this recipe.
+    """
+    if not recipe.adapt_experts:
+        return {}
+    problem = ""
+    if not layers.expert_tensors:
+        problem = f"{type(layers.model).__name__} has no experts that are stored as one tensor"
+    elif recipe.lora_dropout:
+        problem = f"PEFT adapts experts only with lora_dropout 0, not {recipe.lora_dropout:g}"
+    elif recipe.method not in ("lora", "rslora"):
+        problem = f"PEFT adapts experts only by lora or rslora, not by {recipe.method}"
+    elif recipe.layers_to_transform is not None:
+        problem = "PEFT adapts the experts of all blocks, but layers_to_transform names some"
+    if problem:
+        raise UserError(
+            "models.experts_impossible",
+            f"{problem}. Change that in the recipe, or set adapt_experts to false.",
+        )
+    rank = max(1, recipe.lora_rank // max(1, config_number(layers.model.config, _PER_TOKEN)))
+    power = 0.5 if recipe.method == "rslora" else 1
+    alpha = recipe.alpha * (rank / recipe.lora_rank) ** power
+    return dict.fromkeys(layers.expert_tensors, (rank, alpha))
+
+
+_PER_TOKEN: ConfigName = "num_experts_per_tok"
 
 
 def expected_parameter_counts(

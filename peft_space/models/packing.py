@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.batches import collate, collate_packed
-from peft_space.models.architecture import text_config
+from peft_space.models.config_values import config_number, text_config
 from peft_space.models.label_scorer import computing_in
 
 if TYPE_CHECKING:
@@ -200,11 +200,13 @@ def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> st
     if getattr(config, "attention_chunk_size", None):
         return "its attention works in chunks"
     own_attention, own_forward = base.config._attn_implementation, base.__dict__.get("forward")
-    examples = _probes(config.vocab_size)
+    examples = _probes(config_number(base.config, "vocab_size"))
     model.eval()
     try:
         with torch.no_grad(), computing_in(dtype, base.device.type):
             apart = _last_states(base, collate(examples, 0))
+            if apart.ndim != 3:  # Gemma 3n predicts several versions of each state
+                return "its states are not one for each token"
             pack_rows(model)
             _windows.clear()
             together = _last_states(base, collate_packed(examples))[0]

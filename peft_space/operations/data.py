@@ -55,6 +55,7 @@ def _check_text(result: Json, arguments: Json) -> str:
             f"Tokens per row: median {counts['median']}, longest {counts['longest']}; "
             f"{counts['num_cut']} rows are truncated at the limit."
         )
+    lines += result.get("not_adapted", [])
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
         fixes = result["column_mapping"]["fixes"]
@@ -133,10 +134,11 @@ def check(
     Returns:
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
         messages that nothing uses), `problems`, `findings` and more;
-        with a recipe or `show`, `lengths`, `histogram` and `examples`: 50, or as many as `show`
-        says, each with its `row`, and `tokens` with [text, is trained] for each. If the columns
-        can be read in several ways, or one of them looks like a part of the task and is not used,
-        and `column_mapping` does not decide, the ways are listed in `question`.
+        with a recipe or `show`, `lengths`, `histogram`, `not_adapted` (the layers and experts that
+        get no adapter, and why) and `examples`: 50, or as many as `show` says, each with its
+        `row`, and `tokens` with [text, is trained] for each. If the columns can be read in several
+        ways, or one of them looks like a part of the task and is not used, and `column_mapping`
+        does not decide, the ways are listed in `question`.
     """
     from peft_space.data.column_mapping import is_question
     from peft_space.data.dataset import detect_mappings, load_dataset
@@ -177,6 +179,7 @@ def check(
         "bin_width": width,
         "histogram": counts,
         "examples": _render(chosen, task, list(prepared.data.train[:num_shown])),
+        "not_adapted": prepared.not_adapted,
     }
 
 

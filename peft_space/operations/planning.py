@@ -25,6 +25,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
 
     Returns:
         The `layers`, those `wrapped` by an adapter, and the number of `trainable` parameters.
+        `not_adapted` says which layers and experts cannot get one, and why.
         `serving` says how engines can serve the adapter, and `memory` is that of a training at the
         length limit.
     """
@@ -33,6 +34,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
         linear_layers,
         modules_to_save,
         tasks_of,
+        unadapted_notes,
         wrapped_layers,
     )
     from peft_space.models.loading import expected_parameter_counts
@@ -63,8 +65,7 @@ def layers(recipe: RecipeChoices = None) -> Json:
         "wrapped": dict(Counter(name.rpartition(".")[2] for name in wrapped)),
         "head": linear.head,
         "saved": modules_to_save(chosen, linear),
-        "fused_experts": linear.fused_experts,
-        "taken_for_experts": linear.taken_for_experts,
+        "not_adapted": unadapted_notes(chosen, linear),
         "trainable": trainable,
         "parameters": total,
         "serving": [asdict(engine) for engine in engines],
@@ -81,6 +82,7 @@ def _recommend_text(result: Json, arguments: Json) -> str:
     for line in result["red_lines"]:
         kind = "Not possible" if line["kind"] == "stop" else "Warning"
         lines.append(f"{kind}: {line['words']}")
+    lines += result["not_adapted"]
     recipe = json.dumps(make_recipe(result["recipe"]).model_dump(exclude_defaults=True))
     data = arguments["data"]
     files = shlex.join([data] if isinstance(data, str) else data)
@@ -100,7 +102,8 @@ def recommend(
 
     Returns:
         `advice`, each item with its reason and source, and the `recipe` that follows all of it.
-        `red_lines` lists the settings that make training impossible or inadvisable.
+        `red_lines` lists the settings that make training impossible or inadvisable, and
+        `not_adapted` the layers and experts that get no adapter, with the reasons.
     """
     from peft_space.models.resolve import find_base
     from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
@@ -118,6 +121,7 @@ def recommend(
     changed = rules.changed_recommendations(chosen, advice)
     return {
         "task": prepared.task_spec.task,
+        "not_adapted": prepared.not_adapted,
         "advice": [
             asdict(item) | {"now": getattr(chosen, item.field), "changes": item in changed}
             for item in advice

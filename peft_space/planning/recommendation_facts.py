@@ -14,7 +14,8 @@ from peft_space.data.quality import texts_of
 from peft_space.data.tokenization.chat_template import set_thinking
 from peft_space.errors import oom_device
 from peft_space.estimation.hub_hardware import zerogpu_hardware
-from peft_space.models.architecture import linear_layers, text_config, wrapped_layers
+from peft_space.models.architecture import linear_layers, wrapped_layers
+from peft_space.models.config_values import config_number
 from peft_space.models.label_scorer import LabelScorer
 from peft_space.models.loading import inference_dtype, load_base_model
 from peft_space.models.quantization import quantization_of
@@ -25,7 +26,7 @@ from peft_space.recommend.rules import DataFacts, MachineFacts, ModelFacts
 from peft_space.training.prepare import Prepared
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    pass
 
 _TEXT_SAMPLE = 200
 """Rows whose words are counted."""
@@ -128,23 +129,17 @@ def model_facts(base: BaseModelRef, recipe: Recipe, task: Task) -> ModelFacts:
     """Return the facts about the base model, with the recipe's target modules."""
     layers = linear_layers(base.config, task)
     modules = dict(layers.model.named_modules())
-    config, quantization = text_config(base.config), quantization_of(recipe, base.config)
+    config, quantization = base.config, quantization_of(recipe, base.config)
     shapes = (modules[name].weight.shape for name in wrapped_layers(recipe, layers))
     return ModelFacts(
         num_parameters=layers.model.num_parameters(),
-        hidden_size=config.hidden_size,
+        hidden_size=config_number(config, "hidden_size"),
         parameters_per_rank=sum(sum(shape) for shape in shapes),
-        context_length=_context_length(config),
-        vocab_size=config.vocab_size,
-        num_layers=config.num_hidden_layers,
+        context_length=config_number(config, "max_position_embeddings") or None,
+        vocab_size=config_number(config, "vocab_size"),
+        num_layers=config_number(config, "num_hidden_layers"),
         comes_quantized=None if quantization == recipe.quantization else quantization,
     )
-
-
-def _context_length(config: PretrainedConfig) -> int | None:
-    """The number of positions of the model. None if positions are relative, such as T5's."""
-    length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def machine_facts() -> MachineFacts:

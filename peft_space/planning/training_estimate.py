@@ -36,7 +36,12 @@ from peft_space.estimation.training_step import (
 )
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
-from peft_space.models.architecture import ModelLayers, linear_layers
+from peft_space.models.architecture import (
+    ModelLayers,
+    input_embeddings,
+    linear_layers,
+    num_parameters,
+)
 from peft_space.models.loading import inference_dtype, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base
@@ -329,9 +334,10 @@ def multiplied_parameters(config: PretrainedConfig, task: Task) -> int:
     are counted, although a token uses few of them, so the time of such models is overestimated.
     """
     model: Any = linear_layers(config, task).model
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    shared = head is not None and head.weight is embeddings
-    return model.num_parameters() - (0 if shared else embeddings.numel())
+    embeddings, head = input_embeddings(model), model.get_output_embeddings()
+    shared = embeddings and head is not None and head.weight is embeddings.weight
+    unused = 0 if shared or embeddings is None else num_parameters(embeddings)
+    return model.num_parameters() - unused
 
 
 def flops_a_token(parameters: int, task: Task, checkpointing: bool) -> int:

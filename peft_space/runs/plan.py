@@ -51,6 +51,8 @@ class Plan(BaseModel):
     target_modules: list[str]
     num_wrapped: int
     """Number of layers that have an adapter."""
+    not_adapted: list[str] = []
+    """Sentences that say which layers and experts got no adapter, and why."""
     trainable_parameters: int
     all_parameters: int
     learning_rate: float

@@ -10,7 +10,8 @@ from peft_space import hardware, settings
 from peft_space.errors import UserError
 from peft_space.estimation.training_step import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import linear_layers, num_places, text_config
+from peft_space.models.architecture import linear_layers, num_places, unadapted_notes
+from peft_space.models.config_values import config_number, text_config
 from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.packing import why_not_packed
 from peft_space.models.quantization import quantization_of
@@ -144,7 +145,7 @@ def make_plan(
     batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
-    width, steps = text_config(base.config).hidden_size, total_steps(recipe, len(rows))
+    width, steps = config_number(base.config, "hidden_size"), total_steps(recipe, len(rows))
     rate = rules.learning_rate(width, task_spec.task, steps)
     config: Any = model.peft_config["default"]
     tuner: Any = model.base_model
@@ -178,6 +179,7 @@ def make_plan(
         saved_modules=sorted(config.modules_to_save or []),
         target_modules=sorted(config.target_modules),
         num_wrapped=len(tuner.targeted_module_names),
+        not_adapted=unadapted_notes(recipe, linear_layers(base.config, task_spec.task)),
         trainable_parameters=trainable,
         all_parameters=total,
         learning_rate=recipe.learning_rate or rate.value,
@@ -283,6 +285,8 @@ def report_plan(run: Run, plan: Plan) -> None:
         if plan.shard_base:
             what += " Each holds a part of the base model (FSDP)."
         _notice(run, what, plan.devices_why)
+    for note in plan.not_adapted:
+        _notice(run, f"{plan.num_wrapped} layers get an adapter.", note)
     _notice(run, f"Learning rate {plan.learning_rate:g},", f"{plan.learning_rate_why}.")
 
 

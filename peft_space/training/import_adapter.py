@@ -16,7 +16,12 @@ from typing import Any
 from peft_space import settings
 from peft_space.data.table import Data
 from peft_space.errors import UserError, as_user_error
-from peft_space.models.architecture import CLASSIFYING, linear_layers, wrapped_layers
+from peft_space.models.architecture import (
+    CLASSIFYING,
+    linear_layers,
+    unadapted_notes,
+    wrapped_layers,
+)
 from peft_space.models.label_order import keeps_head
 from peft_space.models.loading import check_adapter_fits_base
 from peft_space.models.resolve import DEMO_MODEL, BaseModelRef, find_base, model_name, pin_revision
@@ -330,6 +335,7 @@ def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
         labels=task_spec.labels,
         target_modules=list(recipe.target_modules),
         num_wrapped=len(wrapped_layers(recipe, layers)),
+        not_adapted=unadapted_notes(recipe, layers),
         trainable_parameters=trainable,
         all_parameters=layers.model.num_parameters() + trainable,
         learning_rate=0.0,

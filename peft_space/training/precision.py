@@ -172,6 +172,7 @@ def _layer_like_the_largest(recipe: Recipe, base: BaseModelRef, task: Task) -> A
     config = adapter_config(recipe, layers, task)
     config.target_modules, config.modules_to_save = ["0"], None
     config.exclude_modules = config.layers_to_transform = config.task_type = None
+    config.target_parameters, config.rank_pattern, config.alpha_pattern = None, {}, {}
     adapted: Any = get_peft_model(torch.nn.Sequential(layer), config)
     return adapted.base_model.model[0].train()
 

@@ -30,12 +30,19 @@ from peft_space.models.architecture import (
     MAX_LABELS,
     ModelLayers,
     choose_task,
+    input_embeddings,
     linear_layers,
     modules_to_save,
+    unadapted_notes,
     wrapped_layers,
 )
 from peft_space.models.label_order import labels_in_order
-from peft_space.models.loading import check_checkpointing, task_spec_for, tokenizer_of
+from peft_space.models.loading import (
+    check_checkpointing,
+    expert_adapter,
+    task_spec_for,
+    tokenizer_of,
+)
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
@@ -54,6 +61,8 @@ class Prepared:
     data: TrainingData
     train: Tokens
     held_out: Tokens
+    not_adapted: list[str] = dataclasses.field(default_factory=list)
+    """Sentences that say which layers and experts of the base get no adapter, and why."""
 
 
 def prepare(
@@ -139,7 +148,7 @@ def prepare(
             "or leave it empty.",
         )
     dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
-    return Prepared(task_spec, dataset, train, held_out_tokens)
+    return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(recipe, layers))
 
 
 _MIN_SCORES = 6
@@ -184,6 +193,7 @@ def _check_recipe(
     check_claimed_size(base, layers.model.num_parameters())
     wrapped_layers(recipe, layers)
     modules_to_save(recipe, layers)
+    expert_adapter(recipe, layers)
     quantization_of(recipe, base.config)
     check_checkpointing(recipe, layers)
     if task_spec.task == "kto" and recipe.batch_size * recipe.gradient_accumulation_steps < 2:
@@ -199,7 +209,10 @@ def _check_recipe(
 
 def _check_token_ids(largest: int, base: BaseModelRef, layers: ModelLayers) -> None:
     """Reject tokens without an embedding, with which training would end in an index error."""
-    size = len(layers.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    embeddings = input_embeddings(layers.model)
+    if embeddings is None:
+        return
+    size = len(embeddings.weight)  # type: ignore[arg-type]
     if largest >= size:
         raise UserError(
             "training.tokenizer_mismatch",

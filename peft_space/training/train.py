@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from peft_space import hardware
 from peft_space.compat.torch import is_dtype_error, is_lost_peer
-from peft_space.compat.transformers import forget_preparation
+from peft_space.compat.transformers import forget_preparation, refusal_of_model
 from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
@@ -339,7 +339,16 @@ def _run_trainer(run: Run, setup: _TrainingSetup, trainer: Trainer, number: int)
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     run.append(events.Started(attempt=number, from_step=step, total_steps=total))
     if checkpoint is None:
-        trainer.train()
+        try:
+            trainer.train()
+        except ValueError as error:
+            if (reason := refusal_of_model(error)) is None:
+                raise
+            raise UserError(
+                "models.needs_other_inputs",
+                f"{setup.plan.base_name} cannot compute a batch of texts: {reason}. "
+                "Choose another base model.",
+            ) from error
         return
     state = early_stopping.state_of(checkpoint)
     if step >= total or early_stopping.is_over(state, run.recipe):

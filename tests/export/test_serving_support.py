@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 import pytest
+from transformers import GPT2Config, LlamaConfig
 
 from peft_space import operations
 from peft_space.export.serving_support import (
@@ -63,11 +64,13 @@ def test_the_traits_of_an_imported_adapter_come_from_its_files(short_run, tmp_pa
     path = folder / "adapter_config.json"
     patterns = {"rank_pattern": {"q_proj": 100}, "alpha_pattern": {"q_proj": 3}}
     path.write_text(json.dumps(json.loads(path.read_text()) | patterns))
-    imported = traits_of_adapter(folder, "causal-lm", "llama", "none")
+    imported = traits_of_adapter(folder, "causal-lm", LlamaConfig(), "none")
     _, vllm, tgi = engine_support(imported)
     assert (imported.rank, vllm.how, tgi.how) == (100, "adapter", "merged")
     assert "--max-lora-rank 128" in vllm.why
-    _, vllm, tgi = engine_support(traits_of_adapter(short_run.adapter, "causal-lm", "gpt2", "none"))
+    _, vllm, tgi = engine_support(
+        traits_of_adapter(short_run.adapter, "causal-lm", GPT2Config(), "none")
+    )
     assert (vllm.how, tgi.how) == ("merged", "adapter")
 
 

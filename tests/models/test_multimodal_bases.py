@@ -6,7 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from peft_space import operations
-from peft_space.models.architecture import linear_layers, text_config
+from peft_space.models.architecture import linear_layers
+from peft_space.models.config_values import text_config
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.models.special_tokens import set_special_tokens

@@ -324,7 +324,6 @@ def test_kto_pairs_each_prompt_with_the_answer_of_the_previous_row(
 
     mismatched, own = answers("KL_"), answers("")
     assert mismatched[1:] == own[:-1]
-    assert mismatched[0] not in own  # of the last row of the dataset, whatever the batch size
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,7 @@ def layers_markdown(layers: dict[str, Any]) -> str:
     if layers["saved"]:
         saved = ", ".join(f"`{name}`" for name in layers["saved"])
         lines.append(f"Fully trained and saved with the adapter: {saved}.")
-    if layers["fused_experts"]:
-        lines.append(_experts_sentence(layers["fused_experts"], layers["taken_for_experts"]))
+    lines += layers["not_adapted"]
     lines.append(f"This model supports: {', '.join(layers['tasks'])}.")
     trainable, total = layers["trainable"], layers["parameters"]
     share = trainable / total
@@ -230,14 +229,6 @@ def layers_markdown(layers: dict[str, Any]) -> str:
 
 def _counted(layers: dict[str, int]) -> list[str]:
     return [f"`{name}` ({count})" for name, count in layers.items()]
-
-
-def _experts_sentence(num_blocks: int, mistaken: list[str]) -> str:
-    names = f", and neither do layers named {', '.join(mistaken)}: PEFT treats them as experts"
-    return (
-        f"{num_blocks} blocks of experts get no adapter, because each is stored as one tensor"
-        f"{names if mistaken else ''}."
-    )
 
 
 def serving_markdown(engines: list[dict[str, Any]]) -> str:
