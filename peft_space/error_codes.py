@@ -323,12 +323,17 @@ CODES: dict[str, tuple[str, str]] = {
         "There is no such adapter, or the Hub cannot be reached.",
         "Give a Hub id like OWNER/NAME, a .zip file, or a folder on your own machine.",
     ),
+    "training.adapter_pickled": (
+        "The adapter's weights are in a pickle file, `adapter_model.bin`, which can run code.",
+        "If you trust its author, load it in PEFT and call `save_pretrained`.",
+    ),
     "training.adapter_too_large": (
         "A file in the .zip unpacks to far more than an adapter needs.",
         "Pack the adapter's folder again.",
     ),
     "training.adapter_unsupported": (
-        "The adapter is not a LoRA, or it uses a setting that cannot be imported.",
+        "The adapter is not a LoRA and cannot be converted, or it uses a setting that cannot be "
+        "imported.",
         "Merge the adapter into its base model and use the merged model instead.",
     ),
     "training.adapter_zip_damaged": (

@@ -81,7 +81,7 @@ class Recipe(BaseModel):
     """The reason why this task needs a rank over 64. It is stored in the run and shown on the
     model card."""
 
-    lora_alpha: int | None = _field("adapter", "LoRA alpha", None, ge=1, le=1024)
+    lora_alpha: int | float | None = _field("adapter", "LoRA alpha", None, gt=0, le=65_536)
     """The adapter's output is scaled by alpha / rank (`rslora`: alpha / √rank). Empty: 2 x rank;
     16 for `rslora`; the rank for `pissa` and `loftq`."""
 
@@ -221,7 +221,7 @@ class Recipe(BaseModel):
     """On one CPU, the same seed, data and recipe give the same adapter. GPUs add in any order."""
 
     @property
-    def alpha(self) -> int:
+    def alpha(self) -> int | float:
         """`lora_alpha`, or the default of the method if it is empty.
 
         LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank. The scale in rsLoRA
