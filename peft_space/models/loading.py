@@ -45,7 +45,7 @@ from peft_space.models.resolve import (
     model_name,
     pin_revision,
 )
-from peft_space.models.vocabulary import find_base_of_run
+from peft_space.models.vocabulary import SAVED_EMBEDDINGS, find_base_of_run
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
@@ -568,13 +568,14 @@ def _mismatch_with_base(
         return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
     tensors = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    # PEFT saves the whole embeddings if they were resized or have an adapter
-    saved = {
+    allowed = {
         f"base_model.model.{name}{part}": size
         for name, size in embeddings.items()
-        for part in (".weight", ".base_layer.weight")
+        for part in SAVED_EMBEDDINGS
     }
-    return _mismatch(shapes, expected, {name: saved[name] for name in saved if name in shapes})
+    of_tokens = [name for name in shapes if name.endswith(".token_adapter.trainable_tokens_delta")]
+    allowed |= {name: shapes[name] for name in of_tokens if "lm_head" in name}  # shared, if tied
+    return _mismatch(shapes, expected, {name: allowed[name] for name in allowed if name in shapes})
 
 
 def _embedding_names(model: Any) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 VOCABULARY = "data/tokenizer"
 """The folder of a run with its tokenizer and the number of embeddings, each if it differs."""
+SAVED_EMBEDDINGS = (
+    ".weight", ".base_layer.weight", ".original_module.weight", ".modules_to_save.weight",
+    ".token_adapter.base_layer.weight",
+)  # fmt: skip
+"""Ends of the names of whole embeddings, which PEFT saves if they were resized or have a LoRA."""
 _TOKENIZER, _NUM_EMBEDDINGS = "tokenizer.json", "num_embeddings.json"
 
 
@@ -166,12 +171,10 @@ def num_embeddings_in(shapes: Mapping[str, tuple[int, ...]], layers: ModelLayers
     for name, module in model.named_modules():
         if module not in embeddings:
             continue
-        place = f"base_model.model.{name}"
-        for part, dimension in (
-            ("weight", 0), ("base_layer.weight", 0), ("lora_embedding_A", 1), ("lora_B.weight", 0),
-        ):  # fmt: skip
-            shape = shapes.get(f"{place}.{part}")
-            is_head = module is model.get_output_embeddings()
-            if shape and len(shape) == 2 and (part != "lora_B.weight" or is_head):
+        is_head = module is model.get_output_embeddings()
+        places = [(part, 0) for part in SAVED_EMBEDDINGS] + [(".lora_embedding_A", 1)]
+        for part, dimension in [*places, *([(".lora_B.weight", 0)] if is_head else [])]:
+            shape = shapes.get(f"base_model.model.{name}{part}")
+            if shape and len(shape) == 2:
                 return shape[dimension]
     return None
