@@ -35,6 +35,11 @@ _LOSS_FIELDS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds
 
 
 def _trained_text(result: Json, arguments: Json) -> str:
+    notes = result.get("notes", []) if "step" not in result else []  # the command has shown them
+    return "\n".join([*notes, _next_text(result)])
+
+
+def _next_text(result: Json) -> str:
     run = result["run"]
     if "step" in result:
         following = f"Next: peft-space evaluate {run}"
@@ -65,13 +70,15 @@ def make_run(
         report_to: also report the losses to this tool; may be repeated
 
     Returns:
-        The folder of the `run`. The surface trains it afterwards.
+        The folder of the `run`, and `notes` on rows that are left out, cut or suspicious. The
+        surface trains the run afterwards.
     """
+    from peft_space.data.dataset import notes_on_data
     from peft_space.training.prepare import make_run as make
 
     chosen = make_recipe(recipe or {})
     run = make(directory, data, chosen, held_out, column_mapping, progress(report))
-    return {"run": str(run.directory)}
+    return {"run": str(run.directory), "notes": notes_on_data(run)}
 
 
 def train(run: str) -> Json:
@@ -109,9 +116,12 @@ def resume(
 
 @operation(
     group="runs",
-    text=lambda result, _: (
-        f"The adapter is in the run {result['run']}. Next: peft-space evaluate {result['run']}, "
-        f"or peft-space resume {result['run']}"
+    text=lambda result, _: "\n".join(
+        [
+            *result["notes"],
+            f"The adapter is in the run {result['run']}. Next: peft-space evaluate "
+            f"{result['run']}, or peft-space resume {result['run']}",
+        ]
     ),
 )
 def import_adapter(
@@ -123,13 +133,21 @@ def import_adapter(
     column_mapping: ColumnMapping = None,
     report: Progress = None,
 ) -> Json:
-    """Make a run of an existing adapter, to compare, score, export or train it further."""
+    """Make a run of an existing adapter, to compare, score, export or train it further.
+
+    A base model in the recipe wins over the one that the adapter names.
+
+    Returns:
+        The folder of the `run`, and `notes` on what was taken from the adapter and on the rows.
+    """
+    from peft_space.data.dataset import notes_on_data
     from peft_space.training.import_adapter import import_adapter as import_into_run
 
     run = import_into_run(
         directory, adapter, data, recipe, held_out, column_mapping, progress(report)
     )
-    return {"run": str(run.directory)}
+    taken = [f"{one.what} {one.why}" for one in run.history() if isinstance(one, events.Notice)]
+    return {"run": str(run.directory), "notes": [*taken, *notes_on_data(run)]}
 
 
 # What a run is doing

@@ -194,6 +194,7 @@ def _token_findings(tokens: Tokens) -> list[Finding]:
     masks: dict[str, np.ndarray] = {
         "cut": truncated,
         "untrained": (tokens.column("num_trained") == 0) & truncated,
+        "equal_pairs": tokens.equal_pairs(),
         "controls": tokens.column("typed_controls"),
     }
     notes = tokens.column("notes")
