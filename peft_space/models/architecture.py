@@ -308,14 +308,42 @@ def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
     unknown = [name for name in recipe.target_modules if not _matching(layers.names, [name])]
     if not unknown and recipe.target_modules:
         return list(recipe.target_modules)
-    problem = "gets no adapter: target_modules is empty"
+    reason = "gets no adapter: target_modules is empty"
     if unknown:
-        problem = f"has no linear layer {unknown[0]!r}"
+        reason = _why_no_adapter(unknown[0], layers)
+    hint = _did_you_mean(unknown, layers.counts) if "has no" in reason else ""
     raise UserError(
         "models.unknown_module",
-        f"The base model {problem}. {_did_you_mean(unknown, layers.counts)}"
-        f"Choose from {', '.join(layers.counts)}.",
+        f"The base model {reason}. {hint}Choose from {', '.join(layers.counts)}.",
     )
+
+
+def _why_no_adapter(name: str, layers: ModelLayers) -> str:
+    """Why a layer that a recipe names cannot get an adapter, after "The base model"."""
+    modules = dict(layers.model.named_modules())
+    found = _matching((full for full in modules if full), [name])
+    if not found:
+        per_expert = layers.fused_experts and name in ("w1", "w2", "w3")
+        hint = ", because transformers stores its experts as one tensor" if per_expert else ""
+        return f"has no linear layer {name!r}{hint}"
+    in_full = "To train it, name it in modules_to_save, which trains it in full"
+    output, embeddings = (
+        layers.model.get_output_embeddings(), layers.model.get_input_embeddings(),
+    )  # fmt: skip
+    module = modules[found[0]]
+    if module is output:
+        tied = getattr(text_config(layers.model.config), "tie_word_embeddings", False)
+        shared = " and shares its weights with the embeddings" if tied else ""
+        return f"puts no adapter on {name!r}: it is the output layer{shared}. {in_full}"
+    if module is embeddings:
+        return f"puts no adapter on {name!r}: it is the embeddings. {in_full}"
+    if found[0] in layers.other_modalities:
+        return f"puts no adapter on {name!r}: only pictures or sound pass through it"
+    if _leaf(name) in layers.taken_for_experts or _is_fused_experts(module):
+        return f"puts no adapter on {name!r}: PEFT takes it for experts, stored as one tensor"
+    if found[0].partition(".")[0] in layers.new_modules:
+        return f"puts no adapter on {name!r}: it is part of the new head, which is trained in full"
+    return f"puts no adapter on {name!r}: it is of the type {type(module).__name__}, not linear"
 
 
 def _did_you_mean(unknown: list[str], known: Collection[str]) -> str:

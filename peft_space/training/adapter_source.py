@@ -174,7 +174,7 @@ def _unpack_zip(path: Path, scratch: Path) -> Path:
 
 
 def _folder_in_zip(archive: zipfile.ZipFile, name: str) -> PurePosixPath:
-    """The folder of the only adapter, or of the one that is above all others: a training's last."""
+    """The folder of the only adapter, or of the one above its checkpoints."""
     places = [PurePosixPath(entry.filename) for entry in archive.infolist()]
     folders = list(dict.fromkeys(place.parent for place in places if place.name == CONFIG))
     top = min(folders, key=lambda folder: len(folder.parts), default=PurePosixPath())
@@ -184,7 +184,8 @@ def _folder_in_zip(archive: zipfile.ZipFile, name: str) -> PurePosixPath:
     files = [place.name for place in places if place.parent == top]
     if len(files) != len(set(files)):
         raise _ambiguous(name, f"two files named {next(f for f in files if files.count(f) > 1)}")
-    if any(not folder.is_relative_to(top) for folder in folders):
+    checkpoints = [f for f in folders if f.parent == top and _CHECKPOINT.fullmatch(f.name)]
+    if len(folders) - len(checkpoints) > 1:
         listed = ", ".join(str(folder) for folder in folders[:5])
         raise _ambiguous(name, f"{len(folders)} adapters, in {listed}")
     _check_complete(name, files, [])

@@ -43,6 +43,9 @@ def test_target_modules_are_all_layers_attention_or_a_list(base):
         (["q_prj"], "Did you mean q_proj?"),
         (["query"], "q_proj, k_proj"),
         ([], "target_modules"),
+        (["q_proj", "lm_head"], "output layer"),
+        (["embed_tokens"], "modules_to_save"),
+        (["input_layernorm"], "LlamaRMSNorm"),
     ],
 )
 def test_an_unknown_target_module_is_rejected_with_the_known_ones(base, names, value):
