@@ -539,6 +539,11 @@ CODES: dict[str, tuple[str, str]] = {
         "An export option has a value that does not exist.",
         "Choose one of the values in the message.",
     ),
+    "export.llama_cpp_missing": (
+        "GGUF in 4 or 5 bits is written by llama.cpp's library, which is not installed.",
+        "Run `pip install llama-cpp-python` or `make engines`, or name the folder of an "
+        "environment that has it in `PEFT_SPACE_LLAMA_CPP`. Or export as `q8_0`.",
+    ),
     "export.mismatch": (
         "The exported model does not give the same outputs as the adapter.",
         "Follow the advice in the message, or keep the export with --force.",
@@ -554,6 +559,10 @@ CODES: dict[str, tuple[str, str]] = {
     "export.no_rows_to_verify": (
         "The length limit cuts off every answer, so there is nothing to compare.",
         "Raise max_length in the recipe and train again.",
+    ),
+    "export.not_quantized": (
+        "llama.cpp cannot quantize the model.",
+        "Export it as `q8_0`.",
     ),
     "export.no_such_weights": (
         "The base model does not have the weights that the adapter should be merged into.",

@@ -72,7 +72,7 @@ def write_gguf(
     Args:
         folder: the model: config, safetensors and tokenizer.
         out: the file to create.
-        numbers: how to store the weights.
+        numbers: how to store the weights: in 32, 16 or 8 bits.
         name: of the model; None for the name of the folder.
         on_progress: called with the share that is done.
 
@@ -107,7 +107,7 @@ def write_gguf_adapter(
         adapter: the folder of the adapter.
         config: of its base model.
         out: the file to create.
-        numbers: how to store the weights.
+        numbers: how to store the weights: in 32, 16 or 8 bits.
         name: of the adapter; None for the name of the folder.
 
     Raises:
