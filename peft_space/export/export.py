@@ -29,6 +29,7 @@ from peft_space.export.verify import (
     write_verification,
 )
 from peft_space.formatting import code_block
+from peft_space.models.architecture import text_config
 from peft_space.models.loading import base_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, load_tokenizer
@@ -324,6 +325,11 @@ def export_gguf(
         if by_llama_cpp:
             proof = _quantize(run, model, first, options, files, weights, proof, on_progress)
     usage = _commands_markdown(gguf_commands(options, Path(".")))
+    if text_config(base.config) is not base.config:
+        usage += (
+            "\n\nThe file contains the part of the model that writes text. Pictures need another "
+        )
+        usage += "file (mmproj), which is not written here; the adapter does not change it."
     model_format = ModelFormat(f"GGUF ({numbers})", weights, usage, options.apart)
     write_export_card(run, folder, model_format)
     return proof
