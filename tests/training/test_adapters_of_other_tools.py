@@ -268,6 +268,26 @@ def test_a_tokenizer_that_cannot_be_used_is_reported(base, tmp_path, write):
     assert load_adapted(run).tokenizer.eos_token == "<|im_end|>"
 
 
+def test_trained_rows_of_embeddings_are_merged_and_served_merged(base, tmp_path, write):
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(
+        half := tmp_path / "half"
+    )
+    AutoTokenizer.from_pretrained(base).save_pretrained(half)
+    plain = adapter_of(half, tmp_path / "adapter", trainable_token_indices=[5, 300])
+    run = import_run(tmp_path, write, tmp_path / "adapter")
+    options = {"target": "merged", "dtype": "float32"}
+    operations.export(str(run.directory), str(tmp_path / "merged"), options)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    expected = plain.merge_and_unload().get_input_embeddings().weight
+    assert torch.equal(merged, expected), "no row is rounded to the 16 bits of the base"
+    options = {"target": "gguf", "separate_adapter": True}
+    with pytest.raises(UserError) as error:
+        operations.export(str(run.directory), str(tmp_path / "separate"), options)
+    assert error.value.code == "export.gguf_adapter"
+    ways = {way["engine"]: way["how"] for way in operations.serving(str(run.directory))["ways"]}
+    assert ways == {"PEFT": "adapter", "vLLM": "merged", "TGI": "merged"}
+
+
 RESIZED = {
     "saved in full": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "saved because resized": {},
