@@ -319,6 +319,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The adapter has no adapter_config.json or no adapter_model.safetensors.",
         "Give a folder, .zip file or Hub repository written by PEFT's `save_pretrained`.",
     ),
+    "training.adapters_not_joined": (
+        "The adapters cannot be joined: one is not a plain LoRA, or their number, weights or rank "
+        "do not fit.",
+        "Choose LoRA adapters of one base without other trained parts, with a weight for each.",
+    ),
     "training.adapter_not_found": (
         "There is no such adapter, or the Hub cannot be reached.",
         "Give a Hub id like OWNER/NAME, a .zip file, or a folder on your own machine.",

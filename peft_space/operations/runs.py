@@ -17,9 +17,11 @@ from peft_space.operations.registry import (
     Json,
     Kind,
     NewRun,
+    OtherAdapters,
     Owners,
     Progress,
     RecipeChoices,
+    TrainedRun,
     operation,
     progress,
 )
@@ -148,6 +150,41 @@ def import_adapter(
     )
     taken = [f"{one.what} {one.why}" for one in run.history() if isinstance(one, events.Notice)]
     return {"run": str(run.directory), "notes": [*taken, *notes_on_data(run)]}
+
+
+@operation(
+    group="runs",
+    text=lambda result, _: (
+        f"{result['notes'][0]}\nThe run is {result['run']}. "
+        f"Next: peft-space evaluate {result['run']}"
+    ),
+)
+def merge_adapters(
+    run: TrainedRun,
+    directory: NewRun,
+    adapters: OtherAdapters = None,
+    weights: list[float] | None = None,
+    method: Literal["linear", "ties", "dare", "dare_ties"] = "linear",
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    report: Progress = None,
+) -> Json:
+    """Join the adapter of a run with others on its base model, as a new run.
+
+    Args:
+        weights: one for each adapter, the run's first; without them, equal ones that add up to 1
+        method: linear adds the updates exactly; ties and dare drop a part of each
+        density: the share of each update that ties and dare keep
+
+    Returns:
+        The folder of the new `run`, with the rows of the first one, and `notes`.
+    """
+    from peft_space.training.merge_adapters import merge_adapters as join
+
+    new = join(
+        directory, Run(run), adapters or [], weights or [], method, density, progress(report)
+    )
+    notices = [one for one in new.history() if isinstance(one, events.Notice)]
+    return {"run": str(new.directory), "notes": [f"{one.what} {one.why}" for one in notices]}
 
 
 # What a run is doing

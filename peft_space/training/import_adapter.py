@@ -103,7 +103,8 @@ def _create(directory: str | Path, adapter: str, imported: _Imported, prepared: 
         files |= {f"{place}/{name}": imported.folder / name for name in (CONFIG, WEIGHTS)}
     name = f"{Path(adapter).stem} on {Path(imported.recipe.base_model).name}"
     run = Run.create(directory, imported.recipe, files, name=name)
-    write_plan(run, _plan(run, base, task_spec))
+    why = "The adapter was made elsewhere."
+    write_plan(run, plan_without_training(run, base, task_spec, why))
     for notice in imported.notices:
         run.append(notice)
     return run
@@ -226,8 +227,15 @@ def _write(folder: Path, source: Path, info: AdapterInfo, config: Mapping[str, A
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
-    """The known facts about the adapter's training. The first training here measures the rest."""
+def plan_without_training(run: Run, base: BaseModelRef, task_spec: TaskSpec, why: str) -> Plan:
+    """Return what is known about an adapter that this app did not train.
+
+    Args:
+        run: the run, with its adapter. Its first training measures the rest.
+        base: its base model.
+        task_spec: what it is for.
+        why: a sentence that says how the adapter was made.
+    """
     from safetensors import safe_open
 
     with safe_open(run.adapter / WEIGHTS, "pt") as file:
@@ -240,7 +248,7 @@ def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
         device_name="another machine",
         compute_dtype="float32",
         threads=1,
-        why="The adapter was made elsewhere.",
+        why=why,
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
