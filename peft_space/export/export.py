@@ -21,6 +21,7 @@ from peft_space.export.merge import Dtype, MergeInto, load_published_base, merge
 from peft_space.export.model_card import ModelFormat, write_export_card
 from peft_space.export.serving_support import AdapterTraits, commands, traits_of_adapter
 from peft_space.export.verify import (
+    COARSE,
     Precision,
     Verification,
     reject_mismatch,
@@ -167,6 +168,8 @@ def export_run(
             proof = export_gguf(run, folder, gguf, into, on_progress)
             weights = "full" if gguf.apart else merge_into(run, into)
             remedy = _remedy(run, gguf.numbers == "f32", weights)
+            if gguf.numbers in COARSE:
+                remedy = "Choose q8_0 or f16."
         else:
             weights = merge_into(run, into)
             merge(run, folder, dtype, weights, on_progress)

@@ -589,16 +589,22 @@ def _embedding_names(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _absent_layer(targets: Any, layers: ModelLayers) -> str | None:
-    """Why a layer that an adapter names is not in its base; None if all are there."""
+    """Why a layer that an adapter names is not in its base; None if all are there.
+
+    Raises:
+        UserError: the layer belongs to experts that are one tensor today.
+    """
     leaves = {name.rpartition(".")[2] for name, _ in layers.model.named_modules()}
     names = targets if isinstance(targets, list | set) else []
     missing = sorted({name.rpartition(".")[2] for name in names} - leaves)
     if not missing:
         return None
     if layers.fused_experts and set(missing) <= _EXPERT_LAYERS:
-        return (
-            f"{missing[0]!r} is a layer of each expert, and transformers "
-            f"{_major_version('transformers')} stores the experts of this model as one tensor"
+        raise UserError(
+            "models.adapter_mismatch",
+            f"The adapter has {missing[0]!r}, a layer of each expert. transformers "
+            f"{_major_version('transformers')} stores the experts of this model as one tensor. "
+            "Merge it into its base model in PEFT, and use the merged model as base_model.",
         )
     return f"the base has no layer {missing[0]!r}"
 

@@ -26,6 +26,7 @@ from peft_space.export.gguf.tokenizer import (
     pre_tokenizer_of,
 )
 from peft_space.export.gguf.writer import read_back, write_gguf, write_gguf_adapter
+from tests.engines.engines import python_of
 from tests.fixtures.gguf_models import MODELS, model, splitting
 from tests.fixtures.tokenizers import tokenizer_of
 
@@ -248,3 +249,35 @@ def test_a_tokenizer_of_another_type_is_rejected():
 
 def test_no_name_makes_llama_cpp_mistake_a_model_for_a_phi_3(tokenizer):
     assert gguf_model_name("My phi-3 tickets, PHI3", tokenizer) == "My Phi 3 tickets, Phi 3"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("numbers", "kinds"), [("q4_k_m", {"Q4_K", "Q6_K"}), ("q5_k_m", {"Q5_K"})])
+def test_llama_cpp_s_formats_are_written_and_their_cost_is_measured(
+    numbers, kinds, apart, short_run, tmp_path
+):
+    python_of("llama_cpp")  # skips the test without it
+    options = {"target": "gguf", "gguf_type": numbers, "separate_adapter": apart}
+    result = operations.export(str(short_run.directory), str(tmp_path / "out"), options)
+    name = f"{'base' if apart else 'model'}-{numbers}.gguf"
+    tensors = gguf.GGUFReader(tmp_path / "out" / name).tensors
+    assert kinds <= {tensor.tensor_type.name for tensor in tensors}
+    proof = result["proof"]
+    assert proof["passed"]
+    assert proof["mean_kl"] > 0
+    assert proof["export_loss"] == pytest.approx(proof["adapter_loss"], abs=0.2)
+    assert proof["export_loss"] != proof["adapter_loss"]
+
+
+def test_without_llama_cpp_its_formats_are_refused(short_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SPACE_LLAMA_CPP", str(tmp_path / "nothing"))
+    monkeypatch.setattr("peft_space.export.gguf.quantize._ROOT", tmp_path)
+    options = {"target": "gguf", "gguf_type": "q4_k_m"}
+    out = tmp_path / "out"
+    message = rejected(
+        "export.llama_cpp_missing", operations.export, str(short_run.directory), str(out), options
+    )
+    assert "llama-cpp-python" in message
+    assert not out.exists()

@@ -7,7 +7,14 @@ import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from peft_space import operations
 from peft_space.errors import UserError
@@ -316,6 +323,23 @@ def test_an_adapter_with_new_tokens_answers_as_in_plain_peft(settings, tied, tmp
     assert exported["proof"]["passed"]
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert torch.allclose(logits(merged, rows - 40), logits(plain, rows - 40), atol=1e-5)
+
+
+def test_layers_of_single_experts_are_refused_with_the_reason(tmp_path, write):
+    tokenizer = tokenizer_of("ChatML")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_experts_per_tok=1, **sizes | heads)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    adapter_of(tmp_path / "base", folder := tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    targets = {"target_modules": ["q_proj", "v_proj", "w1", "w2", "w3"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | targets))
+    with pytest.raises(UserError) as error:
+        import_run(tmp_path, write, folder)
+    assert error.value.code == "models.adapter_mismatch"
+    assert "expert" in str(error.value)
 
 
 # other types
