@@ -81,7 +81,7 @@ class Recipe(BaseModel):
     """The reason why this task needs a rank over 64. It is stored in the run and shown on the
     model card."""
 
-    lora_alpha: int | float | None = _field("adapter", "LoRA alpha", None, gt=0, le=65_536)
+    lora_alpha: float | None = _field("adapter", "LoRA alpha", None, gt=0, le=65_536)
     """The adapter's output is scaled by alpha / rank (`rslora`: alpha / √rank). Empty: 2 x rank;
     16 for `rslora`; the rank for `pissa` and `loftq`."""
 
@@ -229,7 +229,7 @@ class Recipe(BaseModel):
         from a part of the base weights, which a scale of 1 leaves unchanged.
         """
         if self.lora_alpha is not None:
-            return self.lora_alpha
+            return int(self.lora_alpha) if self.lora_alpha.is_integer() else self.lora_alpha
         defaults = {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}
         return defaults.get(self.method, 2 * self.lora_rank)
 
