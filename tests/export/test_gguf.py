@@ -14,7 +14,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from peft_space import operations
 from peft_space.errors import UserError
@@ -78,6 +85,31 @@ def test_a_file_contains_the_whole_model_and_its_tokenizer(name, model_folder, t
     for token in tokenizer.added_tokens_decoder.values():
         number = tokenizer.convert_tokens_to_ids(token.content)
         assert metadata["tokenizer.ggml.token_type"][number] in kinds
+
+
+def test_of_a_model_that_sees_pictures_the_part_that_writes_is_written(model_folder, tmp_path):
+    text = model_folder("Gemma 3")
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    tower |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=AutoConfig.from_pretrained(text), vision_config=tower, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    seeing = Gemma3ForConditionalGeneration(config)
+    plain = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32)
+    seeing.model.language_model.load_state_dict(plain.model.state_dict())
+    seeing.save_pretrained(folder := tmp_path / "seeing")
+    AutoTokenizer.from_pretrained(text).save_pretrained(folder)
+    alone = write_gguf(text, tmp_path / "text.gguf", "f32", "m")
+    file = write_gguf(folder, tmp_path / "seeing.gguf", "f32", "m")
+    expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(alone).tensors}
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    assert written.keys() == expected.keys()
+    assert all(np.array_equal(written[name], expected[name]) for name in written)
+    before = weights_of(folder)
+    read_back(folder, file)
+    for key, value in weights_of(folder).items():
+        np.testing.assert_allclose(value, before[key], atol=2e-7, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["Llama 3", "Gemma 3", "Phi 3"])
