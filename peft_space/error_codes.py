@@ -367,16 +367,26 @@ CODES: dict[str, tuple[str, str]] = {
         "The adapter has no adapter_config.json or no adapter_model.safetensors.",
         "Give a folder, .zip file or Hub repository written by PEFT's `save_pretrained`.",
     ),
+    "training.adapters_not_joined": (
+        "The adapters cannot be joined: one is not a plain LoRA, or their number, weights or rank "
+        "do not fit.",
+        "Choose LoRA adapters of one base without other trained parts, with a weight for each.",
+    ),
     "training.adapter_not_found": (
         "There is no such adapter, or the Hub cannot be reached.",
         "Give a Hub id like OWNER/NAME, a .zip file, or a folder on your own machine.",
+    ),
+    "training.adapter_pickled": (
+        "The adapter's weights are in a pickle file, `adapter_model.bin`, which can run code.",
+        "If you trust its author, load it in PEFT and call `save_pretrained`.",
     ),
     "training.adapter_too_large": (
         "A file in the .zip unpacks to far more than an adapter needs.",
         "Pack the adapter's folder again.",
     ),
     "training.adapter_unsupported": (
-        "The adapter is not a LoRA, or it uses a setting that cannot be imported.",
+        "The adapter is not a LoRA and cannot be converted, or it uses a setting that cannot be "
+        "imported.",
         "Merge the adapter into its base model and use the merged model instead.",
     ),
     "training.adapter_zip_damaged": (
@@ -590,6 +600,11 @@ CODES: dict[str, tuple[str, str]] = {
         "An export option has a value that does not exist.",
         "Choose one of the values in the message.",
     ),
+    "export.llama_cpp_missing": (
+        "GGUF in 4 or 5 bits is written by llama.cpp's library, which is not installed.",
+        "Run `pip install llama-cpp-python` or `make engines`, or name the folder of an "
+        "environment that has it in `PEFT_SPACE_LLAMA_CPP`. Or export as `q8_0`.",
+    ),
     "export.mismatch": (
         "The exported model does not give the same outputs as the adapter.",
         "Follow the advice in the message, or keep the export with --force.",
@@ -605,6 +620,10 @@ CODES: dict[str, tuple[str, str]] = {
     "export.no_rows_to_verify": (
         "The length limit cuts off every answer, so there is nothing to compare.",
         "Raise max_length in the recipe and train again.",
+    ),
+    "export.not_quantized": (
+        "llama.cpp cannot quantize the model.",
+        "Export it as `q8_0`.",
     ),
     "export.no_such_weights": (
         "The base model does not have the weights that the adapter should be merged into.",

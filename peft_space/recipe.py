@@ -96,7 +96,7 @@ class Recipe(BaseModel):
     """The reason why this task needs a rank over 64. It is stored in the run and shown on the
     model card."""
 
-    lora_alpha: int | None = _field("adapter", "LoRA alpha", None, ge=1, le=1024)
+    lora_alpha: float | None = _field("adapter", "LoRA alpha", None, gt=0, le=65_536)
     """The adapter's output is scaled by alpha / rank (`rslora`: alpha / √rank). Empty: 2 x rank;
     16 for `rslora`; the rank for `pissa` and `loftq`."""
 
@@ -254,7 +254,7 @@ class Recipe(BaseModel):
     """On one CPU, the same seed, data and recipe give the same adapter. GPUs add in any order."""
 
     @property
-    def alpha(self) -> int:
+    def alpha(self) -> int | float:
         """`lora_alpha`, or the default of the method if it is empty.
 
         LoRA scales by alpha / rank, so 2 x rank is a scale of 2 at every rank. The scale in rsLoRA
@@ -262,7 +262,7 @@ class Recipe(BaseModel):
         from a part of the base weights, which a scale of 1 leaves unchanged.
         """
         if self.lora_alpha is not None:
-            return self.lora_alpha
+            return int(self.lora_alpha) if self.lora_alpha.is_integer() else self.lora_alpha
         defaults = {"rslora": 16, "pissa": self.lora_rank, "loftq": self.lora_rank}
         return defaults.get(self.method, 2 * self.lora_rank)
 

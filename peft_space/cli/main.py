@@ -290,13 +290,20 @@ def _prompts(parsed: Json) -> list[str]:
 
 def _make_and_train(arguments: Json) -> Json:
     """Create a run and train it in the foreground."""
+    from peft_space.data.dataset import notes_on_data
     from peft_space.runtime.supervisor import make_and_train
 
     names = ("directory", "data", "recipe", "held_out", "column_mapping")
     request = {name: arguments[name] for name in names} | {"recipe": arguments["recipe"] or {}}
     report_to = arguments["report_to"] or settings.report_to()
-    run, outcome = make_and_train(request, _watch_training, report_to)
-    return _outcome(run, outcome)
+
+    def watch(run: Run) -> contextlib.AbstractContextManager[None]:
+        for note in notes_on_data(run):
+            print(note, file=sys.stderr)
+        return _watch_training(run)
+
+    run, outcome = make_and_train(request, watch, report_to)
+    return _outcome(run, outcome) | {"notes": notes_on_data(run)}
 
 
 @contextlib.contextmanager

@@ -270,6 +270,18 @@ class Tokens(Sequence[TokenizedExample]):
         """Return the characters of each row that have no token (N,)."""
         return self._table["unknown"].take(self.positions).to_pylist()
 
+    def equal_pairs(self) -> np.ndarray:
+        """Return a mask (N,): preferences whose two answers have the same tokens after the cut."""
+        mask = np.zeros(len(self.positions), dtype=bool)
+        both = self._table.select(["input_ids", "rejected_ids"])
+        if both["rejected_ids"].null_count == len(both):
+            return mask
+        for start in range(0, len(mask), _HASHED_ROWS):
+            part = both.take(self.positions[start : start + _HASHED_ROWS])
+            pairs = zip(*(column.to_pylist() for column in part.columns), strict=True)
+            mask[start : start + len(part)] = [bool(one) and one == other for one, other in pairs]
+        return mask
+
     def problems(self) -> dict[int, str]:
         """Return position in the file -> reason, for rows that could not be rendered."""
         column = self._table["problem"]

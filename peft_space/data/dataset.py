@@ -103,6 +103,22 @@ def source_of(run: Run) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["source"] if path.is_file() else ""
 
 
+def notes_on_data(run: Run) -> list[str]:
+    """Return a sentence or two for each kind of row that is left out, cut, or suspicious."""
+    path = run.path("data", "about.json")
+    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    notes = []
+    if number := about.get("num_problems"):
+        first = about["problems"][0]
+        notes.append(
+            f"Rows that cannot be used: {number:,}. They are left out. "
+            f"Row {first['row']}: {first['problem']}."
+        )
+    for finding in about.get("findings", []):
+        notes.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
+    return notes
+
+
 def load_run_data(run: Run) -> TrainingData:
     """Return the dataset that is stored in a run."""
     about = json.loads(run.path("data", "about.json").read_text(encoding="utf-8"))

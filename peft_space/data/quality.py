@@ -84,6 +84,11 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Rows that are cut off", "They are longer than the length limit and lose their end.",
         "drop_cut",
     ),
+    "equal_pairs": (
+        "Preferences whose answers are equal",
+        "Both answers have the same tokens within the length limit, so nothing is learned from "
+        "them.", None,
+    ),
     "untrained": (
         "Rows without a trained token",
         "The length limit cuts off everything that is trained in them. They are left out.", None,

@@ -57,7 +57,7 @@ def extra_answers(
 
     answers: list[dict[str, str]] = [{} for _ in conversations]
     for name in adapters:
-        title, folder = _find_adapter(run, name)
+        title, folder = find_adapter(run, name)
         with _temporary_adapter(adapted, folder):
             if adapted.task_spec.task in CLASSIFYING:
                 questions = [messages[-1]["content"] for messages in conversations]
@@ -69,8 +69,16 @@ def extra_answers(
     return answers
 
 
-def _find_adapter(run: Run, name: str) -> tuple[str, Path]:
-    """The title and the folder of an adapter."""
+def find_adapter(run: Run, name: str) -> tuple[str, Path]:
+    """The title and the folder of an adapter that fits the base of a run.
+
+    Args:
+        run: the run.
+        name: of a checkpoint of the run (`checkpoint-40`), or the directory of another run.
+
+    Raises:
+        UserError: the adapter is missing, damaged, or of another base.
+    """
     from peft_space.models.loading import base_of, check_adapter_fits_base, revision_of
 
     if name.startswith("checkpoint-"):

@@ -3,12 +3,14 @@
 The page imports this module, so torch and gguf are imported inside functions.
 """
 
+import dataclasses
 import json
 import re
 import shlex
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,6 +21,8 @@ from peft_space.export.merge import Dtype, MergeInto, load_published_base, merge
 from peft_space.export.model_card import ModelFormat, write_export_card
 from peft_space.export.serving_support import AdapterTraits, commands, traits_of_adapter
 from peft_space.export.verify import (
+    COARSE,
+    Precision,
     Verification,
     reject_mismatch,
     verify_adapter,
@@ -26,6 +30,7 @@ from peft_space.export.verify import (
     write_verification,
 )
 from peft_space.formatting import code_block
+from peft_space.models.config_values import text_config
 from peft_space.models.loading import base_of, continues_texts, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
@@ -39,11 +44,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 Target = Literal["adapter", "merged", "gguf", "ollama"]
-_GGUF_DTYPES: dict[Numbers, Literal["float32", "float16", "q8_0"]] = {
-    "f32": "float32",
-    "f16": "float16",
-    "q8_0": "q8_0",
-}
+_GGUF_DTYPES: dict[Numbers, Precision] = {"f32": "float32", "f16": "float16"}
+"""Of the formats that have another name in GGUF."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def export_run(
             proof = export_gguf(run, folder, gguf, into, on_progress)
             weights = "full" if gguf.apart else merge_into(run, into)
             remedy = _remedy(run, gguf.numbers == "f32", weights)
+            if gguf.numbers in COARSE:
+                remedy = "Choose q8_0 or f16."
         else:
             weights = merge_into(run, into)
             merge(run, folder, dtype, weights, on_progress)
@@ -288,6 +292,7 @@ def export_gguf(
     """
     from peft_space.export.gguf import writer
     from peft_space.export.gguf.architectures import architecture_of
+    from peft_space.export.gguf.quantize import BY_LLAMA_CPP
 
     base, task_spec = base_of(run)
     _check_gguf_possible(run, base, task_spec.task, options)
@@ -301,6 +306,8 @@ def export_gguf(
         atomic_io.write_text(folder / "Modelfile", text)
     weights: MergeInto = "full" if options.apart else merge_into(run, into)
     files, numbers = [folder / name for name in options.files], options.numbers
+    by_llama_cpp = numbers in BY_LLAMA_CPP  # from 16 bits, which are verified first
+    written: Numbers = "f16" if by_llama_cpp else numbers
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
         model, name = Path(scratch), run.name
         if options.apart:
@@ -309,25 +316,68 @@ def export_gguf(
             published = load_published_base(run, base, task_spec)
             published.save_pretrained(model, max_shard_size="2GB")
             tokenizer.save_pretrained(model)
-            writer.write_gguf_adapter(run.adapter, base.config, files[1], numbers, run.name)
+            writer.write_gguf_adapter(run.adapter, base.config, files[1], written, run.name)
         else:
             merge(run, model, "float32", weights, _part_of(on_progress, 0.0, 0.4))
+        first = model / "unquantized.gguf" if by_llama_cpp else files[0]
         writer.write_gguf(
             model,
-            files[0],
-            numbers,
+            first,
+            written,
             name,
             _part_of(on_progress, 0.3, 0.15),
             begins_texts=continues_texts(run),
         )
         on_progress(0.45, "Reading the files back")
-        writer.read_back(model, *files)
-        dtype = _GGUF_DTYPES[numbers]
+        writer.read_back(model, first, *files[1:])
+        dtype = _GGUF_DTYPES.get(written, "q8_0")
         proof = verify_merged(run, model, dtype, weights, on_progress, of_gguf=True)
+        if by_llama_cpp:
+            proof = _quantize(run, model, first, options, files, weights, proof, on_progress)
     usage = _commands_markdown(gguf_commands(options, Path(".")))
+    if text_config(base.config) is not base.config:
+        usage += (
+            "\n\nThe file contains the part of the model that writes text. Pictures need another "
+        )
+        usage += "file (mmproj), which is not written here; the adapter does not change it."
     model_format = ModelFormat(f"GGUF ({numbers})", weights, usage, options.apart)
     write_export_card(run, folder, model_format)
     return proof
+
+
+def _quantize(
+    run: Run,
+    model: Path,
+    unquantized: Path,
+    options: Gguf,
+    files: Sequence[Path],
+    weights: MergeInto,
+    proof: Verification,
+    on_progress: OnProgress,
+) -> Verification:
+    """Write the model's file in 4 or 5 bits, and measure what that costs.
+
+    Args:
+        run: the run.
+        model: the folder with the merged model; it is changed.
+        unquantized: the model's file in 16 bits.
+        options: how to write the files.
+        files: the files to export; the first one is written.
+        weights: what the adapter was merged into.
+        proof: of the file in 16 bits. Its faults are those of the export too.
+        on_progress: called with the share that is done.
+    """
+    from peft_space.export.gguf import writer
+    from peft_space.export.gguf.quantize import quantize
+
+    on_progress(0.45, "Quantizing with llama.cpp")
+    quantize(unquantized, files[0], options.numbers)
+    unquantized.unlink()
+    writer.read_back(model, *files)
+    precision: Precision = options.numbers  # type: ignore[assignment]
+    measured = verify_merged(run, model, precision, weights, on_progress, of_gguf=True)
+    before = [f"before quantization: {fault}" for fault in proof.faults]
+    return dataclasses.replace(measured, faults=[*before, *measured.faults])
 
 
 def _part_of(on_progress: OnProgress, start: float, length: float) -> OnProgress:
@@ -335,6 +385,10 @@ def _part_of(on_progress: OnProgress, start: float, length: float) -> OnProgress
 
 
 def _check_gguf_possible(run: Run, base: BaseModelRef, task: Task, options: Gguf) -> None:
+    from peft_space.export.gguf.quantize import BY_LLAMA_CPP, python_with_llama_cpp
+
+    if options.numbers in BY_LLAMA_CPP:
+        python_with_llama_cpp()
     if task not in ("causal-lm", "dpo", "kto"):
         message = f"llama.cpp is for models that write text, and this run's task is {task}. Export "
         raise UserError("export.gguf_task", message + "the adapter or the merged model.")

@@ -251,10 +251,14 @@ def _without_quantization(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def _upcast_saved_modules(model: "PreTrainedModel", config: "LoraConfig") -> None:
-    """Convert to float32 the adapter's replacements: trained biases and modules saved in full."""
+    """Convert to float32 what the adapter replaces: biases, modules, and rows of embeddings."""
     saved = tuple(config.modules_to_save or ())
+    rows = config.trainable_token_indices
+    saved += tuple(rows) if isinstance(rows, dict) else ()
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     for name, module in model.named_modules():
-        if saved and name.endswith(saved):
+        is_embedding = rows is not None and any(module is one for one in embeddings)
+        if is_embedding or (saved and name.endswith(saved)):
             module.float()
     if config.bias != "none":
         for name, parameter in model.named_parameters():

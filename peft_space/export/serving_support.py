@@ -6,6 +6,7 @@ Facts are those of vLLM 0.32 (`vllm/lora/peft_helper.py`, `config/lora.py`,
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class AdapterTraits:
     dora: bool
     bias: bool
     saved: tuple[str, ...]
-    """Modules saved in full."""
+    """Modules of which all weights or some rows are saved, as of embeddings with new tokens."""
     layers: tuple[str, ...]
     """The last part of the name of each kind of layer."""
     every_block: bool
@@ -117,14 +118,14 @@ def traits_of_adapter(
     values: dict[str, Any] = json.loads(text)
     ranks, alphas = values.get("rank_pattern") or {}, values.get("alpha_pattern") or {}
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        tensors = file.keys()
+        tensors = list(file.keys())
     return AdapterTraits(
         task=task,
         model_type=config.model_type,
         rank=max([values["r"], *ranks.values()]),
         dora=bool(values.get("use_dora")),
         bias=values.get("bias", "none") != "none" or bool(values.get("lora_bias")),
-        saved=(*(values.get("modules_to_save") or ()), *_token_rows(values)),
+        saved=_trained_without_lora(values, tensors),
         layers=_kinds(name.partition(".lora_")[0] for name in tensors if ".lora_" in name),
         every_block=values.get("layers_to_transform") is None,
         patterns=bool(ranks or alphas),
@@ -132,6 +133,17 @@ def traits_of_adapter(
         quantization=quantization,
         text_half=text_half(config, task),
     )
+
+
+def _trained_without_lora(config: dict[str, Any], tensors: Iterable[str]) -> tuple[str, ...]:
+    """The modules in `modules_to_save`, and the embeddings of which the file contains rows."""
+    saved = list(config.get("modules_to_save") or ())
+    for name in tensors:
+        module = re.split(r"\.(?:token_adapter|base_layer|original_module)\.|\.weight$", name)[0]
+        leaf = module.rpartition(".")[2]
+        if ".lora_" not in name and leaf in ("embed_tokens", "lm_head", "wte", "word_embeddings"):
+            saved.append(leaf)
+    return tuple(dict.fromkeys([*saved, *_token_rows(config)]))
 
 
 def _kinds(names: Iterable[str]) -> tuple[str, ...]:
@@ -164,7 +176,7 @@ def _vllm(traits: AdapterTraits) -> EngineSupport:
         reasons.append("it does not support trained biases")
     if others := [name for name in traits.saved if name not in _VLLM_HEADS]:
         heads = " or ".join(_VLLM_HEADS)
-        reasons.append(f"of modules saved in full it accepts only {heads}, not {others[0]}")
+        reasons.append(f"of modules without a LoRA it accepts only {heads}, not {others[0]}")
     if traits.rank > VLLM_RANKS[-1]:
         reasons.append(f"its largest rank is {VLLM_RANKS[-1]}, and this one is {traits.rank}")
     if traits.experts:
@@ -197,7 +209,7 @@ def _tgi(traits: AdapterTraits) -> EngineSupport:
     if traits.dora:
         reasons.append("it silently ignores DoRA's magnitudes")
     if traits.bias or traits.saved:
-        reasons.append("it silently ignores trained biases and modules saved in full")
+        reasons.append("it silently ignores trained biases and modules without a LoRA")
     if others := [name for name in traits.layers if name not in _TGI_LAYERS]:
         reasons.append(f"it does not support adapters of layers called {others[0]}")
     if not traits.every_block:

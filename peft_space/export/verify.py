@@ -45,10 +45,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-MIN_AGREEMENT = {"float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95}
+Precision = Dtype | Literal["q8_0", "q5_k_m", "q4_k_m"]
+"""How the weights of an export are rounded."""
+COARSE = ("q5_k_m", "q4_k_m")
+"""Precisions that change answers. Their cost is measured; the same weights in 16 bits are verified
+before, so that a wrong merge is found."""
+MIN_AGREEMENT = {
+    "float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95, "q5_k_m": 0.8, "q4_k_m": 0.7,
+}  # fmt: skip
 """Share of greedy tokens or labels that must agree. Rounding to 16 or 8 bits flips a few that were
 nearly tied; float32 hardly any."""
-MAX_KL = {"float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3}
+MAX_KL = {
+    "float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3, "q5_k_m": 0.1, "q4_k_m": 0.2,
+}  # fmt: skip
 """Nats per token between merged model and adapter on the same base. On the built-in model, rounding
 alone gives 2e-12, 2e-4, 2e-6 and 4e-6 (docs/export.md)."""
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -90,6 +99,9 @@ class Verification:
     """Why it did not pass."""
     greedy: bool = True
     """The answers are the adapter's own, not those of the rows."""
+    adapter_loss: float | None = None
+    """Of the rows' own answers, in nats per token; measured for coarse precisions."""
+    export_loss: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -112,7 +124,16 @@ class Verification:
             f"({self.mean_logit_difference:.2g} on average), "
             f"probabilities by at most {self.max_probability_difference:.2g}. "
             f"The KL divergence is {self.mean_kl:.2g} nats; "
-            f"the adapter itself changes the base model by {self.adapter_kl:.2g}. {verdict}"
+            f"the adapter itself changes the base model by {self.adapter_kl:.2g}. "
+            f"{self._loss_words()}{verdict}"
+        )
+
+    def _loss_words(self) -> str:
+        if self.adapter_loss is None or self.export_loss is None:
+            return ""
+        return (
+            f"The loss on the rows' own answers is {self.export_loss:.4f}, and "
+            f"{self.adapter_loss:.4f} with the adapter. "
         )
 
 
@@ -141,7 +162,7 @@ class _Output:
 def verify_merged(
     run: Run,
     folder: Path,
-    dtype: Dtype | Literal["q8_0"],
+    dtype: Precision,
     into: MergeInto,
     on_progress: OnProgress = no_progress,
     of_gguf: bool = False,
@@ -164,6 +185,10 @@ def verify_merged(
     rows, examples = _examples(run, adapted, MAX_ROWS)
     questions = _with_greedy_answers(adapted, examples, on_progress)
     outputs = _adapter_outputs(adapted, questions)
+    own = [_question(example, task_spec) for example in examples] if dtype in COARSE else []
+    losses: dict[str, Any] = {}
+    if own:
+        losses["adapter_loss"] = _loss(adapted.model, task_spec, own)
     published = None if same_base else load_published_base(run, base, task_spec)
     deltas = expected_deltas(adapted.model, published)
     faults = _tokenizer_faults(run, folder, task_spec, examples)
@@ -172,8 +197,11 @@ def verify_merged(
     gc.collect()  # models are in reference cycles; two of them may not fit in memory
     on_progress(0.8, "Asking the merged model")
     model, missing = _load(folder, task_spec)
-    faults += [*missing, *layers_missing_delta(model, deltas, dtype)]
+    faults += missing
+    faults += [] if dtype in COARSE else layers_missing_delta(model, deltas, dtype)
     figures = _compare(model, task_spec, questions, outputs)
+    if own:
+        losses["export_loss"] = _loss(model, task_spec, own)
     # the adapter's own dtype counts if it is coarser
     coarsest = inference_dtype() if dtype == "float32" else dtype
     needed = MIN_AGREEMENT[coarsest]
@@ -183,7 +211,7 @@ def verify_merged(
         kl = f"the KL divergence is {figures['mean_kl']:.2g} nats"
         faults.append(f"{kl} and rounding to {dtype} causes less than {MAX_KL[coarsest]:g}")
     compared = _compared(quantization, into, f"written as GGUF in {dtype}" if of_gguf else dtype)
-    return Verification(compared, rows, needed=needed, faults=faults, **figures)
+    return Verification(compared, rows, needed=needed, faults=faults, **figures, **losses)
 
 
 def _compared(quantization: str, into: MergeInto, form: str) -> str:
@@ -382,6 +410,20 @@ def _logits(
     return logits.reshape(-1, logits.shape[-1]).float().cpu()
 
 
+def _loss(
+    model: "PreTrainedModel | PeftModel", task_spec: TaskSpec, questions: Sequence[_Question]
+) -> float:
+    """The mean negative log-likelihood of the answers' tokens, in nats."""
+    import torch
+
+    parts = [
+        -_logits(model, task_spec, question).log_softmax(-1)[range(len(answer)), answer]
+        for question in questions
+        if (answer := question.answer)
+    ]
+    return torch.cat(parts).mean().item()
+
+
 def _kl(logits: "Tensor", other: "Tensor") -> "Tensor":
     """KL(logits || other) per token, in nats, (N,)."""
     log_p, log_q = logits.double().log_softmax(-1), other.double().log_softmax(-1)
@@ -472,7 +514,7 @@ _MIN_RELATIVE_CHANGE = 1e-10
 """Squared change relative to the squared weight; anything smaller is rounding."""
 _ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12, "q8_0": 2.0**-7}
 """Bound on the root mean square of the relative rounding error; for q8_0, relative to the weight's
-root mean square."""
+root mean square. Coarser rounding hides an update."""
 
 
 @dataclass(frozen=True)

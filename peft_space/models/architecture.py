@@ -354,17 +354,37 @@ def target_modules(recipe: Recipe, layers: ModelLayers) -> list[str]:
 
 def _no_adapter_on(name: str, layers: ModelLayers) -> UserError:
     """The error for a target that names nothing, or only layers that cannot get an adapter."""
-    code, problem = "models.unknown_module", f"has no linear layer {name!r}"
-    hint = _did_you_mean([name], layers.counts)
-    if left_out := _matching(layers.left_out, [name]):
-        code, hint = "models.layer_left_out", ""
-        problem = f"gets no adapter on {name}: {WHY_LEFT_OUT[layers.left_out[left_out[0]]]}"
-    elif layers.head and _matching([layers.head], [name]):
-        code, hint = "models.layer_left_out", ""
-        problem = f"gets no adapter on {name}: it is the output layer"
+    modules = dict(layers.model.named_modules())
+    found = _matching((full for full in modules if full), [name])
+    code, hint = "models.layer_left_out", ""
+    if found:
+        problem = f"puts no adapter on {name!r}: {_why_not(found[0], modules[found[0]], layers)}"
+    else:
+        code, hint = "models.unknown_module", _did_you_mean([name], layers.counts)
+        problem = f"has no linear layer {name!r}"
+        if layers.fused_experts and name in ("w1", "w2", "w3"):
+            problem += ", because transformers stores its experts as one tensor"
     return UserError(
         code, f"The base model {problem}. {hint}Choose from {', '.join(layers.counts)}."
     )
+
+
+def _why_not(name: str, module: "Module", layers: ModelLayers) -> str:
+    """Why a layer of the base model cannot get an adapter."""
+    in_full = "To train it, name it in modules_to_save, which trains it in full"
+    if name in layers.left_out:
+        return WHY_LEFT_OUT[layers.left_out[name]]
+    if module is layers.model.get_output_embeddings():
+        tied = getattr(text_config(layers.model.config), "tie_word_embeddings", False)
+        shared = " and shares its weights with the embeddings" if tied else ""
+        return f"it is the output layer{shared}. {in_full}"
+    if module is input_embeddings(layers.model):
+        return f"it is the embeddings. {in_full}"
+    if _is_fused_experts(module):
+        return "its experts are stored as one tensor"
+    if name.partition(".")[0] in layers.new_modules:
+        return "it is part of the new head, which is trained in full"
+    return f"it is of the type {type(module).__name__}, not linear"
 
 
 def unadapted_notes(recipe: Recipe, layers: ModelLayers) -> list[str]:

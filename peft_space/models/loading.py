@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.metadata
 import json
 import logging
 import os
@@ -52,6 +53,7 @@ from peft_space.models.resolve import (
     pin_revision,
 )
 from peft_space.models.special_tokens import AnswerTokens, answer_tokens, set_special_tokens
+from peft_space.models.vocabulary import SAVED_EMBEDDINGS, find_base_of_run
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
@@ -148,6 +150,8 @@ def load_base_model(
         if as_user_error(error):
             raise
         raise _loading_error(base, error) from error
+    if base.num_embeddings is not None:
+        model.resize_token_embeddings(base.num_embeddings, mean_resizing=False)
     sanitize_generation_config(model)
     if task_spec.labels and base_labels(base.config, task_spec.task):
         _replace_foreign_head(model, base, recipe, task_spec, layers)
@@ -160,6 +164,8 @@ def load_base_model(
 def _config_for(base: BaseModelRef, task_spec: TaskSpec) -> Any:
     """The config of the base, with the labels of a classifier."""
     config: Any = copy.deepcopy(base.config)
+    if base.num_embeddings is not None:  # the file has the number before the change
+        config = find_base(base.location, base.revision if base.on_hub else None).config
     if task_spec.labels:
         config.id2label = dict(enumerate(task_spec.labels))
         config.label2id = {name: number for number, name in config.id2label.items()}
@@ -310,7 +316,7 @@ def adapter_config(
     return LoraConfig(
         task_type=_PEFT_TASKS.get(task, "CAUSAL_LM"),
         r=recipe.lora_rank,
-        lora_alpha=recipe.alpha,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=recipe.lora_dropout,
         bias=recipe.lora_bias,
         use_rslora=recipe.method == "rslora",
@@ -507,7 +513,7 @@ def base_of(run: Run, adapter: Path | None = None) -> tuple[BaseModelRef, TaskSp
         UserError: the base has changed, or the run's adapter or another `adapter` does not fit it.
     """
     revision = revision_of(run.adapter, run.recipe.base_model)
-    base = pin_revision(find_base(run.recipe.base_model, revision), revision)
+    base = pin_revision(find_base_of_run(run, revision), revision)
     task_spec = task_spec_for(run)
     check_adapter_fits_base(adapter or run.adapter, base, task_spec.task, task_spec.labels)
     return base, task_spec
@@ -607,11 +613,22 @@ def revision_of(adapter: Path, base_model: str) -> str | None:
 
 
 def check_adapter_fits_base(
-    adapter: Path, base: BaseModelRef, task: Task, labels: Sequence[str]
+    adapter: Path,
+    base: BaseModelRef,
+    task: Task,
+    labels: Sequence[str],
+    remedy: str = _RESTORE_ADAPTER,
 ) -> None:
     """Check an adapter's file, and that its tensors are those of an adapter on this base.
 
     Compares names and shapes on the meta device, before any weights are loaded.
+
+    Args:
+        adapter: the folder of the adapter.
+        base: the base model.
+        task: what the base is loaded for.
+        labels: of a classifier.
+        remedy: a sentence that says what to do.
 
     Raises:
         UserError: the file is damaged, or a tensor does not fit.
@@ -622,51 +639,97 @@ def check_adapter_fits_base(
     if header is None:
         raise UserError(
             "models.adapter_damaged",
-            f"The adapter in {adapter} cannot be loaded: {fault}. {_RESTORE_ADAPTER}",
+            f"The adapter in {adapter} cannot be loaded: {fault}. {remedy}",
         )
-    expected = _expected_shapes(adapter, base, task, labels)
-    mismatch = expected if isinstance(expected, str) else _mismatch(header.shapes, expected)
+    mismatch = _mismatch_with_base(adapter, header.shapes, base, task, labels)
     if mismatch:
         raise UserError(
             "models.adapter_mismatch",
             f"The adapter in {adapter} does not fit the base model {base.name}: {mismatch}. "
-            f"{_RESTORE_ADAPTER}",
+            f"{remedy}",
         )
 
 
-def _expected_shapes(
-    adapter: Path, base: BaseModelRef, task: Task, labels: Sequence[str]
-) -> _Shapes | str:
-    """The tensors of an adapter with this config on this base, or why there cannot be one."""
+def _mismatch_with_base(
+    adapter: Path, shapes: _Shapes, base: BaseModelRef, task: Task, labels: Sequence[str]
+) -> str | None:
+    """Why an adapter with these tensors does not fit the base; None if it does."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
     config = copy.deepcopy(base.config)
     if labels:
         config.num_labels = len(labels)
-    model: Any = linear_layers(config, task).model
-    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    layers = linear_layers(config, task)
+    model: Any = layers.model
+    embeddings = _embedding_names(model)
     try:
         lora_config = PeftConfig.from_pretrained(str(adapter))
-        targets = {name.rpartition(".")[2] for name in lora_config.target_modules or ()}
-        if missing := sorted(targets - leaves):
-            return f"the base has no layer {missing[0]!r}"
+        if absent := _absent_layer(lora_config.target_modules, layers):
+            return absent
         lora_config.base_model_name_or_path = None  # PEFT warns if it is not the model's own name
         wrapped = get_peft_model(model, lora_config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
     tensors = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    allowed = {
+        f"base_model.model.{name}{part}": size
+        for name, size in embeddings.items()
+        for part in SAVED_EMBEDDINGS
+    }
+    of_tokens = [name for name in shapes if name.endswith(".token_adapter.trainable_tokens_delta")]
+    allowed |= {name: shapes[name] for name in of_tokens if "lm_head" in name}  # shared, if tied
+    return _mismatch(shapes, expected, {name: allowed[name] for name in allowed if name in shapes})
 
 
-def _mismatch(shapes: _Shapes, expected: _Shapes) -> str | None:
+def _embedding_names(model: Any) -> dict[str, tuple[int, ...]]:
+    """The names of the input and the output embeddings, with the shapes of their weights."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if any(module is layer for layer in layers)
+    }
+
+
+def _absent_layer(targets: Any, layers: ModelLayers) -> str | None:
+    """Why a layer that an adapter names is not in its base; None if all are there.
+
+    Raises:
+        UserError: the layer belongs to experts that are one tensor today.
+    """
+    leaves = {name.rpartition(".")[2] for name, _ in layers.model.named_modules()}
+    names = targets if isinstance(targets, list | set) else []
+    missing = sorted({name.rpartition(".")[2] for name in names} - leaves)
+    if not missing:
+        return None
+    if layers.fused_experts and set(missing) <= _EXPERT_LAYERS:
+        raise UserError(
+            "models.adapter_mismatch",
+            f"The adapter has {missing[0]!r}, a layer of each expert. transformers "
+            f"{_major_version('transformers')} stores the experts of this model as one tensor. "
+            "Merge it into its base model in PEFT, and use the merged model as base_model.",
+        )
+    return f"the base has no layer {missing[0]!r}"
+
+
+_EXPERT_LAYERS = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate"}
+
+
+def _major_version(package: str) -> str:
+    return importlib.metadata.version(package).partition(".")[0]
+
+
+def _mismatch(shapes: _Shapes, expected: _Shapes, allowed: _Shapes) -> str | None:
     """The first difference between an adapter's tensors and the expected ones."""
     for name in sorted({*shapes, *expected}):
-        if name not in expected:
+        if name not in expected and name not in allowed:
             return f"the base has no layer for its {name}"
         if name not in shapes:
             return f"it has no {name}"
-        if shapes[name] != expected[name]:
-            return f"its {name} is {_size(shapes[name])} instead of {_size(expected[name])}"
+        size = expected[name] if name in expected else allowed[name]
+        if shapes[name] != size:
+            return f"its {name} is {_size(shapes[name])} instead of {_size(size)}"
     return None
 
 

@@ -59,6 +59,10 @@ class BaseModelRef:
     revision: str | None
     """A commit; of a folder None until `pin_revision` has read its files."""
     config: "PreTrainedConfig"
+    tokenizer: str | None = None
+    """The folder of a tokenizer that replaces the model's."""
+    num_embeddings: int | None = None
+    """If the embeddings are resized after loading: their number, as in `config`."""
 
     @property
     def on_hub(self) -> bool:
@@ -244,18 +248,19 @@ def _unsupported_tokenizer(base: BaseModelRef, missing: str) -> UserError:
 def _load_own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    revision = base.revision if base.on_hub else None
+    location = base.tokenizer or base.location
+    revision = base.revision if base.on_hub and not base.tokenizer else None
     tokenizer = None
     try:
-        check_tokenizer(base.location, revision)
+        check_tokenizer(location, revision)
         # without an explicit False, transformers asks on the terminal whether to run code
         tokenizer = AutoTokenizer.from_pretrained(
-            base.location, revision=revision, trust_remote_code=False, **options
+            location, revision=revision, trust_remote_code=False, **options
         )
     except Exception as error:
         if as_user_error(error):
             raise
-        if has_vocabulary(base.location, revision, ()):
+        if has_vocabulary(location, revision, ()):
             invalid = _library_fault("models.invalid_tokenizer", error)
             fault = hub_fault(error, base.name, base.revision) or invalid
             raise UserError(
@@ -264,7 +269,7 @@ def _load_own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
             ) from error
     # many tokenizer classes load without a vocabulary, and then know no words
     names = [] if tokenizer is None else list(tokenizer.vocab_files_names.values())
-    if tokenizer is None or not has_vocabulary(base.location, revision, names):
+    if tokenizer is None or not has_vocabulary(location, revision, names):
         raise UserError(
             "models.no_tokenizer",
             f"The base model {base.name} has no tokenizer: there is no tokenizer.json among its "

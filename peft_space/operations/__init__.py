@@ -15,14 +15,14 @@ from peft_space.operations.hub import (
 )
 from peft_space.operations.planning import dry_run, estimate, layers, rank_sweep, recommend
 from peft_space.operations.registry import REGISTRY, Json, Operation
-from peft_space.operations.runs import import_adapter, make_run, train
+from peft_space.operations.runs import import_adapter, make_run, merge_adapters, train
 
 __all__ = [
     "OPERATIONS", "REGISTRY", "Json", "Operation", "backup", "cancel_job", "check", "compare",
     "deploy_space", "dry_run", "estimate", "evaluate", "export", "import_adapter", "job_hardware",
-    "layers", "make_run", "model_card", "push", "rank_sweep", "recommend", "reduce_rank", "restore",
-    "script", "serving", "show_rows", "smoke_test", "spectrum", "submit_job", "train", "vote",
-    "vote_pairs", "vote_results",
+    "layers", "make_run", "merge_adapters", "model_card", "push", "rank_sweep", "recommend",
+    "reduce_rank", "restore", "script", "serving", "show_rows", "smoke_test", "spectrum",
+    "submit_job", "train", "vote", "vote_pairs", "vote_results",
 ]  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {one.function.__name__: one for one in REGISTRY.values()}

@@ -40,8 +40,9 @@ class ExportOptions(Options):
     """For a base that was quantized in training: its full precision, or the dequantized weights
     that the adapter was trained on (default)."""
 
-    gguf_type: Literal["f32", "f16", "q8_0"] = Field("f16", title="GGUF type")
-    """The format of weights in GGUF files."""
+    gguf_type: Literal["f32", "f16", "q8_0", "q5_k_m", "q4_k_m"] = Field("f16", title="GGUF type")
+    """The format of weights in GGUF files. q5_k_m and q4_k_m need llama.cpp's library,
+    llama-cpp-python."""
 
     separate_adapter: bool = Field(False, title="Separate adapter")
     """Write base model and adapter as two GGUF files instead of one merged model."""

@@ -17,9 +17,11 @@ from peft_space.operations.registry import (
     Json,
     Kind,
     NewRun,
+    OtherAdapters,
     Owners,
     Progress,
     RecipeChoices,
+    TrainedRun,
     operation,
     progress,
 )
@@ -35,6 +37,11 @@ _LOSS_FIELDS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds
 
 
 def _trained_text(result: Json, arguments: Json) -> str:
+    notes = result.get("notes", []) if "step" not in result else []  # the command has shown them
+    return "\n".join([*notes, _next_text(result)])
+
+
+def _next_text(result: Json) -> str:
     run = result["run"]
     if "step" in result:
         following = f"Next: peft-space evaluate {run}"
@@ -65,13 +72,15 @@ def make_run(
         report_to: also report the losses to this tool; may be repeated
 
     Returns:
-        The folder of the `run`. The surface trains it afterwards.
+        The folder of the `run`, and `notes` on rows that are left out, cut or suspicious. The
+        surface trains the run afterwards.
     """
+    from peft_space.data.dataset import notes_on_data
     from peft_space.training.prepare import make_run as make
 
     chosen = make_recipe(recipe or {})
     run = make(directory, data, chosen, held_out, column_mapping, progress(report))
-    return {"run": str(run.directory)}
+    return {"run": str(run.directory), "notes": notes_on_data(run)}
 
 
 def train(run: str) -> Json:
@@ -109,9 +118,12 @@ def resume(
 
 @operation(
     group="runs",
-    text=lambda result, _: (
-        f"The adapter is in the run {result['run']}. Next: peft-space evaluate {result['run']}, "
-        f"or peft-space resume {result['run']}"
+    text=lambda result, _: "\n".join(
+        [
+            *result["notes"],
+            f"The adapter is in the run {result['run']}. Next: peft-space evaluate "
+            f"{result['run']}, or peft-space resume {result['run']}",
+        ]
     ),
 )
 def import_adapter(
@@ -123,13 +135,56 @@ def import_adapter(
     column_mapping: ColumnMapping = None,
     report: Progress = None,
 ) -> Json:
-    """Make a run of an existing adapter, to compare, score, export or train it further."""
+    """Make a run of an existing adapter, to compare, score, export or train it further.
+
+    A base model in the recipe wins over the one that the adapter names.
+
+    Returns:
+        The folder of the `run`, and `notes` on what was taken from the adapter and on the rows.
+    """
+    from peft_space.data.dataset import notes_on_data
     from peft_space.training.import_adapter import import_adapter as import_into_run
 
     run = import_into_run(
         directory, adapter, data, recipe, held_out, column_mapping, progress(report)
     )
-    return {"run": str(run.directory)}
+    taken = [f"{one.what} {one.why}" for one in run.history() if isinstance(one, events.Notice)]
+    return {"run": str(run.directory), "notes": [*taken, *notes_on_data(run)]}
+
+
+@operation(
+    group="runs",
+    text=lambda result, _: (
+        f"{result['notes'][0]}\nThe run is {result['run']}. "
+        f"Next: peft-space evaluate {result['run']}"
+    ),
+)
+def merge_adapters(
+    run: TrainedRun,
+    directory: NewRun,
+    adapters: OtherAdapters = None,
+    weights: list[float] | None = None,
+    method: Literal["linear", "ties", "dare", "dare_ties"] = "linear",
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    report: Progress = None,
+) -> Json:
+    """Join the adapter of a run with others on its base model, as a new run.
+
+    Args:
+        weights: one for each adapter, the run's first; without them, equal ones that add up to 1
+        method: linear adds the updates exactly; ties and dare drop a part of each
+        density: the share of each update that ties and dare keep
+
+    Returns:
+        The folder of the new `run`, with the rows of the first one, and `notes`.
+    """
+    from peft_space.training.merge_adapters import merge_adapters as join
+
+    new = join(
+        directory, Run(run), adapters or [], weights or [], method, density, progress(report)
+    )
+    notices = [one for one in new.history() if isinstance(one, events.Notice)]
+    return {"run": str(new.directory), "notes": [f"{one.what} {one.why}" for one in notices]}
 
 
 # What a run is doing

@@ -45,6 +45,7 @@ from peft_space.models.architecture import (
 from peft_space.models.loading import inference_dtype, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base
+from peft_space.models.vocabulary import find_base_of_run
 from peft_space.recipe import Recipe, Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import processes_for, split_step_rows
@@ -500,7 +501,7 @@ class JobOption:
 def job_options(run: Run, offers: Sequence[HardwareOffer]) -> list[JobOption]:
     """Return what the run costs on each of `offers`: those that fit first, then by price."""
     recipe, data, task_spec = run.recipe, load_run_data(run), task_spec_for(run)
-    base = find_base(recipe.base_model, recipe.revision)
+    base = find_base_of_run(run, recipe.revision)
     tokenizer = tokenizer_of(run, base, task_spec.task)
     train, held_out = (
         tokenize(

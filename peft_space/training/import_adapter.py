@@ -2,59 +2,59 @@
 
 import importlib.metadata
 import json
-import lzma
-import os
-import re
-import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_space import settings
 from peft_space.data.table import Data
-from peft_space.errors import UserError, as_user_error
+from peft_space.errors import UserError
 from peft_space.models.architecture import (
-    CLASSIFYING,
+    ModelLayers,
+    input_embeddings,
     linear_layers,
+    tasks_of,
     unadapted_notes,
-    wrapped_layers,
 )
 from peft_space.models.label_order import keeps_head
 from peft_space.models.loading import check_adapter_fits_base
-from peft_space.models.resolve import DEMO_MODEL, BaseModelRef, find_base, model_name, pin_revision
+from peft_space.models.resolve import BaseModelRef, find_base, pin_revision
+from peft_space.models.vocabulary import (
+    VOCABULARY,
+    num_embeddings_in,
+    tokenizer_of_adapter,
+    with_num_embeddings,
+    with_vocabulary,
+    write_vocabulary,
+)
 from peft_space.recipe import Recipe, TaskSpec, make_recipe
-from peft_space.redaction import has_secret
 from peft_space.runs.events import Notice, OnProgress, no_progress
 from peft_space.runs.plan import Plan, plan_fields_of, write_plan
 from peft_space.runs.run import Run
-from peft_space.training.prepare import prepare
+from peft_space.training.adapter_config import (
+    AdapterInfo,
+    base_fields,
+    read_adapter,
+    recipe_fields,
+    without_patterns,
+)
+from peft_space.training.adapter_source import CONFIG, WEIGHTS, find_adapter
+from peft_space.training.prepare import Prepared, prepare
 
-_CONFIG, _WEIGHTS = _FILES = ("adapter_config.json", "adapter_model.safetensors")
-_TASKS = {
-    "SEQ_2_SEQ_LM": "seq2seq-lm",
-    "SEQ_CLS": "sequence-classification",
-    "TOKEN_CLS": "token-classification",
-}
-_MAX_ZIP_ENTRIES = 10_000
-_MAX_ZIP_RATIO = 10
-"""Weights hardly compress, so a file that unpacks to more times its size is not an adapter."""
-_MAX_CONFIG_BYTES = 4_000_000
-_KNOWN_FIELDS = {
-    "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules",
-    "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
-    "base_model_name_or_path", "revision", "layers_to_transform", "lora_bias", "rank_pattern",
-    "target_parameters", "exclude_modules", "trainable_token_indices",
-}  # fmt: skip
-"""Fields of an adapter's config that are kept."""
-_IGNORED_FIELDS = {
-    "auto_mapping", "peft_version", "init_lora_weights", "loftq_config", "eva_config",
-    "corda_config", "lora_ga_config",
-}  # fmt: skip
-"""Fields that only matter when a new adapter is created. They are dropped."""
-_MODULE = re.compile(r"[\w.-]{1,200}")
+
+@dataclass(frozen=True)
+class _Imported:
+    """An adapter in the form in which a run keeps it."""
+
+    folder: Path
+    """With its config and weights."""
+    base: BaseModelRef
+    """With the adapter's tokenizer and number of embeddings."""
+    recipe: Recipe
+    vocabulary: list[Path]
+    """The files of `base`'s tokenizer."""
+    notices: list[Notice]
 
 
 def import_adapter(
@@ -72,37 +72,49 @@ def import_adapter(
         directory: the new run's folder.
         adapter: a folder (not on a Space), a .zip of one, or a Hub id.
         data: rows to evaluate and to train on.
-        recipe: settings for further training. The adapter determines base model, rank and layers.
+        recipe: settings for further training. The adapter determines rank and layers, and the base
+            model unless the recipe names one.
         held_out: as in `prepare`.
         column_mapping: as in `prepare`.
         on_progress: is called with the progress.
 
     Returns:
-        The new run.
+        The new run. Its notices say what was taken from the adapter's folder, and what was not.
 
     Raises:
-        UserError: if it is not a LoRA adapter, its base model cannot be found, or the two do not
-            fit together.
+        UserError: if it is not an adapter that can be a LoRA, its base model cannot be found, or
+            the two do not fit together.
     """
     with tempfile.TemporaryDirectory() as scratch:
         on_progress(0.0, "Checking the adapter")
-        folder = _find_adapter(adapter, Path(scratch))
-        config = _read_config(folder, Path(adapter).name)
-        full_recipe = make_recipe({**(recipe or {}), **_recipe_from_config(config)})
-        base = pin_revision(find_base(full_recipe.base_model, full_recipe.revision))
-        prepared = prepare(data, full_recipe, held_out, column_mapping, on_progress)
-        task_spec = prepared.task_spec
-        _check_fit(folder, config, base, task_spec, adapter, Path(scratch, "checked"))
-        files: dict[str, str | Path] = {**prepared.data.files()}
-        files["data/task.json"] = task_spec.as_json()
-        config |= {"base_model_name_or_path": base.name, "revision": base.revision}
-        for place in ("adapter", "start/adapter"):
-            files[f"{place}/{_CONFIG}"] = json.dumps(config, indent=2) + "\n"
-            files[f"{place}/{_WEIGHTS}"] = folder / _WEIGHTS
-        name = f"{Path(adapter).stem} on {Path(full_recipe.base_model).name}"
-        run = Run.create(directory, full_recipe, files, name=name)
-    write_plan(run, _plan(run, base, task_spec))
-    if task_spec.labels and not full_recipe.labels:
+        (unpacked := Path(scratch, "unpacked")).mkdir()
+        folder = find_adapter(adapter, unpacked)
+        imported = _open(folder, adapter, recipe or {}, Path(scratch), on_progress)
+        base = imported.base
+        prepared = prepare(data, imported.recipe, held_out, column_mapping, on_progress, base=base)
+        return _create(directory, adapter, imported, prepared)
+
+
+def _create(directory: str | Path, adapter: str, imported: _Imported, prepared: Prepared) -> Run:
+    """Write the run, unless the adapter does not fit the base."""
+    base, task_spec = imported.base, prepared.task_spec
+    remedy = "Set base_model in the recipe to the model that it was trained on."
+    try:
+        check_adapter_fits_base(imported.folder, base, task_spec.task, task_spec.labels, remedy)
+    except UserError as error:
+        raise UserError(error.code, str(error).replace(str(imported.folder), adapter)) from None
+    files: dict[str, str | Path] = {**prepared.data.files()}
+    files["data/task.json"] = task_spec.as_json()
+    files |= {f"{VOCABULARY}/{path.name}": path for path in imported.vocabulary}
+    for place in ("adapter", "start/adapter"):
+        files |= {f"{place}/{name}": imported.folder / name for name in (CONFIG, WEIGHTS)}
+    name = f"{Path(adapter).stem} on {Path(imported.recipe.base_model).name}"
+    run = Run.create(directory, imported.recipe, files, name=name)
+    why = "The adapter was made elsewhere."
+    write_plan(run, plan_without_training(run, base, task_spec, why))
+    for notice in imported.notices:
+        run.append(notice)
+    if task_spec.labels and not imported.recipe.labels:
         run.append(_order_notice(task_spec, base))
     return run
 
@@ -118,223 +130,152 @@ def _order_notice(task_spec: TaskSpec, base: BaseModelRef) -> Notice:
     )
 
 
-def _check_fit(
+def _open(
     folder: Path,
-    config: dict[str, Any],
-    base: BaseModelRef,
-    task_spec: TaskSpec,
     adapter: str,
-    checked: Path,
-) -> None:
-    """Check that the adapter fits its base. PEFT sees only the fields and the file checked here."""
-    checked.mkdir()
-    (checked / _CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    (checked / _WEIGHTS).symlink_to((folder / _WEIGHTS).absolute())
+    chosen: Mapping[str, Any],
+    scratch: Path,
+    on_progress: OnProgress,
+) -> _Imported:
+    """Find the base of an adapter, and write the adapter as a run keeps it."""
+    name = Path(adapter).name
+    info = read_adapter(folder, name)
+    base_choice = base_fields(info.config, chosen, name)
+    base = _find_base(base_choice, info.config, name)
+    notices = _base_notices(info.config, base_choice, base)
+    if info.config["peft_type"] != "LORA":
+        from peft_space.training.convert_adapter import convert_to_lora
+
+        folder, notice = convert_to_lora(folder, info, base, scratch / "converted", on_progress)
+        notices.append(notice)
+        info = read_adapter(folder, name)
+    draft = make_recipe({**chosen, **base_choice, **recipe_fields(info, name)})
+    task = draft.task if draft.task != "automatic" else tasks_of(base.config)[0]
+    layers = linear_layers(base.config, task)
+    shapes = {info.renamed.get(key, key): shape for key, shape in info.header.shapes.items()}
+    rows = num_embeddings_in(shapes, layers)
+    if rows == num_embeddings_of(layers):
+        rows = None
+    if rows is not None:
+        base = with_num_embeddings(base, rows)
+        notices.append(_resized(rows, layers))
+        layers = linear_layers(base.config, task)
+    found = tokenizer_of_adapter(folder, base, task, draft.chat_template != "own")
+    notices += _tokenizer_notices(found.differs, found.problem)
+    files: list[Path] = []
+    if found.tokenizer is not None or rows is not None:
+        files = write_vocabulary(scratch / "vocabulary", found.tokenizer, rows)
+        base = with_vocabulary(base, scratch / "vocabulary")
+    config = without_patterns(info, layers)
+    recipe = draft.model_copy(update={"target_modules": _targets_of_recipe(config, layers)})
+    written = scratch / "checked"
+    _write(written, folder, info, config | _base_names(base))
+    return _Imported(written, base, recipe, files, notices)
+
+
+def num_embeddings_of(layers: ModelLayers) -> int | None:
+    """The number of input embeddings of a model; None if it hashes its input."""
+    embeddings: Any = input_embeddings(layers.model)
+    return None if embeddings is None else len(embeddings.weight)
+
+
+def _find_base(choice: Mapping[str, Any], config: Mapping[str, Any], name: str) -> BaseModelRef:
     try:
-        check_adapter_fits_base(checked, base, task_spec.task, task_spec.labels)
+        return pin_revision(find_base(choice["base_model"], choice["revision"]))
     except UserError as error:
-        raise UserError(error.code, str(error).replace(str(checked), adapter)) from None
-
-
-def _find_adapter(adapter: str, scratch: Path) -> Path:
-    """The folder with the adapter's two files. No other file is read."""
-    path = Path(os.path.expanduser(adapter))
-    if path.suffix == ".zip" and os.path.isfile(path):
-        return _unpack_zip(path, scratch)
-    if not settings.on_space() and os.path.isdir(path):
-        return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
-
-    from peft_space.compat.huggingface_hub import explain_hub_error
-
-    try:
-        if has_secret(adapter):
-            raise HFValidationError("this is a token")
-        hf_hub_download(adapter, _WEIGHTS)
-        return Path(hf_hub_download(adapter, _CONFIG)).parent
-    except RemoteEntryNotFoundError as error:
-        raise UserError(
-            "training.adapter_incomplete",
-            f"{adapter} on the Hub is not a complete adapter: it has no {_CONFIG} or no "
-            f"{_WEIGHTS}. Choose the repository of an adapter saved by PEFT.",
-        ) from error
-    except (HFValidationError, OSError) as error:
-        failure = explain_hub_error(error, adapter)
-        reason = f": {failure.reason}" if failure else ""
-        raise UserError(
-            "training.adapter_not_found",
-            f"The adapter {adapter!r} cannot be opened{reason}. Give a Hub id like OWNER/NAME, "
-            "a .zip file, or a folder on your own machine.",
-        ) from error
-
-
-def _unpack_zip(path: Path, scratch: Path) -> Path:
-    """Unpack the two files from anywhere in a .zip, by name alone: its paths are not used."""
-    damage = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if len(archive.infolist()) > _MAX_ZIP_ENTRIES:
-                raise UserError(
-                    "training.adapter_ambiguous",
-                    f"{path.name} has more than {_MAX_ZIP_ENTRIES:,} files. "
-                    "Pack only the adapter's folder.",
-                )
-            for name in _FILES:
-                entries = [item for item in archive.infolist() if Path(item.filename).name == name]
-                if len(entries) > 1:
-                    raise UserError(
-                        "training.adapter_ambiguous",
-                        f"{path.name} has {len(entries)} files named {name}. "
-                        "Pack the folder of one adapter.",
-                    )
-                for entry in entries:
-                    _unpack_entry(archive, entry, scratch / name, path)
-    except (*damage, RuntimeError) as error:  # RuntimeError: a password
-        if as_user_error(error):
+        named = config.get("base_model_name_or_path")
+        if choice["base_model"] != named:
             raise
         raise UserError(
-            "training.adapter_zip_damaged",
-            f"{path.name} is not a .zip file that can be opened. Pack the adapter's folder again.",
+            error.code,
+            f"{name} names the base model {named!r}, which cannot be loaded here: {error} "
+            "If it has another name on this machine or on the Hub, set base_model in the recipe.",
         ) from None
-    return scratch
 
 
-def _unpack_entry(
-    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path: Path
-) -> None:
-    limit = _MAX_CONFIG_BYTES if target.name == _CONFIG else _MAX_ZIP_RATIO * path.stat().st_size
-    if entry.file_size > limit:
-        raise UserError(
-            "training.adapter_too_large",
-            f"{path.name}: its {target.name} unpacks to {entry.file_size / 1e6:,.0f} MB, "
-            "too large for an adapter. Pack it again.",
-        )
-    with archive.open(entry) as source, open(target, "wb") as file:
-        shutil.copyfileobj(source, file)  # reads no more than the entry's stated size
+def _base_notices(
+    config: Mapping[str, Any], choice: Mapping[str, Any], base: BaseModelRef
+) -> list[Notice]:
+    named = config.get("base_model_name_or_path")
+    if not named or named in (choice["base_model"], base.name):
+        return []
+    what = f"Put the adapter on {base.name}."
+    why = f"The recipe names this base model; the adapter names {str(named)[:200]}."
+    return [Notice(what=what, why=why)]
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    """The known fields of the adapter's config, checked."""
-    if missing := [file for file in _FILES if not (folder / file).is_file()]:
-        raise UserError(
-            "training.adapter_incomplete",
-            f"{name} is not a complete adapter: it has no {missing[0]}. "
-            "Give the output of PEFT's save_pretrained.",
-        )
-    try:
-        if (folder / _CONFIG).stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError("too large for an adapter_config.json")
-        config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(
-            "training.adapter_config_invalid",
-            f"{name}: its adapter_config.json is damaged. Save the adapter again.",
-        ) from None
-    if kind != "LORA":
-        raise UserError(
-            "training.adapter_unsupported",
-            f"{name} is an adapter of type {kind}. Only LoRA adapters can be imported.",
-        )
-    _check_fields(config, name)
-    if config.get("rank_pattern") or config.get("target_parameters"):
-        raise UserError(
-            "training.adapter_unsupported",
-            f"{name} uses rank_pattern or target_parameters, which cannot be trained further here. "
-            "Merge it into its base model and use the merged model.",
-        )
-    return {name: value for name, value in config.items() if name in _KNOWN_FIELDS}
+def _resized(rows: int, layers: ModelLayers) -> Notice:
+    before = num_embeddings_of(layers) or 0
+    what = f"Resized the embeddings of the base model from {before:,} to {rows:,}."
+    return Notice(what=what, why="The adapter was trained with a vocabulary of this size.")
 
 
-def _check_fields(config: Mapping[str, Any], name: str) -> None:
-    """Reject fields from which PEFT would take modules, paths or patterns, and unknown ones."""
-    from peft import LoraConfig
-
-    defaults = LoraConfig().to_dict()
-    for field, value in config.items():
-        known = field in _KNOWN_FIELDS or field in _IGNORED_FIELDS
-        if not known and value and value != defaults.get(field):
-            raise UserError(
-                "training.adapter_unsupported",
-                f"{name}: its adapter_config.json sets {field[:60]!r}, which cannot be imported. "
-                "Merge the adapter into its base model, or remove the field.",
-            )
-    if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
-        raise UserError(
-            "training.adapter_config_invalid",
-            f"{name}: r and lora_alpha in its adapter_config.json are not numbers. "
-            "Save the adapter again.",
-        )
-    rows = config.get("trainable_token_indices") or []
-    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
-    if not all(isinstance(one, list) and all(type(n) is int for n in one) for one in lists):
-        raise UserError(
-            "training.adapter_config_invalid",
-            f"{name}: trainable_token_indices in its adapter_config.json are not lists of token "
-            "ids. Save the adapter again.",
-        )
-    for field in ("target_modules", "modules_to_save", "exclude_modules"):
-        value = config.get(field)
-        names = value if isinstance(value, list) else []
-        valid = all(isinstance(item, str) and _MODULE.fullmatch(item) for item in names)
-        if not valid or (value and not names and value != "all-linear"):
-            raise UserError(
-                "training.adapter_unsupported",
-                f"{name}: {field} in its adapter_config.json is not a list of module names. "
-                "Only such adapters can be imported.",
-            )
+def _tokenizer_notices(differs: str, problem: str) -> list[Notice]:
+    if problem:
+        what = "Left out the adapter's tokenizer, and took the base model's."
+        return [Notice(what=what, why=problem)]
+    if differs:
+        what = "Took the tokenizer and chat template in the adapter's folder."
+        return [Notice(what=what, why=f"Compared with the base model's: {differs}.")]
+    return []
 
 
-def _recipe_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe fields that an adapter's config determines."""
-    base = config.get("base_model_name_or_path")
-    if not base or not isinstance(base, str):
-        raise UserError(
-            "training.adapter_config_invalid",
-            "The adapter does not name its base model. "
-            "Add base_model_name_or_path to its adapter_config.json.",
-        )
-    targets, revision = config.get("target_modules"), config.get("revision")
-    if targets != "all-linear":
-        targets = sorted(targets) if isinstance(targets, list) else [str(targets)]
-    task = _TASKS.get(config.get("task_type") or "", "automatic")
-    method = "rslora" if config.get("use_rslora") else "lora"
-    high_rank_reason = "The adapter was made with this rank." if config["r"] > 64 else None
-    return {
-        "base_model": DEMO_MODEL if base == model_name(DEMO_MODEL) else base,
-        "revision": None if str(revision or "").startswith("sha256-") else revision,
-        "task": task,
-        "method": "dora" if config.get("use_dora") else method,
-        "lora_rank": config["r"],
-        "lora_alpha": config["lora_alpha"],
-        "target_modules": targets,
-        "modules_to_save": None if task in CLASSIFYING else config.get("modules_to_save"),
-        "high_rank_reason": high_rank_reason,
-    }
+def _base_names(base: BaseModelRef) -> dict[str, Any]:
+    return {"base_model_name_or_path": base.name, "revision": base.revision}
 
 
-def _plan(run: Run, base: BaseModelRef, task_spec: TaskSpec) -> Plan:
-    """The known facts about the adapter's training. The first training here measures the rest."""
+def _targets_of_recipe(config: Mapping[str, Any], layers: ModelLayers) -> list[str] | str:
+    """The adapted layers that a recipe can name: not embeddings, nor the output layer."""
+    names = config.get("target_modules")
+    if not isinstance(names, list):
+        return "all-linear"
+    known = {*layers.names, *layers.counts}
+    return sorted(name for name in names if name in known) or "all-linear"
+
+
+def _write(folder: Path, source: Path, info: AdapterInfo, config: Mapping[str, Any]) -> None:
+    """Write the adapter with the names and fields that were checked. PEFT sees no others."""
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not info.renamed:
+        (folder / WEIGHTS).symlink_to((source / WEIGHTS).absolute())
+        return
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / WEIGHTS)
+    renamed = {info.renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def plan_without_training(run: Run, base: BaseModelRef, task_spec: TaskSpec, why: str) -> Plan:
+    """Return what is known about an adapter that this app did not train.
+
+    Args:
+        run: the run, with its adapter. Its first training measures the rest.
+        base: its base model.
+        task_spec: what it is for.
+        why: a sentence that says how the adapter was made.
+    """
     from safetensors import safe_open
 
-    with safe_open(run.adapter / _WEIGHTS, "pt") as file:
-        names = file.keys()
+    with safe_open(run.adapter / WEIGHTS, "pt") as file:
+        names = list(file.keys())
         trainable = sum(file.get_tensor(name).numel() for name in names)
     recipe, layers = run.recipe, linear_layers(base.config, task_spec.task)
+    config = json.loads((run.adapter / CONFIG).read_text(encoding="utf-8"))
     return Plan(
         device="",
         device_name="another machine",
         compute_dtype="float32",
         threads=1,
-        why="The adapter was made elsewhere.",
+        why=why,
         base_name=base.name,
         base_revision=base.revision,
         base_on_hub=base.on_hub,
         task=task_spec.task,
         labels=task_spec.labels,
-        target_modules=list(recipe.target_modules),
-        num_wrapped=len(wrapped_layers(recipe, layers)),
+        target_modules=sorted(config.get("target_modules") or []),
+        num_wrapped=sum(name.endswith((".lora_A.weight", ".lora_embedding_A")) for name in names),
         not_adapted=unadapted_notes(recipe, layers),
         trainable_parameters=trainable,
         all_parameters=layers.model.num_parameters() + trainable,

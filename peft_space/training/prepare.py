@@ -46,6 +46,7 @@ from peft_space.models.loading import (
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
+from peft_space.models.vocabulary import find_base_of_run
 from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
@@ -72,6 +73,7 @@ def prepare(
     column_mapping: Mapping[str, Any] | None = None,
     on_progress: OnProgress = no_progress,
     allow_red_lines: bool = False,
+    base: BaseModelRef | None = None,
 ) -> Prepared:
     """Check recipe, base model and data together, and tokenize every row.
 
@@ -84,12 +86,13 @@ def prepare(
         column_mapping: how to read the rows, if it is not detected.
         on_progress: is called with the progress.
         allow_red_lines: whether to accept a recipe that is about to be corrected.
+        base: the recipe's base model, with the vocabulary of an imported adapter.
 
     Raises:
         UserError: if the three do not fit together.
     """
     on_progress(0.0, "Checking the base model")
-    base = find_base(recipe.base_model, recipe.revision)
+    base = base or find_base(recipe.base_model, recipe.revision)
     check_weights(base)
     on_progress(0.0, "Reading the rows")
     dataset = load_dataset(
@@ -232,6 +235,7 @@ def _token_findings(tokens: Tokens, is_text: bool) -> list[Finding]:
     masks: dict[str, np.ndarray] = {
         "cut": truncated,
         "untrained": (tokens.column("num_trained") == 0) & truncated,
+        "equal_pairs": tokens.equal_pairs(),
         "text_controls" if is_text else "controls": tokens.column("typed_controls"),
         "unknown": np.array([bool(characters) for characters in unknown], dtype=bool),
     }
@@ -352,7 +356,7 @@ def prefetch(run: Run) -> int:
         task_spec_for(run),
     )
     revision = plan.base_revision if plan and plan.base_on_hub else recipe.revision
-    base = find_base(recipe.base_model, revision)
+    base = find_base_of_run(run, revision)
     download_weights(base)
     tokenizer = tokenizer_of(run, base, task_spec.task)
     max_length = plan.max_length if plan else recipe.max_length

@@ -41,11 +41,11 @@ from peft_space.models.lora_init import (
 )
 from peft_space.models.resolve import (
     BaseModelRef,
-    find_base,
     first_line,
     pin_revision,
 )
 from peft_space.models.special_tokens import answer_tokens, set_special_tokens, tokens_as_likely
+from peft_space.models.vocabulary import find_base_of_run
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
 from peft_space.runs.events import failed_event, steps_of
@@ -363,7 +363,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     check_machine(recipe)
     task_spec = task_spec_for(run)
     revision = plan.base_revision if plan else None
-    base = find_base(recipe.base_model, revision if plan else recipe.revision)
+    base = find_base_of_run(run, revision if plan else recipe.revision)
     base = pin_revision(base, revision)
     tokenizer = tokenizer_of(run, base, task_spec.task)
     run.append(events.Preparing(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
@@ -534,8 +534,9 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
         shutil.rmtree(leftover, ignore_errors=True)
     for outdated in ("scores.json", "votes.json"):  # of the previous adapter
         run.path(outdated).unlink(missing_ok=True)
-    # embeddings are not trained; without False, PEFT asks the Hub for the vocabulary's size
-    model.save_pretrained(str(new), save_embedding_layers=False, selected_adapters=["default"])
+    # PEFT would ask the Hub for the vocabulary's size. The base has no rows for new tokens
+    resized = setup.base.num_embeddings is not None
+    model.save_pretrained(str(new), save_embedding_layers=resized, selected_adapters=["default"])
     _sort_lists(new / "adapter_config.json")
     if run.recipe.method in FROM_BASE:
         to_plain_lora(new, run.path("start"))

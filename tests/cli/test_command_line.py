@@ -68,6 +68,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     assert set(json.loads(out)["answers"][0]) == {
         "prompt",
         "rendered",
+        "cut",
         "base",
         "adapter",
         "chances",
@@ -130,6 +131,47 @@ MISTAKES = [
     ("no usable row", "rows.json", '[{"prompt": "a", "completion": ""}]', "{}"),
     ("a large file", "rows.json", json.dumps([{"prompt": "a" * 3000, "completion": "b"}]), "{}"),
 ]
+
+
+LONG = " and the rest of a long sentence" * 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            [{"prompt": f"{n}?", "completion": f"{n}" + LONG * (n % 2)} for n in range(20)]
+            + [{"prompt": "no answer", "completion": ""}],
+            {"Rows that cannot be used": 1, "Rows that are cut off": 10},
+        ),
+        (
+            [{"prompt": f"{n}?", "chosen": LONG + "a", "rejected": LONG + "b"} for n in range(20)],
+            {"Rows that are cut off": 20, "Preferences whose answers are equal": 20},
+        ),
+    ],
+    ids=["answers", "preferences"],
+)
+def test_train_says_how_many_rows_are_left_out_cut_or_equal(
+    rows, expected, run_command, tmp_path, write
+):
+    flags = ("--max-length", "64", "--eval-split", "0", "--out", tmp_path / "run")
+    _, out, _ = run_command("train", write("rows.json", rows), *flags, "--no-train", "--json")
+    notes = json.loads(out)["notes"]
+    assert all(
+        any(note.startswith(f"{title}: {count}.") for note in notes)
+        for title, count in expected.items()
+    )
+
+
+@pytest.mark.slow
+def test_a_training_in_the_foreground_begins_with_what_is_left_out(run_command, tmp_path, write):
+    rows = [{"prompt": f"{n}?", "completion": f"{n}"} for n in range(20)]
+    path = write("rows.json", [*rows, {"prompt": "no answer", "completion": ""}])
+    flags = ("--max-steps", "1", "--out", tmp_path / "run")
+    _, _, err = run_command("train", path, *flags)
+    lines = err.splitlines()
+    [note] = [n for n, line in enumerate(lines) if line.startswith("Rows that cannot be used: 1.")]
+    assert note < next(n for n, line in enumerate(lines) if line.startswith("step 1"))
 
 
 @pytest.mark.parametrize(

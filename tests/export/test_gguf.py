@@ -14,7 +14,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from peft_space import operations
 from peft_space.errors import UserError
@@ -26,6 +33,7 @@ from peft_space.export.gguf.tokenizer import (
     pre_tokenizer_of,
 )
 from peft_space.export.gguf.writer import read_back, write_gguf, write_gguf_adapter
+from tests.engines.engines import python_of
 from tests.fixtures.gguf_models import MODELS, model, splitting
 from tests.fixtures.tokenizers import tokenizer_of
 
@@ -77,6 +85,31 @@ def test_a_file_contains_the_whole_model_and_its_tokenizer(name, model_folder, t
     for token in tokenizer.added_tokens_decoder.values():
         number = tokenizer.convert_tokens_to_ids(token.content)
         assert metadata["tokenizer.ggml.token_type"][number] in kinds
+
+
+def test_of_a_model_that_sees_pictures_the_part_that_writes_is_written(model_folder, tmp_path):
+    text = model_folder("Gemma 3")
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    tower |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=AutoConfig.from_pretrained(text), vision_config=tower, mm_tokens_per_image=4
+    )
+    torch.manual_seed(0)
+    seeing = Gemma3ForConditionalGeneration(config)
+    plain = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32)
+    seeing.model.language_model.load_state_dict(plain.model.state_dict())
+    seeing.save_pretrained(folder := tmp_path / "seeing")
+    AutoTokenizer.from_pretrained(text).save_pretrained(folder)
+    alone = write_gguf(text, tmp_path / "text.gguf", "f32", "m")
+    file = write_gguf(folder, tmp_path / "seeing.gguf", "f32", "m")
+    expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(alone).tensors}
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    assert written.keys() == expected.keys()
+    assert all(np.array_equal(written[name], expected[name]) for name in written)
+    before = weights_of(folder)
+    read_back(folder, file)
+    for key, value in weights_of(folder).items():
+        np.testing.assert_allclose(value, before[key], atol=2e-7, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["Llama 3", "Gemma 3", "Phi 3"])
@@ -248,3 +281,35 @@ def test_a_tokenizer_of_another_type_is_rejected():
 
 def test_no_name_makes_llama_cpp_mistake_a_model_for_a_phi_3(tokenizer):
     assert gguf_model_name("My phi-3 tickets, PHI3", tokenizer) == "My Phi 3 tickets, Phi 3"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("numbers", "kinds"), [("q4_k_m", {"Q4_K", "Q6_K"}), ("q5_k_m", {"Q5_K"})])
+def test_llama_cpp_s_formats_are_written_and_their_cost_is_measured(
+    numbers, kinds, apart, short_run, tmp_path
+):
+    python_of("llama_cpp")  # skips the test without it
+    options = {"target": "gguf", "gguf_type": numbers, "separate_adapter": apart}
+    result = operations.export(str(short_run.directory), str(tmp_path / "out"), options)
+    name = f"{'base' if apart else 'model'}-{numbers}.gguf"
+    tensors = gguf.GGUFReader(tmp_path / "out" / name).tensors
+    assert kinds <= {tensor.tensor_type.name for tensor in tensors}
+    proof = result["proof"]
+    assert proof["passed"]
+    assert proof["mean_kl"] > 0
+    assert proof["export_loss"] == pytest.approx(proof["adapter_loss"], abs=0.2)
+    assert proof["export_loss"] != proof["adapter_loss"]
+
+
+def test_without_llama_cpp_its_formats_are_refused(short_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_SPACE_LLAMA_CPP", str(tmp_path / "nothing"))
+    monkeypatch.setattr("peft_space.export.gguf.quantize._ROOT", tmp_path)
+    options = {"target": "gguf", "gguf_type": "q4_k_m"}
+    out = tmp_path / "out"
+    message = rejected(
+        "export.llama_cpp_missing", operations.export, str(short_run.directory), str(out), options
+    )
+    assert "llama-cpp-python" in message
+    assert not out.exists()

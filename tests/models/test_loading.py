@@ -38,17 +38,20 @@ def test_target_modules_are_all_layers_attention_or_a_list(base):
 
 
 @pytest.mark.parametrize(
-    ("names", "value"),
+    ("names", "code", "value"),
     [
-        (["q_prj"], "Did you mean q_proj?"),
-        (["query"], "q_proj, k_proj"),
-        ([], "target_modules"),
+        (["q_prj"], "models.unknown_module", "Did you mean q_proj?"),
+        (["query"], "models.unknown_module", "q_proj, k_proj"),
+        ([], "models.unknown_module", "target_modules"),
+        (["q_proj", "lm_head"], "models.layer_left_out", "output layer"),
+        (["embed_tokens"], "models.layer_left_out", "modules_to_save"),
+        (["input_layernorm"], "models.layer_left_out", "LlamaRMSNorm"),
     ],
 )
-def test_an_unknown_target_module_is_rejected_with_the_known_ones(base, names, value):
+def test_an_unknown_target_module_is_rejected_with_the_known_ones(base, names, code, value):
     with pytest.raises(UserError) as error:
         target_modules(Recipe(target_modules=names), linear_layers(base.config))
-    assert error.value.code == "models.unknown_module"
+    assert error.value.code == code
     assert value in str(error.value)
 
 

@@ -33,7 +33,18 @@ from peft_space.web.context import PageContext
 PACKAGE = Path(operations.__file__).parents[1]
 EVERYWHERE = {
     *("check", "recommend", "estimate", "dry_run", "rank_sweep", "layers", "show_rows"),
-    *("train", "import_adapter", "list", "status", "pause", "stop", "resume", "rename", "delete"),
+    *(
+        "train",
+        "import_adapter",
+        "merge_adapters",
+        "list",
+        "status",
+        "pause",
+        "stop",
+        "resume",
+        "rename",
+        "delete",
+    ),
     *(
         "compare",
         "evaluate",

@@ -119,9 +119,9 @@ ZIPS = {
     absolute_names: ("models.adapter_mismatch", "mine.zip"),
     windows_names: ("training.adapter_incomplete", NAMES[0]),
     twenty_thousand_files: ("training.adapter_ambiguous", "10,000 files"),
-    the_same_name_twice: ("training.adapter_ambiguous", "2 files"),
+    the_same_name_twice: ("training.adapter_ambiguous", "2 adapters"),
     an_archive_in_an_archive: ("training.adapter_incomplete", NAMES[0]),
-    a_pickle: ("training.adapter_incomplete", NAMES[1]),
+    a_pickle: ("training.adapter_pickled", NAMES[1]),
 }
 """Fills an archive -> the code of the error and a value in its message."""
 

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from peft_space.errors import UserError
+from peft_space.models.architecture import text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -39,6 +40,10 @@ ARCHITECTURES = {
     "mistral": Architecture(gguf.MODEL_ARCH.LLAMA, "silu", interleaved_rope=True),
     "qwen2": Architecture(gguf.MODEL_ARCH.QWEN2, "silu"),
     "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3, "silu"),
+    "qwen3_moe": Architecture(gguf.MODEL_ARCH.QWEN3MOE, "silu"),
+    "smollm3": Architecture(gguf.MODEL_ARCH.SMOLLM3, "silu", interleaved_rope=True),
+    "granite": Architecture(gguf.MODEL_ARCH.GRANITE, "silu", interleaved_rope=True),
+    "olmo2": Architecture(gguf.MODEL_ARCH.OLMO2, "silu"),
     "gemma": Architecture(gguf.MODEL_ARCH.GEMMA, "gelu_pytorch_tanh", norms_from_zero=True),
     "gemma2": Architecture(
         gguf.MODEL_ARCH.GEMMA2, "gelu_pytorch_tanh", norms_from_zero=True, full_attention_every=2
@@ -49,7 +54,9 @@ ARCHITECTURES = {
     "phi": Architecture(gguf.MODEL_ARCH.PHI2, "gelu_new"),
     "phi3": Architecture(gguf.MODEL_ARCH.PHI3, "silu"),
 }
-"""By the `model_type` of a config."""
+"""By the `model_type` of a config, or of its text part."""
+_NO_ROPE_EVERY = 4
+"""SmolLM3 has no RoPE in every fourth layer; llama.cpp knows no other number."""
 
 
 def architecture_of(config: "PretrainedConfig") -> Architecture:
@@ -58,6 +65,7 @@ def architecture_of(config: "PretrainedConfig") -> Architecture:
     Raises:
         UserError: llama.cpp does not compute what transformers computes.
     """
+    config = text_config(config)
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
         message = f"Models of type {config.model_type!r} cannot be written as GGUF; only "
@@ -91,7 +99,28 @@ def _differences(config: "PretrainedConfig", architecture: Architecture) -> list
         (other_scale, f"its attention is scaled by {scale}"),
         (bool(every) and layers != pattern, f"not every {every}th layer has full attention"),
         (bidirectional, "its attention is bidirectional"),
+        *_expert_differences(config),
+        (_other_no_rope_layers(config), "it leaves out RoPE in other layers"),
     ]
+
+
+def _expert_differences(config: "PretrainedConfig") -> list[tuple[bool, str]]:
+    if config.model_type != "qwen3_moe":
+        return []
+    mixed = config.decoder_sparse_step != 1 or bool(config.mlp_only_layers)
+    return [
+        (not config.norm_topk_prob, "the weights of its chosen experts do not add up to 1"),
+        (mixed, "some layers have no experts"),
+    ]
+
+
+def _other_no_rope_layers(config: "PretrainedConfig") -> bool:
+    if config.model_type != "smollm3":
+        return False
+    has_rope = [
+        int((number + 1) % _NO_ROPE_EVERY != 0) for number in range(config.num_hidden_layers)
+    ]
+    return list(map(int, config.no_rope_layers)) != has_rope
 
 
 def _llama_cpp_scalar(config: "PretrainedConfig") -> float:
@@ -139,6 +168,15 @@ def add_parameters(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
         writer.add_layer_norm_eps(config.layer_norm_eps)
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if config.model_type == "phi3":
         writer.add_sliding_window(0)  # llama.cpp has switched it off
         writer.add_rope_scaling_orig_ctx_len(_original_context_length(config, rope))

@@ -3,8 +3,10 @@
 It reads and writes one tensor at a time.
 """
 
+import functools
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from peft_space.export.gguf.tokenizer import (
     gguf_model_name,
 )
 from peft_space.export.merge import check_disk_space
+from peft_space.models.config_values import text_config
 from peft_space.models.special_tokens import answer_tokens
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.storage import atomic_io
@@ -78,7 +81,7 @@ def write_gguf(
     Args:
         folder: the model: config, safetensors and tokenizer.
         out: the file to create.
-        numbers: how to store the weights.
+        numbers: how to store the weights: in 32, 16 or 8 bits.
         name: of the model; None for the name of the folder.
         on_progress: called with the share that is done.
         begins_texts: whether the model was trained on plain texts, as its tokenizer begins them.
@@ -89,7 +92,7 @@ def write_gguf(
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     arch = architecture_of(config).arch
     writer = _writer(arch, numbers, gguf_model_name(name or Path(folder).name, tokenizer))
@@ -118,7 +121,7 @@ def write_gguf_adapter(
         adapter: the folder of the adapter.
         config: of its base model.
         out: the file to create.
-        numbers: how to store the weights.
+        numbers: how to store the weights: in 32, 16 or 8 bits.
         name: of the adapter; None for the name of the folder.
 
     Raises:
@@ -126,7 +129,7 @@ def write_gguf_adapter(
     """
     from safetensors.numpy import load_file
 
-    adapter = Path(adapter)
+    adapter, config = Path(adapter), text_config(config)
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     arch = architecture_of(config).arch
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -138,7 +141,8 @@ def write_gguf_adapter(
     names, tensors = gguf.get_tensor_name_map(arch, config.num_hidden_layers), []
     for key in sorted(name for name in weights if name.endswith(".lora_A.weight")):
         layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        gguf_name, down = names.get_name(layer), weights[key].astype(np.float32)
+        text_name = name_in_text_part(layer)
+        gguf_name, down = text_name and names.get_name(text_name), weights[key].astype(np.float32)
         if gguf_name is None:
             message = (
                 f"llama.cpp does not know the layer {layer} of this model, so it cannot use a "
@@ -188,21 +192,57 @@ def _model_tensors(
 
     names = gguf.get_tensor_name_map(architecture_of(config).arch, config.num_hidden_layers)
     tensors = [_in_memory(name, values, "f32") for name, values in rope_tensors(config).items()]
+    stacks: dict[str, list[tuple[int, _Tensor]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         file = stack.enter_context(safe_open(path, "pt"))
         for name in file.keys():  # noqa: SIM118 - not a dict
             tied = name == "lm_head.weight" and config.tie_word_embeddings
-            if tied or name.endswith("rotary_emb.inv_freq"):  # llama.cpp computes the latter
+            text_name = name_in_text_part(name)
+            # llama.cpp computes the frequencies
+            if tied or text_name is None or name.endswith("rotary_emb.inv_freq"):
                 continue
-            gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            stacked, expert = without_expert(text_name)
+            gguf_name = names.get_name(stacked, try_suffixes=(".weight", ".bias"))
             if gguf_name is None:
                 message = f"llama.cpp does not know the weight {name} of this model. Export the "
                 message += "merged model and serve it with vLLM."
                 raise UserError("export.gguf_unknown_weight", message)
             shape = tuple(file.get_slice(name).get_shape())
             read = partial(_read_changed, file, name, config)
-            tensors.append(_Tensor(gguf_name, shape, _kind(shape, numbers, gguf_name), read))
-    return tensors
+            tensor = _Tensor(gguf_name, shape, _kind(shape, numbers, gguf_name), read)
+            if expert is None:
+                tensors.append(tensor)
+            else:
+                stacks.setdefault(gguf_name, []).append((expert, tensor))
+    return tensors + [_stack(parts) for parts in stacks.values()]
+
+
+def _stack(parts: list[tuple[int, _Tensor]]) -> _Tensor:
+    """The weights of all experts as one tensor, which llama.cpp has."""
+    tensors = [tensor for _, tensor in sorted(parts, key=lambda part: part[0])]
+    first = tensors[0]
+
+    def read() -> np.ndarray:
+        return np.stack([tensor.read() for tensor in tensors])
+
+    return _Tensor(first.name, (len(tensors), *first.shape), first.kind, read)
+
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)(\..*)")
+
+
+def without_expert(name: str) -> tuple[str, int | None]:
+    """Return the name of the weights of all experts, and the number of the expert, if it is one."""
+    match = _EXPERT.fullmatch(name)
+    return (match[1] + match[3], int(match[2])) if match else (name, None)
+
+
+def name_in_text_part(name: str) -> str | None:
+    """Return a weight's name as in a model that only writes text; None for other modalities."""
+    if re.match(r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\.", name):
+        return None
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    return name.removeprefix("language_model.")
 
 
 def _in_memory(name: str, values: np.ndarray, numbers: Numbers) -> _Tensor:
@@ -215,8 +255,8 @@ def _read_changed(file: Any, name: str, config: "PretrainedConfig") -> np.ndarra
 
 
 def _kind(shape: tuple[int, ...], numbers: Numbers, name: str = "") -> gguf.GGMLQuantizationType:
-    """Like llama.cpp's own conversion: norms and biases in 32 bits, partial blocks in 16."""
-    if len(shape) == 1 or name.endswith("_norm.weight"):
+    """As llama.cpp converts: norms, biases and routers in 32 bits, partial blocks in 16."""
+    if len(shape) == 1 or name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
         return _F32
     return _F16 if numbers == "q8_0" and shape[-1] % _BLOCK else _TYPES[numbers]
 
@@ -273,18 +313,25 @@ def read_back(folder: Path, model: Path, adapter: Path | None = None) -> None:
     from safetensors.numpy import save_file
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     names = gguf.get_tensor_name_map(architecture_of(config).arch, config.num_hidden_layers)
     tensors, deltas = _tensors(model), _Deltas(adapter)
+
+    @functools.lru_cache(maxsize=4)  # the experts of a layer are parts of three tensors
+    def numbers_of(gguf_name: str) -> np.ndarray:
+        return _numbers(tensors[gguf_name])
+
     for path in sorted(folder.glob("*.safetensors")):
         weights = {}
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
-                gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-                if gguf_name not in tensors:  # tied to the embeddings
+                stacked, expert = without_expert(name_in_text_part(name) or "")
+                gguf_name = names.get_name(stacked, try_suffixes=(".weight", ".bias"))
+                if gguf_name not in tensors:  # tied to the embeddings, or of another modality
                     weights[name] = file.get_tensor(name).float().numpy()
                     continue
-                values = _numbers(tensors[gguf_name]) + deltas.of(gguf_name)
+                values = numbers_of(gguf_name)
+                values = values[expert] if expert is not None else values + deltas.of(gguf_name)
                 undo = tensor_undo(name, config)
                 weights[name] = np.ascontiguousarray(undo(values) if undo else values)
         save_file(weights, path, metadata={"format": "pt"})

@@ -28,7 +28,13 @@ FORMATS = [
     ("Ollama (GGUF + Modelfile)", "ollama"),
 ]
 _GGUF_FORMAT = {"llama.cpp": "gguf", "Ollama": "ollama"}
-PRECISIONS = [("16 bits", "f16"), ("8 bits, half as large", "q8_0"), ("32 bits, exact", "f32")]
+PRECISIONS = [
+    ("16 bits", "f16"),
+    ("8 bits, half as large", "q8_0"),
+    ("5 bits (Q5_K_M)", "q5_k_m"),
+    ("4 bits (Q4_K_M)", "q4_k_m"),
+    ("32 bits, exact", "f32"),
+]
 DTYPES = [
     ("bfloat16, as most models are published", "bfloat16"),
     ("float16", "float16"),

@@ -20,6 +20,7 @@ from peft_space.runs.store import list_runs, open_run, unique_name
 from peft_space.web.auth import token_of
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.panels.merge_adapters import build_merge_adapters
 from peft_space.web.render import overview as render_overview
 from peft_space.web.render.overview import STATUS_WORDS, date, escape, plain, run_choices
 
@@ -27,7 +28,7 @@ from peft_space.web.render.overview import STATUS_WORDS, date, escape, plain, ru
 class RunsTab:
     """The tab's components and handlers."""
 
-    def __init__(self, page: PageContext):
+    def __init__(self, page: PageContext, tab_item: gr.Tab):
         self.page = page
         gr.Markdown("Select a run to manage it.")
         self.table = gr.Dataframe(interactive=False, label="Your runs", elem_id="runs")
@@ -44,6 +45,7 @@ class RunsTab:
             self.confirm = gr.Button("Delete permanently", variant="stop", elem_id="delete-confirm")
             self.keep = gr.Button("Cancel", elem_id="delete-cancel")
         _build_import(page)
+        build_merge_adapters(page, tab_item)
         _build_backup(page)
         self.other = gr.Dropdown([], label="Compare with", elem_id="other-run")
         self.differences = gr.Dataframe(
@@ -103,7 +105,7 @@ class RunsTab:
 
 def build(page: PageContext, tab_item: gr.Tab) -> None:
     """Place and wire the tab. It is read again whenever it is opened."""
-    tab, selection = RunsTab(page), page.selection
+    tab, selection = RunsTab(page, tab_item), page.selection
     refresh, runs = show_errors(tab.refresh), [tab.table, tab.ids, tab.other]
     changes = [tab_item.select, page.run_id.change, page.run_state.change]
     gr.on(changes, refresh, selection, runs, **HIDDEN)
@@ -166,7 +168,8 @@ def _build_import(page: PageContext) -> None:
     with gr.Accordion("Import an adapter", open=False, elem_id="import-panel"):
         gr.Markdown(
             "It's tested on, and can continue training with, the current data. "
-            "Base model, rank and layers are the adapter's."
+            "Rank and layers are the adapter's, and so is the base model unless you chose one on "
+            "*Recipe*. A tokenizer and chat template in its folder are used."
         )
         with gr.Row():
             name = gr.Textbox(
