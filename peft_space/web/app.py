@@ -66,8 +66,7 @@ def build() -> gr.Blocks:
         _wire_duplicate(page, layout)
         _wire_demo(page, layout)
         _wire_draft(page, layout)
-        for event in layout.data.sources.events:
-            layout.recipe.refresh_after(event)
+        page.wire_listeners(show_errors)
         _wire_load(page, blocks, layout)
     hide_login_endpoint(blocks)
     return blocks.queue(max_size=64, default_concurrency_limit=8)
@@ -89,7 +88,7 @@ def _place(page: PageContext) -> _Layout:
             with recipe_item:
                 recipe = recipe_tab.build(page, recipe_item)
             with train_item:
-                training = train_tab.build(page, train_item)
+                training = train_tab.build(page)
             with compare_item:
                 comparison = compare_tab.build(page)
             with publish_item:
@@ -189,20 +188,19 @@ def _wire_demo(page: PageContext, layout: _Layout) -> None:
 def _wire_draft(page: PageContext, layout: _Layout) -> None:
     """Store the new fine-tune whenever its data or its recipe changes."""
 
-    @show_errors
-    def store(values: Values) -> None:
+    def store(values: Values) -> Updates:
         draft = {
             "data": values[page.data],
             "held_out": values[page.held_out],
             "column_mapping": values[page.column_mapping],
             "recipe": values[page.recipe_state]["changed"],
         }
-        if any(draft.values()) or any(read_draft(page.owner(values)).values()):
-            write_draft(page.owner(values), draft)
+        owner = page.owner(values)
+        if draft != read_draft(owner):
+            write_draft(owner, draft)
+        return {}
 
-    sources = [page.data, page.held_out, page.column_mapping, page.recipe_state]
-    changes = [source.change for source in sources]
-    gr.on(changes, store, {page.visitor, *sources}, None, **HIDDEN)
+    page.listen("draft", store, {page.data, page.held_out, page.column_mapping}, [])
 
 
 def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
@@ -225,7 +223,6 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
         updates: Updates = {
             page.visitor: visitor,
             page.run: shown,
-            page.run_state: ["", False, False],
             page.runs_changed: time.time(),
             page.data: draft["data"],
             page.held_out: draft["held_out"],
@@ -233,7 +230,7 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
             layout.tabs: gr.update(selected=tab) if tab in TABS else gr.skip(),
             layout.shell.sidebar: gr.update(open=bool(is_wide)),
         }
-        return updates | page.form.show_values(draft["recipe"])
+        return updates | layout.recipe.restore(draft["recipe"])
 
     @show_errors
     def describe_machine() -> Updates:
@@ -243,8 +240,9 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
     outputs: list[Any] = [
         page.visitor,
         page.run,
-        page.run_state,
         page.runs_changed,
+        page.recipe_state,
+        page.data_recipe,
         *page.form.widgets.values(),
     ]
     outputs += [page.data, page.held_out, page.column_mapping, layout.tabs, layout.shell.sidebar]

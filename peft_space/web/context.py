@@ -1,6 +1,8 @@
 """State that the tabs share: the recipe form, the data, the selected run, the visitor, workers."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -22,6 +24,18 @@ Inputs = set[Any]
 """The components whose values a handler receives."""
 Updates = dict[Any, Any]
 """The output of a handler: a new value or `gr.update` for some of its output components."""
+
+Subject = Literal["run", "draft"]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A handler that shares an event with others."""
+
+    handler: Callable[[Values], Updates]
+    inputs: Inputs
+    outputs: list[Any]
+
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For every handler of a widget: the public API is declared elsewhere."""
@@ -68,8 +82,8 @@ class PageContext:
         """What the last check of the data found; see `states.DataState`."""
         self.recipe_state = gr.State(states.DEFAULT_RECIPE)
         """What is changed and what is wrong in the form; see `states.RecipeState`."""
-        self.data_recipe = gr.State([])
-        """The settings that change how data are read; they are read again when it changes."""
+        self.data_recipe = gr.State({})
+        """The changed settings that shape the data; these are read again when it changes."""
         self.measured_seconds = gr.State(None)
         """Duration of the whole training, measured by a dry run; None before one."""
         self.task = gr.State("automatic")
@@ -82,8 +96,13 @@ class PageContext:
         """[share, seconds left] of the shown run while it trains."""
         self.machine = gr.State({})
         """What the machine is, from the operation `machine`; empty until it is known."""
+        self.runs_opened = gr.State(0.0)
+        """The time when the list of all runs was opened; it is read then."""
         self.runs_changed = gr.State(0.0)
         """The time of the last change of a run's name or score; the list is read again then."""
+        self._listeners: dict[Subject, list[Listener]] = {"run": [], "draft": []}
+        self._buttons: list[gr.components.Component] = []
+        self._resets: Updates = {}
         self.timer = gr.Timer(SECONDS_IDLE)  # not on a tab: it would rest until that is opened
         self.fallback_timer = gr.Timer(SECONDS_FALLBACK)
         """Checks too: Gradio sends no more ticks while an answer is outstanding, and one lost
@@ -155,17 +174,64 @@ class PageContext:
         _ = run.adapter
         return run
 
+    def listen(
+        self, subject: Subject, handler: Callable[[Values], Updates], inputs: Inputs, outputs: Any
+    ) -> None:
+        """Call a handler whenever the shown run, or the new fine-tune, changes.
+
+        All handlers of a subject share one event, because each event costs the browser a request.
+
+        Args:
+            subject: "run" is the shown run and its status, "draft" the data and the recipe.
+            handler: takes the values of `inputs` and returns updates of `outputs`.
+            inputs: besides the states of the subject and the visitor.
+            outputs: every component that the handler may update.
+        """
+        self._listeners[subject].append(Listener(handler, inputs, list(outputs)))
+
+    def wire_listeners(self, wrap: Callable[..., Any]) -> None:
+        """Wire what `listen`, `enable_with_adapter` and `reset_with_run` collected.
+
+        Args:
+            wrap: applied to each handler, so that errors are shown.
+        """
+
+        def enable(values: Values) -> Updates:
+            enabled = gr.update(interactive=has_adapter(values[self.run_state]))
+            return dict.fromkeys(self._buttons, enabled)
+
+        self.listen("run", enable, set(), self._buttons)
+        states: dict[Subject, list[Any]] = {
+            "run": [self.run, self.run_state],
+            "draft": [self.data_state, self.recipe_state],
+        }
+        for subject, listeners in self._listeners.items():
+            inputs: Inputs = {*self.selection, *states[subject]}.union(
+                *(one.inputs for one in listeners)
+            )
+            outputs = list(dict.fromkeys(part for one in listeners for part in one.outputs))
+            changes = [state.change for state in states[subject]]
+            gr.on(changes, wrap(self._notifier(listeners)), inputs, outputs, **HIDDEN)
+        resets = self._resets
+        self.run.change(lambda: resets, None, list(resets), **HIDDEN)
+
+    @staticmethod
+    def _notifier(listeners: list[Listener]) -> Callable[[Values], Updates]:
+        def notify(values: Values) -> Updates:
+            updates: Updates = {}
+            for one in listeners:
+                updates |= one.handler(values)
+            return updates
+
+        return notify
+
     def enable_with_adapter(self, *buttons: gr.components.Component) -> None:
         """Keep these buttons enabled exactly while the selected run has an adapter."""
-
-        def enable(state: list[Any] | None) -> Updates:
-            return dict.fromkeys(buttons, gr.update(interactive=has_adapter(state)))
-
-        self.run_state.change(enable, self.run_state, list(buttons), **HIDDEN)
+        self._buttons += buttons
 
     def reset_with_run(self, updates: Updates) -> None:
         """Apply these updates whenever another run is selected."""
-        self.run.change(lambda: updates, None, list(updates), **HIDDEN)
+        self._resets |= updates
 
 
 def has_adapter(state: list[Any] | None) -> bool:

@@ -138,22 +138,17 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
     def choose(values: Values, event: gr.EventData) -> Updates:
         chosen = picked(event)
         shown = {main: gr.update(visible=chosen != SHOW_ALL)}
-        shown |= {all_runs: gr.update(visible=chosen == SHOW_ALL), tabs: gr.skip()}
+        shown |= {all_runs: gr.update(visible=chosen == SHOW_ALL)}
         if chosen == SHOW_ALL:
-            return {**shown, page.run: gr.skip()}
+            return {**shown, page.runs_opened: time.time()}
         if chosen == NEW:
             return {**shown, page.run: "", tabs: gr.update(selected="Data")}
         run = open_run(page.owners(values), chosen)
         return {**shown, page.run: run.directory.name, tabs: gr.update(selected=first_tab(run))}
 
-    outputs = [page.run, tabs, main, all_runs]
+    outputs = [page.run, page.runs_opened, tabs, main, all_runs]
     shell.runs.click(choose, page.selection, outputs, **HIDDEN)
-    page.run.change(
-        lambda: {main: gr.update(visible=True), all_runs: gr.update(visible=False)},
-        None,
-        [main, all_runs],
-        **HIDDEN,
-    )
+    page.reset_with_run({main: gr.update(visible=True), all_runs: gr.update(visible=False)})
     tabs.change(None, js="() => window.peftSpace.tab()", **PRIVATE)
 
 

@@ -234,9 +234,10 @@ def build(page: PageContext) -> Answers:
             panel.stop: hidden,
         }
     )
-    offer = show_errors(panel.offer_extra_adapters)
-    changes = [page.run.change, page.run_state.change]
-    offer_inputs: Inputs = {*page.selection, page.run_state, panel.compare_with}
-    gr.on(changes, offer, offer_inputs, panel.compare_with, **HIDDEN)
+
+    def offer(values: Values) -> Updates:
+        return {panel.compare_with: panel.offer_extra_adapters(values)}
+
+    page.listen("run", offer, {panel.compare_with}, [panel.compare_with])
     page.enable_with_adapter(panel.generate, panel.use_rows)
     return panel

@@ -9,8 +9,8 @@ import gradio as gr
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from peft_space.web.components import choices_html, picked, show_errors
-from peft_space.web.context import HIDDEN, PageContext
+from peft_space.web.components import choices_html, picked
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import models as render_models
 
 LIST = Path(__file__).parents[1] / "models.json"
@@ -52,9 +52,14 @@ def build(page: PageContext) -> ModelPicker:
     """Place and wire the picker."""
     picker = ModelPicker(page)
     picker.picked = picker.cards.click(pick, None, page.base_model, **HIDDEN)
-    show: Any = show_errors(lambda state, machine: picker.show(state["model"], machine))
-    states = [page.recipe_state, page.machine]
-    gr.on([state.change for state in states], show, states, picker.cards, **HIDDEN)
+
+    def show(values: Values) -> Updates:
+        model, machine = values[page.recipe_state]["model"], values[page.machine]
+        return {picker.cards: picker.show(model, machine)}
+
+    page.listen("draft", show, {page.machine}, [picker.cards])
+    inputs: Inputs = {page.recipe_state, page.machine}
+    page.machine.change(show, inputs, picker.cards, **HIDDEN)
     page.base_model.key_up(
         search, None, page.base_model, trigger_mode="always_last", queue=False, **HIDDEN
     )

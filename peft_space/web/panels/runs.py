@@ -90,8 +90,8 @@ def build(page: PageContext) -> None:
     """Place and wire the view."""
     view, selection = AllRuns(page), page.selection
     refresh = show_errors(view.refresh)
-    changes = [page.run.change, page.run_state.change, page.runs_changed.change]
-    gr.on(changes, refresh, selection, [view.table, view.ids, view.first, view.second], **HIDDEN)
+    listed = [view.table, view.ids, view.first, view.second]
+    page.runs_opened.change(refresh, selection, listed, **HIDDEN)
 
     def select(ids: list[str], event: gr.SelectData) -> str:
         return ids[event.index[0]]
@@ -174,15 +174,13 @@ def build_notice(page: PageContext) -> None:
             elem_id="download-adapter",
         )
 
-    @show_errors
-    def offer(values: Values) -> Any:
+    def offer(values: Values) -> Updates:
         run = page.selected_run(values) if values[page.run] else None
         if run is None or not run.path("adapter", "adapter_config.json").is_file():
-            return gr.update(visible=False)
-        return gr.update(value=_zip_once(run), visible=True)
+            return {download: gr.update(visible=False)}
+        return {download: gr.update(value=_zip_once(run), visible=True)}
 
-    changes = [page.run_state.change, page.run.change]
-    gr.on(changes, offer, page.selection, download, **HIDDEN)
+    page.listen("run", offer, set(), [download])
 
 
 def _zip_once(run: Run) -> str:

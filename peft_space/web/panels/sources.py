@@ -37,8 +37,6 @@ class Sources:
 
     def __init__(self, page: PageContext):
         self.page = page
-        self.events: list[Any] = []
-        """The events that change the source, and with it perhaps the base model."""
         with gr.Column(elem_id="ways-in") as self.ways:
             gr.Markdown(
                 "## Fine-tune a language model on your own examples\n"
@@ -101,7 +99,8 @@ class Sources:
     def outputs(self) -> list[Any]:
         """Outputs of every handler that changes the source."""
         page = self.page
-        return [page.data, page.held_out, page.column_mapping, page.base_model, self.file]
+        model = [page.base_model, page.recipe_state, page.data_recipe]
+        return [page.data, page.held_out, page.column_mapping, *model, self.file]
 
     def use(self, values: Values, data: str | list[str], held_out: str = "") -> Updates:
         """Make `data` the page's only data, and choose the base model that suits them."""
@@ -114,8 +113,21 @@ class Sources:
             self.page.data: data,
             self.page.held_out: held_out,
             self.page.column_mapping: {},
-            self.page.base_model: model,
             self.file: None,
+            **self._choose(values, model),
+        }
+
+    def _choose(self, values: Values, model: str) -> Updates:
+        """Choose a base model together with the data, so that these are read once."""
+        page = self.page
+        recipe, data_recipe = values[page.recipe_state], values[page.data_recipe]
+        changed = {"base_model": model} if model else {}
+        kept = {name: value for name, value in recipe["changed"].items() if name != "base_model"}
+        read = {name: value for name, value in data_recipe.items() if name != "base_model"}
+        return {
+            page.base_model: model,
+            page.recipe_state: {**recipe, "model": model, "changed": kept | changed},
+            page.data_recipe: read | changed,
         }
 
     def use_hub_dataset(self, values: Values) -> Updates:
@@ -142,7 +154,7 @@ class Sources:
 def build(page: PageContext) -> Sources:
     """Place and wire the source."""
     sources = Sources(page)
-    base: Inputs = {page.base_model}
+    base: Inputs = {page.base_model, page.recipe_state, page.data_recipe}
 
     @show_errors
     def upload(values: Values) -> Updates:
@@ -166,15 +178,13 @@ def build(page: PageContext) -> Sources:
         return sources.use(values, "")
 
     outputs = sources.outputs
-    sources.events = [
-        sources.file.upload(upload, {sources.file, *base}, outputs, **PRIVATE),
-        sources.replace.upload(replace_files, {sources.replace, *base}, outputs, **PRIVATE),
-        sources.examples.click(use_example, base, outputs, **PRIVATE),
-        sources.use_hub.click(
-            show_errors(sources.use_hub_dataset), {*sources.hub.values(), *base}, outputs, **PRIVATE
-        ),
-        sources.remove.click(remove, base, outputs, **PRIVATE),
-    ]
+    sources.file.upload(upload, {sources.file, *base}, outputs, **PRIVATE)
+    sources.replace.upload(replace_files, {sources.replace, *base}, outputs, **PRIVATE)
+    sources.examples.click(use_example, base, outputs, **PRIVATE)
+    hub_inputs: Inputs = {*sources.hub.values(), *base}
+    use_hub = show_errors(sources.use_hub_dataset)
+    sources.use_hub.click(use_hub, hub_inputs, outputs, **PRIVATE)
+    sources.remove.click(remove, base, outputs, **PRIVATE)
     sources.add.upload(add, {page.data, sources.add}, page.data, **PRIVATE)
     sources.held_out.upload(lambda path: path or "", sources.held_out, page.held_out, **PRIVATE)
     sources.file.change(None, js=_LABEL_ADD_BUTTON, **PRIVATE)

@@ -1,6 +1,5 @@
 """The Compare tab: the verdict first, then the answers next to each other, and ways to try more."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,8 +73,7 @@ class CompareTab:
         """Outputs of `evaluate`."""
         shown = [self.verdict, self.filter, self.examples, self.scores, self.more]
         buttons = [self.evaluate_button, self.stop]
-        more = [self.evaluation.next_slice, self.page.runs_changed]
-        return [self.scoring, *shown, *buttons, *more]
+        return [self.scoring, *shown, *buttons, self.evaluation.next_slice]
 
     def evaluate(self, values: Values) -> Iterator[Updates]:
         """Score base and adapter on the test rows."""
@@ -101,7 +99,6 @@ class CompareTab:
             self.scores: gr.update(value=render_compare.scores_table(scores), visible=True),
             self.more: render_compare.more_scores_html(scores),
             **self.idle("Evaluate again", "secondary"),
-            self.page.runs_changed: time.time(),
         }
 
     def idle(self, label: str, variant: Any) -> Updates:
@@ -124,7 +121,6 @@ class CompareTab:
             self.evaluate_button: button,
             self.stop: gr.update(visible=False),
             self.evaluation.next_slice: [],
-            self.page.runs_changed: gr.skip(),
         }
 
     def filter_examples(self, values: Values) -> str:
@@ -151,9 +147,7 @@ def build(page: PageContext) -> CompareTab:
         **ready,
     }
     tab.stop.click(lambda: stopped, None, list(stopped), cancels=events, **HIDDEN)
-    inputs = {*page.selection, page.run_state}
-    changes = [page.run.change, page.run_state.change]
-    gr.on(changes, show_errors(tab.reset), inputs, tab.score_outputs, **HIDDEN)
+    page.listen("run", tab.reset, set(), tab.score_outputs)
     filter_examples = show_errors(tab.filter_examples)
     tab.filter.input(filter_examples, {*page.selection, tab.filter}, tab.examples, **HIDDEN)
     show_blocked(page, "Compare", tab.blocked, tab.of_run)
@@ -162,15 +156,15 @@ def build(page: PageContext) -> CompareTab:
 
 def show_blocked(page: PageContext, title: str, blocked: gr.HTML, content: gr.Column) -> None:
     """Show why a tab has nothing yet, or its content."""
-    states = [page.data_state, page.recipe_state, page.run, page.run_state, page.run_progress]
 
-    def show(*values: Any) -> Updates:
-        state = tab_states(*values)[title]
+    def show(values: Values) -> Updates:
+        states = [page.data_state, page.recipe_state, page.run, page.run_state, page.run_progress]
+        state = tab_states(*(values[one] for one in states))[title]
         is_blocked = state.kind == "blocked"
         return {
             blocked: gr.update(value=empty_html(state.reason), visible=is_blocked),
             content: gr.update(visible=not is_blocked),
         }
 
-    changes = [page.run.change, page.run_state.change]
-    gr.on(changes, show, states, [blocked, content], **HIDDEN)
+    inputs = {page.data_state, page.recipe_state, page.run_progress}
+    page.listen("run", show, inputs, [blocked, content])

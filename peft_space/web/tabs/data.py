@@ -1,5 +1,6 @@
 """The Data tab: add data, correct how the app reads it, and look at the model's input."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,9 @@ class DataTab:
             self.duplicate = gr.Button(
                 "Use this run's settings in a new fine-tune", size="md", elem_id="duplicate-data"
             )
+        self.checked_parts = [page.data, page.held_out, page.column_mapping, page.data_recipe]
+        self.checked = gr.State(None)
+        """What was checked last, so that two changes at once are checked once."""
         self.candidates = gr.State([])
         """The column mappings that the question offers."""
         rows = self.rows
@@ -61,7 +65,7 @@ class DataTab:
             *(*self.checking.components, self.question, self.found, self.tiles, self.columns),
             *(self.mapping.schema, *self.mapping.roles.values(), self.fixes),
             *(rows.findings, rows.examples, rows.finding_rows, rows.lengths, rows.labels),
-            *(rows.labels_tab, self.candidates, page.data_state, page.task),
+            *(rows.labels_tab, self.candidates, self.checked, page.data_state, page.task),
         ]
 
     def empty(self, state: DataState) -> Updates:
@@ -71,14 +75,14 @@ class DataTab:
         reset = {self.page.data_state: state, self.page.task: "automatic", **self.checking.ready}
         return dict.fromkeys(parts, hidden) | reset
 
-    def show(self, check: render_data.Check) -> Updates:
-        """Show the result of a check."""
+    def show(self, check: render_data.Check, source: str) -> Updates:
+        """Show the result of a check of the data with this name."""
         if "question" in check:
             return self._ask(check)
         rows, mapping = self.rows, check["column_mapping"]
         state: DataState = {
             "kind": "ready",
-            "source": check["source"],
+            "source": source,
             "rows": check["to_train"],
             "message": "",
         }
@@ -128,12 +132,16 @@ class DataTab:
         Without a base model, only the rows are read.
         """
         page = self.page
+        key = [values[part] for part in self.checked_parts]
+        if key == values[self.checked]:
+            yield {self.checked: key}
+            return
         if not values[page.data]:
-            yield {**self.empty(NO_DATA), self.summary: ""}
+            yield {**self.empty(NO_DATA), self.summary: "", self.checked: key}
             return
         source = names_of(values[page.data])
         reading: DataState = {**NO_DATA, "kind": "reading", "source": source}
-        yield {**self.empty(reading), **self.checking.begin("Reading…")}
+        yield {**self.empty(reading), **self.checking.begin("Reading…"), self.checked: key}
         arguments: dict[str, Any] = {
             "data": values[page.data],
             "held_out": values[page.held_out] or None,
@@ -142,7 +150,8 @@ class DataTab:
         if values[page.recipe_state]["model"] and not values[page.recipe_state]["problems"]:
             arguments["recipe"] = page.recipe(values).model_dump()
         try:
-            yield from self.checking.stream("check", self.show, **arguments)
+            show = functools.partial(self.show, source=source)
+            yield from self.checking.stream("check", show, **arguments)
         except Exception as error:
             if as_user_error(error) is None:
                 raise
@@ -173,7 +182,7 @@ def _wire_check(page: PageContext, tab: DataTab) -> None:
     """Check the data whenever it, its mapping or a recipe field that shapes it changes."""
     changes = [page.data.change, page.held_out.change, page.column_mapping.change]
     check = show_errors(tab.check, tab.summary)
-    inputs: Inputs = {page.recipe_state, *page.data_inputs}
+    inputs: Inputs = {page.recipe_state, page.data_recipe, tab.checked, *page.data_inputs}
     checking = gr.on(
         [*changes, page.data_recipe.change],
         check,
@@ -201,28 +210,24 @@ def _wire_mapping(page: PageContext, tab: DataTab) -> None:
 def _wire_views(page: PageContext, tab: DataTab) -> None:
     """Show the new fine-tune or the data of the shown run, and what is missing."""
 
-    @show_errors
     def show_run(values: Values) -> Updates:
         is_run = bool(values[page.run])
-        shown: Updates = {
-            tab.draft: gr.update(visible=not is_run),
-            tab.of_run: gr.update(visible=is_run),
-        }
+        shown: Updates = {tab.draft: gr.update(visible=not is_run)}
+        shown[tab.of_run] = gr.update(visible=is_run)
         if is_run:
             shown[tab.run_data] = render_data.run_data_html(page.selected_run(values))
         return shown
 
-    page.run.change(show_run, page.selection, [tab.draft, tab.of_run, tab.run_data], **HIDDEN)
+    page.listen("run", show_run, set(), [tab.draft, tab.of_run, tab.run_data])
 
-    def tell(data: DataState, recipe: Any) -> Updates:
-        state, following = data_tab_state(data), recipe_tab_state(recipe).reason
-        words = f"Next: {following}" if following else ""
+    def tell(values: Values) -> Updates:
+        data = values[page.data_state]
+        reason = data_tab_state(data).reason
+        following = recipe_tab_state(values[page.recipe_state]).reason
         return {
             tab.footer: gr.update(visible=data["kind"] != "none"),
-            tab.hint: state.reason or words,
-            tab.next: gr.update(interactive=not state.reason),
+            tab.hint: reason or (f"Next: {following}" if following else ""),
+            tab.next: gr.update(interactive=not reason),
         }
 
-    states = [page.data_state, page.recipe_state]
-    outputs = [tab.footer, tab.hint, tab.next]
-    gr.on([state.change for state in states], tell, states, outputs, **HIDDEN)
+    page.listen("draft", tell, set(), [tab.footer, tab.hint, tab.next])

@@ -43,14 +43,12 @@ def build(page: PageContext) -> None:
     _wire_card(page, panel)
     show_blocked(page, "Publish", blocked, content)
 
-    @show_errors
-    def show_ready(values: Values) -> str:
+    def show_ready(values: Values) -> Updates:
         if not values[page.run] or not has_adapter(values[page.run_state]):
-            return ""
-        return render_publish.readiness_html(page.selected_run(values))
+            return {ready: ""}
+        return {ready: render_publish.readiness_html(page.selected_run(values))}
 
-    changes = [page.run_state.change, page.run.change, page.runs_changed.change]
-    gr.on(changes, show_ready, {*page.selection, page.run_state}, ready, **HIDDEN)
+    page.listen("run", show_ready, set(), [ready])
 
 
 class PushPanel:

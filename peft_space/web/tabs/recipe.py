@@ -16,7 +16,7 @@ from peft_space.web.panels.examples import is_example
 from peft_space.web.recipe_form import GROUPS
 from peft_space.web.render import recipe as render_recipe
 from peft_space.web.render.overview import escape
-from peft_space.web.states import RecipeState, missing
+from peft_space.web.states import DEFAULT_RECIPE, RecipeState, missing
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Quick look": {"max_steps": 30},
@@ -111,9 +111,19 @@ class RecipeTab:
         }
         return updates | {
             page.recipe_state: state,
-            page.data_recipe: [values[form.widgets[name]] for name in DATA_FIELDS],
+            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
             self.changed: render_recipe.changed_html(changed),
             self.preset: preset_of(changed),
+        }
+
+    def restore(self, changed: dict[str, Any]) -> Updates:
+        """Show the settings of a stored new fine-tune."""
+        page = self.page
+        state = {**DEFAULT_RECIPE, "model": changed.get("base_model", ""), "changed": changed}
+        return {
+            **page.form.show_values(changed),
+            page.recipe_state: state,
+            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
         }
 
     @property
@@ -215,26 +225,22 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
         **HIDDEN,
     )
 
-    def tell(data: Any, recipe: Any) -> Updates:
-        words = missing(data, recipe)
+    def tell(values: Values) -> Updates:
+        words = missing(values[page.data_state], values[page.recipe_state])
         return {tab.hint: words, tab.next: gr.update(interactive=not words)}
 
-    states = [page.data_state, page.recipe_state]
-    gr.on([state.change for state in states], tell, states, [tab.hint, tab.next], **HIDDEN)
+    page.listen("draft", tell, set(), [tab.hint, tab.next])
 
-    @show_errors
     def show_run(values: Values) -> Updates:
         if not values[page.run]:
             return {tab.draft: gr.update(visible=True), tab.of_run: gr.update(visible=False)}
-        settings = render_recipe.settings_html(page.selected_run(values).recipe)
         return {
             tab.draft: gr.update(visible=False),
             tab.of_run: gr.update(visible=True),
-            tab.settings: settings,
+            tab.settings: render_recipe.settings_html(page.selected_run(values).recipe),
         }
 
-    outputs = [tab.draft, tab.of_run, tab.settings]
-    page.run.change(show_run, page.selection, outputs, **HIDDEN)
+    page.listen("run", show_run, set(), [tab.draft, tab.of_run, tab.settings])
     return tab
 
 

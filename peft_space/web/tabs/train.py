@@ -239,20 +239,26 @@ class TrainTab:
         return self.show(run, values[self.curves.log], values[self.curves.smooth])
 
 
-def build(page: PageContext, tab_item: gr.Tab) -> TrainTab:
+def build(page: PageContext) -> TrainTab:
     """Place and wire the tab."""
     tab = TrainTab(page)
     _wire_start(page, tab)
-    states: list[Any] = [page.data_state, page.recipe_state, page.measured_seconds]
-    inputs: Inputs = {tab.slice_seconds, *states}
-    changes = [tab_item.select, *(state.change for state in (*states, tab.slice_seconds))]
+    inputs: Inputs = {tab.slice_seconds, page.measured_seconds}
     announced = [tab.about_to_train, tab.slices, tab.hint, tab.start, tab.to_data]
-    gr.on(changes, show_errors(tab.announce), inputs, announced, **HIDDEN)
+    page.listen("draft", tab.announce, inputs, announced)
+    if settings.on_zerogpu():
+        more: Inputs = {*inputs, page.data_state, page.recipe_state}
+        changes = [page.measured_seconds.change, tab.slice_seconds.change]
+        gr.on(changes, show_errors(tab.announce), more, announced, **HIDDEN)
 
-    def show_view(run: str) -> list[Any]:
-        return [gr.update(visible=not run), gr.update(visible=bool(run))]
+    def show_view(values: Values) -> Updates:
+        is_run = bool(values[page.run])
+        return {
+            tab.draft: gr.update(visible=not is_run),
+            tab.of_run: gr.update(visible=is_run),
+        }
 
-    page.run.change(show_view, page.run, [tab.draft, tab.of_run], **HIDDEN)
+    page.listen("run", show_view, set(), [tab.draft, tab.of_run])
     _wire_follow(page, tab)
     _wire_control(page, tab)
     return tab
@@ -280,7 +286,7 @@ def _wire_follow(page: PageContext, tab: TrainTab) -> None:
     inputs: Inputs = {*page.selection, tab.shown, *curves}
     gr.on([page.timer.tick, page.run.change], follow, inputs, tab.run_outputs, **HIDDEN)
     page.fallback_timer.tick(follow, inputs, tab.run_outputs, **HIDDEN)
-    page.run.change(lambda: "", None, tab.preparing, **HIDDEN)  # it was about another run
+    page.reset_with_run({tab.preparing: ""})  # it was about another run
 
 
 def _wire_control(page: PageContext, tab: TrainTab) -> None:
