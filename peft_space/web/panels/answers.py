@@ -1,4 +1,4 @@
-"""Answers of base and fine-tuned model to prompts of one's own, on the Compare tab."""
+"""Answers of the base model and the fine-tuned one to the visitor's prompts, on the Compare tab."""
 
 import time
 from collections.abc import Callable, Iterator

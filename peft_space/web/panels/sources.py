@@ -31,7 +31,7 @@ _LABEL_ADD_BUTTON = """() => void setTimeout(() => {
 class Sources:
     """The components and handlers of the source.
 
-    A new source replaces the old one, and adding to it is another button. Data of one's own ask for
+    A new source replaces the old one, and another button adds to it. A visitor's own data ask for
     a base model; the examples come with the demo model.
     """
 

@@ -137,8 +137,8 @@ def findings_rows(check: Check) -> dict[str, list[int]]:
 
 def rows_table(browsed: dict[str, Any]) -> pd.DataFrame:
     """Return rows as they were brought, with what is wrong with them."""
-    lines = [[str(row["row"]), *row["cells"], row.get("problem", "✓")] for row in browsed["rows"]]
-    return pd.DataFrame(lines, columns=["Row", *browsed["columns"], "Check"])
+    lines = [[str(row["row"]), row.get("problem", "✓"), *row["cells"]] for row in browsed["rows"]]
+    return pd.DataFrame(lines, columns=["Row", "Check", *browsed["columns"]])
 
 
 def range_words(browsed: dict[str, Any], offset: int) -> str:

@@ -65,17 +65,11 @@ class TrainTab:
 
     def _place_start(self) -> None:
         self.about_to_train = gr.HTML(elem_id="about-to-train", min_height=130)
-        with gr.Row():
-            self.slice_seconds = gr.Number(
-                settings.slice_seconds(),
-                precision=0,
-                minimum=5,
-                maximum=3600,
-                elem_id="slice-seconds",
-                label="GPU time per slice (s)",
-                info="Keep this page open while training.",
-                visible=settings.on_zerogpu(),
-            )
+        self.slice_seconds = gr.Number(
+            settings.slice_seconds(), precision=0, minimum=5, maximum=3600,
+            label="GPU time per slice (s)", info="Keep this page open while training.",
+            visible=settings.on_zerogpu(), elem_id="slice-seconds",
+        )  # fmt: skip
         self.slices = gr.Markdown(elem_id="slices", visible=settings.on_zerogpu())
         with gr.Row(elem_classes=["footer"]):
             self.start = gr.Button(
@@ -253,10 +247,7 @@ def build(page: PageContext) -> TrainTab:
 
     def show_view(values: Values) -> Updates:
         is_run = bool(values[page.run])
-        return {
-            tab.draft: gr.update(visible=not is_run),
-            tab.of_run: gr.update(visible=is_run),
-        }
+        return {tab.draft: gr.update(visible=not is_run), tab.of_run: gr.update(visible=is_run)}
 
     page.listen("run", show_view, set(), [tab.draft, tab.of_run])
     _wire_follow(page, tab)
