@@ -15,7 +15,7 @@ def build(page: PageContext) -> list[Any]:
     """Place and wire the panel; return the events that change the form."""
     with gr.Row():
         recommend = gr.Button(
-            "Recommend settings for my data", size="md", scale=0, min_width=260, elem_id="recommend"
+            "Recommend settings for my data", size="md", scale=0, min_width=320, elem_id="recommend"
         )
         small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 120, "visible": False}
         apply = gr.Button("Apply", elem_id="apply-recommendation", **small)

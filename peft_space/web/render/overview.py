@@ -49,7 +49,7 @@ def tiles_of(tiles: Sequence[tuple[str, str, str, str]]) -> str:
         tiles: title, figure, note and kind of each; the kind is a class of the style sheet.
     """
     cells = "".join(
-        f'<div class="tile {kind}"><span>{html.escape(title)}</span><b>{html.escape(figure)}</b>'
+        f'<div class="tile {kind}"><span>{html.escape(title)}</span> <b>{html.escape(figure)}</b>'
         f"<small>{html.escape(note)}</small></div>"
         for title, figure, note, kind in tiles
     )

@@ -87,11 +87,11 @@ def tiles_html(history: History, status: Status) -> str:
     if not active:
         left = "done" if figures.step >= figures.total else "–"
     tiles = [
-        ("Progress", f"Step {figures.step} of {figures.total}", "", ""),
+        ("Step", f"{figures.step} of {figures.total}", "", ""),
         ("Time left", left, f"{duration(figures.elapsed)} so far", ""),
         ("Training loss", f"{figures.loss:.3f}", "", ""),
         ("Test loss", _loss(figures.test_loss), "the lowest so far", "test"),
-        ("Speed", f"{figures.speed:,.0f} tokens/s", "", ""),
+        ("Tokens/s", f"{figures.speed:,.0f}", "", ""),
         ("Peak memory", gigabytes(figures.memory) if figures.memory else "–", "", ""),
     ]
     return tiles_of(tiles)

@@ -37,15 +37,18 @@ def _at_least(seconds: float | None) -> str:
     return f"at least {hours} h {minutes} min" if hours else f"at least {minutes} min"
 
 
-def summary_html(layers: dict[str, Any] | None, estimate: dict[str, Any] | None) -> str:
+def summary_html(
+    layers: dict[str, Any] | None, estimate: dict[str, Any] | None, reason: str = ""
+) -> str:
     """Return the card that tells memory, time and trainable share.
 
     Args:
+        reason: why there is nothing to tell.
         layers: the result of the operation `layers`; None if no model is chosen.
         estimate: the result of `estimate` or of `dry_run`; None without data.
     """
     if layers is None:
-        return _card([("Memory", "–", "Choose a base model."), ("Time", "–", ""), _trainable(None)])
+        return _card([("Memory", "–", reason), ("Time", "–", ""), _trainable(None)])
     return _card([_memory(layers, estimate), _time(estimate), _trainable(layers)])
 
 

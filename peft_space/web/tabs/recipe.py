@@ -16,7 +16,7 @@ from peft_space.web.panels.examples import is_example
 from peft_space.web.recipe_form import GROUPS
 from peft_space.web.render import recipe as render_recipe
 from peft_space.web.render.overview import escape
-from peft_space.web.states import DEFAULT_RECIPE, RecipeState, missing
+from peft_space.web.states import DEFAULT_RECIPE, RecipeState, missing, recipe_tab_state
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Quick look": {"max_steps": 30},
@@ -71,7 +71,9 @@ class RecipeTab:
             elem_id="preset",
         )
         self.summary = gr.HTML(
-            render_recipe.summary_html(None, None), elem_id="recipe-summary", min_height=190
+            render_recipe.summary_html(None, None, "Choose a base model."),
+            elem_id="recipe-summary",
+            min_height=190,
         )
 
     def _place_settings(self) -> None:
@@ -166,7 +168,9 @@ class RecipeTab:
         """Show memory, time and trainable share of what the form says."""
         page, state = self.page, values[self.page.recipe_state]
         if not state["model"] or state["problems"]:
-            yield {self.summary: render_recipe.summary_html(None, None), self.picker.status: ""}
+            reason = recipe_tab_state(state).reason
+            empty = render_recipe.summary_html(None, None, reason)
+            yield {self.summary: empty, self.picker.status: ""}
             return
         recipe = page.recipe(values).model_dump()
         yield {self.picker.status: "Looking at the model…", self.summary: gr.skip()}

@@ -85,7 +85,7 @@ class TrainTab:
     def _place_run(self) -> None:
         self.status = gr.Markdown(elem_id="status")
         with gr.Row(elem_id="train-buttons"):
-            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 150}
+            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 210}
             hidden: dict[str, Any] = {"visible": False, **small}
             self.see = gr.Button(
                 "See before and after", variant="primary", elem_id="see-comparison", **hidden
