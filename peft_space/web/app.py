@@ -27,7 +27,7 @@ from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates
 from peft_space.web.draft import read_draft, write_draft
 from peft_space.web.panels import runs as runs_panel
 from peft_space.web.panels import snippets as snippets_panel
-from peft_space.web.states import TABS, UNFINISHED
+from peft_space.web.states import TABS, UNFINISHED, run_state_of
 from peft_space.web.tabs import compare as compare_tab
 from peft_space.web.tabs import data as data_tab
 from peft_space.web.tabs import publish as publish_tab
@@ -223,6 +223,7 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
         updates: Updates = {
             page.visitor: visitor,
             page.run: shown,
+            page.run_state: run_state_of(runs[shown], runs[shown].status()) if shown else None,
             page.runs_changed: time.time(),
             page.data: draft["data"],
             page.held_out: draft["held_out"],
@@ -240,6 +241,7 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
     outputs: list[Any] = [
         page.visitor,
         page.run,
+        page.run_state,
         page.runs_changed,
         page.recipe_state,
         page.data_recipe,

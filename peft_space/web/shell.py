@@ -15,7 +15,7 @@ from peft_space.runs.store import list_runs, open_run
 from peft_space.web.components import choices_html, picked, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.render import shell as render_shell
-from peft_space.web.states import TABS, tab_states
+from peft_space.web.states import TABS, run_state_of, tab_states
 
 SHOW_ALL = "all"
 """The entry of the sidebar that opens the list of all runs."""
@@ -142,11 +142,14 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
         if chosen == SHOW_ALL:
             return {**shown, page.runs_opened: time.time()}
         if chosen == NEW:
-            return {**shown, page.run: "", tabs: gr.update(selected="Data")}
+            new = {page.run: "", page.run_state: None, page.run_progress: None}
+            return {**shown, **new, tabs: gr.update(selected="Data")}
         run = open_run(page.owners(values), chosen)
-        return {**shown, page.run: run.directory.name, tabs: gr.update(selected=first_tab(run))}
+        opened = {page.run: run.directory.name, page.run_state: run_state_of(run, run.status())}
+        return {**shown, **opened, tabs: gr.update(selected=first_tab(run))}
 
-    outputs = [page.run, page.runs_opened, tabs, main, all_runs]
+    states = [page.run, page.run_state, page.run_progress, page.runs_opened]
+    outputs = [*states, tabs, main, all_runs]
     shell.runs.click(choose, page.selection, outputs, **HIDDEN)
     page.reset_with_run({main: gr.update(visible=True), all_runs: gr.update(visible=False)})
     tabs.change(None, js="() => window.peftSpace.tab()", **PRIVATE)

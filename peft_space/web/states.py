@@ -6,7 +6,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from peft_space.formatting import duration
-from peft_space.runs.run import Status
+from peft_space.runs.run import Run, Status
 
 TABS = ("Data", "Recipe", "Train", "Compare", "Publish")
 Kind = Literal["blocked", "ready", "running", "done", "failed"]
@@ -70,6 +70,12 @@ class TabState:
         if self.kind == "running":
             return "…" if self.share is None else f"{self.share:.0%}".replace("%", " %")
         return {"done": "✓", "failed": "!"}.get(self.kind, "")
+
+
+def run_state_of(run: Run, status: Status) -> list[Any]:
+    """Return [status, whether there is an adapter, whether it was scored] of a run."""
+    has_adapter = run.path("adapter", "adapter_config.json").is_file()
+    return [status, has_adapter, run.path("scores.json").is_file()]
 
 
 def tab_states(

@@ -35,6 +35,7 @@ class AllRuns:
             interactive=False,
             label="Your runs",
             show_label=False,
+            headers=["Name", "Status", "Base model", "Data", "Score"],
             show_search="search",
             max_height=420,
             pinned_columns=1,

@@ -31,7 +31,7 @@ from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
-from peft_space.web.states import ACTIVE, RESUMABLE, missing
+from peft_space.web.states import ACTIVE, RESUMABLE, missing, run_state_of
 
 _CAN_RESUME = ("new", "stopped", *RESUMABLE)
 
@@ -115,8 +115,7 @@ class TrainTab:
             visible=status in ("queued", "running"), interactive=run.requested_stop() is None
         )
         too_long = status == "failed" and render_train.can_halve_max_length(history)
-        has_adapter = run.path("adapter", "adapter_config.json").is_file()
-        has_scores = run.path("scores.json").is_file()
+        state = run_state_of(run, status)
         return {
             self.status: render_train.status_markdown(run, history),
             self.bar: render_progress.progress_html(history) if status in ACTIVE else "",
@@ -132,10 +131,10 @@ class TrainTab:
             ),
             self.shorten: gr.update(visible=too_long),
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
-            self.see: gr.update(visible=has_adapter and status in ("finished", "stopped")),
+            self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
             self.shown: _fingerprint(run, len(history), status),
             self.page.timer: gr.Timer(SECONDS_LIVE if status in ACTIVE else SECONDS_IDLE),
-            self.page.run_state: [status, has_adapter, has_scores],
+            self.page.run_state: state,
             self.page.run_progress: render_progress.coarse_progress(history, status),
         }
 
