@@ -78,6 +78,12 @@ def run_state_of(run: Run, status: Status) -> list[Any]:
     return [status, has_adapter, run.path("scores.json").is_file()]
 
 
+def fingerprint(run: Run, num_events: int, status: str) -> list[Any]:
+    """Return a value that changes whenever what the page shows of a run changes."""
+    scored = run.path("scores.json").is_file()
+    return [run.directory.name, run.name, num_events, status, run.requested_stop(), scored]
+
+
 def tab_states(
     data: DataState,
     recipe: RecipeState,

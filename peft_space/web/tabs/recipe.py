@@ -16,7 +16,7 @@ from peft_space.web.panels.examples import is_example
 from peft_space.web.recipe_form import GROUPS
 from peft_space.web.render import recipe as render_recipe
 from peft_space.web.render.overview import escape
-from peft_space.web.states import DEFAULT_RECIPE, RecipeState, missing, recipe_tab_state
+from peft_space.web.states import DEFAULT_RECIPE, NO_DATA, RecipeState, missing, recipe_tab_state
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Quick look": {"max_steps": 30},
@@ -51,7 +51,7 @@ class RecipeTab:
                 ranks_panel.build_rank_sweep(page)
                 self.changes.append(planning_panel.build_file(page))
             with gr.Row(elem_classes=["footer"]):
-                self.hint = gr.Markdown(elem_id="recipe-missing")
+                self.hint = gr.Markdown(missing(NO_DATA, DEFAULT_RECIPE), elem_id="recipe-missing")
                 self.next = gr.Button(
                     "Continue to Train", variant="primary", size="md", scale=0, min_width=200,
                     interactive=False, elem_id="next-train",

@@ -31,7 +31,15 @@ from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
-from peft_space.web.states import ACTIVE, RESUMABLE, missing, run_state_of
+from peft_space.web.states import (
+    ACTIVE,
+    DEFAULT_RECIPE,
+    NO_DATA,
+    RESUMABLE,
+    fingerprint,
+    missing,
+    run_state_of,
+)
 
 _CAN_RESUME = ("new", "stopped", *RESUMABLE)
 
@@ -64,7 +72,8 @@ class TrainTab:
         """Outputs of `make_run`."""
 
     def _place_start(self) -> None:
-        self.about_to_train = gr.HTML(elem_id="about-to-train", min_height=130)
+        nothing = render_train.about_to_train_html("", 0, "", {})
+        self.about_to_train = gr.HTML(nothing, elem_id="about-to-train", min_height=130)
         self.slice_seconds = gr.Number(
             settings.slice_seconds(), precision=0, minimum=5, maximum=3600,
             label="GPU time per slice (s)", info="Keep this page open while training.",
@@ -77,9 +86,9 @@ class TrainTab:
                 interactive=False, elem_id="start",
             )  # fmt: skip
             self.cancel = cancel_button("cancel-start")
-            self.hint = gr.Markdown(elem_id="train-missing")
+            self.hint = gr.Markdown(missing(NO_DATA, DEFAULT_RECIPE), elem_id="train-missing")
             self.to_data = gr.Button(
-                "Go to Data", size="md", scale=0, min_width=140, visible=False, elem_id="to-data"
+                "Go to Data", size="md", scale=0, min_width=140, elem_id="to-data"
             )
 
     def _place_run(self) -> None:
@@ -132,7 +141,7 @@ class TrainTab:
             self.shorten: gr.update(visible=too_long),
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
             self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
-            self.shown: _fingerprint(run, len(history), status),
+            self.shown: fingerprint(run, len(history), status),
             self.page.timer: gr.Timer(SECONDS_LIVE if status in ACTIVE else SECONDS_IDLE),
             self.page.run_state: state,
             self.page.run_progress: render_progress.coarse_progress(history, status),
@@ -227,7 +236,7 @@ class TrainTab:
             return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
         run = self.page.selected_run(values)
         history = run.history()
-        if values[self.shown] == _fingerprint(run, len(history), run.status(history)):
+        if values[self.shown] == fingerprint(run, len(history), run.status(history)):
             return {self.shown: values[self.shown]}
         return self.show(run, values[self.curves.log], values[self.curves.smooth])
 
@@ -291,8 +300,3 @@ def _wire_control(page: PageContext, tab: TrainTab) -> None:
     tab.resume.click(resumer(), page.selection, outputs, **PRIVATE)
     tab.shorten.click(resumer(shorter=True), page.selection, outputs, **PRIVATE)
     tab.anyway.click(resumer(anyway=True), page.selection, outputs, **PRIVATE)
-
-
-def _fingerprint(run: Run, num_events: int, status: str) -> list[Any]:
-    scored = run.path("scores.json").is_file()
-    return [run.directory.name, run.name, num_events, status, run.requested_stop(), scored]
