@@ -16,6 +16,7 @@ from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
 from peft_space.runtime import zerogpu
 from peft_space.runtime.supervisor import start_training
+from peft_space.web import states
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import (
     HIDDEN,
@@ -31,17 +32,8 @@ from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
-from peft_space.web.states import (
-    ACTIVE,
-    DEFAULT_RECIPE,
-    NO_DATA,
-    RESUMABLE,
-    fingerprint,
-    missing,
-    run_state_of,
-)
 
-_CAN_RESUME = ("new", "stopped", *RESUMABLE)
+_CAN_RESUME = ("new", "stopped", *states.RESUMABLE)
 
 
 class TrainTab:
@@ -86,7 +78,9 @@ class TrainTab:
                 interactive=False, elem_id="start",
             )  # fmt: skip
             self.cancel = cancel_button("cancel-start")
-            self.hint = gr.Markdown(missing(NO_DATA, DEFAULT_RECIPE), elem_id="train-missing")
+            self.hint = gr.Markdown(
+                states.missing(states.NO_DATA, states.DEFAULT_RECIPE), elem_id="train-missing"
+            )
             self.to_data = gr.Button(
                 "Go to Data", size="md", scale=0, min_width=140, elem_id="to-data"
             )
@@ -124,10 +118,10 @@ class TrainTab:
             visible=status in ("queued", "running"), interactive=run.requested_stop() is None
         )
         too_long = status == "failed" and render_train.can_halve_max_length(history)
-        state = run_state_of(run, status)
+        state = states.run_state_of(run, status)
         return {
             self.status: render_train.status_markdown(run, history),
-            self.bar: render_progress.progress_html(history) if status in ACTIVE else "",
+            self.bar: render_progress.progress_html(history) if status in states.ACTIVE else "",
             self.tiles: render_progress.tiles_html(history, status),
             **self.curves.show(history, log, smooth),
             self.adjustments: render_train.adjustments_markdown(history),
@@ -141,8 +135,8 @@ class TrainTab:
             self.shorten: gr.update(visible=too_long),
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
             self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
-            self.shown: fingerprint(run, len(history), status),
-            self.page.timer: gr.Timer(SECONDS_LIVE if status in ACTIVE else SECONDS_IDLE),
+            self.shown: states.fingerprint(run, len(history), status),
+            self.page.timer: gr.Timer(SECONDS_LIVE if status in states.ACTIVE else SECONDS_IDLE),
             self.page.run_state: state,
             self.page.run_progress: render_progress.coarse_progress(history, status),
         }
@@ -218,7 +212,7 @@ class TrainTab:
         """Say what *Start training* would train, and what is missing before it can start."""
         page = self.page
         data, recipe = values[page.data_state], values[page.recipe_state]
-        words = missing(data, recipe)
+        words = states.missing(data, recipe)
         source, model = data["source"], recipe["model"]
         limit, measured = values[self.slice_seconds], values[page.measured_seconds]
         about = render_train.about_to_train_html(source, data["rows"], model, recipe["changed"])
@@ -236,7 +230,7 @@ class TrainTab:
             return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
         run = self.page.selected_run(values)
         history = run.history()
-        if values[self.shown] == fingerprint(run, len(history), run.status(history)):
+        if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
             return {self.shown: values[self.shown]}
         return self.show(run, values[self.curves.log], values[self.curves.smooth])
 
