@@ -77,6 +77,7 @@ class RecipeTab:
         )
 
     def _place_settings(self) -> None:
+        self.changed = choices_html("changed-settings", value=render_recipe.changed_html({}))
         with gr.Accordion("All settings", open=False, elem_id="settings"):
             self.search = gr.Textbox(
                 placeholder="Search settings, for example rank",
@@ -85,7 +86,6 @@ class RecipeTab:
                 container=False,
                 elem_id="search-settings",
             )
-            self.changed = choices_html("changed-settings", value=render_recipe.changed_html({}))
             for group, title in GROUPS.items():
                 gr.Markdown(f"### {'Model options' if group == 'model' else title}")
                 with gr.Row():
