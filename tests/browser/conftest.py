@@ -15,6 +15,7 @@ SLOW = 120_000
 ARTIFACTS = ROOT / "test-artefacts"
 PICTURE_HEIGHT = 1_200
 MAX_PICTURE_BYTES = 150_000
+expect.set_options(timeout=SLOW)
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
