@@ -100,7 +100,8 @@ class TrainTab:
             self.anyway = gr.Button("Resume anyway", elem_id="resume-anyway", **hidden)
         self.bar = gr.HTML(elem_id="progress", min_height=14)
         self.tiles = gr.HTML(elem_id="tiles", min_height=92)
-        self.curves = curves_panel.build(self.page)
+        with gr.Column(elem_id="curves"):
+            self.curves = curves_panel.build(self.page)
         with gr.Accordion("Automatic settings", open=False, elem_id="automatic-settings"):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         with gr.Accordion("Log", open=False, elem_id="log-panel"):
