@@ -58,7 +58,7 @@ def seen(request, app, browser, tmp_path_factory):
     open_inner_tab(page, "Your prompts")
     page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
     page.locator("#generate").click()
-    expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
+    expect(page.locator("#answers .prompt summary")).to_have_count(1, timeout=SLOW)
     page.locator("#evaluate").click()
     expect(page.locator("#verdict")).to_contain_text("test rows", timeout=SLOW)
     yield page
@@ -140,7 +140,7 @@ def test_the_journey_works_with_the_keyboard_alone(app, home, page, shoot):
     focus(page, "#prompts textarea")
     page.keyboard.type("My lamp is broken.")
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#answers summary")).to_have_count(1, timeout=SLOW)
+    expect(page.locator("#answers .prompt summary")).to_have_count(1, timeout=SLOW)
     focus_tab(page, "Publish", backwards=True)
     page.keyboard.press("Enter")
     focus(page, "#export")

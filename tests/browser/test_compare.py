@@ -39,7 +39,7 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
         re.compile("(---.*){23}", re.DOTALL), timeout=SLOW
     )
     page.locator("#generate").click()
-    expect(page.locator("#answers summary")).to_have_count(24, timeout=SLOW)
+    expect(page.locator("#answers .prompt summary")).to_have_count(24, timeout=SLOW)
     expect(page.locator("#answers .fair")).to_be_visible()
     expect(page.locator("#answers .badge").first).to_be_visible()
     expect(page.locator("#answers")).to_contain_text("24 answers")
@@ -64,10 +64,10 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     for number, text in enumerate(("Hello. My lamp is broken.", "Thank you."), 1):
         page.locator("#chat-message textarea").fill(text)
         page.keyboard.press("Control+Enter")
-        expect(page.locator("#chat-answers summary")).to_have_count(number, timeout=SLOW)
+        expect(page.locator("#chat-answers .prompt summary")).to_have_count(number, timeout=SLOW)
     expect(page.locator("#chat-answers .fair")).to_be_visible()
-    page.locator("#chat-answers summary").last.click()
-    expect(page.locator("#chat-answers details pre").last).to_contain_text(
+    page.locator("#chat-answers .prompt summary").last.click()
+    expect(page.locator("#chat-answers .prompt details pre").last).to_contain_text(
         "Hello. My lamp is broken."
     )
     shoot(page, "3-chat")

@@ -93,7 +93,7 @@ def test_the_journey_from_an_uploaded_file_to_the_adapter(
         timeout=SLOW,
     )
     page.locator("#generate").click()
-    expect(page.locator("#answers summary")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#answers .prompt summary")).to_have_count(2, timeout=SLOW)
     expect(page.locator("#answers")).to_contain_text(
         load_run_data(run).held_out[1].messages[-1]["content"].split("\n")[1]
     )
