@@ -951,7 +951,11 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "web.no_data": (
         "The page has no data.",
-        "Upload a file, choose a dataset on the Hub, or use the sample data on the Data tab.",
+        "Upload a file, choose a dataset on the Hub, or pick an example on the Data tab.",
+    ),
+    "web.no_model": (
+        "No base model is chosen for the data.",
+        "Choose a base model on the Recipe tab.",
     ),
     "web.no_message": (
         "The chat message is empty.",

@@ -40,7 +40,7 @@ def commands() -> str:
 def endpoints() -> str:
     """Every endpoint of the API with its arguments, and the fields of their settings."""
     from peft_space.operations.registry import operations_on
-    from peft_space.web.api import endpoint_parameters
+    from peft_space.web.api_arguments import endpoint_parameters
 
     parts: list[str] = [_ABOUT_OWNERS]
     models: dict = {}

@@ -19,7 +19,7 @@ def preference_trainer(
     model: PeftModel,
     arguments: dict[str, Any],
     order: Sampler[int] | None = None,
-    goes_on: bool = False,
+    continues_adapter: bool = False,
     **kwargs: Any,
 ) -> Trainer:
     """Create TRL's DPO or KTO trainer for rows that are tokenized already.
@@ -29,7 +29,7 @@ def preference_trainer(
         model: the base model with the adapter that is trained.
         arguments: arguments of `DPOConfig` or `KTOConfig`.
         order: a sampler of row indices, or None for TRL's own order.
-        goes_on: whether training goes on from an adapter, which is then the reference: TRL copies
+        continues_adapter: whether training continues an adapter, which is then the reference: TRL copies
             it as "ref". Otherwise it is the base model with the adapter off, and needs no copy.
         kwargs: further arguments of the trainer.
     """
@@ -48,10 +48,10 @@ def preference_trainer(
     trainer = _trainer_class(task, trainer_class)(model=model, args=config, **kwargs)
     trainer.order = order
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
-    if not goes_on:
+    if not continues_adapter:
         model.delete_adapter("ref")
     # TRL rounds the weights of quantized models to bfloat16, in which small updates are lost
-    for name, value in (trained | (reference if goes_on else {})).items():
+    for name, value in (trained | (reference if continues_adapter else {})).items():
         model.get_parameter(name).data = value
     # without a selection, PEFT would also save the reference with each checkpoint
     save: Any = functools.partial(type(model).save_pretrained, model)

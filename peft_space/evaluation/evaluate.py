@@ -52,7 +52,7 @@ _MAX_ROWS = 500
 _MAX_ROWS_COUNTED = 10_000
 """Trained rows in which the most common label is counted, evenly spaced if there are more."""
 _GENERAL_TOKENS = 32
-_NUM_SAMPLES = 5
+_NUM_SAMPLES = 50
 _MAX_CONFUSION_LABELS = 60
 _METHOD = 3
 """Increased when something is measured differently, so that stored batches are discarded."""

@@ -31,6 +31,8 @@ _NUM_SHOWN = 50
 _SMALL_BYTES = 100_000
 _MAX_RAW = 20_000
 """Characters of an unusable row that are shown."""
+_MAX_CELL = 300
+"""Characters of a cell in a table of rows."""
 
 
 def _check_text(result: Json, arguments: Json) -> str:
@@ -305,6 +307,72 @@ def show_rows(
     rendered = _render(chosen, _task(chosen, mapping.schema), records) if records else []
     examples |= {example["row"]: example for example in rendered}
     return {"examples": [examples[number] for number in numbers if number in examples]}
+
+
+@operation(group="data", internal="The page shows a dataset page by page with it.")
+def browse(
+    data: DataSource,
+    query: str = "",
+    offset: int = 0,
+    limit: int = 50,
+    numbers: list[int] | None = None,
+    column_mapping: ColumnMapping = None,
+) -> Json:
+    """Return rows of a dataset as they were brought, and as the messages that are read from them.
+
+    Args:
+        query: only rows in whose cells this text occurs, in any case
+        offset: how many matching rows to leave out
+        limit: how many rows to return
+        numbers: only the rows with these numbers, from 1
+
+    Returns:
+        `columns`, the number of rows that match (`matches`), and `rows`: each has its `row` number,
+        its `cells`, and `messages` or the `problem` that makes it unusable.
+    """
+    from peft_space.data.column_mapping import make_column_mapping
+    from peft_space.data.dataset import detect_mappings
+
+    table, mappings = detect_mappings(data)
+    mapping = mappings[0]
+    if column_mapping and column_mapping.get("schema"):
+        mapping = make_column_mapping(column_mapping, table.columns)
+    words, rows, matches = query.strip().lower(), [], 0
+    chosen = set(numbers) if numbers is not None else None
+    for number, row in table.rows():
+        if chosen is not None and number not in chosen:
+            continue
+        cells = [_cell_text(row.get(column)) for column in table.columns]
+        if words and not any(words in cell.lower() for cell in cells):
+            continue
+        if offset <= matches < offset + limit:
+            rows.append({"row": number, "cells": [cell[:_MAX_CELL] for cell in cells]})
+            rows[-1] |= _as_messages(number, row, mapping)
+        matches += 1
+    return {"columns": table.columns, "matches": matches, "rows": rows}
+
+
+def _cell_text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+
+
+def _as_messages(number: int, row: Json, mapping: "Mapping") -> Json:
+    """The messages of a row, or the problem that makes it unusable."""
+    from peft_space.data.messages import BadRow
+    from peft_space.data.row_normalization import normalize_record
+
+    try:
+        record = normalize_record(number, row, mapping)
+    except BadRow as problem:
+        return {"problem": str(problem)}
+    return {"messages": [_message_text(one) for one in getattr(record, "messages", None) or []]}
+
+
+def _message_text(message: Json) -> Json:
+    content = message.get("content") or message.get("tool_calls") or ""
+    return {"role": message.get("role", ""), "content": _cell_text(content)[:_MAX_RAW]}
 
 
 def _task(recipe: Recipe, schema: Any) -> Task:

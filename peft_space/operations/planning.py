@@ -188,6 +188,22 @@ def dry_run(
     return asdict(result) | {"words": planning.describe_dry_run(result)}
 
 
+@operation(group="planning", internal="The page shows with it what the machine is.")
+def machine() -> Json:
+    """Describe the hardware that trains, without loading a model.
+
+    Returns:
+        The `device`, its `name`, and the `free` bytes of its memory.
+    """
+    from peft_space import hardware
+    from peft_space.estimation.hub_hardware import zerogpu_hardware
+
+    if kind := zerogpu_hardware():
+        return {"device": kind.device, "name": kind.title, "free": kind.usable}
+    name, free = hardware.device_name(), hardware.free_memory()
+    return {"device": hardware.device(), "name": name, "free": free}
+
+
 def _rank_sweep_text(result: Json, arguments: Json) -> str:
     lines = [
         f"rank {one['rank']:3}: held-out loss {one['loss']:.4f}, "

@@ -29,7 +29,7 @@ def new_run(owner: str) -> Path:
         raise UserError(
             "runs.storage_quota",
             f"Your runs use {gigabytes(stored)} of your {gigabytes(limit)} quota. Download the "
-            "files that you need, then delete a run on the Runs tab.",
+            "files that you need, then delete a run.",
         )
     return new_run_directory(owner)
 

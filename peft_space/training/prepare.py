@@ -130,20 +130,7 @@ def prepare(
         findings += _rating_findings(train_tokens, dataset.source)
     dataset, train, held_out_tokens = _drop_rejected(dataset, train_tokens, held_out_tokens)
     if not allow_red_lines and not train.column("num_trained").any():
-        if not (train.column("cut") > 0).any():
-            raise UserError(
-                "training.all_weights_zero",
-                f"{dataset.source}: no message has weight 1, so there is nothing to train. "
-                "Set weight 1 for the answers to learn, or train_on to all_assistant.",
-            )
-        limit = length_limit(tokenizer, recipe.max_length)
-        remedy = "Raise max_length in the recipe."
-        if limit < recipe.max_length:
-            remedy = "The base model has no more positions: shorten the rows, or choose another."
-        raise UserError(
-            "training.all_answers_truncated",
-            f"{dataset.source}: at {limit:,} tokens, every answer is truncated. {remedy}",
-        )
+        raise _nothing_to_train(dataset, train, recipe, length_limit(tokenizer, recipe.max_length))
     if recipe.early_stopping_patience and not len(held_out_tokens):
         raise UserError(
             "training.no_held_out_rows",
@@ -152,6 +139,23 @@ def prepare(
         )
     dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
     return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(recipe, layers))
+
+
+def _nothing_to_train(data: TrainingData, train: Tokens, recipe: Recipe, limit: int) -> UserError:
+    """The error for rows without a trained token: by their weights, or by the length limit."""
+    if not (train.column("cut") > 0).any():
+        return UserError(
+            "training.all_weights_zero",
+            f"{data.source}: no message has weight 1, so there is nothing to train. "
+            "Set weight 1 for the answers to learn, or train_on to all_assistant.",
+        )
+    remedy = "Raise max_length in the recipe."
+    if limit < recipe.max_length:
+        remedy = "The base model has no more positions: shorten the rows, or choose another."
+    return UserError(
+        "training.all_answers_truncated",
+        f"{data.source}: at {limit:,} tokens, every answer is truncated. {remedy}",
+    )
 
 
 _MIN_SCORES = 6

@@ -329,7 +329,7 @@ def _make_trainer(
         callback,
         order,
         plan.packing,
-        _goes_on(run),
+        _continues_adapter(run),
     )
 
 
@@ -389,11 +389,11 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
         plan = plan.model_copy(update=changes)
         write_plan(run, plan)
     report_plan(run, plan)
-    if task_spec.task in ("dpo", "kto") and _goes_on(run):
-        what = "Preferences are measured against the adapter that training goes on from."
+    if task_spec.task in ("dpo", "kto") and _continues_adapter(run):
+        what = "Preferences are measured against the adapter that training continues."
         why = "It is the reference model, so the first loss is that of no preference."
         append_notice_once(run, events.Notice(what=what, why=why), ever=True)
-    if task_spec.labels and not _goes_on(run):
+    if task_spec.labels and not _continues_adapter(run):
         what, why = explain_head(task_spec.labels, recipe, base.config, task_spec.task)
         append_notice_once(run, events.Notice(what=what, why=why), ever=True)
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
@@ -401,8 +401,8 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     return _TrainingSetup(base, task_spec, tokenizer, data, rows, held_out, model, plan, checkpoint)
 
 
-def _goes_on(run: Run) -> bool:
-    """True if training goes on from an adapter, not from the base model."""
+def _continues_adapter(run: Run) -> bool:
+    """True if training continues an adapter, not the base model."""
     return run.recipe.method not in FROM_BASE and run.path("start").is_dir()
 
 

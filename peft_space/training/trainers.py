@@ -112,7 +112,7 @@ def make_trainer(
     callback: TrainerCallback,
     order: torch.utils.data.Sampler[int] | None = None,
     packing: bool = False,
-    goes_on: bool = False,
+    continues_adapter: bool = False,
 ) -> Trainer:
     """Create the trainer for a task. It gets exactly the examples that the preview shows.
 
@@ -127,7 +127,7 @@ def make_trainer(
         callback: is called on every step, evaluation and checkpoint.
         order: row order, if it is not the trainer's own.
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
-        goes_on: whether training goes on from an adapter, the reference of preferences.
+        continues_adapter: whether training continues an adapter, the reference of preferences.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
     compute_dtype = "bfloat16" if arguments["bf16"] else "float32"
@@ -154,7 +154,7 @@ def make_trainer(
             eval_dataset=_as_dataset(held_out) if held_out is not None else None,
             processing_class=tokenizer,
             data_collator=functools.partial(_collate_items, collate, task_spec.task == "kto"),
-            goes_on=goes_on,
+            continues_adapter=continues_adapter,
             callbacks=[callback],
         )
         if not adds_router_loss(trainer):

@@ -1,10 +1,12 @@
 """Assembles the page from its tabs and serves it."""
 
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,162 +14,147 @@ from starlette.middleware import Middleware
 
 from peft_space import settings
 from peft_space.compat.gradio import MAX_SESSIONS, hide_login_endpoint, lean_sessions
-from peft_space.data.dataset import DEMO_DATA, source_of
+from peft_space.data.dataset import DEMO_DATA
 from peft_space.errors import UserError
 from peft_space.runs.quotas import start_pruner
 from peft_space.runs.store import list_runs
 from peft_space.runtime import slice_lengths, zerogpu
 from peft_space.runtime.supervisor import resume_interrupted
-from peft_space.web import api, theme
+from peft_space.web import api, shell, theme
 from peft_space.web.auth import SecurityMiddleware, new_visitor
 from peft_space.web.components import reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
-from peft_space.web.render import overview as render_overview
+from peft_space.web.draft import read_draft, write_draft
+from peft_space.web.panels import runs as runs_panel
+from peft_space.web.panels import snippets as snippets_panel
+from peft_space.web.states import TABS, UNFINISHED, run_state_of
 from peft_space.web.tabs import compare as compare_tab
 from peft_space.web.tabs import data as data_tab
 from peft_space.web.tabs import publish as publish_tab
 from peft_space.web.tabs import recipe as recipe_tab
-from peft_space.web.tabs import runs as runs_tab
 from peft_space.web.tabs import train as train_tab
 
-STEPS = ("Data", "Recipe", "Train", "Compare", "Publish")
-DEMO_NAME = "The demo"
+DEMO_NAME = "Demo: support tickets"
+DEMO_RECIPE = {"base_model": "demo"}
 DEFAULT_PORT = 7860
 SECONDS_BETWEEN_CHECKS = 0.5
-_PITCH = (
-    "# peft_space\nFine-tune a model on your own examples, see what changed, and take it with you."
-)
-_DEMO_PITCH = (
-    "Trains a tiny model to turn support messages into tickets. One to three minutes on a laptop."
-)
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The parts of the page that the demo and the guide need."""
+    """The parts of the page that are wired to each other."""
 
-    demo: gr.Button
-    next_step: gr.Markdown
+    shell: shell.Shell
     tabs: gr.Tabs
-    tab_items: list[gr.Tab]
-    next_buttons: list[gr.Button]
+    items: list[gr.Tab]
+    views: tuple[gr.Column, gr.Column]
+    data: data_tab.DataTab
+    recipe: recipe_tab.RecipeTab
     training: train_tab.TrainTab
     comparison: compare_tab.CompareTab
 
 
 def build() -> gr.Blocks:
     """Build the whole page."""
-    with gr.Blocks(title="peft_space") as blocks:
+    with gr.Blocks(title="PEFT Space") as blocks:
         page = PageContext()
         api.build(page)  # before the tabs: a handler of the same name would take the endpoint's
         layout = _place(page)
-        _build_snippets(page)
-        _wire_guide(page, layout)
+        shell.wire(page, layout.shell, layout.tabs, layout.items, layout.views)
+        _wire_steps(page, layout)
+        _wire_duplicate(page, layout)
         _wire_demo(page, layout)
-        _wire_load(page, blocks)
+        _wire_draft(page, layout)
+        page.wire_listeners(show_errors)
+        _wire_load(page, blocks, layout)
     hide_login_endpoint(blocks)
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
 
 def _place(page: PageContext) -> _Layout:
-    demo = _place_header()
-    page.run.render()
-    if not settings.disk_is_kept():
-        runs_tab.build_notice(page)
-    next_step = gr.Markdown(elem_id="next-step")
-    items: list[gr.Tab] = []
-    buttons: list[gr.Button] = []
-    built: dict[str, Any] = {}
-    builders: dict[str, Callable[[gr.Tab], Any]] = {
-        "Data": lambda _: data_tab.build(page),
-        "Recipe": lambda _: recipe_tab.build(page),
-        "Train": lambda item: train_tab.build(page, item),
-        "Compare": lambda _: compare_tab.build(page),
-        "Publish": lambda _: publish_tab.build(page),
+    sidebar, runs, search, machine = shell.place_sidebar(page)
+    with gr.Column(elem_id="main") as main:
+        if not settings.disk_is_kept():
+            runs_panel.build_notice(page)
+        header = shell.place_header()
+        with gr.Tabs(elem_id="steps", overflow_behavior="wrap") as tabs:
+            items = [gr.Tab(title, id=title, render=False) for title in TABS]
+            for item in items:
+                item.render()
+            data_item, recipe_item, train_item, compare_item, publish_item = items
+            with data_item:
+                data = data_tab.build(page)
+            with recipe_item:
+                recipe = recipe_tab.build(page, recipe_item)
+            with train_item:
+                training = train_tab.build(page)
+            with compare_item:
+                comparison = compare_tab.build(page)
+            with publish_item:
+                publish_tab.build(page)
+        snippets_panel.build(page)
+    with gr.Column(visible=False, elem_id="all-runs") as all_runs:
+        runs_panel.build(page)
+    frame = shell.Shell(sidebar=sidebar, runs=runs, search=search, machine=machine, **header)
+    views = (main, all_runs)
+    return _Layout(frame, tabs, items, views, data, recipe, training, comparison)
+
+
+def _wire_steps(page: PageContext, layout: _Layout) -> None:
+    """Wire the buttons that lead from one tab to another."""
+    steps = {
+        layout.data.next: "Recipe",
+        layout.recipe.next: "Train",
+        layout.training.to_data: "Data",
     }
-    with gr.Tabs(elem_id="steps") as tabs:
-        for number, title in enumerate(STEPS, 1):
-            with gr.Tab(f"{number} · {title}", id=title) as item:
-                items.append(item)
-                built[title] = builders[title](item)
-                if number < len(STEPS):
-                    buttons.append(_next_button(tabs, STEPS[number]))
-        with gr.Tab("Runs", id="Runs") as runs:
-            runs_tab.build(page, runs)
-    return _Layout(demo, next_step, tabs, items, buttons, built["Train"], built["Compare"])
+    for button, title in steps.items():
+        button.click(lambda title=title: gr.update(selected=title), None, layout.tabs, **HIDDEN)
 
-
-def _place_header() -> gr.Button:
-    with gr.Row(equal_height=True):
-        with gr.Column(min_width=320):
-            gr.Markdown(_PITCH)
-        with gr.Column(min_width=320):
-            demo = gr.Button("Run the demo", elem_id="try-demo")
-            gr.Markdown(_DEMO_PITCH)
-            if settings.signs_in():
-                gr.LoginButton(elem_id="sign-in")
-    return demo
-
-
-def _next_button(tabs: gr.Tabs, title: str) -> gr.Button:
-    button = gr.Button(f"Next: {title} →", elem_id=f"next-{title.lower()}")
-    button.click(lambda: gr.update(selected=title), None, tabs, **HIDDEN)
-    return button
-
-
-def _wire_guide(page: PageContext, layout: _Layout) -> None:
-    """Keep the marks on the tabs and the sentence above them up to date."""
+    evaluate = show_errors(layout.comparison.evaluate, layout.comparison.scoring)
+    see = layout.training.see
+    opened = see.click(lambda: gr.update(selected="Compare"), None, layout.tabs, **HIDDEN)
 
     @show_errors
-    def guide(values: Values) -> Updates:
-        status, has_adapter = values[page.run_state] or (None, False)
-        data = values[page.data]
-        is_new = bool(data) and data != values[page.trained_data]
-        marks, sentence = render_overview.guide(is_new, values[page.num_rows], status, has_adapter)
-        updates: Updates = {layout.next_step: sentence}
-        for number, (title, mark, item) in enumerate(
-            zip(STEPS, marks, layout.tab_items, strict=True)
-        ):
-            updates[item] = gr.update(label=f"{number + 1} · {title} {mark}")
-        for mark, button in zip(marks, layout.next_buttons, strict=False):
-            updates[button] = gr.update(variant="primary" if mark == "✓" else "secondary")
-        return updates
+    def evaluate_once(values: Values) -> Iterator[Updates]:
+        if page.selected_run(values).path("scores.json").is_file():
+            yield {layout.comparison.scoring: gr.skip()}
+        else:
+            yield from evaluate(values)
 
-    states: list[Any] = [page.data, page.trained_data, page.num_rows, page.run_state]
-    outputs = [layout.next_step, *layout.next_buttons, *layout.tab_items]
-    gr.on([state.change for state in states], guide, set(states), outputs, **HIDDEN)
+    opened.success(evaluate_once, page.selection, layout.comparison.score_outputs, **HIDDEN)
 
 
-def _build_snippets(page: PageContext) -> None:
-    """Offer the page's workflow as commands and as Python."""
-    with gr.Accordion(
-        "Use from the command line or Python", open=False, elem_id="snippets"
-    ) as accordion:
-        shell = gr.Code(
-            language="shell", label="Command line", interactive=False, elem_id="as-commands"
-        )
-        python = gr.Code(language="python", label="Python", interactive=False, elem_id="as-python")
+def _wire_duplicate(page: PageContext, layout: _Layout) -> None:
+    """Wire the buttons that make the shown run's settings those of the new fine-tune."""
+    buttons = [layout.shell.duplicate, layout.recipe.duplicate, layout.data.duplicate]
+    outputs = [*page.form.widgets.values(), page.run, layout.tabs]
 
     @show_errors
-    def write(values: Values) -> list[str]:
-        data, held_out, mapping = (
-            values[state] for state in (page.data, page.held_out, page.column_mapping)
-        )
-        if not data and values[page.run]:  # after a reload only the run is left
-            run = page.selected_run(values)
-            return list(render_overview.commands(source_of(run), "", {}, run.recipe))
-        return list(render_overview.commands(data, held_out, mapping, page.form.read(values)))
+    def duplicate(values: Values) -> Updates:
+        run = page.selected_run(values)
+        gr.Info(f"The settings of {run.name} are those of the new fine-tune now.", duration=5)
+        return {
+            **page.form.show(run.recipe),
+            page.run: "",
+            layout.tabs: gr.update(selected="Recipe"),
+        }
 
-    accordion.expand(write, page.training_inputs, [shell, python], **HIDDEN)
+    for button in buttons:
+        copied = button.click(duplicate, page.selection, outputs, **PRIVATE)
+        layout.recipe.refresh_after(copied)
 
 
 def _wire_demo(page: PageContext, layout: _Layout) -> None:
-    """Wire the demo: a real training on the sample data, three test examples, and the scores."""
+    """Wire the demo: a run on the sample data, which ends in its scores on Compare.
+
+    It leaves the visitor's data and recipe as they are.
+    """
     training, comparison = layout.training, layout.comparison
 
     @show_errors
     def start(values: Values) -> Iterator[Updates]:
-        arguments = {"data": DEMO_DATA, "recipe": {}}
+        arguments = {"data": DEMO_DATA, "recipe": DEMO_RECIPE}
         yield from training.make_run(values, arguments, name=DEMO_NAME)
 
     @show_errors
@@ -186,47 +173,86 @@ def _wire_demo(page: PageContext, layout: _Layout) -> None:
         yield gr.update(selected="Compare")
 
     # A separate event: what a generator shows is lost if its next yield comes at once.
-    announced = layout.demo.click(
-        lambda: (DEMO_DATA, {}, gr.update(selected="Train")),
-        None,
-        [page.data, page.column_mapping, layout.tabs],
-        **HIDDEN,
+    announced = layout.data.demo.click(
+        lambda: gr.update(selected="Train"), None, layout.tabs, **HIDDEN
     )
     selection = page.selection
     starting = announced.success(start, selection, training.start_outputs, **HIDDEN)
     reset_on_failure(starting, training.preparation.ready)
     training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
     waiting = starting.success(wait, selection, layout.tabs, concurrency_limit=None, **HIDDEN)
-    use_rows = show_errors(comparison.use_test_rows)
-    row_inputs: Inputs = {*selection, comparison.num_used, comparison.how_many}
-    rows = waiting.success(use_rows, row_inputs, comparison.row_outputs, **HIDDEN)
-    answer = show_errors(comparison.answer, comparison.progress)
-    answered = rows.success(answer, comparison.answer_inputs, comparison.answer_outputs, **HIDDEN)
     evaluate = show_errors(comparison.evaluate, comparison.scoring)
-    answered.success(evaluate, selection, comparison.score_outputs, **HIDDEN)
+    waiting.success(evaluate, selection, comparison.score_outputs, **HIDDEN)
 
 
-def _wire_load(page: PageContext, blocks: gr.Blocks) -> None:
-    """Recognize the visitor on load, and list their runs, newest first."""
+def _wire_draft(page: PageContext, layout: _Layout) -> None:
+    """Store the new fine-tune whenever its data or its recipe changes."""
+
+    def store(values: Values) -> Updates:
+        draft = {
+            "data": values[page.data],
+            "held_out": values[page.held_out],
+            "column_mapping": values[page.column_mapping],
+            "recipe": values[page.recipe_state]["changed"],
+        }
+        owner = page.owner(values)
+        if draft != read_draft(owner):
+            write_draft(owner, draft)
+        return {}
+
+    page.listen("draft", store, {page.data, page.held_out, page.column_mapping}, [])
+
+
+def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
+    """Recognize the visitor on load, and show what they saw before: draft, run and tab."""
+    place = gr.Textbox(visible="hidden", elem_id="place", label="Place")
 
     @show_errors
     def load(values: Values) -> Updates:
         threading.Thread(target=page.workers.warm, daemon=True).start()
         visitor = new_visitor(values[page.visitor])
         known = values | {page.visitor: visitor}
-        newest = next(iter(list_runs(*page.owners(known))), None)
-        updates = {
+        owners = page.owners(known)
+        asked_run, tab, is_wide, remembered = json.loads(values[place] or '["", "", true, false]')
+        runs = {run.directory.name: run for run in list_runs(*owners)}
+        newest = next(iter(runs.values()), None)
+        shown = asked_run if asked_run in runs else ""
+        if newest and (not remembered or newest.status() in UNFINISHED) and not shown:
+            shown, tab = newest.directory.name, tab or shell.first_tab(newest)
+        draft = read_draft(owners[0])
+        updates: Updates = {
             page.visitor: visitor,
-            page.run: page.run_list(known),
-            page.run_state: ["", False],
+            page.run: shown,
+            page.run_state: run_state_of(runs[shown], runs[shown].status()) if shown else None,
+            page.runs_changed: time.time(),
+            page.data: draft["data"],
+            page.held_out: draft["held_out"],
+            page.column_mapping: draft["column_mapping"],
+            layout.tabs: gr.update(selected=tab) if tab in TABS else gr.skip(),
+            layout.shell.sidebar: gr.update(open=bool(is_wide)),
         }
-        if newest and newest.status() in render_overview.UNFINISHED:
-            updates |= page.form.show(newest.recipe)
-        return updates
+        return updates | layout.recipe.restore(draft["recipe"])
 
-    page.run.change(lambda run: run or "", page.run, page.run_id, **HIDDEN)
-    outputs = [page.visitor, page.run, page.run_state, *page.form.widgets.values()]
-    blocks.load(load, page.selection, outputs, **HIDDEN)
+    @show_errors
+    def describe_machine() -> Updates:
+        found = page.workers.call("machine")
+        return {page.machine: found, layout.shell.machine: shell.machine_card(found)}
+
+    outputs: list[Any] = [
+        page.visitor,
+        page.run,
+        page.run_state,
+        page.runs_changed,
+        page.recipe_state,
+        page.data_recipe,
+        *page.form.widgets.values(),
+    ]
+    outputs += [page.data, page.held_out, page.column_mapping, layout.tabs, layout.shell.sidebar]
+    placed = blocks.load(None, None, place, js="() => window.peftSpace.start()", **HIDDEN)
+    inputs: Inputs = {*page.selection, place}
+    loaded = placed.then(load, inputs, outputs, **HIDDEN)
+    layout.recipe.refresh_after(loaded)
+    loaded.then(describe_machine, None, [page.machine, layout.shell.machine], **HIDDEN)
 
 
 def launch(**options: Any) -> Any:
@@ -248,6 +274,7 @@ def launch(**options: Any) -> Any:
         max_file_size=max_bytes,
         theme=theme.theme(),
         css_paths=[theme.CSS],
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
         run_history=False,
         state_session_capacity=MAX_SESSIONS,
         app_kwargs={

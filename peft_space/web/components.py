@@ -27,6 +27,27 @@ TOAST_SECONDS = 10
 logger = logging.getLogger(__name__)
 
 
+_PICK = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-value]');
+  if (button) trigger('click', {value: button.dataset.value});
+});
+"""
+
+
+def choices_html(elem_id: str, **options: Any) -> gr.HTML:
+    """Return HTML whose `<button data-value=…>` elements can be pressed.
+
+    A handler of its `click` gets the value with `picked`.
+    """
+    return gr.HTML(elem_id=elem_id, js_on_load=_PICK, **options)
+
+
+def picked(event: gr.EventData) -> str:
+    """Return the `data-value` of the button that was pressed."""
+    return str(event.value)
+
+
 def cancel_button(elem_id: str) -> gr.Button:
     """Return the button that an `Operation` shows while it works."""
     return gr.Button("Cancel", visible=False, elem_id=elem_id)

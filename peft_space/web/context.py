@@ -1,6 +1,8 @@
 """State that the tabs share: the recipe form, the data, the selected run, the visitor, workers."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -9,12 +11,12 @@ from peft_space.errors import UserError
 from peft_space.operations import OPERATIONS
 from peft_space.recipe import Recipe, make_recipe
 from peft_space.runs.run import Run
-from peft_space.runs.store import list_runs, open_run
+from peft_space.runs.store import open_run
 from peft_space.runtime.worker_pool import Workers
 from peft_space.runtime.zerogpu import SlicedWorkers
+from peft_space.web import states
 from peft_space.web.auth import account_owner, owner_of
 from peft_space.web.recipe_form import OptionsForm
-from peft_space.web.render import overview as render_overview
 
 Values = dict[Any, Any]
 """The input of a handler: the value of each of its input components."""
@@ -23,21 +25,51 @@ Inputs = set[Any]
 Updates = dict[Any, Any]
 """The output of a handler: a new value or `gr.update` for some of its output components."""
 
+Subject = Literal["run", "draft"]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A handler that shares an event with others."""
+
+    handler: Callable[[Values], Updates]
+    inputs: Inputs
+    outputs: list[Any]
+
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """For every handler of a widget: the public API is declared elsewhere."""
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 """For handlers that report progress themselves."""
+
+NO_MODEL = ""
+"""The form's base model until the visitor chooses one."""
 
 SECONDS_LIVE, SECONDS_IDLE, SECONDS_FALLBACK = 1.0, 5.0, 15.0
 """Between checks of the run. One costs the visitor's browser about a tenth of a second."""
 
 
 class PageContext:
-    """The shared state of a page. Create it inside `gr.Blocks`, before the tabs."""
+    """The shared state of a page. Create it inside `gr.Blocks`, before the tabs.
+
+    The page shows either the new fine-tune, which is made of `data` and the form, or one run. The
+    two are never mixed: `run` is empty exactly while the new fine-tune is shown.
+    """
 
     def __init__(self) -> None:
         self.workers = SlicedWorkers(OPERATIONS) if settings.on_zerogpu() else Workers()
         self.form = OptionsForm(Recipe, make_recipe, "recipe")
+        self.base_model = gr.Dropdown(
+            [],
+            value=NO_MODEL,
+            label="Base model",
+            info="A model on the Hugging Face Hub, such as Qwen/Qwen3-0.6B, or a local folder.",
+            allow_custom_value=True,
+            render=False,
+            elem_id="recipe-base_model",
+        )
+        self.form.widgets["base_model"] = self.base_model
+        self.form.defaults["base_model"] = NO_MODEL
         # Any page can read this constant. A secret that changes at each start would make
         # every visitor a new one after a restart.
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor", secret="peft_space")
@@ -46,30 +78,35 @@ class PageContext:
         self.held_out = gr.State("")
         self.column_mapping = gr.State({})
         """How the visitor wants the data to be read; empty means automatic."""
-        self.num_rows = gr.State(0)
+        self.data_state = gr.State(states.NO_DATA)
+        """What the last check of the data found; see `states.DataState`."""
+        self.recipe_state = gr.State(states.DEFAULT_RECIPE)
+        """What is changed and what is wrong in the form; see `states.RecipeState`."""
+        self.data_recipe = gr.State({})
+        """The changed settings that shape the data; these are read again when it changes."""
         self.measured_seconds = gr.State(None)
         """Duration of the whole training, measured by a dry run; None before one."""
         self.task = gr.State("automatic")
         """The task that the data implies, once it has been read."""
+        self.run = gr.State("")
+        """The id of the run that the page shows; empty for the new fine-tune."""
         self.run_state = gr.State(None)
-        """[status, whether there is an adapter] of the selected run; the Train tab sets it."""
-        self.trained_data = gr.State("")
-        """The data of the last training started here; other data counts as new."""
+        """[status, whether there is an adapter] of the shown run; the Train tab sets it."""
+        self.run_progress = gr.State(None)
+        """[share, seconds left] of the shown run while it trains."""
+        self.machine = gr.State({})
+        """What the machine is, from the operation `machine`; empty until it is known."""
+        self.runs_opened = gr.State(0.0)
+        """The time when the list of all runs was opened; it is read then."""
+        self.runs_changed = gr.State(0.0)
+        """The time of the last change of a run's name or score; the list is read again then."""
+        self._listeners: dict[Subject, list[Listener]] = {"run": [], "draft": []}
+        self._buttons: list[gr.components.Component] = []
+        self._resets: Updates = {}
         self.timer = gr.Timer(SECONDS_IDLE)  # not on a tab: it would rest until that is opened
         self.fallback_timer = gr.Timer(SECONDS_FALLBACK)
         """Checks too: Gradio sends no more ticks while an answer is outstanding, and one lost
         answer froze the page."""
-        self.run = gr.Dropdown(
-            [],
-            label="Run",
-            info="Shown on Train, Compare and Publish.",
-            render=False,
-            visible=False,
-            elem_id="run",
-        )
-        self.run_id = gr.State("")
-        """The id of the selected run. Gradio fires the dropdown's `change` repeatedly for the same
-        value, endlessly on a Space, and each time cleared everything shown. This changes once."""
 
     @property
     def selection(self) -> Inputs:
@@ -108,19 +145,27 @@ class PageContext:
         if not values[self.data]:
             raise UserError(
                 "web.no_data",
-                "There is no data yet. Upload a file or use the sample data on the Data tab.",
+                "There is no data yet. Upload a file or pick an example on the Data tab.",
             )
         return {
             "data": values[self.data],
             "held_out": values[self.held_out] or None,
             "column_mapping": values[self.column_mapping] or None,
-            "recipe": self.form.read(values).model_dump(**dump_options),
+            "recipe": self.recipe(values).model_dump(**dump_options),
         }
+
+    def recipe(self, values: Values) -> Recipe:
+        """Return the recipe in the form. Raises UserError if a setting is wrong, or no model."""
+        if not (values[self.base_model] or "").strip():
+            raise UserError("web.no_model", "Choose a base model on the Recipe tab.")
+        return self.form.read(values)
 
     def selected_run(self, values: Values) -> Run:
         """Return the selected run. Raises UserError if there is none."""
         if not values[self.run]:
-            raise UserError("web.no_run", "No runs yet. Start one on the Train tab.")
+            raise UserError(
+                "web.no_run", "No run is selected. Choose one in the sidebar, or start a training."
+            )
         return open_run(self.owners(values), values[self.run])
 
     def trained_run(self, values: Values) -> Run:
@@ -129,29 +174,64 @@ class PageContext:
         _ = run.adapter
         return run
 
-    def run_list(self, values: Values, select: str | None = None) -> Any:
-        """Return an update of the run list, read again from disk.
+    def listen(
+        self, subject: Subject, handler: Callable[[Values], Updates], inputs: Inputs, outputs: Any
+    ) -> None:
+        """Call a handler whenever the shown run, or the new fine-tune, changes.
+
+        All handlers of a subject share one event, because each event costs the browser a request.
 
         Args:
-            values: of `selection`.
-            select: the id to select; by default the selection stays, or becomes the newest run.
+            subject: "run" is the shown run and its status, "draft" the data and the recipe.
+            handler: takes the values of `inputs` and returns updates of `outputs`.
+            inputs: besides the states of the subject and the visitor.
+            outputs: every component that the handler may update.
         """
-        choices = render_overview.run_choices(list_runs(*self.owners(values)))
-        ids = [run_id for _, run_id in choices]
-        selected = values.get(self.run) if values.get(self.run) in ids else next(iter(ids), None)
-        return gr.update(choices=choices, value=select or selected, visible=bool(choices))
+        self._listeners[subject].append(Listener(handler, inputs, list(outputs)))
+
+    def wire_listeners(self, wrap: Callable[..., Any]) -> None:
+        """Wire what `listen`, `enable_with_adapter` and `reset_with_run` collected.
+
+        Args:
+            wrap: applied to each handler, so that errors are shown.
+        """
+
+        def enable(values: Values) -> Updates:
+            enabled = gr.update(interactive=has_adapter(values[self.run_state]))
+            return dict.fromkeys(self._buttons, enabled)
+
+        self.listen("run", enable, set(), self._buttons)
+        states: dict[Subject, list[Any]] = {
+            "run": [self.run, self.run_state],
+            "draft": [self.data_state, self.recipe_state],
+        }
+        for subject, listeners in self._listeners.items():
+            inputs: Inputs = {*self.selection, *states[subject]}.union(
+                *(one.inputs for one in listeners)
+            )
+            outputs = list(dict.fromkeys(part for one in listeners for part in one.outputs))
+            changes = [state.change for state in states[subject]]
+            gr.on(changes, wrap(self._notifier(listeners)), inputs, outputs, **HIDDEN)
+        resets = self._resets
+        self.run.change(lambda: resets, None, list(resets), **HIDDEN)
+
+    @staticmethod
+    def _notifier(listeners: list[Listener]) -> Callable[[Values], Updates]:
+        def notify(values: Values) -> Updates:
+            updates: Updates = {}
+            for one in listeners:
+                updates |= one.handler(values)
+            return updates
+
+        return notify
 
     def enable_with_adapter(self, *buttons: gr.components.Component) -> None:
         """Keep these buttons enabled exactly while the selected run has an adapter."""
-
-        def enable(state: list[Any] | None) -> Updates:
-            return dict.fromkeys(buttons, gr.update(interactive=has_adapter(state)))
-
-        self.run_state.change(enable, self.run_state, list(buttons), **HIDDEN)
+        self._buttons += buttons
 
     def reset_with_run(self, updates: Updates) -> None:
         """Apply these updates whenever another run is selected."""
-        self.run_id.change(lambda: updates, None, list(updates), **HIDDEN)
+        self._resets |= updates
 
 
 def has_adapter(state: list[Any] | None) -> bool:

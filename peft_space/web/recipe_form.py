@@ -2,11 +2,11 @@
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, Literal, TypeVar
 
 import gradio as gr
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 GROUPS = {
     "model": "Base model",
@@ -32,6 +32,10 @@ class OptionsForm(Generic[Options]):
         self, model: type[Options], validate: Callable[[dict[str, Any]], Options], prefix: str
     ):
         self.model, self._validate = model, validate
+        self.defaults: dict[str, Any] = {
+            name: field.default for name, field in model.model_fields.items()
+        }
+        """What the widgets show at first: the model's defaults."""
         self.widgets: dict[str, gr.components.Component] = {
             name: _widget(model, name, f"{prefix}-{name}") for name in model.model_fields
         }
@@ -41,19 +45,62 @@ class OptionsForm(Generic[Options]):
         """Inputs of a handler that reads the form."""
         return set(self.widgets.values())
 
-    def place(self, group: str) -> None:
-        """Render the widgets of one group, in the order of their declaration."""
+    def help(self, name: str) -> str:
+        """Return the help text of a field, in one line."""
+        return " ".join((self.model.model_fields[name].description or "").split())
+
+    def place(self, group: str, but: Collection[str] = ()) -> None:
+        """Render the widgets of one group, in the order of their declaration.
+
+        Args:
+            group: the group.
+            but: fields that are placed elsewhere.
+        """
         for name, field in self.model.model_fields.items():
+            if name in but:
+                continue
             if typing.cast(dict[str, str], field.json_schema_extra)["group"] == group:
-                with gr.Column(min_width=260):
+                with gr.Column(min_width=260, elem_classes=["setting"]):
                     self.widgets[name].render()
 
     def read(self, values: dict[Any, Any]) -> Options:
         """Return the options that the widgets show. Raises UserError if one is not valid."""
-        fields = {
+        return self._validate(self._fields(values))
+
+    def problems(self, values: dict[Any, Any]) -> dict[str, str]:
+        """Return what is wrong with the widgets' values: field -> a sentence with its title."""
+        fields = self._fields(values)
+        try:
+            self.model.model_validate(fields)
+        except ValidationError as error:
+            return {
+                str(details["loc"][0]): describe_problem(self.model, str(details["loc"][0]))
+                for details in error.errors()
+            }
+        return {}
+
+    def changed(self, values: dict[Any, Any]) -> dict[str, Any]:
+        """Return the fields whose widgets do not show the default, with their values."""
+        return {
+            name: value
+            for name, value in self._fields(values).items()
+            if value != self.defaults[name]
+        }
+
+    def _fields(self, values: dict[Any, Any]) -> dict[str, Any]:
+        return {
             name: _parse(self.model, name, values[widget]) for name, widget in self.widgets.items()
         }
-        return self._validate(fields)
+
+    def show_values(self, values: dict[str, Any]) -> dict[gr.components.Component, Any]:
+        """Return the value of each widget for some of the fields; the others get their default.
+
+        The values need not be valid, and unknown fields are left out.
+        """
+        shown = {name: values.get(name, default) for name, default in self.defaults.items()}
+        return {
+            widget: _format(self.model, name, shown[name]) for name, widget in self.widgets.items()
+        }
 
     def show(self, options: Options) -> dict[gr.components.Component, Any]:
         """Return the value of each widget for these options."""
@@ -61,6 +108,28 @@ class OptionsForm(Generic[Options]):
             widget: _format(self.model, name, getattr(options, name))
             for name, widget in self.widgets.items()
         }
+
+
+def describe_problem(model: type[BaseModel], name: str) -> str:
+    """Return what a field accepts: "LoRA rank must be between 1 and 256 (default 16)", say."""
+    field = model.model_fields[name]
+    limits = {
+        key: getattr(part, key)
+        for part in field.metadata
+        for key in ("ge", "gt", "le", "lt")
+        if getattr(part, key, None) is not None
+    }
+    low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    kind, _ = _type_of(model, name)
+    number = "a whole number" if kind is int else "a number"
+    if low is not None and high is not None:
+        accepted = f"between {low:g} and {high:g}"
+    elif low is not None:
+        accepted = f"{number} {'from' if 'ge' in limits else 'over'} {low:g}"
+    else:
+        accepted = {int: number, float: number}.get(kind, "filled in with a value of its kind")
+    default = "automatic" if field.default is None else _format(model, name, field.default)
+    return f"{field.title} must be {accepted} (default {default})."
 
 
 def _type_of(model: type[BaseModel], name: str) -> tuple[Any, bool]:

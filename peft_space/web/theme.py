@@ -6,8 +6,9 @@ import gradio as gr
 
 CSS = Path(__file__).with_name("style.css")
 
-TEAL, AMBER, RED = "#0d9488", "#d97706", "#dc2626"
-"""Colors of plots: at least 3 to 1 against white and slate (WCAG 1.4.11)."""
+TRAINING, TEST, DANGER = "#0d9488", "#d97706", "#dc2626"
+"""Colors of plots: at least 3 to 1 against white and slate (WCAG 1.4.11). The style sheet has the
+same three as tokens, and slate for the base model."""
 
 
 def theme() -> gr.themes.Base:
@@ -33,5 +34,15 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
+        button_cancel_background_fill="#dc2626",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover="#b91c1c",
+        button_cancel_background_fill_hover_dark="#991b1b",
+        button_cancel_text_color="white",
+        button_cancel_text_color_dark="white",
+        block_radius="12px",
+        button_large_radius="8px",
+        button_medium_radius="8px",
+        button_small_radius="8px",
         button_primary_text_color_dark="white",
     )

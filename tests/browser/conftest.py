@@ -15,6 +15,7 @@ SLOW = 120_000
 ARTIFACTS = ROOT / "test-artefacts"
 PICTURE_HEIGHT = 1_200
 MAX_PICTURE_BYTES = 150_000
+expect.set_options(timeout=SLOW)
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -120,10 +121,42 @@ def open_panel(page, elem_id):
     page.locator(f"#{elem_id} button").first.click()
 
 
+def visit(page, app):
+    """Open the page with an empty new fine-tune, whatever earlier tests have left."""
+    for draft in app.home.glob("runs/*/draft.json"):
+        draft.unlink()
+    page.goto(app.url)
+    new_fine_tune(page)
+
+
+def new_fine_tune(page):
+    """Show the new fine-tune."""
+    button = page.locator("#run-list button.new")
+    expect(button).to_be_visible(timeout=SLOW)
+    expect(page.locator("#machine")).to_contain_text("CPU,", timeout=SLOW)  # loading has ended
+    button.click()
+    expect(page.locator("#header")).to_contain_text("New fine-tune", timeout=SLOW)
+
+
 def use_sample_data(page):
     """Choose the sample data and wait until it has been read."""
-    page.locator("#use-sample").click()
-    expect(page.locator("#data-summary")).to_contain_text("300 rows for training", timeout=SLOW)
+    page.locator("#use-tickets").click()
+    expect(page.locator("#data-tiles")).to_contain_text("300", timeout=SLOW)
+    expect(page.locator("#data-tiles")).to_contain_text("53 tokens", timeout=SLOW)
+
+
+def upload(page, *paths):
+    """Upload files as the data."""
+    page.locator("#data-file input[type=file]").set_input_files(list(paths))
+
+
+def choose_model(page, name="demo"):
+    """Choose a base model by its card."""
+    open_tab(page, "Recipe")
+    page.locator(f"#model-cards [data-value='{name}']").click()
+    expect(page.locator(f"#model-cards [data-value='{name}']")).to_have_attribute(
+        "aria-pressed", "True", timeout=SLOW
+    )
 
 
 def wait_until_finished(page):
@@ -131,23 +164,53 @@ def wait_until_finished(page):
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)
 
 
+def set_field(page, name, value):
+    """Type a setting on the opened Recipe tab and leave its field."""
+    field = page.locator(f"#recipe-{name} textarea, #recipe-{name} input").first
+    expect(field).to_be_visible()
+    page.evaluate(PAINTED)
+    field.fill(str(value))
+    field.press("Tab")
+
+
 def set_steps(page, count, epochs=None):
     """Limit the training to `count` steps. Four epochs of the sample data are 152 steps."""
     open_tab(page, "Recipe")
-    open_panel(page, "group-training")
-    field = page.locator("#recipe-max_steps textarea, #recipe-max_steps input").first
-    expect(field).to_be_visible()
-    page.evaluate(PAINTED)
-    field.fill(str(count))
+    if not page.locator("#search-settings").is_visible():
+        open_panel(page, "settings")
+    set_field(page, "max_steps", count)
     if epochs:
-        page.locator("#recipe-num_epochs input").fill(str(epochs))
+        set_field(page, "num_epochs", epochs)
+    expect(page.locator("#changed-settings")).to_contain_text(str(count), timeout=SLOW)
+
+
+def press_start(page):
+    """Start the training once the page allows it."""
+    open_tab(page, "Train")
+    expect(page.locator("#start")).to_be_enabled(timeout=SLOW)
+    page.locator("#start").click()
 
 
 def start_with_sample_data(page, app, steps, epochs=None):
     """Start a training of `steps` steps on the sample data and wait for its first step."""
-    page.goto(app.url)
+    visit(page, app)
     use_sample_data(page)
     set_steps(page, steps, epochs)
-    open_tab(page, "Train")
-    page.locator("#start").click()
-    expect(page.locator("#status")).to_contain_text(f"of {steps}", timeout=SLOW)
+    press_start(page)
+    expect(page.locator("#tiles")).to_contain_text(f"of {steps}", timeout=SLOW)
+
+
+def show_run(page, number=0):
+    """Show a run of the sidebar, the newest by default."""
+    page.locator("#run-list button.run").nth(number).click()
+
+
+def open_all_runs(page):
+    """Show the list of all runs."""
+    page.locator("#run-list button.all").click()
+    expect(page.locator("#runs")).to_be_visible(timeout=SLOW)
+
+
+def open_inner_tab(page, name):
+    """Open a tab within a tab."""
+    page.get_by_role("tab", name=name, exact=True).click()

@@ -10,7 +10,7 @@ from peft_space.evaluation.blind_vote import result
 from peft_space.runs.store import list_runs
 from tests.browser.conftest import (
     SLOW,
-    open_panel,
+    open_inner_tab,
     open_tab,
     start_with_sample_data,
     wait_until_finished,
@@ -23,6 +23,7 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     start_with_sample_data(page, app, 30)
     wait_until_finished(page)
     open_tab(page, "Compare")
+    open_inner_tab(page, "Your prompts")
 
     (tmp_path / "prompts.txt").write_text("Hello. My lamp is broken.\n---\nWhere is my order?\n")
     with page.expect_file_chooser() as chooser:
@@ -38,9 +39,9 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
         re.compile("(---.*){23}", re.DOTALL), timeout=SLOW
     )
     page.locator("#generate").click()
-    expect(page.locator("#answers summary")).to_have_count(24, timeout=SLOW)
-    expect(page.locator("#answers .fair")).to_contain_text("24")
-    expect(page.locator("#answers ins").first).to_be_visible()
+    expect(page.locator("#answers .prompt summary")).to_have_count(24, timeout=SLOW)
+    expect(page.locator("#answers .fair")).to_be_visible()
+    expect(page.locator("#answers .badge").first).to_be_visible()
     expect(page.locator("#answers")).to_contain_text("24 answers")
     shoot(page, "1-many")
 
@@ -49,29 +50,29 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     page.keyboard.press("Escape")
     page.locator("#prompts textarea").fill("Hello. My lamp is broken.")
     page.locator("#generate").click()
-    expect(page.locator("#answers th")).to_have_text(
-        ["Prompt", "Base", "Adapter", "Step 30"], timeout=SLOW
+    expect(page.locator("#answers h4")).to_have_text(
+        ["Prompt", "Base", "Fine-tuned", "Step 30"], timeout=SLOW
     )
     expect(page.locator("#answers .fair")).to_be_visible(timeout=SLOW)
-    cells = page.locator("#answers td pre")
+    cells = page.locator("#answers .side pre")
     assert (
         cells.nth(-1).text_content() == cells.nth(-2).text_content()
     )  # the checkpoint of the last step is the adapter
     shoot(page, "2-beside")
 
-    open_panel(page, "chat")
+    open_inner_tab(page, "Chat")
     for number, text in enumerate(("Hello. My lamp is broken.", "Thank you."), 1):
         page.locator("#chat-message textarea").fill(text)
-        page.locator("#chat-send").click()
-        expect(page.locator("#chat-answers summary")).to_have_count(number, timeout=SLOW)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#chat-answers .prompt summary")).to_have_count(number, timeout=SLOW)
     expect(page.locator("#chat-answers .fair")).to_be_visible()
-    page.locator("#chat-answers summary").last.click()
-    expect(page.locator("#chat-answers details pre").last).to_contain_text(
+    page.locator("#chat-answers .prompt summary").last.click()
+    expect(page.locator("#chat-answers .prompt details pre").last).to_contain_text(
         "Hello. My lamp is broken."
     )
     shoot(page, "3-chat")
 
-    open_panel(page, "blind-vote")
+    open_inner_tab(page, "Blind test")
     page.locator("#vote-count input").fill("3")
     page.locator("#vote-start").click()
     for left in (3, 2, 1):
@@ -92,7 +93,16 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     assert len(list(csv.DictReader(download.value.path().read_text().splitlines()))) == 3
 
     page.locator("#evaluate").click()
-    expect(page.locator("#scores")).to_contain_text("difference", timeout=2 * SLOW)
+    expect(page.locator("#verdict")).to_contain_text("Side effects", timeout=2 * SLOW)
+    shown = page.locator("#examples-scored .comparison")
+    open_inner_tab(page, "Test examples")
+    total = shown.count()
+    page.locator("#outcome-filter label").nth(1).click()
+    expect(shown).not_to_have_count(total, timeout=SLOW)
+    page.locator("#outcome-filter label").first.click()
+    expect(shown).to_have_count(total, timeout=SLOW)
+    open_inner_tab(page, "All scores")
+    expect(page.locator("#scores")).to_contain_text("Difference", timeout=SLOW)
     expect(page.locator("#scores")).to_contain_text("ROUGE-L")
     expect(page.locator("#more-scores details table").first).to_be_attached()
     expect(page.locator("#more-scores .fair")).to_be_visible()

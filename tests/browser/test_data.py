@@ -7,7 +7,18 @@ from playwright.sync_api import expect
 
 from peft_space.data.dataset import load_run_data
 from peft_space.runs.store import list_runs
-from tests.browser.conftest import SLOW, open_panel, open_tab, set_steps, wait_until_finished
+from tests.browser.conftest import (
+    SLOW,
+    choose_model,
+    open_inner_tab,
+    open_panel,
+    open_tab,
+    press_start,
+    set_steps,
+    upload,
+    visit,
+    wait_until_finished,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -32,14 +43,15 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, s
     (tmp_path / "fragen.csv").write_text(
         "\n".join(["Frage,Antwort", *rows, rows[0], rows[1]]) + "\n"
     )
-    page.goto(app.url)
-    page.locator("#data-file input[type=file]").set_input_files(tmp_path / "fragen.csv")
+    visit(page, app)
+    upload(page, tmp_path / "fragen.csv")
     expect(page.locator("#mapping-question label")).to_have_count(3, timeout=SLOW)
     expect(page.locator("#data-summary")).to_contain_text("32 rows")
     shoot(page, "1-asked")
+    choose_model(page)
     open_tab(page, "Train")
-    page.locator("#start").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text("fragen.csv", timeout=SLOW)
+    expect(page.locator("#start")).to_be_disabled()
+    expect(page.locator("#train-missing")).to_contain_text("Choose which columns", timeout=SLOW)
     open_tab(page, "Data")
 
     page.locator(
@@ -56,23 +68,20 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, s
     wait_for_tokens(page, "masked", "Wie heisst Nummer")
     wait_for_tokens(page, "trained", "Sie heisst")
 
-    expect(page.locator("#data-summary")).to_contain_text("29 rows for training, 3 for testing")
-    choose(page, "#which-rows", "Duplicates (2)")
+    expect(page.locator("#data-tiles")).to_contain_text("29")
+    page.locator("#findings .card", has_text="Duplicates").locator("button").click()
     expect(page.locator("#preview .tokens")).to_have_attribute(
         "aria-label", "Row 31, token by token", timeout=SLOW
     )
     page.locator("#fixes input[value=deduplicate], #fixes label").first.click()
-    expect(page.locator("#data-summary")).to_contain_text(
-        "27 rows for training, 3 for testing", timeout=SLOW
-    )
+    expect(page.locator("#data-tiles")).to_contain_text("27", timeout=SLOW)
     expect(page.locator("#preview .tokens")).to_have_attribute(
         "aria-label", "Row 1, token by token"
     )
     shoot(page, "3-fixed")
 
     set_steps(page, 2)
-    open_tab(page, "Train")
-    page.locator("#start").click()
+    press_start(page)
     wait_until_finished(page)
     data = load_run_data(list_runs("local")[0])
     mapping = data.column_mapping.as_json()
@@ -89,13 +98,16 @@ def test_labels_are_trained_with_recommended_settings(app, home, page, shoot, tm
         for i in range(30)
     ]
     (tmp_path / "intents.csv").write_text("\n".join(["text,category", *lines]) + "\n")
-    page.goto(app.url)
-    page.locator("#data-file input[type=file]").set_input_files(tmp_path / "intents.csv")
+    visit(page, app)
+    upload(page, tmp_path / "intents.csv")
+    choose_model(page)
+    open_tab(page, "Data")
     expect(page.locator("#data-summary")).to_contain_text(
         "The model will learn to classify texts", timeout=SLOW
     )
     expect(page.locator("#preview")).to_contain_text("Label: other")
-    expect(page.locator("#labels")).to_be_visible()
+    open_inner_tab(page, "Labels")
+    expect(page.locator("#labels")).to_contain_text("order", timeout=SLOW)
     shoot(page, "1-labels")
 
     open_tab(page, "Recipe")
@@ -107,36 +119,45 @@ def test_labels_are_trained_with_recommended_settings(app, home, page, shoot, tm
     shoot(page, "2-advice")
     page.locator("#apply-recommendation").click()
     expect(page.locator("#recommend-progress")).to_contain_text("Applied", timeout=SLOW)
-    page.locator("#show-layers").click()
+    open_panel(page, "recipe-tools")
+    open_panel(page, "layers-panel")
     expect(page.locator("#layers")).to_contain_text("saved with the adapter: score", timeout=SLOW)
 
     open_tab(page, "Train")
     expect(page.locator("#about-to-train")).to_contain_text(
-        re.compile("(precision|Quantization).* none"), timeout=SLOW
+        re.compile("Quantization.* none"), timeout=SLOW
     )
-    page.locator("#start").click()
+    press_start(page)
     wait_until_finished(page)
     open_tab(page, "Compare")
+    open_inner_tab(page, "Your prompts")
     page.locator("#prompts textarea").fill("I want 7 lamps")
     page.locator("#generate").click()
     expect(page.locator("#answers")).to_contain_text(re.compile("order: .*%"), timeout=SLOW)
     page.locator("#evaluate").click()
+    open_inner_tab(page, "All scores")
     expect(page.locator("#scores")).to_contain_text("macro-F1", timeout=SLOW)
     shoot(page, "3-compared")
     assert list_runs("local")[0].recipe.lora_rank == 8
 
 
 @pytest.mark.slow
-def test_several_files_are_combined(app, page, tmp_path):
+def test_files_are_added_and_replaced_by_different_buttons(app, page, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(f'{{"prompt": "{name} {i}", "completion": "yes"}}\n' for i in range(50))
         )
-    page.goto(app.url)
-    page.locator("#data-file input[type=file]").set_input_files(
-        [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    )
+    visit(page, app)
+    upload(page, tmp_path / "one.jsonl")
+    expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
+    page.locator("#add-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
     expect(page.locator("#data-summary")).to_contain_text(
         "one.jsonl + two.jsonl: 100 rows", timeout=SLOW
     )
-    expect(page.locator("#data-summary")).to_contain_text("90 rows for training, 10 for testing")
+    expect(page.locator("#data-tiles")).to_contain_text("90")
+    page.locator("#replace-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
+    expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
+    expect(page.locator("#source")).to_have_text("two.jsonl")
+    page.locator("#search-rows input, #search-rows textarea").first.fill("two 17")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows-range")).to_contain_text("of 1", timeout=SLOW)

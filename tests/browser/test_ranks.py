@@ -8,11 +8,14 @@ from playwright.sync_api import expect
 from peft_space.runs.store import list_runs
 from tests.browser.conftest import (
     SLOW,
+    new_fine_tune,
+    open_all_runs,
     open_panel,
     open_tab,
     set_steps,
     start_with_sample_data,
     use_sample_data,
+    visit,
     wait_until_finished,
 )
 
@@ -20,9 +23,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_a_rank_sweep_can_be_canceled_and_run_again(app, page, shoot):
-    page.goto(app.url)
+    visit(page, app)
     use_sample_data(page)
     set_steps(page, 6)
+    open_panel(page, "recipe-tools")
     open_panel(page, "rank-panel")
     page.locator("#rank-sweep").click()
     expect(page.locator("#rank-sweep")).to_be_disabled()
@@ -53,13 +57,14 @@ def test_a_smaller_adapter_is_made_and_imported_as_a_run(app, home, page, shoot,
     download.value.save_as(packed)
     assert "adapter/adapter_config.json" in zipfile.ZipFile(packed).namelist()
 
-    open_tab(page, "Runs")
+    new_fine_tune(page)
+    open_all_runs(page)
     open_panel(page, "import-panel")
     page.locator("#import-adapter").click()
     expect(page.locator("#import-progress")).to_contain_text("[web.no_adapter_named]", timeout=SLOW)
     page.locator("#import-zip input[type=file]").set_input_files(packed)
     expect(page.locator("#import-zip")).to_contain_text("adapter-rank-4", timeout=SLOW)
     page.locator("#import-adapter").click()
-    expect(page.locator("#import-progress")).to_contain_text("✓", timeout=SLOW)
+    expect(page.locator("#header")).to_contain_text("adapter", timeout=SLOW)
     assert list_runs("local")[0].recipe.lora_rank == 4
     shoot(page, "imported")

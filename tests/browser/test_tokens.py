@@ -19,9 +19,12 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import (
     SLOW,
+    new_fine_tune,
+    open_all_runs,
     open_panel,
     open_tab,
     start_with_sample_data,
+    use_sample_data,
     wait_until_finished,
 )
 from tests.browser.test_sign_in import press_sign_in
@@ -233,7 +236,7 @@ def push(visit):
 
 def back_up_and_restore(visit):
     page = visit.page
-    open_tab(page, "Runs")
+    open_all_runs(page)
     open_panel(page, "backup-panel")
     for button, faults in (
         ("backup", FAULTS),
@@ -247,6 +250,8 @@ def back_up_and_restore(visit):
         visit.typed("backup-token", visit.token())
         page.locator(f"#{button}").click()
         expect(page.locator("#backup-progress")).to_contain_text(words, timeout=SLOW)
+        if not page.locator("#runs").is_visible():
+            open_all_runs(page)
         expect(page.locator("#backup-token input")).to_have_value("")
         visit.look()
 
@@ -256,18 +261,19 @@ def misplace(visit):
     open_tab(visit.page, "Publish")
     for repo in ("{}", "maria/{}"):
         visit.refused("push", repo=repo.format(visit.token()), token=visit.token())
-    open_tab(visit.page, "Runs")
+    open_all_runs(visit.page)
     for button in ("backup", "restore"):
         visit.refused(button, backup_repo=visit.token(), backup_token=visit.token())
     open_panel(visit.page, "import-panel")
     visit.refused("import-adapter", import_name=f"maria/{visit.token()}")
-    open_tab(visit.page, "Data")
-    open_panel(visit.page, "hub-data")
+    new_fine_tune(visit.page)
+    visit.page.locator("#remove-data").click()
     visit.refused("use-hub", hub_dataset=visit.token())
 
 
 def submit_job(visit):
     page = visit.page
+    use_sample_data(page)
     open_tab(page, "Train")
     open_panel(page, "jobs")
     page.locator("#prepare-run").click()

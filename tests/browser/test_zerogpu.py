@@ -8,7 +8,16 @@ from playwright.sync_api import expect
 
 from peft_space.runs import events
 from peft_space.runs.run import Run
-from tests.browser.conftest import SLOW, open_panel, open_tab, set_steps, use_sample_data
+from tests.browser.conftest import (
+    SLOW,
+    new_fine_tune,
+    open_panel,
+    open_tab,
+    press_start,
+    set_steps,
+    show_run,
+    use_sample_data,
+)
 from tests.fixtures.fake_zerogpu import HASTY_SECONDS, TRAINED, Lender, Page, hasty_page
 from tests.fixtures.fake_zerogpu import much_to_score as much_to_score_in
 
@@ -31,11 +40,10 @@ def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
     page = browser.new_page()
     page.goto(running.url)
     page.locator("#try-demo").wait_for()
-    page.get_by_role("tab", name="1 · Data").click()
     use_sample_data(page)
-    page.get_by_role("tab", name="3 · Train").click()
-    expect(page.locator("#about-to-train")).to_contain_text("15 s", timeout=SLOW)
-    page.locator("#start").click()
+    open_tab(page, "Train")
+    expect(page.locator("#slices")).to_contain_text("15 s", timeout=SLOW)
+    press_start(page)
     run = wait_for(
         lambda: next((run for run in list_runs_of(running) if run.directory not in known), None)
     )
@@ -48,7 +56,7 @@ def test_a_page_chains_slices_and_a_closed_tab_pauses_after_one(space, browser):
     assert (run.status(), number_of_slices(run)) == ("paused", had)
     again = browser.new_page()
     again.goto(running.url)
-    again.get_by_role("tab", name="3 · Train").click()
+    open_tab(again, "Train")
     lending.quota = 1
     again.locator("#resume").click()
     again.get_by_text("GPU quota is").first.wait_for(timeout=60_000)
@@ -80,19 +88,19 @@ def test_evaluation_and_vote_continue_while_the_page_is_open(hasty, page):
     open_tab(page, "Compare")
     expect(page.locator("#evaluate")).to_be_enabled(timeout=SLOW)
     page.locator("#evaluate").click()
-    expect(page.locator("#scores")).to_be_visible(timeout=2 * SLOW)
+    expect(page.locator("#verdict")).to_contain_text("test rows", timeout=2 * SLOW)
     assert len(lending.asked) >= 2
     had = len(lending.asked)
     page.locator("#evaluate").click()
     wait_for(lambda: len(lending.asked) >= had + 2)
-    page.locator("#stop-answers").click()
-    expect(page.locator("#compare-progress")).to_contain_text("Stopped", timeout=SLOW)
+    page.locator("#stop-evaluation").click()
+    expect(page.locator("#score-progress")).to_contain_text("Stopped", timeout=SLOW)
     time.sleep(3)
     had = len(lending.asked)
     time.sleep(HASTY_SECONDS + 3)
     assert len(lending.asked) == had, "a stopped evaluation starts no slice"
 
-    open_panel(page, "blind-vote")
+    page.get_by_role("tab", name="Blind test").click()
     page.locator("#vote-count input").fill("100")
     page.locator("#vote-start").click()
     expect(page.locator("#vote-progress")).to_contain_text("left", timeout=2 * SLOW)
@@ -103,8 +111,10 @@ def test_work_without_a_gpu_runs_on_the_cpu_and_the_page_says_so(space, much_to_
     running, lending = space
     shutil.copytree(much_to_score.directory, running.home / "runs" / "local" / TRAINED)
     page.goto(running.url)
+    new_fine_tune(page)
     use_sample_data(page)
     set_steps(page, 2)
+    open_panel(page, "recipe-tools")
     open_panel(page, "rank-panel")
     notice = page.get_by_text("The rank sweep runs on this Space's CPU").first
     expect(notice).to_be_visible(timeout=SLOW)
@@ -113,6 +123,7 @@ def test_work_without_a_gpu_runs_on_the_cpu_and_the_page_says_so(space, much_to_
     page.locator("#recommend").click()
     expect(page.locator("#recommendations")).to_be_visible(timeout=SLOW)
     assert not lending.asked
+    show_run(page)
     open_tab(page, "Publish")
     open_panel(page, "shrink-panel")
     page.locator("#smaller-rank textarea, #smaller-rank input").first.fill("4")

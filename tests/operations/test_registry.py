@@ -61,7 +61,7 @@ PROGRAMS_AND_PAGE = {"vote_pairs", "vote"} | {
     *("job_hardware", "submit_job", "follow_job", "cancel_job"),
 }
 ONLY_COMMANDS = {"job", "deploy_space", "smoke_test"}
-INTERNAL = {"warm", "prefetch"}
+INTERNAL = {"warm", "prefetch", "browse", "machine"}
 
 
 def test_every_operation_is_on_every_surface_where_it_makes_sense():

@@ -28,7 +28,7 @@ from peft_space.planning.training_estimate import (
 from peft_space.recipe import Recipe
 from peft_space.training.prepare import prepare
 from peft_space.training.trainers import padded_tokens
-from peft_space.web.tabs.recipe import spaces_html, words_markdown
+from peft_space.web.render.recipe import spaces_html, words_markdown
 
 SMALL = {"quantization": "none", "batch_size": 2, "max_steps": 20, "gradient_accumulation_steps": 4}
 

@@ -14,7 +14,7 @@ from peft_space.errors import UserError
 from peft_space.models.loading import load_adapted
 from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
-from peft_space.web.tabs.runs import adapter_source
+from peft_space.web.panels.runs import adapter_source
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"It is {number}."} for number in range(20)]
 

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from peft_space.operations.registry import operations_on
-from peft_space.web.api import endpoint_parameters
+from peft_space.web.api_arguments import endpoint_parameters
 from peft_space.web.auth import SecurityMiddleware
 from tests.fixtures.app_process import App
 from tests.web.test_api import ended

@@ -1,20 +1,27 @@
 """The text, HTML and tables of the page, made from results alone."""
 
+import dataclasses
 import json
+import math
 import re
 import shlex
 
 import pytest
 
 from peft_space.cli.main import build_parser
+from peft_space.evaluation.results import Evaluation, Scores
 from peft_space.recipe import Recipe, read_recipe
 from peft_space.runs import events
 from peft_space.runs.run import Run
 from peft_space.web.render import compare as render_compare
 from peft_space.web.render import data as render_data
 from peft_space.web.render import overview as render_overview
+from peft_space.web.render import progress as render_progress
+from peft_space.web.render import publish as render_publish
+from peft_space.web.render import runs as render_runs
+from peft_space.web.render import shell as render_shell
 from peft_space.web.render import train as render_train
-from peft_space.web.tabs.runs import recipe_differences
+from peft_space.web.render import verdict as render_verdict
 
 
 @pytest.fixture
@@ -59,22 +66,27 @@ def test_text_of_users_and_models_is_escaped(run):
     assert render_overview.escape("[a](b) <c>") == r"\[a\]\(b\) &lt;c&gt;"
 
 
-def test_words_that_differ_are_marked_and_escaped():
-    base, adapter = render_compare.marked_words(
-        "The <b>old</b> lamp is late.", "The new lamp\nis late."
+def test_answers_are_marked_against_the_expected_one_and_never_without_it():
+    expected = "The new lamp is late."
+    assert render_compare.marked_words("The <b>old</b> lamp is late.", expected) == (
+        "The <del>&lt;b&gt;old&lt;/b&gt;</del> lamp is late."
     )
-    assert base == "The <del>&lt;b&gt;old&lt;/b&gt;</del> lamp is late."
-    assert adapter == "The <ins>new</ins> lamp\nis late."
-    assert render_compare.marked_words("one two", "three") == ("one two", "three"), (
+    assert render_compare.marked_words("one two", "three") == "one two", (
         "texts without a common word are not marked"
     )
+    row = {"prompt": "x", "base": "The old lamp", "adapter": expected, "expected": expected}
+    shown = render_compare.answers_html([row], marked=True)
+    assert shown.index("Expected") < shown.index("Base") < shown.index("Fine-tuned")
+    assert shown.index("✗ differs") < shown.index("✓ matches")
+    neutral = render_compare.answers_html([row | {"expected": ""}], marked=True)
+    assert not re.search("<del>|✓|✗", neutral), "nothing is right or wrong without an answer"
 
 
 def test_labels_show_probabilities_and_tags_are_marked():
     chances = {"base": {"<a>": 0.25, "b": 0.75}, "adapter": {"<a>": 0.9, "b": 0.1}}
     row = {"prompt": "x", "base": "", "adapter": "", "chances": chances}
     shown = render_compare.answers_html([row])
-    assert shown.count('<th scope="col">') == 3
+    assert shown.count('<section class="side') == 2
     assert "untrained" in shown
     assert (
         shown.index("b: 75.0%") < shown.index("&lt;a&gt;: 25.0%") < shown.index("&lt;a&gt;: 90.0%")
@@ -97,7 +109,7 @@ def test_an_unfair_comparison_is_marked_as_unfair():
     shown = render_compare.summary_html(comparison, rows)
     assert '<p class="unfair">NOT FAIR: &lt;x&gt;</p>' in shown
     assert "1 of 2 answers" in shown
-    assert "base 1/2, adapter 2/2" in shown
+    assert "base 1/2, fine-tuned 2/2" in shown
     assert "seed 3" in shown
     assert "8 tokens" in shown
 
@@ -139,7 +151,7 @@ def test_a_resumed_run_has_each_step_once_in_the_plot(run):
         step(2, attempt=2, loss=0.5),
         step(3, attempt=2),
     )
-    curves = render_train.losses(history)
+    curves = render_progress.losses(history)
     assert curves[curves.rows == "training"][["step", "loss"]].values.tolist() == [
         [1, 1.0],
         [2, 0.5],
@@ -150,44 +162,29 @@ def test_a_resumed_run_has_each_step_once_in_the_plot(run):
 
 def test_progress_shows_step_loss_speed_memory_and_time_left(run):
     history = started(run, step(1, tokens=100), step(2, tokens=200))
-    with run.lock():  # as the trainer does
-        shown = render_train.status_markdown(run, history)
-    for words in (
-        "Step 2 of 4",
-        "loss 1.000",
-        "200 tokens/s",
-        "1.0 GiB peak memory",
-        "1 s so far",
-        "about 1 s left",
-    ):
+    shown = render_progress.tiles_html(history, "running")
+    for words in ("<b>2 of 4</b>", "1.000", "<b>200</b>", "1.0 GiB", "1 s so far", "<b>1 s</b>"):
         assert words in shown, words
-    assert 'value="2" max="4"' in render_train.progress_html(history)
-    later = render_train.status_markdown(run, history)
-    assert "left" not in later, "nobody trains this run"
-    assert "so far" not in later
+    assert 'value="2" max="4"' in render_progress.progress_html(history)
+    assert "<b>1 s</b>" not in render_progress.tiles_html(history, "paused"), "nobody trains it"
 
 
-@pytest.mark.parametrize(
-    ("is_new", "num_rows", "status", "has_adapter", "marks", "tabs"),
-    [
-        (False, 0, None, False, "→✓○○○", ["Data"]),
-        (True, 0, None, False, "→✓○○○", ["Data"]),
-        (True, 300, None, False, "✓✓→○○", ["Train"]),
-        (True, 300, "running", False, "✓✓●○○", []),
-        (False, 0, "paused", False, "✓✓→○○", ["Train"]),
-        (False, 0, "finished", True, "✓✓✓→→", ["Compare", "Publish"]),
-        (False, 0, "stopped", True, "✓✓✓→→", ["Compare", "Publish"]),
-        (False, 300, "finished", True, "✓✓✓→→", ["Compare", "Publish"]),
-        (True, 300, "finished", True, "✓✓→→→", ["Train"]),
-        (True, 0, "finished", True, "→✓○→→", ["Data"]),
-    ],
-)
-def test_the_guide_marks_the_steps_and_names_the_next_tabs(
-    is_new, num_rows, status, has_adapter, marks, tabs
-):
-    shown, sentence = render_overview.guide(is_new, num_rows, status, has_adapter)
-    assert "".join(shown) == marks
-    assert re.findall(r"\*\*(\w+)\*\*", sentence) == tabs
+def test_before_the_first_step_the_preparation_is_a_list(run):
+    history = started(run, events.Preparing(what="Loading <b>x</b>"), events.Preparing(what="Two"))
+    shown = render_progress.tiles_html(history, "running")
+    assert "✓ Loading &lt;b&gt;x&lt;/b&gt;" in shown
+    assert '<li class="now">Two…</li>' in shown
+    assert render_progress.tiles_html(history, "failed") == ""
+
+
+def test_losses_are_shown_on_a_log_scale_and_smoothed(run):
+    history = started(run, step(1, loss=100.0), step(2, loss=0.0), step(3, loss=1.0))
+    logs = render_progress.losses(history, log=True)
+    training = logs[logs.rows == "training"].loss.tolist()
+    assert (training[0], training[2]) == (2.0, 0.0)
+    assert math.isnan(training[1]), "a loss of zero has no logarithm"
+    smooth = render_progress.losses(history, smooth=True)
+    assert 0 < smooth[smooth.rows == "training"].loss.tolist()[1] < 100
 
 
 def test_two_recipes_are_compared_setting_by_setting(tmp_path):
@@ -195,9 +192,11 @@ def test_two_recipes_are_compared_setting_by_setting(tmp_path):
     changed = Run.create(
         tmp_path / "two", Recipe(lora_rank=8, target_modules=["q_proj", "v_proj"]), {}
     )
-    lines = recipe_differences(default, changed).values.tolist()
-    assert lines == [["LoRA rank", "16", "8"], ["Target modules", "all-linear", "q_proj, v_proj"]]
-    assert recipe_differences(default, default).values.tolist() == [["no difference", "", ""]]
+    lines = render_runs.differences(default, changed).values.tolist()
+    assert ["LoRA rank", "16", "8"] in lines
+    assert ["Target modules", "all-linear", "q_proj, v_proj"] in lines
+    assert ["Score", "–", "–"] in lines
+    assert len(render_runs.differences(default, default)) == len(lines) - 2
 
 
 def test_the_snippets_parse_as_commands_and_compile_as_python():
@@ -231,7 +230,7 @@ OVERFITTING = [
 
 
 def test_overfitting_is_marked_by_a_vertical_line_of_the_plot_s_height(run):
-    curves = render_train.losses(started(run, *OVERFITTING))
+    curves = render_progress.losses(started(run, *OVERFITTING))
     assert curves[curves.rows == "overfitting"][["step", "loss"]].values.tolist() == [
         [2, 0.2],
         [2, 1.8],
@@ -242,7 +241,7 @@ def test_overfitting_is_marked_by_a_vertical_line_of_the_plot_s_height(run):
 
 
 def test_the_plot_has_all_its_curves_before_overfitting_starts(run):
-    curves = render_train.losses(started(run, *OVERFITTING[:5]))
+    curves = render_progress.losses(started(run, *OVERFITTING[:5]))
     assert curves[curves.rows == "overfitting"].loss.isna().all()
     assert set(curves.rows) == {"training", "held out", "overfitting"}
     assert "Overfitting" not in render_train.status_markdown(run, run.history())
@@ -257,3 +256,71 @@ def test_a_stopped_run_shows_its_warnings_once_and_its_checkpoint(run):
     assert shown.count("⚠ Step 2: The loss stays") == 1
     assert "<b>" not in shown
     assert "step 1: its held-out loss was the lowest, 1.5." in shown.replace("\\", "")
+
+
+SCORES = Evaluation(
+    num_rows=60,
+    base=Scores(loss=2.0, exact_match=0.0),
+    adapter=Scores(loss=0.5, exact_match=1.0),
+    intervals={"difference": {"exact_match": [0.9, 1.0]}},
+    samples=[
+        {"prompt": "a", "expected": "yes", "base": "no", "adapter": "yes"},
+        {"prompt": "b", "expected": "yes", "base": "yes", "adapter": "nope"},
+        {"prompt": "c", "expected": "yes", "base": "yes", "adapter": "yes"},
+    ],
+)
+
+
+def test_the_verdict_says_better_worse_or_unclear_from_the_interval():
+    kind, words = render_verdict.headline(SCORES)
+    assert kind == "good"
+    assert "0 % → 100 % on 60 test rows" in words
+    unclear = dataclasses.replace(
+        SCORES, intervals={"difference": {"exact_match": [-0.1, 0.4]}}, num_rows=4
+    )
+    assert render_verdict.headline(unclear)[0] == ""
+    assert "few rows" in render_verdict.verdict_html(unclear)
+    worse = dataclasses.replace(SCORES, base=SCORES.adapter, adapter=SCORES.base, intervals={})
+    assert render_verdict.headline(worse)[0] == "bad"
+
+
+def test_answers_are_filtered_by_what_the_adapter_did_to_them():
+    outcomes = [render_verdict.outcome_of(row) for row in SCORES.samples]
+    assert outcomes == ["improved", "worse", "unchanged"]
+    assert render_verdict.filtered(SCORES.samples, "worse") == [SCORES.samples[1]]
+    assert render_verdict.filtered(SCORES.samples, "all") == SCORES.samples
+    counted = render_verdict.counted_outcomes(SCORES.samples)
+    assert [value for _, value in counted] == ["all", "improved", "worse", "unchanged"]
+
+
+def test_readiness_ticks_nothing_that_was_not_measured():
+    assert [check.done for check in render_publish.quality_checks(None)] == [False] * 3
+    useless = dataclasses.replace(SCORES, adapter=SCORES.base, intervals={}, num_rows=4)
+    assert [check.done for check in render_publish.quality_checks(useless)] == [False, False, None]
+    assert [check.done for check in render_publish.quality_checks(SCORES)] == [True, True, None]
+
+
+def test_an_export_shows_the_commands_of_its_target_alone_with_the_name_of_its_file():
+    result = {
+        "path": "/x/mine-adapter.zip",
+        "words": "4/4 answers identical.",
+        "proof": {"passed": True},
+        "commands": {"vLLM": "vllm serve path/of/the/unpacked/adapter", "TGI": "tgi"},
+    }
+    shown = render_publish.exported_markdown(result, "vLLM")
+    assert "unzip mine-adapter.zip\nvllm serve adapter" in shown
+    assert "tgi" not in shown
+    assert "✓ Verified" in shown
+    assert "AutoPeftModelForCausalLM" in render_publish.exported_markdown(result, "PEFT")
+
+
+def test_the_sidebar_and_the_header_escape_names_and_tell_the_status(run):
+    run.rename("<b>mine</b>")
+    shown = render_shell.runs_html([run], run.directory.name, "")
+    shown += render_shell.run_header_html(run, None)
+    assert "<b>mine" not in shown
+    assert 'aria-current="true"' in shown
+    assert "Ready" in shown
+    history = started(run, step(1), step(2))
+    assert render_progress.coarse_progress(history, "running") == [0.5, 1]
+    assert render_progress.coarse_progress(history, "finished") is None

@@ -14,11 +14,12 @@ from peft_space.evaluation.prompts import split_prompts
 from peft_space.runs.run import Run
 from peft_space.web.components import SlicedOperation, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
+from peft_space.web.panels.answers import Answers
 from peft_space.web.render import compare as render_compare
 from peft_space.web.render import overview as render_overview
 
 _CHOICES = (("left", "Left is better"), ("same", "Tie"), ("right", "Right is better"))
-_ROWS, _PROMPTS = "held-out rows", "the prompts above"
+_ROWS, _PROMPTS = "test rows", "your prompts"
 
 
 class BlindVote:
@@ -26,19 +27,12 @@ class BlindVote:
 
     Args:
         page: the shared state.
-        sampling: the tab's sampling fields by name.
-        system: the tab's system prompt.
-        prompts: the tab's prompts.
+        answers: the panel whose prompts and sampling it uses.
     """
 
-    def __init__(
-        self,
-        page: PageContext,
-        sampling: dict[str, gr.components.Component],
-        system: gr.Textbox,
-        prompts: gr.Textbox,
-    ):
-        self.page, self.sampling, self.system, self.prompts = page, sampling, system, prompts
+    def __init__(self, page: PageContext, answers: Answers):
+        self.page, self.sampling = page, answers.sampling
+        self.system, self.prompts = answers.system, answers.prompts
         gr.Markdown("Pick the better answer without knowing which model wrote it.")
         with gr.Row():
             self.source = gr.Radio(
@@ -48,10 +42,12 @@ class BlindVote:
                 10, precision=0, minimum=1, maximum=200, label="Number", elem_id="vote-count"
             )
         with gr.Row():
-            self.start = gr.Button("Start", interactive=False, elem_id="vote-start")
-            self.results = gr.Button("Results", interactive=False, elem_id="vote-results")
-            self.export = gr.Button("Download", interactive=False, elem_id="vote-export")
-            self.stop = gr.Button("Stop", elem_id="vote-stop")
+            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 120}
+            off: dict[str, Any] = {"interactive": False, **small}
+            self.start = gr.Button("Start", variant="primary", elem_id="vote-start", **off)
+            self.results = gr.Button("Results", elem_id="vote-results", **off)
+            self.export = gr.Button("Download", elem_id="vote-export", **off)
+            self.stop = gr.Button("Stop", variant="stop", elem_id="vote-stop", **off)
         self.progress = gr.Markdown(elem_id="vote-progress")
         with gr.Column(visible=False) as self.booth:
             self.pair = gr.HTML(elem_id="vote-pair")
@@ -123,24 +119,18 @@ class BlindVote:
         return gr.update(value=[str(folder / name) for name in contents], visible=True)
 
 
-def build(
-    page: PageContext,
-    sampling: dict[str, gr.components.Component],
-    system: gr.Textbox,
-    prompts: gr.Textbox,
-) -> None:
-    """Place and wire the panel. Sampling and prompts are those of the tab."""
-    with gr.Accordion("Blind vote", open=False, elem_id="blind-vote"):
-        panel = BlindVote(page, sampling, system, prompts)
+def build(page: PageContext, answers: Answers) -> None:
+    """Place and wire the panel. Sampling and prompts are those of `answers`."""
+    panel = BlindVote(page, answers)
     pair = [panel.progress, panel.pair, panel.booth, panel.pair_id]
     slices = [*pair, panel.operation.next_slice]
     inputs: Inputs = {
         *page.selection,
         panel.source,
         panel.count,
-        prompts,
-        system,
-        *sampling.values(),
+        panel.prompts,
+        panel.system,
+        *panel.sampling.values(),
     }
     create_pairs = show_errors(panel.create_pairs, panel.progress)
     starting = panel.start.click(create_pairs, inputs, slices, **HIDDEN)
@@ -157,7 +147,7 @@ def build(
     show_result, write_files = show_errors(panel.show_result), show_errors(panel.write_files)
     panel.results.click(show_result, page.selection, panel.progress, **HIDDEN)
     panel.export.click(write_files, page.selection, panel.files, **HIDDEN)
-    page.enable_with_adapter(panel.start, panel.results, panel.export)
+    page.enable_with_adapter(panel.start, panel.results, panel.export, panel.stop)
     page.reset_with_run(
         {
             panel.progress: "",

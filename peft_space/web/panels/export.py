@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from peft_space.compat.gradio import served_folder
-from peft_space.formatting import code_block, escape
+from peft_space.formatting import escape
 from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values, has_adapter
+from peft_space.web.render import publish as render_publish
 
 TARGETS = [
     ("Python (PEFT), or not sure yet", "PEFT"),
@@ -27,6 +28,15 @@ FORMATS = [
     ("GGUF, for llama.cpp", "gguf"),
     ("Ollama (GGUF + Modelfile)", "ollama"),
 ]
+_FORMATS_OF = {
+    "PEFT": ("adapter", "merged"),
+    "vLLM": ("adapter", "merged"),
+    "TGI": ("adapter", "merged"),
+    "llama.cpp": ("gguf",),
+    "Ollama": ("ollama",),
+    "whole": ("merged",),
+}
+"""The formats that each target can load."""
 _GGUF_FORMAT = {"llama.cpp": "gguf", "Ollama": "ollama"}
 PRECISIONS = [
     ("16 bits", "f16"),
@@ -64,7 +74,9 @@ class ExportPanel:
             TARGETS, value="PEFT", label="Where will you run it?", elem_id="deploy-target"
         )
         self.advice = gr.Markdown(elem_id="deploy-advice")
-        self.format = gr.Radio(FORMATS, value="adapter", label="Export", elem_id="export-target")
+        self.format = gr.Radio(
+            FORMATS[:2], value="adapter", label="Format", elem_id="export-target"
+        )
         self._place_formats()
         cpu_notice(
             "Merged models and GGUF files are made and verified",
@@ -76,8 +88,9 @@ class ExportPanel:
         )
         with gr.Row():
             self.export = gr.Button(
-                "Export and verify (.zip)", variant="primary", interactive=False, elem_id="export"
-            )
+                "Export and verify (.zip)", variant="primary", size="md", scale=0, min_width=220,
+                interactive=False, elem_id="export",
+            )  # fmt: skip
             self.cancel = cancel_button("cancel-export")
         self.progress = gr.Markdown(elem_id="export-progress")
         self.file = gr.File(label="Download", visible=False, interactive=False, elem_id="zip")
@@ -110,7 +123,8 @@ class ExportPanel:
     def inputs(self) -> Inputs:
         """Inputs of `options`, besides the selection."""
         precision = {self.precision, self.separate}
-        return {self.format, self.dtype, self.merge_into, self.force} | precision
+        shown = {self.target, self.format, self.dtype, self.merge_into, self.force}
+        return shown | precision
 
     def options(self, values: Values) -> dict[str, Any]:
         """Return the options of the operation `export` that the widgets show."""
@@ -141,7 +155,7 @@ class ExportPanel:
             nonlocal done
             done = True
             return {
-                self.progress: exported_markdown(result),
+                self.progress: render_publish.exported_markdown(result, values[self.target]),
                 self.file: gr.update(value=result["path"], visible=True),
                 self.force: gr.update(value=False, visible=False),
             }
@@ -168,14 +182,21 @@ class ExportPanel:
     def advise(self, values: Values) -> Updates:
         """Select the format that suits the target, and say why."""
         if not values[self.page.run] or not has_adapter(values[self.page.run_state]):
-            return {self.advice: "", self.format: gr.skip(), self.merge_into: gr.skip()}
+            skipped = dict.fromkeys((self.format, self.merge_into, self.progress), gr.skip())
+            return {self.advice: "", **skipped}
         serving = self._serving(values)
         target, reason = format_for(values[self.target], serving)
         is_quantized = serving["quantization"] != "none"
+        offered = _FORMATS_OF[values[self.target]]
         return {
             self.advice: escape(reason),
-            self.format: target,
+            self.format: gr.update(
+                choices=[(title, name) for title, name in FORMATS if name in offered],
+                value=target,
+                visible=len(offered) > 1,
+            ),
             self.merge_into: gr.update(visible=is_quantized),
+            self.progress: "",
         }
 
 
@@ -193,7 +214,8 @@ def build(page: PageContext) -> ExportPanel:
     exporting.failure(offer_force, panel.format, panel.force, **HIDDEN)
     panel.cancel.click(show_errors(panel.stop), page.selection, panel.progress, **HIDDEN)
     advice_inputs: Inputs = {*page.selection, page.run_state, panel.target}
-    advice_outputs = [panel.advice, panel.format, panel.merge_into]
+    advice_outputs = [panel.advice, panel.format, panel.merge_into, panel.progress]
+    panel.target.change(lambda: gr.update(visible=False), None, panel.file, **HIDDEN)
     panel.target.change(show_errors(panel.advise), advice_inputs, advice_outputs, **HIDDEN)
     rows = [panel.merge_row, panel.gguf_row]
     panel.format.change(_show_rows, panel.format, rows, **HIDDEN)
@@ -205,7 +227,7 @@ def build(page: PageContext) -> ExportPanel:
             panel.advice: "",
             panel.force: gr.update(value=False, visible=False),
             panel.target: "PEFT",
-            panel.format: "adapter",
+            panel.format: gr.update(choices=FORMATS[:2], value="adapter", visible=True),
         }
     )
     return panel
@@ -229,11 +251,3 @@ def format_for(target: str, serving: dict[str, Any]) -> tuple[str, str]:
         return _GGUF_FORMAT[target], f"{target} reads GGUF files. {reason}"
     engine = next(engine for engine in serving["ways"] if engine["engine"] == target)
     return ("merged" if engine["how"] == "merged" else "adapter"), engine["why"]
-
-
-def exported_markdown(result: dict[str, Any]) -> str:
-    """Return the verification of an export, and the commands that serve it."""
-    commands = [
-        f"{engine}:\n{code_block(command)}" for engine, command in result["commands"].items()
-    ]
-    return "\n\n".join([f"**Verification.** {escape(result['words'])}", *commands])

@@ -1,4 +1,4 @@
-"""Joins the selected run's adapter with others on its base, on the Runs tab."""
+"""Joins the selected run's adapter with others on its base, in All runs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ _METHODS = [
 ]
 
 
-def build_merge_adapters(page: PageContext, tab_item: gr.Tab) -> None:
+def build_merge_adapters(page: PageContext) -> None:
     """Place and wire the panel; the new run becomes the selected one."""
     with gr.Accordion("Join adapters", open=False, elem_id="join-panel"):
         gr.Markdown("Joins the selected run's adapter with others on its base, as a new run.")
@@ -61,7 +61,7 @@ def build_merge_adapters(page: PageContext, tab_item: gr.Tab) -> None:
         def show(result: dict[str, Any]) -> Updates:
             return {
                 progress: f"✓ {result['notes'][0]}",
-                page.run: page.run_list(values, folder.name),
+                page.run: folder.name,
             }
 
         yield operation.begin("Joining…")
@@ -76,7 +76,7 @@ def build_merge_adapters(page: PageContext, tab_item: gr.Tab) -> None:
             density=values[density],
         )
 
-    changes = [tab_item.select, page.run_id.change, page.run_state.change]
+    changes = [page.runs_opened.change, page.run.change, page.run_state.change]
     gr.on(changes, offer, page.selection, others, **HIDDEN)
     inputs: Inputs = {*page.selection, others, method, weights, density}
     operation.on_click(button, join, inputs, [page.run])

@@ -51,10 +51,23 @@ def build_rank_sweep(page: PageContext) -> None:
 
 
 def sweep_markdown(sweep: dict[str, Any]) -> str:
-    """Return the result of a rank sweep: which rank is enough, and a table."""
-    lines = [
+    """Return the result of a rank sweep: which rank is enough, and a table.
+
+    If the largest rank was the best by far, nothing shows that it is enough.
+    """
+    largest = max(result["rank"] for result in sweep["results"])
+    first = (
         f"After {sweep['steps']} steps, **rank {sweep['enough']}** is enough: "
-        "its loss is within 2 %, or 0.01, of the best.",
+        "its loss is within 2 %, or 0.01, of the best."
+    )
+    if sweep["enough"] == largest:
+        first = (
+            f"**Inconclusive.** After {sweep['steps']} steps, the largest rank tried "
+            f"({largest}) was best, so a larger one may be better still. "
+            "Few steps favor large ranks."
+        )
+    lines = [
+        first,
         "",
         "| rank | trainable parameters | held-out loss | time |",
         "|---|---|---|---|",

@@ -16,6 +16,7 @@ from peft_space.hub.jobs import start_watching
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import overview as render_overview
+from peft_space.web.states import STATUS_WORDS
 
 TITLE = "Train on other hardware"
 _INTRODUCTION = (
@@ -102,7 +103,7 @@ class RemoteTraining:
         """Watch the selected run's job again, for instance after this machine restarted."""
         run = self.page.selected_run(values)
         if (status := run.status()) != "on_job":
-            state = render_overview.STATUS_WORDS[status]
+            state = STATUS_WORDS[status]
             return f"There is no job to reconnect to: the run is {state}."
         start_watching(run, self._run_and_token(values)["token"])
         return "Reconnected."
@@ -111,6 +112,7 @@ class RemoteTraining:
 def build(
     page: PageContext,
     prepare: Callable[..., Any],
+    prepare_inputs: Inputs,
     outputs: list[gr.components.Component],
 ) -> Any:
     """Place and wire the panel.
@@ -118,6 +120,7 @@ def build(
     Args:
         page: the shared state.
         prepare: the handler that makes a run of the page's data and recipe without training it.
+        prepare_inputs: of `prepare`.
         outputs: of `prepare`.
 
     Returns:
@@ -126,7 +129,7 @@ def build(
     with gr.Accordion(TITLE, open=False, elem_id="jobs"):
         panel = RemoteTraining(page)
         _build_script(page)
-    preparing = panel.prepare.click(prepare, page.training_inputs, outputs, **HIDDEN)
+    preparing = panel.prepare.click(prepare, prepare_inputs, outputs, **HIDDEN)
     inputs: Inputs = {*page.selection, panel.token}
     offers = [panel.table, panel.timeouts, panel.flavor]
     panel.operation.on_click(panel.offers_button, panel.list_hardware, inputs, offers)

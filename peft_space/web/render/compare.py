@@ -9,14 +9,11 @@ from typing import Any
 import pandas as pd
 
 from peft_space.evaluation.results import (
-    TITLES,
     Evaluation,
     differences,
-    main_score,
     majority_words,
     shown_with_intervals,
 )
-from peft_space.web.render.overview import table_html
 
 MAX_MARKED_WORDS = 2000
 MAX_LABELS = 8
@@ -24,28 +21,43 @@ _SIDES = ("base", "adapter")
 
 
 def answers_html(rows: Sequence[dict[str, Any]], marked: bool = False) -> str:
-    """Return prompts with the answers of base and adapter next to each other.
+    """Return one card per prompt: the expected answer, the base's and the fine-tuned model's.
 
     Args:
         rows: each has prompt, base and adapter, and may have rendered, expected, chances, tags
             and others.
-        marked: mark the words in which base and adapter differ.
+        marked: the answers are complete, so they are marked against the expected one. Without an
+            expected answer nothing is right or wrong, and nothing is marked.
     """
-    if not rows:
-        return ""
-    others = list(rows[0].get("others") or {})
-    show_expected = any(row.get("expected") for row in rows)
-    untrained_head = any(row.get("chances") or row.get("tags") for row in rows)
-    titles = ["Prompt", "Base (untrained classifier)" if untrained_head else "Base", "Adapter"]
-    titles += [html.escape(name) for name in others]
-    titles += ["Expected answer"] if show_expected else []
-    lines = []
-    for row in rows:
-        cells = [_pre(row["prompt"]) + _rendered_html(row), *_answer_cells(row, marked)]
-        cells += [_pre(row["others"][name]) for name in others]
-        cells += [_pre(row.get("expected") or "")] if show_expected else []
-        lines.append(cells)
-    return table_html(titles, lines)
+    return "".join(_card_html(row, marked) for row in rows)
+
+
+def _card_html(row: dict[str, Any], marked: bool) -> str:
+    expected = row.get("expected") or ""
+    untrained_head = bool(row.get("chances") or row.get("tags"))
+    base, adapter = _answer_cells(row, expected if marked else "")
+    base_title = "Base (untrained classifier)" if untrained_head else "Base"
+    checks = not untrained_head and marked and expected
+    cells = [_cell("expected", "Expected", _pre(expected))] if expected else []
+    cells.append(_cell("base", base_title, base, _check(row["base"], expected) if checks else ""))
+    verdict = _check(row["adapter"], expected) if checks else ""
+    cells.append(_cell("tuned", "Fine-tuned", adapter, verdict))
+    for name, text in (row.get("others") or {}).items():
+        cells.append(_cell("other", html.escape(name), _pre(text)))
+    prompt = f'<div class="prompt"><h4>Prompt</h4>{_pre(row["prompt"])}{_rendered_html(row)}</div>'
+    return (
+        f'<article class="comparison">{prompt}<div class="sides">{"".join(cells)}</div></article>'
+    )
+
+
+def _cell(css: str, title: str, content: str, check: str = "") -> str:
+    return f'<section class="side {css}"><h4>{title}{check}</h4>{content}</section>'
+
+
+def _check(answer: str, expected: str) -> str:
+    if answer.strip() == expected.strip():
+        return ' <span class="badge ok">✓ matches</span>'
+    return ' <span class="badge bad">✗ differs</span>'
 
 
 def _pre(text: str) -> str:
@@ -58,36 +70,34 @@ def _rendered_html(row: dict[str, Any]) -> str:
     return f"<details><summary>as the model sees it</summary>{_pre(row['rendered'])}</details>"
 
 
-def _answer_cells(row: dict[str, Any], marked: bool) -> list[str]:
+def _answer_cells(row: dict[str, Any], expected: str) -> list[str]:
+    """Return the content of both sides, with their differences from `expected` marked."""
     if chances := row.get("chances"):
         return [_chances_html(chances[side]) for side in _SIDES]
     if tags := row.get("tags"):
         return [f"<p>{_tags_html(tags[side])}</p>" for side in _SIDES]
-    if marked:
-        return [f"<pre>{text}</pre>" for text in marked_words(row["base"], row["adapter"])]
+    if expected:
+        return [f"<pre>{marked_words(row[side], expected)}</pre>" for side in _SIDES]
     return [_pre(row[side]) for side in _SIDES]
 
 
-def marked_words(base: str, adapter: str) -> tuple[str, str]:
-    """Return both texts as HTML, with their differences marked.
+def marked_words(answer: str, expected: str) -> str:
+    """Return an answer as HTML, with the words marked that the expected one does not have.
 
-    Words that only the base says are `del`; words that only the adapter says are `ins`. Nothing is
-    marked if the texts have nothing in common, or are very long.
+    Nothing is marked if the texts have nothing in common, or are very long.
     """
-    words, others = re.findall(r"\s+|[^\s]+", base), re.findall(r"\s+|[^\s]+", adapter)
-    unmarked = html.escape(base), html.escape(adapter)
+    words, others = re.findall(r"\s+|[^\s]+", answer), re.findall(r"\s+|[^\s]+", expected)
     if max(len(words), len(others)) > 2 * MAX_MARKED_WORDS:
-        return unmarked
+        return html.escape(answer)
     changes = difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes()
     if not any(
         kind == "equal" and "".join(words[start:end]).strip() for kind, start, end, _, _ in changes
     ):
-        return unmarked
-    left = right = ""
-    for kind, start, end, other_start, other_end in changes:
-        left += _marked(words[start:end], "" if kind == "equal" else "del")
-        right += _marked(others[other_start:other_end], "" if kind == "equal" else "ins")
-    return left, right
+        return html.escape(answer)
+    return "".join(
+        _marked(words[start:end], "" if kind == "equal" else "del")
+        for kind, start, end, _, _ in changes
+    )
 
 
 def _marked(words: list[str], tag: str) -> str:
@@ -100,8 +110,8 @@ def _chances_html(chances: dict[str, float]) -> str:
     lines = []
     for label, chance in ranked[:MAX_LABELS]:
         name = html.escape(label)
-        meter = f'<meter min="0" max="1" value="{chance:.4f}" aria-label="{name}"></meter>'
-        lines.append(f"<li>{meter} {name}: {chance:.1%}</li>")
+        bar = f'<i style="width:{100 * chance:.0f}%"></i>'
+        lines.append(f"<li><span>{name}: {chance:.1%}</span>{bar}</li>")
     if len(ranked) > MAX_LABELS:
         lines.append(f"<li>{len(ranked) - MAX_LABELS} more labels</li>")
     return f'<ul class="chances">{"".join(lines)}</ul>'
@@ -145,9 +155,10 @@ def _same_answers(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _exact_matches(rows: Sequence[dict[str, Any]]) -> str:
+    titles = {"base": "base", "adapter": "fine-tuned"}
     answers = [{side: row[side] for side in _SIDES} | (row.get("others") or {}) for row in rows]
     counts = {
-        name: sum(
+        titles.get(name, name): sum(
             answer[name].strip() == row["expected"].strip()
             for answer, row in zip(answers, rows, strict=True)
         )
@@ -165,9 +176,15 @@ def _sampling_sentence(sampling: dict[str, Any]) -> str:
 
 
 def fairness_html(words: str) -> str:
-    """Return the checks of the comparison."""
-    css = "unfair" if "NOT FAIR" in words else "fair"
-    return f'<p class="{css}">{html.escape(words)}</p>' if words else ""
+    """Return the checks of the comparison: a badge if it is fair, the reason if it is not."""
+    if not words:
+        return ""
+    if "NOT FAIR" in words:
+        return f'<p class="unfair">{html.escape(words)}</p>'
+    return (
+        '<details class="fair"><summary>✓ Fair comparison verified</summary>'
+        f"<p>{html.escape(words)}</p></details>"
+    )
 
 
 def scores_table(scores: Evaluation) -> pd.DataFrame:
@@ -178,18 +195,7 @@ def scores_table(scores: Evaluation) -> pd.DataFrame:
         [title, base.get(title, "–"), value, change.get(title, "–")]
         for title, value in adapter.items()
     ]
-    return pd.DataFrame(lines, columns=["score", "base", "adapter", "difference"])
-
-
-def score_bars(scores: Evaluation) -> tuple[str, pd.DataFrame]:
-    """Return title and bars of the task's main score. Shares are in percent."""
-    main = main_score(scores.adapter)
-    factor, unit = (1, "") if main in ("margin", "loss") else (100, ", %")
-    bars = [[side, factor * getattr(getattr(scores, side), main)] for side in _SIDES]
-    if main == "accuracy" and scores.majority:
-        bars.append(["most frequent label", factor * scores.majority["share"]])
-    table = pd.DataFrame(bars, columns=["column", "score"])
-    return f"{TITLES[main]}{unit}".capitalize(), table
+    return pd.DataFrame(lines, columns=["Score", "Base", "Fine-tuned", "Difference"])
 
 
 def more_scores_html(scores: Evaluation) -> str:
@@ -218,7 +224,8 @@ def _confusion_html(side: str, confusion: dict[str, Any]) -> str:
             for predicted, count in enumerate(counts)
         )
         lines.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
-    caption = f"{side}: rows are actual labels, columns predicted labels"
+    title = {"base": "Base", "adapter": "Fine-tuned"}[side]
+    caption = f"{title}: rows are actual labels, columns predicted labels"
     return (
         f'<div class="wide"><table class="confusion"><caption>{caption}</caption>'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -227,5 +234,6 @@ def _confusion_html(side: str, confusion: dict[str, Any]) -> str:
 
 def pair_html(pair: dict[str, str]) -> str:
     """Return a pair of answers for the blind vote."""
-    titles = ["Prompt", "Left", "Right"]
-    return table_html(titles, [[_pre(pair[title.lower()]) for title in titles]])
+    prompt = f'<div class="prompt"><h4>Prompt</h4>{_pre(pair["prompt"])}</div>'
+    sides = "".join(_cell("other", title, _pre(pair[title.lower()])) for title in ("Left", "Right"))
+    return f'<article class="comparison">{prompt}<div class="sides">{sides}</div></article>'

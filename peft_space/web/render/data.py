@@ -1,13 +1,17 @@
 """Text, HTML and tables of the Data tab, made from results alone: without gradio."""
 
 import html
+import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from peft_space.data.dataset import source_of
 from peft_space.recipe import Task
-from peft_space.web.render.overview import escape
+from peft_space.runs.run import Run
+from peft_space.web.render.overview import bars_html, escape, tiles_of
 
 Check = dict[str, Any]
 """The result of the operation `check`."""
@@ -21,6 +25,8 @@ TASK_WORDS: dict[Task, str] = {
     "kto": "to prefer good answers over bad ones (KTO)",
 }
 MAX_TOKENS = 2_000
+SKIPPED = "skipped"
+"""The rows that cannot be used, among the findings."""
 MAX_LABELS = 40
 MAX_CELL_LENGTH = 60
 _LEGEND = (
@@ -31,61 +37,152 @@ _LEGEND = (
 
 
 def check_markdown(check: Check) -> str:
-    """Return a few sentences about the data: format, split, task, lengths, skipped rows."""
-    source, notes = escape(check["source"]), escape(" ".join(check["notes"]))
-    lines = [f"**{source}**: {check['rows']:,} rows. {escape(check['why'])} {notes}"]
-    if " + " in check["source"]:
-        lines.append("All listed files are combined. Remove any that don't belong with ×.")
-    repeated = f"; {check['num_repeated']:,} duplicates skipped" if check["num_repeated"] else ""
-    lines.append(
-        f"{check['to_train']:,} rows for training, {check['held_out']:,} for testing{repeated}."
-    )
+    """Return the detected format and the notes of the readers, in a few sentences."""
+    notes = escape(" ".join(check["notes"]))
+    lines = [f"**{escape(check['source'])}**: {check['rows']:,} rows. {escape(check['why'])}"]
+    if notes:
+        lines.append(notes)
     if check["task"]:
         lines.append(f"The model will learn {TASK_WORDS[check['task']]}.")
+    return " ".join(lines)
+
+
+def tiles_html(check: Check) -> str:
+    """Return the figures of the data: rows for training and testing, lengths, problems."""
+    repeated = f"{check['num_repeated']:,} duplicates" if check["num_repeated"] else ""
+    tiles = [
+        ("Training rows", f"{check['to_train']:,}", repeated, ""),
+        ("Test rows", f"{check['held_out']:,}", "kept from training", "test"),
+    ]
     if lengths := check.get("lengths"):
-        count = lengths["num_cut"]
-        truncated = f"{count:,} rows are truncated at {check['max_length']:,} tokens."
-        lines.append(
-            f"Typical row: {lengths['median']:,} tokens. Longest: {lengths['longest']:,}. "
-            + (truncated if count else "Nothing is truncated.")
+        cut = lengths["num_cut"]
+        note = f"longest {lengths['longest']:,}, " + (
+            f"{cut:,} truncated at {check['max_length']:,}" if cut else "nothing is truncated"
         )
+        tiles.append(("Typical row", f"{lengths['median']:,} tokens", note, "warn" if cut else ""))
     skipped = check["num_problems"]
-    rows = "1 row" if skipped == 1 else f"{skipped:,} rows"
-    lines.append(
-        f"⚠ {rows} will be skipped (see below)." if skipped else "✓ Every row can be used."
+    note = "see below" if skipped else "every row can be used"
+    tiles.append(("Skipped rows", f"{skipped:,}", note, "warn" if skipped else ""))
+    return tiles_of(tiles)
+
+
+def run_rows(run: Run) -> tuple[int, int]:
+    """Return how many rows a run trains on, and how many it is tested on."""
+    about = json.loads(run.path("data", "about.json").read_text(encoding="utf-8"))
+    train, held_out = (
+        sum(end - start for start, end in about[part]) for part in ("train", "held_out")
     )
-    return "\n\n".join(lines)
+    return train, held_out
 
 
-def findings_markdown(check: Check) -> str:
-    """Return a list of things to check before training, each with its first rows."""
-    lines = []
+def run_data_html(run: Run) -> str:
+    """Return which data a run was made of."""
+    train, held_out = run_rows(run)
+    source = f'<p class="source"><b>{html.escape(source_of(run))}</b></p>'
+    tiles = [
+        ("Training rows", f"{train:,}", "", ""),
+        ("Test rows", f"{held_out:,}", "kept from training", "test"),
+    ]
+    return f"{source}<p>This run keeps its copy of the data.</p>{tiles_of(tiles)}"
+
+
+def columns_html(check: Check) -> str:
+    """Return each column as a chip with its role; those that nothing uses stand out."""
+    roles = {column: role for role, column in check["column_mapping"]["columns"].items()}
+    unused = {one["name"]: one for one in check["unused"]}
+    chips = [
+        f'<span class="chip">{html.escape(column)} <b>{html.escape(role)}</b></span>'
+        for column, role in roles.items()
+    ]
+    for name, one in unused.items():
+        example = html.escape(_shorten(str(one["example"])))
+        chips.append(
+            f'<span class="chip unused" title="for example {example}">{html.escape(name)} '
+            f"<b>not used</b></span>"
+        )
+    return f'<div class="chips"><span>Columns:</span>{"".join(chips)}</div>' if chips else ""
+
+
+def findings_html(check: Check) -> str:
+    """Return the problems and what to check before training, as cards with their rows."""
+    cards = []
+    if check["problems"]:
+        reasons = Counter(problem["problem"] for problem in check["problems"])
+        words = "; ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
+        cards.append(_finding("Skipped rows", check["num_problems"], f"{words}.", "bad", SKIPPED))
     for finding in check["findings"]:
-        rows = ", ".join(map(str, finding["rows"][:5])) + (" …" if finding["count"] > 5 else "")
-        where = f" ({'rows' if finding['count'] > 1 else 'row'} {rows})" if rows else ""
-        fixed = " ✓ Fixed" if finding["fix"] in check["column_mapping"]["fixes"] else ""
-        title = f"**{escape(finding['title'])}: {finding['count']:,}**{where}"
-        lines.append(f"- {title}. {escape(finding['words'])}{fixed}")
-    shown = ["**Things to check**", *lines] if lines else ["✓ No other issues found."]
-    if check["unused"]:
-        shown += ["", "**Not used**: the model never sees these."]
-    for one in check["unused"]:
-        example = escape(_shorten(str(one["example"])))
-        shown.append(f"- {escape(one['name'])} ({one['rows']:,} rows), for example “{example}”")
-    return "\n".join(shown)
+        fixed = finding["fix"] in check["column_mapping"]["fixes"]
+        words = f"{finding['words']}{' ✓ Fixed.' if fixed else ''}"
+        shows = finding["kind"] if finding["rows"] and finding["kind"] != "leaks" else ""
+        cards.append(_finding(finding["title"], finding["count"], words, "warn", shows))
+    if not cards:
+        return '<p class="fair">✓ No problems found.</p>'
+    return f'<div class="cards findings">{"".join(cards)}</div>'
+
+
+def _finding(title: str, count: int, words: str, kind: str, shows: str) -> str:
+    button = f'<button class="small" data-value="{shows}">Show rows</button>' if shows else ""
+    return (
+        f'<div class="card {kind}"><b>{html.escape(title)}: {count:,}</b>'
+        f"<p>{html.escape(words)}</p>{button}</div>"
+    )
 
 
 def findings_rows(check: Check) -> dict[str, list[int]]:
-    """Return the choices of the preview -> the numbers of their rows."""
-    rows = {
-        f"{finding['title']} ({finding['count']:,})": finding["rows"]
-        for finding in check["findings"]
-        if finding["rows"] and finding["kind"] != "leaks"
-    }
+    """Return the kind of each finding -> the numbers of its rows."""
+    rows = {finding["kind"]: finding["rows"] for finding in check["findings"] if finding["rows"]}
     if check["problems"]:
-        title = f"Skipped rows ({check['num_problems']:,})"
-        rows[title] = [problem["row"] for problem in check["problems"]]
+        rows[SKIPPED] = [problem["row"] for problem in check["problems"]]
     return rows
+
+
+def rows_table(browsed: dict[str, Any]) -> pd.DataFrame:
+    """Return rows as they were brought, with what is wrong with them."""
+    lines = [[str(row["row"]), row.get("problem", "✓"), *row["cells"]] for row in browsed["rows"]]
+    return pd.DataFrame(lines, columns=["Row", "Check", *browsed["columns"]])
+
+
+def range_words(browsed: dict[str, Any], offset: int) -> str:
+    """Return which of the matching rows are shown."""
+    if not browsed["rows"]:
+        return "No rows match."
+    last = offset + len(browsed["rows"])
+    return f"Rows {offset + 1:,} to {last:,} of {browsed['matches']:,}"
+
+
+def chat_html(row: dict[str, Any]) -> str:
+    """Return a row as a conversation, or why it is skipped."""
+    if problem := row.get("problem"):
+        return f"<p><strong>Row {row['row']} is skipped:</strong> {html.escape(problem)}.</p>"
+    bubbles = "".join(
+        f'<div class="bubble {html.escape(one["role"])}"><small>{html.escape(one["role"])}</small>'
+        f"<pre>{html.escape(one['content'])}</pre></div>"
+        for one in row.get("messages") or []
+    )
+    if not bubbles:
+        bubbles = f"<pre>{html.escape(chr(10).join(row['cells']))}</pre>"
+    return (
+        f'<div class="chat" tabindex="0" role="group" aria-label="Row {row["row"]}">{bubbles}</div>'
+    )
+
+
+def lengths_html(check: Check) -> str:
+    """Return the histogram of row lengths in tokens."""
+    width = int(check["bin_width"])
+    bars = [
+        (_range(int(bar["tokens"]), width), bar["rows"], bar["cut"]) for bar in check["histogram"]
+    ]
+    return bars_html("Row length in tokens, and the number of rows", bars)
+
+
+def _range(start: int, width: int) -> str:
+    return f"{start:,}" if width == 1 else f"{start:,}–{start + width - 1:,}"
+
+
+def labels_html(check: Check) -> str:
+    """Return how many rows each of the most frequent labels has."""
+    labels = list(check["labels"].items())[:MAX_LABELS]
+    return bars_html("Rows of each label", [(label, count, False) for label, count in labels])
 
 
 def mapping_label(mapping: dict[str, Any]) -> str:
@@ -102,26 +199,6 @@ def mapping_label(mapping: dict[str, Any]) -> str:
 def _shorten(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= MAX_CELL_LENGTH else line[: MAX_CELL_LENGTH - 1] + "…"
-
-
-def labels_table(check: Check) -> pd.DataFrame:
-    """Return the most frequent labels and their row counts, for a plot."""
-    return pd.DataFrame(list(check["labels"].items())[:MAX_LABELS], columns=["label", "rows"])
-
-
-def problems_table(check: Check) -> pd.DataFrame:
-    """Return one line per skipped row."""
-    lines = [[problem["row"], problem["problem"]] for problem in check["problems"]]
-    return pd.DataFrame(lines, columns=["row", "problem"])
-
-
-def lengths_table(check: Check) -> pd.DataFrame:
-    """Return the histogram of row lengths, for a plot: tokens, rows, within the limit or not."""
-    bars = [
-        [bar["tokens"], bar["rows"], "truncated" if bar["cut"] else "within the limit"]
-        for bar in check["histogram"]
-    ]
-    return pd.DataFrame(bars, columns=["tokens", "rows", "length"])
 
 
 def example_html(example: dict[str, Any]) -> str:

@@ -13,23 +13,7 @@ from peft_space.data.readers.hub import is_address
 from peft_space.formatting import duration
 from peft_space.formatting import escape as escape
 from peft_space.recipe import Recipe
-from peft_space.runs.run import Run, Status
-
-STATUS_WORDS: dict[Status, str] = {
-    "new": "ready",
-    "queued": "queued",
-    "on_job": "training on Hugging Face Jobs",
-    "running": "training",
-    "paused": "paused",
-    "stopped": "stopped",
-    "interrupted": "interrupted",
-    "finished": "finished",
-    "failed": "failed",
-}
-_ACTIVE: tuple[Status, ...] = ("queued", "on_job", "running")
-RESUMABLE: tuple[Status, ...] = ("paused", "interrupted", "failed")
-UNFINISHED: tuple[Status, ...] = ("new", *_ACTIVE, *RESUMABLE)
-"""The visitor is still working on the recipe of such a run."""
+from peft_space.runs.run import Run
 
 
 def table_html(titles: Sequence[str], rows: Sequence[Sequence[str]], css: str = "answers") -> str:
@@ -51,6 +35,44 @@ def table_html(titles: Sequence[str], rows: Sequence[Sequence[str]], css: str = 
         for cells in rows
     )
     return f'<table class="{css}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+
+
+def empty_html(words: str) -> str:
+    """Return what a tab shows that has nothing yet."""
+    return f'<div class="empty"><p>{html.escape(words)}</p></div>'
+
+
+def tiles_of(tiles: Sequence[tuple[str, str, str, str]]) -> str:
+    """Return figures as tiles.
+
+    Args:
+        tiles: title, figure, note and kind of each; the kind is a class of the style sheet.
+    """
+    cells = "".join(
+        f'<div class="tile {kind}"><span>{html.escape(title)}</span> <b>{html.escape(figure)}</b>'
+        f"<small>{html.escape(note)}</small></div>"
+        for title, figure, note, kind in tiles
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def bars_html(title: str, bars: Sequence[tuple[str, int, bool]]) -> str:
+    """Return a bar chart of counts.
+
+    Args:
+        title: of the chart.
+        bars: label, count and whether it stands out, of each bar.
+    """
+    most = max((count for _, count, _ in bars), default=1)
+    lines = "".join(
+        f'<tr><th scope="row">{html.escape(label)}</th>'
+        f'<td><i style="width:{100 * count / most:.1f}%" class="{"bad" if stands_out else ""}"></i>'
+        f"</td><td>{count:,}</td></tr>"
+        for label, count, stands_out in bars
+    )
+    return (
+        f'<table class="bars"><caption>{html.escape(title)}</caption><tbody>{lines}</tbody></table>'
+    )
 
 
 def card_markdown(card: str, pictures: dict[str, str]) -> str:
@@ -90,39 +112,6 @@ def run_choices(runs: list[Run]) -> list[tuple[str, str]]:
 def date(run: Run) -> str:
     """Return when a run was created, in this machine's time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.about["created"]))
-
-
-def guide(
-    is_new: bool, num_rows: int, status: Status | None, has_adapter: bool
-) -> tuple[list[str], str]:
-    """Return a mark for each of the five steps, and a sentence that says what to do next.
-
-    Args:
-        is_new: no training was started with the data on the page.
-        num_rows: usable training rows; 0 while the data is read, ambiguous or rejected.
-        status: of the selected run, None if there is none.
-        has_adapter: of the selected run.
-
-    Returns:
-        ✓ done, → next, ● in progress, ○ blocked; and the sentence.
-    """
-    after = "→" if has_adapter else "○"
-    if status in _ACTIVE:
-        marks, sentence = "✓✓●○○", "Training in progress. You can compare when it finishes."
-    elif is_new and num_rows:
-        marks = f"✓✓→{after}{after}"
-        sentence = "Ready to train: press *Start training* on **Train**."
-    elif is_new:
-        marks = f"→✓○{after}{after}"
-        sentence = "Your data is not ready yet: see **Data**."
-    elif has_adapter:
-        marks = "✓✓✓→→"
-        sentence = "Your adapter is ready. **Compare** it with the base model, or **Publish** it."
-    elif status in RESUMABLE:
-        marks, sentence = "✓✓→○○", "Training is not finished: press *Resume* on **Train**."
-    else:
-        marks, sentence = "→✓○○○", "Upload **Data**, or run the demo."
-    return list(marks), sentence
 
 
 def commands(

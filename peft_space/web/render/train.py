@@ -1,62 +1,49 @@
 """Text, HTML and tables of the Train tab, made from a run's events alone: without gradio."""
 
-import math
+import html
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from peft_space import settings
-from peft_space.data.table import short_name
-from peft_space.formatting import RESUME_ANYWAY, duration, gigabytes
+from peft_space.formatting import RESUME_ANYWAY
 from peft_space.recipe import Recipe
 from peft_space.runs import events
 from peft_space.runs.events import (
     active_job,
-    evaluations_of,
     selected_checkpoint,
-    steps_of,
     warnings_of,
 )
 from peft_space.runs.run import Run, Status
 from peft_space.runtime import slice_lengths
-from peft_space.training.early_stopping import overfits_from
-from peft_space.web.render.overview import STATUS_WORDS, escape, plain
+from peft_space.web.render.overview import escape, plain, tiles_of
+from peft_space.web.render.progress import overfitting_sentence
+from peft_space.web.states import STATUS_WORDS
 
 SECONDS_TO_CONNECT = 60.0
 """How long a job's watcher may take to start before the page reports that there is none."""
-RECENT_STEPS = 20
-"""Steps from which speed and remaining time are estimated."""
 
 History = list[events.Event]
 
 
-def names_of(data: str | list[str]) -> str:
-    """Return the names of the files or the dataset."""
-    return " + ".join(short_name(path) for path in ([data] if isinstance(data, str) else data))
-
-
-def about_to_train(source: str, num_rows: int, recipe: Recipe) -> str:
-    """Return what *Start training* would train: base, data, and every setting that was changed."""
-    changed = recipe.model_dump(exclude_defaults=True, exclude={"base_model"})
-    rows = f" ({num_rows:,} rows)" if num_rows else ""
-    subject = f"{escape(recipe.base_model)} + **{escape(source)}**{rows}."
-    if not changed:
-        return f"{subject} Default settings."
-    settings_changed = ", ".join(
-        f"{Recipe.model_fields[name].title} **{escape(plain(value))}**"
+def about_to_train_html(source: str, num_rows: int, model: str, changed: dict[str, Any]) -> str:
+    """Return what *Start training* would train: base model, data, and every changed setting."""
+    chips = "".join(
+        f'<span class="chip">{html.escape(Recipe.model_fields[name].title or "")} '
+        f"<b>{html.escape(plain(value))}</b></span>"
         for name, value in changed.items()
+        if name != "base_model"
     )
-    return f"{subject} Changed: {settings_changed}."
+    rows = f"{num_rows:,} rows" if num_rows else ""
+    facts = [("Base model", model or "not chosen", ""), ("Data", source or "none", rows)]
+    tiles = tiles_of([(title, figure, note, "text") for title, figure, note in facts])
+    settings_changed = f"<span>Changed:</span>{chips}" if chips else "<span>Default settings</span>"
+    return f'{tiles}<div class="chips">{settings_changed}</div>'
 
 
 def status_markdown(run: Run, history: History) -> str:
-    """Return a run's status, its latest figures, its warnings and what to do next."""
+    """Return a run's status, what to do next, and its warnings."""
     status = run.status(history)
     lines = [f"### {escape(run.name)}: {STATUS_WORDS[status]}", _next_action(run, history, status)]
-    if steps := steps_of(history):
-        lines.append(_figures(history, steps, status))
     if _is_sliced(history):
         lines.append(
             slices_sentence(slice_lengths.slice_account(history, settings.slice_seconds()))
@@ -86,21 +73,6 @@ def can_go_on_anyway(history: History) -> bool:
         isinstance(event, events.Failed) and RESUME_ANYWAY in event.message
         for event in history[-1:]
     )
-
-
-def progress_html(history: History) -> str:
-    """Return a progress bar of the steps."""
-    total, steps = _total_steps(history), steps_of(history)
-    if not total:
-        return ""
-    done = steps[-1].step if steps else 0
-    label = f"Step {done} of {total}"
-    return f'<progress class="steps" value="{done}" max="{total}" aria-label="{label}"></progress>'
-
-
-def _total_steps(history: History) -> int:
-    starts = (event for event in reversed(history) if isinstance(event, events.Started))
-    return next((event.total_steps for event in starts), 0)
 
 
 def adjustments_markdown(history: History) -> str:
@@ -222,66 +194,3 @@ def checkpoint_sentence(history: History) -> str:
     if not checkpoint:
         return ""
     return f"Kept the adapter of step {checkpoint.step}: {escape(checkpoint.why)}"
-
-
-def overfitting_sentence(history: History) -> str:
-    """Return from which step on the model memorizes the rows, if it does, and what to do."""
-    best = overfits_from(history)
-    if best is None:
-        return ""
-    loss = {event.step: event.loss for event in evaluations_of(history)}
-    return (
-        f"**Overfitting since step {best}** (red line): held-out loss rose from {loss[best]:.3g} "
-        f"to {loss[max(loss)]:.3g} while training loss fell. Use fewer epochs or more data."
-    )
-
-
-def _figures(history: History, steps: list[events.Step], status: Status) -> str:
-    total = _total_steps(history)
-    last, recent = steps[-1], steps[-RECENT_STEPS:]
-    before = steps[-len(recent) - 1].tokens if len(steps) > len(recent) else 0
-    seconds = sum(step.seconds for step in recent)
-    is_active = status in ("running", "on_job")
-    remaining = (total - last.step) * seconds / len(recent)
-    elapsed = duration(sum(step.seconds for step in steps))
-    figures = [
-        f"Step {last.step} of {total}",
-        f"loss {last.loss:.3f}",
-        f"{(last.tokens - before) / seconds:,.0f} tokens/s",
-        f"{gigabytes(last.memory)} peak memory" if last.memory else "",
-        f"{elapsed} so far" if is_active else elapsed,
-        f"about {duration(remaining)} left" if is_active and last.step < total else "",
-    ]
-    return " · ".join(figure for figure in figures if figure)
-
-
-def losses(history: History) -> pd.DataFrame:
-    """Return the loss curves in long form: step, loss, and which rows they are of.
-
-    `rows` is "training", "held out" or "overfitting", a vertical line where that starts. All three
-    are always present: Gradio does not draw a curve that is missing at first.
-    """
-    points = [(step.step, step.loss, "training") for step in steps_of(history)]
-    points += [(event.step, event.loss, "held out") for event in evaluations_of(history)]
-    if points and points[-1][2] == "training":
-        points.append((points[0][0], math.nan, "held out"))
-    if points:
-        finite = [loss for _, loss, _ in points if math.isfinite(loss)]
-        points += _overfitting_line(overfits_from(history), finite)
-    return pd.DataFrame(points, columns=["step", "loss", "rows"])
-
-
-def _overfitting_line(step: int | None, values: Sequence[float]) -> list[tuple[int, float, str]]:
-    ends = (min(values, default=0.0), max(values, default=0.0)) if step else (math.nan, math.nan)
-    return [(step or 1, end, "overfitting") for end in ends]
-
-
-def step_details(history: History) -> pd.DataFrame:
-    """Return learning rate, gradient norm and tokens per second of each step."""
-    steps = steps_of(history)
-    tokens_before = [0, *(step.tokens for step in steps)]
-    rows: list[tuple[Any, ...]] = []
-    for step, before in zip(steps, tokens_before, strict=False):
-        speed = (step.tokens - before) / step.seconds if step.seconds else 0.0
-        rows.append((step.step, step.learning_rate, step.grad_norm, speed))
-    return pd.DataFrame(rows, columns=["step", "learning rate", "gradient norm", "tokens a second"])

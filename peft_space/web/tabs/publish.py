@@ -5,43 +5,50 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space.export.readiness import checklist_markdown, read_checklist
 from peft_space.web.auth import token_of
 from peft_space.web.components import Operation, cancel_button, show_errors
-from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.context import (
+    HIDDEN,
+    PRIVATE,
+    Inputs,
+    PageContext,
+    Updates,
+    Values,
+    has_adapter,
+)
 from peft_space.web.panels import export as export_panel
 from peft_space.web.panels import ranks as ranks_panel
 from peft_space.web.render import overview as render_overview
-
-_NO_ADAPTER = "Train an adapter first."
+from peft_space.web.render import publish as render_publish
+from peft_space.web.render.overview import empty_html
+from peft_space.web.tabs.compare import show_blocked
 
 
 def build(page: PageContext) -> None:
     """Place and wire the tab."""
-    export = export_panel.build(page)
-    _build_checklist(page)
-    ranks_panel.build_reduce_rank(page)
-    gr.Markdown("### Push to the Hugging Face Hub")
-    panel = PushPanel(page, export)
+    blocked = gr.HTML(empty_html("Train an adapter first."), elem_id="publish-blocked")
+    with gr.Column(visible=False, elem_id="publish-run") as content:
+        gr.Markdown("### Is it ready?")
+        ready = gr.HTML(elem_id="ready")
+        gr.Markdown("### Take it with you")
+        export = export_panel.build(page)
+        gr.Markdown("### Push to the Hugging Face Hub")
+        panel = PushPanel(page, export)
+        ranks_panel.build_reduce_rank(page)
     inputs: Inputs = {*page.selection, *panel.inputs, *export.inputs}
     event = panel.operation.on_click(panel.push, panel.push_run, inputs, [panel.token])
     panel.operation.cancel_events([event], "Canceled. An empty repository may have been created.")
     page.enable_with_adapter(panel.push)
     page.reset_with_run({panel.progress: ""})
     _wire_card(page, panel)
+    show_blocked(page, "Publish", blocked, content)
 
+    def show_ready(values: Values) -> Updates:
+        if not values[page.run] or not has_adapter(values[page.run_state]):
+            return {ready: ""}
+        return {ready: render_publish.readiness_html(page.selected_run(values))}
 
-def _build_checklist(page: PageContext) -> None:
-    with gr.Accordion("Is it ready for production?", open=False, elem_id="checklist"):
-        checklist = gr.Markdown(_NO_ADAPTER, elem_id="ready")
-
-    @show_errors
-    def show(values: Values) -> str:
-        checks = read_checklist(page.selected_run(values)) if values[page.run] else []
-        return checklist_markdown(checks) or _NO_ADAPTER
-
-    changes = [page.run_state.change, page.run_id.change]
-    gr.on(changes, show, page.selection, checklist, **HIDDEN)
+    page.listen("run", show_ready, set(), [ready])
 
 
 class PushPanel:
@@ -67,21 +74,27 @@ class PushPanel:
             contents, value="adapter", label="What to push", elem_id="what-to-push"
         )
         self.public = gr.Checkbox(False, label="Public", info="Visible to everyone.")
-        with gr.Accordion(
-            "Preview and edit the model card", open=False, elem_id="card-panel"
-        ) as self.card_panel:
+        with (
+            gr.Accordion(
+                "Preview and edit the model card", open=False, elem_id="card-panel"
+            ) as self.card_panel,
+            gr.Row(),
+        ):
             self.card = gr.Code(
                 language="markdown",
                 label="README.md",
                 interactive=True,
                 wrap_lines=True,
+                max_lines=20,
                 elem_id="card",
             )
-            self.card_preview = gr.Markdown(elem_id="card-shown", container=True)
+            self.card_preview = gr.Markdown(elem_id="card-shown", container=True, max_height=440)
         self.generated = gr.State(["", "", {}])
         """[run id, generated card, its pictures]: a card that differs was edited, so it stays."""
         with gr.Row():
-            self.push = gr.Button("Push", interactive=False, elem_id="push")
+            self.push = gr.Button(
+                "Push", size="md", scale=0, min_width=160, interactive=False, elem_id="push"
+            )
             cancel = cancel_button("cancel-push")
         self.progress = gr.Markdown(elem_id="pushed")
         self.operation = Operation(page, self.progress, [self.push], cancel)
@@ -139,4 +152,4 @@ def _wire_card(page: PageContext, panel: PushPanel) -> None:
     write_card = show_errors(panel.write_card)
     panel.card_panel.expand(write_card, {*page.selection, *card}, card, **PRIVATE)
     panel.card.change(preview, card, panel.card_preview, **HIDDEN)
-    page.run_id.change(clear_other, [page.run, panel.generated], panel.card, **HIDDEN)
+    page.run.change(clear_other, [page.run, panel.generated], panel.card, **HIDDEN)

@@ -1,286 +1,266 @@
-"""The Recipe tab: a recommendation, the form, the adapted layers, and recipes as JSON files."""
+"""The Recipe tab: the base model, a preset, a recommendation, and all settings."""
 
-import html
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.formatting import gigabytes
-from peft_space.recipe import Recipe, make_recipe, read_recipe
-from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
-from peft_space.web.context import HIDDEN, PRIVATE, PageContext, Updates, Values
+from peft_space.errors import UserError, user_message
+from peft_space.web.components import choices_html, picked, show_errors
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.panels import models as models_panel
+from peft_space.web.panels import planning as planning_panel
 from peft_space.web.panels import ranks as ranks_panel
+from peft_space.web.panels import recommendation as recommendation_panel
+from peft_space.web.panels.examples import is_example
 from peft_space.web.recipe_form import GROUPS
-from peft_space.web.render.overview import escape, plain, table_html
+from peft_space.web.render import recipe as render_recipe
+from peft_space.web.render.overview import escape
+from peft_space.web.states import DEFAULT_RECIPE, NO_DATA, RecipeState, missing, recipe_tab_state
 
-
-def build(page: PageContext) -> None:
-    """Place and wire the tab."""
-    gr.Markdown(
-        "The defaults work for most tasks. "
-        "Get a recommendation for your data, or adjust settings yourself."
-    )
-    _build_recommendation(page)
-    for group, title in GROUPS.items():
-        is_open = group == "model"
-        with gr.Accordion(title, open=is_open, elem_id=f"group-{group}"), gr.Row(equal_height=True):
-            page.form.place(group)
-    _build_layers(page)
-    _build_estimates(page)
-    ranks_panel.build_rank_sweep(page)
-    _build_file(page)
-
-
-def _build_recommendation(page: PageContext) -> None:
-    with gr.Row():
-        recommend = gr.Button("Recommend settings", variant="primary", elem_id="recommend")
-        apply = gr.Button("Apply recommendation", visible=False, elem_id="apply-recommendation")
-        cancel = cancel_button("cancel-recommend")
-    cpu_notice(
-        "The recommendation is computed",
-        "It takes seconds: models over 300 million parameters are not tried on your rows.",
-    )
-    progress = gr.Markdown(elem_id="recommend-progress")
-    table = gr.HTML(visible=False, elem_id="recommendations")
-    recommended = gr.State({})
-    operation = Operation(page, progress, [recommend], cancel)
-
-    def run(values: Values) -> Iterator[Updates]:
-        arguments = page.data_arguments(values)
-        yield operation.begin("Analyzing your data and model…")
-        yield from operation.stream("recommend", show, **arguments)
-
-    def show(result: dict[str, Any]) -> Updates:
-        changes = sum(advice["changes"] for advice in result["advice"])
-        count = f"{changes} recommended change{'s' * (changes != 1)}."
-        summary = count if changes else "✓ Your settings match the recommendation."
-        red_lines = red_lines_markdown(result["red_lines"])
-        return {
-            progress: "\n\n".join(filter(None, [summary, red_lines])),
-            table: gr.update(value=advice_html(result), visible=True),
-            apply: gr.update(visible=bool(changes), variant="primary"),
-            recommended: result["recipe"],
-        }
-
-    @show_errors
-    def use(recipe: dict[str, Any]) -> Updates:
-        shown = {progress: "✓ Applied.", apply: gr.update(visible=False)}
-        return {**page.form.show(make_recipe(recipe)), **shown}
-
-    event = operation.on_click(recommend, run, page.data_inputs, [table, apply, recommended])
-    operation.cancel_events([event], "")
-    apply.click(use, recommended, [*page.form.widgets.values(), progress, apply], **HIDDEN)
-    hidden = gr.update(visible=False)
-    cleared = {progress: "", table: hidden, apply: hidden}
-    page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
-
-
-def _build_layers(page: PageContext) -> None:
-    button = gr.Button("Show adapted layers", elem_id="show-layers")
-    layers = gr.Markdown(elem_id="layers")
-
-    @show_errors
-    def show_layers(values: Values) -> str:
-        recipe = page.form.read(values).model_dump()
-        if recipe["task"] == "automatic":
-            recipe["task"] = values[page.task]
-        return layers_markdown(page.workers.call("layers", recipe=recipe))
-
-    button.click(show_layers, {page.task, *page.form.inputs}, layers, **PRIVATE)
-
-
-def _build_file(page: PageContext) -> None:
-    with gr.Accordion("Recipe as a file", open=False, elem_id="recipe-file"):
-        with gr.Row():
-            show = gr.Button("View as JSON", elem_id="show-json")
-            upload = gr.UploadButton(
-                "Load a recipe.json", file_types=[".json"], elem_id="load-recipe"
-            )
-        as_json = gr.Code(
-            language="json", label="recipe.json", visible=False, elem_id="recipe-json"
-        )
-
-    @show_errors
-    def show_json(values: Values) -> Any:
-        return gr.update(value=page.form.read(values).model_dump_json(indent=2), visible=True)
-
-    @show_errors
-    def load(path: str) -> Updates:
-        return page.form.show(read_recipe(path))
-
-    show.click(show_json, page.form.inputs, as_json, **PRIVATE)
-    upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)
-
-
-_SOURCES = (
-    "10 % of memory is reserved. Sizes: Hub documentation, 2026. Times are lower bounds from the "
-    "peak speeds in NVIDIA's data sheets; small models are far slower than that."
+PRESETS: dict[str, dict[str, Any]] = {
+    "Quick look": {"max_steps": 30},
+    "Balanced": {},
+    "Thorough": {"num_epochs": 8.0, "early_stopping_patience": 2},
+}
+"""The presets: the fields of `PRESET_FIELDS` that differ from their defaults."""
+DATA_FIELDS = (
+    *("base_model", "revision", "task", "max_length", "eval_split", "seed"),
+    *("train_on", "chat_template"),
 )
+"""The fields that change how data are read."""
+PRESET_FIELDS = ("max_steps", "num_epochs", "early_stopping_patience")
 
 
-def _build_estimates(page: PageContext) -> None:
-    """Place and wire the panel."""
-    with gr.Accordion("Memory and time", open=False, elem_id="memory-and-time"):
-        gr.Markdown(
-            "*Estimate*: instant, rough. *Measure*: runs four real training steps, the last with "
-            "your longest rows; nothing is saved."
+class RecipeTab:
+    """The tab's components and handlers."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        with gr.Column(elem_id="recipe-draft") as self.draft:
+            with gr.Row():
+                with gr.Column(scale=3, min_width=320):
+                    self.picker = models_panel.build(page)
+                with gr.Column(scale=1, min_width=260, elem_id="recipe-side"):
+                    self._place_side()
+            self.changes = [self.picker.picked, *recommendation_panel.build(page)]
+            self._place_settings()
+            with gr.Accordion("Tools", open=False, elem_id="recipe-tools"):
+                planning_panel.build_layers(page)
+                planning_panel.build_measurement(page)
+                ranks_panel.build_rank_sweep(page)
+                self.changes.append(planning_panel.build_file(page))
+            with gr.Row(elem_classes=["footer"]):
+                self.hint = gr.Markdown(missing(NO_DATA, DEFAULT_RECIPE), elem_id="recipe-missing")
+                self.next = gr.Button(
+                    "Continue to Train", variant="primary", size="md", scale=0, min_width=200,
+                    interactive=False, elem_id="next-train",
+                )  # fmt: skip
+        with gr.Column(visible=False, elem_id="recipe-run") as self.of_run:
+            self.settings = gr.HTML(elem_id="run-settings")
+            self.duplicate = gr.Button(
+                "Use these settings in a new fine-tune", size="md", elem_id="duplicate-recipe"
+            )
+
+    def _place_side(self) -> None:
+        self.preset = gr.Radio(
+            list(PRESETS),
+            value="Balanced",
+            label="How thorough?",
+            info="30 steps, 4 passes, or up to 8 passes over the data.",
+            elem_id="preset",
         )
-        with gr.Row():
-            estimate = gr.Button("Estimate memory and time", elem_id="estimate")
-            measure = gr.Button("Measure a few steps", elem_id="dry-run")
-            cancel = cancel_button("cancel-estimates")
-        progress = gr.Markdown(elem_id="estimates")
-        with gr.Accordion("Would it fit on a Space?", open=False, visible=False) as on_spaces:
-            spaces = gr.HTML(elem_id="on-spaces")
-            gr.Markdown(_SOURCES)
-    operation = Operation(page, progress, [estimate, measure], cancel)
+        self.summary = gr.HTML(
+            render_recipe.summary_html(None, None, "Choose a base model."),
+            elem_id="recipe-summary",
+            min_height=190,
+        )
 
-    def show(result: dict[str, Any]) -> Updates:
-        hardware = result.get("estimates", result)["spaces"]
-        return {
-            progress: words_markdown(result["words"]),
-            page.measured_seconds: None,
-            spaces: spaces_html(hardware),
-            on_spaces: gr.update(visible=bool(hardware)),
+    def _place_settings(self) -> None:
+        self.changed = choices_html("changed-settings", value=render_recipe.changed_html({}))
+        with gr.Accordion("All settings", open=False, elem_id="settings"):
+            self.search = gr.Textbox(
+                placeholder="Search settings, for example rank",
+                label="Search settings",
+                show_label=False,
+                container=False,
+                elem_id="search-settings",
+            )
+            for group, title in GROUPS.items():
+                gr.Markdown(f"### {'Model options' if group == 'model' else title}")
+                with gr.Row():
+                    self.page.form.place(group, but=["base_model"])
+
+    def refresh(self, values: Values) -> Updates:
+        """Say at each field what is wrong with it, and mark those that were changed."""
+        page, before = self.page, values[self.page.recipe_state]
+        form = page.form
+        model = (values[page.base_model] or "").strip()
+        problems, changed = form.problems(values), form.changed(values)
+        problems.pop("base_model", None)  # the tab asks for it
+        updates: Updates = {}
+        for name, widget in form.widgets.items():
+            old = (before["problems"].get(name), name in before["changed"])
+            new = (problems.get(name), name in changed)
+            if old != new and name != "base_model":
+                css = ["wrong"] if new[0] else ["changed"] if new[1] else []
+                updates[widget] = gr.update(info=new[0] or form.help(name), elem_classes=css)
+        state: RecipeState = {
+            "model": model,
+            "changed": changed,
+            "problems": problems,
+            "seen": before["seen"],
+        }
+        return updates | {
+            page.recipe_state: state,
+            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
+            self.changed: render_recipe.changed_html(changed),
+            self.preset: preset_of(changed),
         }
 
-    def show_measured(result: dict[str, Any]) -> Updates:
-        return show(result) | {page.measured_seconds: result["seconds"]}
+    def restore(self, changed: dict[str, Any]) -> Updates:
+        """Show the settings of a stored new fine-tune."""
+        page = self.page
+        state = {**DEFAULT_RECIPE, "model": changed.get("base_model", ""), "changed": changed}
+        return {
+            **page.form.show_values(changed),
+            page.recipe_state: state,
+            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
+        }
 
-    def handler(
-        name: str, show: Callable[[dict[str, Any]], Updates]
-    ) -> Callable[[Values], Iterator[Updates]]:
-        def run(values: Values) -> Iterator[Updates]:
-            arguments = page.data_arguments(values)
-            yield operation.begin()
-            yield from operation.stream(name, show, **arguments)
+    @property
+    def refreshed(self) -> list[Any]:
+        """Outputs of `refresh`."""
+        page = self.page
+        return [
+            *page.form.widgets.values(),
+            page.recipe_state,
+            page.data_recipe,
+            self.changed,
+            self.preset,
+        ]
 
-        return run
+    def refresh_after(self, event: Any) -> None:
+        """Refresh after an event that changed the form."""
+        inputs: Inputs = {self.page.recipe_state, *self.page.form.inputs}
+        event.then(show_errors(self.refresh), inputs, self.refreshed, **HIDDEN)
 
-    outputs = [page.measured_seconds, spaces, on_spaces]
-    events = [
-        operation.on_click(button, handler(name, shown), page.data_inputs, outputs)
-        for button, name, shown in (
-            (estimate, "estimate", show),
-            (measure, "dry_run", show_measured),
-        )
-    ]
-    operation.cancel_events(events)
-    cleared = {progress: "", page.measured_seconds: None, on_spaces: gr.update(visible=False)}
-    page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
+    def apply_preset(self, values: Values) -> Updates:
+        """Set the fields of the chosen preset."""
+        chosen = {name: self.page.form.defaults[name] for name in PRESET_FIELDS}
+        chosen |= PRESETS.get(values[self.preset] or "", {})
+        shown = self.page.form.show_values(chosen)
+        return {widget: shown[widget] for widget in self._preset_widgets}
+
+    @property
+    def _preset_widgets(self) -> list[Any]:
+        return [self.page.form.widgets[name] for name in PRESET_FIELDS]
+
+    def reset(self, values: Values, event: gr.EventData) -> Updates:
+        """Set the pressed field back to its default."""
+        name = picked(event)
+        if name not in self.page.form.widgets:
+            return {self.page.base_model: gr.skip()}
+        shown = self.page.form.show_values({})
+        return {self.page.form.widgets[name]: shown[self.page.form.widgets[name]]}
+
+    def summarize(self, values: Values) -> Iterator[Updates]:
+        """Show memory, time and trainable share of what the form says."""
+        page, state = self.page, values[self.page.recipe_state]
+        if not state["model"] or state["problems"]:
+            reason = recipe_tab_state(state).reason
+            empty = render_recipe.summary_html(None, None, reason)
+            yield {self.summary: empty, self.picker.status: ""}
+            return
+        recipe = page.recipe(values).model_dump()
+        yield {self.picker.status: "Looking at the model…", self.summary: gr.skip()}
+        try:
+            layers = page.workers.call("layers", recipe=self._with_task(recipe, values))
+        except UserError as error:
+            yield {
+                self.summary: render_recipe.summary_html(None, None),
+                self.picker.status: f"⚠ {escape(user_message(error))}",
+            }
+            return
+        note = _TOY if state["model"] == "demo" and not is_example(values[page.data]) else ""
+        summary = render_recipe.summary_html(layers, None)
+        yield {self.summary: summary, self.picker.status: note}
+        if values[page.data_state]["kind"] != "ready":
+            return
+        try:
+            estimate = page.workers.call("estimate", **page.data_arguments(values))
+        except UserError as error:
+            yield {self.summary: summary, self.picker.status: f"⚠ {escape(user_message(error))}"}
+            return
+        summary = render_recipe.summary_html(layers, estimate)
+        yield {self.summary: summary, self.picker.status: note}
+
+    def _with_task(self, recipe: dict[str, Any], values: Values) -> dict[str, Any]:
+        implied = values[self.page.task] or "automatic"
+        return recipe | ({"task": implied} if recipe["task"] == "automatic" else {})
 
 
-def words_markdown(words: list[str]) -> str:
-    """Return sentences such as "Time: 3 s." as paragraphs that begin in bold."""
-    pairs = [sentence.split(": ", 1) for sentence in words]
-    return "\n\n".join(f"**{escape(subject)}:** {escape(rest)}" for subject, rest in pairs)
+_TOY = "⚠ `demo` is a toy for the sample data. Choose a real model for your own data."
 
 
-def spaces_html(hardware: list[dict[str, Any]]) -> str:
-    """Return one line per hardware of a Space: name, whether training fits, and a minimal time."""
-    rows = []
-    for item in hardware:
-        name = f"{html.escape(item['title'])} <small>{html.escape(item['name'])}</small>"
-        verdict = "✓ fits" if item["fits"] else "✗ does not fit"
-        need = f"{verdict}: {item['need'] / 1e9:,.2f} of {item['memory'] / 1e9:,.0f} GB"
-        rows.append([name, need, _at_least(item["least_seconds"]) if item["fits"] else ""])
-    return table_html(["Hardware", "Memory", "Time"], rows, "answers advice")
+def preset_of(changed: dict[str, Any]) -> str | None:
+    """Return the preset that the changed fields are; None if they are none of them."""
+    chosen = {name: changed[name] for name in PRESET_FIELDS if name in changed}
+    return next((name for name, preset in PRESETS.items() if preset == chosen), None)
 
 
-def _at_least(seconds: float | None) -> str:
-    if seconds is None:
-        return "not known"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if not hours and not minutes:
-        return "at least seconds"
-    return f"at least {hours} h {minutes} min" if hours else f"at least {minutes} min"
+def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
+    """Place and wire the tab."""
+    tab = RecipeTab(page)
+    _wire_form(page, tab)
+    tab.search.change(None, tab.search, js="text => window.peftSpace.search(text)", **PRIVATE)
 
+    def see(state: RecipeState) -> RecipeState:
+        return {**state, "seen": True}
 
-BIG_MODEL = 1_000_000_000
-"""Parameters from which an adapter over 1 % is large; in smaller models it is normal."""
-
-
-def layers_markdown(layers: dict[str, Any]) -> str:
-    """Return which layers get an adapter, which do not, and how many parameters that trains."""
-    adapted = layers["wrapped"]
-    rest = {name: count - adapted.get(name, 0) for name, count in layers["layers"].items()}
-    others = _counted({name: count for name, count in rest.items() if count})
-    others += [f"`{layers['head']}` (output layer)"] if layers["head"] else []
-    lines = [f"**{sum(adapted.values())} layers get an adapter:** {', '.join(_counted(adapted))}."]
-    if others:
-        lines.append(f"Not adapted: {', '.join(others)}.")
-    if layers["saved"]:
-        saved = ", ".join(f"`{name}`" for name in layers["saved"])
-        lines.append(f"Fully trained and saved with the adapter: {saved}.")
-    lines += layers["not_adapted"]
-    lines.append(f"This model supports: {', '.join(layers['tasks'])}.")
-    trainable, total = layers["trainable"], layers["parameters"]
-    share = trainable / total
-    lines.append(
-        f"**{trainable:,} trainable parameters**, {share:.2%} of {total:,}. "
-        + _share_sentence(share, total)
+    tab_item.select(see, page.recipe_state, page.recipe_state, **HIDDEN)
+    inputs: Inputs = {page.data_state, page.recipe_state, page.task, *page.training_inputs}
+    gr.on(
+        [page.recipe_state.change, page.data_state.change],
+        show_errors(tab.summarize),
+        inputs,
+        [tab.summary, tab.picker.status],
+        trigger_mode="always_last",
+        **HIDDEN,
     )
-    if layers["memory"]:
-        lines.append(_memory_sentence(layers["memory"]))
-    lines.append(serving_markdown(layers["serving"]))
-    return "\n\n".join(lines)
+
+    def tell(values: Values) -> Updates:
+        words = missing(values[page.data_state], values[page.recipe_state])
+        return {tab.hint: words, tab.next: gr.update(interactive=not words)}
+
+    page.listen("draft", tell, set(), [tab.hint, tab.next])
+
+    def show_run(values: Values) -> Updates:
+        if not values[page.run]:
+            return {tab.draft: gr.update(visible=True), tab.of_run: gr.update(visible=False)}
+        return {
+            tab.draft: gr.update(visible=False),
+            tab.of_run: gr.update(visible=True),
+            tab.settings: render_recipe.settings_html(page.selected_run(values).recipe),
+        }
+
+    page.listen("run", show_run, set(), [tab.draft, tab.of_run, tab.settings])
+    return tab
 
 
-def _counted(layers: dict[str, int]) -> list[str]:
-    return [f"`{name}` ({count})" for name, count in layers.items()]
-
-
-def serving_markdown(engines: list[dict[str, Any]]) -> str:
-    """Return how inference engines can serve the adapter."""
-    support = " ".join(f"**{engine['engine']}:** {escape(engine['why'])}" for engine in engines)
-    return f"**Serving.** {support}"
-
-
-def _memory_sentence(memory: dict[str, Any]) -> str:
-    """Say how much memory training needs, and what would make it fit."""
-    how = ", with gradient checkpointing" if memory["gradient_checkpointing"] else ""
-    largest = sorted(memory["parts"].items(), key=lambda part: -part[1])[:3]
-    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest)
-    need = (
-        f"**Up to {gigabytes(memory['total'])} of memory** in training{how}, if every row has "
-        f"{memory['length']:,} tokens (estimated: {parts})"
-    )
-    free = f"{gigabytes(memory['free'])} are free here."
-    if memory["total"] <= memory["free"]:
-        return f"{need}. {free}"
-    ways = "; or ".join(f"{way['what']} ({gigabytes(way['total'])})" for way in memory["to_fit"])
-    too_large = (
-        "This model is too large for this machine. Choose a smaller one, or train on Hugging Face."
-    )
-    return f"⚠ {need}. Only {free} " + (f"It would fit with {ways}." if ways else too_large)
-
-
-def _share_sentence(share: float, num_parameters: int) -> str:
-    if share <= 0.01:
-        return "Under 1 %, typical for LoRA."
-    if num_parameters < BIG_MODEL:
-        return "More than the usual 1 %, because the model is small."
-    return "More than the usual 1 %: a lower rank or only attention layers would shrink it."
-
-
-def advice_html(recommendation: dict[str, Any]) -> str:
-    """Return one line per setting: current value, recommended value, reason and its source."""
-    rows = []
-    for advice in recommendation["advice"]:
-        value = f"<strong>{html.escape(plain(advice['value']))}</strong>"
-        rows.append(
-            [
-                html.escape(Recipe.model_fields[advice["field"]].title or ""),
-                html.escape(plain(advice["now"])),
-                value if advice["changes"] else "keep",
-                f"{html.escape(advice['why'])} <small>({html.escape(advice['source'])})</small>",
-            ]
-        )
-    return table_html(["Setting", "Now", "Recommended", "Why"], rows, "answers advice")
-
-
-def red_lines_markdown(lines: list[dict[str, Any]]) -> str:
-    """Return the recipe's errors (⛔) and its warnings (⚠)."""
-    signs = {"stop": "⛔"}
-    return "\n".join(f"- {signs.get(line['kind'], '⚠')} {escape(line['words'])}" for line in lines)
+def _wire_form(page: PageContext, tab: RecipeTab) -> None:
+    """Refresh the tab when a field was changed; a text is complete when it loses focus."""
+    events: list[Any] = []
+    for widget in page.form.widgets.values():
+        typed = isinstance(widget, gr.Textbox | gr.Number)
+        events += [widget.blur, widget.submit] if typed else [widget.input]  # type: ignore[attr-defined]
+    events.append(page.base_model.blur)
+    inputs: Inputs = {page.recipe_state, *page.form.inputs}
+    refresh = show_errors(tab.refresh)
+    gr.on(events, refresh, inputs, tab.refreshed, trigger_mode="always_last", **HIDDEN)
+    preset = show_errors(tab.apply_preset)
+    tab.refresh_after(tab.preset.input(preset, {tab.preset}, tab._preset_widgets, **HIDDEN))
+    fields = list(page.form.widgets.values())
+    tab.refresh_after(tab.changed.click(show_errors(tab.reset), {page.run}, fields, **HIDDEN))
+    for event in tab.changes:
+        tab.refresh_after(event)

@@ -3,6 +3,7 @@
 Training runs in another process. The tab reads its events, so a reload loses nothing.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
 from peft_space.runtime import zerogpu
 from peft_space.runtime.supervisor import start_training
-from peft_space.web import theme
+from peft_space.web import states
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import (
     HIDDEN,
@@ -27,14 +28,12 @@ from peft_space.web.context import (
     Updates,
     Values,
 )
+from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
+from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
-from peft_space.web.render.overview import RESUMABLE
 
-_LIVE = ("queued", "on_job", "running")
-_CAN_RESUME = ("new", "stopped", *RESUMABLE)
-_COLORS = {"training": theme.TEAL, "held out": theme.AMBER, "overfitting": theme.RED}
-_DETAILS = ("learning rate", "gradient norm", "tokens a second")
+_CAN_RESUME = ("new", "stopped", *states.RESUMABLE)
 
 
 class TrainTab:
@@ -42,102 +41,111 @@ class TrainTab:
 
     def __init__(self, page: PageContext):
         self.page = page
-        self.about_to_train = gr.Markdown(elem_id="about-to-train")
-        self._place_buttons()
-        with gr.Row(visible=settings.on_zerogpu()):
-            self.slice_seconds = gr.Number(
-                settings.slice_seconds(),
-                precision=0,
-                minimum=5,
-                maximum=3600,
-                elem_id="slice-seconds",
-                label="GPU time per slice (s)",
-                info="Keep this page open while training.",
-            )
+        with gr.Column(elem_id="train-draft") as self.draft:
+            self._place_start()
+        self.preparing = gr.Markdown(elem_id="preparing")
+        with gr.Column(visible=False, elem_id="train-run") as self.of_run:
+            self._place_run()
         self.next_slice = gr.State([])
         """On ZeroGPU [run id, time, whether to resume anyway]; a new value starts a slice."""
-        self.preparing = gr.Markdown(elem_id="preparing")
-        self.status = gr.Markdown(elem_id="status")
-        self.bar = gr.HTML(elem_id="progress")
-        self._place_plots()
-        with gr.Accordion("Automatic settings", open=False, elem_id="automatic-settings"):
-            self.adjustments = gr.Markdown(elem_id="adjustments")
         self.shown = gr.State(None)
         """What the tab shows of the run: nothing is drawn while this stays the same."""
         self.preparation = Operation(page, self.preparing, [self.start], self.cancel)
-        buttons = [self.pause, self.stop, self.resume, self.shorten, self.anyway]
+        buttons = [self.pause, self.stop, self.resume, self.shorten, self.anyway, self.see]
         self.run_outputs: list[Any] = [
-            *(self.status, self.bar, self.plot, *self.details, self.adjustments),
-            *(*buttons, self.shown, page.timer, page.run_state),
+            *(self.status, self.bar, self.tiles, *self.curves.outputs, self.adjustments, self.log),
+            *(*buttons, self.shown, page.timer, page.run_state, page.run_progress),
         ]
         """Outputs of `show`."""
-        started = [page.run, page.trained_data, self.next_slice]
-        self.start_outputs = [*self.preparation.components, *started, *self.run_outputs]
+        self.start_outputs = [
+            *(*self.preparation.components, page.run, page.runs_changed, self.next_slice),
+            *self.run_outputs,
+        ]
         """Outputs of `make_run`."""
 
-    def _place_buttons(self) -> None:
-        with gr.Row():
-            self.start = gr.Button("Start training", variant="primary", elem_id="start")
+    def _place_start(self) -> None:
+        nothing = render_train.about_to_train_html("", 0, "", {})
+        self.about_to_train = gr.HTML(nothing, elem_id="about-to-train", min_height=130)
+        self.slice_seconds = gr.Number(
+            settings.slice_seconds(), precision=0, minimum=5, maximum=3600,
+            label="GPU time per slice (s)", info="Keep this page open while training.",
+            visible=settings.on_zerogpu(), elem_id="slice-seconds",
+        )  # fmt: skip
+        self.slices = gr.Markdown(elem_id="slices", visible=settings.on_zerogpu())
+        with gr.Row(elem_classes=["footer"]):
+            self.start = gr.Button(
+                "Start training", variant="primary", size="lg", scale=0, min_width=220,
+                interactive=False, elem_id="start",
+            )  # fmt: skip
             self.cancel = cancel_button("cancel-start")
-            self.pause = gr.Button("Pause", interactive=False, elem_id="pause")
-            self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
-            self.resume = gr.Button("Resume", interactive=False, elem_id="resume")
-            self.shorten = gr.Button(
-                "Resume with shorter rows", visible=False, elem_id="resume-shorter"
+            self.hint = gr.Markdown(
+                states.missing(states.NO_DATA, states.DEFAULT_RECIPE), elem_id="train-missing"
             )
-            self.anyway = gr.Button("Resume anyway", visible=False, elem_id="resume-anyway")
+            self.to_data = gr.Button(
+                "Go to Data", size="md", scale=0, min_width=140, elem_id="to-data"
+            )
 
-    def _place_plots(self) -> None:
-        self.plot = gr.LinePlot(
-            x="step",
-            y="loss",
-            color="rows",
-            color_title=" ",
-            color_map=_COLORS,
-            colors_in_legend=["training", "held out"],
-            title="Loss",
-            height=300,
-            visible=False,
-            elem_id="loss",
+    def _place_run(self) -> None:
+        self.status = gr.Markdown(elem_id="status")
+        with gr.Row(elem_id="train-buttons"):
+            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 210}
+            hidden: dict[str, Any] = {"visible": False, **small}
+            self.see = gr.Button(
+                "See before and after", variant="primary", elem_id="see-comparison", **hidden
+            )
+            self.pause = gr.Button("Pause", elem_id="pause", **hidden)
+            self.stop = gr.Button("Stop and keep", variant="stop", elem_id="stop", **hidden)
+            self.resume = gr.Button("Resume", variant="primary", elem_id="resume", **hidden)
+            self.shorten = gr.Button("Resume with shorter rows", elem_id="resume-shorter", **hidden)
+            self.anyway = gr.Button("Resume anyway", elem_id="resume-anyway", **hidden)
+        self.bar = gr.HTML(elem_id="progress", min_height=14)
+        self.tiles = gr.HTML(elem_id="tiles", min_height=92)
+        with gr.Column(elem_id="curves"):
+            self.curves = curves_panel.build(self.page)
+        with gr.Accordion("Automatic settings", open=False, elem_id="automatic-settings"):
+            self.adjustments = gr.Markdown(elem_id="adjustments")
+        with gr.Accordion("Log", open=False, elem_id="log-panel"):
+            self.log = gr.HTML(elem_id="log")
+        notify = gr.Button(
+            "Notify me when a training ends", size="sm", scale=0, min_width=220, elem_id="notify"
         )
-        with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
-            self.details = [self._detail_plot(figure) for figure in _DETAILS]
+        notify.click(None, js="() => window.peftSpace.notify()", **PRIVATE)
 
-    def _detail_plot(self, figure: str) -> gr.LinePlot:
-        elem_id = f"plot-{figure.replace(' ', '-')}"
-        return gr.LinePlot(
-            x="step", y=figure, title=figure.capitalize(), height=200, elem_id=elem_id
-        )
-
-    def show(self, run: Run) -> Updates:
-        """Show a run as it is now."""
+    def show(self, run: Run, log: bool = False, smooth: bool = False) -> Updates:
+        """Show a run as it is now; `log` and `smooth` are of its curves."""
         history = run.history()
         status = run.status(history)
-        curves, details = render_train.losses(history), render_train.step_details(history)
-        can_leave = status in ("queued", "running") and run.requested_stop() is None
-        leave = gr.update(interactive=can_leave)
-        variant = "primary" if status in RESUMABLE else "secondary"
+        leave = gr.update(
+            visible=status in ("queued", "running"), interactive=run.requested_stop() is None
+        )
         too_long = status == "failed" and render_train.can_halve_max_length(history)
-        has_adapter = run.path("adapter", "adapter_config.json").is_file()
+        state = states.run_state_of(run, status)
         return {
             self.status: render_train.status_markdown(run, history),
-            self.bar: render_train.progress_html(history),
-            self.plot: gr.update(value=curves, visible=not curves.empty),
-            **dict.fromkeys(self.details, details),
+            self.bar: render_progress.progress_html(history) if status in states.ACTIVE else "",
+            self.tiles: render_progress.tiles_html(history, status),
+            **self.curves.show(history, log, smooth),
             self.adjustments: render_train.adjustments_markdown(history),
+            self.log: render_progress.log_html(history),
             self.pause: leave,
             self.stop: leave,
-            self.resume: gr.update(interactive=status in _CAN_RESUME, variant=variant),
+            self.resume: gr.update(
+                visible=status in _CAN_RESUME,
+                variant="secondary" if status == "stopped" else "primary",
+            ),
             self.shorten: gr.update(visible=too_long),
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
-            self.shown: _fingerprint(run, len(history), status),
-            self.page.timer: gr.Timer(SECONDS_LIVE if status in _LIVE else SECONDS_IDLE),
-            self.page.run_state: [status, has_adapter],
+            self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
+            self.shown: states.fingerprint(run, len(history), status),
+            self.page.timer: gr.Timer(SECONDS_LIVE if status in states.ACTIVE else SECONDS_IDLE),
+            self.page.run_state: state,
+            self.page.run_progress: render_progress.coarse_progress(history, status),
         }
 
     def start_run(self, values: Values, start: bool = True) -> Iterator[Updates]:
         """Make a run of the page's data and recipe; start it here if `start`."""
         arguments = self.page.data_arguments(values, exclude_defaults=True)
+        arguments["recipe"] |= {"base_model": values[self.page.recipe_state]["model"]}
         yield from self.make_run(values, arguments, start=start)
 
     def make_run(
@@ -158,11 +166,10 @@ class TrainTab:
             run = Run(folder)
             run.rename(unique_name(owner, name or run.name, but=run))
             started = self.train(run) if start else {}
-            runs = page.run_list(values, folder.name)
-            shown = {page.run: runs, page.trained_data: arguments["data"], self.preparing: ""}
+            shown = {page.run: folder.name, page.runs_changed: time.time(), self.preparing: ""}
             return {**shown, **started, **self.show(run)}
 
-        yield self.preparation.begin("Preparing…")
+        yield self.preparation.begin("Preparing: reading the rows and the base model…")
         directory = str(folder)
         yield from self.preparation.stream("make_run", show, directory=directory, **arguments)
 
@@ -202,46 +209,50 @@ class TrainTab:
         quotas.check_open_runs(self.page.owner(values))
         return {self.preparing: "", **self.train(run, shorter, anyway), **self.show(run)}
 
-    def announce(self, values: Values) -> str:
-        """Say what *Start training* would train, from the same widgets at the same time."""
+    def announce(self, values: Values) -> Updates:
+        """Say what *Start training* would train, and what is missing before it can start."""
         page = self.page
-        data, num_rows = values[page.data], values[page.num_rows]
-        if not data:
-            return "Add data first."
-        if not num_rows:
-            return "⚠ Your data is not ready yet: see the Data tab."
-        recipe = page.form.read(values)
-        words = render_train.about_to_train(render_train.names_of(data), num_rows, recipe)
-        if not settings.on_zerogpu():
-            return words
+        data, recipe = values[page.data_state], values[page.recipe_state]
+        words = states.missing(data, recipe)
+        source, model = data["source"], recipe["model"]
         limit, measured = values[self.slice_seconds], values[page.measured_seconds]
-        return f"{words}\n\n{render_train.slices_preview(limit, measured)}"
+        about = render_train.about_to_train_html(source, data["rows"], model, recipe["changed"])
+        return {
+            self.about_to_train: about,
+            self.slices: render_train.slices_preview(limit or 0, measured),
+            self.hint: words,
+            self.start: gr.update(interactive=not words),
+            self.to_data: gr.update(visible=data["kind"] == "none"),
+        }
 
     def follow(self, values: Values) -> Updates:
         """Show what has changed since the last check."""
         if not values[self.page.run]:
-            nothing = {self.shown: None, self.page.run_state: None}
-            return {**nothing, self.status: "No training yet."}
+            return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
         run = self.page.selected_run(values)
         history = run.history()
-        if values[self.shown] == _fingerprint(run, len(history), run.status(history)):
+        if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
             return {self.shown: values[self.shown]}
-        return self.show(run)
+        return self.show(run, values[self.curves.log], values[self.curves.smooth])
 
 
-def build(page: PageContext, tab_item: gr.Tab) -> TrainTab:
+def build(page: PageContext) -> TrainTab:
     """Place and wire the tab."""
     tab = TrainTab(page)
     _wire_start(page, tab)
-    inputs: Inputs = {
-        tab.slice_seconds,
-        page.num_rows,
-        page.measured_seconds,
-        *page.training_inputs,
-    }
-    states: list[Any] = [page.data, page.num_rows, page.measured_seconds, tab.slice_seconds]
-    changes = [tab_item.select, *(state.change for state in states)]
-    gr.on(changes, show_errors(tab.announce), inputs, tab.about_to_train, **HIDDEN)
+    inputs: Inputs = {tab.slice_seconds, page.measured_seconds}
+    announced = [tab.about_to_train, tab.slices, tab.hint, tab.start, tab.to_data]
+    page.listen("draft", tab.announce, inputs, announced)
+    if settings.on_zerogpu():
+        more: Inputs = {*inputs, page.data_state, page.recipe_state}
+        changes = [page.measured_seconds.change, tab.slice_seconds.change]
+        gr.on(changes, show_errors(tab.announce), more, announced, **HIDDEN)
+
+    def show_view(values: Values) -> Updates:
+        is_run = bool(values[page.run])
+        return {tab.draft: gr.update(visible=not is_run), tab.of_run: gr.update(visible=is_run)}
+
+    page.listen("run", show_view, set(), [tab.draft, tab.of_run])
     _wire_follow(page, tab)
     _wire_control(page, tab)
     return tab
@@ -249,13 +260,14 @@ def build(page: PageContext, tab_item: gr.Tab) -> TrainTab:
 
 def _wire_start(page: PageContext, tab: TrainTab) -> None:
     outputs = tab.start_outputs
-    starting = tab.preparation.on_click(tab.start, tab.start_run, page.training_inputs, outputs)
+    inputs: Inputs = {page.recipe_state, *page.training_inputs}
+    starting = tab.preparation.on_click(tab.start, tab.start_run, inputs, outputs)
 
     def prepare_only(values: Values) -> Iterator[Updates]:
         yield from tab.start_run(values, start=False)
 
     prepare = show_errors(prepare_only, tab.preparing)
-    preparing = remote_training_panel.build(page, prepare, outputs)
+    preparing = remote_training_panel.build(page, prepare, inputs, outputs)
     reset_on_failure(preparing, tab.preparation.ready)
     tab.preparation.cancel_events([starting, preparing], "")
     slice_inputs: Inputs = {page.visitor, tab.next_slice, tab.slice_seconds}
@@ -264,22 +276,16 @@ def _wire_start(page: PageContext, tab: TrainTab) -> None:
 
 
 def _wire_follow(page: PageContext, tab: TrainTab) -> None:
-    inputs, follow = {*page.selection, tab.shown}, show_errors(tab.follow)
-    gr.on([page.timer.tick, page.run_id.change], follow, inputs, tab.run_outputs, **HIDDEN)
+    curves, follow = {tab.curves.log, tab.curves.smooth}, show_errors(tab.follow)
+    inputs: Inputs = {*page.selection, tab.shown, *curves}
+    gr.on([page.timer.tick, page.run.change], follow, inputs, tab.run_outputs, **HIDDEN)
     page.fallback_timer.tick(follow, inputs, tab.run_outputs, **HIDDEN)
-    page.run.input(lambda: "", None, tab.preparing, **HIDDEN)  # it was about another run
+    page.reset_with_run({tab.preparing: ""})  # it was about another run
 
 
 def _wire_control(page: PageContext, tab: TrainTab) -> None:
-    @show_errors
-    def pause(values: Values) -> Updates:
-        return tab.request(values, "pause")
-
-    @show_errors
-    def stop(values: Values) -> Updates:
-        return tab.request(values, "stop")
-
-    for button, request in ((tab.pause, pause), (tab.stop, stop)):
+    for button, how in ((tab.pause, "pause"), (tab.stop, "stop")):
+        request = show_errors(functools.partial(tab.request, how=how))
         button.click(request, page.selection, tab.run_outputs, **PRIVATE)
 
     def resumer(**options: bool) -> Callable[[Values], Updates]:
@@ -289,7 +295,3 @@ def _wire_control(page: PageContext, tab: TrainTab) -> None:
     tab.resume.click(resumer(), page.selection, outputs, **PRIVATE)
     tab.shorten.click(resumer(shorter=True), page.selection, outputs, **PRIVATE)
     tab.anyway.click(resumer(anyway=True), page.selection, outputs, **PRIVATE)
-
-
-def _fingerprint(run: Run, num_events: int, status: str) -> list[Any]:
-    return [run.directory.name, run.name, num_events, status, run.requested_stop()]

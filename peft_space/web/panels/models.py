@@ -1,0 +1,91 @@
+"""The choice of a base model on the Recipe tab: a list of models, and a search of the Hub."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from peft_space.web.components import choices_html, picked
+from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
+from peft_space.web.render import models as render_models
+
+LIST = Path(__file__).parents[1] / "models.json"
+SEARCH_SECONDS = 5.0
+MIN_QUERY = 3
+MAX_FOUND = 8
+
+
+@cache
+def listed_models() -> list[dict[str, Any]]:
+    """Return the models of the list, smallest first."""
+    return json.loads(LIST.read_text(encoding="utf-8"))["models"]
+
+
+class ModelPicker:
+    """The field of the base model, and the cards below it."""
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        self.picked: Any = None
+        """The event of a card that was pressed."""
+        page.base_model.choices = [(name, name) for name in _names()]
+        page.base_model.render()
+        self.status = gr.Markdown(elem_id="model-status")
+        self.cards = choices_html(
+            "model-cards", value=render_models.cards_html(listed_models(), "", {})
+        )
+
+    def show(self, model: str, machine: dict[str, Any]) -> str:
+        """Return the cards, with the chosen one marked and what fits on this machine."""
+        return render_models.cards_html(listed_models(), model, machine)
+
+
+def _names() -> list[str]:
+    return ["demo", *(model["id"] for model in listed_models())]
+
+
+def build(page: PageContext) -> ModelPicker:
+    """Place and wire the picker."""
+    picker = ModelPicker(page)
+    picker.picked = picker.cards.click(pick, None, page.base_model, **HIDDEN)
+
+    def show(values: Values) -> Updates:
+        model, machine = values[page.recipe_state]["model"], values[page.machine]
+        return {picker.cards: picker.show(model, machine)}
+
+    page.listen("draft", show, {page.machine}, [picker.cards])
+    inputs: Inputs = {page.recipe_state, page.machine}
+    page.machine.change(show, inputs, picker.cards, **HIDDEN)
+    page.base_model.key_up(
+        search, None, page.base_model, trigger_mode="always_last", queue=False, **HIDDEN
+    )
+    return picker
+
+
+def pick(event: gr.EventData) -> str:
+    """Return the model whose card was pressed."""
+    return picked(event)
+
+
+def search(event: gr.KeyUpData) -> Any:
+    """Offer the models of the list and of the Hub that match what was typed."""
+    typed = (event.input_value or "").strip()
+    known = [name for name in _names() if typed.lower() in name.lower()]
+    if len(typed) < MIN_QUERY or known:
+        return gr.update(choices=_names())
+    return gr.update(choices=[*_names(), *search_hub(typed)])
+
+
+def search_hub(query: str) -> list[str]:
+    """Return ids of text models on the Hub that match; none if it cannot be reached in time."""
+    try:
+        found = HfApi().list_models(
+            search=query, pipeline_tag="text-generation", sort="downloads", limit=MAX_FOUND
+        )
+        return [model.id for model in found]
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return []

@@ -1,0 +1,191 @@
+"""The source of the data on the Data tab: three ways in, then one chip with what can be done."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from peft_space.data.readers.hub import HubDataset, parse_address
+from peft_space.web.components import choices_html, picked, show_errors
+from peft_space.web.context import HIDDEN, NO_MODEL, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.panels.examples import EXAMPLES, example_data, is_example
+from peft_space.web.render import sources as render_sources
+
+_HUB_FIELDS: dict[str, dict[str, Any]] = {
+    "dataset": {"label": "Dataset", "placeholder": "owner/name"},
+    "config": {"label": "Configuration", "info": "Leave empty for the default."},
+    "split": {"label": "Training split", "info": "Default: train."},
+    "held_out": {"label": "Test split", "info": "Default: 10 % of the training rows."},
+    "revision": {"label": "Revision", "info": "Branch, tag or commit. Default: latest."},
+}
+_HUB_PAGE = "huggingface.co/datasets/"
+_LABEL_ADD_BUTTON = """() => void setTimeout(() => {
+    const name = {role: 'group', tabindex: -1, title: 'Add files', 'aria-label': 'Add files'};
+    document.querySelectorAll('#data-file .icon-button:has(button)').forEach(outer =>
+        Object.entries(name).forEach(each => outer.setAttribute(...each)));
+}, 100)"""
+"""Gradio nests the button for more files in a second button without a name that does nothing."""
+
+
+class Sources:
+    """The components and handlers of the source.
+
+    A new source replaces the old one, and another button adds to it. A visitor's own data ask for
+    a base model; the examples come with the demo model.
+    """
+
+    def __init__(self, page: PageContext):
+        self.page = page
+        with gr.Column(elem_id="ways-in") as self.ways:
+            gr.Markdown(
+                "## Fine-tune a language model on your own examples\n"
+                "See before and after, and take it to vLLM, Ollama or the Hub."
+            )
+            with gr.Row():
+                self._place_upload()
+                self._place_hub()
+                self._place_examples()
+        with gr.Row(visible=False, elem_id="source-row") as self.chosen:
+            self.chip = gr.HTML(elem_id="source", scale=1)
+            upload: dict[str, Any] = {
+                "size": "sm", "scale": 0, "min_width": 110,
+            }  # fmt: skip
+            self.replace = gr.UploadButton(
+                "Replace", file_count="multiple", elem_id="replace-data", **upload
+            )
+            self.add = gr.UploadButton(
+                "Add files", file_count="multiple", elem_id="add-data", **upload
+            )
+            self.held_out = gr.UploadButton("Set test file", elem_id="held-out-file", **upload)
+            self.remove = gr.Button(
+                "Remove", size="sm", scale=0, min_width=110, elem_id="remove-data"
+            )
+
+    def _place_upload(self) -> None:
+        with gr.Column(min_width=260, elem_classes=["card"]):
+            gr.Markdown("### Upload")
+            self.file = gr.File(
+                label="Your data",
+                file_count="multiple",
+                elem_id="data-file",
+                height=150,
+            )
+            gr.Markdown(
+                "A table with a question and an answer column, or chat messages. "
+                "CSV, TSV, JSON, JSONL, Excel, Parquet or text."
+            )
+
+    def _place_hub(self) -> None:
+        with gr.Column(min_width=260, elem_classes=["card"], elem_id="hub-data"):
+            gr.Markdown("### Load from the Hub")
+            self.hub = {"dataset": gr.Textbox(elem_id="hub-dataset", **_HUB_FIELDS["dataset"])}
+            with gr.Accordion("Configuration, split and revision", open=False):
+                for name, options in list(_HUB_FIELDS.items())[1:]:
+                    self.hub[name] = gr.Textbox(elem_id=f"hub-{name}", **options)
+            self.use_hub = gr.Button("Load this dataset", size="md", elem_id="use-hub")
+
+    def _place_examples(self) -> None:
+        with gr.Column(min_width=260, elem_classes=["card"]):
+            gr.Markdown("### Try an example")
+            self.demo = gr.Button(
+                "Run the 1-minute demo", variant="primary", size="md", elem_id="try-demo"
+            )
+            gr.Markdown("Trains a tiny model to turn support messages into tickets.")
+            self.examples = choices_html("examples", value=render_sources.examples_html(EXAMPLES))
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Outputs of every handler that changes the source."""
+        page = self.page
+        model = [page.base_model, page.recipe_state, page.data_recipe]
+        return [page.data, page.held_out, page.column_mapping, *model, self.file]
+
+    def use(self, values: Values, data: str | list[str], held_out: str = "") -> Updates:
+        """Make `data` the page's only data, and choose the base model that suits them."""
+        model = values[self.page.base_model]
+        if is_example(data):
+            model = model or "demo"
+        elif model == "demo":  # it cannot learn anybody's own data
+            model = NO_MODEL
+        return {
+            self.page.data: data,
+            self.page.held_out: held_out,
+            self.page.column_mapping: {},
+            self.file: None,
+            **self._choose(values, model),
+        }
+
+    def _choose(self, values: Values, model: str) -> Updates:
+        """Choose a base model together with the data, so that these are read once."""
+        page = self.page
+        recipe, data_recipe = values[page.recipe_state], values[page.data_recipe]
+        changed = {"base_model": model} if model else {}
+        kept = {name: value for name, value in recipe["changed"].items() if name != "base_model"}
+        read = {name: value for name, value in data_recipe.items() if name != "base_model"}
+        return {
+            page.base_model: model,
+            page.recipe_state: {**recipe, "model": model, "changed": kept | changed},
+            page.data_recipe: read | changed,
+        }
+
+    def use_hub_dataset(self, values: Values) -> Updates:
+        """Make a dataset on the Hub the page's data. Raises UserError for a wrong address."""
+        fields = {name: values[widget].strip() or None for name, widget in self.hub.items()}
+        name = (fields["dataset"] or "").rpartition(_HUB_PAGE)[2].strip("/")
+        dataset = HubDataset(name, fields["revision"], fields["config"], fields["split"])
+        address = parse_address(dataset.address).address
+        test_split = fields["held_out"]
+        held_out = replace(dataset, split=test_split).address if test_split else ""
+        return self.use(values, address, held_out)
+
+    def show(self, data: str | list[str]) -> Updates:
+        """Show the ways in, or the chip of the chosen data."""
+        can_add = isinstance(data, list)
+        return {
+            self.ways: gr.update(visible=not data),
+            self.chosen: gr.update(visible=bool(data)),
+            self.chip: render_sources.source_html(data) if data else "",
+            self.add: gr.update(visible=can_add),
+        }
+
+
+def build(page: PageContext) -> Sources:
+    """Place and wire the source."""
+    sources = Sources(page)
+    base: Inputs = {page.base_model, page.recipe_state, page.data_recipe}
+
+    @show_errors
+    def upload(values: Values) -> Updates:
+        return sources.use(values, values[sources.file] or "")
+
+    @show_errors
+    def replace_files(values: Values) -> Updates:
+        return sources.use(values, values[sources.replace])
+
+    @show_errors
+    def add(values: Values) -> Any:
+        return [*values[page.data], *values[sources.add]]
+
+    @show_errors
+    def use_example(values: Values, event: gr.EventData) -> Updates:
+        kind = picked(event)
+        return sources.use(values, example_data(kind if kind in EXAMPLES else "tickets"))
+
+    @show_errors
+    def remove(values: Values) -> Updates:
+        return sources.use(values, "")
+
+    outputs = sources.outputs
+    sources.file.upload(upload, {sources.file, *base}, outputs, **PRIVATE)
+    sources.replace.upload(replace_files, {sources.replace, *base}, outputs, **PRIVATE)
+    sources.examples.click(use_example, base, outputs, **PRIVATE)
+    hub_inputs: Inputs = {*sources.hub.values(), *base}
+    use_hub = show_errors(sources.use_hub_dataset)
+    sources.use_hub.click(use_hub, hub_inputs, outputs, **PRIVATE)
+    sources.remove.click(remove, base, outputs, **PRIVATE)
+    sources.add.upload(add, {page.data, sources.add}, page.data, **PRIVATE)
+    sources.held_out.upload(lambda path: path or "", sources.held_out, page.held_out, **PRIVATE)
+    sources.file.change(None, js=_LABEL_ADD_BUTTON, **PRIVATE)
+    shown = [sources.ways, sources.chosen, sources.chip, sources.add]
+    page.data.change(sources.show, page.data, shown, **HIDDEN)
+    return sources
