@@ -29,8 +29,8 @@ def preference_trainer(
         model: the base model with the adapter that is trained.
         arguments: arguments of `DPOConfig` or `KTOConfig`.
         order: a sampler of row indices, or None for TRL's own order.
-        continues_adapter: whether training continues an adapter, which is then the reference: TRL copies
-            it as "ref". Otherwise it is the base model with the adapter off, and needs no copy.
+        continues_adapter: whether training continues an adapter, which is then the reference: TRL
+            copies it as "ref". Otherwise it is the base model with the adapter off, without a copy.
         kwargs: further arguments of the trainer.
     """
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
