@@ -186,7 +186,8 @@ class Recipe(BaseModel):
     takes more time. `automatic`: only if the base does not fit on one GPU."""
 
     max_length: int = _field("training", "Maximum length (tokens)", 512, ge=8, le=131072)
-    """Longer rows are truncated at the end. The data check reports how many."""
+    """Longer rows are truncated at the end, and longer plain texts are trained in pieces. The data
+    check reports how many."""
 
     train_on: TrainOn = _field("training", "Trained tokens", "automatic")
     """The tokens that contribute to the loss. `automatic`: every answer; messages of weight 1 if
