@@ -19,6 +19,7 @@ def test_rows_reach_the_collator_unchanged_and_the_base_model_is_the_reference(
     model = new_adapter(model, recipe, base, TaskSpec(task))
     arguments = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     arguments |= {"bf16": False, "remove_unused_columns": False, "max_length": None}
+    arguments["per_device_train_batch_size"] = 8
     if task == "kto":
         arguments["train_sampling_strategy"] = "sequential"
     items = []

@@ -210,7 +210,7 @@ def test_names_are_shown_as_text():
 
 def test_a_shell_reads_names_in_commands_as_one_word():
     traits = AdapterTraits(
-        "causal-lm", "llama", 8, False, False, (), ("q_proj",), True, False, "none"
+        "causal-lm", "llama", 8, False, False, (), ("q_proj",), True, False, False, "none"
     )
     for name in NAMES:
         mapping, recipe = {"columns": {"prompt": name}}, Recipe(base_model=name)

@@ -324,3 +324,9 @@ def test_the_sidebar_and_the_header_escape_names_and_tell_the_status(run):
     history = started(run, step(1), step(2))
     assert render_progress.coarse_progress(history, "running") == [0.5, 1]
     assert render_progress.coarse_progress(history, "finished") is None
+
+
+def test_a_text_that_is_trained_in_pieces_says_how_many():
+    example = {"row": 1, "tokens": [["a", True]], "cut": 0}
+    assert "of 3 pieces" in render_data.example_html(example | {"pieces": 3})
+    assert "pieces" not in render_data.example_html(example)

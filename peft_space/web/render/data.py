@@ -229,7 +229,10 @@ def example_html(example: dict[str, Any]) -> str:
     legend = (
         _legend(example) if learns_text else "<p>The model reads the text and learns the label.</p>"
     )
-    return f"{legend}{tokens}{label}"
+    pieces = ""
+    if "pieces" in example:
+        pieces = f"<p>This is the first of {example['pieces']} pieces of a long text.</p>"
+    return f"{legend}{tokens}{label}{pieces}"
 
 
 def _legend(example: dict[str, Any]) -> str:
