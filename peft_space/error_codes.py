@@ -189,7 +189,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose one that the message lists.",
     ),
     "data.unknown_part": (
-        "A file has no such sheet, or an archive no such file or split.",
+        "The sheet of a file, or the file or split of an archive, does not exist.",
         "Choose one that the message lists, or remove #NAME after the name of the file.",
     ),
     "data.unknown_role": (

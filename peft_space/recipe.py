@@ -113,8 +113,8 @@ class Recipe(BaseModel):
     """Indices, from 0, of the transformer blocks that get an adapter. Empty: all blocks."""
 
     adapt_experts: bool = _field("adapter", "Adapt experts", False)
-    """In a mixture of experts whose experts are stored as one tensor, also gives each expert a
-    LoRA, of the rank divided by the experts that a token uses. It needs a dropout of 0."""
+    """Also gives each expert of a mixture a LoRA, if the experts are stored as one tensor. Its rank
+    is the LoRA rank divided by the experts that a token uses. It needs a dropout of 0."""
 
     lora_bias: Literal["none", "lora_only", "all"] = _field("adapter", "Biases", "none")
     """The biases that are trained: none, those of the layers with an adapter, or all. With trained

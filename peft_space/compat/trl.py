@@ -70,7 +70,7 @@ def _weights(model: PeftModel, part: str) -> dict[str, Tensor]:
 
 
 def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
-    """A trainer of TRL whose steps do not depend on the batches that they consist of.
+    """A trainer of TRL with steps that do not depend on how they are split into batches.
 
     TRL takes the mean of the means of batches, and estimates the KL term of KTO from one batch.
     Replaces TRL's own rendering (`_prepare_dataset`) too.

@@ -240,7 +240,7 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
     chosen = {role: name for role, name in dict(values.get("columns") or {}).items() if name}
     fixes = tuple(values.get("fixes") or ())
     if schema not in SCHEMAS:
-        message = f"There is no schema {schema!r}. Choose one of {', '.join(SCHEMAS)}."
+        message = f"The schema {schema!r} does not exist. Choose one of {', '.join(SCHEMAS)}."
         raise UserError("data.unknown_schema", message)
     required, optional = roles(schema)
     for role, column in chosen.items():
@@ -250,7 +250,7 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
             raise UserError("data.unknown_role", message)
         if column not in columns:
             names = listed_names(columns)
-            message = f"There is no column {column!r} for {role}. The columns are {names}."
+            message = f"The column {column!r} for {role} does not exist. The columns are {names}."
             raise UserError("data.unknown_column", message)
     missing = next((role for role in required if role not in chosen), None)
     if missing is None and lacks_answer(schema, chosen):
@@ -260,14 +260,14 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
         message = f"The schema {schema} needs a column for {missing}. Choose from {names}."
         raise UserError("data.missing_column", message)
     if unknown := [fix for fix in fixes if fix not in FIXES]:
-        message = f"There is no fix {unknown[0]!r}. Choose from {', '.join(FIXES)}."
+        message = f"The fix {unknown[0]!r} does not exist. Choose from {', '.join(FIXES)}."
         raise UserError("data.unknown_fix", message)
     ordered = {role: chosen[role] for role in (*required, *optional) if role in chosen}
     good_from = values.get("good_from")
     left_out = tuple(name for name in values.get("left_out") or () if name not in chosen.values())
     if unknown := [name for name in left_out if name not in columns]:
         names = listed_names(columns)
-        message = f"There is no column {unknown[0]!r} to leave out. The columns are {names}."
+        message = f"The column {unknown[0]!r} to leave out does not exist. The columns are {names}."
         raise UserError("data.unknown_column", message)
     rating = None if good_from is None else float(good_from)
     return ColumnMapping(schema, ordered, fixes, rating, left_out)

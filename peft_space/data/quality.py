@@ -85,7 +85,7 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "drop_cut",
     ),
     "equal_pairs": (
-        "Preferences whose answers are equal",
+        "Preference pairs with equal answers",
         "Both answers have the same tokens within the length limit, so nothing is learned from "
         "them.", None,
     ),
@@ -100,7 +100,7 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
     "text_controls": (
         "Special tokens in plain texts",
         "The texts seem to be written by a chat template. The special tokens in them are read as "
-        "letters, and the end of a text is added once more.", "keep_control_tokens",
+        "letters, and the end of a text is added a second time.", "keep_control_tokens",
     ),
     "unknown": (
         "Unknown characters",

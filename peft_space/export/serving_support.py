@@ -53,7 +53,7 @@ class AdapterTraits:
     dora: bool
     bias: bool
     saved: tuple[str, ...]
-    """Modules of which all weights or some rows are saved, as of embeddings with new tokens."""
+    """Modules that are saved whole or in part, such as the rows of new tokens in the embeddings."""
     layers: tuple[str, ...]
     """The last part of the name of each kind of layer."""
     every_block: bool
@@ -276,6 +276,6 @@ def commands(
 
 
 def _token_rows(config: dict[str, Any]) -> tuple[str, ...]:
-    """The layer whose rows of single tokens are trained too. Engines take no such part."""
+    """The layer in which rows of single tokens are trained. Engines do not load such rows."""
     rows = config.get("trainable_token_indices")
     return tuple(rows) if isinstance(rows, dict) else ("embeddings",) * bool(rows)

@@ -100,7 +100,7 @@ def _rank(folder: Path, title: str) -> int:
         others = [name for name in file.keys() if ".lora_" not in name]  # noqa: SIM118 - no dict
     reason = ""
     if config.get("use_dora"):
-        reason = "it is a DoRA adapter, whose lengths of rows do not add up"
+        reason = "it is a DoRA adapter, and the magnitudes of several cannot be added"
     elif config.get("lora_bias") or others:
         part = others[0].removeprefix("base_model.model.") if others else "biases"
         reason = f"it also trains {part}"

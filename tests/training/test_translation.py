@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
@@ -18,6 +17,7 @@ from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.recipe import Recipe
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
+from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import translated
 
 ROW = Conversation(
@@ -39,26 +39,7 @@ def translator(request, tmp_path_factory):
     """(folder of a base, its languages)."""
     folder, (config_class, languages) = tmp_path_factory.mktemp("base"), KINDS[request.param]
     tokenizer = _tokenizer(request.param)
-    torch.manual_seed(0)
-    config = config_class(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.eos_token_id,
-    )
-    auto = transformers.AutoModelForSeq2SeqLM
-    auto.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder), languages
+    return tiny_models.like_bart(folder, config_class, tokenizer), languages
 
 
 def _tokenizer(kind):

@@ -48,7 +48,7 @@ def choose_files(name: str, archive: zipfile.ZipFile, part: str, note: Note) -> 
         note: receives a sentence about files that are not read.
 
     Raises:
-        UserError: there is no such part, or there are several tables and none is chosen.
+        UserError: the part does not exist, or there are several tables and none is chosen.
     """
     files = [info.filename for info in archive.infolist() if _may_hold_rows(info)]
     tables: dict[str, list[str]] = {}

@@ -243,7 +243,7 @@ _NUMBER = re.compile(r"\d+")
 def _is_value(cell: str, others: Sequence[str] = ()) -> bool:
     """Return True for a number or a sentence, which cannot be the name of a column.
 
-    A question can be, as in the tables of survey forms, if the cells below it are no questions.
+    A question can be a column name, as in survey forms, if the cells below it are not questions.
     """
     if cell.endswith("?") and len(cell) <= 200 and others:
         return sum(other.strip().endswith("?") for other in others) * 5 >= len(others)

@@ -114,7 +114,7 @@ def _choose_sheet(name: str, book: "Workbook", sheet: str, note: Note) -> str | 
     if sheet:
         if sheet not in titles:
             listed = ", ".join(titles)
-            message = f"{name}: there is no sheet {sheet!r}. Choose one of {listed}."
+            message = f"{name}: the sheet {sheet!r} does not exist. Choose one of {listed}."
             raise UserError("data.unknown_part", message)
         return sheet
     widths = {}  # sheet -> cells in the fullest of its first rows

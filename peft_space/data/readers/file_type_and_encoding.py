@@ -32,7 +32,7 @@ _SAVE_AS_UTF_8 = "Save the file as UTF-8."
 
 
 def named_kind(name: str) -> str | None:
-    """Return the kind of which a file is by its name, without `.gz`, or None if not supported."""
+    """Return the kind of a file by its name, without `.gz`, or None if it is not supported."""
     suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()

@@ -97,14 +97,14 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
             _check_content(line)
             notes.nan(line, f"line {number}")
         except (ValueError, RecursionError) as error:
-            mended = _objects_of_line(line, error, number, notes)
-            if mended is None and getattr(error, "pos", -1) >= len(line):
+            repaired = _objects_of_line(line, error, number, notes)
+            if repaired is None and getattr(error, "pos", -1) >= len(line):
                 rest = f"{line}\n{''.join(lines)}".rstrip(_BLANK)
                 yield from _read_objects(name, rest, number, last, notes)
                 return
-            if mended is None:
+            if repaired is None:
                 raise _invalid_line(name, number, _explain(error)) from None
-            for text, row in mended:
+            for text, row in repaired:
                 last = max(last + 1, number)
                 yield last, text, _check_object(name, last, row)
             continue
