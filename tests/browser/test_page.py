@@ -37,7 +37,7 @@ def test_a_new_fine_tune_is_true_from_the_first_file_to_the_reload(app, home, pa
     visit(page, app)
     first = page.locator("#try-demo").bounding_box()
     assert first["y"] - page.locator("#header").bounding_box()["y"] <= 320
-    expect(page.locator("button.primary:visible")).to_have_text(["Run the 1-minute demo"])
+    expect(page.locator("button.primary:visible")).to_have_text(["Run the demo"])
     for tab in TABS:
         expect(page.get_by_role("tab", name=tab, exact=True).first).to_be_visible()
     open_tab(page, "Train")

@@ -330,3 +330,10 @@ def test_a_text_that_is_trained_in_pieces_says_how_many():
     example = {"row": 1, "tokens": [["a", True]], "cut": 0}
     assert "of 3 pieces" in render_data.example_html(example | {"pieces": 3})
     assert "pieces" not in render_data.example_html(example)
+
+
+def test_the_filter_says_if_not_every_test_row_is_shown():
+    samples = [{"prompt": "p", "expected": "e", "base": "b", "adapter": "e"}] * 50
+    for num_rows, is_said in ((50, False), (60, True)):
+        scores = dataclasses.replace(SCORES, num_rows=num_rows, samples=samples)
+        assert ("of 60" in render_verdict.filter_title(scores)) == is_said

@@ -72,7 +72,7 @@ class Sources:
             )
             gr.Markdown(
                 "A table with a question and an answer column, or chat messages. "
-                "CSV, TSV, JSON, JSONL, Excel, Parquet or text."
+                "CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text."
             )
 
     def _place_hub(self) -> None:
@@ -87,9 +87,7 @@ class Sources:
     def _place_examples(self) -> None:
         with gr.Column(min_width=260, elem_classes=["card"]):
             gr.Markdown("### Try an example")
-            self.demo = gr.Button(
-                "Run the 1-minute demo", variant="primary", size="md", elem_id="try-demo"
-            )
+            self.demo = gr.Button("Run the demo", variant="primary", size="md", elem_id="try-demo")
             gr.Markdown("Trains a tiny model to turn support messages into tickets.")
             self.examples = choices_html("examples", value=render_sources.examples_html(EXAMPLES))
 

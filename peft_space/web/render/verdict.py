@@ -145,6 +145,13 @@ def counted_outcomes(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def filter_title(scores: Evaluation) -> str:
+    """Return the title of the filter, which says if not every test row is shown."""
+    shown = len(scores.samples)
+    more = shown < scores.num_rows
+    return f"Show (the first {shown} of {scores.num_rows} test rows)" if more else "Show"
+
+
 def filtered(rows: Sequence[dict[str, Any]], outcome: str | None) -> list[dict[str, Any]]:
     """Return the rows with this outcome; all of them for "all"."""
     return [row for row in rows if outcome in ("all", None) or outcome_of(row) == outcome]

@@ -92,7 +92,12 @@ class CompareTab:
         return {
             self.scoring: "",
             self.verdict: render_verdict.verdict_html(scores),
-            self.filter: gr.update(choices=choices, value="all", visible=has_samples),
+            self.filter: gr.update(
+                choices=choices,
+                value="all",
+                visible=has_samples,
+                label=render_verdict.filter_title(scores),
+            ),
             self.examples: render_compare.answers_html(scores.samples, marked=True)
             if has_samples
             else "<p>This task has no answers to show here. See All scores.</p>",
