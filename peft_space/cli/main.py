@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import json
+import re
 import signal
 import sys
 import threading
@@ -91,7 +92,7 @@ def _run(operation: Operation, parsed: Json, as_json: bool, out: IO[str]) -> Non
     if as_json:
         print(json.dumps(result), file=out)
     elif operation.text:
-        print(operation.text(result, arguments), file=out)
+        print(_as_started(operation.text(result, arguments)), file=out)
     else:
         print(json.dumps(result, ensure_ascii=False, indent=1), file=out)
     if "question" in result:
@@ -99,6 +100,13 @@ def _run(operation: Operation, parsed: Json, as_json: bool, out: IO[str]) -> Non
             "cli.ambiguous_columns",
             "This file can be read in more than one way. Choose one with --column-mapping.",
         )
+
+
+def _as_started(text: str) -> str:
+    """Name the command in `text` as it was started: a clone may have no `peft-space`."""
+    if Path(sys.argv[0]).name != "__main__.py":
+        return text
+    return re.sub(r"\bpeft-space (?=[a-z])", "python -m peft_space ", text)
 
 
 # The parser

@@ -15,6 +15,9 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+MIN_ROWS = 6
+"""For an interval. The range of fewer rows covers even their median less often than CONFIDENCE:
+1 - 2 ** (1 - rows)."""
 _Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
@@ -178,9 +181,9 @@ def bootstrap_intervals(
         seed: of the resamples.
 
     Returns:
-        [low, high] by name. Empty for a single row; without scores that are never defined.
+        [low, high] by name. Empty below MIN_ROWS rows; without scores that are never defined.
     """
-    if num_rows < 2:
+    if num_rows < MIN_ROWS:
         return {}
     drawn = np.random.default_rng(seed).integers(num_rows, size=(RESAMPLES, num_rows))
     counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=num_rows).astype(float)

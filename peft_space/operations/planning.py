@@ -76,7 +76,8 @@ def layers(recipe: RecipeChoices = None) -> Json:
 def _recommend_text(result: Json, arguments: Json) -> str:
     lines = [
         f"{advice['field']}: {json.dumps(advice['value'])}"
-        f"{'' if advice['changes'] else ' (unchanged)'}. {advice['why']} [{advice['source']}]"
+        f"{'' if advice['changes'] else ' (your recipe has it)'}. "
+        f"{advice['why']} [{advice['source']}]"
         for advice in result["advice"]
     ]
     for line in result["red_lines"]:

@@ -146,7 +146,7 @@ LONG = " and the rest of a long sentence" * 30
         ),
         (
             [{"prompt": f"{n}?", "chosen": LONG + "a", "rejected": LONG + "b"} for n in range(20)],
-            {"Rows that are cut off": 20, "Preferences whose answers are equal": 20},
+            {"Rows that are cut off": 20, "Preference pairs with equal answers": 20},
         ),
     ],
     ids=["answers", "preferences"],
@@ -322,3 +322,16 @@ def test_a_line_of_progress_is_printed_once(capsys):
     for share in (0.0, 0.0, 0.5, 0.5):
         report({"what": "Measuring", "share": share})
     assert capsys.readouterr().err.splitlines() == ["  0% Measuring", " 50% Measuring"]
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [("/bin/peft-space", "peft-space"), ("/a/peft_space/__main__.py", "python -m peft_space")],
+)
+def test_hints_name_the_command_as_it_was_started(
+    program, command, monkeypatch, run_command, tmp_path, write
+):
+    monkeypatch.setattr(sys, "argv", [program])
+    rows = write("rows.json", [{"prompt": f"{n}?", "completion": f"{n}"} for n in range(20)])
+    out = tmp_path / "run"
+    assert f"{command} resume {out}" in run_command("train", rows, "--no-train", "--out", out)[1]
