@@ -22,7 +22,7 @@ run: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy peft_space
+	$(BIN)/mypy peft_space benchmarks tools
 
 quick: check
 	$(PYTEST) $(PARALLEL) -m quick

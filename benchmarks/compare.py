@@ -35,7 +35,7 @@ def make_trained_run(folder: Path, **choices: Any) -> Any:
     return Run(folder)
 
 
-def times(run: Any) -> dict[str, Any]:
+def times(run: Any, rounds: int = ROUNDS, num_prompts: int = TIMED_PROMPTS) -> dict[str, Any]:
     """Seconds of one column and of both, in turn, and of one batch with an adapter per row."""
     from peft_space.evaluation import adapter_off_check, compare
     from peft_space.evaluation.prompts import held_out_prompts
@@ -43,7 +43,7 @@ def times(run: Any) -> dict[str, Any]:
 
     adapted = load_adapted(run)
     turns = [
-        [{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, TIMED_PROMPTS)
+        [{"role": "user", "content": row["prompt"]}] for row in held_out_prompts(run, num_prompts)
     ]
     sampling = compare.Sampling(max_new_tokens=48)
     both_sides = dict.fromkeys(adapter_off_check.SIDES, turns)
@@ -57,10 +57,10 @@ def times(run: Any) -> dict[str, Any]:
         "base": lambda: compare.answer(adapted, "base", turns, sampling),
         "adapter": lambda: compare.answer(adapted, "adapter", turns, sampling),
         "both": both,
-        "one_batch": lambda: compare._answer_together(adapted, both_sides, sampling, None, None),
+        "one_batch": lambda: compare.answer_together(adapted, both_sides, sampling, None, None),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, way in ways.items():
             began = time.perf_counter()
             way()
@@ -86,6 +86,7 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
     from peft_space.data.dataset import load_run_data
     from peft_space.data.tokenization.render import prompt_ids, stop_token_ids
     from peft_space.evaluation import compare
+    from peft_space.evaluation.generate import decode
     from peft_space.models.loading import load_adapted, load_base_model
     from peft_space.models.resolve import find_base
 
@@ -123,7 +124,7 @@ def mismatches(run: Any, count: int) -> dict[str, Any]:
                 eos_token_id=stops,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        expected = [compare._text(tokenizer, row[longest:].tolist(), stops) for row in out]
+        expected = [decode(adapted, row[longest:].tolist()) for row in out]
         wrong += sum(answer.base != text for answer, text in zip(answers, expected, strict=True))
         different += sum(answer.base != answer.adapter for answer in answers)
     return {

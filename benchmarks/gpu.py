@@ -1,5 +1,8 @@
 """Runs the app on a GPU: short trainings of every kind, then speed and memory of real shapes.
 
+Each real shape is trained by the app and by TRL's defaults on the same rows. The first training is
+also compared: the time of both columns, over that of one.
+
 `python -m benchmarks.gpu [--device cpu] [--tiny]`. It prints a JSON line for each training, and
 never stops at the first error. Weights are random. `--tiny` replaces the real shapes by small ones,
 so that the same code runs in the tests. Each training has a separate process, because memory that
@@ -16,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks import compare
 from benchmarks.harness import Json, make_rows, tell, working_folder
 
 SHAPES: dict[str, Json] = {
@@ -141,6 +145,8 @@ def train(case: Json) -> Json:
             "losses": [round(step.loss, 4) for step in steps],
             "plan": plan.model_dump(include=_PLAN_FIELDS) if plan else None,
         }
+        if case.get("compares"):
+            result["comparison"] = compare.times(run, rounds=2, num_prompts=4)
         if case["scores"]:
             scores = operations.evaluate(str(run.directory))
             result["scores"] = {side: scores[side]["loss"] for side in ("base", "adapter")}
@@ -152,6 +158,66 @@ def train(case: Json) -> Json:
         traceback.print_exc()
         result["error"] = f"{type(error).__name__}: {error}"[:500]
     return result
+
+
+def train_with_trl(case: Json) -> Json:
+    """Train the rows of a case with TRL's defaults in this process.
+
+    Only the size of the work, the adapter and the quantization are set.
+
+    Returns:
+        The measured figures, or the error.
+    """
+    result: Json = {"case": case["name"], "trainer": "TRL"}
+    try:
+        return result | _trl_figures(case)
+    except Exception as error:  # noqa: BLE001 - recorded
+        traceback.print_exc()
+        return result | {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _trl_figures(case: Json) -> Json:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from peft_space import hardware
+
+    recipe, on_gpu, ends = case["recipe"], hardware.device() == "cuda", list[float]()
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    options: Json = {}
+    if recipe["quantization"] == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"
+        )
+        options = {"model_init_kwargs": {"quantization_config": quantization}}
+    arguments = SFTConfig(
+        case["out"], max_steps=STEPS, per_device_train_batch_size=recipe["batch_size"],
+        max_length=recipe["max_length"], logging_steps=1, report_to="none", use_cpu=not on_gpu,
+        **options,
+    )  # fmt: skip
+    texts = [json.loads(line)["text"] for line in Path(case["data"]).read_text().splitlines()]
+    trainer = SFTTrainer(
+        recipe["base_model"], arguments, train_dataset=Dataset.from_dict({"text": texts}),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[Clock()],
+    )  # fmt: skip
+    tokens = sum(min(len(row["input_ids"]), recipe["max_length"]) for row in trainer.train_dataset)
+    trainer.train()
+    return {
+        "device": hardware.device_name(),
+        # the first steps warm up; every row is used once
+        "tokens_a_second": round(tokens * (STEPS - 2) / STEPS / (ends[-1] - ends[1])),
+        "peak_gb": round(hardware.peak_memory() / 1e9, 2),
+        "losses": [
+            round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry
+        ],
+    }
 
 
 _PLAN_FIELDS = {
@@ -187,9 +253,9 @@ def cases(folder: Path, tiny: bool) -> list[Json]:
         own |= {"base_model": model, "eval_split": 0.0}
         longest = own["max_length"]
         name = f"tiny in place of {name}" if tiny else name
-        found.append(
-            {"name": name, "data": rows, "recipe": own, "scores": False, "longest": longest}
-        )
+        case = {"name": name, "data": rows, "recipe": own, "scores": False, "longest": longest}
+        found += [case | {"trainer": "trl"}, case]
+    found[0]["compares"] = True
     return [case | {"out": str(folder / f"run-{number}")} for number, case in enumerate(found)]
 
 
@@ -200,7 +266,8 @@ def main() -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        tell(train(json.loads(options.case)))
+        case = json.loads(options.case)
+        tell(train_with_trl(case) if case.get("trainer") == "trl" else train(case))
         return 0
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

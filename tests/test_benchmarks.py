@@ -82,5 +82,7 @@ def test_the_gpu_script_runs_every_case_on_a_cpu():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line for line in lines if "error" in line] == []
-    assert len(lines) == len(gpu.KINDS) + len(gpu.MEASURED)
+    assert len(lines) == len(gpu.KINDS) + 2 * len(gpu.MEASURED)
+    assert lines[0]["comparison"]["both_seconds"] > 0
+    assert sum(line.get("trainer") == "TRL" for line in lines) == len(gpu.MEASURED)
     assert done.returncode == 0
