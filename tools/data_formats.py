@@ -133,6 +133,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         "MMLU, ARC",
         {"question": "Price?", "choices": ["30", "40"], "answer": 1},
     ),
+    "question with a column for each choice": (
+        "MedMCQA, WinoGrande, PIQA, MMLU as CSV",
+        {"question": "Price?", "A": "30", "B": "40", "answer": "B"},
+    ),
     "question with thoughts": (
         "medical-o1, s1K",
         {"Question": "Price?", "Complex_CoT": "I look.", "Response": "40."},

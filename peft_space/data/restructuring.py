@@ -1,7 +1,7 @@
 """Exports in which a row is not one example, as rows with ordinary columns.
 
 Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
-word a row, two answers with a choice, and translations in one column.
+word a row, two answers with a choice, choices in columns, and translations in one column.
 """
 
 import functools
@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
+from peft_space.data.choice_columns import has_choice_columns, join_choices
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "1"
+_VERSION = "2"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -506,6 +507,11 @@ _FORMS = (
         "Each row has two answers, and says which is better. Rows without a better one are left "
         "out.",
         _is_comparison, _preferences,
+    ),
+    Form(
+        "The choices of a question are columns: they are listed under the question, and the right "
+        "one is the answer.",
+        has_choice_columns, join_choices,
     ),
     Form("Each language of the translations is a column.", _is_translation, _translations),
 )  # fmt: skip

@@ -244,3 +244,55 @@ def test_a_templated_text_is_offered_as_a_conversation(write, form):
 )
 def test_a_text_that_only_contains_signs_of_a_template_is_a_text(text):
     assert conversation_in(text) is None
+
+
+_TEXTS = ["Oslo", "Rome", "Lima", "Kyiv"]
+
+
+def _columns(names, texts=_TEXTS):
+    return dict(zip(names, texts, strict=False))
+
+
+CHOICE_COLUMNS = {
+    "letters": ({"question": "Where?"} | _columns("ABCD"), "answer", ["B", "C", "b)", " C. "]),
+    "letters and numbers": ({"question": "Where?"} | _columns("ABCD"), "answer", [1, 2, 0, 3]),
+    "letters and texts": ({"question": "Where?"} | _columns("abcd"), "answer", ["Rome", "Lima"]),
+    "medical": (
+        {"question": "Where?"} | _columns(["opa", "opb", "opc", "opd"]), "cop", [1, 2, 0],
+    ),
+    "numbers from 1": (
+        {"sentence": "In _."} | _columns(["option1", "option2"], _TEXTS[1:]), "answer", ["1", "2"],
+    ),
+    "numbers from 0": ({"goal": "Go"} | _columns(["sol1", "sol2"], _TEXTS[1:]), "label", [0, 1]),
+    "endings": (
+        {"ctx": "In"} | _columns([f"ending{n}" for n in range(4)]), "label", ["1", "2", "0"],
+    ),
+    "names of columns": (
+        {"prompt": "Where?"} | _columns(["choice_a", "choice_b", "choice_c"]), "correct_answer",
+        ["choice_b", "choice_c"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", CHOICE_COLUMNS)
+def test_choices_in_columns_are_listed_and_the_right_one_is_the_answer(write, form):
+    cells, key, keys = CHOICE_COLUMNS[form]
+    rows = [{name: f"{cell}" for name, cell in cells.items()} | {key: one} for one in keys]
+    examples = loaded(write("rows.json", rows)).train
+    asked, answers = zip(*(row.messages for row in examples), strict=True)
+    assert all("A. " in question["content"] and "B. " in question["content"] for question in asked)
+    first = [answer["content"].partition(". ")[2] for answer in answers][:2]
+    assert first == ["Rome", "Lima"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "What is a to b?", "a": "1", "b": "2", "answer": "It is the half."},
+        {"question": "Where?", "choice": "Oslo", "answer": "Oslo"},
+        {"text": "Where?", "x1": "Oslo", "x2": "Rome", "label": "x1"},
+    ],
+)
+def test_columns_that_are_no_choices_stay_columns(write, row):
+    path = write("rows.json", [row, row])
+    assert {*row} == {*operations.check(str(path))["columns"]}
