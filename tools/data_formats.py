@@ -190,6 +190,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
             "annotations": [{"result": [{"value": {"choices": ["positive"]}}]}],
         },
     ),
+    "segments of a text": (
+        "Axolotl; those with a true label are trained",
+        {"segments": [{"label": False, "text": "Price?"}, {"label": True, "text": " 40."}]},
+    ),
     "a word in a row": (
         "Kaggle",
         {"Sentence #": "Sentence: 1", "Word": "Oslo", "POS": "NNP", "Tag": "B-geo"},

@@ -276,6 +276,20 @@ def choices_of(cell: Any) -> list[tuple[str, str]] | None:
     return list(zip(map(str, letters), texts, strict=False))
 
 
+def is_segments(cell: Any) -> bool:
+    """Return True for parts of a text that say if they are trained, as Axolotl has them."""
+    return (
+        isinstance(cell, list)
+        and bool(cell)
+        and all(
+            isinstance(part, dict)
+            and isinstance(part.get("text"), str)
+            and isinstance(part.get("label"), bool)
+            for part in cell
+        )
+    )
+
+
 def one_text(cell: Any) -> str | None:
     """The text of a cell, or of a list of one."""
     values = listed(cell)

@@ -169,7 +169,7 @@ ROLES: dict[Schema, _Roles] = {
         }
     ),
     "text_classification": _Roles({"text": TEXTS, "label": LABELS}),
-    "text": _Roles({"text": TEXTS}),
+    "text": _Roles({"text": (*TEXTS, "segments")}),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from peft_space.data.cells import (
     as_rating,
     choices_of,
     conversation_in,
+    is_segments,
     listed,
     message_turns,
     spans_of,
@@ -47,6 +48,8 @@ class Text:
     text: str
     keep_control_tokens: bool | None = None
     """True if special tokens of the model in the text are these tokens, and not letters."""
+    trained: list[tuple[int, int]] | None = None
+    """Spans of characters that are trained; None for the whole text."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
 
     match column_mapping.schema:
         case "text":
+            if is_segments(row.get(columns["text"])):
+                return _segments(number, row[columns["text"]])
             text = clean(_text(row, columns["text"]))
             if not text.strip():
                 raise BadRow("the text is empty")
@@ -150,6 +155,19 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
             return UnpairedPreference(number, messages, good, tools)
         case _:
             return Conversation(number, *conversation())
+
+
+def _segments(number: int, cell: list[dict[str, Any]]) -> Text:
+    """Return the text of segments, of which those with a true label are trained."""
+    text, trained = "", []
+    for segment in cell:
+        begin = len(text)
+        text += check_encodable(segment["text"])
+        if segment["label"] and len(text) > begin:
+            trained.append((begin, len(text)))
+    if not trained:
+        raise BadRow("none of its segments has a true label, so nothing of it is trained")
+    return Text(number, text, keep_control_tokens=True, trained=trained)
 
 
 # Cells

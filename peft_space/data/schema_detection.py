@@ -10,6 +10,7 @@ from peft_space.data.cells import (
     as_rating,
     choices_of,
     conversation_in,
+    is_segments,
     is_shortened,
     listed,
     one_text,
@@ -292,6 +293,8 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
         return not _has_spans(cells)
     if role == "reasoning":
         return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
+    if schema == "text" and normalized(column) == "segments":
+        return any(map(is_segments, cells))
     if role == "choices":
         return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True

@@ -43,7 +43,7 @@ MAX_PROBLEMS = 1_000
 """Rows that are listed with the reason why they are left out; the others are only counted."""
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
-_NORMALIZER_VERSION = "11"
+_NORMALIZER_VERSION = "12"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 

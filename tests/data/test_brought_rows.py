@@ -480,3 +480,24 @@ def test_a_thought_is_a_part_of_the_target_of_t5(write, tmp_path):
     [shown, *_] = result["examples"]
     written = " ".join(text for text, trained in shown["target"] if trained).split()
     assert [word for word in written if word in ("I", "look", "40")] == ["I", "look", "40"]
+
+
+def test_of_segments_those_with_a_true_label_are_trained(write):
+    segments = [
+        {"label": False, "text": "<|user|>\nPrice {}?<|end|>\n<|assistant|>\n"},
+        {"label": True, "text": "40."},
+        {"label": False, "text": " I guess"},
+        {"label": True, "text": " or 50.<|end|>"},
+    ]
+    rows = [
+        {"segments": [part | {"text": part["text"].replace("{}", str(n))} for part in segments]}
+        for n in range(4)
+    ]
+    rows.append({"segments": [segments[0]]})
+    found = operations.check(str(write("rows.jsonl", rows)), {"base_model": "demo"})
+    assert (found["schema"], found["num_problems"], found["examples"][0]["cut"]) == ("text", 1, 0)
+    tokens = found["examples"][0]["tokens"]
+    trained = "".join(text for text, is_trained in tokens if is_trained)
+    assert trained == "40. or 50.<|end|>"
+    assert "".join(text for text, _ in tokens).endswith(" I guess or 50.<|end|>")
+    assert ["<|user|>", False] in tokens, "special tokens of the segments stay special tokens"

@@ -145,7 +145,9 @@ def _example(
     max_length: int,
 ) -> TokenizedExample:
     spans = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
-    more = _pieces(row, annotated, encoded, max_length) if isinstance(row, Text) else ()
+    more: tuple[TokenizedExample, ...] = ()
+    if isinstance(row, Text) and row.trained is None:
+        more = _pieces(row, annotated, encoded, max_length)
     return TokenizedExample(
         row.row,
         encoded.ids[:max_length],
@@ -259,7 +261,7 @@ def _annotate(
             conversation = Conversation(row.row, [*row.prompt, *row.chosen], row.tools)
             return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
         case Text(keep_control_tokens=True):
-            return _annotate_templated(tokenizer, row.text)
+            return _annotate_templated(tokenizer, row)
         case Text():
             message = {"role": "user", "content": row.text}
             [escaped], typed = escape_special_tokens(tokenizer, [message])
@@ -268,11 +270,13 @@ def _annotate(
     raise AssertionError(f"{type(row).__name__} rows belong to tasks without a chat template")
 
 
-def _annotate_templated(tokenizer: "PreTrainedTokenizerFast", text: str) -> AnnotatedText:
+def _annotate_templated(tokenizer: "PreTrainedTokenizerFast", row: Text) -> AnnotatedText:
     """A text that has special tokens already: what it begins and ends with is not added again."""
+    text, trained = row.text, [(start, end) for start, end in row.trained or [(0, len(row.text))]]
     begins = bool(tokenizer.bos_token) and text.lstrip().startswith(str(tokenizer.bos_token))
     ends = text.rstrip().endswith(special_tokens_of(tokenizer)[0] or "\0")
-    return AnnotatedText(text, [(0, len(text))], {}, add_bos=not begins, add_eos=not ends)
+    ends = ends or trained[-1][1] < len(text)
+    return AnnotatedText(text, trained, {}, add_bos=not begins, add_eos=not ends)
 
 
 def _annotate_conversation(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "7"
+_RENDERER_VERSION = "8"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
