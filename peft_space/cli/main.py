@@ -167,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser, operation: Operation) -> None
                 add(flag_of(one), action="append")
             case "options":
                 _add_options(parser, one)
-            case "token" | "job_token" | "owners":
+            case "token" | "owners":
                 pass
             case _:
                 _add_plain(parser, one)
@@ -223,7 +223,7 @@ def _resolve(parameter: Parameter, parsed: Json) -> Any:
     """The value of an argument, from what was typed."""
     value = parsed.get(parameter.name, _UNSET)
     match parameter.kind.role:
-        case "token" | "job_token":
+        case "token":
             return None  # the libraries of the Hub read HF_TOKEN, or the login of this machine
         case "owners":
             return ["local"]

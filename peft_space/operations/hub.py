@@ -7,7 +7,6 @@ from peft_space.operations.export import ExportOptions
 from peft_space.operations.registry import (
     AnyRun,
     HubToken,
-    JobToken,
     Json,
     NewRun,
     Progress,
@@ -91,7 +90,7 @@ _IN_JOB = {"cli": "The command `job` does it."}
 
 
 @operation(group="jobs", surfaces=("api", "page"), why_not=_IN_JOB)
-def job_hardware(run: AnyRun, token: JobToken = None) -> Json:
+def job_hardware(run: AnyRun, token: HubToken = None) -> Json:
     """List the hardware of Hugging Face Jobs, with memory, time and cost of a run.
 
     Returns:
@@ -105,7 +104,7 @@ def job_hardware(run: AnyRun, token: JobToken = None) -> Json:
 
 @operation(group="jobs", watches_job=True, surfaces=("api", "page"), why_not=_IN_JOB)
 def submit_job(
-    run: AnyRun, flavor: str, timeout: str, token: JobToken = None, report: Progress = None
+    run: AnyRun, flavor: str, timeout: str, token: HubToken = None, report: Progress = None
 ) -> Json:
     """Train a run as a job on Hugging Face.
 
@@ -125,13 +124,13 @@ def submit_job(
 @operation(
     group="jobs", watches_job=True, in_process=True, surfaces=("api", "page"), why_not=_IN_JOB
 )
-def follow_job(run: AnyRun, token: JobToken = None) -> Json:
+def follow_job(run: AnyRun, token: HubToken = None) -> Json:
     """Download the files of a run's job, if nothing does so since a restart."""
     return {"status": Run(run).status()}
 
 
 @operation(group="jobs", watches_job=True, surfaces=("api", "page"), why_not=_IN_JOB)
-def cancel_job(run: AnyRun, token: JobToken = None) -> Json:
+def cancel_job(run: AnyRun, token: HubToken = None) -> Json:
     """Cancel the job of a run; the app downloads the job's files."""
     from peft_space.hub import jobs
 

@@ -127,11 +127,6 @@ HubToken = Annotated[
     str | None,
     Kind("token", "a Hub token, used once and not stored; without it, the client's oauth_token"),
 ]
-JobToken = Annotated[
-    str | None,
-    Kind("job_token", "a Hub token that may run jobs; empty: the one this machine has"),
-]
-"""Signing in to the page does not grant jobs, so the client's `oauth_token` is not used."""
 TextFile = Annotated[str | None, Kind("text", "a text", "FILE")]
 LocalFile = Annotated[str | None, Kind("local_file", "", "FILE", only="cli")]
 Owners = Annotated[list[str], Kind("owners")]

@@ -107,7 +107,6 @@ _AS_SHOWN: dict[str, Json] = {
     "json": _OBJECT,
     "adapters": {"hint": Annotated[list[str], Field(max_length=_MAX_ADAPTERS)], "default": []},
     "token": _TEXT,
-    "job_token": _TEXT,
     "text": _TEXT,
 }
 """How the API shows parameters, by role; the others are shown as they are declared."""
@@ -182,9 +181,8 @@ def resolve(parameter: Parameter, value: Any, call: Call) -> Any:
             )
         case "repo":
             return value.strip()
-        case "token" | "job_token":
-            signed_in = call.signed_in if parameter.kind.role == "token" else None
-            call.token = token_of(value, signed_in)
+        case "token":
+            call.token = token_of(value, call.signed_in)
             return call.token
         case "json" | "text":
             return value or None

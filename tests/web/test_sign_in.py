@@ -86,7 +86,7 @@ def test_sign_in_requests_the_scopes_of_the_space(space, provider):
     sign_in(space.url)
     request = provider.asked[-1]
     assert (request["client_id"], request["response_type"]) == (CLIENT, "code")
-    scopes = ["openid", "profile", "contribute-repos", "write-discussions"]
+    scopes = ["openid", "profile", "contribute-repos", "write-discussions", "jobs"]
     assert request["scope"].split() == scopes
     assert urlsplit(request["redirect_uri"]).path == "/login/callback"
 

@@ -59,8 +59,9 @@ def test_the_space_uses_the_gradio_of_the_tests():
     assert fields["sdk_version"] in requirements()["gradio"]
 
 
-def test_sign_in_requests_only_repositories_and_pull_requests():
-    assert set(front_matter()["hf_oauth_scopes"]) == {"contribute-repos", "write-discussions"}
+def test_sign_in_requests_only_repositories_pull_requests_and_jobs():
+    scopes = set(front_matter()["hf_oauth_scopes"])
+    assert scopes == {"contribute-repos", "write-discussions", "jobs"}
 
 
 @pytest.mark.parametrize("torch", ["2.10.0", "2.11.0", pinned("torch")])

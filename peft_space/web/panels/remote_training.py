@@ -13,6 +13,7 @@ import gradio as gr
 
 from peft_space.compat.gradio import served_folder
 from peft_space.hub.jobs import start_watching
+from peft_space.web.auth import token_of
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import overview as render_overview
@@ -21,8 +22,9 @@ from peft_space.web.states import STATUS_WORDS
 TITLE = "Train on other hardware"
 _INTRODUCTION = (
     "Rent a GPU on Hugging Face by the minute. Your run goes to a private dataset of yours, and "
-    "losses, checkpoints and the adapter come back here. You need credit and a token with write "
-    "and jobs access; the job gets the token as a secret."
+    "losses, checkpoints and the adapter come back here. You need credit, and the job gets your "
+    "token as a secret. Signing in lasts a day: for a longer job, enter a token with write and "
+    "jobs access."
 )
 
 
@@ -37,7 +39,7 @@ class RemoteTraining:
             self.token = gr.Textbox(
                 label="Token",
                 type="password",
-                info="Optional if this machine is signed in.",
+                info="Optional if you or this machine are signed in.",
                 elem_id="job-token",
             )
         self.offers_button = gr.Button("Show hardware and prices", elem_id="job-hardware")
@@ -59,13 +61,13 @@ class RemoteTraining:
         """Hardware -> suggested time limit in seconds."""
         self.operation = Operation(page, self.progress, [self.offers_button, self.submit])
 
-    def _run_and_token(self, values: Values) -> dict[str, Any]:
+    def _run_and_token(self, values: Values, signed_in: gr.OAuthToken | None) -> dict[str, Any]:
         run = str(self.page.selected_run(values).directory)
-        return {"run": run, "token": (values[self.token] or "").strip() or None}
+        return {"run": run, "token": token_of(values[self.token], signed_in)}
 
-    def list_hardware(self, values: Values) -> Iterator[Updates]:
+    def list_hardware(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
         """Show the needs and the cost of the selected run on each kind of hardware."""
-        arguments = self._run_and_token(values)
+        arguments = self._run_and_token(values, signed_in)
         yield self.operation.begin("Asking the Hub for hardware and prices…")
         offers = self.page.workers.call("job_hardware", **arguments)["hardware"]
         fitting = [offer for offer in offers if offer["fits"] is not False]
@@ -79,9 +81,9 @@ class RemoteTraining:
             **self.operation.ready,
         }
 
-    def submit_job(self, values: Values) -> Iterator[Updates]:
+    def submit_job(self, values: Values, signed_in: gr.OAuthToken | None) -> Iterator[Updates]:
         """Start a job that trains the selected run."""
-        arguments = self._run_and_token(values)
+        arguments = self._run_and_token(values, signed_in)
         arguments |= {"flavor": values[self.flavor] or "", "timeout": values[self.timeout] or ""}
 
         def show(job: dict[str, Any]) -> Updates:
@@ -92,20 +94,20 @@ class RemoteTraining:
         yield self.operation.begin()
         yield from self.operation.stream("submit_job", show, **arguments)
 
-    def cancel_job(self, values: Values) -> str:
+    def cancel_job(self, values: Values, signed_in: gr.OAuthToken | None) -> str:
         """End the selected run's job."""
-        arguments = self._run_and_token(values)
+        arguments = self._run_and_token(values, signed_in)
         self.page.workers.call("cancel_job", **arguments)
         start_watching(self.page.selected_run(values), arguments["token"])
         return "Canceled. Fetching the job's files."
 
-    def reconnect_job(self, values: Values) -> str:
+    def reconnect_job(self, values: Values, signed_in: gr.OAuthToken | None) -> str:
         """Watch the selected run's job again, for instance after this machine restarted."""
         run = self.page.selected_run(values)
         if (status := run.status()) != "on_job":
             state = STATUS_WORDS[status]
             return f"There is no job to reconnect to: the run is {state}."
-        start_watching(run, self._run_and_token(values)["token"])
+        start_watching(run, self._run_and_token(values, signed_in)["token"])
         return "Reconnected."
 
 
