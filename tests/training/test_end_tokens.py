@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,11 +40,11 @@ def base_that_cannot_stop(folder, tied):
     return path, len({*unused, tokenizer.eos_token_id}) - 1
 
 
-def trained(base, folder, write):
+def trained(base, folder, write, quantization="none"):
     rows = [{"prompt": "Say red.", "completion": "red"}] * 40
     recipe = Recipe(
         base_model=base,
-        quantization="none",
+        quantization=quantization,
         learning_rate=3e-2,
         max_steps=60,
         batch_size=8,
@@ -96,6 +97,31 @@ def test_the_row_of_an_end_token_that_the_base_never_learned_is_trained(
     assert answered[-1] == end
     monkeypatch.setattr(training, "tokens_as_likely", lambda model, token: 0)
     assert not ends(trained(base, tmp_path / "without", write)), "no other layer can do it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_row_is_trained_on_a_quantized_base_and_written_to_gguf(
+    tied, quantization, tmp_path, write
+):
+    base, _ = base_that_cannot_stop(tmp_path / "base", tied)
+    run = trained(base, tmp_path / "run", write, quantization)
+    assert ends(run)
+    assert check(load_adapted(run)).fair
+    out = tmp_path / "gguf"
+    exported = operations.export(
+        str(run.directory), str(out), {"target": "gguf", "gguf_type": "f16"}
+    )
+    assert exported["proof"]["passed"]
+    [file] = out.glob("*.gguf")
+    tensors = {one.name: one.data for one in gguf.GGUFReader(file).tensors}
+    assert ("output.weight" in tensors) != tied
+    weight = torch.tensor(tensors["token_embd.weight" if tied else "output.weight"]).float()
+    end = AutoTokenizer.from_pretrained(base).eos_token_id
+    own = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight
+    changed = (weight - own).norm(dim=1) > 1e-2 * own.norm(dim=1)
+    assert changed.nonzero().flatten().tolist() == [end]
 
 
 def noted(base, write, **recipe):
