@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +149,52 @@ def cached_repo_file(location: str, name: str, revision: str | None) -> Path | N
     return Path(path) if path else None
 
 
+class EachRowOnce:
+    """What lets several processes train each row of an epoch once, for a Trainer to inherit.
+
+    accelerate repeats rows in the last step of an epoch, so that all processes get as many. They
+    are left out again here. A process without a row of its own trains one with a share of zero.
+    Overrides the private `_get_num_items_in_batch`, which sees the batches of a step first.
+    """
+
+    first_rows: Callable[[dict[str, Any], int], dict[str, Any]]
+    """Returns so many rows of a batch."""
+
+    def rows_of_step(self) -> int:
+        """The rows of the coming step, of all processes."""
+        trainer: Any = self
+        num_rows, whole = len(trainer.train_dataset), self._rows_of_whole_step()
+        is_last = (trainer.state.global_step + 1) % math.ceil(num_rows / whole) == 0
+        return (num_rows % whole or whole) if is_last else whole
+
+    def _rows_of_whole_step(self) -> int:
+        trainer: Any = self
+        arguments = trainer.args
+        rows = trainer._train_batch_size * arguments.gradient_accumulation_steps
+        return rows * arguments.world_size
+
+    def repeats_rows(self) -> bool:
+        """True if batches of the coming step have rows that occur twice in the epoch."""
+        trainer: Any = self
+        return trainer.args.world_size > 1 and self.rows_of_step() < self._rows_of_whole_step()
+
+    def own_rows(self, num_batches: int) -> list[int]:
+        """The rows in each of this process's batches of the coming step, without repeated ones."""
+        trainer: Any = self
+        size, left = trainer._train_batch_size, self.rows_of_step()
+        rank, processes = trainer.args.process_index, trainer.args.world_size
+        starts = [size * (processes * batch + rank) for batch in range(num_batches)]
+        return [min(size, max(0, left - start)) for start in starts]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        if self.repeats_rows():
+            counts = self.own_rows(len(batch_samples))
+            batch_samples[:] = map(type(self).first_rows, batch_samples, counts)
+        return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+
+
 def trainer_with_row_order(
-    order: Sampler[int] | None, eval_collator: Any = None, **kwargs: Any
+    order: Sampler[int] | None, first_rows: Any, eval_collator: Any = None, **kwargs: Any
 ) -> Trainer:
     """Create a Trainer that draws the training rows from `order`.
 
@@ -157,12 +202,13 @@ def trainer_with_row_order(
 
     Args:
         order: a sampler of row indices, or None for the Trainer's own order.
+        first_rows: returns so many rows of a batch.
         eval_collator: makes batches of held-out rows, if `data_collator` only makes those to train.
         kwargs: arguments of `Trainer`.
     """
     from transformers import Trainer
 
-    class OrderedTrainer(Trainer):
+    class OrderedTrainer(EachRowOnce, Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return order or super()._get_train_sampler(train_dataset)
 
@@ -176,6 +222,7 @@ def trainer_with_row_order(
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # not reported anywhere, and counting visits all parameters in every step
 
+    OrderedTrainer.first_rows = first_rows
     return OrderedTrainer(**kwargs)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, Literal
 
-from peft_space.compat.transformers import use_one_gpu
+from peft_space.compat.transformers import EachRowOnce, use_one_gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from peft import PeftModel
     from torch import Tensor
     from torch.utils.data import Sampler
@@ -18,6 +21,7 @@ def preference_trainer(
     task: Literal["dpo", "kto"],
     model: PeftModel,
     arguments: dict[str, Any],
+    first_rows: Callable[[dict[str, Any], int], dict[str, Any]],
     order: Sampler[int] | None = None,
     continues_adapter: bool = False,
     **kwargs: Any,
@@ -28,6 +32,7 @@ def preference_trainer(
         task: selects the trainer.
         model: the base model with the adapter that is trained.
         arguments: arguments of `DPOConfig` or `KTOConfig`.
+        first_rows: returns so many rows of a batch.
         order: a sampler of row indices, or None for TRL's own order.
         continues_adapter: whether training continues an adapter, which is then the reference: TRL
             copies it as "ref". Otherwise it is the base model with the adapter off, without a copy.
@@ -45,7 +50,9 @@ def preference_trainer(
     if reference:
         model.delete_adapter("ref")
     trained = _weights(model, ".default.")
-    trainer = _trainer_class(task, trainer_class)(model=model, args=config, **kwargs)
+    tokenized_rows_trainer = _trainer_class(task, trainer_class)
+    tokenized_rows_trainer.first_rows = first_rows
+    trainer = tokenized_rows_trainer(model=model, args=config, **kwargs)
     trainer.order = order
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = batch_size
     if not continues_adapter:
@@ -78,7 +85,7 @@ def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
     import torch
     from trl.trainer.utils import use_adapter
 
-    class TokenizedRowsTrainer(trainer_class):
+    class TokenizedRowsTrainer(EachRowOnce, trainer_class):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
@@ -90,7 +97,8 @@ def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
 
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             batches, num_items = super().get_batch_samples(*args, **kwargs)
-            self._rows_of_step = sum(map(_num_rows, batches))
+            self._own_rows = self.own_rows(len(batches))
+            self._counts = iter(self._own_rows)
             if task == "kto" and batches:
                 self._kl_of_step = self._estimate_kl(batches)
             return batches, num_items
@@ -102,11 +110,13 @@ def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
             reference = "ref" if "ref" in unwrapped.peft_config else None
             model.train()
             with torch.no_grad(), self.compute_loss_context_manager():
-                for batch in map(self._prepare_inputs, batches):
-                    own = super()._compute_kl_logps(model, batch)
+                for batch, count in zip(batches, self._own_rows, strict=True):
+                    inputs = self._prepare_inputs(batch)
+                    own = super()._compute_kl_logps(model, inputs)
                     with use_adapter(unwrapped, reference):
-                        parts.append(own - super()._compute_kl_logps(model, batch))
-            return torch.cat(parts).mean().reshape(1)
+                        parts.append((own - super()._compute_kl_logps(model, inputs))[:count])
+            total = self.accelerator.gather(torch.cat(parts).sum().reshape(1)).sum()
+            return (total / self.rows_of_step()).reshape(1)
 
         def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
             # TRL asks for those of the model, then for those of the reference, and subtracts
@@ -119,17 +129,26 @@ def _trainer_class(task: Literal["dpo", "kto"], trainer_class: Any) -> Any:
                 return super().compute_loss(model, inputs, *args, **kwargs)
             if task == "kto":
                 self._kl_parts = iter((self._kl_of_step, torch.zeros_like(self._kl_of_step)))
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            share = _num_rows(inputs) / self._rows_of_step
+            uneven = self.repeats_rows()
+            with _without_gathering(self.accelerator) if uneven else contextlib.nullcontext():
+                loss = super().compute_loss(model, inputs, *args, **kwargs)
+            # the gradients of several processes are averaged
+            share = next(self._counts) * self.args.world_size / self.rows_of_step()
             return loss * share * self.current_gradient_accumulation_steps
 
     return TokenizedRowsTrainer
 
 
-def _num_rows(batch: Any) -> int:
-    """The rows of a batch, in which DPO puts the chosen and the rejected answer of each row."""
-    rows = len(batch["input_ids"])
-    return rows if "label" in batch else rows // 2
+@contextlib.contextmanager
+def _without_gathering(accelerator: Any) -> Iterator[None]:
+    """Let TRL measure each process alone: their batches may differ in size, and it would wait."""
+    own = {"gather": lambda value: value, "gather_for_metrics": lambda value: value}
+    vars(accelerator).update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del vars(accelerator)[name]
 
 
 def adds_router_loss(trainer: Trainer) -> bool:

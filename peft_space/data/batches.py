@@ -159,6 +159,28 @@ def _inputs(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     return {"input_ids": pad_rows(rows, pad_token_id), "attention_mask": mask}
 
 
+def first_rows(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the first rows of a batch of any task, with its padding.
+
+    Args:
+        batch: what one of the functions above has made.
+        count: 0 is one row without labels, because a model computes no empty batch.
+    """
+    if count == 0:
+        one = first_rows(batch, 1)
+        return one | {name: torch.full_like(one[name], MASKED) for name in one.keys() & {"labels"}}
+    if "row_starts" in batch:
+        starts = batch["row_starts"][: count + 1]
+        cut = {name: batch[name][:, : starts[-1]] for name in ("input_ids", "labels")}
+        cut["position_ids"] = batch["position_ids"][:, : starts[-1]]
+        return cut | {"row_starts": starts, "longest_row": int(starts.diff().max())}
+    if "completion_mask" in batch and "label" not in batch:  # all chosen answers come first
+        half = len(batch["input_ids"]) // 2
+        parts = {name: (value[:count], value[half:][:count]) for name, value in batch.items()}
+        return {name: torch.cat(part) for name, part in parts.items()}
+    return {name: value[:count] for name, value in batch.items()}
+
+
 def pad_rows(rows: Sequence[list[int]], value: int) -> torch.Tensor:
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])

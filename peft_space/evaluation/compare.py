@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from peft_space.data.messages import Message
-from peft_space.data.row_normalization import Conversation, TextClassification, TokenClassification
+from peft_space.data.row_normalization import TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
     SIDES,
@@ -24,8 +24,8 @@ from peft_space.evaluation.generate import (
     OnText,
     Sampling,
     answer,
-    fit_prompt,
     generate_batch,
+    num_cut,
     tokenize_prompt,
 )
 from peft_space.models.architecture import CLASSIFYING
@@ -89,19 +89,10 @@ def compare(
             _rendered(adapted, messages),
             base,
             tuned,
-            cut=_num_cut(adapted, messages, sampling),
+            cut=num_cut(adapted, messages, sampling.max_new_tokens),
         )
         for messages, base, tuned in rows
     ]
-
-
-def _num_cut(adapted: AdaptedModel, messages: list[Message], sampling: Sampling) -> int:
-    if adapted.task_spec.task == "seq2seq-lm":
-        row = Conversation(0, [*messages, {"role": "assistant", "content": ""}])
-        [example] = render(adapted.tokenizer, [row], NO_LENGTH_LIMIT, task="seq2seq-lm")
-        return example.cut
-    ids = tokenize_prompt(adapted, messages)
-    return len(ids) - len(fit_prompt(adapted, ids, sampling.max_new_tokens))
 
 
 def _rendered(adapted: AdaptedModel, messages: list[Message]) -> str:
@@ -138,13 +129,13 @@ def classify(adapted: AdaptedModel, text: str, seen: SeenTokens | None = None) -
             tags = [labels[at] for at, tag in zip(places, example.tags, strict=True) if tag]
             tagged[side] = list(zip(words, tags, strict=False))
         base, tuned = (" ".join(f"{word}/{tag}" for word, tag in tagged[side]) for side in SIDES)
-        return Comparison(text, text, base, tuned, tags=tagged)
+        return Comparison(text, text, base, tuned, cut=example.cut, tags=tagged)
     chances = {side: dict(zip(labels, shares[side].tolist(), strict=True)) for side in SIDES}
     base, tuned = (
         "\n".join(f"{label}: {p:.1%}" for label, p in likeliest(chances[side], _LABELS_SHOWN))
         for side in SIDES
     )
-    return Comparison(text, text, base, tuned, chances=chances)
+    return Comparison(text, text, base, tuned, chances, example.cut)
 
 
 def _label_shares(

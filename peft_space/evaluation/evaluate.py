@@ -27,6 +27,7 @@ from peft_space.evaluation.generate import (
     answer,
     decode,
     fit_prompt,
+    num_cut,
     tokenize_prompt,
 )
 from peft_space.evaluation.metrics import Statistic
@@ -54,7 +55,7 @@ _MAX_ROWS_COUNTED = 10_000
 _GENERAL_TOKENS = 32
 _NUM_SAMPLES = 50
 _MAX_CONFUSION_LABELS = 60
-_METHOD = 3
+_METHOD = 4
 """Increased when something is measured differently, so that stored batches are discarded."""
 
 _Result = TypeVar("_Result")
@@ -106,6 +107,7 @@ def evaluate(run: Run, adapted: AdaptedModel, on_progress: OnProgress = no_progr
         majority=_majority(run, adapted, examples),
         general=_forgetting_score(adapted, stored.batch, on_token),
         samples=_samples(adapted, rows, measured),
+        num_cut=_num_cut_prompts(adapted, rows),
         fairness=fairness.in_words(),
     )
     write_scores(run, evaluation)
@@ -242,7 +244,8 @@ def _measure(
         part = f"the {side} on the worse answers"
         measured["rejected"] = _in_batches(batch, part, rejected, MAX_SCORING_BATCH, likelihoods)
     if to_answer := _rows_to_answer(adapted, rows):
-        measured["answers"] = _measure_answers(adapted, side, to_answer, batch, on_token)
+        answered = _measure_answers(adapted, side, to_answer, batch, on_token)
+        measured["answers"], measured["ended"] = map(list, zip(*answered, strict=True))
     return measured
 
 
@@ -266,8 +269,8 @@ def _measure_answers(
     rows: Sequence[Conversation],
     batch: Batch,
     on_token: Callable[[], None] | None,
-) -> list[str]:
-    """One side's greedy answers to the rows, in their order.
+) -> list[tuple[str, bool]]:
+    """One side's greedy answers to the rows, in their order, and which ended by themselves.
 
     An answer may have twice as many tokens as the row's own: more cannot make it right. Rows with
     similar limits share a batch, so that few wait for a long one.
@@ -277,9 +280,9 @@ def _measure_answers(
     limits = [min(4096, 2 * len(ids) + 8) for ids in targets["input_ids"]]
     order = sorted(range(len(rows)), key=limits.__getitem__)
 
-    def answers(places: Sequence[int]) -> list[str]:
-        batch_limits = [limits[place] for place in places]
-        return answer(
+    def answers(places: Sequence[int]) -> list[tuple[str, bool]]:
+        batch_limits, ended = [limits[place] for place in places], list[bool]()
+        texts = answer(
             adapted,
             side,
             [rows[place].messages[:-1] for place in places],
@@ -287,10 +290,13 @@ def _measure_answers(
             tools=[rows[place].tools for place in places],
             limits=batch_limits,
             on_token=on_token,
+            ended=ended,
         )
+        return list(zip(texts, ended, strict=True))
 
     answered = _in_batches(batch, f"the {side}'s answers", order, BATCH_SIZE, answers)
-    return [text for _, text in sorted(zip(order, answered, strict=True))]
+    in_order = sorted(zip(order, answered, strict=True))
+    return [(text, ended) for _, (text, ended) in in_order]
 
 
 def mean_loss(adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]) -> float:
@@ -398,6 +404,7 @@ def _scores(
     scores = {name: (statistic, len(examples)) for name, statistic in statistics.items()}
     if "answers" in measured:
         scores |= _answer_scores(adapted, _rows_to_answer(adapted, rows), measured["answers"])
+        scores["ended"] = metrics.mean(measured["ended"]), len(measured["ended"])
     return scores
 
 
@@ -553,6 +560,13 @@ def _samples(
         answers = {side: measured[side]["answers"][place] for side in measured}
         samples.append({"prompt": prompt, "expected": _target(adapted, row)} | answers)
     return samples
+
+
+def _num_cut_prompts(adapted: AdaptedModel, rows: Sequence[Any]) -> int:
+    to_answer = _rows_to_answer(adapted, rows)
+    if adapted.num_places is None:
+        return 0
+    return sum(num_cut(adapted, row.messages[:-1], 1, row.tools) > 0 for row in to_answer)
 
 
 # Forgetting

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
+from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.batches import pad_rows
 from peft_space.data.messages import Message
 from peft_space.data.row_normalization import Conversation
@@ -91,6 +92,7 @@ def answer(
     limits: Sequence[int] | None = None,
     seen: SeenTokens | None = None,
     on_token: Callable[[], None] | None = None,
+    ended: list[bool] | None = None,
 ) -> list[str]:
     """Generate one side's answers, in batches.
 
@@ -101,6 +103,7 @@ def answer(
         limits: the maximum tokens of each answer.
         seen: the token ids that the model gets are added to it.
         on_token: called after each token of a batch.
+        ended: for each answer, True is added if the model ended it, and False if its limit did.
     """
     tools = tools or [None] * len(conversations)
     prompts = [
@@ -113,7 +116,7 @@ def answer(
         batch, batch_limits = prompts[start:end], limits[start:end] if limits is not None else None
         sides = [side] * len(batch)
         answers += generate_batch(
-            adapted, sides, batch, start, sampling, on_text, batch_limits, seen, on_token
+            adapted, sides, batch, start, sampling, on_text, batch_limits, seen, on_token, ended
         )
     return answers
 
@@ -124,9 +127,26 @@ def tokenize_prompt(
     """The token ids of a conversation, up to where the answer begins."""
     if adapted.task_spec.task != "seq2seq-lm":
         return prompt_ids(adapted.tokenizer, messages, tools)
+    return _render_source(adapted, messages).input_ids
+
+
+def _render_source(adapted: AdaptedModel, messages: list[Message]) -> TokenizedExample:
     row = Conversation(0, [*messages, {"role": "assistant", "content": ""}])
     [example] = render(adapted.tokenizer, [row], NO_LENGTH_LIMIT, task="seq2seq-lm")
-    return example.input_ids
+    return example
+
+
+def num_cut(
+    adapted: AdaptedModel,
+    messages: list[Message],
+    max_new_tokens: int,
+    tools: list[dict[str, Any]] | None = None,
+) -> int:
+    """The number of tokens of a prompt that the model has no positions for, and does not read."""
+    if adapted.task_spec.task == "seq2seq-lm":
+        return _render_source(adapted, messages).cut
+    ids = tokenize_prompt(adapted, messages, tools)
+    return len(ids) - len(fit_prompt(adapted, ids, max_new_tokens))
 
 
 def generate_batch(
@@ -139,6 +159,7 @@ def generate_batch(
     limits: Sequence[int] | None = None,
     seen: SeenTokens | None = None,
     on_token: Callable[[], None] | None = None,
+    ended: list[bool] | None = None,
 ) -> list[str]:
     """Generate the answers to one batch of prompts.
 
@@ -149,6 +170,7 @@ def generate_batch(
         limits: the maximum tokens of each answer.
         seen: the token ids that the model gets are added to it.
         on_token: called after each token.
+        ended: for each answer, True is added if the model ended it, and False if its limit did.
     """
     prompts = [fit_prompt(adapted, ids, sampling.max_new_tokens) for ids in prompts]
     if len(prompts) > 1 and _exceeds_places(adapted, prompts, sampling):
@@ -165,6 +187,7 @@ def generate_batch(
                 limits and limits[row : row + 1],
                 seen,
                 on_token,
+                ended,
             )
         ]
     sampling = _within_places(adapted, prompts, sampling)
@@ -188,6 +211,11 @@ def generate_batch(
         answers = _generate_ids(adapted, prompts, sampling, criteria, streamer, **options)
     if stopper.raised:
         raise stopper.raised
+    if ended is not None:
+        stops = adapted.answer_tokens.stops
+        written = zip(answers, limits or map(len, answers), strict=True)
+        # after its limit a row is padded, with a stop token if the tokenizer has no other
+        ended += [any(token in stops for token in ids[:limit]) for ids, limit in written]
     return [decode(adapted, ids) for ids in answers]
 
 

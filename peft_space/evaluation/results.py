@@ -34,6 +34,9 @@ class Scores:
     functions with the same arguments."""
     tool_name: float | None = None
     """The same for the names of the functions alone."""
+    ended: float | None = None
+    """Share of rows, 0 to 1, whose greedy answer the model ended itself, before it reached its
+    limit of twice the tokens of the row's own answer."""
     accuracy: float | None = None
     """Share of correct labels or tags, 0 to 1."""
     macro_f1: float | None = None
@@ -60,6 +63,7 @@ TITLES = {
     "margin": "reward margin",
     "loss": "loss",
     "perplexity": "perplexity",
+    "ended": "ended before the limit",
 }
 """In the order in which they are shown. The first one that a task has is its main score."""
 _FORMATS = {"loss": ".4f", "perplexity": ".3f", "margin": ".3f"}
@@ -113,6 +117,8 @@ class Evaluation:
     general: ForgettingScore | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
     """prompt, expected, base, adapter of the first rows that were answered."""
+    num_cut: int = 0
+    """Prompts that are longer than the model has positions for, and are read only in part."""
     fairness: str = ""
     """The result of the check that the comparison is fair, in sentences."""
 
@@ -165,6 +171,15 @@ def majority_words(evaluation: Evaluation) -> str:
         return ""
     label, share = evaluation.majority["label"], percent(evaluation.majority["share"])
     return f"Always answering {label!r}, the most common in training, would be right in {share}."
+
+
+def cut_words(evaluation: Evaluation) -> str:
+    """Say how many prompts the model read only in part; empty if it read all."""
+    count = evaluation.num_cut
+    if not count:
+        return ""
+    prompts = "1 prompt is" if count == 1 else f"{count:,} prompts are"
+    return f"{prompts} cut off for the answers: the model has no positions for the rest."
 
 
 def main_score(scores: Scores) -> str:

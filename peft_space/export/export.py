@@ -172,7 +172,7 @@ def export_run(
                 remedy = "Choose q8_0 or f16."
         else:
             weights = merge_into(run, into)
-            merge(run, folder, dtype, weights, on_progress)
+            merge(run, folder, dtype, weights, on_progress, whole=True)
             proof = verify_merged(run, folder, dtype, weights, on_progress)
             remedy = _remedy(run, dtype == "float32", weights)
         if not insist:

@@ -11,12 +11,18 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
 from peft_space.errors import UserError
 from peft_space.export.model_card import ModelFormat, write_export_card
+from peft_space.export.other_half import (
+    copy_processor,
+    load_whole,
+    num_parameters_of_whole,
+    put_back,
+)
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import CLASSIFYING, linear_layers
 from peft_space.models.loading import (
@@ -85,6 +91,7 @@ def merge(
     into: MergeInto,
     on_progress: OnProgress = no_progress,
     on_disk: bool | None = None,
+    whole: bool = False,
 ) -> None:
     """Write the merged model, its tokenizer and its model card.
 
@@ -95,6 +102,7 @@ def merge(
         into: the weights to merge into.
         on_progress: called with the share that is done.
         on_disk: store merged layers in temporary files; None to do so if memory is short.
+        whole: write a base that reads more than text whole, if only its text half was trained.
 
     Raises:
         UserError: the disk has too little space, or a merged weight is too large for the dtype.
@@ -104,6 +112,8 @@ def merge(
     base, task_spec = base_of(run)
     on_progress(0.0, "Loading the base model")
     num_parameters = linear_layers(base.config, task_spec.task).model.num_parameters()
+    if whole:
+        num_parameters = num_parameters_of_whole(base, task_spec.task) or num_parameters
     stored_bytes = 4 if into == "dequantized" else _BYTES[dtype]
     if on_disk is None:
         on_disk = not fits_in_memory(stored_bytes * num_parameters)
@@ -116,6 +126,8 @@ def merge(
         else:
             model = load_published_base(run, base, task_spec)
         model = merged(model, run.adapter, getattr(torch, dtype), store, on_progress)
+        if whole:
+            model = _in_whole_base(base, task_spec, model, getattr(torch, dtype), store)
         on_progress(0.5, "Writing the merged model")
         _save(run, base, task_spec, model, folder)
     write_export_card(run, folder, ModelFormat(dtype, into))
@@ -172,10 +184,36 @@ def merged(
         # PEFT warns that the layers are already merged and that tied weights no longer are
         warnings.simplefilter("ignore")
         model = adapted.merge_and_unload()
+    _cast_all(model, dtype, store)
+    return model
+
+
+def _cast_all(model: "PreTrainedModel", dtype: "torch.dtype", store: _Store) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = store(_cast(parameter.data, dtype))
-    return model
+
+
+def _in_whole_base(
+    base: BaseModelRef,
+    task_spec: TaskSpec,
+    model: "PreTrainedModel",
+    dtype: "torch.dtype",
+    store: _Store,
+) -> "PreTrainedModel":
+    """A merged text half within the whole base; the model itself if it is not a half."""
+    import torch
+
+    whole = load_whole(base, task_spec.task)
+    if whole is None:
+        return model
+    if getattr(whole.config, "quantization_config", None) is not None:
+        with torch.device("meta"):
+            unquantized = type(whole)(_without_quantization(base.config))
+        whole = _dequantize(whole, unquantized, store)
+    whole = put_back(model, whole) or model
+    _cast_all(whole, dtype, store)
+    return whole
 
 
 def _replace_parameters(module: "nn.Module", change: _Store) -> None:
@@ -222,12 +260,17 @@ def _load_dequantized_base(
     run: Run, base: BaseModelRef, task_spec: TaskSpec, store: _Store
 ) -> "PreTrainedModel":
     """Load the base model as in training and replace its quantized layers by float32 ones."""
+    model: Any = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec)
+    unquantized = linear_layers(_without_quantization(base.config), task_spec.task).model
+    return _dequantize(model, unquantized, store)
+
+
+def _dequantize(model: Any, unquantized: "PreTrainedModel", store: _Store) -> "PreTrainedModel":
+    """Replace quantized layers by float32 ones. `unquantized` has the kinds of these layers."""
     import bitsandbytes
     from torch.nn import Linear, Parameter
     from transformers.pytorch_utils import Conv1D
 
-    model = load_base_model(base, run.recipe, inference_dtype(base.config), task_spec)
-    unquantized = linear_layers(_without_quantization(base.config), task_spec.task).model
     for name, module in list(model.named_modules()):
         if not isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
             continue
@@ -284,4 +327,5 @@ def _save(
         except ValueError:  # some models set a temperature without sampling and cannot be saved so
             generation.do_sample = True
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    copy_processor(base, folder)
     tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ from peft_space.data.readers.hub import is_address, parse_address
 from peft_space.errors import UserError
 from peft_space.evaluation.results import (
     Evaluation,
+    cut_words,
     differences,
     majority_words,
     read_scores,
@@ -262,7 +263,7 @@ def _scores(scores: Evaluation | None) -> str:
     for title, figure in shown_with_intervals(scores, "adapter").items():
         table.append(f"| {title} | {base.get(title, '–')} | {figure} | {change.get(title, '–')} |")
     forgetting = scores.general.in_words() if scores.general else ""
-    remarks = [majority_words(scores), forgetting, scores.fairness]
+    remarks = [majority_words(scores), cut_words(scores), forgetting, scores.fairness]
     sentences = [escape(single_line(remark)) for remark in remarks if remark]
     return "\n\n".join(["\n".join(table), *sentences])
 

@@ -192,8 +192,7 @@ def _vllm(traits: AdapterTraits) -> EngineSupport:
 def _on_the_whole_base(text_half: str) -> str:
     return (
         f"the adapter fits {text_half}, and it would load the whole base model, whose layers have "
-        f"other names, so the adapter would do nothing. The merged model is {text_half}, which "
-        "only versions that know this class serve"
+        "other names, so the adapter would do nothing"
     )
 
 

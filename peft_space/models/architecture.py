@@ -80,6 +80,20 @@ def text_half(config: "PreTrainedConfig", task: Task) -> str | None:
     return None if whole else model_class.__name__
 
 
+def whole_class(config: "PreTrainedConfig", task: Task) -> Any | None:
+    """The class of the whole base model, if a model that writes text is only its text half."""
+    import transformers
+
+    if task in CLASSIFYING or text_half(config, task) is None:
+        return None
+    published = getattr(transformers, next(iter(config.architectures or []), ""), None)
+    if getattr(published, "config_class", None) is type(config):
+        return published
+    autos = (transformers.AutoModelForImageTextToText, transformers.AutoModelForMultimodalLM)
+    fitting = (auto for auto in autos if has_auto_model(auto, type(config)))
+    return next((auto_model_class(auto, type(config)) for auto in fitting), None)
+
+
 def choose_task(recipe: Recipe, config: "PreTrainedConfig", schema: Schema) -> Task:
     """The recipe's task, or the first task that both the rows and the model allow.
 
@@ -140,6 +154,8 @@ class ModelLayers:
     text_half: str | None
     """The class of the model, if the base model is more than this text half."""
     task: Task
+    config: "PreTrainedConfig"
+    """Of the base model."""
     model: "PreTrainedModel"
     """The model on the meta device: its shapes, without weights."""
 
@@ -179,6 +195,7 @@ def linear_layers(config: "PreTrainedConfig", task: Task = "causal-lm") -> Model
         expert_tensors=_expert_tensors(model),
         text_half=text_half(config, task),
         task=task,
+        config=config,
         model=model,
     )
 
@@ -391,9 +408,12 @@ def unadapted_notes(recipe: Recipe, layers: ModelLayers) -> list[str]:
     """Sentences that say which parts, layers and experts get no adapter, and why."""
     notes = []
     if layers.text_half:
+        keeps = "The merged model keeps the rest as it is."
+        if whole_class(layers.config, layers.task) is None:
+            keeps = "A merged model cannot read pictures or sound."
         notes.append(
             f"The base model reads more than text. Only its text half, {layers.text_half}, is "
-            "trained, scored and exported; a merged model cannot read pictures or sound."
+            f"trained and scored. {keeps}"
         )
     if layers.fused_experts and not recipe.adapt_experts:
         remedy = " adapt_experts in the recipe adapts them." if layers.expert_tensors else ""

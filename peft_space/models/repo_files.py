@@ -25,7 +25,8 @@ _PICKLE = re.compile(r"(pytorch_model|model|consolidated).*\.(bin|pt|pth|ckpt)")
 _SMALL_BYTES = 1024
 """A Git LFS pointer is smaller; trainable weights are larger."""
 _POINTER = b"version https://git-lfs"
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""The dtypes of weights that can be trained, as safetensors calls them."""
 _MAX_PARAMETERS_PER_BYTE = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format."""
@@ -241,6 +242,17 @@ def download_weights(base: "BaseModelRef") -> None:
         hf_hub_download(base.location, name, revision=base.revision)
 
 
+def local_weights(base: "BaseModelRef") -> list[Path]:
+    """The files with the weights of a base, if all are on this machine. Asks the Hub nothing."""
+    folder = Path(base.location)
+    local = RepoFiles(base.location, None, _sizes_in(folder)) if folder.is_dir() else None
+    files = local or list_cached_files(base.location, base.revision)
+    if files is None or files.folder is None or _missing_weights(files):
+        return []
+    parts = _part_names(files)
+    return [] if isinstance(parts, Fault) else [files.folder / name for name in parts]
+
+
 def _files_with_weights(base: "BaseModelRef") -> RepoFiles | None:
     """The cached files if the weights are complete there, otherwise those on the Hub."""
     cached = list_cached_files(base.location, base.revision)
@@ -311,7 +323,7 @@ def _part_fault(files: RepoFiles, name: str, config: "PreTrainedConfig") -> Faul
     if getattr(config, "quantization_config", None) is not None:
         return None
     for tensor, dtype in header.dtypes.items():
-        if tensor.endswith("weight") and dtype not in _FLOATS:
+        if tensor.endswith("weight") and dtype not in FLOATS:
             reason = f"{tensor} is stored as {dtype}, which cannot be trained"
             return _unsupported(reason, "Choose the model in bfloat16, float16 or float32")
     return None

@@ -187,6 +187,7 @@ def load_tokenizer(
     """Load the base model's tokenizer, with a padding token and a chat template.
 
     Its attribute `num_places` is the number of tokens that the model has positions for, or None.
+    `padding_note` says what pads rows, and why, if it is not what the base says; otherwise None.
 
     Args:
         base: the model that the tokenizer belongs to.
@@ -204,7 +205,7 @@ def load_tokenizer(
     tokenizer = _load_own_tokenizer(base, options)
     if not tokenizer.is_fast:
         raise _unsupported_tokenizer(base, "fast version")
-    choose_pad_token(tokenizer, base.config)
+    tokenizer.padding_note = choose_pad_token(tokenizer, base.config)
     tokenizer.num_places = num_places_of(base.config, task)
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):

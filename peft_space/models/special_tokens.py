@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     )
 
 
-def choose_pad_token(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> None:
+def choose_pad_token(
+    tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig"
+) -> tuple[str, str] | None:
     """Give a tokenizer a padding token that the model has an embedding for.
 
     Padding is masked, so its embedding does not matter, but it needs one. A model whose tokenizer
@@ -31,10 +33,16 @@ def choose_pad_token(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
     Args:
         tokenizer: its padding token is replaced if there is no embedding for it.
         config: of the model.
+
+    Returns:
+        What pads rows, and why it is not what the tokenizer or the config says. None if it is, or
+        if they say nothing.
     """
+    own, own_id = tokenizer.pad_token, tokenizer.pad_token_id
+    configured = getattr(text_config(config), "pad_token_id", None)
     candidates = [
-        tokenizer.pad_token_id,
-        getattr(text_config(config), "pad_token_id", None),
+        own_id,
+        configured,
         tokenizer.eos_token_id,
         tokenizer.unk_token_id,
         tokenizer.bos_token_id,
@@ -46,8 +54,18 @@ def choose_pad_token(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
     chosen = next((token for token in candidates if token is not None and 0 <= token < size), None)
     if chosen is None:
         tokenizer.pad_token = None
-    elif chosen != tokenizer.pad_token_id:
+        return None
+    if chosen != own_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+    what = f"Rows are padded with the token {tokenizer.pad_token}."
+    if own_id is not None and chosen != own_id:
+        reason = "has no embedding in the base"
+        if 0 <= own_id < size:
+            reason = "is its end token, at which this base reads the label of a row"
+        return what, f"The padding token of the tokenizer, {own}, {reason}."
+    if own_id is not None and configured not in (None, chosen):
+        return what, f"It is the tokenizer's. The config of the base names token {configured:,}."
+    return None
 
 
 def _vocabulary_size(config: "PreTrainedConfig") -> int | None:
@@ -144,35 +162,6 @@ def _as_list(value: Any) -> list[Any]:
 def _is_token(token: Any, tokenizer: Any) -> bool:
     is_number = isinstance(token, int) and not isinstance(token, bool)
     return is_number and 0 <= token < len(tokenizer)
-
-
-_SAME_ROW = 1e-3
-"""Rows of the output layer that differ by a smaller part of their length count as equal."""
-
-
-def tokens_as_likely(model: Any, token: int) -> int:
-    """How many other tokens a model always finds exactly as likely as this one.
-
-    Many base models never saw their end token in training, so its row of the output layer is that
-    of other unused tokens. An adapter on other layers cannot make it likelier than these.
-
-    Args:
-        model: with an output layer.
-        token: the token that ends the answers to train.
-    """
-    layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
-        return 0
-    row = weight[token].float()
-    length = row.norm()
-    count = 0
-    for part in weight.detach().split(_ROWS_AT_ONCE):
-        count += int(((part.float() - row).norm(dim=1) <= _SAME_ROW * length).sum())
-    return count - 1
-
-
-_ROWS_AT_ONCE = 8192
 
 
 # Languages

@@ -57,7 +57,7 @@ def _check_text(result: Json, arguments: Json) -> str:
             f"Tokens per row: median {counts['median']}, longest {counts['longest']}; "
             f"{counts['num_cut']} rows are truncated at the limit."
         )
-    lines += result.get("not_adapted", [])
+    lines += [*result.get("not_adapted", []), *result.get("base_notes", [])]
     for finding in result["findings"]:
         lines.append(f"{finding['title']}: {finding['count']:,}. {finding['words']}")
         fixes = result["column_mapping"]["fixes"]
@@ -137,7 +137,8 @@ def check(
         `rows`, `schema`, `column_mapping`, `columns`, `notes`, `unused` (columns and keys of
         messages that nothing uses), `problems`, `findings` and more;
         with a recipe or `show`, `lengths`, `histogram`, `not_adapted` (the layers and experts that
-        get no adapter, and why) and `examples`: 50, or as many as `show` says, each with its
+        get no adapter, and why), `base_notes` (what the app does about special tokens that the base
+        never learned or lacks) and `examples`: 50, or as many as `show` says, each with its
         `row`, and `tokens` with [text, is trained] for each. If the columns can be read in several
         ways, or one of them looks like a part of the task and is not used, and `column_mapping`
         does not decide, the ways are listed in `question`.
@@ -182,6 +183,7 @@ def check(
         "histogram": counts,
         "examples": _render(chosen, task, list(prepared.data.train[:num_shown])),
         "not_adapted": prepared.not_adapted,
+        "base_notes": prepared.base_notes,
     }
 
 

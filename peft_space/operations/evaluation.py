@@ -210,7 +210,8 @@ def _evaluate_text(result: Json, arguments: Json) -> str:
         for name in adapter
     ]
     forgetting = scores.general.in_words() if scores.general else ""
-    notes = [results.majority_words(scores), forgetting, scores.fairness]
+    cut = results.cut_words(scores)
+    notes = [results.majority_words(scores), cut, forgetting, scores.fairness]
     return "\n".join(
         [
             f"On {result['num_rows']} held-out rows, with 95 % intervals:",

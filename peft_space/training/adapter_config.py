@@ -30,7 +30,7 @@ _KNOWN_FIELDS = {
     "modules_to_save", "bias", "use_dora", "use_rslora", "fan_in_fan_out", "inference_mode",
     "base_model_name_or_path", "revision", "layers_to_transform", "layers_pattern", "lora_bias",
     "rank_pattern", "alpha_pattern", "exclude_modules", "trainable_token_indices",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "target_parameters",
 }  # fmt: skip
 """Fields of a LoRA adapter's config that are kept."""
 _IGNORED_FIELDS = {
@@ -40,8 +40,6 @@ _IGNORED_FIELDS = {
 }  # fmt: skip
 """Fields that only matter when a new adapter is created, or that no version reads. Dropped."""
 _REASONS = {
-    "target_parameters": "it adapts experts that are stored as one tensor. Merge it into its base "
-    "model in PEFT, and use the merged model as base_model",
     "alora_invocation_tokens": "it is an aLoRA, which is active only after certain tokens. Only "
     "PEFT can run it",
     "layer_replication": "it repeats blocks of its base model. Merge it in PEFT, and use the "
@@ -160,7 +158,7 @@ def _check_fields(config: Mapping[str, Any], name: str) -> None:
     targets = config.get("target_modules")
     if targets is not None and not isinstance(targets, str):
         _check_names(config, "target_modules", name)
-    for field in ("modules_to_save", "exclude_modules", "layers_pattern"):
+    for field in ("modules_to_save", "exclude_modules", "layers_pattern", "target_parameters"):
         _check_names(config, field, name)
     for field in ("rank_pattern", "alpha_pattern"):
         _check_patterns(config.get(field) or {}, field, name)
@@ -266,19 +264,51 @@ def without_patterns(info: AdapterInfo, layers: ModelLayers) -> dict[str, Any]:
         info: the adapter.
         layers: of its base model.
     """
-    config, adapted = dict(info.config), info.layers
+    config = dict(info.config)
+    experts = _adapted_experts(config, layers)
+    blocks = {name.rpartition(".")[0] for name in experts}
+    # PEFT wraps a block of experts once for each of its tensors
+    adapted = {
+        name: rank
+        for name, rank in info.layers.items()
+        if name.replace(".base_layer", "") not in blocks
+    }
     if not isinstance(config.get("target_modules"), list) and adapted:
         config["target_modules"] = _shortest_names(adapted, layers)
         # a pattern has taken these into account
         config |= {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
-    if config.get("rank_pattern"):
+    if ranks := config.get("rank_pattern"):
+        own = adapted | {name: ranks.get(matching_pattern(ranks, name)) for name in experts}
         config["rank_pattern"] = {
-            name: rank for name, rank in adapted.items() if rank != config["r"]
+            name: rank for name, rank in own.items() if rank not in (None, config["r"])
         }
     if alphas := config.get("alpha_pattern"):
-        own = {name: alphas.get(matching_pattern(alphas, name)) for name in adapted}
+        own = {name: alphas.get(matching_pattern(alphas, name)) for name in [*adapted, *experts]}
         config["alpha_pattern"] = {name: value for name, value in own.items() if value is not None}
     return config
+
+
+def _adapted_experts(config: Mapping[str, Any], layers: ModelLayers) -> list[str]:
+    """Full names of the tensors of experts that an adapter names in `target_parameters`.
+
+    Raises:
+        UserError: it names another parameter, or a tensor that the base model does not have.
+    """
+    targets = config.get("target_parameters") or []
+    names = [name for name, _ in layers.model.named_parameters()]
+    known = [name for name in names if name.endswith(tuple(f".{e}" for e in layers.expert_tensors))]
+    found: list[str] = []
+    for target in [targets] if isinstance(targets, str) else targets:
+        matched = [name for name in names if f".{name}".endswith(f".{target}")]
+        if not matched or not set(matched) <= set(known):
+            raise UserError(
+                "training.adapter_unsupported",
+                f"The adapter's target_parameters name {target[:60]!r}, which is no tensor of "
+                "experts of this base model. Merge it into its base model in PEFT, and use the "
+                "merged model as base_model.",
+            )
+        found += matched
+    return found
 
 
 def _shortest_names(adapted: Mapping[str, int], layers: ModelLayers) -> list[str]:
@@ -310,6 +340,7 @@ def recipe_fields(info: AdapterInfo, name: str) -> dict[str, Any]:
         "lora_rank": config["r"],
         "lora_alpha": config["lora_alpha"],
         "modules_to_save": None if task in CLASSIFYING else config.get("modules_to_save"),
+        **({"adapt_experts": True, "lora_dropout": 0.0} if config.get("target_parameters") else {}),
         "high_rank_reason": "The adapter was made with this rank." if config["r"] > 64 else None,
     }
 

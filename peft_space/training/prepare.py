@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from peft_space.data.arrow_store import Rows, Tokens
+from peft_space.data.batches import Examples
 from peft_space.data.dataset import (
     MAX_PROBLEMS,
     TrainingData,
@@ -36,6 +37,12 @@ from peft_space.models.architecture import (
     unadapted_notes,
     wrapped_layers,
 )
+from peft_space.models.end_tokens import (
+    explain_unlearned_end,
+    tokens_at_ends,
+    trains_output_layer,
+    unlearned_ends_in_files,
+)
 from peft_space.models.label_order import labels_in_order
 from peft_space.models.loading import (
     check_checkpointing,
@@ -43,6 +50,7 @@ from peft_space.models.loading import (
     task_spec_for,
     tokenizer_of,
 )
+from peft_space.models.lora_init import FROM_BASE
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
@@ -64,6 +72,8 @@ class Prepared:
     held_out: Tokens
     not_adapted: list[str] = dataclasses.field(default_factory=list)
     """Sentences that say which layers and experts of the base get no adapter, and why."""
+    base_notes: list[str] = dataclasses.field(default_factory=list)
+    """What the app does about special tokens that the base never learned or lacks."""
 
 
 def prepare(
@@ -138,7 +148,23 @@ def prepare(
             "or leave it empty.",
         )
     dataset = dataclasses.replace(dataset, findings=[*findings, *dataset.findings])
-    return Prepared(task_spec, dataset, train, held_out_tokens, unadapted_notes(recipe, layers))
+    notes = _base_notes(recipe, base, layers, tokenizer, Examples(train))
+    return Prepared(
+        task_spec, dataset, train, held_out_tokens, unadapted_notes(recipe, layers), notes
+    )
+
+
+def _base_notes(
+    recipe: Recipe, base: BaseModelRef, layers: ModelLayers, tokenizer: Any, rows: Examples
+) -> list[str]:
+    """What the app does about special tokens. Weights are read only if they are here already."""
+    notes = [tokenizer.padding_note] if tokenizer.padding_note else []
+    ends = tokens_at_ends(rows, tokenizer, layers.task)
+    if not trains_output_layer(recipe, layers):
+        for token, count in unlearned_ends_in_files(base, layers, ends).items():
+            name = tokenizer.convert_ids_to_tokens(token)
+            notes.append(explain_unlearned_end(name, count, recipe.method not in FROM_BASE))
+    return [f"{what} {why}" for what, why in notes]
 
 
 def _nothing_to_train(data: TrainingData, train: Tokens, recipe: Recipe, limit: int) -> UserError:

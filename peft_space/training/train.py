@@ -24,6 +24,13 @@ from peft_space.data.batches import Examples
 from peft_space.data.dataset import TrainingData, load_run_data
 from peft_space.data.tokenization.tokenize import tokenize
 from peft_space.errors import UserError, oom_device
+from peft_space.models.architecture import linear_layers
+from peft_space.models.end_tokens import (
+    explain_unlearned_end,
+    tokens_as_likely,
+    tokens_at_ends,
+    trains_output_layer,
+)
 from peft_space.models.label_order import explain_head
 from peft_space.models.loading import (
     inference_dtype,
@@ -44,7 +51,7 @@ from peft_space.models.resolve import (
     first_line,
     pin_revision,
 )
-from peft_space.models.special_tokens import answer_tokens, set_special_tokens, tokens_as_likely
+from peft_space.models.special_tokens import set_special_tokens
 from peft_space.models.vocabulary import find_base_of_run
 from peft_space.recipe import Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
@@ -381,6 +388,8 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
         device: hardware.Device | None = "cpu" if devices.shard_base else None
         model = _load_model(run, base, task_spec, rows, device, tokenizer)
     set_special_tokens(model, tokenizer)
+    if note := tokenizer.padding_note:
+        append_notice_once(run, events.Notice(what=note[0], why=note[1]), ever=True)
     if plan is None or not plan.device:  # an imported adapter's plan measured nothing here
         plan = make_first_plan(run, base, task_spec, model, rows, free_memory, devices)
     elif plan.num_processes != distributed.num_processes():
@@ -476,37 +485,25 @@ def _load_model(
         put = functools.partial(load_initial_adapter, folder=start)
     dtype = _load_dtype(run, base, task_spec, rows)
     model = load_base_model(source, recipe, dtype, task_spec, device)
-    untrained = _untrained_ends(run, model, tokenizer, rows) if not task_spec.labels else []
-    end_tokens = [] if put else untrained
+    end_tokens = _untrained_ends(run, model, base, tokenizer, rows)
     return new_adapter(model, recipe, base, task_spec, put, end_tokens)
 
 
-_ROWS_SEARCHED = 50
-
-
-def _untrained_ends(run: Run, model: Any, tokenizer: Any, rows: Examples) -> list[int]:
-    """The tokens that end answers here and that the base cannot tell from others. Reports them."""
-    examples = [rows[place] for place in range(min(len(rows), _ROWS_SEARCHED))]
-    answers = [example.target or example for example in examples]
-    last = {answer.input_ids[answer.trained[-1][1] - 1] for answer in answers if answer.trained}
-    stops = answer_tokens(tokenizer, task_spec_for(run).task, None).stops
-    untrained = []
-    for token in sorted(last & set(stops)):
-        if count := tokens_as_likely(model, token):
-            untrained.append(token)
-            name = tokenizer.convert_ids_to_tokens(token)
-            append_notice_once(run, _untrained_end_notice(run, name, count), ever=True)
-    return untrained
-
-
-def _untrained_end_notice(run: Run, name: str, count: int) -> events.Notice:
-    what = f"The row of the token {name}, which ends answers, is trained too."
-    why = f"The base never learned it: {count:,} other tokens have the same row of the output layer"
-    why += ", so no other layer can make it likelier than these."
-    if run.path("start").is_dir():
-        what = f"Answers may not end, because the base does not know the token {name}."
-        why += " Train a new adapter with the method lora, which trains this row too."
-    return events.Notice(what=what, why=why)
+def _untrained_ends(
+    run: Run, model: Any, base: BaseModelRef, tokenizer: Any, rows: Examples
+) -> list[int]:
+    """The end tokens whose rows of the output layer have to be trained. Reports them."""
+    task = task_spec_for(run).task
+    ends = tokens_at_ends(rows, tokenizer, task)
+    counts = {token: count for token in ends if (count := tokens_as_likely(model, token))}
+    if not counts or trains_output_layer(run.recipe, linear_layers(base.config, task)):
+        return []
+    is_trained = not run.path("start").is_dir()
+    for token, count in counts.items():
+        name = tokenizer.convert_ids_to_tokens(token)
+        what, why = explain_unlearned_end(name, count, is_trained)
+        append_notice_once(run, events.Notice(what=what, why=why), ever=True)
+    return list(counts) if is_trained else []
 
 
 def _load_dtype(run: Run, base: BaseModelRef, task_spec: TaskSpec, rows: Examples) -> str:

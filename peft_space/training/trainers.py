@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from peft_space.compat.transformers import trainer_with_row_order, use_one_gpu
 from peft_space.compat.trl import adds_router_loss, preference_trainer
 from peft_space.data.arrow_store import MASKED, TokenizedExample
-from peft_space.data.batches import Examples, collate_packed, collator_of
+from peft_space.data.batches import Examples, collate_packed, collator_of, first_rows
 from peft_space.evaluation.metrics import macro_f1
 from peft_space.models.label_scorer import own_forward, score_labels_only
 from peft_space.models.packing import pack_rows
@@ -149,6 +149,7 @@ def make_trainer(
             task_spec.task,
             model,
             arguments | {"beta": recipe.beta, "max_length": None},
+            first_rows,
             order,
             train_dataset=_as_dataset(train),
             eval_dataset=_as_dataset(held_out) if held_out is not None else None,
@@ -162,6 +163,7 @@ def make_trainer(
     else:
         trainer = trainer_with_row_order(
             order,
+            first_rows,
             model=model,
             args=use_one_gpu(
                 TrainingArguments(

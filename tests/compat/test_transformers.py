@@ -1,7 +1,13 @@
 """The internals of transformers that the app uses behave as it expects."""
 
+import itertools
+from types import SimpleNamespace
+
+import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from torch.utils.data import BatchSampler
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -12,6 +18,7 @@ from transformers import (
 )
 
 from peft_space.compat.transformers import (
+    EachRowOnce,
     cached_repo_file,
     float32_modules,
     has_auto_model,
@@ -21,6 +28,7 @@ from peft_space.compat.transformers import (
     trainer_with_row_order,
     use_one_gpu,
 )
+from peft_space.data.batches import first_rows
 from peft_space.demo import MODEL_DIR
 
 
@@ -45,6 +53,7 @@ def test_a_trainer_draws_rows_in_the_given_order(tmp_path):
     rows = Dataset.from_dict({"x": [[float(number)] for number in range(5)]})
     trainer = trainer_with_row_order(
         [3, 1, 4, 0, 2],
+        first_rows,
         model=torch.nn.Linear(1, 1),
         args=TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to="none",
@@ -56,6 +65,31 @@ def test_a_trainer_draws_rows_in_the_given_order(tmp_path):
     order = [int(batch["x"]) for batch in trainer.get_train_dataloader()]
     assert order == [3, 1, 4, 0, 2]
     assert trainer.floating_point_ops({}) == 0
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 1), (4, 1), (2, 3)])
+@pytest.mark.parametrize("num_rows", [1, 5, 11, 24])
+def test_several_processes_train_each_row_of_an_epoch_once(num_rows, size, accumulation, processes):
+    """Of the rows that accelerate deals, those that it repeats are left out."""
+    batches = BatchSampler(range(num_rows), size, drop_last=False)
+    trained, num_steps = [], set()
+    for rank in range(processes):
+        dealt = iter(BatchSamplerShard(batches, processes, rank))
+        trainer = EachRowOnce()
+        trainer.train_dataset, trainer._train_batch_size = range(num_rows), size
+        trainer.args = SimpleNamespace(
+            gradient_accumulation_steps=accumulation, world_size=processes, process_index=rank
+        )
+        step = 0
+        while taken := list(itertools.islice(dealt, accumulation)):
+            trainer.state = SimpleNamespace(global_step=step)
+            counts = trainer.own_rows(len(taken))
+            trained += [row for rows, n in zip(taken, counts, strict=True) for row in rows[:n]]
+            step += 1
+        num_steps.add(step)
+    assert len(num_steps) == 1, "no process waits for another"
+    assert sorted(trained) == list(range(num_rows))
 
 
 def test_the_modules_that_transformers_keeps_in_float32_are_known(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 
 from peft_space.compat.trl import preference_trainer
+from peft_space.data.batches import first_rows
 from peft_space.models.loading import load_base_model, new_adapter
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe, TaskSpec
@@ -27,6 +28,7 @@ def test_rows_reach_the_collator_unchanged_and_the_base_model_is_the_reference(
         task,
         model,
         arguments,
+        first_rows,
         [3, 1, 0, 2],
         train_dataset=Dataset.from_dict({"example": [1, 2, 3, 4]}),
         processing_class=tokenizer,

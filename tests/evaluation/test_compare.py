@@ -1,5 +1,7 @@
 """Both sides answer fairly from one base. The exported adapter answers as it does in the app."""
 
+import dataclasses
+
 import pytest
 import torch
 from peft import PeftModel
@@ -12,7 +14,7 @@ from peft_space.demo import MODEL_DIR
 from peft_space.evaluation.adapter_off_check import use_side
 from peft_space.evaluation.compare import compare
 from peft_space.evaluation.evaluate import evaluate, mean_loss
-from peft_space.evaluation.generate import Sampling, answer
+from peft_space.evaluation.generate import Sampling, answer, generate_greedy
 from peft_space.evaluation.results import read_scores
 from peft_space.export.export import export_run
 from peft_space.models.loading import load_adapted, load_base_model
@@ -108,6 +110,24 @@ def test_an_answer_ends_before_its_stop_token(adapted, prompts):
     assert all(stop not in text for text in texts)
 
 
+@pytest.mark.parametrize("pads_with_a_stop", [False, True])
+def test_an_answer_that_its_limit_cuts_did_not_end_by_itself(
+    adapted, prompts, pads_with_a_stop, monkeypatch
+):
+    """A batch pads the rows that are over, in many models with the end token."""
+    [stop] = adapted.answer_tokens.stops
+    if pads_with_a_stop:
+        tokens = dataclasses.replace(adapted.answer_tokens, pad=stop)
+        monkeypatch.setitem(vars(adapted), "answer_tokens", tokens)
+    lengths = [generate_greedy(adapted, [prompt_ids(adapted.tokenizer, m)], 60) for m in prompts]
+    needed = [len(ids) for [ids] in lengths]
+    assert all(ids[-1] == stop for [ids] in lengths)
+    limits = [length - 1 if row % 2 else length for row, length in enumerate(needed)]
+    ended = []
+    answer(adapted, "adapter", prompts, Sampling(60), limits=limits, ended=ended)
+    assert ended == [True, False] * 3
+
+
 def test_loss_of_a_side_is_that_of_its_trained_tokens(adapted, short_run):
     examples = render(adapted.tokenizer, load_run_data(short_run).held_out[:1], 512)
     with torch.inference_mode():
@@ -121,5 +141,6 @@ def test_the_adapter_scores_better_than_the_base(own_run, adapted):
     assert scores.num_rows == 60
     assert scores.adapter.loss < scores.base.loss / 2
     assert 0 <= scores.base.exact_match <= 0.1
+    assert (scores.base.ended, scores.adapter.ended) == (1, 1)
     assert read_scores(own_run) == scores
     assert shares == sorted(shares)

@@ -92,7 +92,7 @@ def test_an_evaluation_has_intervals_samples_and_a_forgetting_score(small_run, a
     low, high = evaluation.intervals["difference"]["loss"]
     assert low <= evaluation.adapter.loss - evaluation.base.loss <= high < 0
     assert evaluation.adapter.chrf > evaluation.base.chrf
-    names = {"loss", "perplexity", "exact_match", "chrf", "rouge_l"}
+    names = {"loss", "perplexity", "exact_match", "chrf", "rouge_l", "ended"}
     assert set(evaluation.intervals["base"]) == names
     assert "NOT FAIR" not in evaluation.fairness
     general = evaluation.general

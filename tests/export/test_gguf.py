@@ -24,7 +24,10 @@ from transformers import (
 )
 
 from peft_space import operations
+from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
+from peft_space.evaluation.generate import tokenize_prompt
 from peft_space.export.gguf.architectures import architecture_of
 from peft_space.export.gguf.tokenizer import (
     PRE_TOKENIZERS,
@@ -33,6 +36,8 @@ from peft_space.export.gguf.tokenizer import (
     pre_tokenizer_of,
 )
 from peft_space.export.gguf.writer import read_back, write_gguf, write_gguf_adapter
+from peft_space.models.loading import load_adapted
+from peft_space.runs.run import Run
 from tests.engines.engines import python_of
 from tests.fixtures.gguf_models import MODELS, model, splitting
 from tests.fixtures.tokenizers import tokenizer_of
@@ -163,6 +168,32 @@ def test_a_run_is_exported_with_its_verification(target, short_run, tmp_path):
     assert result["proof"]["passed"]
     assert "q8_0" in json.loads((out / "proof.json").read_text())["compared"]
     assert list(result["commands"]) == ["llama.cpp"] + ["Ollama"] * (target == "ollama")
+
+
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("name", ["Llama 3", "Llama 2", "Qwen 2.5"])
+@pytest.mark.sample(1)
+def test_a_file_of_plain_texts_begins_a_text_as_training_did(name, tmp_path, write):
+    """llama.cpp puts BOS before a text if the file says so, and uses no chat template."""
+    base = model(tmp_path / "base", name)
+    (base / "chat_template.jinja").unlink()
+    texts = ["The lamp is red.", "The kettle is not.", "I see a red lamp.", "A kettle sings."] * 5
+    rows = write("rows.json", [{"text": f"{text} {row}"} for row, text in enumerate(texts)])
+    recipe = {"base_model": str(base), "quantization": "none", "max_steps": 1}
+    run = operations.make_run(str(tmp_path / "run"), str(rows), recipe)["run"]
+    operations.train(run)
+    adapted = load_adapted(Run(run))
+    operations.export(run, str(tmp_path / "out"), {"target": "gguf", "gguf_type": "f16"})
+    [file] = (tmp_path / "out").glob("*.gguf")
+    written = fields(file)
+    begins = written["tokenizer.ggml.add_bos_token"]
+    assert begins == (adapted.tokenizer.bos_token is not None)
+    first = [written["tokenizer.ggml.bos_token_id"]] if begins else []
+    [ids] = adapted.tokenizer(["The lamp"], add_special_tokens=False)["input_ids"]
+    assert tokenize_prompt(adapted, [{"role": "user", "content": "The lamp"}]) == first + ids
+    [row] = render(adapted.tokenizer, load_run_data(Run(run)).train[:1], 64)
+    assert row.input_ids[: len(first)] == first
+    assert row.trained[0][0] == len(first), "the text itself is trained from its beginning"
 
 
 @pytest.mark.usefixtures("few_rows")

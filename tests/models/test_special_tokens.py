@@ -7,12 +7,15 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
+from peft_space import operations
 from peft_space.models.special_tokens import (
     answer_tokens,
     choose_pad_token,
     forget_foreign_pad_token,
     set_special_tokens,
 )
+from peft_space.runs.events import Notice
+from peft_space.runs.run import Run
 from tests.fixtures import tiny_models
 from tests.fixtures.architectures import ARCHITECTURES, VOCABULARY
 
@@ -61,8 +64,26 @@ def test_a_padding_token_has_an_embedding(part, tmp_path):
     if part == "eos":
         config.pad_token_id = None
     known = config.pad_token_id if part == "pad" else tokenizer.eos_token_id
-    choose_pad_token(tokenizer, config)
+    what, why = choose_pad_token(tokenizer, config)
     assert tokenizer.pad_token_id == known
+    assert str(tokenizer.pad_token) in what
+    assert "[PAD]" in why
+    assert choose_pad_token(tokenizer, config) is None, "it is the tokenizer's now"
+
+
+def test_a_replaced_padding_token_is_told_by_the_check_and_the_run(tmp_path, write):
+    base = tiny_models.llama(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    data = str(write("rows.json", [{"prompt": "Say red.", "completion": "red"}] * 8))
+    recipe = {"base_model": base, "quantization": "none", "max_steps": 1, "eval_split": 0.0}
+    [note] = operations.check(data, recipe)["base_notes"]
+    assert "[PAD]" in note
+    run = operations.make_run(str(tmp_path / "run"), data, recipe)["run"]
+    operations.train(run)
+    notices = [one for one in Run(run).history() if isinstance(one, Notice)]
+    assert [f"{one.what} {one.why}" for one in notices].count(note) == 1
 
 
 def test_a_config_with_a_padding_token_without_an_embedding_can_be_built(tmp_path):

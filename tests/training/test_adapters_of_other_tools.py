@@ -326,6 +326,57 @@ def test_an_adapter_with_new_tokens_answers_as_in_plain_peft(settings, tied, tmp
     assert torch.allclose(logits(merged, rows - 40), logits(plain, rows - 40), atol=1e-5)
 
 
+TENSORS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+EXPERTS = {
+    "experts and layers": {"target_parameters": TENSORS},
+    "experts alone": {"target_parameters": TENSORS, "target_modules": []},
+    "one tensor": {"target_parameters": TENSORS[1:]},
+    "one block": {"target_parameters": [f"model.layers.1.{TENSORS[0]}"]},
+    "regex": {"target_parameters": TENSORS, "target_modules": r".*layers\.1.*(q_proj|v_proj)"},
+    "ranks and alphas": {
+        "target_parameters": TENSORS,
+        "rank_pattern": {"experts.gate_up_proj": 2, "q_proj": 3},
+        "alpha_pattern": {r"layers\.0.*down_proj": 5, "v_proj": 3},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def base_with_experts(tmp_path_factory):
+    tokenizer = tokenizer_of("ChatML")
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer),
+        initializer_range=0.1,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder := tmp_path_factory.mktemp("bases") / "moe")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("name", EXPERTS)
+def test_an_adapter_of_experts_answers_as_in_plain_peft_and_is_merged(
+    name, base_with_experts, tmp_path, write
+):
+    adapter_of(base_with_experts, tmp_path / "adapter", **EXPERTS[name])
+    run = import_run(tmp_path, write, tmp_path / "adapter", learning_rate=1e-9)
+    assert run.recipe.adapt_experts
+    assert largest_difference(run, base_with_experts, tmp_path / "adapter") < 1e-5
+    options = {"target": "merged", "dtype": "float32"}
+    exported = operations.export(str(run.directory), str(tmp_path / "merged"), options)
+    assert exported["proof"]["passed"]
+    before = logits(load_adapted(run).model)
+    assert operations.train(str(run.directory))["event"] == "Finished"
+    assert torch.allclose(logits(load_adapted(run).model), before, atol=1e-3)
+
+
 def test_layers_of_single_experts_are_refused_with_the_reason(tmp_path, write):
     tokenizer = tokenizer_of("ChatML")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}

@@ -1,12 +1,14 @@
 """Several processes train a run like a single one, and survive being killed."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 import psutil
 import pytest
 
@@ -23,6 +25,7 @@ from peft_space.training.prepare import make_run, prepare
 from tests.fixtures import tiny_models
 from tests.fixtures.task_rows import WORDS, labelled, preferred
 from tests.runtime.test_worker_pool import wait_for
+from tests.training.test_trainers import SPLIT
 
 RECIPE = Recipe(
     lora_dropout=0.0,
@@ -123,6 +126,30 @@ def test_two_processes_train_every_kind_like_one(kind, tmp_path, write):
     assert evaluated[0]
     # Trainer averages the means of batches, and two processes make other batches of held-out rows
     assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-2)
+
+
+SPLIT_BY_TWO = ["labels", "tags", "answers of T5", "preferences", "ratings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SPLIT_BY_TWO)
+def test_two_processes_take_the_steps_of_one_and_each_row_once_an_epoch(kind, tmp_path, write):
+    """Of 11 rows the second step has 3: accelerate fills them up with rows of the first."""
+    rows, base, changes = SPLIT[kind]
+    data = str(write("rows.json", random.Random(0).sample(rows(), 11)))
+    recipe = RECIPE.model_copy(
+        update={"max_steps": 4, "eval_split": 0.0, "learning_rate": 1e-2, **changes}
+    )
+    recipe = recipe.model_copy(update={"base_model": base(tmp_path / "base")})
+    by_one, by_two = (make_run(tmp_path / name, data, recipe) for name in ("one", "two"))
+    assert start(by_one, 1).wait() == 0
+    assert start(by_two, 2).wait() == 0
+    assert read_plan(by_two).num_processes == 2
+    one, two = (
+        np.array([(step.loss, step.grad_norm) for step in steps_of(run.history())])
+        for run in (by_one, by_two)
+    )
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 SHARED_PARTS = """

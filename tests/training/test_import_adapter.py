@@ -107,7 +107,12 @@ def test_only_two_files_of_a_zip_are_imported(peft_adapter, tmp_path, write):
         ({"rank_pattern": {"(a+)+": 2}}, "training.adapter_unsupported", "rank_pattern"),
         ({"target_modules": ["c_attn"]}, None, "'c_attn'"),
         ({"r": 8}, None, "4 x 256"),
-        ({"target_parameters": ["w"]}, "training.adapter_unsupported", "target_parameters"),
+        ({"target_parameters": ["w"]}, "training.adapter_unsupported", "'w'"),
+        (
+            {"target_parameters": ["q_proj.weight"]},
+            "training.adapter_unsupported",
+            "target_parameters",
+        ),
         ({"megatron_config": {"a": 1}}, "training.adapter_unsupported", "'megatron_config'"),
     ],
     ids=lambda value: str(value)[:40],

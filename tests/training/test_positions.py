@@ -3,6 +3,7 @@
 import pytest
 
 from peft_space import operations
+from peft_space.data.dataset import load_run_data
 from peft_space.evaluation.generate import Sampling, answer
 from peft_space.models.loading import load_adapted
 from peft_space.runs.events import Notice
@@ -24,7 +25,7 @@ LONG, SHORT = "the red lamp " * 90, "the lamp"
 def test_rows_prompts_and_answers_stay_within_the_positions(kind, tmp_path, write):
     base = BASES[kind](tmp_path / "base")
     rows = [
-        {"source": f"{LONG if n % 9 == 0 else SHORT} {n}", "target": f"{SHORT} " * (n % 40)}
+        {"source": f"{LONG if n % 3 == 0 else SHORT} {n}", "target": f"{SHORT} " * (n % 40)}
         for n in range(1, 41)
     ]
     data = str(write("rows.json", rows))
@@ -38,7 +39,10 @@ def test_rows_prompts_and_answers_stay_within_the_positions(kind, tmp_path, writ
     assert any("64" in what and "512" in what for what in notices)
     long, short = operations.compare(run, [LONG, SHORT])["answers"]
     assert (long["cut"] > 0, short["cut"]) == (True, 0)
-    assert operations.evaluate(run)["adapter"]["loss"] > 0
+    scores = operations.evaluate(run)
+    assert scores["adapter"]["loss"] > 0
+    asked = [row.messages[0]["content"] for row in load_run_data(Run(run)).held_out]
+    assert scores["num_cut"] == sum(text.startswith(LONG) for text in asked) > 0
     adapted = load_adapted(Run(run))
     questions = [[{"role": "user", "content": text}] for text in (LONG, SHORT, "lamp lamp lamp")]
     together = answer(adapted, "adapter", questions, Sampling(60))

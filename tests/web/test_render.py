@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from peft_space.cli.main import build_parser
-from peft_space.evaluation.results import Evaluation, Scores
+from peft_space.evaluation.results import TITLES, Evaluation, Scores
 from peft_space.recipe import Recipe, read_recipe
 from peft_space.runs import events
 from peft_space.runs.run import Run
@@ -269,6 +269,29 @@ SCORES = Evaluation(
         {"prompt": "c", "expected": "yes", "base": "yes", "adapter": "yes"},
     ],
 )
+
+
+def test_a_note_on_the_base_stands_among_the_findings():
+    check = {"problems": [], "findings": [], "column_mapping": {"fixes": []}}
+    assert "card" not in render_data.findings_html(check)
+    shown = render_data.findings_html(check | {"base_notes": ["It has no <end>."]})
+    assert "It has no &lt;end&gt;." in shown
+    assert "card" in shown
+
+
+def test_a_prompt_that_is_cut_is_told_in_answers_and_scores():
+    answer = {"prompt": "p", "base": "b", "adapter": "a", "cut": 1234}
+    assert "1,234 tokens" in render_compare.answers_html([answer])
+    assert 'class="cut"' not in render_compare.answers_html([answer | {"cut": 0}])
+    assert "2 prompts" in render_compare.more_scores_html(dataclasses.replace(SCORES, num_cut=2))
+    assert "positions" not in render_compare.more_scores_html(SCORES)
+
+
+def test_the_table_of_scores_says_how_many_answers_ended_by_themselves():
+    sides = {"base": Scores(loss=2.0, ended=0.0), "adapter": Scores(loss=0.5, ended=0.975)}
+    lines = render_compare.scores_table(dataclasses.replace(SCORES, **sides)).values.tolist()
+    [line] = [line for line in lines if line[0] == TITLES["ended"]]
+    assert line[1:] == ["0.0%", "97.5%", "+97.5"]
 
 
 def test_the_verdict_says_better_worse_or_unclear_from_the_interval():

@@ -62,7 +62,8 @@ class Chat:
 
         def show(result: dict[str, Any]) -> Updates:
             answered = result["answers"][0]
-            new_turn = {key: answered[key] for key in ("prompt", "rendered", "base", "adapter")}
+            kept = ("prompt", "rendered", "base", "adapter", "cut")
+            new_turn = {key: answered[key] for key in kept}
             html = render_compare.answers_html([*history, new_turn])
             html += render_compare.fairness_html(result["fairness"]["words"])
             shown = {self.progress: "", self.answers: html, self.stop: gr.update(visible=False)}

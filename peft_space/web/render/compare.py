@@ -10,6 +10,7 @@ import pandas as pd
 
 from peft_space.evaluation.results import (
     Evaluation,
+    cut_words,
     differences,
     majority_words,
     shown_with_intervals,
@@ -44,7 +45,8 @@ def _card_html(row: dict[str, Any], marked: bool) -> str:
     cells.append(_cell("tuned", "Fine-tuned", adapter, verdict))
     for name, text in (row.get("others") or {}).items():
         cells.append(_cell("other", html.escape(name), _pre(text)))
-    prompt = f'<div class="prompt"><h4>Prompt</h4>{_pre(row["prompt"])}{_rendered_html(row)}</div>'
+    shown = f"{_pre(row['prompt'])}{_cut_html(row)}{_rendered_html(row)}"
+    prompt = f'<div class="prompt"><h4>Prompt</h4>{shown}</div>'
     return (
         f'<article class="comparison">{prompt}<div class="sides">{"".join(cells)}</div></article>'
     )
@@ -62,6 +64,14 @@ def _check(answer: str, expected: str) -> str:
 
 def _pre(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
+
+
+def _cut_html(row: dict[str, Any]) -> str:
+    """Return how much of a prompt the model did not read; empty if it read all."""
+    if not row.get("cut"):
+        return ""
+    words = f"{row['cut']:,} tokens are cut: the model has no positions for them."
+    return f'<p class="cut">✂ {words}</p>'
 
 
 def _rendered_html(row: dict[str, Any]) -> str:
@@ -200,7 +210,8 @@ def scores_table(scores: Evaluation) -> pd.DataFrame:
 
 def more_scores_html(scores: Evaluation) -> str:
     """Return what the table of scores leaves out: baseline, side effects, confusion, fairness."""
-    parts = [f"<p>{html.escape(words)}</p>" if (words := majority_words(scores)) else ""]
+    sentences = filter(None, [majority_words(scores), cut_words(scores)])
+    parts = [f"<p>{html.escape(words)}</p>" for words in sentences]
     if scores.general:
         answers = answers_html(scores.general.answers, marked=True)
         parts.append(

@@ -110,6 +110,8 @@ def findings_html(check: Check) -> str:
         reasons = Counter(problem["problem"] for problem in check["problems"])
         words = "; ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
         cards.append(_finding("Skipped rows", check["num_problems"], f"{words}.", "bad", SKIPPED))
+    for note in check.get("base_notes", []):
+        cards.append(f'<div class="card warn"><b>Base model</b><p>{html.escape(note)}</p></div>')
     for finding in check["findings"]:
         fixed = finding["fix"] in check["column_mapping"]["fixes"]
         words = f"{finding['words']}{' ✓ Fixed.' if fixed else ''}"
