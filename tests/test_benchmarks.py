@@ -67,6 +67,7 @@ def test_the_results_of_the_repository_are_json_files():
     assert len(list(RESULTS.glob("*.json"))) >= 30
 
 
+@pytest.mark.slow
 def test_the_gpu_script_measures_its_last_case_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     *_, last = gpu.cases(tmp_path, tiny=True)

@@ -102,6 +102,7 @@ def imports_of(path, top_level_only=False):
     [path for path in MODULES if path != PACKAGE / "__init__.py"],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
+@pytest.mark.sample(61)
 def test_imports_run_one_way(path):
     layer, own = layers(), package_of(path)
     for name in imports_of(path):
@@ -156,6 +157,7 @@ def test_there_are_at_most_185_modules():
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.sample(152)
 def test_no_module_is_named_utils_or_manager(path):
     assert path.stem not in FORBIDDEN_NAMES
     assert path.parent.name not in FORBIDDEN_NAMES
@@ -209,6 +211,7 @@ def test_every_module_has_a_docstring_whose_first_line_is_short():
 # --- errors ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_raised_code_is_listed_and_every_listed_code_is_raised():
     sites = raise_sites()
     unlisted = [f"{site.place}: {site.code}" for site in sites if site.code not in CODES]
@@ -223,12 +226,14 @@ def test_every_raised_code_is_listed_and_every_listed_code_is_raised():
     assert not set(CODES) - literals
 
 
+@pytest.mark.slow
 def test_no_error_code_is_provisional():
     places = [site.place for site in raise_sites() if site.code == "todo"]
     assert not places, "\n".join(places)
 
 
 @pytest.mark.parametrize("code", CODES)
+@pytest.mark.sample(125)
 def test_every_code_names_an_area_and_has_a_cause_and_a_fix(code):
     assert re.fullmatch(
         r"(data|recipe|models|training|evaluation|planning|export|hub|runs|runtime|operations|cli"
@@ -302,6 +307,7 @@ def test_documents_are_plain_english(path):
 
 
 @pytest.mark.parametrize("document", generate_docs.PARTS)
+@pytest.mark.sample(6)
 def test_generated_parts_of_the_documentation_are_current(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     assert text == generate_docs.updated(document), "run: make docs"
@@ -341,6 +347,7 @@ def test_libraries_whose_internals_are_used_are_capped():
     }
 
 
+@pytest.mark.slow
 def test_usage_statistics_are_off_before_the_libraries_are_imported():
     names = ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY")
     code = f"import app, os; print(*(os.environ[name] for name in {names!r}))"

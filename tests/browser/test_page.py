@@ -32,6 +32,7 @@ def problems(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_new_fine_tune_is_true_from_the_first_file_to_the_reload(app, home, page, problems):
     page.set_viewport_size({"width": 1280, "height": 800})
     visit(page, app)

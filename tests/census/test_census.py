@@ -147,7 +147,7 @@ CASES = [(task, kind) for task, kinds in KINDS.items() for kind in kinds]
 
 
 @pytest.mark.parametrize(("task", "kind"), CASES, ids=["-".join(case) for case in CASES])
-@pytest.mark.sample(10)
+@pytest.mark.sample(1)
 def test_a_kind_trains_reloads_and_merges_or_is_refused(task, kind, tmp_path, results):
     result = _in_a_child(kind, task, tmp_path)
     results[task, kind] = result

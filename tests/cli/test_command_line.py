@@ -29,6 +29,7 @@ def test_check_reports_what_is_in_a_file(run_command, write):
     assert found["problems"] == [{"row": 2, "problem": "the answer is empty"}]
 
 
+@pytest.mark.slow
 def test_check_shows_rows_with_the_trained_tokens_marked(run_command, write):
     rows = [
         {"prompt": f"Red {n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(12)
@@ -49,12 +50,14 @@ def test_check_shows_rows_with_the_trained_tokens_marked(run_command, write):
     assert "⟦" not in out
 
 
+@pytest.mark.slow
 def test_check_counts_tokens_for_a_model(run_command):
     status, out, _ = run_command("check", "demo", "--base-model", "demo", "--json")
     assert status == 0
     assert json.loads(out)["lengths"]["num_cut"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, tmp_path):
     run_dir, recipe = tmp_path / "run", tmp_path / "recipe.json"
     recipe.write_text('{"max_steps": 2}')
@@ -180,6 +183,7 @@ def test_a_training_in_the_foreground_begins_with_what_is_left_out(run_command, 
     ids=[case[0] for case in MISTAKES],
 )
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_mistake_is_one_message_as_on_the_page_and_leaves_no_run(
     run_command, write, tmp_path, monkeypatch, name, content, recipe, workers
 ):
@@ -249,6 +253,7 @@ def test_a_bug_prints_its_traceback_and_exits_with_1(run_command, tmp_path, monk
     assert "Traceback" in err
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_one_run(run_command, own_run):
     with Run(own_run.directory).lock():
         status, _, err = run_command("resume", own_run.directory)
@@ -279,6 +284,7 @@ print([name for name in heavy if name in sys.modules])
 
 
 @pytest.mark.parametrize("operation", operations_on("cli"), ids=lambda one: one.name)
+@pytest.mark.sample(31)
 def test_every_command_prints_help_for_each_of_its_arguments(operation, capsys):
     with pytest.raises(SystemExit) as ended:
         main([operation.command, "--help"])

@@ -48,6 +48,7 @@ def sessions_of(app: App) -> list[tuple[str, Any]]:
     return list(app.state_holder.session_data.items())
 
 
+@pytest.mark.slow
 def test_a_session_stores_only_the_settings_of_components_it_used():
     app = App.create_app(build(), app_kwargs={"lifespan": gradio_compat.lean_sessions})
     with started(app) as client:
@@ -184,6 +185,7 @@ def test_the_login_button_s_endpoint_is_hidden(monkeypatch):
         "/gradio_api/stream/a/b/c/playlist.m3u8",
     ],
 )
+@pytest.mark.sample(1)
 def test_the_closed_routes_exist_in_gradio(path):
     assert CLOSED_ROUTES.search(path)
     with gr.Blocks() as blocks:

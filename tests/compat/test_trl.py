@@ -12,6 +12,7 @@ from peft_space.recipe import Recipe, TaskSpec
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
+@pytest.mark.sample(1)
 def test_rows_reach_the_collator_unchanged_and_the_base_model_is_the_reference(
     task, tmp_path, tokenizer
 ):

@@ -30,7 +30,7 @@ def parts_of(message):
     return [part for part in (message["content"], message.get("reasoning_content"), *calls) if part]
 
 
-@pytest.mark.sample(150)
+@pytest.mark.sample(39)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_is_the_assistants_is_trained(name, form):
@@ -52,6 +52,7 @@ def turns():
     st.lists(turns(), min_size=1, max_size=4).map("".join),
     st.integers(0, 1000),
 )
+@pytest.mark.slow
 def test_it_is_so_in_conversations_of_any_form(name, system, form, seed):
     check_trained_tokens(name, system + form, seed)
 
@@ -86,7 +87,7 @@ def check_trained_tokens(name, form, seed):
                 assert part in text or left_out, f"{part} is lost"
 
 
-@pytest.mark.sample(150)
+@pytest.mark.sample(32)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_asked_where_training_began(name, form):

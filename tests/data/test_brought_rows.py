@@ -343,6 +343,7 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("form", QUESTIONS)
+@pytest.mark.sample(6)
 def test_a_question_is_read_with_all_that_belongs_to_it(form):
     cells, expected = QUESTIONS[form]
     _, row = read(cells)
@@ -398,6 +399,7 @@ def test_what_is_not_used_is_listed(write):
     assert unused == {"source": (4, "s0"), "messages: name": (4, "Ada")}
 
 
+@pytest.mark.slow
 def test_rows_whose_weights_train_nothing_are_counted(write):
     rows = [{"messages": [USER | {"content": str(n)}, ANSWER | {"loss": n > 1}]} for n in range(6)]
     result = operations.check(str(write("rows.json", rows)), {"base_model": "demo"})
@@ -473,6 +475,7 @@ def test_an_answer_that_is_json_or_code_is_learned_as_it_is_written(answer):
     assert row.chosen[0]["content"] == answer
 
 
+@pytest.mark.slow
 def test_a_thought_is_a_part_of_the_target_of_t5(write, tmp_path):
     base = tiny_models.t5(tmp_path / "base", ["<think>", "</think>", "I", "look", "40"])
     rows = [{"source": "I look", "target": "<think> I look </think> 40"}] * 4

@@ -133,7 +133,7 @@ def check_ends(name: str, row: Conversation) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, family in FAMILIES.items() if not family.opens_thought]
 )
-@pytest.mark.sample(6)
+@pytest.mark.sample(1)
 def test_the_trained_tokens_are_those_that_the_reference_marks(name):
     @SETTINGS
     @given(conversations(FAMILIES[name]))
@@ -148,6 +148,7 @@ def test_the_trained_tokens_are_those_that_the_reference_marks(name):
 @pytest.mark.parametrize(
     "name", [name for name, family in FAMILIES.items() if not family.opens_thought]
 )
+@pytest.mark.sample(1)
 def test_a_prompt_has_the_tokens_before_the_trained_answer(name):
     @SETTINGS
     @given(conversations(FAMILIES[name]))

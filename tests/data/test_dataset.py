@@ -202,6 +202,7 @@ def test_rows_are_read_from_the_disk_each_exactly_once(write):
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [2, 1], [0.5, 3], [0, 1.25]])
+@pytest.mark.sample(2)
 def test_an_epoch_takes_the_rows_of_each_file_as_often_as_its_weight_says(write, weights):
     names = ["one", "two"]
     paths = [

@@ -87,6 +87,7 @@ def test_another_address_is_rejected_with_an_example(address):
     assert "hf://datasets/OWNER/NAME" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_split_is_read_verbatim(ask, dataset):
     result = ask("check", data="hf://datasets/maria/rows?config=large", recipe={})
     assert result["source"] == f"maria/rows@{dataset.commits[-1].oid[:7]} (large, train)"
@@ -132,6 +133,7 @@ def test_another_split_is_held_out_and_an_older_commit_is_read(ask, dataset):
         ("maria/elsewhere", "data.external_files", "maria/elsewhere"),
     ],
 )
+@pytest.mark.sample(7)
 def test_a_dataset_that_cannot_be_read_is_rejected(ask, the_hub, dataset, address, code, value):
     the_hub.add_repository("datasets/maria/images", {"a.png": b"\x89PNG\r\n"})
     the_hub.add_repository("datasets/maria/empty", {"README.md": b"# nothing here\n"})
@@ -180,6 +182,7 @@ def test_the_command_line_trains_on_a_dataset_and_stores_its_name(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["name"] == "maria/rows on demo"
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_reported(hub_environment):
     arguments = ["check", "hf://datasets/maria/rows"]
     environment = hub_environment | {"HF_HUB_OFFLINE": "1"}

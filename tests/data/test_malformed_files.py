@@ -47,6 +47,7 @@ def check_refusal(code: str, message: str, name: str, refusal: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("case", cases(big=False))
+@pytest.mark.sample(28)
 def test_a_file_is_read_verbatim_or_rejected_with_the_place(case: Case, tmp_path):
     path, expected = case.write(tmp_path)
     if isinstance(expected, list):
@@ -62,6 +63,7 @@ def test_a_file_is_read_verbatim_or_rejected_with_the_place(case: Case, tmp_path
 
 
 @pytest.mark.parametrize("case", cases(big=True))
+@pytest.mark.slow
 def test_a_file_that_unpacks_to_gigabytes_is_rejected_in_little_memory(case: Case, tmp_path):
     path, expected = case.write(tmp_path)
     try:

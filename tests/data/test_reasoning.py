@@ -61,6 +61,7 @@ def test_reasoning_is_trained_or_read_or_left_out(name):
 
 
 @pytest.mark.parametrize("name", SWITCHED)
+@pytest.mark.sample(3)
 def test_without_thinking_no_answer_begins_with_an_empty_thought(name):
     tokenizer, row = with_thinking(name, False), conversation("ua", 3)
     example, trained = rendered(tokenizer, row)
@@ -72,6 +73,7 @@ def test_without_thinking_no_answer_begins_with_an_empty_thought(name):
 
 @pytest.mark.parametrize("form", ["ur", "urur"])
 @pytest.mark.parametrize("name", SWITCHED)
+@pytest.mark.sample(3)
 def test_an_answer_with_a_thought_follows_the_prompt_with_thinking(name, form):
     tokenizer, row = with_thinking(name, True), conversation(form, 3)
     example, trained = rendered(tokenizer, row)
@@ -82,6 +84,7 @@ def test_an_answer_with_a_thought_follows_the_prompt_with_thinking(name, form):
 
 
 @pytest.mark.parametrize("name", SWITCHED)
+@pytest.mark.sample(3)
 def test_a_server_can_still_choose_the_other_way(name):
     tokenizer = tokenizer_of(name)
     question = [{"role": "user", "content": "Why?"}]
@@ -108,6 +111,7 @@ def test_thinking_off_leaves_out_the_thoughts_of_the_rows():
 
 
 @pytest.mark.parametrize(("thinking", "is_advised"), [("own", True), ("on", True), ("off", False)])
+@pytest.mark.sample(1)
 def test_thinking_off_is_advised_for_answers_without_reasoning(
     tmp_path, write, thinking, is_advised
 ):

@@ -72,6 +72,7 @@ def test_the_mask_equals_the_templates_own_generation_markers(tokenizer):
         assert [int(label != MASKED) for label in example.labels] == reference["assistant_masks"]
 
 
+@pytest.mark.sample(3)
 def test_generated_conversations_train_their_answers_and_nothing_else(any_tokenizer):
     rng = random.Random(7)
     words = [

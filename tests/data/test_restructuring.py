@@ -95,6 +95,7 @@ def loaded(path, mapping=None):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(5)
 def test_each_example_of_an_export_is_a_row(write, form):
     rows, schema, count = FORMS[form]
     data = loaded(write("rows.json", rows))
@@ -115,6 +116,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("answers", "choice"), PAIRS)
+@pytest.mark.sample(6)
 def test_the_better_of_two_answers_is_the_chosen_one(write, answers, choice):
     rows = [{"prompt": f"Price {n}?"} | answers | choice for n in range(4)]
     data = loaded(write("rows.json", rows))
@@ -186,7 +188,7 @@ def test_each_direction_of_a_translation_is_a_choice(write):
     assert turns(first) == [("user", "Good day 0"), ("assistant", "Guten Tag 0")]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("form", ["rows of trees", "ChatGPT", "Label Studio: choices", "SQuAD"])
 @pytest.mark.parametrize("broken", [None, [], {}, "x", [None], {"a": 1}])
 def test_a_broken_row_in_an_export_is_a_problem_and_no_crash(write, form, broken):
@@ -221,6 +223,7 @@ TEMPLATED = {
 
 
 @pytest.mark.parametrize("form", TEMPLATED)
+@pytest.mark.sample(3)
 def test_a_templated_text_is_offered_as_a_conversation(write, form):
     rows = [{"text": TEMPLATED[form].replace("40", f"4{n}")} for n in range(4)]
     path = write("rows.json", rows)

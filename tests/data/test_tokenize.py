@@ -73,6 +73,7 @@ def test_rows_are_tokenized_once_for_each_template(tokenizer, rows, with_templat
     [NEVER_ENDS, TAKES_ALL_MEMORY, TAKES_MEMORY_BIT_BY_BIT],
     ids=["time", "memory", "memory by bits"],
 )
+@pytest.mark.slow
 def test_a_template_that_exceeds_its_limits_is_stopped(with_template, rows, template):
     before = children()
     for work in (lambda one: tokenize(one, rows, 30), lambda one: preview(one, [rows[0]], 30)):
@@ -85,6 +86,7 @@ def test_a_template_that_exceeds_its_limits_is_stopped(with_template, rows, temp
     assert children() <= before, "a child process is left"
 
 
+@pytest.mark.slow
 def test_a_row_that_the_template_rejects_is_a_problem_and_others_are_trained(
     with_template, tokenizer, rows
 ):
@@ -103,6 +105,7 @@ def test_a_row_that_the_template_rejects_is_a_problem_and_others_are_trained(
     assert "not 17" in shown["problem"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_progress_callback_stops_the_children(tokenizer, rows):
     class Cancelled(Exception):
         """The visitor pressed Cancel."""
@@ -137,6 +140,7 @@ def test_a_tokenizer_without_an_end_of_text_token_is_rejected(tokenizer, tmp_pat
 
 @pytest.mark.parametrize("max_length", [16, 40, 64, 300])
 @pytest.mark.parametrize("has_bos", [False, True])
+@pytest.mark.sample(2)
 def test_a_long_text_is_trained_in_pieces_each_token_once(tokenizer, write, max_length, has_bos):
     tokenizer = copy.deepcopy(tokenizer)
     if has_bos:

@@ -34,6 +34,7 @@ def test_no_held_out_prompt_occurs_in_training():
 
 
 @pytest.mark.parametrize("similarity", ["words", "characters"])
+@pytest.mark.sample(1)
 def test_copying_the_answer_of_the_nearest_training_row_fails(similarity):
     trained = rows(TRAIN_FILE)
 

@@ -96,6 +96,7 @@ def test_an_estimate_leaves_the_model_unchanged(llama):
         (Recipe(quantization="int8"), 8),
     ],
 )
+@pytest.mark.sample(2)
 def test_only_quantized_layers_take_fewer_bits(llama, recipe, bits):
     saved = estimate(llama, EXACT, 2, 16).weights - estimate(llama, recipe, 2, 16).weights
     scales = (
@@ -135,6 +136,7 @@ def test_gradient_checkpointing_lowers_the_activations(llama):
 @pytest.mark.parametrize(
     "kind", ["GPT2LMHeadModel", "BertForSequenceClassification", "T5ForConditionalGeneration"]
 )
+@pytest.mark.sample(1)
 def test_other_architectures_are_estimated_too(kind):
     model = on_meta(kind)
     need = estimate(model, EXACT, 2, 16)
@@ -179,6 +181,7 @@ def test_there_are_no_changes_if_no_single_one_suffices(llama):
         "T5ForConditionalGeneration",
     ],
 )
+@pytest.mark.slow
 def test_the_estimate_is_close_to_a_count_of_all_allocations(kind, checkpointing):
     layers = on_meta(
         kind, **{"hidden_size": 256, "num_hidden_layers": 6} if "T5" not in kind else {}
@@ -191,6 +194,7 @@ def test_the_estimate_is_close_to_a_count_of_all_allocations(kind, checkpointing
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
 @pytest.mark.sample(24)
+@pytest.mark.slow
 def test_every_architecture_is_estimated_and_timed(architecture, quantization):
     layers = linear_layers(config_of(architecture), architecture.task)
     recipe = Recipe(quantization=quantization)
@@ -205,12 +209,14 @@ def test_every_architecture_is_estimated_and_timed(architecture, quantization):
     "kind", ["LlamaForCausalLM", "BertForSequenceClassification", "T5ForConditionalGeneration"]
 )
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.sample(1)
 def test_blocks_and_output_layer_are_timed_for_each_token(kind, quantization):
     step = measure_step(on_meta(kind), Recipe(quantization=quantization), 2, 16)
     assert min(step.forward, step.both) > 0
     assert (step.label > 0) == (kind != "BertForSequenceClassification")
 
 
+@pytest.mark.slow
 def test_gpus_that_share_the_base_each_hold_a_part_of_the_blocks():
     llama = on_meta(num_hidden_layers=16)
     whole = estimate(llama, EXACT, 2, 16, "cuda", "bfloat16")

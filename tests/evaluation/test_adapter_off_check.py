@@ -98,6 +98,7 @@ SLOW_KINDS = [
     ("base", "method", "quantization", "bias"),
     [*KINDS, *(pytest.param(*kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)],
 )
+@pytest.mark.sample(1)
 def test_base_side_is_bitwise_equal_to_the_base_without_peft(
     base, method, quantization, bias, bases, conversations, tmp_path
 ):

@@ -44,6 +44,7 @@ def test_base_side_is_the_untouched_base(adapted, short_run, prompts):
             assert torch.equal(logits(adapted.model, ids), logits(untouched, ids))
 
 
+@pytest.mark.slow
 def test_exported_folder_in_plain_peft_gives_the_logits_of_the_app(
     adapted, short_run, prompts, tmp_path
 ):
@@ -72,12 +73,14 @@ def test_exported_folder_in_plain_peft_gives_the_logits_of_the_app(
             assert not torch.allclose(logits(plain, ids), logits(adapted.model, ids), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_batched_answers_equal_those_one_by_one(adapted, prompts):
     sampling = Sampling(max_new_tokens=30)
     alone = [answer(adapted, "adapter", [messages], sampling)[0] for messages in prompts]
     assert answer(adapted, "adapter", prompts, sampling) == alone
 
 
+@pytest.mark.slow
 def test_streamed_text_of_both_sides_ends_as_the_answer(adapted, prompts):
     streamed = {}
     sampling = Sampling(max_new_tokens=30, temperature=1.0, seed=3)
@@ -135,6 +138,7 @@ def test_loss_of_a_side_is_that_of_its_trained_tokens(adapted, short_run):
     assert mean_loss(adapted, "adapter", examples) == pytest.approx(direct, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_adapter_scores_better_than_the_base(own_run, adapted):
     shares = []
     scores = evaluate(own_run, adapted, lambda share, what: shares.append(share))

@@ -64,6 +64,7 @@ def test_a_checkpoint_and_another_run_answer_as_they_do_alone(run, other):
     assert [each["adapter"] for each in answers] != texts
 
 
+@pytest.mark.slow
 def test_extra_adapters_leave_both_sides_unchanged(run):
     adapted = load_adapted(run)
 
@@ -90,6 +91,7 @@ def test_comparable_adapters_are_complete_and_of_the_same_base(run, other, tmp_p
     assert comparable_adapters(run, runs) == [*own, other]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_compared_is_rejected(run, other, tmp_path):
     with pytest.raises(UserError, match=r"checkpoint-5 .*checkpoint-4") as error:
         operations.compare(str(run.directory), PROMPTS, compare_with=["checkpoint-5"])

@@ -56,6 +56,7 @@ def bases(tmp_path_factory):
 
 @pytest.mark.parametrize("task", ["causal-lm", "seq2seq-lm"])
 @pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.sample(1)
 def test_settings_of_the_base_change_no_answer(task, kind, bases, tmp_path):
     folder, expected = bases[task]
     own = Path(shutil.copytree(folder, tmp_path / "base"))
@@ -70,6 +71,7 @@ def test_settings_of_the_base_change_no_answer(task, kind, bases, tmp_path):
     assert all(expected), "no answer is empty"
 
 
+@pytest.mark.slow
 def test_a_run_of_plain_texts_continues_a_text(tmp_path, write):
     texts = [{"text": f"Once upon a time, Ada had {n} lamps and a kettle."} for n in range(30)]
     run = operations.make_run(

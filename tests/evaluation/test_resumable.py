@@ -41,6 +41,7 @@ def stop_after(count):
     return reports, on_progress
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_to_the_same_numbers(small_run, adapted, monkeypatch):
     reports, on_progress = stop_after(99)
     whole = evaluate.evaluate(small_run, adapted, on_progress)
@@ -84,6 +85,7 @@ def test_batches_stored_for_another_adapter_are_not_used(small_run, adapted):
     assert line != before
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_intervals_samples_and_a_forgetting_score(small_run, adapted):
     evaluation = evaluate.evaluate(small_run, adapted)
     for side in ("base", "adapter"):

@@ -81,6 +81,7 @@ def test_a_training_step_computes_the_logits_of_labels_alone(adapted, examples):
     assert 0 < seen <= ROWS * TRAINED * VOCABULARY
 
 
+@pytest.mark.slow
 def test_scoring_halves_its_batches_when_memory_runs_out(adapted, examples, monkeypatch):
     expected = log_likelihoods(adapted, "adapter", examples)
     own, sizes = adapted.scorer.forward, []

@@ -22,6 +22,7 @@ from peft_space.runs.run import Run
 from tests.fixtures.digests import digests
 
 
+@pytest.mark.slow
 def test_an_export_copies_the_adapter_and_leaves_the_run_as_it_was(short_run, tmp_path):
     before = digests(short_run.directory)
     folder = export_run(short_run, tmp_path / "out").path
@@ -97,6 +98,7 @@ def test_an_unknown_choice_is_rejected_with_its_value(choice, value):
     assert repr(value) in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_card_contains_figures_of_the_run(own_run, tmp_path):
     base, adapter = Scores(1.5, 4.5, exact_match=0.0), Scores(0.05, 1.05, exact_match=0.875)
     scores = Evaluation(60, base, adapter)

@@ -71,6 +71,7 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sample(1)
 def test_a_file_contains_the_whole_model_and_its_tokenizer(name, model_folder, tmp_path):
     folder = model_folder(name)
     file = write_gguf(folder, tmp_path / "f32.gguf", "f32", name)
@@ -118,6 +119,7 @@ def test_of_a_model_that_sees_pictures_the_part_that_writes_is_written(model_fol
 
 
 @pytest.mark.parametrize("name", ["Llama 3", "Gemma 3", "Phi 3"])
+@pytest.mark.sample(1)
 def test_a_separate_adapter_adds_the_same_as_in_peft(name, model_folder, tmp_path):
     folder = model_folder(name)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -155,6 +157,7 @@ def few_rows(monkeypatch):
 
 @pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("target", ["gguf", "ollama"])
+@pytest.mark.slow
 def test_a_run_is_exported_with_its_verification(target, short_run, tmp_path):
     options = {"target": target, "gguf_type": "q8_0", "separate_adapter": target == "ollama"}
     out = tmp_path / "out"
@@ -197,6 +200,7 @@ def test_a_file_of_plain_texts_begins_a_text_as_training_did(name, tmp_path, wri
 
 
 @pytest.mark.usefixtures("few_rows")
+@pytest.mark.slow
 def test_verification_reads_the_numbers_in_the_file(short_run, tmp_path, monkeypatch):
     from peft_space.export.gguf import architectures, writer
 

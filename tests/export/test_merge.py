@@ -107,6 +107,7 @@ def logits_of(model):
         return model.eval()(input_ids=ids, **decoder).logits
 
 
+@pytest.mark.sample(1)
 def test_a_merge_equals_peft_in_float32_and_answers_as_the_adapter_does(pair, tmp_path):
     cls, base, adapter = pair
     adapted = PeftModel.from_pretrained(cls.from_pretrained(base, dtype=torch.float32), adapter)
@@ -183,6 +184,7 @@ def test_faults_of_a_merged_dora_show_in_the_weights():
     assert second[0] == "model.layers.1.self_attn.v_proj"
 
 
+@pytest.mark.slow
 def test_the_merged_folder_is_a_complete_model_in_shards(short_run, tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "MAX_SHARD_SIZE", "3MB")
     before = digests(short_run.directory)

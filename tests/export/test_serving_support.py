@@ -46,6 +46,7 @@ def traits(**choices):
 @pytest.mark.parametrize(
     ("choices", "vllm", "why_vllm", "tgi", "why_tgi"), CASES, ids=[str(case[0]) for case in CASES]
 )
+@pytest.mark.sample(4)
 def test_a_recipe_tells_which_engine_can_serve_its_adapter(choices, vllm, why_vllm, tgi, why_tgi):
     _, by_vllm, by_tgi = engine_support(traits(**choices))
     assert (by_vllm.how, by_tgi.how) == (vllm, tgi)

@@ -122,6 +122,7 @@ def test_a_damaged_script_does_not_run(rows, tmp_path):
 @pytest.mark.parametrize(
     ("name", "code"), [("train.py", "export.file_exists"), ("train", "export.not_a_script")]
 )
+@pytest.mark.sample(1)
 def test_it_needs_a_new_name_that_ends_in_py(rows, tmp_path, name, code):
     (tmp_path / "train.py").write_text("mine")
     with pytest.raises(UserError) as error:

@@ -41,6 +41,7 @@ def scaled(factor, only=None):
     )
 
 
+@pytest.mark.slow
 def test_a_dequantized_float32_merge_equals_the_adapter(short_run, tmp_path):
     result = merge_and_verify(short_run, tmp_path / "out")
     assert result.passed, result.faults
@@ -49,6 +50,7 @@ def test_a_dequantized_float32_merge_equals_the_adapter(short_run, tmp_path):
     assert result.mean_kl < 1e-9 < 0.1 < result.adapter_kl
 
 
+@pytest.mark.slow
 def test_a_full_precision_merge_reports_its_distance_from_the_adapter(short_run, tmp_path):
     result = merge_and_verify(short_run, tmp_path / "out", "float32", "full")
     assert 1e-4 < result.mean_kl < 0.1
@@ -85,6 +87,7 @@ def test_a_full_precision_merge_reports_its_distance_from_the_adapter(short_run,
     ],
     ids=["a wrong scale", "a layer is missing", "twice the scale", "the first layer is missing"],
 )
+@pytest.mark.slow
 def test_a_broken_merge_is_caught(short_run, tmp_path, monkeypatch, dtype, change, fault):
     folder = tmp_path / "out"
     folder.mkdir()
@@ -111,6 +114,7 @@ def test_a_wrong_dtype_is_caught_even_if_the_file_hides_it(short_run, tmp_path):
     assert "KL divergence" in fault
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_and_another_chat_template_are_caught(short_run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
@@ -183,6 +187,7 @@ def trained(tmp_path, write, rows, base):
 @pytest.mark.parametrize(
     ("rows", "what"), [(labelled, "labels"), (tagged, "tags")], ids=["labels", "tags"]
 )
+@pytest.mark.sample(1)
 def test_labels_and_probabilities_of_a_classification_are_compared(
     tmp_path, write, bert, rows, what
 ):

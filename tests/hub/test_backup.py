@@ -96,6 +96,7 @@ def test_a_backup_is_private_and_has_what_a_resume_needs(the_hub, save, run):
     assert not any(WRITER.encode() in content for content in repository.files.values())
 
 
+@pytest.mark.slow
 def test_a_run_is_restored_byte_for_byte(the_hub, save, restore, run):
     save()
     restored = restore()
@@ -258,6 +259,7 @@ _FAST = (
     "how",
     [how if how in _FAST else pytest.param(how, marks=pytest.mark.slow) for how in CHANGES],
 )
+@pytest.mark.sample(2)
 def test_a_changed_backup_is_rejected_and_nothing_is_left(the_hub, save, restore, tmp_path, how):
     code, change = CHANGES[how]
     save()
@@ -280,6 +282,7 @@ def test_a_changed_backup_is_rejected_and_nothing_is_left(the_hub, save, restore
         (OTHERS, "hub.not_found"),
     ],
 )
+@pytest.mark.sample(3)
 def test_without_read_access_nothing_is_restored_and_the_message_says_why(
     the_hub, save, restore, tmp_path, token, code
 ):

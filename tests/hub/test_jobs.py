@@ -340,6 +340,7 @@ def test_events_arrive_during_the_job_and_the_outcome_at_its_end(here, run):
         (None, "", True, "hub.job_deleted", r"from step 2"),
     ],
 )
+@pytest.mark.sample(4)
 def test_the_end_of_a_job_has_its_reason_and_the_run_can_be_resumed(
     here, run, stage, message, sent, code, words
 ):

@@ -137,6 +137,7 @@ def test_another_app_is_left_alone(the_hub, hub_environment):
         (("commit", 500), WRITER, "hub.server_error"),
     ],
 )
+@pytest.mark.sample(1)
 def test_an_error_of_the_hub_is_one_line(the_hub, hub_environment, fault, token, code):
     if fault:
         the_hub.fail_next(*fault)

@@ -44,6 +44,7 @@ def test_there_are_more_than_forty_architectures():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.sample(1)
 def test_an_architecture_is_wrapped_trained_and_reloaded_unchanged(architecture, tmp_path):
     task_spec = TaskSpec(architecture.task, LABELS if "classification" in architecture.task else ())
     config = config_of(architecture)

@@ -42,6 +42,7 @@ def rows(write):
     return str(write("rows.json", [{"prompt": f"Say {w}", "completion": 3 * w} for w in WORDS]))
 
 
+@pytest.mark.slow
 def test_experts_are_trained_scored_and_merged(base, rows, tmp_path):
     recipe = Recipe(base_model=base, adapt_experts=True, lora_dropout=0.0, **TWO_STEPS)
     run = make_run(tmp_path / "run", rows, recipe)
@@ -64,6 +65,7 @@ def test_experts_are_trained_scored_and_merged(base, rows, tmp_path):
     assert caught.value.code == "export.rank_of_experts"
 
 
+@pytest.mark.slow
 def test_check_advice_plan_notices_and_page_name_experts_without_an_adapter(base, rows, tmp_path):
     recipe = {"base_model": base, **TWO_STEPS, "max_steps": 1}
     told = unadapted_notes(Recipe(**recipe), linear_layers(find_base(base).config))
@@ -90,6 +92,7 @@ def test_check_advice_plan_notices_and_page_name_experts_without_an_adapter(base
     ],
     ids=str,
 )
+@pytest.mark.sample(1)
 def test_a_recipe_that_cannot_adapt_experts_is_refused(choices, tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts") / "base"
     build("qwen3_moe", "causal-lm", folder)

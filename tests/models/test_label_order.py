@@ -64,6 +64,7 @@ def loaded(folder, found, **recipe):
         (["1 star", "2 stars"], ["2 stars", "1 star"], ("1 star", "2 stars")),
     ],
 )
+@pytest.mark.sample(1)
 def test_outputs_with_the_names_of_the_labels_stay(kind, names, found, expected, tmp_path):
     folder = classifier(tmp_path, names, kind)
     with torch.inference_mode():
@@ -83,6 +84,7 @@ def test_outputs_with_the_names_of_the_labels_stay(kind, names, found, expected,
         (["LABEL_0", "LABEL_1"], ["1", "2"]),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_head_for_other_labels_is_replaced_by_a_new_one(kind, names, found, tmp_path):
     folder = classifier(tmp_path, names, kind)
     with torch.inference_mode():

@@ -57,6 +57,7 @@ def batch():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.sample(1)
 def test_scores_and_gradients_equal_those_from_all_logits(name):
     model = model_of(name)
     base = model.get_base_model()

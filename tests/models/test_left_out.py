@@ -32,6 +32,7 @@ def layers_of(kind, task):
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES, ids=lambda value: value)
+@pytest.mark.sample(1)
 def test_layers_that_cannot_learn_are_left_out_and_peft_wraps_the_others(kind, task):
     layers = layers_of(kind, task)
     reasons = {name.rpartition(".")[2]: why for name, why in layers.left_out.items()}

@@ -232,6 +232,7 @@ def training(tmp_path, recipe):
 
 @pytest.mark.parametrize("case", FOLDERS)
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_faults_of_a_folder_are_reported_before_a_run_is_made(process, ask, tmp_path, case):
     files, code, value = FOLDERS[case]
     folder = tmp_path / "model"
@@ -250,6 +251,7 @@ def test_faults_of_a_folder_are_reported_before_a_run_is_made(process, ask, tmp_
 
 @pytest.mark.parametrize("case", ON_THE_HUB)
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_faults_on_the_hub_are_reported_without_downloading_weights(
     process, ask, the_hub, tmp_path, case
 ):
@@ -296,6 +298,7 @@ def failing_process(hub_environment):
         started.stdin.close()
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_reported(failing_process, tmp_path):
     answer = ask_process(failing_process, *training(tmp_path, {"base_model": "maria/far"}))
     assert answer.code == "hub.unreachable"
@@ -373,6 +376,7 @@ def changed_run(untouched_run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "code", "pattern"), ADAPTERS, ids=[change.__name__ for change, *_ in ADAPTERS]
 )
+@pytest.mark.slow
 def test_an_adapter_that_does_not_fit_its_base_is_reported(
     process, ask, changed_run, change, code, pattern
 ):
@@ -411,6 +415,7 @@ each_out_of_memory = pytest.mark.parametrize(
 
 
 @each_out_of_memory
+@pytest.mark.sample(1)
 def test_out_of_memory_before_the_first_step_is_reported(tmp_path, monkeypatch, fail, device):
     run = make_run(tmp_path / "run", "demo", Recipe(max_steps=1))
     with monkeypatch.context() as patch:
@@ -425,6 +430,7 @@ def test_out_of_memory_before_the_first_step_is_reported(tmp_path, monkeypatch, 
 
 
 @each_out_of_memory
+@pytest.mark.sample(1)
 def test_out_of_memory_in_a_comparison_is_reported(
     failing_process, untouched_run, tmp_path, fail, device
 ):
@@ -435,6 +441,7 @@ def test_out_of_memory_in_a_comparison_is_reported(
     assert device in answer.shown
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected(tokenizer, tmp_path):
     config = LlamaConfig(
         vocab_size=50,

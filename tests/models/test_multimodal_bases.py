@@ -48,6 +48,7 @@ def _train(run):
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_text_is_trained_scored_merged_and_imported(base, quantization, tmp_path):
     recipe = Recipe(
         base_model=base, quantization=quantization, max_steps=3, batch_size=4, max_length=128
@@ -137,6 +138,7 @@ def test_a_text_half_finds_its_place_in_the_whole_model(kind):
     assert len(inside) > len(list(half.parameters()))
 
 
+@pytest.mark.slow
 def test_a_classifier_finds_the_end_of_a_padded_text(base, tmp_path, write):
     rows = str(write("rows.json", labelled()))
     recipe = Recipe(

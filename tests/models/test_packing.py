@@ -80,6 +80,7 @@ def loss_and_gradients(model, batch):
 
 @pytest.mark.parametrize("model", CONFIGS, indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.sample(1)
 def test_packed_and_padded_rows_give_the_same_loss_and_gradient(model, checkpointing, request):
     reason = why_not_packed(model, longest=12)
     own_forward(model)
@@ -106,5 +107,6 @@ def test_an_architecture_with_its_own_attention_is_padded_with_the_reason(name):
     assert "attention interface" in why_not_packed(adapted(name), 12)
 
 
+@pytest.mark.slow
 def test_at_least_twelve_architectures_are_packed():
     assert sum(why_not_packed(adapted(name), 12) is None for name in CONFIGS) >= 12

@@ -82,6 +82,7 @@ def error_of(tmp_path, recipe):
 @pytest.mark.parametrize(
     ("names", "missing"), [((), "gptqmodel, optimum"), (("gptqmodel",), "optimum")]
 )
+@pytest.mark.sample(1)
 def test_gptq_and_awq_without_their_packages_are_rejected(
     quantization, names, missing, published, installed, tmp_path
 ):
@@ -105,6 +106,7 @@ def test_the_install_command_is_in_the_readme_and_pins_the_packages():
 
 
 @pytest.mark.parametrize("method", ["fp8", "compressed-tensors", "mxfp4"])
+@pytest.mark.slow
 def test_other_quantizations_are_rejected_by_name(method, published, tmp_path):
     error = error_of(tmp_path, {"base_model": published({"quant_method": method})})
     assert error.code == "models.quantization_unsupported"
@@ -112,6 +114,7 @@ def test_other_quantizations_are_rejected_by_name(method, published, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", [GPTQ, AWQ], ids=["gptq", "awq"])
+@pytest.mark.sample(1)
 def test_gptq_and_awq_compute_with_a_kernel_that_has_a_gradient(quantization, published, installed):
     installed("gptqmodel", "optimum")
     base = find_base(published(quantization))
@@ -121,6 +124,7 @@ def test_gptq_and_awq_compute_with_a_kernel_that_has_a_gradient(quantization, pu
 
 
 @pytest.mark.parametrize("quantization", [GPTQ, AWQ], ids=["gptq", "awq"])
+@pytest.mark.sample(1)
 def test_dora_on_gptq_and_awq_is_rejected_before_training(
     quantization, published, installed, tmp_path
 ):
@@ -161,6 +165,7 @@ def nf4_base(tmp_path_factory):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.sample(1)
 def test_a_base_saved_in_nf4_stays_in_nf4_with_any_recipe(nf4_base, quantization):
     import bitsandbytes
     import torch
@@ -208,6 +213,7 @@ def test_a_base_saved_in_nf4_is_trained_and_scored(nf4_run):
     assert "quantized as bitsandbytes" in (nf4_run.adapter / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_base_in_nf4_answers_the_same_packed_and_unpacked(nf4_run, monkeypatch):
     import bitsandbytes
     import torch
@@ -225,6 +231,7 @@ def test_a_base_in_nf4_answers_the_same_packed_and_unpacked(nf4_run, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.slow
 def test_an_encoder_whose_file_lacks_its_pooler_is_trained_quantized(kind, tmp_path, write):
     folder = tiny_models.bert(tmp_path / "base", WORDS)  # saved from a masked LM, without a pooler
     recipe = Recipe(base_model=folder, quantization=kind, max_steps=2, batch_size=4, max_length=64)

@@ -32,12 +32,14 @@ def _weights_of(run):
     return [weakref.ref(parameter) for parameter in model.parameters()]
 
 
+@pytest.mark.slow
 def test_no_tensor_of_a_released_model_is_left(short_run):
     weights = _weights_of(str(short_run.directory))
     release_model()
     assert [weight for weight in weights if weight() is not None] == []
 
 
+@pytest.mark.slow
 def test_a_training_that_waits_evicts_the_kept_model_of_a_gpu(
     short_run, waiting_training, monkeypatch
 ):
@@ -49,6 +51,7 @@ def test_a_training_that_waits_evicts_the_kept_model_of_a_gpu(
     assert [weight for weight in weights if weight() is not None] == []
 
 
+@pytest.mark.slow
 def test_a_kept_model_stays_while_nobody_needs_the_gpu(short_run, tmp_path, monkeypatch):
     monkeypatch.setattr(machine_queue, "_queue", lambda: tmp_path)
     weights = _weights_of(str(short_run.directory))

@@ -67,6 +67,7 @@ def test_a_dry_run_measures_memory_and_time_next_to_the_estimates(measured):
     assert "20 steps" in result["words"][1]
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_for_the_built_in_model_is_close(measured):
     # libraries take more or less memory on other machines, which counts most for a tiny model
     difference = measured[0]["estimates"]["memory"]["total"] - measured[0]["memory"]
@@ -122,6 +123,7 @@ def wait_until(condition):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_last_step_has_the_longest_rows_and_the_others_typical_ones():
     prepared, recipe = prepare("demo", Recipe(batch_size=4)), Recipe(batch_size=4)
     with tempfile.TemporaryDirectory() as scratch:

@@ -47,6 +47,7 @@ def test_ranks_out_of_range_are_rejected(ranks):
     assert error.value.code == "planning.rank_out_of_range"
 
 
+@pytest.mark.slow
 def test_a_rank_sweep_without_held_out_rows_is_rejected(write):
     rows = write("rows.json", [{"prompt": f"Say {n}.", "completion": "Yes."} for n in range(4)])
     recipe = Recipe(quantization="none", max_steps=1, eval_split=0)
@@ -92,6 +93,7 @@ def test_a_smaller_adapter_is_the_nearest_of_its_rank(own_run, tmp_path):
         assert np.linalg.norm(whole - cut) == pytest.approx(lost, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_smaller_adapter_comes_with_what_it_lost(own_run, tmp_path, capfd):
     assert (
         main(

@@ -28,6 +28,7 @@ def base():
     return find_base("demo")
 
 
+@pytest.mark.slow
 def test_facts_of_the_sample_data(base):
     prepared = prepare("demo", Recipe())
     facts = data_facts(prepared, base, Recipe())
@@ -59,6 +60,7 @@ def test_parameters_per_rank_equal_those_that_peft_counts(base, rank):
     assert rank * model_facts(base, Recipe(), "causal-lm").parameters_per_rank == trainable
 
 
+@pytest.mark.slow
 def test_the_recommended_recipe_gets_no_further_recommendations():
     first = operations.recommend("demo")
     again = operations.recommend("demo", first["recipe"])
@@ -66,6 +68,7 @@ def test_the_recommended_recipe_gets_no_further_recommendations():
     assert not any(one["changes"] for one in again["advice"])
 
 
+@pytest.mark.slow
 def test_a_recipe_over_a_red_line_is_reported_and_corrected(capfd):
     assert main(["recommend", "demo", "--recipe", '{"lora_rank": 128}', "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -75,6 +78,7 @@ def test_a_recipe_over_a_red_line_is_reported_and_corrected(capfd):
     assert found["recipe"]["lora_rank"] == 8
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_a_command_that_trains_the_recipe(capfd):
     assert main(["recommend", "demo"]) == 0
     assert '"lora_rank": 8' in capfd.readouterr().out.splitlines()[-1]

@@ -27,6 +27,7 @@ def workers():
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_closed_stream_ends_its_worker_and_frees_its_slot(workers, short_run):
     stream = workers.stream("evaluate", run=str(short_run.directory))
     next(stream)
@@ -43,6 +44,7 @@ def test_an_idle_worker_that_died_is_replaced(workers):
     assert workers.call("check", data="demo")["rows"] == 300
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_and_the_next_call_works(short_run):
     others = set(psutil.Process().children())  # workers of other tests
     fresh = worker_pool.Workers()

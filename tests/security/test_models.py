@@ -81,6 +81,7 @@ def prepare_and_load(operation, recipe):
 
 
 @pytest.mark.parametrize("case", params(CASES, QUICK))
+@pytest.mark.sample(1)
 def test_a_malicious_base_model_runs_no_code_and_connects_to_nothing(case, bait, tmp_path, write):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     case.make(folder, bait)

@@ -224,6 +224,7 @@ def send_tokens(worker, the_hub, run, write, count):
         the_hub._faults.clear()
 
 
+@pytest.mark.slow
 def test_tokens_of_thirty_flows_are_stored_nowhere(worker, the_hub, run, write):
     send_tokens(worker, the_hub, run, write, 30)
     assert len(worker.output) >= 30

@@ -45,6 +45,7 @@ def whole(base):
     ],
 )
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_an_adapter_on_a_quantized_base_model_learns(quantization, double, kind, base, tmp_path):
     recipe = Recipe(
         quantization=quantization,

@@ -111,6 +111,7 @@ def notices(run):
 
 @pytest.mark.sample(7)
 @pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.slow
 def test_an_adapter_answers_as_in_plain_peft_and_is_merged(name, base, tmp_path, write):
     adapter_of(base, tmp_path / "adapter", **ADAPTERS[name])
     run = import_run(tmp_path, write, tmp_path / "adapter")
@@ -146,6 +147,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("rename", RENAMED.values(), ids=RENAMED)
+@pytest.mark.sample(1)
 def test_tensors_that_other_tools_renamed_are_found(rename, base, tmp_path, write):
     adapter_of(base, tmp_path / "plain")
     renamed = shutil.copytree(tmp_path / "plain", tmp_path / "adapter")
@@ -223,6 +225,7 @@ def with_another_end(tokenizer):
     return changed
 
 
+@pytest.mark.slow
 def test_the_adapter_s_own_tokenizer_and_template_are_used_and_exported(base, tmp_path, write):
     adapter_of(base, folder := tmp_path / "adapter")
     own = with_another_end(base)
@@ -276,6 +279,7 @@ def test_a_tokenizer_that_cannot_be_used_is_reported(base, tmp_path, write):
     assert load_adapted(run).tokenizer.eos_token == "<|im_end|>"
 
 
+@pytest.mark.slow
 def test_trained_rows_of_embeddings_are_merged_and_served_merged(base, tmp_path, write):
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(
         half := tmp_path / "half"
@@ -305,6 +309,7 @@ RESIZED = {
 
 @pytest.mark.parametrize("settings", RESIZED.values(), ids=RESIZED)
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.slow
 def test_an_adapter_with_new_tokens_answers_as_in_plain_peft(settings, tied, tmp_path, write):
     base = llama(tmp_path / "base", tie_word_embeddings=tied)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -398,6 +403,7 @@ def test_layers_of_single_experts_are_refused_with_the_reason(tmp_path, write):
 
 
 @pytest.mark.parametrize("config", [LoHaConfig, LoKrConfig])
+@pytest.mark.sample(1)
 def test_an_adapter_of_another_type_becomes_a_lora_with_the_measured_error(
     config, base, tmp_path, write
 ):

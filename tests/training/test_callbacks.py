@@ -13,6 +13,7 @@ from peft_space.training.prepare import make_run
 from peft_space.training.train import TrainOptions, train
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_by_default(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "demo", Recipe())
     monkeypatch.delenv("PEFT_SPACE_REPORT_TO", raising=False)

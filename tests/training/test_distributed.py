@@ -192,6 +192,7 @@ def two_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(("free", "shared"), [(10**12, False), (10**7, True)])
+@pytest.mark.slow
 def test_gpus_share_a_base_that_does_not_fit_on_one(two_gpus, free, shared):
     rows = Examples(prepare("demo", RECIPE).train)
     chosen = autotune.choose_devices(RECIPE, find_base("demo"), CAUSAL_LM, rows, free)
@@ -215,6 +216,7 @@ print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
 """
 
 
+@pytest.mark.slow
 def test_processes_wait_longer_for_each_other_than_a_download_takes():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

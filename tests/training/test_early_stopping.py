@@ -74,6 +74,7 @@ def interrupted(run, folder):
     return copy
 
 
+@pytest.mark.slow
 def test_the_adapter_of_the_best_evaluation_is_kept_and_reported(whole):
     run = whole
     assert steps_of(run.history())[-1].step == 6
@@ -124,6 +125,7 @@ def test_a_run_that_pauses_after_each_step_keeps_the_same_adapter(wild, tmp_path
 
 
 @pytest.mark.parametrize("step", [4, 2])
+@pytest.mark.slow
 def test_a_run_killed_before_its_adapter_was_written_gets_the_same_one(wild, tmp_path, step):
     run = interrupted(wild, tmp_path / "run")
     if step == 2:
@@ -133,6 +135,7 @@ def test_a_run_killed_before_its_adapter_was_written_gets_the_same_one(wild, tmp
     assert weights(run.adapter) == weights(wild.adapter)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_takes_no_further_step(whole, tmp_path):
     run = interrupted(whole, tmp_path / "run")
     assert go(run).step == 6
@@ -140,6 +143,7 @@ def test_a_run_killed_after_its_last_step_takes_no_further_step(whole, tmp_path)
     assert weights(run.adapter) == weights(whole.adapter)
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_not_used_and_is_reported(wild, tmp_path):
     run = interrupted(wild, tmp_path / "run")
     (run.path("checkpoints", "checkpoint-2") / "adapter_model.safetensors").write_bytes(b"!")
@@ -152,6 +156,7 @@ def test_a_damaged_best_checkpoint_is_not_used_and_is_reported(wild, tmp_path):
 
 @pytest.mark.parametrize(("at", "kept"), [(3, 3), (5, 2)])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_stopped_run_keeps_its_latest_adapter_unless_an_earlier_one_was_better(
     wild, tmp_path, monkeypatch, at, kept
 ):
@@ -182,6 +187,7 @@ def test_every_checkpoint_that_is_kept_has_its_best_one(wild, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")

@@ -84,7 +84,7 @@ def like_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("name", _CASES)
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_a_training_in_the_arithmetic_of_a_gpu_scores_and_compares(name, like_a_gpu, tmp_path):
     kind, rows, changes = _CASES[name]
     base = "demo" if kind == "demo" else str(_BASES[kind](tmp_path / kind))

@@ -117,6 +117,7 @@ def test_only_two_files_of_a_zip_are_imported(peft_adapter, tmp_path, write):
     ],
     ids=lambda value: str(value)[:40],
 )
+@pytest.mark.sample(3)
 def test_an_adapter_that_cannot_be_imported_is_reported_and_makes_no_run(
     peft_adapter, tmp_path, write, change, code, part
 ):

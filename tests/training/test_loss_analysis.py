@@ -55,6 +55,7 @@ FALLING = 0.05 + 2 * np.exp(-np.arange(300) / 40)
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.5])
+@pytest.mark.sample(1)
 def test_a_noisy_loss_is_not_a_divergence(noise):
     random = np.random.default_rng(0)
     for _ in range(100):

@@ -33,6 +33,7 @@ def trained(folder, **fields):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_losses_and_adapter_are_those_without(tmp_path, fields):
     fields = fields | {"lora_dropout": 0.0}  # compiled blocks draw other random numbers
     losses, weights = trained(tmp_path / "plain", lora_dropout=0.0)
@@ -46,6 +47,7 @@ def test_losses_and_adapter_are_those_without(tmp_path, fields):
 @pytest.mark.parametrize(
     "fields", [{"optim": "paged_adamw_8bit"}, {"use_liger_kernel": True}], ids=str
 )
+@pytest.mark.sample(1)
 def test_what_this_machine_lacks_is_said_before_a_model_is_loaded(tmp_path, fields):
     with pytest.raises(UserError) as error:
         trained(tmp_path / "run", **fields)
@@ -53,6 +55,7 @@ def test_what_this_machine_lacks_is_said_before_a_model_is_loaded(tmp_path, fiel
     assert next(iter(fields)) in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_them():
     layers = linear_layers(find_base("demo").config)
 

@@ -45,6 +45,7 @@ def join(runs, tmp_path, **options):
     return Run(result["run"])
 
 
+@pytest.mark.slow
 def test_linear_adds_the_weighted_updates_exactly_and_is_exported(runs, tmp_path):
     joined = join(runs, tmp_path, weights=[1.0, -0.5])
     first, second, both = updates(runs[0]), updates(runs[1]), updates(joined)
@@ -58,6 +59,7 @@ def test_linear_adds_the_weighted_updates_exactly_and_is_exported(runs, tmp_path
 
 
 @pytest.mark.parametrize("method", ["ties", "dare", "dare_ties"])
+@pytest.mark.sample(1)
 def test_methods_that_drop_parts_keep_all_layers(method, runs, tmp_path):
     joined = join(runs, tmp_path, method=method, density=0.7)
     both = updates(joined)
@@ -65,6 +67,7 @@ def test_methods_that_drop_parts_keep_all_layers(method, runs, tmp_path):
     assert all(float(update.norm()) > 0 for update in both.values())
 
 
+@pytest.mark.slow
 def test_with_a_density_of_1_nothing_is_dropped(runs, tmp_path):
     joined = join(runs, tmp_path, method="dare", density=1.0, weights=[1.0, 1.0])
     first, second = updates(runs[0]), updates(runs[1])
@@ -82,6 +85,7 @@ def test_a_joined_adapter_is_scored_and_trained_further(runs, tmp_path):
     assert operations.evaluate(str(joined.directory))["adapter"]["loss"] < before
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_joined_are_reported_and_make_no_run(runs, tmp_path, write):
     base = runs[0].recipe.base_model
     (tmp_path / "2").mkdir()

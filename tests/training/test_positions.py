@@ -22,6 +22,7 @@ LONG, SHORT = "the red lamp " * 90, "the lamp"
 
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_rows_prompts_and_answers_stay_within_the_positions(kind, tmp_path, write):
     base = BASES[kind](tmp_path / "base")
     rows = [

@@ -48,6 +48,7 @@ def adapted(recipe=EXACT, path="demo", task_spec=CAUSAL_LM):
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp4", "int8"])
+@pytest.mark.sample(3)
 def test_the_dtype_is_measured_fast_without_the_model(quantization):
     recipe = EXACT.model_copy(update={"quantization": quantization})
     start = time.process_time()
@@ -61,6 +62,7 @@ def test_the_dtype_is_measured_fast_without_the_model(quantization):
 
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_weights_are_loaded_in_the_dtype_that_they_are_held_in(resumed, tmp_path, monkeypatch):
     loaded, own = [], training.load_base_model
 
@@ -143,6 +145,7 @@ def test_frozen_weights_equal_those_that_transformers_loads():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 @pytest.mark.parametrize("lora_bias", ["none", "all"])
+@pytest.mark.sample(1)
 def test_an_architecture_gives_similar_gradients_in_bfloat16_and_float32(
     architecture, lora_bias, tmp_path
 ):
@@ -200,6 +203,7 @@ def test_buffers_that_transformers_keeps_in_float32_are_not_cast(tmp_path):
     assert held["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_weights_that_must_not_be_rounded_are_not_cast():
     model, *_ = adapted()
     assert frozen_dtype(model, "float32") == ""
@@ -216,6 +220,7 @@ def test_weights_that_must_not_be_rounded_are_not_cast():
 
 
 @pytest.mark.parametrize("compute_dtype", ["automatic", "bfloat16"])
+@pytest.mark.slow
 def test_a_model_that_cannot_compute_in_bfloat16_falls_back_to_float32(
     compute_dtype, tmp_path, write, monkeypatch
 ):
@@ -251,6 +256,7 @@ def test_a_model_that_cannot_compute_in_bfloat16_falls_back_to_float32(
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, write):
     losses = []
     for dtype in ("float32", "bfloat16"):
@@ -271,6 +277,7 @@ def test_preference_training_in_bfloat16_stays_close_to_float32(task, tmp_path, 
 
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_loss_that_overflows_in_float16_starts_again_in_float32(step, tmp_path, monkeypatch):
     """A pretended GPU without bfloat16: a training that learned something is not started again."""
     own_trainer, computed = training._make_trainer, []
@@ -335,6 +342,7 @@ def test_models_that_are_known_to_overflow_compute_in_float32_without_bfloat16(
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("load", ["float32", "bfloat16"])
+@pytest.mark.sample(1)
 def test_weights_of_several_dtypes_are_packed_and_scored_by_their_labels(quantization, load):
     recipe, base = EXACT.model_copy(update={"quantization": quantization}), find_base("demo")
     model = new_adapter(load_base_model(base, recipe, load), recipe, base)
@@ -347,6 +355,7 @@ def test_weights_of_several_dtypes_are_packed_and_scored_by_their_labels(quantiz
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.sample(1)
 def test_on_a_gpu_embeddings_and_head_go_back_to_16_bits_and_norms_stay_float32(
     tied, tmp_path, monkeypatch
 ):

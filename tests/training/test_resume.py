@@ -50,6 +50,7 @@ def change_recipe(run, **fields):
     run.path("recipe.json").write_text(json.dumps(recipe | fields))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(run):
     (run.path("checkpoints", "checkpoint-2") / "optimizer.pt").unlink()
     one_more_step(run)

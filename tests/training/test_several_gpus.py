@@ -26,6 +26,7 @@ def _steps(folder, rows, quantization):
     ("rows", "quantization"), [(translated, "nf4"), (preferred, "none"), (rated, "nf4")]
 )
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_second_gpu_changes_neither_loss_nor_tokens(
     rows, quantization, tmp_path, write, monkeypatch
 ):

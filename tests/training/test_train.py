@@ -96,6 +96,7 @@ def test_the_loss_equals_that_of_trls_sft_trainer_on_the_same_batch(tmp_path, to
     assert float(trl_loss) == pytest.approx(float(our_loss), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_evaluation_between_steps_does_not_change_gradients(tokenizer):
     """bitsandbytes repacks 4-bit layers in eval mode, and repacked layers have no gradient."""
     from peft_space.models.loading import load_base_model, new_adapter
@@ -197,6 +198,7 @@ def test_further_training_removes_the_scores(own_run):
     assert (own_run.adapter / "README.md").is_file(), "the model card does not read these scores"
 
 
+@pytest.mark.slow
 def test_a_base_model_that_has_changed_is_rejected(tmp_path):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     run = make_run(tmp_path / "run", "demo", TINY.model_copy(update={"base_model": str(folder)}))
@@ -208,6 +210,7 @@ def test_a_base_model_that_has_changed_is_rejected(tmp_path):
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.slow
 def test_rows_that_the_chat_template_rejects_become_problems(tmp_path, write):
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     template = folder / "chat_template.jinja"
@@ -250,6 +253,7 @@ def test_a_run_with_deadlines_pauses_and_finishes_in_several_calls(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "emptied", "unsealed"])
+@pytest.mark.sample(2)
 def test_a_damaged_checkpoint_is_skipped(own_run, damage):
     newest = checkpoints.newest_checkpoint(own_run)
     assert checkpoints.step_of(newest) == 12
@@ -281,6 +285,7 @@ def test_a_run_resumed_from_an_older_checkpoint_gets_the_same_adapter(own_run, s
     ]
 
 
+@pytest.mark.slow
 def test_a_bug_is_recorded_in_the_run_and_raised(tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError("boom")

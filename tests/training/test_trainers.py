@@ -66,6 +66,7 @@ def trained(rows, recipe, tmp_path, write):
     return Run(run), operations.evaluate(run)
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_labels_and_its_head_is_saved_and_loaded(bert, tmp_path, write):
     run, scores = trained(
         labelled(), REPEATED.model_copy(update={"base_model": bert}), tmp_path, write
@@ -117,6 +118,7 @@ def plain_peft_gives_the_same_logits(run, base, ids):
         )
 
 
+@pytest.mark.slow
 def test_two_texts_have_different_token_types(bert, tmp_path, write, monkeypatch):
     batches = record_batches(monkeypatch)
     run = operations.make_run(
@@ -129,6 +131,7 @@ def test_two_texts_have_different_token_types(bert, tmp_path, write, monkeypatch
     assert ids.index(3) + 1 == types.index(1), "the second text begins after the first [SEP]"
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_tags(bert, tmp_path, write):
     run, scores = trained(
         tagged(), REPEATED.model_copy(update={"base_model": bert, "num_epochs": 6}), tmp_path, write
@@ -235,7 +238,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 def test_the_batch_equals_the_preview(task, tmp_path, write, monkeypatch, request):
     make_rows, model = TASKS[task]
     recipe = {
@@ -308,6 +311,7 @@ def rows_of_batch(batch, task, run):
                 )
 
 
+@pytest.mark.slow
 def test_kto_pairs_each_prompt_with_the_answer_of_the_previous_row(
     tmp_path, write, monkeypatch, tokenizer
 ):
@@ -352,6 +356,7 @@ def test_a_task_that_rows_or_model_do_not_suit_is_rejected(
         (preferred, {"lora_rank": 128}, "recipe.red_line"),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_recipe_that_does_not_suit_the_rows_is_rejected(rows, recipe, code, tmp_path, write):
     with pytest.raises(UserError) as error:
         operations.make_run(str(tmp_path / "run"), str(write("rows.json", rows())), recipe)
@@ -368,6 +373,7 @@ def test_a_head_is_always_saved_and_other_modules_are_added_to_it(bert):
     assert modules_to_save(Recipe(modules_to_save=["pooler"]), layers) == ["classifier", "pooler"]
 
 
+@pytest.mark.slow
 def test_the_scores_of_a_task_are_stored_in_its_run(bert, tmp_path, write):
     recipe = Recipe(base_model=bert, quantization="none", max_steps=1)
     run, scores = trained(labelled(), recipe, tmp_path, write)
@@ -419,7 +425,7 @@ def steps_in_batches_of(batch_size, kind, tmp_path, write):
 
 
 @pytest.mark.parametrize("kind", SPLIT)
-@pytest.mark.sample(7)
+@pytest.mark.sample(1)
 def test_a_step_does_not_depend_on_how_its_rows_are_split(kind, tmp_path, write):
     whole = np.array(steps_in_batches_of(8, kind, tmp_path, write))
     for batch_size in (2, 1):
@@ -428,6 +434,7 @@ def test_a_step_does_not_depend_on_how_its_rows_are_split(kind, tmp_path, write)
 
 
 @pytest.mark.parametrize(("rows", "task"), [(preferred, "dpo"), (rated, "kto")])
+@pytest.mark.slow
 def test_preferences_go_on_from_an_adapter_as_the_reference(rows, task, tmp_path, write):
     first = Run(_made(preferred, write, tmp_path / "first", learning_rate=5e-2, max_steps=3))
     operations.train(str(first.directory))

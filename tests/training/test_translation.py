@@ -102,6 +102,7 @@ def test_languages_are_refused_where_nothing_uses_them():
     assert error.value.code == "models.no_languages"
 
 
+@pytest.mark.slow
 def test_answers_and_the_merged_model_begin_with_the_target_language(translator, tmp_path, write):
     folder, (source, target) = translator
     recipe = Recipe(

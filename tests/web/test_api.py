@@ -209,6 +209,7 @@ def test_two_concurrent_clients_each_get_their_own_results(app, connect, write):
 )
 @pytest.mark.parametrize("endpoint", ["check", "train"])
 @pytest.mark.sample(1)
+@pytest.mark.slow
 def test_a_mistake_has_the_same_message_as_on_the_command_line(
     app, connect, write, tmp_path, capfd, monkeypatch, endpoint, content, recipe
 ):
@@ -245,6 +246,7 @@ def test_a_mistake_has_the_same_message_as_on_the_command_line(
         ("export", {"run": "../local"}, "You have no run"),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_wrong_argument_is_named_in_the_message(app, connect, endpoint, arguments, said):
     assert refusal(connect(app), endpoint, **arguments).startswith(said)
 
@@ -262,6 +264,7 @@ def test_exactly_the_documented_endpoints_are_public(app, connect):
     assert [d["api_name"] for d in widgets] == []
 
 
+@pytest.mark.slow
 def test_only_an_uploaded_file_is_read_whatever_path_is_made_up(app, write):
     rows = write("rows.json", [{"prompt": "a", "completion": "the secret of the server"}])
     nobody_uploaded_it = (
@@ -299,6 +302,7 @@ def upload(url, path):
         )
 
 
+@pytest.mark.slow
 def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
     client, stranger = connect(space), "a stranger's own secret"
     started = client.predict("demo", {"max_steps": 1}, api_name="/train")

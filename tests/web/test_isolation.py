@@ -166,6 +166,7 @@ def test_no_endpoint_opens_a_run_to_another_secret(victim, stranger, untouched):
     assert attempts == 8 * (len(OF_A_RUN) + 1) >= 8 * 20
 
 
+@pytest.mark.slow
 def test_no_id_leads_out_of_an_owners_folder(victim, stranger, untouched):
     theirs = victim.folder.parent.name
     ids = [
@@ -255,6 +256,7 @@ def test_gradio_routes_serve_no_file_and_visit_no_address(space, victim, untouch
     assert listener.visits == 0
 
 
+@pytest.mark.slow
 def test_only_uploaded_files_are_accepted_as_data(space, victim, stranger, untouched):
     listener = Listener()
     meta = {"_type": "gradio.FileData"}
@@ -303,6 +305,7 @@ def _call_private_handler(url: str, number: int, inputs: list[Any], picked: str)
     return answer
 
 
+@pytest.mark.slow
 def test_no_private_handler_of_the_page_opens_a_run_to_another_secret(space, victim, untouched):
     config = httpx.get(f"{space.url}/config").json()
     components = {component["id"]: component for component in config["components"]}
@@ -359,6 +362,7 @@ def test_only_pages_of_this_site_can_send_cookies(origin, has_cookies):
     assert received == ["session=signed-in" if has_cookies else None]
 
 
+@pytest.mark.slow
 def test_no_mcp_tool_opens_a_run_to_another_secret(space, victim, untouched):
     listener = Listener()
     rows = str(victim.folder / "data" / "train.jsonl")

@@ -74,6 +74,7 @@ def test_an_agent_trains_the_demo_and_exports_the_adapter(space):
         )
 
 
+@pytest.mark.slow
 def test_an_agent_uploads_text_and_sees_error_messages(space):
     rows = "".join(f'{{"prompt": "What is {n}?", "completion": "It is {n}."}}\n' for n in range(20))
 

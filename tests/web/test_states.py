@@ -55,6 +55,7 @@ def test_a_running_tab_shows_its_share():
     assert states["Compare"].reason
 
 
+@pytest.mark.slow
 def test_a_draft_is_kept_without_files_that_are_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_HOME", str(tmp_path))
     assert read_draft("maria")["data"] == ""
