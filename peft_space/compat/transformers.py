@@ -153,7 +153,7 @@ class EachRowOnce:
     """What lets several processes train each row of an epoch once, for a Trainer to inherit.
 
     accelerate repeats rows in the last step of an epoch, so that all processes get as many. They
-    are left out again here. A process without a row of its own trains one with a share of zero.
+    are left out again here. A process that is left without a row trains one with a share of 0.
     Overrides the private `_get_num_items_in_batch`, which sees the batches of a step first.
     """
 

@@ -32,9 +32,10 @@ from peft_space.models.architecture import CLASSIFYING
 from peft_space.models.loading import AdaptedModel
 
 _LABELS_SHOWN = 5
-_BATCHED_BY_PEFT = {"Linear", "Embedding", "Linear8bitLt", "Linear4bit"}
+_BATCHED_BY_PEFT = {"Linear", "Embedding", "Linear4bit"}
 """PEFT's layers that switch the adapter row by row. Others raise an error, or silently give all
-rows the adapter (GPTQ, AWQ)."""
+rows the adapter (GPTQ, AWQ). Linear8bitLt could too, but rounds a row by the large numbers in all
+rows of its batch: the adapter's rows would change those of the base."""
 
 
 @dataclass(frozen=True)

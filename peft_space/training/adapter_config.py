@@ -303,8 +303,8 @@ def _adapted_experts(config: Mapping[str, Any], layers: ModelLayers) -> list[str
         if not matched or not set(matched) <= set(known):
             raise UserError(
                 "training.adapter_unsupported",
-                f"The adapter's target_parameters name {target[:60]!r}, which is no tensor of "
-                "experts of this base model. Merge it into its base model in PEFT, and use the "
+                f"The adapter's target_parameters name {target[:60]!r}, and this base model has "
+                "no experts with such a tensor. Merge it into its base model in PEFT, and use the "
                 "merged model as base_model.",
             )
         found += matched

@@ -130,12 +130,10 @@ def make_trainer(
         continues_adapter: whether training continues an adapter, the reference of preferences.
     """
     collate = collator_of(task_spec, tokenizer.pad_token_id)
-    compute_dtype = "bfloat16" if arguments["bf16"] else "float32"
-    if arguments["fp16"]:
-        compute_dtype = "float16"
-    own_forward(model)  # a model that was kept since an earlier slice has been changed
+    half = "bfloat16" if arguments["bf16"] else "float16" if arguments["fp16"] else None
+    own_forward(model)  # that of a kept model has been changed
     if task_spec.task in ("causal-lm", "seq2seq-lm"):
-        score_labels_only(model, compute_dtype)
+        score_labels_only(model, half or "float32")
     if packing:
         pack_rows(model)
     if recipe.torch_compile:
@@ -159,7 +157,7 @@ def make_trainer(
             callbacks=[callback],
         )
         if not adds_router_loss(trainer):
-            score_labels_only(model, compute_dtype)
+            score_labels_only(model, half or "float32")
     else:
         trainer = trainer_with_row_order(
             order,

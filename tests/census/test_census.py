@@ -42,18 +42,36 @@ NOT_BUILT = {
 """Kinds that have no tiny model here."""
 STILL = {
     "blt": ("patcher", "splits the text into patches without a gradient"),
-    "deepseek_v4": ("compressor", "sees only what lies farther back than these rows"),
-    "doge": ("dt_proj", "multiplied by a parameter that is zero in a new model"),
+    "deepseek_v4": (
+        "compressor",
+        "reads what lies farther back than these rows; its indexer chooses without a gradient",
+    ),
+    "doge": ("dt_proj", "multiplied by the parameter A, which is zero in a new model"),
     "encoder-decoder": ("encoder", "this decoder has no attention to its encoder"),
-    "gemma3n_text": ("altup|per_layer", "multiplied by a parameter that is zero in a new model"),
-    "hunyuan_v1_moe": ("gate.wg", "weights of routing stay as they are with one expert a token"),
-    "inkling2_text": ("sconv", "multiplied by a parameter that is zero in a new model"),
-    "laguna": ("shared_experts", "multiplied by a parameter that is zero in a new model"),
-    "led": ("global", "attention to the whole text is off"),
-    "longformer": ("attention.self", "attention to the whole text is on for one token, or off"),
-    "mra": ("attention", "the blocks of a short text are all kept"),
+    "gemma3n_text": (
+        "altup.correction_coefs|per_layer",
+        "correct_output_scale is zero in a new model; of correction_coefs training reads the "
+        "weight past the adapter",
+    ),
+    "hunyuan_v1_moe": ("gate.wg", "this tiny model has one expert, whose share is always 1"),
+    "inkling2_text": (
+        "sconv",
+        "trained, but lost by PEFT on loading: transformers renames weight_proj of its files",
+    ),
+    "laguna": (
+        "shared_experts",
+        "trained, but lost by PEFT on loading: transformers renames shared_expert, and takes these "
+        "for it",
+    ),
+    "led": ("global", "no token of a source has attention to the whole text"),
+    "longformer": (
+        "attention.self",
+        "in a classifier's last block only the first token counts, which uses the global layers; "
+        "a tagger has no such token",
+    ),
+    "mra": ("attention", "its attention gives zeros without its CUDA kernel"),
     "xlstm": ("ffn", "gated by a parameter that is zero in a new model"),
-    "zaya": ("qkv_proj", "multiplied by a parameter that is zero in a new model"),
+    "zaya": ("qkv_proj", "multiplied by the parameter temp, which is zero in a new model"),
 }
 """Layers that these tiny models do not move in two steps, by a pattern of their names, and why."""
 

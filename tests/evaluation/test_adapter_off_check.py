@@ -117,7 +117,8 @@ def test_base_side_is_bitwise_equal_to_the_base_without_peft(
     assert without_restoring.fair == (bias == "none"), "PEFT leaves trained biases in the base"
     answers = {side: answer(adapted, side, conversations, GREEDY) for side in SIDES}
     assert answers["base"] != answers["adapter"], "an adapter without effect proves nothing"
-    assert can_answer_together(adapted) == (method != "dora" and bias == "none"), "PEFT's limits"
+    possible = method != "dora" and bias == "none" and quantization != "int8"
+    assert can_answer_together(adapted) == possible, "PEFT's limits, and those of 8 bits"
     if can_answer_together(adapted):
         both = answer_together(adapted, dict.fromkeys(SIDES, conversations), GREEDY)
         assert both == answers
