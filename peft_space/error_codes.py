@@ -242,6 +242,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The adapter's config or weights are missing or cannot be read.",
         "Restore the adapter of the run, or train again.",
     ),
+    "models.adapter_layers_lost": (
+        "PEFT does not load some layers of the adapter, because it translates their names.",
+        "Train a new adapter without these layers in target_modules.",
+    ),
     "models.adapter_mismatch": (
         "The adapter was trained on another base model, or its tensors do not fit this one.",
         "Restore the adapter of the run, or train again.",

@@ -43,6 +43,29 @@ def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
     return [name for name in leaf_names if name not in (config.target_modules or ())]
 
 
+def layers_lost_on_loading(model: Any, names: list[str]) -> list[str]:
+    """The layers whose adapters PEFT would skip when it loads them from a file.
+
+    PEFT renames layers by transformers' patterns for old files, some of which match present names
+    too. Calls `convert_peft_adapter_state_dict_for_transformers`.
+
+    Args:
+        model: a model without an adapter, also on the meta device.
+        names: full names of its linear layers.
+    """
+    import torch
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import (
+        convert_peft_adapter_state_dict_for_transformers,
+    )
+
+    keys = {f"base_model.model.{name}.lora_A.weight": name for name in names}
+    renamed = convert_peft_adapter_state_dict_for_transformers(
+        model, LoraConfig(), {key: torch.zeros(1, 1) for key in keys}
+    )
+    return [name for key, name in keys.items() if key not in renamed]
+
+
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """Return the weight of a linear layer in floating point.
 

@@ -130,8 +130,11 @@ def _temporary_adapter(adapted: "AdaptedModel", folder: Path) -> Iterator[None]:
             "An adapter that trains biases overwrites its base's biases. "
             "Compare it without other adapters.",
         )
+    from peft_space.models.loading import check_adapter_is_loaded
+
     adapted.model.load_adapter(folder, adapter_name=_ADAPTER_NAME)
     try:
+        check_adapter_is_loaded(adapted.model, folder, _ADAPTER_NAME)
         adapted.model.set_adapter(_ADAPTER_NAME)
         adapted.model.eval()
         yield

@@ -11,7 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from peft_space.compat.peft import layers_taken_for_experts, refuses_layer
+from peft_space.compat.peft import (
+    layers_lost_on_loading,
+    layers_taken_for_experts,
+    refuses_layer,
+)
 from peft_space.compat.torch import fake_tensors
 from peft_space.compat.transformers import experts_as_one_product
 from peft_space.models.config_values import config_number, text_config
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LeftOut = Literal["no_text", "no_gradient", "own_computation", "fused_kernel", "taken_for_experts"]
+LeftOut = Literal[
+    "no_text", "no_gradient", "own_computation", "fused_kernel", "taken_for_experts",
+    "lost_on_loading",
+]  # fmt: skip
 """Why a linear layer gets no adapter."""
 WHY_LEFT_OUT: dict[LeftOut, str] = {
     "no_text": "text does not pass through them",
@@ -31,6 +38,7 @@ WHY_LEFT_OUT: dict[LeftOut, str] = {
     "own_computation": "they compute more than a product with their weight, as routers do",
     "fused_kernel": "Mamba's kernels take their weight and would skip an adapter",
     "taken_for_experts": "PEFT takes their names for those of experts",
+    "lost_on_loading": "PEFT renames them in a saved adapter, and would not load them again",
 }
 _SHORT, _LONG = 32, 1024
 """Tokens of a row. Some layers see only what lies far back, so a short row is not enough to say
@@ -65,6 +73,8 @@ def left_out_layers(
         leaves = count_leaves([name for name in names if name not in found])
         taken = layers_taken_for_experts(model, list(leaves))
         found |= {n: "taken_for_experts" for n in names if n not in found and leaf(n) in taken}
+    lost = layers_lost_on_loading(model, [name for name in names if name not in found])
+    found |= dict.fromkeys(lost, "lost_on_loading")
     return {name: found[name] for name in names if name in found}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -547,10 +548,50 @@ def load_adapted(run: Run, adapter: Path | None = None) -> AdaptedModel:
         if trains_biases and name.endswith("bias")
     ]
     adapted = PeftModel.from_pretrained(model, folder).eval()
+    check_adapter_is_loaded(adapted, folder)
     biases = [(parameter, own, parameter.detach().clone()) for parameter, own in own_biases]
     plan = read_plan(run)
     batch_size = min(MAX_SCORING_BATCH, plan.batch_size if plan else MAX_SCORING_BATCH)
     return AdaptedModel(adapted, tokenizer, task_spec, reference, biases, batch_size)
+
+
+def check_adapter_is_loaded(model: "PeftModel", folder: Path, name: str = "default") -> None:
+    """Check that the model has every matrix of an adapter's file.
+
+    PEFT translates names of layers, and skips a layer without a word if the result names none.
+
+    Args:
+        model: the base with the adapter.
+        folder: of the adapter.
+        name: of the adapter in the model.
+
+    Raises:
+        UserError: the model lacks some of them.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    loaded = set(map(_digest, own.values()))
+    lost = [
+        key
+        for key, value in load_file(folder / "adapter_model.safetensors").items()
+        if ".lora_" in key and _digest(value) not in loaded
+    ]
+    if lost:
+        layers = sorted({key.partition(".lora_")[0] for key in lost})
+        raise UserError(
+            "models.adapter_layers_lost",
+            f"PEFT does not load {len(layers)} of the adapter's layers, such as {layers[0]}, so "
+            "answers would come from a part of the adapter. Train a new adapter, and choose "
+            "target_modules without these layers.",
+        )
+
+
+def _digest(value: "torch.Tensor") -> tuple[tuple[int, ...], bytes]:
+    """The shape of a tensor, and a digest of its numbers; float32 holds 16 bits exactly."""
+    numbers = value.detach().float().cpu().contiguous().numpy()
+    return tuple(value.shape), hashlib.blake2b(numbers.tobytes(), digest_size=16).digest()
 
 
 def fits_in_memory(num_bytes: int) -> bool:

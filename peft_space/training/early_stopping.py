@@ -183,7 +183,10 @@ def _reason_to_keep(step: int, best: tuple[int, float] | None, recipe: Recipe) -
 
 
 def _load_adapter(checkpoint: Path, model: Any) -> None:
+    from peft_space.models.loading import check_adapter_is_loaded
+
     model.load_adapter(str(checkpoint), "default", is_trainable=True)
+    check_adapter_is_loaded(model, checkpoint)
 
 
 Points = Sequence[tuple[int, float]]

@@ -54,15 +54,6 @@ STILL = {
         "weight past the adapter",
     ),
     "hunyuan_v1_moe": ("gate.wg", "this tiny model has one expert, whose share is always 1"),
-    "inkling2_text": (
-        "sconv",
-        "trained, but lost by PEFT on loading: transformers renames weight_proj of its files",
-    ),
-    "laguna": (
-        "shared_experts",
-        "trained, but lost by PEFT on loading: transformers renames shared_expert, and takes these "
-        "for it",
-    ),
     "led": ("global", "no token of a source has attention to the whole text"),
     "longformer": (
         "attention.self",

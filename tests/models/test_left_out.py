@@ -23,6 +23,8 @@ CASES = {
     ("phi4_multimodal", "causal-lm"): {"img_projection_up": "no_text", "o_proj": "no_text"},
     ("squeezebert", "sequence-classification"): {},
     ("big_bird", "token-classification"): {"pooler": "no_gradient"},
+    ("laguna", "causal-lm"): {"gate_proj": "lost_on_loading"},  # of shared experts
+    ("inkling2_text", "causal-lm"): {"weight_proj": "lost_on_loading"},
     ("falcon", "causal-lm"): {},  # a subclass of Linear that computes the same
 }
 

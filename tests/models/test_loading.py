@@ -7,7 +7,13 @@ import torch
 
 from peft_space.errors import UserError
 from peft_space.models.architecture import linear_layers, target_modules
-from peft_space.models.loading import load_base_model, new_adapter, parameter_counts
+from peft_space.models.loading import (
+    check_adapter_is_loaded,
+    load_adapted,
+    load_base_model,
+    new_adapter,
+    parameter_counts,
+)
 from peft_space.models.resolve import find_base, load_tokenizer, pin_revision
 from peft_space.recipe import Recipe
 
@@ -156,3 +162,13 @@ def test_a_tokenizer_without_a_template_gets_the_plain_one(tmp_path, base, token
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "config.json").write_text(json.dumps(base.config.to_dict()))
     assert "Question:" in load_tokenizer(find_base(str(tmp_path))).chat_template
+
+
+def test_a_layer_of_an_adapter_that_was_not_loaded_is_noticed(own_run):
+    model = load_adapted(own_run).model
+    check_adapter_is_loaded(model, own_run.adapter)
+    layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+    torch.nn.init.zeros_(layer.lora_B["default"].weight)  # as in a new layer
+    with pytest.raises(UserError) as error:
+        check_adapter_is_loaded(model, own_run.adapter)
+    assert (error.value.code, "q_proj" in str(error.value)) == ("models.adapter_layers_lost", True)
