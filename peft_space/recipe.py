@@ -17,10 +17,17 @@ Reasoning = Literal["train", "read", "leave_out"]
 """What the model learns from the reasoning before an answer."""
 
 Task = Literal[
-    "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"
+    "causal-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "token-classification",
+    "dpo",
+    "kto",
+    "image-text-to-text",
 ]
 """The training task: continue a text, write a text from another one, label a text, or tag its
-tokens. Also: prefer one of two answers (dpo), or learn from answers rated good or bad (kto)."""
+tokens. Also: prefer one of two answers (dpo), learn from answers rated good or bad (kto), or answer
+questions about pictures (image-text-to-text)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peft_space.data.row_normalization import Row, from_json
+from peft_space.data.pictures import FOLDER
+from peft_space.data.row_normalization import Row, from_json, pictures_of
 from peft_space.data.tokenization.answer_spans import NOTES, Note, Span
 
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
@@ -157,9 +158,19 @@ class Rows(Sequence[Row]):
         self._table = open_arrow(path)
         every = np.arange(self._table.num_rows, dtype=np.int64)
         self.positions = every if positions is None else positions
+        folder = path.parent / FOLDER
+        self.pictures = folder if folder.is_dir() else None
+        """The folder of the rows' pictures; None if they have none."""
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def picture_files(self) -> list[Path]:
+        """Return the pictures of these rows."""
+        if self.pictures is None:
+            return []
+        rows = (self[index] for index in range(len(self)))
+        return sorted({Path(path) for row in rows for path in pictures_of(row)})
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -170,7 +181,7 @@ class Rows(Sequence[Row]):
             return Rows(self.path, self.digest, self.positions[index])
         position = int(self.positions[index])
         number, row = self._table["number"][position], self._table["row"][position]
-        return from_json(number.as_py(), row.as_py())
+        return from_json(number.as_py(), row.as_py(), self.pictures)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):

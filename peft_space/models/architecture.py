@@ -33,6 +33,7 @@ AUTO_CLASSES: dict[Task, str] = {
     "token-classification": "AutoModelForTokenClassification",
     "dpo": "AutoModelForCausalLM",
     "kto": "AutoModelForCausalLM",
+    "image-text-to-text": "AutoModelForImageTextToText",
 }
 """The class of transformers that loads models for a task."""
 CLASSIFYING: tuple[Task, ...] = ("sequence-classification", "token-classification")
@@ -61,6 +62,7 @@ def tasks_of(config: "PreTrainedConfig") -> list[Task]:
     suits = {
         "AutoModelForCausalLM": not two_parts and not has_auto_model(AutoModelForMaskedLM, kind),
         "AutoModelForSeq2SeqLM": two_parts,  # not a decoder behind an audio tower
+        "AutoModelForImageTextToText": not two_parts,
     }
     return [
         task
@@ -80,13 +82,30 @@ def text_half(config: "PreTrainedConfig", task: Task) -> str | None:
     return None if whole else model_class.__name__
 
 
-def choose_task(recipe: Recipe, config: "PreTrainedConfig", schema: Schema) -> Task:
+def choose_task(
+    recipe: Recipe, config: "PreTrainedConfig", schema: Schema, has_pictures: bool = False
+) -> Task:
     """The recipe's task, or the first task that both the rows and the model allow.
+
+    Args:
+        recipe: its task, if it is not automatic.
+        config: of the base model.
+        schema: of the rows.
+        has_pictures: whether rows have pictures, which only one task learns.
 
     Raises:
         UserError: the rows and the model do not allow the task. The message names what they do.
     """
     from_rows, from_model = tasks_of_schema(schema), tasks_of(config)
+    if has_pictures:
+        if "image-text-to-text" not in from_model:
+            raise UserError(
+                "models.reads_no_pictures",
+                f"The rows have pictures, and models of the type {config.model_type!r} read only "
+                "text. Choose a base model that reads pictures, such as Gemma 3, Qwen2.5-VL or "
+                "SmolVLM.",
+            )
+        from_rows = ("image-text-to-text",)
     possible = [task for task in from_rows if task in from_model]
     if recipe.task == "automatic":
         if possible:

@@ -23,6 +23,7 @@ TASK_WORDS: dict[Task, str] = {
     "token-classification": "to tag words",
     "dpo": "to prefer the better of two answers (DPO)",
     "kto": "to prefer good answers over bad ones (KTO)",
+    "image-text-to-text": "to answer questions about pictures",
 }
 MAX_TOKENS = 2_000
 SKIPPED = "skipped"
