@@ -3,13 +3,17 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from peft_space.data.arrow_store import MASKED, TokenizedExample, Tokens
+from peft_space.data.tokenization.render import processor_of
 from peft_space.recipe import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Batch = dict[str, torch.Tensor]
 
@@ -48,6 +52,22 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     """Pad text to continue: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
     labels = pad_rows([example.labels for example in examples], MASKED)
     return _inputs(examples, pad_token_id) | {"labels": labels}
+
+
+def collate_with_pictures(
+    examples: Sequence[TokenizedExample], tokenizer: "PreTrainedTokenizerFast"
+) -> Batch:
+    """Pad texts to continue, and add the arrays of the pictures in them.
+
+    Returns:
+        As `collate`; the arrays of the model's processor, such as `pixel_values`; and (B, T) which
+        tokens stand for pictures, if the model asks for that.
+    """
+    processor = processor_of(tokenizer)
+    batch = collate(examples, tokenizer.pad_token_id)
+    if name := processor.types_name:
+        batch[name] = pad_rows([processor.types_of(one.input_ids) for one in examples], 0)
+    return batch | processor.batch([one.pictures for one in examples])
 
 
 def collate_packed(examples: Sequence[TokenizedExample]) -> dict[str, Any]:
@@ -165,9 +185,12 @@ def pad_rows(rows: Sequence[list[int]], value: int) -> torch.Tensor:
 
 
 def collator_of(
-    task_spec: TaskSpec, pad_token_id: int
+    task_spec: TaskSpec, tokenizer: "PreTrainedTokenizerFast"
 ) -> Callable[[Sequence[TokenizedExample]], Batch]:
     """Return the function that pads examples of a task to a batch."""
+    if task_spec.task == "image-text-to-text":
+        return functools.partial(collate_with_pictures, tokenizer=tokenizer)
+    pad_token_id = tokenizer.pad_token_id
     labelled = functools.partial(
         collate_tagged if task_spec.task == "token-classification" else collate_labelled,
         pad_token_id=pad_token_id,
@@ -180,11 +203,13 @@ def collator_of(
     return functools.partial(collator, pad_token_id=pad_token_id)
 
 
-def example_batch(task_spec: TaskSpec, example: TokenizedExample, pad_token_id: int) -> Batch:
+def example_batch(
+    task_spec: TaskSpec, example: TokenizedExample, tokenizer: "PreTrainedTokenizerFast"
+) -> Batch:
     """Return a batch of one example with `labels`, as `model.forward` takes it.
 
     For DPO and KTO it contains the chosen or rated answer as a text to continue.
     """
     if task_spec.task in ("dpo", "kto"):
-        return collate([example], pad_token_id)
-    return collator_of(task_spec, pad_token_id)([example])
+        return collate([example], tokenizer.pad_token_id)
+    return collator_of(task_spec, tokenizer)([example])

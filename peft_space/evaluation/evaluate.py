@@ -351,7 +351,7 @@ def _predicted_labels(
     adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]
 ) -> list[tuple[list[int], list[int], float]]:
     """For each example the predicted and the correct label numbers, and the sum of the losses."""
-    collator = collator_of(adapted.task_spec, adapted.tokenizer.pad_token_id)
+    collator = collator_of(adapted.task_spec, adapted.tokenizer)
 
     def predict(part: Sequence[TokenizedExample]) -> list[tuple[list[int], list[int], float]]:
         batch = _batch(adapted, part, collator)

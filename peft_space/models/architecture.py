@@ -233,10 +233,15 @@ def num_places(model: Any) -> int | None:
     import torch
     from transformers import PreTrainedModel
 
+    own = [model.config, text_config(model.config)]
     towers = tuple(
         f"{name}."
         for name, part in model.named_modules()
-        if isinstance(part, PreTrainedModel) and part.main_input_name not in _READS_TEXT
+        if isinstance(part, PreTrainedModel)
+        and (
+            part.main_input_name not in _READS_TEXT
+            or not (model.config.is_encoder_decoder or any(part.config is one for one in own))
+        )
     )
     limits = [getattr(text_config(model.config), "max_seq_len", None)]  # of MPT, for its biases
     for name, module in model.named_modules():

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
+from peft_space.compat.transformers import load_processor
 from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking, text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import num_places_of
-from peft_space.models.config_safety import check_config, check_tokenizer
+from peft_space.models.config_safety import check_config, check_processor, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
 from peft_space.models.special_tokens import (
     choose_pad_token,
@@ -210,6 +211,8 @@ def load_tokenizer(
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
     recipe = recipe or Recipe()
+    if task == "image-text-to-text":
+        _add_picture_processor(tokenizer, base)
     if recipe.chat_template != "own":
         tokenizer.chat_template = TEMPLATES[recipe.chat_template]
     elif tokenizer.chat_template is None:
@@ -221,6 +224,40 @@ def load_tokenizer(
     if task == "seq2seq-lm" or any(recipe.languages):
         set_languages(tokenizer, base.name, recipe.languages)
     return tokenizer
+
+
+def _add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:
+    """Set the attribute `pictures`, which prepares pictures, and the processor's chat template.
+
+    Raises:
+        UserError: the model's files have no processor that works here.
+    """
+    from peft_space.data.tokenization.picture_tokens import PictureProcessor
+
+    revision = base.revision if base.on_hub else None
+    try:
+        check_processor(base.location, revision)
+        processor = load_processor(base.location, revision, base.config, tokenizer)
+    except Exception as error:
+        if as_user_error(error):
+            raise
+        fault = hub_fault(error, base.name, base.revision) or _library_fault(
+            "models.no_picture_processor", error
+        )
+        raise UserError(
+            fault.code,
+            f"The processor that prepares pictures for {base.name} cannot be loaded: "
+            f"{fault.reason}.",
+        ) from error
+    if processor is None or getattr(processor, "image_token", None) is None:
+        raise UserError(
+            "models.no_picture_processor",
+            f"transformers has no processor for {base.name} that puts pictures into a "
+            "conversation. Choose another base model.",
+        )
+    tokenizer.add_special_tokens({"extra_special_tokens": [processor.image_token]}, False)
+    tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
+    tokenizer.pictures = PictureProcessor(processor)
 
 
 def _with_thinking(base: BaseModelRef, template: Any, recipe: Recipe) -> Any:

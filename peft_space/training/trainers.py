@@ -129,7 +129,7 @@ def make_trainer(
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
         continues_adapter: whether training continues an adapter, the reference of preferences.
     """
-    collate = collator_of(task_spec, tokenizer.pad_token_id)
+    collate = collator_of(task_spec, tokenizer)
     compute_dtype = "bfloat16" if arguments["bf16"] else "float32"
     if arguments["fp16"]:
         compute_dtype = "float16"
