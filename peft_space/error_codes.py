@@ -306,6 +306,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The model has no layer that can get an adapter, or the recipe chooses none.",
         "Choose other target modules, or another base model.",
     ),
+    "models.no_projector": (
+        "The recipe trains a projector, and the base model has none, or the rows no pictures.",
+        "Set train_projector to false.",
+    ),
     "models.no_tokenizer": (
         "The base model has no tokenizer.",
         "Save the tokenizer in the same folder, or choose another base model.",
@@ -553,6 +557,10 @@ CODES: dict[str, tuple[str, str]] = {
     "evaluation.too_many_prompts": (
         "The file has too many prompts.",
         "Remove some, or split the file.",
+    ),
+    "evaluation.unusable_picture": (
+        "A picture of a prompt cannot be opened, or the prompt has no place for it.",
+        "Use a PNG or JPEG file, and as many pictures as places.",
     ),
     "evaluation.unknown_pair": (
         "There is no such pair of answers to vote on.",

@@ -123,6 +123,10 @@ class Recipe(BaseModel):
     """Also gives each expert of a mixture a LoRA, if the experts are stored as one tensor. Its rank
     is the LoRA rank divided by the experts that a token uses. It needs a dropout of 0."""
 
+    train_projector: bool = _field("adapter", "Train the projector", False)
+    """Also trains in full the part that turns what a vision tower sees into tokens, and saves it
+    with the adapter. It needs rows with pictures. The tower itself stays as it is."""
+
     lora_bias: Literal["none", "lora_only", "all"] = _field("adapter", "Biases", "none")
     """The biases that are trained: none, those of the layers with an adapter, or all. With trained
     biases, the model with the adapter off differs slightly from the base model."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,3 +318,31 @@ def picture_token_types(processor: Any, picture: Any) -> str | None:
     inputs = processor(text=[processor.image_token], images=[[picture]])
     names = ("token_type_ids", "mm_token_type_ids")
     return next((name for name in names if name in inputs and any(inputs[name][0])), None)
+
+
+@contextlib.contextmanager
+def watch_pictures(model: PreTrainedModel, note: Callable[[list[Any]], None]) -> Iterator[None]:
+    """Within this context, call `note` with the tensors of pictures that a model gets.
+
+    Wraps `get_image_features`, which `forward` calls, and `generate` before it.
+
+    Args:
+        model: a model with an output layer.
+        note: receives the tensors, at each call.
+    """
+    body: Any = model.base_model
+    own = getattr(body, "get_image_features", None)
+    if own is None:
+        yield
+        return
+
+    @functools.wraps(own)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        note([value for value in (*args, *kwargs.values()) if hasattr(value, "numpy")])
+        return own(*args, **kwargs)
+
+    body.get_image_features = watched
+    try:
+        yield
+    finally:
+        del body.get_image_features

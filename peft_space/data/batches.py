@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from peft_space.data.arrow_store import MASKED, TokenizedExample, Tokens
-from peft_space.data.tokenization.render import processor_of
 from peft_space.recipe import TaskSpec
 
 if TYPE_CHECKING:
@@ -63,11 +62,31 @@ def collate_with_pictures(
         As `collate`; the arrays of the model's processor, such as `pixel_values`; and (B, T) which
         tokens stand for pictures, if the model asks for that.
     """
-    processor = processor_of(tokenizer)
-    batch = collate(examples, tokenizer.pad_token_id)
+    rows, pictures = [one.input_ids for one in examples], [one.pictures for one in examples]
+    return collate(examples, tokenizer.pad_token_id) | picture_inputs(tokenizer, rows, pictures)
+
+
+def picture_inputs(
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Sequence[list[int]],
+    pictures: Sequence[Sequence[str]],
+    pad: "Callable[[Sequence[list[int]], int], torch.Tensor] | None" = None,
+) -> Batch:
+    """Return what a model gets of the pictures of a batch, besides the tokens.
+
+    Args:
+        tokenizer: of a model that reads pictures; of others nothing is returned.
+        rows: token ids of each row.
+        pictures: paths of the pictures of each row.
+        pad: pads rows; on the right if it is None.
+    """
+    processor = getattr(tokenizer, "pictures", None)
+    if processor is None:
+        return {}
+    batch: Batch = processor.batch(pictures)
     if name := processor.types_name:
-        batch[name] = pad_rows([processor.types_of(one.input_ids) for one in examples], 0)
-    return batch | processor.batch([one.pictures for one in examples])
+        batch[name] = (pad or pad_rows)([processor.types_of(row) for row in rows], 0)
+    return batch
 
 
 def collate_packed(examples: Sequence[TokenizedExample]) -> dict[str, Any]:

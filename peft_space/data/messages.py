@@ -28,6 +28,11 @@ PICTURE = "\U0010e000"
 Clean = Callable[[str], str]
 
 
+def shown_text(content: str) -> str:
+    """Return a content for people, with <image> in the place of each picture."""
+    return content.replace(PICTURE, "<image>")
+
+
 class BadRow(Exception):
     """The reason why a row cannot be used; caught inside the data package."""
 

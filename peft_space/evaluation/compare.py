@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peft_space.data.messages import Message
+from peft_space.data.messages import Message, shown_text
 from peft_space.data.row_normalization import Conversation, TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
@@ -26,6 +26,7 @@ from peft_space.evaluation.generate import (
     answer,
     fit_prompt,
     generate_batch,
+    pictures_in,
     tokenize_prompt,
 )
 from peft_space.models.architecture import CLASSIFYING
@@ -85,7 +86,7 @@ def compare(
     rows = zip(conversations, answers["base"], answers["adapter"], strict=True)
     return [
         Comparison(
-            messages[-1]["content"],
+            shown_text(messages[-1]["content"]),
             _rendered(adapted, messages),
             base,
             tuned,
@@ -208,7 +209,12 @@ def answer_together(
     for start in range(0, len(prompts["base"]), half):
         batch = [(side, ids) for side in SIDES for ids in prompts[side][start : start + half]]
         sides, ids = [side for side, _ in batch], [ids for _, ids in batch]
-        texts = generate_batch(adapted, sides, ids, start, sampling, on_text, seen=seen)
+        shown = [
+            pictures_in(one) for side in SIDES for one in conversations[side][start : start + half]
+        ]
+        texts = generate_batch(
+            adapted, sides, ids, start, sampling, on_text, seen=seen, pictures=shown
+        )
         for side, text in zip(sides, texts, strict=True):
             answers[side].append(text)
     return answers

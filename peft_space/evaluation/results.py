@@ -111,7 +111,7 @@ class Evaluation:
     majority: dict[str, Any] | None = None
     """The most common `label` in training, and its `share` of the scored rows or tags."""
     general: ForgettingScore | None = None
-    samples: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     """prompt, expected, base, adapter of the first rows that were answered."""
     fairness: str = ""
     """The result of the check that the comparison is fair, in sentences."""

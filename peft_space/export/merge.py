@@ -27,7 +27,7 @@ from peft_space.models.loading import (
     tokenizer_of,
 )
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef
+from peft_space.models.resolve import BaseModelRef, save_tokenizer
 from peft_space.models.special_tokens import answer_tokens, set_special_tokens
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
@@ -284,4 +284,4 @@ def _save(
         except ValueError:  # some models set a temperature without sampling and cannot be saved so
             generation.do_sample = True
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, base, folder)

@@ -485,7 +485,8 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
     These are the head that the task adds, and the modules that the recipe names.
 
     Raises:
-        UserError: the recipe names a module that is not in the model. PEFT would ignore it.
+        UserError: the recipe names a module that is not in the model, which PEFT would ignore, or
+            wants a projector that it has not.
     """
     full_names = [name for name, _ in layers.model.named_modules() if name]
     known = {*full_names, *map(leaf, full_names)}
@@ -496,7 +497,33 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
                 "models.unknown_module",
                 f"The base model has no module {name!r} to save. {hint.strip()}",
             )
-    return list(dict.fromkeys([*layers.new_modules, *(recipe.modules_to_save or [])]))
+    projectors = _projectors(layers) if recipe.train_projector else []
+    return list(dict.fromkeys([*layers.new_modules, *projectors, *(recipe.modules_to_save or [])]))
+
+
+_PROJECTOR = re.compile(
+    r"multi_modal_projector|mm_projector|projector|connector|merger|aligner|embed_vision"
+)
+"""Names of the modules between a vision tower and a language model."""
+
+
+def _projectors(layers: ModelLayers) -> list[str]:
+    """The modules that turn what a vision tower sees into tokens.
+
+    Raises:
+        UserError: the model has none, or learns from texts alone.
+    """
+    names = [name for name, _ in layers.model.named_modules() if _PROJECTOR.fullmatch(leaf(name))]
+    outer = [name for name in names if not name.startswith(tuple(f"{one}." for one in names))]
+    if layers.task != "image-text-to-text" or not outer:
+        reason = "has no projector of a known name"
+        if layers.task != "image-text-to-text":
+            reason = "learns from texts here, which do not pass through its projector"
+        raise UserError(
+            "models.no_projector",
+            f"{type(layers.model).__name__} {reason}. Set train_projector to false.",
+        )
+    return list(dict.fromkeys(map(leaf, outer)))
 
 
 def peft_targets(

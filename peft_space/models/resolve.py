@@ -8,12 +8,13 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
-from peft_space.compat.transformers import load_processor
+from peft_space.compat.transformers import cached_repo_file, load_processor
 from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking, text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
 from peft_space.demo import MODEL_DIR
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 DEMO_MODEL = "demo"
 """The name of the built-in model in a recipe."""
 
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+"""Settings of the processor that prepares pictures."""
 _DEMO_NAME = "peft_space/demo/model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MAX_REASON = 300
@@ -212,7 +217,7 @@ def load_tokenizer(
         raise _unsupported_tokenizer(base, "end-of-text token")
     recipe = recipe or Recipe()
     if task == "image-text-to-text":
-        _add_picture_processor(tokenizer, base)
+        add_picture_processor(tokenizer, base)
     if recipe.chat_template != "own":
         tokenizer.chat_template = TEMPLATES[recipe.chat_template]
     elif tokenizer.chat_template is None:
@@ -226,7 +231,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:
+def add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:
     """Set the attribute `pictures`, which prepares pictures, and the processor's chat template.
 
     Raises:
@@ -258,6 +263,20 @@ def _add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:
     tokenizer.add_special_tokens({"extra_special_tokens": [processor.image_token]}, False)
     tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
     tokenizer.pictures = PictureProcessor(processor)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", base: BaseModelRef, folder: Path) -> None:
+    """Write a tokenizer, and the settings of the processor if the model reads pictures.
+
+    The settings are copied as they were published: training does not change them.
+    """
+    tokenizer.save_pretrained(folder)
+    if getattr(tokenizer, "pictures", None) is None:
+        return
+    for name in PROCESSOR_FILES:
+        found = cached_repo_file(base.location, name, base.revision if base.on_hub else None)
+        if found is not None:
+            shutil.copyfile(found, folder / name)
 
 
 def _with_thinking(base: BaseModelRef, template: Any, recipe: Recipe) -> Any:

@@ -43,6 +43,7 @@ from peft_space.models.resolve import (
     BaseModelRef,
     first_line,
     pin_revision,
+    save_tokenizer,
 )
 from peft_space.models.special_tokens import answer_tokens, set_special_tokens, tokens_as_likely
 from peft_space.models.vocabulary import find_base_of_run
@@ -540,7 +541,7 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
     _sort_lists(new / "adapter_config.json")
     if run.recipe.method in FROM_BASE:
         to_plain_lora(new, run.path("start"))
-    setup.tokenizer.save_pretrained(new)
+    save_tokenizer(setup.tokenizer, setup.base, new)
     if on_adapter_saved:
         prepared = Prepared(setup.task_spec, setup.data, setup.rows.tokens, setup.held_out.tokens)
         on_adapter_saved(run, new, prepared, setup.base, setup.plan)

@@ -134,7 +134,7 @@ def make_trainer(
     if arguments["fp16"]:
         compute_dtype = "float16"
     own_forward(model)  # a model that was kept since an earlier slice has been changed
-    if task_spec.task in ("causal-lm", "seq2seq-lm"):
+    if task_spec.task in ("causal-lm", "seq2seq-lm", "image-text-to-text"):
         score_labels_only(model, compute_dtype)
     if packing:
         pack_rows(model)

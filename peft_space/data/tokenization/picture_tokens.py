@@ -101,6 +101,21 @@ class PictureProcessor:
             _write(stored, processed)
         return processed
 
+    def witness(self, text: str) -> "tuple[list[int], dict[str, torch.Tensor]]":
+        """Return the inputs of a model for a picture of our own, followed by a text.
+
+        Returns:
+            Token ids, and the arguments of the model for the picture.
+        """
+        import torch
+
+        arrays, texts = process_picture(self._processor, [_probe()])
+        ids = self._processor.tokenizer(texts[0] + text, add_special_tokens=False)["input_ids"]
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.types_name:
+            inputs[self.types_name] = torch.tensor([self.types_of(ids)])
+        return ids, inputs
+
     def batch(self, rows: Sequence[Sequence[str]]) -> "dict[str, torch.Tensor]":
         """Return the arguments of the model for the pictures of a batch.
 
@@ -136,7 +151,7 @@ class PictureProcessor:
 def _probe() -> Any:
     from PIL import Image
 
-    return Image.new("RGB", _PROBE_SIZE, "red")
+    return Image.linear_gradient("L").resize(_PROBE_SIZE).convert("RGB")
 
 
 def _special_ids(tokenizer: Any, text: str) -> set[int]:
