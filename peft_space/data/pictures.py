@@ -31,6 +31,7 @@ _MAX_RATIO = 200
 """Of the sides: the processors of Qwen refuse more."""
 _KEPT_PIXELS = 4_000_000
 """A larger picture is scaled down: no processor keeps more, and the copies have to fit the disk."""
+_THUMBNAIL = 160
 _MAX_PICTURES = 64
 """Of one row."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -392,6 +393,25 @@ def _in_rgb(image: "Image.Image") -> "Image.Image":
     plain = Image.new("RGB", image.size)
     plain.paste(image.convert("RGB"))
     return plain
+
+
+def thumbnail(path: str | Path) -> str:
+    """Return a small copy of a picture as a data URI; an empty text if the file is gone.
+
+    Args:
+        path: a plain copy, which this module has written.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            small = image.convert("RGB")
+    except OSError:
+        return ""
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def unused_note(name: str, brought: Mapping[str, str], used: Sequence[str]) -> list[str]:

@@ -4,11 +4,12 @@ One base is in memory, with the adapter off and on. Token ids, sampling and seed
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from peft_space.data.messages import Message, shown_text
+from peft_space.data.pictures import thumbnail
 from peft_space.data.row_normalization import Conversation, TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
@@ -53,6 +54,8 @@ class Comparison:
     """Tokens of the prompt that the model has no positions for, and did not read."""
     tags: dict[Side, list[tuple[str, str]]] | None = None
     """For tags, each side's (word, tag) pairs."""
+    pictures: list[str] = field(default_factory=list)
+    """Small copies of the prompt's pictures, as data URIs."""
 
 
 def compare(
@@ -91,6 +94,7 @@ def compare(
             base,
             tuned,
             cut=_num_cut(adapted, messages, sampling),
+            pictures=[thumbnail(path) for path in pictures_in(messages)],
         )
         for messages, base, tuned in rows
     ]

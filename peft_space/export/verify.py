@@ -19,7 +19,6 @@ import numpy as np
 from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
 from peft_space.data.arrow_store import TokenizedExample
-from peft_space.data.batches import picture_inputs
 from peft_space.data.dataset import load_run_data
 from peft_space.data.row_normalization import Row, TextClassification
 from peft_space.data.tokenization.render import render
@@ -395,6 +394,8 @@ def _logits(
 ) -> "Tensor":
     """(N, V) in float32, (N, L) for a classification; one row at a time, so without padding."""
     import torch
+
+    from peft_space.data.batches import picture_inputs
 
     def batch(ids: list[int]) -> "Tensor":
         return torch.tensor([ids], device=model.device)

@@ -142,18 +142,18 @@ def compare(
     return _compare(run, prompts, shown, system, sampling, history, compare_with, report)
 
 
-def _of_each_prompt(prompts: Sequence[str], pictures: Sequence[str]) -> list[list[str]]:
+def _of_each_prompt(prompts: Sequence[str], pictures: Sequence[str | list[str]]) -> list[list[str]]:
     """The pictures of each prompt."""
+    lists = [[one] if isinstance(one, str) else one for one in pictures]
     if len(prompts) == 1:
-        return [list(pictures)]
+        return [[one for part in lists for one in part]]
     if pictures and len(pictures) not in (1, len(prompts)):
         raise UserError(
             "evaluation.unusable_picture",
             f"There are {len(prompts)} prompts and {len(pictures)} pictures. Give one picture for "
             "all, or one for each, in their order.",
         )
-    return [list(pictures[number % len(pictures) :][:1]) if pictures else []
-            for number in range(len(prompts))]  # fmt: skip
+    return [lists[number % len(lists)] if lists else [] for number in range(len(prompts))]
 
 
 def _compare(

@@ -115,7 +115,7 @@ Adapter = Annotated[
 ]
 Prompts = Annotated[list[str], Kind("prompts", "what to ask", "TEXT")]
 Pictures = Annotated[
-    list[str] | None,
+    list[str | list[str]] | None,
     Kind(
         "pictures",
         "pictures for the prompts: one each, one for all, or several for one prompt, which may say "

@@ -106,7 +106,7 @@ _AS_SHOWN: dict[str, Json] = {
     "options": _OBJECT,
     "json": _OBJECT,
     "adapters": {"hint": Annotated[list[str], Field(max_length=_MAX_ADAPTERS)], "default": []},
-    "pictures": {"hint": Annotated[list[Upload], Field(max_length=_MAX_PROMPTS)], "default": []},
+    "pictures": {"hint": Annotated[list[Uploads], Field(max_length=_MAX_PROMPTS)], "default": []},
     "token": _TEXT,
     "job_token": _TEXT,
     "text": _TEXT,
@@ -165,7 +165,7 @@ def resolve(parameter: Parameter, value: Any, call: Call) -> Any:
         case "data":
             return call.files.paths(value)
         case "pictures":
-            return call.files.paths(value) if value else None
+            return [call.files.paths(one) for one in value] or None
         case "held_out":
             return call.files.paths(value) if value else None
         case "adapter":

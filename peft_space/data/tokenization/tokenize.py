@@ -21,6 +21,7 @@ from peft_space.data.arrow_store import (
     read_batches,
     token_columns,
 )
+from peft_space.data.pictures import thumbnail
 from peft_space.data.row_normalization import Row, from_json, pictures_of
 from peft_space.data.tokenization.chat_template import (
     MAX_SECONDS,
@@ -233,14 +234,14 @@ def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
 
 
 def _pictures(renderer: _Renderer, example: TokenizedExample) -> list[dict[str, Any]]:
-    """What a preview shows of the pictures of a row."""
+    """A small copy of each picture of a row, its tokens, and the shapes that the model gets."""
     processor = processor_of(renderer.tokenizer)
     shown = []
     for path in example.pictures:
         processed = processor.process(path)
         shapes = {name: list(array.shape) for name, array in processed.arrays.items()}
         count = processor.count_tokens(processed.text)
-        shown.append({"path": path, "tokens": count, "arrays": shapes})
+        shown.append({"thumbnail": thumbnail(path), "tokens": count, "arrays": shapes})
     return shown
 
 

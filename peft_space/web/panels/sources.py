@@ -72,7 +72,8 @@ class Sources:
             )
             gr.Markdown(
                 "A table with a question and an answer column, or chat messages. "
-                "CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text."
+                "CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text. "
+                "Pictures come in a .zip file with a table."
             )
 
     def _place_hub(self) -> None:
