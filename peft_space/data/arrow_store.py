@@ -220,6 +220,11 @@ class Tokens(Sequence[TokenizedExample]):
         used = [name for name in _OPTIONAL if self._table[name].null_count < num_rows]
         self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
 
+    @property
+    def has_pictures(self) -> bool:
+        """True if some rows of the file have pictures."""
+        return "pictures" in self._columns
+
     def __len__(self) -> int:
         return len(self.positions)
 
