@@ -1,6 +1,8 @@
 """Pictures of rows: finds where a row names them, and writes a safe, plain copy of each.
 
-Pillow opens a picture only in a child process, which has limits on time and memory.
+Pillow opens a picture only in a child process, which has limits on time and memory. Pillow before
+13 has vulnerabilities, and gradio requires such a version. So only five formats are opened, only
+their first image, and only a JPEG file whose parts Pillow and libjpeg cannot read in two ways.
 """
 
 import base64
@@ -21,8 +23,8 @@ from peft_space.data.messages import PICTURE, BadRow, Message, Reference
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Endings of the names of pictures. The content decides what a file is."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+"""Endings of the names of pictures. The content decides what a file is, and if it is opened."""
 FOLDER = "pictures"
 """Of the copies, next to the file of the rows that name them."""
 MAX_BYTES = 30_000_000
@@ -34,7 +36,10 @@ _KEPT_PIXELS = 4_000_000
 _THUMBNAIL = 160
 _MAX_PICTURES = 64
 """Of one row."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_ANIMATED = {b"\x89PNG": b"acTL", b"RIFF": b"ANIM"}
+"""First bytes of a file -> what an animation has near its beginning."""
+_HEAD = 1_000
 _SAVE_AGAIN = "Save it as PNG or JPEG"
 _DATA_URI = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|//|data:", re.IGNORECASE)
@@ -326,9 +331,12 @@ def plain_picture(content: bytes) -> "tuple[Image.Image, list[str]]":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            jpeg_size = _jpeg_size(content)
             opened = Image.open(io.BytesIO(content), formats=_FORMATS)
             _check_size(*opened.size)
-            kinds = ["pictures_animated"] if getattr(opened, "is_animated", False) else []
+            if jpeg_size not in (None, opened.size):
+                raise BrokenPicture(f"a picture is damaged (two sizes). {_SAVE_AGAIN}")
+            kinds = ["pictures_animated"] if _is_animated(content) else []
             opened.load()
             image = _in_rgb(_upright(opened))
     except BrokenPicture:
@@ -347,6 +355,49 @@ def plain_picture(content: bytes) -> "tuple[Image.Image, list[str]]":
         size = max(1, int(image.width * share)), max(1, int(image.height * share))
         image = image.resize(size, Image.Resampling.LANCZOS)
     return image, kinds
+
+
+def _is_animated(content: bytes) -> bool:
+    """Return True for an animation, without a look at its later images."""
+    if content.startswith(b"GIF"):
+        return content.count(b"\x21\xf9\x04") > 1
+    return any(
+        content.startswith(start) and mark in content[:_HEAD] for start, mark in _ANIMATED.items()
+    )
+
+
+_SIZES_OF_JPEG = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Markers of the parts of a JPEG file that have its size."""
+_SCAN = 0xDA
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Return the size in the header of a JPEG file; None for another file.
+
+    Raises:
+        BrokenPicture: the header has not one size, or is not a sequence of parts, so that two
+            programs could read two sizes.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    sizes: list[tuple[int, int]] = []
+    place = 2
+    while place + 4 <= len(content):
+        if content[place] != 0xFF:
+            break
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4])
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == _SCAN and len(sizes) == 1:
+            return sizes[0]
+        if marker in _SIZES_OF_JPEG and length >= 8:
+            height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
+            sizes.append((width, height))
+        if marker == _SCAN or length < 2 or marker in (0x00, 0x01, *range(0xD0, 0xDA)):
+            break
+        place += 2 + length
+    raise BrokenPicture(f"a picture is damaged (the header of the JPEG file). {_SAVE_AGAIN}")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -379,8 +430,6 @@ def _in_rgb(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     mode, info = image.mode, image.info
-    if mode == "F":
-        raise BrokenPicture(f"a picture has fractions in place of colors. {_SAVE_AGAIN}")
     if mode.startswith("I"):
         largest: Any = image.getextrema()[1]
         scale = 1 / 257 if mode.startswith("I;16") or largest > 255 else 1.0

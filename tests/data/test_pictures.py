@@ -192,6 +192,10 @@ def png(width, height, data=b"", bits=8, color=2, extra=b""):
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
+def jpeg_part(marker, content):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
 def saved(array, kind="PNG", **options):
     file = io.BytesIO()
     Image.fromarray(array).save(file, kind, **options)
@@ -233,7 +237,11 @@ BROKEN = {
     "text bomb": png(
         8, 8, b"\0" * 200, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 9**8))
     ),
-    "fractions": saved(np.ones((4, 4), np.float32), "TIFF"),
+    "TIFF": saved(np.ones((4, 4), np.float32), "TIFF"),
+    "a JPEG with two sizes": JPEG[:2]
+    + jpeg_part(0xC0, b"\x08\x00\x08\x00\x08\x01\x01\x11\x00")
+    + JPEG[2:],
+    "a JPEG with bytes between its parts": JPEG[:2] + b"\x00\x00" + JPEG[2:],
     "random after a JPEG header": b"\xff\xd8\xff\xe0" + bytes(range(256)) * 20,
     "random after a GIF header": b"GIF89a" + bytes(range(256)) * 4,
     "random after a WebP header": b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(range(256)),
@@ -251,7 +259,6 @@ OPENED = {
     "animated": (picture("red", (8, 8), "GIF"), RED),
     "bitmap": (picture("red", (8, 8), "BMP"), RED),
     "WebP": (picture("red", (8, 8), "WEBP", lossless=True), RED),
-    "16-bit TIFF": (saved(GRADIENT, "TIFF"), (0, 0, 0)),
     "broken metadata": (picture("red", exif=b"Exif\0\0garbage"), RED),
 }
 
