@@ -17,7 +17,7 @@ from peft_space import settings
 from peft_space.compat.transformers import cached_repo_file, load_processor
 from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking, text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
-from peft_space.demo import MODEL_DIR
+from peft_space.demo import MODELS
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import num_places_of
 from peft_space.models.config_safety import check_config, check_processor, check_tokenizer
@@ -42,7 +42,7 @@ PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 """Settings of the processor that prepares pictures."""
-_DEMO_NAME = "peft_space/demo/model"
+_DEMO_FOLDER = "peft_space/demo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MAX_REASON = 300
 """Characters of a library's message that are shown."""
@@ -80,14 +80,15 @@ def find_base(base_model: str, revision: str | None = None) -> BaseModelRef:
     """Find a base model and load its config.
 
     Args:
-        base_model: `demo`, a folder (not on a Space), or a Hub id.
+        base_model: `demo`, `demo-pictures`, a folder (not on a Space), or a Hub id.
         revision: a branch, tag or commit of a Hub id. The result is pinned to a commit.
 
     Raises:
         UserError: there is no such model, it is out of reach, or it needs its own code.
     """
-    if base_model == DEMO_MODEL:
-        return BaseModelRef(str(MODEL_DIR), _DEMO_NAME, None, _load_config(str(MODEL_DIR), None))
+    if base_model in MODELS:
+        location = str(MODELS[base_model])
+        return BaseModelRef(location, model_name(base_model), None, _load_config(location, None))
     if folder := _folder(base_model):
         if fault := config_fault(str(folder), None):
             raise UserError(
@@ -143,7 +144,8 @@ def license_of(name: str, revision: str | None) -> str | None:
     import yaml
     from huggingface_hub import hf_hub_download, metadata_load
 
-    folder = MODEL_DIR if name == _DEMO_NAME else _folder(name)
+    built_in = {model_name(one): folder for one, folder in MODELS.items()}
+    folder = built_in.get(name) or _folder(name)
     try:
         readme = folder / "README.md" if folder else None
         path = readme or Path(hf_hub_download(name, "README.md", revision=revision))
@@ -156,7 +158,14 @@ def license_of(name: str, revision: str | None) -> str | None:
 
 def model_name(base_model: str) -> str:
     """The name that an adapter's config gives the model that a recipe calls `base_model`."""
-    return _DEMO_NAME if base_model == DEMO_MODEL else str(_folder(base_model) or base_model)
+    if base_model in MODELS:
+        return f"{_DEMO_FOLDER}/{MODELS[base_model].name}"
+    return str(_folder(base_model) or base_model)
+
+
+def built_in_model(name: str) -> str | None:
+    """The built-in model that an adapter's config calls `name`; None if it is another one."""
+    return next((one for one in MODELS if model_name(one) == name), None)
 
 
 def _folder(base_model: str) -> Path | None:
