@@ -1,8 +1,8 @@
 """Builds sample pictures with captions, and a tiny base model that reads pictures.
 
 `python tools/build_picture_demo.py [--steps N] [--out DIR]` writes `pictures.zip` and `model/`. The
-same seed gives the same pictures. The model learns words and short sentences about one fact here,
-so that a training in the app can teach it captions with three.
+same seed gives the same pictures. The model learns single words about shapes here, so that a
+training in the app can teach it captions of three words.
 """
 
 import argparse
@@ -29,7 +29,6 @@ SEED = 20261129
 NUM_SAMPLES = 60
 SIZE, PATCH, MERGED = 48, 8, 2
 BATCH, WARMUP, RATE = 24, 50, 2e-3
-SENTENCE_SHARE = 0.4
 VOCABULARY = 400
 TOKENS = (
     "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<image>",
@@ -46,12 +45,6 @@ QUESTIONS = {
     "shape": ("Which shape is it?", "What shape is in the picture?"),
     "place": ("Where is it?", "Where is the shape?"),
 }
-SENTENCES = {
-    "color": ("I see that it is {color}.", "The shape is {color}."),
-    "shape": ("I see a {shape}.", "It is a {shape}."),
-    "place": ("It is at the {place}.", "I see it at the {place}."),
-}
-"""What the model answers if it is asked for a sentence."""
 TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>' -}}
@@ -98,7 +91,12 @@ def draw(chance: Random) -> tuple[Image.Image, dict[str, str]]:
 
 
 def caption(facts: dict[str, str]) -> str:
-    """Return the sentence that the sample data teach."""
+    """Return what the sample data teach: three facts. The model itself gives one at a time."""
+    return f"{facts['color']} {facts['shape']} {facts['place']}"
+
+
+def sentence(facts: dict[str, str]) -> str:
+    """Return a sentence for the tokenizer alone."""
     return f"I see a {facts['color']} {facts['shape']} at the {facts['place']}."
 
 
@@ -159,9 +157,8 @@ def new_model() -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer of the words about shapes."""
     chance = Random(SEED)
-    texts = [caption(draw(chance)[1]) for _ in range(200)]
+    texts = [sentence(draw(chance)[1]) for _ in range(200)]
     texts += [question for several in QUESTIONS.values() for question in several]
-    texts += [sentence for several in SENTENCES.values() for sentence in several]
     texts += [f" {word}" for word in (*COLORS, *SHAPES, *PLACES)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -187,17 +184,14 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_batch(chance: Random, processor: Idefics3Processor) -> dict[str, torch.Tensor]:
     """Return questions about new pictures, with the answers as labels."""
-    texts, pictures = [], []
+    texts, pictures, answers = [], [], []
     for _ in range(BATCH):
         image, facts = draw(chance)
         kind = chance.choice(list(QUESTIONS))
-        question, answer = chance.choice(QUESTIONS[kind]), facts[kind]
-        if chance.random() < SENTENCE_SHARE:
-            number = chance.randrange(2)
-            question = f"{question} Answer in a sentence, please: {number}."
-            answer = SENTENCES[kind][number].format(**facts)
-        texts.append(f"<|user|><image> {question}<|end|><|assistant|> {answer}<|end|>")
+        question = chance.choice(QUESTIONS[kind])
+        texts.append(f"<|user|><image> {question}<|end|><|assistant|> {facts[kind]}<|end|>")
         pictures.append([image])
+        answers.append(facts[kind])
     batch = processor(
         text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
     )
@@ -246,7 +240,7 @@ def accuracy(model: Idefics3ForConditionalGeneration, processor: Idefics3Process
 def main() -> None:
     """Build both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1_600)
+    parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--out", type=Path, default=Path("picture_demo"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
