@@ -17,7 +17,6 @@ from tests.browser.conftest import (
     set_steps,
     upload,
     visit,
-    wait_until_finished,
 )
 from tests.fixtures.pictures import COLORS, captioned, picture
 from tests.fixtures.vision_models import idefics3
@@ -28,7 +27,7 @@ IS_SHOWN = "image => image.complete && image.naturalWidth > 1"
 
 def expect_picture(locator):
     """Expect that a picture has been loaded, not only placed."""
-    expect(locator).to_be_visible(timeout=SLOW)
+    expect(locator).to_be_visible(timeout=2 * SLOW)
     assert locator.evaluate(IS_SHOWN)
 
 
@@ -51,7 +50,7 @@ def test_the_journey_from_an_archive_of_pictures_to_the_adapter(app, home, page,
 
     set_steps(page, 4)
     press_start(page)
-    wait_until_finished(page)
+    expect(page.locator("#status")).to_contain_text("finished", timeout=3 * SLOW)
     [run] = [run for run in list_runs("local") if "colors" in run.name]
     assert len(load_run_data(run).train.picture_files()) == len(COLORS) - 1
 
