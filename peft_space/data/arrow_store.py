@@ -217,7 +217,8 @@ class Tokens(Sequence[TokenizedExample]):
         self.positions = every if positions is None else positions
         # columns of other tasks are empty, and reading a cell takes time
         num_rows = self._table.num_rows
-        used = [name for name in _OPTIONAL if self._table[name].null_count < num_rows]
+        stored = [name for name in _OPTIONAL if name in self._table.column_names]  # may be older
+        used = [name for name in stored if self._table[name].null_count < num_rows]
         self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
 
     @property
