@@ -29,8 +29,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose one in the address.",
     ),
     "data.binary_column": (
-        "A Parquet column contains bytes, such as images.",
-        "Remove the column.",
+        "A Parquet column contains bytes that are not pictures.",
+        "Remove the column. A column of pictures is named image, or has the Image feature.",
     ),
     "data.damaged_file": (
         "The file is damaged or incomplete.",
@@ -112,6 +112,14 @@ CODES: dict[str, tuple[str, str]] = {
         "A text file contains a zero byte.",
         "Remove it, or save the file as UTF-8 text.",
     ),
+    "data.picture_too_long": (
+        "The tokens of a row's pictures exceed the length limit.",
+        "Raise max_length in the recipe, or use fewer pictures in a row.",
+    ),
+    "data.pictures_without_table": (
+        "Pictures come without a table that says what they show.",
+        "Add a .csv file with the columns file_name and text, or a folder for each label.",
+    ),
     "data.private_use_characters": (
         "A row contains private-use characters that the app needs to escape special tokens.",
         "Remove these characters or the special tokens from the row.",
@@ -148,6 +156,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The model's chat template does not write tool calls.",
         "Remove the rows with tool calls, or choose another base model or chat template.",
     ),
+    "data.template_omits_pictures": (
+        "The chat template writes no place for the pictures of a row.",
+        "Use the model's own chat template, or another base model.",
+    ),
     "data.template_rejects_row": (
         "The model's chat template raises an error for a row.",
         "Remove the row, or choose another base model or chat template.",
@@ -167,6 +179,10 @@ CODES: dict[str, tuple[str, str]] = {
     "data.too_many_columns": (
         "The dataset has more columns than the limit.",
         "Keep the columns that the model should see.",
+    ),
+    "data.too_many_pictures": (
+        "An archive contains too many pictures.",
+        "Use fewer pictures.",
     ),
     "data.unequal_columns": (
         "The columns of a JSON file have different lengths.",
@@ -294,9 +310,21 @@ CODES: dict[str, tuple[str, str]] = {
         "The model has no layer that can get an adapter, or the recipe chooses none.",
         "Choose other target modules, or another base model.",
     ),
+    "models.no_projector": (
+        "The recipe trains a projector, and the base model has none, or the rows no pictures.",
+        "Set train_projector to false.",
+    ),
     "models.no_tokenizer": (
         "The base model has no tokenizer.",
         "Save the tokenizer in the same folder, or choose another base model.",
+    ),
+    "models.reads_no_pictures": (
+        "The rows have pictures, and the base model reads only text.",
+        "Choose a base model that reads pictures.",
+    ),
+    "models.no_picture_processor": (
+        "The base model's files lack the processor that prepares pictures, or it cannot be used.",
+        "Choose the model as its authors published it.",
     ),
     "models.not_a_base_model": (
         "The folder or repository is not a base model.",
@@ -533,6 +561,10 @@ CODES: dict[str, tuple[str, str]] = {
     "evaluation.too_many_prompts": (
         "The file has too many prompts.",
         "Remove some, or split the file.",
+    ),
+    "evaluation.unusable_picture": (
+        "A picture of a prompt cannot be opened, or the prompt has no place for it.",
+        "Use a PNG or JPEG file, and as many pictures as places.",
     ),
     "evaluation.unknown_pair": (
         "There is no such pair of answers to vote on.",

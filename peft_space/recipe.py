@@ -17,10 +17,17 @@ Reasoning = Literal["train", "read", "leave_out"]
 """What the model learns from the reasoning before an answer."""
 
 Task = Literal[
-    "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "dpo", "kto"
+    "causal-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "token-classification",
+    "dpo",
+    "kto",
+    "image-text-to-text",
 ]
 """The training task: continue a text, write a text from another one, label a text, or tag its
-tokens. Also: prefer one of two answers (dpo), or learn from answers rated good or bad (kto)."""
+tokens. Also: prefer one of two answers (dpo), learn from answers rated good or bad (kto), or answer
+questions about pictures (image-text-to-text)."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,10 @@ class Recipe(BaseModel):
     adapt_experts: bool = _field("adapter", "Adapt experts", False)
     """Also gives each expert of a mixture a LoRA, if the experts are stored as one tensor. Its rank
     is the LoRA rank divided by the experts that a token uses. It needs a dropout of 0."""
+
+    train_projector: bool = _field("adapter", "Train the projector", False)
+    """Also trains in full the part that turns what a vision tower sees into tokens, and saves it
+    with the adapter. It needs rows with pictures. The tower itself stays as it is."""
 
     lora_bias: Literal["none", "lora_only", "all"] = _field("adapter", "Biases", "none")
     """The biases that are trained: none, those of the layers with an adapter, or all. With trained

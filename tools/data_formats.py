@@ -204,5 +204,28 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "source and target": ("T5, BART", {"document": "A long text", "summary": "Short"}),
     "text": ("continued as it is", {"text": "Once upon a time"}),
+    "a picture in a message": (
+        "OpenAI, TRL; also an `images` column with `<image>` in the text (LLaMA-Factory, LLaVA)",
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "price.png"}},
+                        {"type": "text", "text": "Price?"},
+                    ],
+                },
+                _ANSWER,
+            ]
+        },
+    ),
+    "a picture with a question": (
+        "VQA data sets; the picture comes in the same .zip file or Parquet file",
+        {"image": "price.png", "question": "Price?", "answer": "40."},
+    ),
+    "a picture with a caption": (
+        "`datasets`: `imagefolder`; also a label in place of the caption",
+        {"file_name": "soup.png", "text": "A soup"},
+    ),
 }
 """Name -> (who writes it, a row)."""

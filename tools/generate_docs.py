@@ -85,6 +85,7 @@ def data_formats() -> str:
     """Every format of rows: an example, how it is read, and who writes it."""
     from data_formats import FORMATS
 
+    from peft_space.data.messages import shown_text
     from peft_space.data.restructuring import form_of
     from peft_space.data.row_normalization import normalize_record, to_json
     from peft_space.data.schema_detection import detect_schema
@@ -96,7 +97,7 @@ def data_formats() -> str:
         mapping = detect_schema(name, list(first), [first] * 12)[0]
         read = json.loads(to_json(normalize_record(1, first, mapping)))
         del read["kind"]
-        shown = (json.dumps(one, ensure_ascii=False) for one in (row, read))
+        shown = (shown_text(json.dumps(one, ensure_ascii=False)) for one in (row, read))
         example, result = (text.replace("|", "\\|") for text in shown)
         rows.append((name, f"`{example}`", f"`{mapping.schema}`: `{result}`", who))
     return _table(("format", "one row", "how it is read", "who writes it"), rows)

@@ -165,6 +165,8 @@ def add_arguments(parser: argparse.ArgumentParser, operation: Operation) -> None
                 )
             case "adapters":
                 add(flag_of(one), action="append")
+            case "pictures":
+                add("--picture", dest=one.name, action="append")
             case "options":
                 _add_options(parser, one)
             case "token" | "owners":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Sampler
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainingArguments,
+    )
 
 
 def render_chat_template(
@@ -253,3 +261,135 @@ def forget_preparation(model: Module) -> None:
     `_is_accelerate_prepared`.
     """
     model.__dict__.pop("_is_accelerate_prepared", None)
+
+
+# Processors of models that read pictures
+
+
+_NOT_FOR_THE_MODEL = ("rows", "cols", "num_crops")
+"""Results of image processors that only say how many tokens a picture has."""
+
+
+def load_processor(
+    location: str, revision: str | None, config: PreTrainedConfig, tokenizer: Any
+) -> Any:
+    """Load a model's processor without its parts for videos and sound, which need torchvision.
+
+    Overrides `check_argument_for_proper_class`, and reads the private mapping of processors.
+
+    Args:
+        location: a folder or a Hub id.
+        revision: of a Hub id.
+        config: of the model.
+        tokenizer: of the model; the processor may add special tokens to it.
+
+    Returns:
+        None if there is no processor for such models.
+    """
+    from transformers import AutoImageProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    if type(config) not in PROCESSOR_MAPPING:
+        return None
+    own_class: Any = PROCESSOR_MAPPING[type(config)]
+    _do_without_num2words(own_class)
+
+    class Lenient(own_class):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    Lenient.__name__ = own_class.__name__
+    images = AutoImageProcessor.from_pretrained(
+        location, revision=revision, backend="pil", trust_remote_code=False
+    )
+    values, _ = own_class.get_processor_dict(location, revision=revision)
+    known = {"tokenizer": tokenizer, "image_processor": images}
+    parts = [known.get(name) for name in own_class.get_attributes()]
+    return Lenient.from_args_and_dict(parts, values)
+
+
+def _do_without_num2words(processor_class: Any) -> None:
+    """Let SmolVLM's processor start without a package that writes numbers of video frames."""
+    module = sys.modules[processor_class.__module__]
+    if getattr(module, "num2words", True) is None:
+        module.num2words = str  # type: ignore[attr-defined]
+
+
+def processor_identity(processor: Any) -> str:
+    """Return everything that decides what a processor makes of a picture."""
+    import transformers
+
+    return f"{transformers.__version__} {type(processor).__name__} {processor.to_json_string()}"
+
+
+def process_picture(processor: Any, pictures: list[Any]) -> tuple[dict[str, Any], list[str]]:
+    """Process the pictures of one row, as `processor(images=[pictures])` does.
+
+    Calls `_process_images` and `_merge_kwargs`.
+
+    Returns:
+        NumPy arrays for the model, and what stands in the text for each picture.
+    """
+    import numpy as np
+
+    options = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)
+    options = options["images_kwargs"] | {"return_tensors": "np"}
+    processed, texts = processor._process_images(pictures, **options)
+    unused = {*processor.unused_input_names, *_NOT_FOR_THE_MODEL}
+    arrays = {name: np.asarray(value) for name, value in processed.items() if name not in unused}
+    return arrays, texts
+
+
+def expand_placeholders(
+    processor: Any, text: str, replacements: list[str]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Replace the placeholders of pictures in a text.
+
+    Calls `get_text_with_replacements`.
+
+    Returns:
+        The text, and (end of a placeholder, characters gained up to there) for each.
+    """
+    [expanded], offsets = processor.get_text_with_replacements([text], list(replacements))
+    gains = [
+        (one["span"][1], one["new_span"][1] - one["span"][1])
+        for one in (offsets[0] if offsets else [])
+    ]
+    return expanded, gains
+
+
+def picture_token_types(processor: Any, picture: Any) -> str | None:
+    """Return the name of the argument with which a processor marks image tokens, or None."""
+    inputs = processor(text=[processor.image_token], images=[[picture]])
+    names = ("token_type_ids", "mm_token_type_ids")
+    return next((name for name in names if name in inputs and any(inputs[name][0])), None)
+
+
+@contextlib.contextmanager
+def watch_pictures(model: PreTrainedModel, note: Callable[[list[Any]], None]) -> Iterator[None]:
+    """Within this context, call `note` with the tensors of pictures that a model gets.
+
+    Wraps `get_image_features`, which `forward` calls, and `generate` before it.
+
+    Args:
+        model: a model with an output layer.
+        note: receives the tensors, at each call.
+    """
+    body: Any = model.base_model
+    own = getattr(body, "get_image_features", None)
+    if own is None:
+        yield
+        return
+
+    @functools.wraps(own)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        note([value for value in (*args, *kwargs.values()) if hasattr(value, "numpy")])
+        return own(*args, **kwargs)
+
+    body.get_image_features = watched
+    try:
+        yield
+    finally:
+        del body.get_image_features

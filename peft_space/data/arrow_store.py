@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from peft_space.data.row_normalization import Row, from_json
+from peft_space.data.pictures import FOLDER
+from peft_space.data.row_normalization import Row, from_json, pictures_of
 from peft_space.data.tokenization.answer_spans import NOTES, Note, Span
 
 ROWS = pa.schema([("number", pa.int64()), ("row", pa.string())])
@@ -25,12 +26,14 @@ TOKENS = pa.schema(
         ("notes", pa.int32()), ("problem", pa.string()), ("label", pa.string()),
         ("tags", pa.list_(pa.string())), ("types", pa.list_(pa.int8())), ("good", pa.bool_()),
         ("rejected_ids", _IDS), ("rejected_trained", _IDS), ("target_ids", _IDS),
-        ("unknown", pa.string()), ("position", pa.int64()),
+        ("unknown", pa.string()), ("position", pa.int64()), ("pictures", pa.list_(pa.string())),
     ]
 )  # fmt: skip
 """Tokenized examples. `trained` holds spans as start, end, start, end … `position` is that of the
 row in its file; a long text has several examples."""
-_OPTIONAL = ("label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids")
+_OPTIONAL = (
+    "label", "tags", "types", "good", "rejected_ids", "rejected_trained", "target_ids", "pictures",
+)  # fmt: skip
 _NOT_TRAINED_ON = (
     "row",
     "cut",
@@ -41,6 +44,8 @@ _NOT_TRAINED_ON = (
     "unknown",
     "position",
 )
+_LATER = ("pictures",)
+"""Columns that count in a digest only if they are used, so that those of older runs stay."""
 
 _HASHED_ROWS = 10_000
 
@@ -78,6 +83,8 @@ class TokenizedExample:
     """Preference: the rejected answer after the same prompt."""
     target: "TokenizedExample | None" = None
     """Source and target: the target."""
+    pictures: list[str] = field(default_factory=list)
+    """Paths of the pictures that the tokens stand for, in their order."""
     more: "tuple[TokenizedExample, ...]" = ()
     """Text to continue: the later pieces of a text that is longer than the limit."""
 
@@ -157,9 +164,19 @@ class Rows(Sequence[Row]):
         self._table = open_arrow(path)
         every = np.arange(self._table.num_rows, dtype=np.int64)
         self.positions = every if positions is None else positions
+        folder = path.parent / FOLDER
+        self.pictures = folder if folder.is_dir() else None
+        """The folder of the rows' pictures; None if they have none."""
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def picture_files(self) -> list[Path]:
+        """Return the pictures of these rows."""
+        if self.pictures is None:
+            return []
+        rows = (self[index] for index in range(len(self)))
+        return sorted({Path(path) for row in rows for path in pictures_of(row)})
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -170,7 +187,7 @@ class Rows(Sequence[Row]):
             return Rows(self.path, self.digest, self.positions[index])
         position = int(self.positions[index])
         number, row = self._table["number"][position], self._table["row"][position]
-        return from_json(number.as_py(), row.as_py())
+        return from_json(number.as_py(), row.as_py(), self.pictures)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
@@ -188,17 +205,26 @@ class Tokens(Sequence[TokenizedExample]):
     Args:
         path: the Arrow file.
         positions: rows of the file (N,); None for all rows.
+        pictures: the folder of the pictures of the rows, if they have some.
     """
 
-    def __init__(self, path: Path, positions: np.ndarray | None = None):
-        self.path = path
+    def __init__(
+        self, path: Path, positions: np.ndarray | None = None, pictures: Path | None = None
+    ):
+        self.path, self._pictures = path, pictures
         self._table = open_arrow(path)
         every = np.arange(self._table.num_rows, dtype=np.int64)
         self.positions = every if positions is None else positions
         # columns of other tasks are empty, and reading a cell takes time
         num_rows = self._table.num_rows
-        used = [name for name in _OPTIONAL if self._table[name].null_count < num_rows]
+        stored = [name for name in _OPTIONAL if name in self._table.column_names]  # may be older
+        used = [name for name in stored if self._table[name].null_count < num_rows]
         self._columns = ["row", "input_ids", "trained", "cut", "typed_controls", *used]
+
+    @property
+    def has_pictures(self) -> bool:
+        """True if some rows of the file have pictures."""
+        return "pictures" in self._columns
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -212,14 +238,16 @@ class Tokens(Sequence[TokenizedExample]):
     def __getitem__(self, index: slice) -> "Tokens": ...
     def __getitem__(self, index: int | slice) -> "TokenizedExample | Tokens":
         if isinstance(index, slice):
-            return Tokens(self.path, self.positions[index])
+            return self.at(self.positions[index])
         position = int(self.positions[index])
         cells = {name: self._table[name][position].as_py() for name in self._columns}
+        if self._pictures and cells.get("pictures"):
+            cells["pictures"] = [str(self._pictures / f"{one}.png") for one in cells["pictures"]]
         return _example_of(cells)
 
     def at(self, positions: np.ndarray) -> "Tokens":
         """Return the examples at these positions of the file."""
-        return Tokens(self.path, positions)
+        return Tokens(self.path, positions, self._pictures)
 
     def of_rows(self, positions: np.ndarray) -> "Tokens":
         """Return the examples of the rows at these positions of the file of rows."""
@@ -249,7 +277,9 @@ class Tokens(Sequence[TokenizedExample]):
     def digest(self) -> str:
         """Return the SHA-256 of everything that the trainer reads, in the order of the rows."""
         digest = hashlib.sha256(str(len(self.positions)).encode())
-        columns = self._table.select([n for n in TOKENS.names if n not in _NOT_TRAINED_ON])
+        unused = [name for name in _LATER if name not in self._columns]
+        names = [name for name in TOKENS.names if name not in (*_NOT_TRAINED_ON, *unused)]
+        columns = self._table.select(names)
         for start in range(0, len(self.positions), _HASHED_ROWS):
             part = columns.take(self.positions[start : start + _HASHED_ROWS])
             for column in part.columns:
@@ -306,6 +336,7 @@ def _example_of(cells: dict[str, Any]) -> TokenizedExample:
         tags=cells.get("tags") or [],
         types=cells.get("types") or [],
         good=cells.get("good"),
+        pictures=cells.get("pictures") or [],
         rejected=rejected_example,
         target=target_example,
     )
@@ -365,6 +396,7 @@ def _record(example: TokenizedExample) -> dict[str, Any]:
         "label": example.label,
         "tags": example.tags or None,
         "types": example.types or None,
+        "pictures": [Path(path).stem for path in example.pictures] or None,
         "good": example.good,
         "rejected_ids": rejected.input_ids if rejected else None,
         "rejected_trained": _flat(rejected.trained) if rejected else None,

@@ -3,13 +3,16 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from peft_space.data.arrow_store import MASKED, TokenizedExample, Tokens
 from peft_space.recipe import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Batch = dict[str, torch.Tensor]
 
@@ -48,6 +51,42 @@ def collate(examples: Sequence[TokenizedExample], pad_token_id: int) -> Batch:
     """Pad text to continue: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
     labels = pad_rows([example.labels for example in examples], MASKED)
     return _inputs(examples, pad_token_id) | {"labels": labels}
+
+
+def collate_with_pictures(
+    examples: Sequence[TokenizedExample], tokenizer: "PreTrainedTokenizerFast"
+) -> Batch:
+    """Pad texts to continue, and add the arrays of the pictures in them.
+
+    Returns:
+        As `collate`; the arrays of the model's processor, such as `pixel_values`; and (B, T) which
+        tokens stand for pictures, if the model asks for that.
+    """
+    rows, pictures = [one.input_ids for one in examples], [one.pictures for one in examples]
+    return collate(examples, tokenizer.pad_token_id) | picture_inputs(tokenizer, rows, pictures)
+
+
+def picture_inputs(
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Sequence[list[int]],
+    pictures: Sequence[Sequence[str]],
+    pad: "Callable[[Sequence[list[int]], int], torch.Tensor] | None" = None,
+) -> Batch:
+    """Return what a model gets of the pictures of a batch, besides the tokens.
+
+    Args:
+        tokenizer: of a model that reads pictures; of others nothing is returned.
+        rows: token ids of each row.
+        pictures: paths of the pictures of each row.
+        pad: pads rows; on the right if it is None.
+    """
+    processor = getattr(tokenizer, "pictures", None)
+    if processor is None:
+        return {}
+    batch: Batch = processor.batch(pictures)
+    if name := processor.types_name:
+        batch[name] = (pad or pad_rows)([processor.types_of(row) for row in rows], 0)
+    return batch
 
 
 def collate_packed(examples: Sequence[TokenizedExample]) -> dict[str, Any]:
@@ -187,9 +226,12 @@ def pad_rows(rows: Sequence[list[int]], value: int) -> torch.Tensor:
 
 
 def collator_of(
-    task_spec: TaskSpec, pad_token_id: int
+    task_spec: TaskSpec, tokenizer: "PreTrainedTokenizerFast"
 ) -> Callable[[Sequence[TokenizedExample]], Batch]:
     """Return the function that pads examples of a task to a batch."""
+    if task_spec.task == "image-text-to-text":
+        return functools.partial(collate_with_pictures, tokenizer=tokenizer)
+    pad_token_id = tokenizer.pad_token_id
     labelled = functools.partial(
         collate_tagged if task_spec.task == "token-classification" else collate_labelled,
         pad_token_id=pad_token_id,
@@ -202,11 +244,13 @@ def collator_of(
     return functools.partial(collator, pad_token_id=pad_token_id)
 
 
-def example_batch(task_spec: TaskSpec, example: TokenizedExample, pad_token_id: int) -> Batch:
+def example_batch(
+    task_spec: TaskSpec, example: TokenizedExample, tokenizer: "PreTrainedTokenizerFast"
+) -> Batch:
     """Return a batch of one example with `labels`, as `model.forward` takes it.
 
     For DPO and KTO it contains the chosen or rated answer as a text to continue.
     """
     if task_spec.task in ("dpo", "kto"):
-        return collate([example], pad_token_id)
-    return collator_of(task_spec, pad_token_id)([example])
+        return collate([example], tokenizer.pad_token_id)
+    return collator_of(task_spec, tokenizer)([example])

@@ -11,7 +11,7 @@ from peft_space.recipe import Task
 Schema = Literal[
     "alpaca", "question_answer", "prompt_completion", "messages", "sharegpt", "text", "preference",
     "unpaired_preference", "text_classification", "text_pair_classification",
-    "token_classification", "source_target",
+    "token_classification", "source_target", "image_text",
 ]  # fmt: skip
 SCHEMAS: tuple[Schema, ...] = get_args(Schema)
 _TASKS: dict[Schema, tuple[Task, ...]] = {
@@ -21,12 +21,13 @@ _TASKS: dict[Schema, tuple[Task, ...]] = {
     "preference": ("dpo",),
     "unpaired_preference": ("kto",),
     "text": ("causal-lm",),
+    "image_text": ("image-text-to-text",),
 }
 
 
 def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
     """Return the tasks that a model can learn from rows of this schema."""
-    return _TASKS.get(schema, ("causal-lm", "seq2seq-lm"))
+    return _TASKS.get(schema, ("causal-lm", "seq2seq-lm", "image-text-to-text"))
 
 
 Fix = Literal[
@@ -76,7 +77,12 @@ class _Roles:
 
 
 _TOOLS = {"tools": ("tools", "functions")}
-_CHAT_ROLES = _Roles({"messages": CHATS}, {**_SYSTEM, **_TOOLS})
+IMAGES = (
+    "images", "image", "image_path", "image_paths", "file_name", "picture", "pictures", "photo",
+    "img", "image_file", "image_url", "image_urls", "path",
+)  # fmt: skip
+_IMAGES = {"images": IMAGES}
+_CHAT_ROLES = _Roles({"messages": CHATS}, {**_SYSTEM, **_TOOLS, **_IMAGES})
 _MORE = {
     **_SYSTEM,
     **_TOOLS,
@@ -87,6 +93,7 @@ _MORE = {
         "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
     ),
     "choices": ("choices", "options"),
+    **_IMAGES,
 }  # fmt: skip
 ROLES: dict[Schema, _Roles] = {
     "token_classification": _Roles(
@@ -154,6 +161,13 @@ ROLES: dict[Schema, _Roles] = {
                 "output_text",
             ),
         }
+    ),
+    "image_text": _Roles(
+        {
+            "images": IMAGES,
+            "caption": ("caption", "captions", "description", "alt_text", *TEXTS, *LABELS),
+        },
+        {**_SYSTEM},
     ),
     "text_pair_classification": _Roles(
         {

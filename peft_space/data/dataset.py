@@ -16,6 +16,7 @@ from peft_space.data.column_mapping import (
     listed_names,
     make_column_mapping,
 )
+from peft_space.data.pictures import FOLDER
 from peft_space.data.quality import (
     Finding,
     Findings,
@@ -92,6 +93,8 @@ class TrainingData:
             "data/about.json": json.dumps(about, ensure_ascii=False) + "\n",
             "data/rows.arrow": self.train.path,
         }
+        for path in (*self.train.picture_files(), *self.held_out.picture_files()):
+            files[f"data/{FOLDER}/{path.name}"] = path
         if self.held_out.path != self.train.path:
             files["data/held_out.arrow"] = self.held_out.path
         return files
@@ -221,7 +224,7 @@ def load_dataset(
     findings = Findings()
     findings.merge(*normalized.findings)
     problems, num_problems = list(normalized.problems), normalized.num_problems
-    notes = list(table.notes)
+    notes = [*table.notes, *normalized.notes]
     if data == DEMO_DATA:
         held_out = demo_files()[1]
     if held_out is None:

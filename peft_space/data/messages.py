@@ -18,9 +18,19 @@ Message = dict[str, Any]
 
 Optional: `reasoning_content` (thoughts before the content), `tool_calls`, `tool_call_id` and `name`
 of a tool's result; `weight` (0 or 1) of the message in the loss; `trained`, spans of its content
-that have a loss.
+that have a loss; `images`, a reference for each `PICTURE` in the content, which
+becomes the digest of the picture's copy.
 """
+Reference = Any
+"""What a row has in place of a picture: a name, a data URI, or an object with one of them."""
+PICTURE = "\U0010e000"
+"""A private character that marks the place of a picture in a content."""
 Clean = Callable[[str], str]
+
+
+def shown_text(content: str) -> str:
+    """Return a content for people, with <image> in the place of each picture."""
+    return content.replace(PICTURE, "<image>")
 
 
 class BadRow(Exception):
@@ -129,6 +139,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
         thought, text = split_thought(text)
         thoughts = [thought]
     message: Message = {"role": role, "content": clean(check_encodable(text))}
+    if parts.pictures:
+        message["images"] = parts.pictures
     if role == "assistant" and (thought := next(filter(str.strip, thoughts), "").strip()):
         message["reasoning_content"] = check_encodable(thought)
     if calls:
@@ -176,12 +188,13 @@ def _identity(turn: dict[str, Any]) -> dict[str, str]:
 
 
 class _Parts:
-    """What the parts of a content are: text, thoughts, calls and results of tools."""
+    """What the parts of a content are: text, pictures, thoughts, calls and results of tools."""
 
     def __init__(self) -> None:
         self.thoughts: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.results: list[tuple[str, dict[str, str]]] = []
+        self.pictures: list[Reference | None] = []
 
     def read(self, role: str, content: Any, has_calls: bool) -> str:
         """Return the text of a content."""
@@ -219,17 +232,29 @@ class _Parts:
             identity = part.get("tool_use_id")
             self.results.append((text, {"tool_call_id": identity} if identity else {}))
             return ""
+        if isinstance(part, dict) and kind in _PICTURES:
+            self.pictures.append(self._reference(part))
+            return PICTURE
         value = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if isinstance(value, str) and PICTURE in value:
+            raise BadRow("the text contains a private-use character that marks a picture here")
         if not isinstance(value, str):
             what = f" of type {kind!r}" if kind else ""
-            raise BadRow(f"a message has a part{what} that is not text, such as an image")
+            raise BadRow(f"a message has a part{what} that is neither text nor a picture")
         return value
+
+    @staticmethod
+    def _reference(part: dict[str, Any]) -> Reference | None:
+        """The picture in a part; None if a column of the row has it."""
+        named = {key: value for key, value in part.items() if key != "type" and value is not None}
+        return named or None
 
     def _nested(self, value: Any) -> str:
         parts = value if isinstance(value, list) else [value]
         return "".join(self._read_part(part) for part in parts)
 
 
+_PICTURES = ("image", "image_url", "input_image", "picture", "inlineData", "inline_data")
 _CALLS_IN_PARTS = ("functionCall", "function_call", "toolUse")
 _RESULTS = ("functionResponse", "function_response", "toolResult")
 
@@ -250,7 +275,7 @@ def _typed(part: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
             content = [{"text": _as_text(one.get("json", one.get("text")))} for one in content]
         identity = result.get("toolUseId", result.get("id"))
         return "tool_result", {"tool_use_id": identity, "content": content}
-    return None, part
+    return next((key for key in ("inlineData", "inline_data") if key in part), None), part
 
 
 def _as_text(value: Any) -> str:
@@ -266,7 +291,11 @@ def text_of(content: Any) -> str:
     if isinstance(content, dict):
         inner = next((content[key] for key in _CONTENTS if content.get(key) is not None), None)
         content = [content] if isinstance(inner, str) else inner
-    return _Parts().read("system", content, False)
+    parts = _Parts()
+    text = parts.read("system", content, False)
+    if parts.pictures:
+        raise BadRow("a system message has a picture. Put it into the question")
+    return text
 
 
 def _trained_spans(details: Any) -> list[list[int]]:
@@ -414,7 +443,10 @@ def merge_turns(messages: list[Message]) -> list[Message]:
             merged.append(message)
             continue
         content = f"{before['content']}\n\n{message['content']}".strip()
-        merged[-1] = before | message | {"content": content}
+        images = [*before.get("images", []), *message.get("images", [])]
+        merged[-1] = (
+            before | message | {"content": content} | ({"images": images} if images else {})
+        )
     return merged
 
 

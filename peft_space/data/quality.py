@@ -37,6 +37,25 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Also system messages that are not first. A chat template does not take such rows, so they "
         "are left out.", "merge",
     ),
+    "pictures_broken": (
+        "Broken pictures",
+        "A picture cannot be opened, or exceeds a limit. These rows are left out.", None,
+    ),
+    "pictures_missing": (
+        "Missing pictures",
+        "A row names a picture that was not brought along. These rows are left out.", None,
+    ),
+    "pictures_animated": (
+        "Animated pictures", "Only the first image of the animation is used.", None,
+    ),
+    "pictures_scaled": (
+        "Large pictures",
+        "They are scaled down to 4 megapixels before the model's own processor gets them.", None,
+    ),
+    "pictures_repeated": (
+        "Rows with a picture of an earlier row",
+        "If one of them is held out, its score says less: the model has seen the picture.", None,
+    ),
     "message_left_out": (
         "Messages that the chat template leaves out",
         "The template of this base model does not write a system message, or a result.", None,

@@ -62,8 +62,9 @@ def restructure(table: Table) -> Table:
     about = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     begins = [(name, before) for name, before in about.pop("begins")]
     return Table(
-        table.source, table.sha256, key, path=folder / "rows.arrow", begins=begins, **about
-    )
+        table.source, table.sha256, key, path=folder / "rows.arrow", begins=begins,
+        pictures=table.pictures, pictures_folder=table.pictures_folder, **about,
+    )  # fmt: skip
 
 
 def _write(

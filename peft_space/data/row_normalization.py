@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peft_space.data.cells import (
@@ -29,6 +30,7 @@ from peft_space.data.messages import (
     text_of,
     tools_in,
 )
+from peft_space.data.pictures import Opener, place_pictures
 
 
 @dataclass(frozen=True)
@@ -113,25 +115,58 @@ def to_json(row: Row) -> str:
     return json.dumps({"kind": type(row).__name__, **values}, ensure_ascii=False)
 
 
-def from_json(number: int, line: str) -> Row:
-    """Return the row that `to_json` wrote."""
+def from_json(number: int, line: str, pictures: Path | None = None) -> Row:
+    """Return the row that `to_json` wrote.
+
+    Args:
+        number: of the row.
+        line: what `to_json` returned.
+        pictures: the folder of the pictures, whose paths take the place of their digests.
+    """
     values = json.loads(line)
-    return _KINDS[values.pop("kind")](row=number, **values)
+    row = _KINDS[values.pop("kind")](row=number, **values)
+    if pictures is not None and isinstance(row, Conversation):
+        for message in row.messages:
+            if "images" in message:
+                paths = [str(pictures / f"{digest}.png") for digest in message["images"]]
+                message["images"] = paths
+    return row
 
 
-def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMapping) -> Row:
+def pictures_of(row: Row) -> list[str]:
+    """Return the pictures of a row, in their order."""
+    messages = row.messages if isinstance(row, Conversation) else []
+    return [picture for message in messages for picture in message.get("images", [])]
+
+
+def normalize_record(
+    number: int,
+    row: dict[str, Any],
+    column_mapping: ColumnMapping,
+    opener: Opener | None = None,
+) -> Row:
     """Normalize a row and apply the fixes of the column mapping.
+
+    Args:
+        number: of the row.
+        row: its cells.
+        column_mapping: how they are read.
+        opener: opens the pictures of the row. Without it they stay references.
 
     Raises:
         BadRow: a model cannot learn from the row.
     """
+    if opener:
+        opener.kinds, opener.opened = [], []
     columns = column_mapping.columns
     clean: Clean = _strip if "strip" in column_mapping.fixes else str
 
     def conversation() -> tuple[list[Message], list[dict[str, Any]] | None]:
         messages, tools = _messages(row, columns, clean)
         fixes = column_mapping.fixes
-        return check_turns(messages, "trim" in fixes, "merge" in fixes), parse_tools(tools)
+        messages = place_pictures(messages, row.get(columns.get("images", "")))
+        messages = check_turns(messages, "trim" in fixes, "merge" in fixes)
+        return opener.open_row(messages) if opener else messages, parse_tools(tools)
 
     match column_mapping.schema:
         case "text":
@@ -146,13 +181,13 @@ def normalize_record(number: int, row: dict[str, Any], column_mapping: ColumnMap
         case "token_classification":
             return _token_classification(number, row, columns)
         case "preference":
-            return _preference(number, row, columns, clean)
+            return _without_pictures(_preference(number, row, columns, clean))
         case "unpaired_preference":
             good = as_rating(row.get(columns["label"]), column_mapping.good_from)
             if good is None:
                 raise BadRow(f"{columns['label']!r} does not say whether the answer is good")
             messages, tools = conversation()
-            return UnpairedPreference(number, messages, good, tools)
+            return _without_pictures(UnpairedPreference(number, messages, good, tools))
         case _:
             return Conversation(number, *conversation())
 
@@ -168,6 +203,13 @@ def _segments(number: int, cell: list[dict[str, Any]]) -> Text:
     if not trained:
         raise BadRow("none of its segments has a true label, so nothing of it is trained")
     return Text(number, text, keep_control_tokens=True, trained=trained)
+
+
+def _without_pictures(row: "Preference | UnpairedPreference") -> Row:
+    messages = row.messages if isinstance(row, UnpairedPreference) else row.prompt + row.chosen
+    if any("images" in message for message in messages):
+        raise BadRow("the row has a picture, and pictures are learned from questions and answers")
+    return row
 
 
 # Cells
@@ -199,6 +241,8 @@ def _strip(text: str) -> str:
 
 # Conversations
 
+CAPTION_QUESTION = "What does the picture show?"
+"""What is asked about a picture that has only a caption or a label."""
 _QUESTIONS = ("instruction", "question", "prompt", "source")
 
 
@@ -217,6 +261,10 @@ def _messages(
         if not parsed:
             raise BadRow(f"{columns['messages']!r} is not a list of messages")
         return messages + parsed, tools or tools_in(turns_of(cell) or [])
+    if "caption" in columns:
+        caption = _one_answer(row.get(columns["caption"]), columns["caption"])
+        asked: Message = {"role": "user", "content": CAPTION_QUESTION}
+        return [*messages, asked, answer_message(caption, clean)], tools
     question_column = next(columns[role] for role in _QUESTIONS if role in columns)
     answer_column = columns.get("answer") or columns["target"]
     messages += _history(row.get(columns.get("history", "")), clean)

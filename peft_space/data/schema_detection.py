@@ -28,6 +28,7 @@ from peft_space.data.column_mapping import (
     listed_names,
     normalized,
 )
+from peft_space.data.pictures import looks_like_picture
 from peft_space.data.unused_columns import ask_about_unused
 from peft_space.errors import UserError
 
@@ -295,6 +296,8 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
         return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
     if schema == "text" and normalized(column) == "segments":
         return any(map(is_segments, cells))
+    if role == "images":
+        return bool(cells) and all(map(looks_like_picture, cells))
     if role == "choices":
         return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True

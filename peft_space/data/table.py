@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from peft_space.data.arrow_store import ROWS, read_batches
+from peft_space.data.pictures import MAX_BYTES, Brought, is_picture, too_many_bytes
 from peft_space.data.readers import MAX_COLUMNS, Note, NumberedRow, check_unpacked_size
-from peft_space.data.readers.archives import choose_files, unpack_file, unpack_gzip
+from peft_space.data.readers.archives import (
+    choose_files,
+    has_table,
+    unpack_file,
+    unpack_gzip,
+    unpack_pictures,
+)
 from peft_space.data.readers.csv import read_delimited
 from peft_space.data.readers.excel import read_excel
 from peft_space.data.readers.file_type_and_encoding import (
@@ -46,6 +53,8 @@ Data = str | Path | Sequence[str | Path]
 After the name of a workbook or a zip archive, #NAME chooses a sheet, or a file or split in it.
 """
 
+_RAW_PICTURES = "raw_pictures"
+"""The folder of pictures as they were brought, next to the file of the rows."""
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
 _READER_VERSION = "3"
 """Change it when the readers change, so that cached tables are not used again."""
@@ -56,6 +65,8 @@ class _Source(NamedTuple):
 
     path: Path
     part: str = ""
+    picture: str = ""
+    """The relative path of a picture, under which rows name it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,10 @@ class Table:
     path: Path
     begins: list[tuple[str, int]]
     """(file, number of rows before it), for each file."""
+    pictures: dict[str, str] | None = None
+    """The pictures that came with the rows, as `Brought.names`; None if there are none."""
+    pictures_folder: Path | None = None
+    """The folder of their content."""
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, row) from position `start` to `stop`."""
@@ -110,15 +125,20 @@ def read_table(data: Data, on_progress: OnProgress = no_progress) -> Table:
             names the file and the place.
     """
     source, sources = _locate(data, on_progress)
-    digests = [sha256_file(path) for path, _ in sources]
-    names = [path.name + (f"#{part}" if part else "") for path, part in sources]
+    digests = [sha256_file(source.path) for source in sources]
+    names = [picture or path.name + (f"#{part}" if part else "") for path, part, picture in sources]
     identity = json.dumps([_READER_VERSION, digests, names])
     key = hashlib.sha256(identity.encode()).hexdigest()
     folder = get_or_create("rows", key, functools.partial(_read_into, sources, on_progress))
     metadata = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     begins = [(name, before) for name, before in metadata.pop("begins")]
     path = folder / "rows.arrow"
-    return Table(source, " + ".join(digests), key, path=path, begins=begins, **metadata)
+    if "pictures" in metadata:
+        metadata["pictures_folder"] = folder / _RAW_PICTURES
+    of_tables = [one for one, file in zip(digests, sources, strict=True) if not file.picture]
+    return Table(
+        source, " + ".join(of_tables or digests[:1]), key, path=path, begins=begins, **metadata
+    )
 
 
 def short_name(data: Data) -> str:
@@ -135,7 +155,8 @@ def peek(data: Data, max_rows: int = 200) -> tuple[list[str], list[tuple[int, di
     """
     source = _locate(data, no_progress)[1][0]
     with tempfile.TemporaryDirectory() as scratch:
-        rows = itertools.islice(_read_rows(source, Path(scratch), lambda note: None), max_rows)
+        reading = _read_rows(source, Path(scratch), lambda note: None, Brought())
+        rows = itertools.islice(reading, max_rows)
         numbered = [(number, row) for number, _, row in rows]
     return list(dict.fromkeys(column for _, row in numbered for column in row)), numbered
 
@@ -149,21 +170,50 @@ def _locate(data: Data, on_progress: OnProgress) -> tuple[str, list[_Source]]:
     """Return the name of the data, and their files after a check."""
     names: list[str] = []
     sources: list[_Source] = []
-    for item in [data] if isinstance(data, str | Path) else data:
+    items = [data] if isinstance(data, str | Path) else list(data)
+    folder = Path(items[0]) if len(items) == 1 and not is_address(items[0]) else None
+    if folder is not None and folder.is_dir():
+        return folder.name, _sources_in(folder)
+    for item in items:
         if is_address(item):
             name, files = download(str(item), KINDS, on_progress)
             sources += map(_Source, files)
         else:
-            source = _Source(Path(item))
+            source = _Source(Path(item), "", Path(item).name if is_picture(str(item)) else "")
             before, mark, part = str(item).rpartition("#")
             if mark and part and not Path(item).exists():
                 source = _Source(Path(before), part)
             name = Path(item).name
             sources.append(source)
         names.append(name)
-    for path, _ in sources:
+    for path, _, _ in sources:
         check_file(path)
-    return " + ".join(names), sources
+    shown = [name for name, source in zip(names, sources, strict=False) if not source.picture]
+    is_mixed = len(names) == len(sources) and 0 < len(shown) < len(names)
+    return " + ".join(shown if is_mixed else names), sources
+
+
+def _sources_in(folder: Path) -> list[_Source]:
+    """Return the table and the pictures in a folder.
+
+    Raises:
+        UserError: it has more than one table, or neither a table nor a picture.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if "/." not in f"/{path.relative_to(folder)}"]
+    tables = [path for path in files if named_kind(path.name) not in (None, ".txt")]
+    pictures = [_Source(path, "", str(path.relative_to(folder))) for path in files]
+    pictures = [one for one in pictures if is_picture(one.picture)]
+    if len(tables) > 1:
+        raise UserError(
+            "data.several_tables",
+            f"{folder}: the folder has {len(tables)} tables. Use a folder with one table and its "
+            "pictures, or the names of the files.",
+        )
+    sources = [*map(_Source, tables), *pictures] or [_Source(folder)]
+    for source in sources:
+        check_file(source.path)
+    return sources
 
 
 def _read_into(sources: list[_Source], on_progress: OnProgress, folder: Path) -> None:
@@ -172,16 +222,26 @@ def _read_into(sources: list[_Source], on_progress: OnProgress, folder: Path) ->
     notes: list[str] = []
     begins: list[tuple[str, int]] = []
     count = 0
+    raw = folder / _RAW_PICTURES
+    brought = Brought(raw)
+    for one in sources:
+        if one.picture:
+            size = one.path.stat().st_size
+            content = one.path.read_bytes() if size <= MAX_BYTES else None
+            brought.add_named(one.picture, content, too_many_bytes(size))
+    tables = [source for source in sources if not source.picture]
+    if not tables:
+        tables = [_table_of_folders(folder, brought)]
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_file(file, ROWS) as writer,
     ):
-        for source in sources:
+        for source in tables:
             path = source.path
             begins.append((path.name, count))
             try:
-                rows = _read_rows(source, Path(scratch), notes.append)
+                rows = _read_rows(source, Path(scratch), notes.append, brought)
                 for batch in _batches(rows, path.name, columns):
                     writer.write_batch(batch)
                     count += batch.num_rows
@@ -190,11 +250,13 @@ def _read_into(sources: list[_Source], on_progress: OnProgress, folder: Path) ->
                     message = f"{path.name}: the file has no rows. Use a file with at least one."
                     raise UserError("data.no_rows", message)
             except UserError as error:
-                if len(sources) == 1:
+                if len(tables) == 1:
                     raise
                 message = f"{error} Or remove {path.name} and use the other files."
                 raise UserError(error.code, message) from None
     metadata = {"columns": list(columns), "num_rows": count, "notes": notes, "begins": begins}
+    if brought.names or raw.is_dir():
+        metadata["pictures"] = brought.names
     (folder / "table.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
 
 
@@ -239,18 +301,46 @@ def _batch(
     return pa.record_batch(arrays, schema=ROWS)
 
 
-def _read_rows(source: _Source, scratch: Path, note: Note) -> Iterator[NumberedRow]:
-    """Yield the rows of a file of any kind. `scratch` is a folder for temporary files."""
-    path, part = source
+def _table_of_folders(folder: Path, brought: Brought) -> _Source:
+    """Write a table of pictures whose folder is their label, and return it.
+
+    Raises:
+        UserError: they are not in folders.
+    """
+    labels = {name: Path(name).parent.name for name in brought.names}
+    if not all(labels.values()):
+        raise UserError(
+            "data.pictures_without_table",
+            "There are pictures and no table that says what they show. Add a .csv file with the "
+            "columns file_name and text, or put the pictures of each label in a folder.",
+        )
+    path = folder / "labels.jsonl"
+    rows = [{"file_name": name, "label": label} for name, label in sorted(labels.items())]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return _Source(path)
+
+
+def _read_rows(
+    source: _Source, scratch: Path, note: Note, brought: Brought
+) -> Iterator[NumberedRow]:
+    """Yield the rows of a file of any kind.
+
+    Args:
+        source: the file.
+        scratch: a folder for temporary files.
+        note: receives a sentence about what was detected.
+        brought: the pictures in the file are added to it.
+    """
+    path, part, _ = source
     name = path.name
     kind, path = _unpacked(name, path, scratch)
     if kind == ".zip":
-        yield from _read_archive(name, path, part, scratch, note)
+        yield from _read_archive(name, path, part, scratch, note, brought)
         return
     if part and kind != ".xlsx":
         message = f"{name}: it has no parts to choose from. Remove #{part} after its name."
         raise UserError("data.unknown_part", message)
-    yield from _read_unpacked(name, kind, path, part, note)
+    yield from _read_unpacked(name, kind, path, part, note, brought)
 
 
 def _unpacked(name: str, path: Path, scratch: Path) -> tuple[str | None, Path]:
@@ -283,16 +373,17 @@ def _kind_of_zip(name: str, path: Path) -> str:
     if is_office or names[:1] == ["mimetype"]:  # or LibreOffice
         raise unsupported(name)
     has_rows = any(named_kind(member) not in (None, ".txt") for member in names)
+    has_rows = has_rows or any(map(is_picture, names))
     return ".xlsx" if kind == ".xlsx" and not has_rows else ".zip"
 
 
 def _read_unpacked(
-    name: str, kind: str | None, path: Path, part: str, note: Note
+    name: str, kind: str | None, path: Path, part: str, note: Note, brought: Brought
 ) -> Iterator[NumberedRow]:
     if kind == ".parquet":
-        yield from read_parquet(name, path)
+        yield from read_parquet(name, path, brought)
     elif kind == ".arrow":
-        yield from read_arrow(name, path)
+        yield from read_arrow(name, path, brought)
     elif kind == ".xlsx":
         yield from read_excel(name, path, part, note)
     else:
@@ -300,10 +391,15 @@ def _read_unpacked(
 
 
 def _read_archive(
-    name: str, path: Path, part: str, scratch: Path, note: Note
+    name: str, path: Path, part: str, scratch: Path, note: Note, brought: Brought
 ) -> Iterator[NumberedRow]:
     """Yield the rows of the chosen files of a zip archive; several are numbered as one."""
     with zipfile.ZipFile(path) as archive:
+        unpack_pictures(name, archive, brought)
+        if brought.names and not has_table(archive):
+            table = _table_of_folders(scratch, brought)
+            yield from _read_text_file(f"{name}: folders", table.path, note)
+            return
         files = choose_files(name, archive, part, note)
         if len(files) > 1:
             note(f"{name}: {len(files)} files are read as one: {files[0]} to {files[-1]}.")
@@ -316,7 +412,7 @@ def _read_archive(
                 message = f"{full_name} is an archive in an archive. Unpack it once."
                 raise UserError("data.wrong_file_type", message)
             last = 0
-            for number, text, row in _read_unpacked(full_name, kind, member, "", note):
+            for number, text, row in _read_unpacked(full_name, kind, member, "", note, brought):
                 last = number
                 yield before + number, text, row
             before += last

@@ -17,6 +17,14 @@ from peft_space.data.arrow_store import ROWS, Rows
 from peft_space.data.cells import message_turns
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
+from peft_space.data.pictures import (
+    FOLDER,
+    BrokenPicture,
+    Brought,
+    MissingPicture,
+    Opener,
+    unused_note,
+)
 from peft_space.data.quality import (
     Finding,
     Findings,
@@ -43,7 +51,8 @@ MAX_PROBLEMS = 1_000
 """Rows that are listed with the reason why they are left out; the others are only counted."""
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
-_NORMALIZER_VERSION = "12"
+_BATCH_ROWS_WITH_PICTURES = 20
+_NORMALIZER_VERSION = "13"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -64,10 +73,12 @@ class Normalized:
     """Arguments of `Findings.merge`."""
     unused: list[dict[str, Any]]
     """As in `TrainingData`."""
+    notes: list[str]
+    """Sentences about pictures that no row names."""
 
 
-_Setup = tuple[ColumnMapping, dict[str, str]]
-"""The mapping, and folded label -> its usual spelling."""
+_Setup = tuple[ColumnMapping, dict[str, str], Brought | None]
+"""The mapping, folded label -> its usual spelling, and the pictures that came with the rows."""
 _CLASSIFYING = ("text_classification", "text_pair_classification")
 _HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", pa.int64())])
 
@@ -122,7 +133,9 @@ def normalize_table(
     """
     identity = [_NORMALIZER_VERSION, table.key, mapping.as_json(), labels or {}]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    write = functools.partial(_normalize_into, table, (mapping, labels or {}), on_progress)
+    brought = Brought(table.pictures_folder, table.pictures or {})
+    setup: _Setup = (mapping, labels or {}, brought)
+    write = functools.partial(_normalize_into, table, setup, on_progress)
     folder = get_or_create("normalized", key, write)
     metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     hashes = arrow_store.open_arrow(folder / "hashes.arrow")
@@ -135,6 +148,7 @@ def normalize_table(
         problems=[Problem(**problem) for problem in metadata["problems"]],
         findings=(metadata["counts"], metadata["rows"], metadata["labels"]),
         unused=metadata["unused"],
+        notes=metadata.get("notes", []),
     )
 
 
@@ -153,6 +167,10 @@ class _Batch:
     findings: tuple[dict[str, int], dict[str, list[int]], dict[str, int]] = ({}, {}, {})
     unused: dict[str, list[Any]] = field(default_factory=dict)
     """Name of what is not used -> [rows that have it, example]."""
+    pictures: list[tuple[int, list[str]]] = field(default_factory=list)
+    """(row number, digests of its pictures)."""
+    named: set[str] = field(default_factory=set)
+    """Relative paths of the pictures that rows name."""
 
 
 def _normalize_into(table: Table, setup: _Setup, on_progress: OnProgress, folder: Path) -> None:
@@ -162,13 +180,17 @@ def _normalize_into(table: Table, setup: _Setup, on_progress: OnProgress, folder
     num_problems = done = 0
     hashes, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     unused: dict[str, list[Any]] = {}
+    named: set[str] = set()
+    seen: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(contextlib.closing(_normalized_batches(table, setup)))
+        batches = stack.enter_context(contextlib.closing(_normalized_batches(table, setup, folder)))
         rows_writer = _open_writer(stack, folder / "rows.arrow", ROWS)
         hashes_writer = _open_writer(stack, folder / "hashes.arrow", _HASHES)
         try:
             for batch in batches:
                 findings.merge(*batch.findings)
+                named |= batch.named
+                _count_repeated(batch, seen, findings)
                 for name, (rows, example) in batch.unused.items():
                     unused.setdefault(name, [0, example])[0] += rows
                 hashes.append(np.array(batch.hashes, np.int64))
@@ -196,7 +218,21 @@ def _normalize_into(table: Table, setup: _Setup, on_progress: OnProgress, folder
     metadata["unused"] = [
         {"name": name, "rows": rows, "example": example} for name, (rows, example) in unused.items()
     ]
+    metadata["notes"] = unused_note(table.source, table.pictures or {}, sorted(named))
     (folder / "about.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+
+
+def _count_repeated(batch: _Batch, seen: dict[str, int], findings: Findings) -> None:
+    """Find rows with a picture of an earlier row.
+
+    Args:
+        batch: the rows.
+        seen: picture -> the first row that has it; the pictures of the batch are added.
+        findings: receives the rows.
+    """
+    for number, digests in batch.pictures:
+        if any(seen.setdefault(digest, number) != number for digest in digests):
+            findings.add("pictures_repeated", number)
 
 
 def _open_writer(stack: contextlib.ExitStack, path: Path, schema: pa.Schema) -> Any:
@@ -211,32 +247,45 @@ def _with_file(table: Table, problem: Problem, position: int) -> Problem:
     return Problem(problem.row, f"{problem.problem} ({table.where(problem.row, position)})")
 
 
-def _normalized_batches(table: Table, setup: _Setup) -> Generator[_Batch]:
+def _normalized_batches(table: Table, setup: _Setup, folder: Path) -> Generator[_Batch]:
+    has_pictures = table.pictures is not None or _names_pictures(table, setup[0])
+    size = _BATCH_ROWS_WITH_PICTURES if has_pictures else _BATCH_ROWS
     return map_in_subprocesses(
         _receive,
-        (setup,),
+        (setup, folder / FOLDER),
         _normalize_batch,
-        table.texts(batch=_BATCH_ROWS),
-        max_children=1 + table.num_rows // 5_000,
+        table.texts(batch=size),
+        max_children=1 + table.num_rows // (2 * size + 1_000),
         seconds=_BATCH_SECONDS,
     )
 
 
-def _receive(setup: _Setup) -> _Setup:
-    return setup
+def _names_pictures(table: Table, mapping: ColumnMapping) -> bool:
+    """Return True if the first rows name pictures: they take longer than texts."""
+    first = next(table.texts(0, 20), ([], []))[1]
+    return "images" in mapping.columns or any("image" in text for text in first)
 
 
-def _normalize_batch(setup: _Setup, rows: tuple[list[int], list[str]]) -> _Batch:
-    mapping, spellings = setup
+def _receive(setup: _Setup, pictures: Path) -> tuple[_Setup, Path]:
+    return setup, pictures
+
+
+def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[str]]) -> _Batch:
     """Normalize a batch in a child process."""
+    (mapping, spellings, brought), pictures = received
     batch, findings = _Batch(), Findings()
+    opener = Opener(brought or Brought(), pictures)
     for position, (number, text) in enumerate(zip(*rows, strict=True)):
         record = DECODER.decode(text)
         _count_unused(record, mapping, batch.unused)
         try:
-            row = normalize_record(number, record, mapping)
+            row = normalize_record(number, record, mapping, opener)
         except BadRow as error:
             batch.bad.append((position, Problem(number, str(error))))
+            if isinstance(error, BrokenPicture):
+                findings.add("pictures_broken", number)
+            if isinstance(error, MissingPicture):
+                findings.add("pictures_missing", number)
             if isinstance(error, UnansweredRow):
                 findings.add("trailing", number)
             if isinstance(error, UnmergedRow):
@@ -244,7 +293,9 @@ def _normalize_batch(setup: _Setup, rows: tuple[list[int], list[str]]) -> _Batch
             continue
         if isinstance(row, TextClassification) and spellings:
             row = replace(row, label=spellings.get(fold_label(row.label), row.label))
-        kinds = inspect(row)
+        kinds = [*inspect(row), *dict.fromkeys(opener.kinds)]
+        if opener.opened:
+            batch.pictures.append((number, opener.opened))
         for kind in kinds:
             findings.add(kind, number)
         if "secrets" in kinds and "drop_secrets" in mapping.fixes:
@@ -262,6 +313,7 @@ def _normalize_batch(setup: _Setup, rows: tuple[list[int], list[str]]) -> _Batch
         batch.lines.append(to_json(row))
         batch.hashes.append(_hash(batch.lines[-1]))
         batch.labels.append(_hash(row.label) if isinstance(row, TextClassification) else 0)
+    batch.named = opener.used
     batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
     return batch
 

@@ -15,6 +15,7 @@ from peft_space.data.column_mapping import (
     normalized,
     roles,
 )
+from peft_space.data.pictures import looks_like_picture
 
 _MAX_ALTERNATIVES = 4
 _ROWS_COMPARED = 50
@@ -23,6 +24,10 @@ _ANSWERING: tuple[Schema, ...] = (
 )  # fmt: skip
 _CHATTING: tuple[Schema, ...] = ("messages", "sharegpt")
 _LABELLED: tuple[Schema, ...] = ("text_classification", "text_pair_classification")
+_WITHOUT_PICTURES: tuple[Schema, ...] = (
+    "text", *_LABELLED, "token_classification", "preference", "unpaired_preference",
+    "source_target",
+)  # fmt: skip
 _NEVER = re.compile(
     r"id|idx|index|uuid|key|source|url|link|timestamp|date|time|metadata|meta|split|lang|language"
     r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
@@ -120,6 +125,7 @@ _SIGNS = (
     _Sign(("text",), _names(*_MORE_ANSWERS, *_QUESTION_NAMES, "input", "inputs"), _is_varied_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
     _Sign(("preference",), _names(*_CONTEXT_NAMES), _is_varied_prose),
+    _Sign(_WITHOUT_PICTURES, re.compile(".*"), lambda cells: all(map(looks_like_picture, cells))),
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from peft_space.compat.torch import (
     materialize_fake,
     storage_address,
 )
+from peft_space.estimation.vision_tower import tower_bytes
 from peft_space.hardware import Device
 from peft_space.models.architecture import (
     CLASSIFYING,
@@ -83,6 +84,7 @@ def estimate(
     length: int,
     device: Device = "cpu",
     dtype: str = "float32",
+    patches: float = 0,
 ) -> MemoryEstimate:
     """Estimate the peak memory of training a recipe.
 
@@ -94,11 +96,14 @@ def estimate(
         length: tokens of the longest row.
         device: that of the training.
         dtype: "float32", "bfloat16" or "float16": of the computations.
+        patches: of pictures, in a row.
 
     Returns:
         On a CPU, the growth of the process's resident memory since before loading; on a GPU, the
         peak memory of tensors.
     """
+    import torch
+
     model = _adapted(layers, recipe, device, dtype)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trainable = sum(parameter.numel() for parameter in trainable)
@@ -114,7 +119,9 @@ def estimate(
     at_loss = (0, held, _loss_bytes(layers, batch_size * length, device, dtype))
     backward_begins = (0, held + recomputed, 0)
     backward_ends = (adapter, one_block, 0)
-    gradients, activations, loss = max(at_loss, backward_begins, backward_ends, key=sum)
+    in_tower = (0, tower_bytes(layers, batch_size * patches, getattr(torch, dtype).itemsize), 0)
+    peaks = (at_loss, backward_begins, backward_ends, in_tower)
+    gradients, activations, loss = max(peaks, key=sum)
     overhead = LIBRARIES + round(HOLES * everything) if device == "cpu" else 0
     optimizer = (2 if recipe.optim == "paged_adamw_8bit" else 8) * num_trainable
     step = adapter + optimizer + gradients + activations + loss + overhead
@@ -148,6 +155,7 @@ def estimate_within(
     num_bytes: int,
     device: Device = "cpu",
     dtype: str = "float32",
+    patches: float = 0,
 ) -> tuple[MemoryEstimate, bool]:
     """Estimate the peak memory, and decide about gradient checkpointing.
 
@@ -159,12 +167,12 @@ def estimate_within(
     Returns:
         The estimate, and whether gradient checkpointing is on.
     """
-    without = estimate(layers, recipe, batch_size, length, device, dtype)
+    without = estimate(layers, recipe, batch_size, length, device, dtype, patches)
     fits = without.total <= num_bytes or not layers.can_checkpoint
     if recipe.gradient_checkpointing != "automatic" or fits:
         return without, recipe.gradient_checkpointing == "on"
     checkpointed = recipe.model_copy(update={"gradient_checkpointing": "on"})
-    return estimate(layers, checkpointed, batch_size, length, device, dtype), True
+    return estimate(layers, checkpointed, batch_size, length, device, dtype, patches), True
 
 
 def shared_by(need: MemoryEstimate, layers: ModelLayers, num_gpus: int) -> MemoryEstimate:
@@ -536,6 +544,9 @@ def measure_step(
         autocast = torch.autocast(device, getattr(torch, dtype))
     forward = both = 0.0
     for block in kept.blocks:
+        if not block.runs:  # of a vision tower, which texts do not pass through
+            block.module = None
+            continue
         _fill(block.module, recipe, device, dtype)
         seconds = _block_seconds(block.module, _filled(block.arguments, device), device, autocast)
         times = block.count * block.runs

@@ -1,16 +1,21 @@
 """Checks that a comparison is fair: same prompts, and a base model that training did not change."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from peft_space.compat.transformers import watch_pictures
 from peft_space.models.loading import AdaptedModel
 
 Side = Literal["base", "adapter"]
 SIDES: tuple[Side, Side] = ("base", "adapter")
 SeenTokens = dict[Side, list[tuple[int, ...]]]
-"""The token ids that reached the model for each side, one row for each prompt."""
+"""The token ids that reached the model for each side, one row for each prompt.
+
+A negative number follows if the prompt has pictures: a digest of their arrays.
+"""
 
 
 @contextlib.contextmanager
@@ -48,6 +53,8 @@ class Fairness:
     num_prompts: int
     num_tokens: int
     """Of the prompts as the model got them."""
+    num_with_pictures: int
+    """Prompts with pictures, whose arrays are compared too."""
     same_tokens: bool | None
     """True if both sides got the same token ids; None if each continued its own conversation."""
 
@@ -84,7 +91,8 @@ class Fairness:
                 "NOT FAIR: the two sides got different token ids. Do not trust this comparison."
             ]
         prompts = f"{self.num_prompts} prompt{'s'[: self.num_prompts > 1]}"
-        return [f"Both sides got the same {self.num_tokens:,} token ids in {prompts}."]
+        pictures = " and the same pictures" if self.num_with_pictures else ""
+        return [f"Both sides got the same {self.num_tokens:,} token ids{pictures} in {prompts}."]
 
 
 def check(
@@ -114,7 +122,8 @@ def check(
         base_off_by=differences["base"],
         adapter_off_by=differences["adapter"],
         num_prompts=len(base),
-        num_tokens=sum(map(len, base)),
+        num_tokens=sum(token >= 0 for row in base for token in row),
+        num_with_pictures=sum(min(row, default=0) < 0 for row in base),
         same_tokens=None if own_histories else base == adapter,
     )
 
@@ -135,17 +144,31 @@ def capture_input_ids(
         return
     base = adapted.model.get_base_model()
     rows: list[list[int]] = []
+    of_pictures: list[int] = []
 
     def capture(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if not rows:
             rows.extend(kwargs["input_ids"].tolist())
 
+    def note(tensors: list[Any]) -> None:
+        if not of_pictures:
+            of_pictures.append(_negative_digest(tensors))
+
     is_seq2seq = adapted.task_spec.task == "seq2seq-lm"  # its prompts are padded on the right
     reader = base.get_encoder() if is_seq2seq else base
     hook = reader.register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        yield
+        with watch_pictures(base, note):
+            yield
     finally:
         hook.remove()
     for side, length, row in zip(sides, lengths, rows, strict=True):
-        seen[side].append(tuple(row[:length] if is_seq2seq else row[len(row) - length :]))
+        ids = row[:length] if is_seq2seq else row[len(row) - length :]
+        seen[side].append((*ids, *of_pictures))
+
+
+def _negative_digest(tensors: list[Any]) -> int:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return -1 - int.from_bytes(digest.digest()[:6])

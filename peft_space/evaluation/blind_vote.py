@@ -41,6 +41,7 @@ def create_pairs(run: Run, answers: Sequence[dict[str, Any]], seed: int) -> list
     pairs = [
         {"pair": str(number)}
         | {field: answer[field] for field in ("prompt", "base", "adapter")}
+        | {"pictures": answer.get("pictures", [])}
         | {"left": rng.choice(["base", "adapter"])}
         for number, answer in enumerate(different, 1)
     ]
@@ -48,14 +49,15 @@ def create_pairs(run: Run, answers: Sequence[dict[str, Any]], seed: int) -> list
     return open_pairs(run)
 
 
-def open_pairs(run: Run) -> list[dict[str, str]]:
-    """The pairs without a vote: pair, prompt, left and right."""
+def open_pairs(run: Run) -> list[dict[str, Any]]:
+    """The pairs without a vote: pair, prompt, left and right, and pictures as data URIs."""
     return [
         {
             "pair": pair["pair"],
             "prompt": pair["prompt"],
             "left": pair[pair["left"]],
             "right": pair[_other_side(pair["left"])],
+            "pictures": pair.get("pictures", []),
         }
         for pair in _read(run)["pairs"]
         if "choice" not in pair

@@ -4,11 +4,12 @@ One base is in memory, with the adapter off and on. Token ids, sampling and seed
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from peft_space.data.messages import Message
+from peft_space.data.messages import Message, shown_text
+from peft_space.data.pictures import thumbnail
 from peft_space.data.row_normalization import TextClassification, TokenClassification
 from peft_space.data.tokenization.render import render, render_prompt, source_text
 from peft_space.evaluation.adapter_off_check import (
@@ -26,6 +27,7 @@ from peft_space.evaluation.generate import (
     answer,
     generate_batch,
     num_cut,
+    pictures_in,
     tokenize_prompt,
 )
 from peft_space.models.architecture import CLASSIFYING
@@ -53,6 +55,8 @@ class Comparison:
     """Tokens of the prompt that the model has no positions for, and did not read."""
     tags: dict[Side, list[tuple[str, str]]] | None = None
     """For tags, each side's (word, tag) pairs."""
+    pictures: list[str] = field(default_factory=list)
+    """Small copies of the prompt's pictures, as data URIs."""
 
 
 def compare(
@@ -86,11 +90,12 @@ def compare(
     rows = zip(conversations, answers["base"], answers["adapter"], strict=True)
     return [
         Comparison(
-            messages[-1]["content"],
+            shown_text(messages[-1]["content"]),
             _rendered(adapted, messages),
             base,
             tuned,
             cut=num_cut(adapted, messages, sampling.max_new_tokens),
+            pictures=[thumbnail(path) for path in pictures_in(messages)],
         )
         for messages, base, tuned in rows
     ]
@@ -200,7 +205,12 @@ def answer_together(
     for start in range(0, len(prompts["base"]), half):
         batch = [(side, ids) for side in SIDES for ids in prompts[side][start : start + half]]
         sides, ids = [side for side, _ in batch], [ids for _, ids in batch]
-        texts = generate_batch(adapted, sides, ids, start, sampling, on_text, seen=seen)
+        shown = [
+            pictures_in(one) for side in SIDES for one in conversations[side][start : start + half]
+        ]
+        texts = generate_batch(
+            adapted, sides, ids, start, sampling, on_text, seen=seen, pictures=shown
+        )
         for side, text in zip(sides, texts, strict=True):
             answers[side].append(text)
     return answers

@@ -4,6 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +15,8 @@ from peft_space import hardware
 from peft_space.data.arrow_store import MASKED, TokenizedExample
 from peft_space.data.batches import collate, collate_pairs, collator_of
 from peft_space.data.dataset import load_run_data
-from peft_space.data.messages import split_thought
-from peft_space.data.row_normalization import Conversation, TextClassification
+from peft_space.data.messages import shown_text, split_thought
+from peft_space.data.row_normalization import Conversation, TextClassification, pictures_of
 from peft_space.data.tokenization.render import render, without_reasoning
 from peft_space.errors import UserError, oom_device
 from peft_space.evaluation import metrics
@@ -192,7 +193,7 @@ def _num_batches(
 
 
 def _rows_to_answer(adapted: AdaptedModel, rows: Sequence[Any]) -> list[Conversation]:
-    if adapted.task_spec.task not in ("causal-lm", "seq2seq-lm"):
+    if adapted.task_spec.task not in ("causal-lm", "seq2seq-lm", "image-text-to-text"):
         return []
     return [row for row in rows if isinstance(row, Conversation)]
 
@@ -309,10 +310,13 @@ def log_likelihoods(
     adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]
 ) -> np.ndarray:
     """The log-probability, in nats, of the tokens that each example trains, (N,)."""
-    is_seq2seq = adapted.task_spec.task == "seq2seq-lm"
-    pad = functools.partial(
-        collate_pairs if is_seq2seq else collate, pad_token_id=adapted.tokenizer.pad_token_id
+    task = adapted.task_spec.task
+    pad: Any = functools.partial(
+        collate_pairs if task == "seq2seq-lm" else collate,
+        pad_token_id=adapted.tokenizer.pad_token_id,
     )
+    if task == "image-text-to-text":
+        pad = collator_of(adapted.task_spec, adapted.tokenizer)
 
     def score(part: Sequence[TokenizedExample]) -> list[float]:
         batch = _batch(adapted, part, pad)
@@ -357,7 +361,7 @@ def _predicted_labels(
     adapted: AdaptedModel, side: Side, examples: Sequence[TokenizedExample]
 ) -> list[tuple[list[int], list[int], float]]:
     """For each example the predicted and the correct label numbers, and the sum of the losses."""
-    collator = collator_of(adapted.task_spec, adapted.tokenizer.pad_token_id)
+    collator = collator_of(adapted.task_spec, adapted.tokenizer)
 
     def predict(part: Sequence[TokenizedExample]) -> list[tuple[list[int], list[int], float]]:
         batch = _batch(adapted, part, collator)
@@ -550,15 +554,18 @@ def _majority(
 
 def _samples(
     adapted: AdaptedModel, rows: Sequence[Any], measured: dict[Side, Measurements]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
+    """Prompts, expected and given answers, and names of pictures in the run's `data/pictures`."""
     if "answers" not in measured["base"]:
         return []
     samples = []
     answered = _rows_to_answer(adapted, rows)[:_NUM_SAMPLES]
     for place, row in enumerate(answered):
-        prompt = row.messages[-2]["content"] if len(row.messages) > 1 else ""
+        prompt = shown_text(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
         answers = {side: measured[side]["answers"][place] for side in measured}
         samples.append({"prompt": prompt, "expected": _target(adapted, row)} | answers)
+        if pictures := pictures_of(row):
+            samples[-1]["pictures"] = [Path(path).name for path in pictures]
     return samples
 
 
@@ -573,7 +580,7 @@ def _num_cut_prompts(adapted: AdaptedModel, rows: Sequence[Any]) -> int:
 
 
 def _answers_questions(adapted: AdaptedModel) -> bool:
-    return adapted.task_spec.task in ("causal-lm", "dpo", "kto")
+    return adapted.task_spec.task in ("causal-lm", "dpo", "kto", "image-text-to-text")
 
 
 def _forgetting_score(

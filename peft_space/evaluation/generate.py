@@ -12,9 +12,9 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from peft_space.data.arrow_store import TokenizedExample
-from peft_space.data.batches import pad_rows
+from peft_space.data.batches import pad_rows, picture_inputs
 from peft_space.data.messages import Message
-from peft_space.data.row_normalization import Conversation
+from peft_space.data.row_normalization import Conversation, pictures_of
 from peft_space.data.tokenization.render import prompt_ids, render
 from peft_space.errors import UserError
 from peft_space.evaluation.adapter_off_check import (
@@ -66,20 +66,24 @@ class Sampling:
 
 
 def generate_greedy(
-    adapted: AdaptedModel, prompts: Sequence[list[int]], max_new_tokens: int
+    adapted: AdaptedModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    pictures: Sequence[list[str]] | None = None,
 ) -> list[list[int]]:
     """Generate the likeliest tokens after each prompt, with the adapter on.
 
     Args:
         prompts: token ids of each prompt, in one batch.
         max_new_tokens: the limit for each answer.
+        pictures: those of each prompt.
 
     Returns:
         The token ids of each answer, including the stop token if there is one.
     """
     prompts = [fit_prompt(adapted, ids, max_new_tokens) for ids in prompts]
     sampling = _within_places(adapted, prompts, Sampling(max_new_tokens=max_new_tokens))
-    return _generate_ids(adapted, prompts, sampling, StoppingCriteriaList(), None)
+    return _generate_ids(adapted, prompts, pictures, sampling, StoppingCriteriaList(), None)
 
 
 def answer(
@@ -115,10 +119,26 @@ def answer(
         end = start + BATCH_SIZE
         batch, batch_limits = prompts[start:end], limits[start:end] if limits is not None else None
         sides = [side] * len(batch)
+        shown = [pictures_in(messages) for messages in conversations[start:end]]
         answers += generate_batch(
-            adapted, sides, batch, start, sampling, on_text, batch_limits, seen, on_token, ended
+            adapted,
+            sides,
+            batch,
+            start,
+            sampling,
+            on_text,
+            batch_limits,
+            seen,
+            on_token,
+            ended,
+            shown,
         )
     return answers
+
+
+def pictures_in(messages: list[Message]) -> list[str]:
+    """The paths of the pictures in a conversation."""
+    return pictures_of(Conversation(0, messages))
 
 
 def tokenize_prompt(
@@ -160,6 +180,7 @@ def generate_batch(
     seen: SeenTokens | None = None,
     on_token: Callable[[], None] | None = None,
     ended: list[bool] | None = None,
+    pictures: Sequence[list[str]] | None = None,
 ) -> list[str]:
     """Generate the answers to one batch of prompts.
 
@@ -171,7 +192,12 @@ def generate_batch(
         seen: the token ids that the model gets are added to it.
         on_token: called after each token.
         ended: for each answer, True is added if the model ended it, and False if its limit did.
+        pictures: those of each prompt.
+
+    Raises:
+        UserError: a prompt with a picture has more tokens than the model has positions for.
     """
+    _check_pictures_fit(adapted, prompts, pictures, sampling)
     prompts = [fit_prompt(adapted, ids, sampling.max_new_tokens) for ids in prompts]
     if len(prompts) > 1 and _exceeds_places(adapted, prompts, sampling):
         return [
@@ -188,6 +214,7 @@ def generate_batch(
                 seen,
                 on_token,
                 ended,
+                pictures and pictures[row : row + 1],
             )
         ]
     sampling = _within_places(adapted, prompts, sampling)
@@ -208,7 +235,7 @@ def generate_batch(
         contextlib.nullcontext() if mixed else use_side(adapted, sides[0]),
         capture_input_ids(adapted, sides, list(map(len, prompts)), seen),
     ):
-        answers = _generate_ids(adapted, prompts, sampling, criteria, streamer, **options)
+        answers = _generate_ids(adapted, prompts, pictures, sampling, criteria, streamer, **options)
     if stopper.raised:
         raise stopper.raised
     if ended is not None:
@@ -217,6 +244,21 @@ def generate_batch(
         # after its limit a row is padded, with a stop token if the tokenizer has no other
         ended += [any(token in stops for token in ids[:limit]) for ids, limit in written]
     return [decode(adapted, ids) for ids in answers]
+
+
+def _check_pictures_fit(
+    adapted: AdaptedModel,
+    prompts: Sequence[list[int]],
+    pictures: Sequence[list[str]] | None,
+    sampling: Sampling,
+) -> None:
+    for ids, shown in zip(prompts, pictures or [], strict=False):
+        if shown and len(fit_prompt(adapted, ids, sampling.max_new_tokens)) < len(ids):
+            raise UserError(
+                "data.picture_too_long",
+                f"A prompt with a picture has {len(ids):,} tokens, and the model has positions for "
+                f"{adapted.num_places:,}. Use a smaller picture, or fewer.",
+            )
 
 
 _MAX_ANSWER_SHARE = 4
@@ -258,6 +300,7 @@ def _within_places(
 def _generate_ids(
     adapted: AdaptedModel,
     prompts: Sequence[list[int]],
+    pictures: Sequence[list[str]] | None,
     sampling: Sampling,
     criteria: StoppingCriteriaList,
     streamer: BaseStreamer | None,
@@ -267,6 +310,8 @@ def _generate_ids(
     model, tokens = adapted.model, adapted.answer_tokens
     # an encoder-decoder reads prompts padded on the right, as in training
     pad = pad_rows if _is_seq2seq(adapted) else _pad_left
+    shown = picture_inputs(adapted.tokenizer, prompts, pictures or [[] for _ in prompts], pad)
+    options |= {name: tensor.to(model.device) for name, tensor in shown.items()}
     with torch.inference_mode():
         output = model.generate(
             input_ids=pad(prompts, tokens.pad).to(model.device),

@@ -1,9 +1,13 @@
 """Prompts for comparisons: from a text box, a file, or held-out rows; and general questions."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft_space.data.dataset import load_run_data
+from peft_space.data.messages import PICTURE, BadRow, Message, shown_text
+from peft_space.data.pictures import MAX_BYTES, Brought, Opener, place_pictures, too_many_bytes
 from peft_space.data.row_normalization import (
     Conversation,
     Preference,
@@ -13,8 +17,10 @@ from peft_space.data.row_normalization import (
     UnpairedPreference,
 )
 from peft_space.data.table import Table, read_table
+from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
 from peft_space.runs.run import Run
+from peft_space.storage.content_cache import get_or_create
 
 MAX_PROMPTS = 1000
 _MAX_ROWS_SEARCHED = 2000
@@ -106,7 +112,7 @@ def _prompt_column(name: str, table: Table) -> str:
     )
 
 
-def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str]]:
+def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, Any]]:
     """Prompts from the held-out rows of a run.
 
     Args:
@@ -114,7 +120,8 @@ def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str
         start: the number of the first one. After the last row comes the first one again.
 
     Returns:
-        prompt, system and expected of each.
+        prompt, system and expected of each, and the paths of its `pictures` if it has some. Then
+        <image> in the prompt is the place of each; without it, they precede the text.
 
     Raises:
         UserError: no held-out row is one question and one answer.
@@ -129,7 +136,7 @@ def held_out_prompts(run: Run, count: int, start: int = 0) -> list[dict[str, str
     return [prompts[(start + offset) % len(prompts)] for offset in range(min(count, len(prompts)))]
 
 
-def _prompt_of(row: Row) -> dict[str, str] | None:
+def _prompt_of(row: Row) -> dict[str, Any] | None:
     """The prompt of a row and its expected answer; None if it is not one question and answer."""
     match row:
         case TextClassification(second=None):
@@ -149,8 +156,68 @@ def _prompt_of(row: Row) -> dict[str, str] | None:
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if roles != ["user", "assistant"]:
         return None
-    return {
-        "prompt": messages[-2]["content"],
+    question: dict[str, Any] = {"prompt": shown_text(messages[-2]["content"])}
+    if pictures := messages[-2].get("images"):
+        question = {"prompt": question["prompt"].removeprefix("<image>" * len(pictures))}
+        question["pictures"] = pictures
+    return question | {
         "system": messages[0]["content"] if messages[0]["role"] == "system" else "",
         "expected": messages[-1]["content"] if is_good else "",
     }
+
+
+_SECONDS = 30.0
+
+
+def with_pictures(prompt: str, paths: Sequence[str | Path]) -> Message:
+    """Return the message of a question about pictures.
+
+    Args:
+        prompt: with <image> in the place of each picture; without it, they precede the text.
+        paths: files of pictures, which are opened in a child process.
+
+    Raises:
+        UserError: a picture cannot be opened, or the places do not fit.
+    """
+    try:
+        message: Message = {"role": "user", "content": prompt}
+        [placed] = place_pictures([message], [str(path) for path in paths])
+        return placed | {"images": [_copy_of(Path(path)) for path in paths]} if paths else message
+    except BadRow as error:
+        raise UserError(
+            "evaluation.unusable_picture", f"The prompt cannot be asked: {error}."
+        ) from None
+
+
+def _copy_of(path: Path) -> str:
+    """Return the path of the plain copy of a picture."""
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_BYTES else None
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise BadRow(f"the picture {path.name} cannot be read ({reason})") from None
+    if content is None:
+        raise BadRow(f"the picture {path.name} cannot be used: {too_many_bytes(size)}")
+    brought = Brought()
+    brought.add_named(path.name, content)
+    key = brought.names[path.name]
+
+    def write(folder: Path) -> None:
+        (folder / key).write_bytes(content)
+        try:
+            opened = map_in_subprocesses(
+                Opener, (Brought(folder, brought.names), folder), _open, [path.name], 1, _SECONDS
+            )
+            digest = next(iter(opened))
+        except BatchTimeout:
+            raise BadRow(f"the picture {path.name} took too long to open") from None
+        (folder / "name.txt").write_text(f"{digest}.png")
+
+    folder = get_or_create("prompt_pictures", key, write)
+    return str(folder / (folder / "name.txt").read_text())
+
+
+def _open(opener: Opener, name: str) -> str:
+    [message] = opener.open_row([{"role": "user", "content": PICTURE, "images": [name]}])
+    return message["images"][0]

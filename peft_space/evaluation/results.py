@@ -115,7 +115,7 @@ class Evaluation:
     majority: dict[str, Any] | None = None
     """The most common `label` in training, and its `share` of the scored rows or tags."""
     general: ForgettingScore | None = None
-    samples: list[dict[str, str]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     """prompt, expected, base, adapter of the first rows that were answered."""
     num_cut: int = 0
     """Prompts that are longer than the model has positions for, and are read only in part."""

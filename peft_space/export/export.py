@@ -33,7 +33,7 @@ from peft_space.formatting import code_block
 from peft_space.models.config_values import text_config
 from peft_space.models.loading import base_of, continues_texts, tokenizer_of
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef
+from peft_space.models.resolve import BaseModelRef, save_tokenizer
 from peft_space.recipe import Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -263,7 +263,7 @@ def copy_adapter(run: Run, folder: Path) -> None:
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     if not (folder / "tokenizer_config.json").is_file():
         base, task_spec = base_of(run)
-        tokenizer_of(run, base, task_spec.task).save_pretrained(folder)
+        save_tokenizer(tokenizer_of(run, base, task_spec.task), base, folder)
     write_export_card(run, folder)
 
 
@@ -389,6 +389,10 @@ def _check_gguf_possible(run: Run, base: BaseModelRef, task: Task, options: Gguf
 
     if options.numbers in BY_LLAMA_CPP:
         python_with_llama_cpp()
+    if task == "image-text-to-text":
+        message = "llama.cpp needs a second file for pictures (mmproj), which is not written here, "
+        message += "so a GGUF file could not be verified on them. Export the adapter or the merged "
+        raise UserError("export.gguf_task", message + "model, which vLLM and transformers serve.")
     if task not in ("causal-lm", "dpo", "kto"):
         message = f"llama.cpp is for models that write text, and this run's task is {task}. Export "
         raise UserError("export.gguf_task", message + "the adapter or the merged model.")

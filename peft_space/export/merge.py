@@ -18,7 +18,6 @@ from peft_space.compat.peft import dequantized_weight
 from peft_space.errors import UserError
 from peft_space.export.model_card import ModelFormat, write_export_card
 from peft_space.export.other_half import (
-    copy_processor,
     load_whole,
     num_parameters_of_whole,
     put_back,
@@ -33,7 +32,7 @@ from peft_space.models.loading import (
     tokenizer_of,
 )
 from peft_space.models.quantization import quantization_of
-from peft_space.models.resolve import BaseModelRef
+from peft_space.models.resolve import BaseModelRef, copy_processor
 from peft_space.models.special_tokens import answer_tokens, set_special_tokens
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress

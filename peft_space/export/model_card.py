@@ -1,5 +1,6 @@
 """Writes the README of an adapter or an exported model from the figures of its run."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from huggingface_hub import ModelCard
 
 import peft_space
 from peft_space.data.dataset import TrainingData, load_run_data
+from peft_space.data.pictures import FOLDER
 from peft_space.data.readers.hub import is_address, parse_address
 from peft_space.errors import UserError
 from peft_space.evaluation.results import (
@@ -28,7 +30,7 @@ from peft_space.runs.events import Event, evaluations_of, selected_checkpoint, s
 from peft_space.runs.plan import Plan, read_plan
 from peft_space.runs.run import Run
 
-PLOT = "loss.svg"
+PLOT, EXAMPLE = "loss.svg", "example.png"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,21 @@ def write_card(
         plan: how the run was trained.
         model_format: how the model was exported; None for an adapter.
     """
-    text = card_text(run, data, plan, model_format)
+    text, scores = card_text(run, data, plan, model_format), read_scores(run)
     if plot := loss_svg(run.history()):
         (folder / PLOT).write_text(plot, encoding="utf-8")
         heading = "## Training\n\n"
         picture = f"![Training loss and held-out loss by step]({PLOT})\n\n"
         text = text.replace(heading, heading + picture, 1)
+    shown = next(
+        (sample for sample in (scores.samples if scores else []) if "pictures" in sample), {}
+    )
+    if pictures := shown.get("pictures"):
+        source = run.path("data", FOLDER, pictures[0])
+        if source.is_file():
+            shutil.copyfile(source, folder / EXAMPLE)
+            heading = "## Examples\n\n"
+            text = text.replace(heading, f"{heading}![A picture of a held-out row]({EXAMPLE})\n\n")
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -140,6 +151,7 @@ _PIPELINES: dict[Task, str] = {
     "seq2seq-lm": "text2text-generation",
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
+    "image-text-to-text": "image-text-to-text",
 }
 
 
@@ -173,13 +185,21 @@ def _base_name(plan: Plan) -> str:
 
 def _model_usage(plan: Plan) -> str:
     loader, path = AUTO_CLASSES[plan.task], '"path/or/id/of/this/model"'
+    reader, variable = _reader(plan)
     return f"""\
 ```python
-from transformers import {loader}, AutoTokenizer
+from transformers import {loader}, {reader}
 
 model = {loader}.from_pretrained({path}, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained({path})
+{variable} = {reader}.from_pretrained({path})
 ```"""
+
+
+def _reader(plan: Plan) -> tuple[str, str]:
+    """The class that prepares texts, and pictures if the model reads them, and a variable."""
+    if plan.task == "image-text-to-text":
+        return "AutoProcessor", "processor"
+    return "AutoTokenizer", "tokenizer"
 
 
 def _adapter_usage(plan: Plan) -> str:
@@ -193,14 +213,15 @@ def _adapter_usage(plan: Plan) -> str:
         labels = f"labels = {list(plan.labels)!r}\n"
         arguments += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
         arguments += ", ignore_mismatched_sizes=True"
+    reader, variable = _reader(plan)
     usage = f"""\
 ```python
 from peft import PeftModel
-from transformers import {loader}, AutoTokenizer
+from transformers import {loader}, {reader}
 
 {labels}base = {loader}.from_pretrained({arguments}){comment}
 model = PeftModel.from_pretrained(base, {path})
-tokenizer = AutoTokenizer.from_pretrained({path})
+{variable} = {reader}.from_pretrained({path})
 ```"""
     if plan.quantization == "none":
         return usage

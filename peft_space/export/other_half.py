@@ -1,25 +1,14 @@
 """Puts a merged text half back into the whole model of a base that reads more than text."""
 
 import copy
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_space.compat.transformers import cached_repo_file
 from peft_space.models.architecture import whole_class
 from peft_space.models.resolve import BaseModelRef
 from peft_space.recipe import Task
-from peft_space.storage import atomic_io
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_PROCESSOR_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-)
-"""How a base turns pictures and sound into numbers."""
 
 
 def num_parameters_of_whole(base: BaseModelRef, task: Task) -> int | None:
@@ -81,13 +70,3 @@ def _take_config(config: Any, part: Any) -> None:
         if type(value) is type(part):
             setattr(config, name, part)
     config.tie_word_embeddings = part.tie_word_embeddings
-
-
-def copy_processor(base: BaseModelRef, folder: Path) -> None:
-    """Copy how the base reads pictures and sound into a folder, without any reference to code."""
-    for name in _PROCESSOR_FILES:
-        revision = base.revision if base.on_hub else None
-        if path := cached_repo_file(base.location, name, revision):
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values.pop("auto_map", None)
-            atomic_io.write_text(folder / name, json.dumps(values, indent=2) + "\n")

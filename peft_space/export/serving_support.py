@@ -203,6 +203,8 @@ def _tgi(traits: AdapterTraits) -> EngineSupport:
     reasons = []
     if traits.task == "seq2seq-lm":
         reasons.append("it accepts adapters only for decoders")
+    if traits.task == "image-text-to-text":
+        reasons.append("its adapters are meant for models that read only text")
     if traits.text_half:
         reasons.append(_on_the_whole_base(traits.text_half))
     if traits.dora:

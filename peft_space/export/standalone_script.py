@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import peft_space
+from peft_space.demo import MODELS
 from peft_space.errors import UserError
 from peft_space.formatting import gigabytes
 from peft_space.runs import archive as run_archive
@@ -46,10 +47,11 @@ def package(base_model: str) -> dict[str, Path]:
     """Return the files of this package that training needs, by their path in an archive.
 
     Args:
-        base_model: the built-in model is included only if it is `demo`.
+        base_model: a built-in model is included only if it is this one.
     """
     folder = Path(peft_space.__file__).parent
-    excluded = ["web/", "demo/data/"] + ([] if base_model == "demo" else ["demo/model/"])
+    others = [folder for name, folder in MODELS.items() if name != base_model]
+    excluded = ["web/", "demo/data/", *(f"demo/{folder.name}/" for folder in others)]
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))

@@ -34,6 +34,7 @@ from peft_space.models.loading import (
 )
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import read_header
+from peft_space.models.resolve import add_picture_processor
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -146,6 +147,9 @@ class _Question:
     answer: list[int]
     token_types: list[int]
     tag_positions: list[int]
+    pictures: list[str]
+    """Paths of the pictures in the prompt."""
+    tokenizer: Any
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ def verify_merged(
     rows, examples = _examples(run, adapted, MAX_ROWS)
     questions = _with_greedy_answers(adapted, examples, on_progress)
     outputs = _adapter_outputs(adapted, questions)
-    own = [_question(example, task_spec) for example in examples] if dtype in COARSE else []
+    own = [_question(one, task_spec, adapted.tokenizer) for one in examples]
+    own = own if dtype in COARSE else []
     losses: dict[str, Any] = {}
     if own:
         losses["adapter_loss"] = _loss(adapted.model, task_spec, own)
@@ -240,7 +245,7 @@ def verify_adapter(run: Run, folder: Path, on_progress: OnProgress = no_progress
     on_progress(0.2, "Loading the adapter to compare")
     adapted = load_adapted(run)
     rows, examples = _examples(run, adapted, MAX_ROWS_OF_ADAPTER)
-    questions = [_question(example, task_spec) for example in examples]
+    questions = [_question(one, task_spec, adapted.tokenizer) for one in examples]
     outputs = _adapter_outputs(adapted, questions)
     faults = _tokenizer_faults(run, folder, task_spec, examples)
     del adapted
@@ -329,16 +334,16 @@ def _render(
     )
 
 
-def _question(example: TokenizedExample, task_spec: TaskSpec) -> _Question:
+def _question(example: TokenizedExample, task_spec: TaskSpec, tokenizer: Any) -> _Question:
     """The row's own answer after its prompt; a plain text is split in half."""
-    ids = example.input_ids
+    ids, others = example.input_ids, (example.pictures, tokenizer)
     if task_spec.task in CLASSIFYING:
         positions = [position for position, tag in enumerate(example.tags) if tag]
-        return _Question(ids, [], example.types, positions)
+        return _Question(ids, [], example.types, positions, *others)
     if example.target is not None:
-        return _Question(ids, example.target.input_ids[:MAX_TOKENS], [], [])
+        return _Question(ids, example.target.input_ids[:MAX_TOKENS], [], [], *others)
     start = example.trained[-1][0] or max(1, len(ids) // 2)
-    return _Question(ids[:start], ids[start : start + MAX_TOKENS], [], [])
+    return _Question(ids[:start], ids[start : start + MAX_TOKENS], [], [], *others)
 
 
 def _with_greedy_answers(
@@ -347,17 +352,21 @@ def _with_greedy_answers(
     """The questions, with the adapter's greedy answers in place of the rows' own."""
     from peft_space.evaluation.generate import generate_greedy
 
-    questions = [_question(example, adapted.task_spec) for example in examples]
+    questions = [_question(one, adapted.task_spec, adapted.tokenizer) for one in examples]
     if adapted.task_spec.task in CLASSIFYING:
         return questions
     answered = []
     for start in range(0, len(questions), _BATCH_SIZE):
-        prompts = [question.ids for question in questions[start : start + _BATCH_SIZE]]
+        batch = questions[start : start + _BATCH_SIZE]
+        prompts = [question.ids for question in batch]
         progress = f"The adapter answers rows {start + 1} to {start + len(prompts)}"
         on_progress(0.5 + 0.25 * start / len(questions), progress)
-        answers = generate_greedy(adapted, prompts, MAX_TOKENS)
-        pairs = zip(prompts, answers, strict=True)
-        answered += [_Question(ids, answer, [], []) for ids, answer in pairs]
+        pictures = [question.pictures for question in batch]
+        answers = generate_greedy(adapted, prompts, MAX_TOKENS, pictures)
+        answered += [
+            dataclasses.replace(question, answer=answer)
+            for question, answer in zip(batch, answers, strict=True)
+        ]
     return answered
 
 
@@ -387,12 +396,18 @@ def _logits(
     """(N, V) in float32, (N, L) for a classification; one row at a time, so without padding."""
     import torch
 
+    from peft_space.data.batches import picture_inputs
+
     def batch(ids: list[int]) -> "Tensor":
         return torch.tensor([ids], device=model.device)
 
     is_text = task_spec.task not in (*CLASSIFYING, "seq2seq-lm")
     inputs = {"input_ids": batch(question.ids + question.answer if is_text else question.ids)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    of_pictures = picture_inputs(
+        question.tokenizer, inputs["input_ids"].tolist(), [question.pictures]
+    )
+    inputs |= {name: tensor.to(model.device) for name, tensor in of_pictures.items()}
     if question.token_types:
         inputs["token_type_ids"] = batch(question.token_types)
     if task_spec.task == "seq2seq-lm":
@@ -503,6 +518,9 @@ def _tokenizer_faults(
     rows = data.held_out if len(data.held_out) else data.train
     chosen = [row for row in rows if row.row in ids]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if task_spec.task == "image-text-to-text":
+        base, _ = base_of(run)
+        add_picture_processor(tokenizer, dataclasses.replace(base, location=str(folder)))
     rendered = _render(run, tokenizer, task_spec, chosen)
     if all(ids[example.row] == example.input_ids for example in rendered):
         return []

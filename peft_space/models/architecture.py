@@ -33,6 +33,7 @@ AUTO_CLASSES: dict[Task, str] = {
     "token-classification": "AutoModelForTokenClassification",
     "dpo": "AutoModelForCausalLM",
     "kto": "AutoModelForCausalLM",
+    "image-text-to-text": "AutoModelForImageTextToText",
 }
 """The class of transformers that loads models for a task."""
 CLASSIFYING: tuple[Task, ...] = ("sequence-classification", "token-classification")
@@ -61,6 +62,7 @@ def tasks_of(config: "PreTrainedConfig") -> list[Task]:
     suits = {
         "AutoModelForCausalLM": not two_parts and not has_auto_model(AutoModelForMaskedLM, kind),
         "AutoModelForSeq2SeqLM": two_parts,  # not a decoder behind an audio tower
+        "AutoModelForImageTextToText": not two_parts,
     }
     return [
         task
@@ -94,13 +96,30 @@ def whole_class(config: "PreTrainedConfig", task: Task) -> Any | None:
     return next((auto_model_class(auto, type(config)) for auto in fitting), None)
 
 
-def choose_task(recipe: Recipe, config: "PreTrainedConfig", schema: Schema) -> Task:
+def choose_task(
+    recipe: Recipe, config: "PreTrainedConfig", schema: Schema, has_pictures: bool = False
+) -> Task:
     """The recipe's task, or the first task that both the rows and the model allow.
+
+    Args:
+        recipe: its task, if it is not automatic.
+        config: of the base model.
+        schema: of the rows.
+        has_pictures: whether rows have pictures, which only one task learns.
 
     Raises:
         UserError: the rows and the model do not allow the task. The message names what they do.
     """
     from_rows, from_model = tasks_of_schema(schema), tasks_of(config)
+    if has_pictures:
+        if "image-text-to-text" not in from_model:
+            raise UserError(
+                "models.reads_no_pictures",
+                f"The rows have pictures, and models of the type {config.model_type!r} read only "
+                "text. Choose a base model that reads pictures, such as Gemma 3, Qwen2.5-VL or "
+                "SmolVLM.",
+            )
+        from_rows = ("image-text-to-text",)
     possible = [task for task in from_rows if task in from_model]
     if recipe.task == "automatic":
         if possible:
@@ -231,10 +250,15 @@ def num_places(model: Any) -> int | None:
     import torch
     from transformers import PreTrainedModel
 
+    own = [model.config, text_config(model.config)]
     towers = tuple(
         f"{name}."
         for name, part in model.named_modules()
-        if isinstance(part, PreTrainedModel) and part.main_input_name not in _READS_TEXT
+        if isinstance(part, PreTrainedModel)
+        and (
+            part.main_input_name not in _READS_TEXT
+            or not (model.config.is_encoder_decoder or any(part.config is one for one in own))
+        )
     )
     limits = [getattr(text_config(model.config), "max_seq_len", None)]  # of MPT, for its biases
     for name, module in model.named_modules():
@@ -481,7 +505,8 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
     These are the head that the task adds, and the modules that the recipe names.
 
     Raises:
-        UserError: the recipe names a module that is not in the model. PEFT would ignore it.
+        UserError: the recipe names a module that is not in the model, which PEFT would ignore, or
+            wants a projector that it has not.
     """
     full_names = [name for name, _ in layers.model.named_modules() if name]
     known = {*full_names, *map(leaf, full_names)}
@@ -492,7 +517,33 @@ def modules_to_save(recipe: Recipe, layers: ModelLayers) -> list[str]:
                 "models.unknown_module",
                 f"The base model has no module {name!r} to save. {hint.strip()}",
             )
-    return list(dict.fromkeys([*layers.new_modules, *(recipe.modules_to_save or [])]))
+    projectors = _projectors(layers) if recipe.train_projector else []
+    return list(dict.fromkeys([*layers.new_modules, *projectors, *(recipe.modules_to_save or [])]))
+
+
+_PROJECTOR = re.compile(
+    r"multi_modal_projector|mm_projector|projector|connector|merger|aligner|embed_vision"
+)
+"""Names of the modules between a vision tower and a language model."""
+
+
+def _projectors(layers: ModelLayers) -> list[str]:
+    """The modules that turn what a vision tower sees into tokens.
+
+    Raises:
+        UserError: the model has none, or learns from texts alone.
+    """
+    names = [name for name, _ in layers.model.named_modules() if _PROJECTOR.fullmatch(leaf(name))]
+    outer = [name for name in names if not name.startswith(tuple(f"{one}." for one in names))]
+    if layers.task != "image-text-to-text" or not outer:
+        reason = "has no projector of a known name"
+        if layers.task != "image-text-to-text":
+            reason = "learns from texts here, which do not pass through its projector"
+        raise UserError(
+            "models.no_projector",
+            f"{type(layers.model).__name__} {reason}. Set train_projector to false.",
+        )
+    return list(dict.fromkeys(map(leaf, outer)))
 
 
 def peft_targets(

@@ -39,6 +39,8 @@ _GENERATION = {
     "bad_words_ids", "length_penalty", "max_new_tokens", "max_length", "num_beams",
     "early_stopping",
 }  # fmt: skip
+_SIDES = ("height", "width", "image_seq_length", "image_seq_len", "max_image_size")
+_MAX_SIDE = 20_000
 _MAX_BEAMS = 16
 
 
@@ -83,6 +85,14 @@ def check_tokenizer(location: str, revision: str | None) -> None:
             raise _unsafe(location, f"its tokenizer_config.json sets {key}")
     for _ in _walk(location, config):  # checks the depth
         pass
+
+
+def check_processor(location: str, revision: str | None) -> None:
+    """Raise UserError if the files of the processor for pictures ask for something unsafe."""
+    for name in ("processor_config.json", "preprocessor_config.json", "chat_template.json"):
+        for key, value in _walk(location, _read(location, revision, name) or {}):
+            if isinstance(value, int) and abs(value) > _MAX_SIDE and key in _SIDES:
+                raise _unsafe(location, f"its {name} has {key} {value:,}, too large for a picture")
 
 
 def sanitize_generation_config(model: "PreTrainedModel") -> None:

@@ -425,12 +425,19 @@ class ReferenceLogits:
     def record(
         cls, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
     ) -> "ReferenceLogits":
-        """Record the logits of `model`, which must be in eval mode."""
+        """Record the logits of `model`, which must be in eval mode.
+
+        A model that reads pictures gets one too.
+        """
         import torch
 
         ids = tokenizer(_TEXT, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+        of_picture: dict[str, torch.Tensor] = {}
+        if (processor := getattr(tokenizer, "pictures", None)) is not None:
+            ids, of_picture = processor.witness(_TEXT)
         input_ids = torch.tensor([ids], device=model.device)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        inputs |= {name: tensor.to(model.device) for name, tensor in of_picture.items()}
         if model.config.is_encoder_decoder and model.get_output_embeddings() is not None:
             inputs["decoder_input_ids"] = input_ids
         return cls(inputs, _logits(model, inputs))

@@ -132,6 +132,8 @@ def bitsandbytes_config(recipe: Recipe, dtype: str, layers: ModelLayers) -> "Bit
     from transformers import BitsAndBytesConfig
 
     unquantized = [*layers.new_modules, *([layers.head] if layers.head else [])]
+    if layers.task == "image-text-to-text":
+        unquantized += layers.left_out  # pictures pass through them, and they are small
     if recipe.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantized)
     return BitsAndBytesConfig(

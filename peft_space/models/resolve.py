@@ -5,6 +5,7 @@ Never runs code that comes with a model, and never opens pickles.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import re
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space import settings
+from peft_space.compat.transformers import cached_repo_file, load_processor
 from peft_space.data.tokenization.chat_template import TEMPLATES, set_thinking, text_template
 from peft_space.data.tokenization.loss_mask import texts_begin_with_bos
-from peft_space.demo import MODEL_DIR
+from peft_space.demo import MODELS
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.architecture import num_places_of
-from peft_space.models.config_safety import check_config, check_tokenizer
+from peft_space.models.config_safety import check_config, check_processor, check_tokenizer
 from peft_space.models.repo_files import Fault, config_fault, has_vocabulary
 from peft_space.models.special_tokens import (
     choose_pad_token,
@@ -27,6 +29,7 @@ from peft_space.models.special_tokens import (
 )
 from peft_space.recipe import Recipe, Task
 from peft_space.redaction import has_secret
+from peft_space.storage import atomic_io
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -36,7 +39,11 @@ logger = logging.getLogger(__name__)
 DEMO_MODEL = "demo"
 """The name of the built-in model in a recipe."""
 
-_DEMO_NAME = "peft_space/demo/model"
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+"""Settings of the processor that prepares pictures."""
+_DEMO_FOLDER = "peft_space/demo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MAX_REASON = 300
 """Characters of a library's message that are shown."""
@@ -74,14 +81,15 @@ def find_base(base_model: str, revision: str | None = None) -> BaseModelRef:
     """Find a base model and load its config.
 
     Args:
-        base_model: `demo`, a folder (not on a Space), or a Hub id.
+        base_model: `demo`, `demo-pictures`, a folder (not on a Space), or a Hub id.
         revision: a branch, tag or commit of a Hub id. The result is pinned to a commit.
 
     Raises:
         UserError: there is no such model, it is out of reach, or it needs its own code.
     """
-    if base_model == DEMO_MODEL:
-        return BaseModelRef(str(MODEL_DIR), _DEMO_NAME, None, _load_config(str(MODEL_DIR), None))
+    if base_model in MODELS:
+        location = str(MODELS[base_model])
+        return BaseModelRef(location, model_name(base_model), None, _load_config(location, None))
     if folder := _folder(base_model):
         if fault := config_fault(str(folder), None):
             raise UserError(
@@ -137,7 +145,8 @@ def license_of(name: str, revision: str | None) -> str | None:
     import yaml
     from huggingface_hub import hf_hub_download, metadata_load
 
-    folder = MODEL_DIR if name == _DEMO_NAME else _folder(name)
+    built_in = {model_name(one): folder for one, folder in MODELS.items()}
+    folder = built_in.get(name) or _folder(name)
     try:
         readme = folder / "README.md" if folder else None
         path = readme or Path(hf_hub_download(name, "README.md", revision=revision))
@@ -150,7 +159,14 @@ def license_of(name: str, revision: str | None) -> str | None:
 
 def model_name(base_model: str) -> str:
     """The name that an adapter's config gives the model that a recipe calls `base_model`."""
-    return _DEMO_NAME if base_model == DEMO_MODEL else str(_folder(base_model) or base_model)
+    if base_model in MODELS:
+        return f"{_DEMO_FOLDER}/{MODELS[base_model].name}"
+    return str(_folder(base_model) or base_model)
+
+
+def built_in_model(name: str) -> str | None:
+    """The built-in model that an adapter's config calls `name`; None if it is another one."""
+    return next((one for one in MODELS if model_name(one) == name), None)
 
 
 def _folder(base_model: str) -> Path | None:
@@ -211,6 +227,8 @@ def load_tokenizer(
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
     recipe = recipe or Recipe()
+    if task == "image-text-to-text":
+        add_picture_processor(tokenizer, base)
     if recipe.chat_template != "own":
         tokenizer.chat_template = TEMPLATES[recipe.chat_template]
     elif tokenizer.chat_template is None:
@@ -222,6 +240,60 @@ def load_tokenizer(
     if task == "seq2seq-lm" or any(recipe.languages):
         set_languages(tokenizer, base.name, recipe.languages)
     return tokenizer
+
+
+def add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:
+    """Set the attribute `pictures`, which prepares pictures, and the processor's chat template.
+
+    Raises:
+        UserError: the model's files have no processor that works here.
+    """
+    from peft_space.data.tokenization.picture_tokens import PictureProcessor
+
+    revision = base.revision if base.on_hub else None
+    try:
+        check_processor(base.location, revision)
+        processor = load_processor(base.location, revision, base.config, tokenizer)
+    except Exception as error:
+        if as_user_error(error):
+            raise
+        fault = hub_fault(error, base.name, base.revision) or _library_fault(
+            "models.no_picture_processor", error
+        )
+        raise UserError(
+            fault.code,
+            f"The processor that prepares pictures for {base.name} cannot be loaded: "
+            f"{fault.reason}.",
+        ) from error
+    if processor is None or getattr(processor, "image_token", None) is None:
+        raise UserError(
+            "models.no_picture_processor",
+            f"transformers has no processor for {base.name} that puts pictures into a "
+            "conversation. Choose another base model.",
+        )
+    tokenizer.add_special_tokens({"extra_special_tokens": [processor.image_token]}, False)
+    tokenizer.chat_template = processor.chat_template or tokenizer.chat_template
+    tokenizer.pictures = PictureProcessor(processor)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", base: BaseModelRef, folder: Path) -> None:
+    """Write a tokenizer, and the settings of the processor if the model reads pictures."""
+    tokenizer.save_pretrained(folder)
+    if getattr(tokenizer, "pictures", None) is not None:
+        copy_processor(base, folder)
+
+
+def copy_processor(base: BaseModelRef, folder: Path) -> None:
+    """Copy how the base reads pictures and sound into a folder, without any reference to code.
+
+    Training does not change these settings.
+    """
+    for name in PROCESSOR_FILES:
+        revision = base.revision if base.on_hub else None
+        if path := cached_repo_file(base.location, name, revision):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.pop("auto_map", None)
+            atomic_io.write_text(folder / name, json.dumps(values, indent=2) + "\n")
 
 
 def _with_thinking(base: BaseModelRef, template: Any, recipe: Recipe) -> Any:

@@ -244,7 +244,7 @@ def _report_first_rows(
     from peft_space.data.dataset import DEMO_DATA
     from peft_space.data.messages import BadRow
     from peft_space.data.restructuring import form_of
-    from peft_space.data.row_normalization import normalize_record
+    from peft_space.data.row_normalization import normalize_record, pictures_of
     from peft_space.data.schema_detection import detect_schema
     from peft_space.data.table import peek
 
@@ -263,8 +263,8 @@ def _report_first_rows(
     for number, row in rows[:rows_shown]:
         with contextlib.suppress(BadRow):
             records.append(normalize_record(number, row, mappings[0]))
-    if records:
-        report({"preview": _render(recipe, _task(recipe, mappings[0].schema), records)})
+    if records and not any(map(pictures_of, records)):  # those are opened with the whole file
+        report({"preview": _render(recipe, _task(recipe, mappings[0].schema, records), records)})
 
 
 @operation(group="data")
@@ -286,7 +286,7 @@ def show_rows(
     from peft_space.data.column_mapping import make_column_mapping
     from peft_space.data.dataset import detect_mappings
     from peft_space.data.messages import BadRow
-    from peft_space.data.row_normalization import normalize_record
+    from peft_space.data.row_normalization import normalize_record, pictures_of
 
     chosen = make_recipe(recipe or {})
     table, mappings = detect_mappings(data)
@@ -306,9 +306,20 @@ def show_rows(
             raw = json.dumps(row, ensure_ascii=False, indent=2)[:_MAX_RAW]
             unusable = {"tokens": [], "cut": 0, "raw": raw, "problem": str(problem)}
             examples[number] = {"row": number, **unusable}
-    rendered = _render(chosen, _task(chosen, mapping.schema), records) if records else []
+    if any(map(pictures_of, records)):
+        records = _with_pictures(table, mapping, [record.row for record in records])
+    rendered = _render(chosen, _task(chosen, mapping.schema, records), records) if records else []
     examples |= {example["row"]: example for example in rendered}
     return {"examples": [examples[number] for number in numbers if number in examples]}
+
+
+def _with_pictures(table: "Table", mapping: "Mapping", numbers: list[int]) -> list[Any]:
+    """The rows with these numbers, with the copies of their pictures."""
+    from peft_space.data.table_normalization import normalize_table
+    from peft_space.runs.events import no_progress
+
+    wanted = set(numbers)
+    return [row for row in normalize_table(table, mapping, no_progress).rows if row.row in wanted]
 
 
 @operation(group="data", internal="The page shows a dataset page by page with it.")
@@ -377,11 +388,13 @@ def _message_text(message: Json) -> Json:
     return {"role": message.get("role", ""), "content": _cell_text(content)[:_MAX_RAW]}
 
 
-def _task(recipe: Recipe, schema: Any) -> Task:
+def _task(recipe: Recipe, schema: Any, rows: list[Any]) -> Task:
+    from peft_space.data.row_normalization import pictures_of
     from peft_space.models.architecture import choose_task
     from peft_space.models.resolve import find_base
 
-    return choose_task(recipe, find_base(recipe.base_model, recipe.revision).config, schema)
+    config = find_base(recipe.base_model, recipe.revision).config
+    return choose_task(recipe, config, schema, any(map(pictures_of, rows)))
 
 
 def _render(recipe: Recipe, task: Task, rows: list[Any]) -> list[Json]:

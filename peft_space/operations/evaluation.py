@@ -17,6 +17,7 @@ from peft_space.operations.registry import (
     Options,
     OtherAdapters,
     OwnPrompts,
+    Pictures,
     Progress,
     Prompts,
     Report,
@@ -124,6 +125,7 @@ def compare(
     sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
     history: Annotated[list[Turn] | None, Field(max_length=100)] = None,
     compare_with: OtherAdapters = None,
+    pictures: Pictures = None,
     report: Progress = None,
 ) -> Json:
     """Answer prompts with the base model and the adapter, and check that the comparison is fair.
@@ -136,13 +138,48 @@ def compare(
     Returns:
         `answers`, each with `base`, `adapter` and `others`; and `fairness`.
     """
+    shown = _of_each_prompt(prompts, pictures or [])
+    return _compare(run, prompts, shown, system, sampling, history, compare_with, report)
+
+
+def _of_each_prompt(prompts: Sequence[str], pictures: Sequence[str | list[str]]) -> list[list[str]]:
+    """The pictures of each prompt."""
+    lists = [[one] if isinstance(one, str) else one for one in pictures]
+    if len(prompts) == 1:
+        return [[one for part in lists for one in part]]
+    if pictures and len(pictures) not in (1, len(prompts)):
+        raise UserError(
+            "evaluation.unusable_picture",
+            f"There are {len(prompts)} prompts and {len(pictures)} pictures. Give one picture for "
+            "all, or one for each, in their order.",
+        )
+    return [lists[number % len(lists)] if lists else [] for number in range(len(prompts))]
+
+
+def _compare(
+    run: str,
+    prompts: Sequence[str],
+    pictures: Sequence[Sequence[str]],
+    system: str,
+    sampling: Sampling,
+    history: Sequence[Any] | None = None,
+    compare_with: list[str] | None = None,
+    report: Report | None = None,
+) -> Json:
+    """Answer prompts with their pictures. The other arguments are those of `compare`."""
     from peft_space.evaluation import adapter_off_check, extra_adapters
     from peft_space.evaluation import compare as comparing
     from peft_space.evaluation.evaluate import commonest_label
+    from peft_space.evaluation.prompts import with_pictures
 
     history, others = history or [], compare_with or []
+    first = [history[0]["prompt"] for _ in prompts] if history else prompts
+    asked = [with_pictures(*question) for question in zip(first, pictures, strict=True)]
     turns = {
-        side: [_turns(system, history, side, prompt) for prompt in prompts]
+        side: [
+            _turns(system, history, side, question, prompt)
+            for question, prompt in zip(asked, prompts, strict=True)
+        ]
         for side in adapter_off_check.SIDES
     }
     on_text = (
@@ -153,6 +190,7 @@ def compare(
     progress(report)(0.0, "Loading the base model and the adapter")
     draw, adapted = comparing.Sampling(**sampling.model_dump()), load_cached(run)
     _check_history(adapted.task_spec.task, bool(history), bool(others))
+    _check_pictures(adapted, any(pictures))
     seen: adapter_off_check.SeenTokens = {"base": [], "adapter": []}
     answers = comparing.compare(adapted, turns["base"], draw, on_text, seen, turns["adapter"])
     other_answers: list[Json] = [{} for _ in prompts]
@@ -190,10 +228,20 @@ def _check_history(task: str, has_history: bool, has_others: bool) -> None:
         )
 
 
-def _turns(system: str, history: Sequence[Any], side: str, prompt: str) -> list[Any]:
+def _check_pictures(adapted: "AdaptedModel", has_pictures: bool) -> None:
+    from peft_space.data.tokenization.render import processor_of
+
+    if has_pictures:
+        processor_of(adapted.tokenizer)
+
+
+def _turns(system: str, history: Sequence[Any], side: str, first: Any, prompt: str) -> list[Any]:
+    """A conversation. `first` is its first question, which may have pictures."""
     messages = [{"role": "system", "content": system}] if system.strip() else []
-    for turn in history:
-        messages.append({"role": "user", "content": turn["prompt"]})
+    if not history:
+        return [*messages, first]
+    for number, turn in enumerate(history):
+        messages.append({"role": "user", "content": turn["prompt"]} if number else first)
         messages.append({"role": "assistant", "content": turn[side]})
     return [*messages, {"role": "user", "content": prompt}]
 
@@ -284,7 +332,7 @@ def vote_pairs(
         on_progress(share, "Both sides answer, unseen")
         batch = questions[start : start + _PROMPTS_PER_BATCH]
         for message in dict.fromkeys(question["system"] for question in batch):
-            together = [one["prompt"] for one in batch if one["system"] == message]
+            together = [one for one in batch if one["system"] == message]
             # not the answers themselves: they would show which side gave which
             still = functools.partial(_report_share, on_progress, share)
             answer = functools.partial(_answer_unseen, run, together, message, sampling, still)
@@ -298,9 +346,11 @@ def _report_share(on_progress: Any, share: float, message: Json) -> None:
 
 
 def _answer_unseen(
-    run: str, prompts: list[str], system: str, sampling: Sampling, report: Report
+    run: str, questions: list[Json], system: str, sampling: Sampling, report: Report
 ) -> list[Json]:
-    result = compare(run, prompts, system, sampling, report=report)
+    prompts = [one["prompt"] for one in questions]
+    pictures = [one.get("pictures", []) for one in questions]
+    result = _compare(run, prompts, pictures, system, sampling, report=report)
     if result["task"].endswith("classification"):
         raise UserError(
             "operations.no_vote_on_labels",

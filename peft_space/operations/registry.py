@@ -114,6 +114,15 @@ Adapter = Annotated[
     str, Kind("adapter", "an adapter: a .zip file, or its name on the Hub", "ADAPTER")
 ]
 Prompts = Annotated[list[str], Kind("prompts", "what to ask", "TEXT")]
+Pictures = Annotated[
+    list[str | list[str]] | None,
+    Kind(
+        "pictures",
+        "pictures for the prompts: one each, one for all, or several for one prompt, which may say "
+        "<image> in their places; after earlier turns they belong to the first question",
+        "FILE",
+    ),
+]
 OwnPrompts = Annotated[list[str] | None, Kind("prompts", "what to ask", "TEXT")]
 OtherAdapters = Annotated[
     list[str] | None,
@@ -192,6 +201,7 @@ _FILES = {
     "data": "file, files or text",
     "held_out": "file or text",
     "adapter": "file or text",
+    "pictures": "list of files",
 }
 _SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _MAX_LISTED = 12

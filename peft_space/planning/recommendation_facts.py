@@ -116,7 +116,7 @@ def _measured_bits(prepared: Prepared, base: BaseModelRef, recipe: Recipe) -> fl
     examples, total, count = Examples(prepared.train), 0.0, 0
     places = np.linspace(0, len(examples) - 1, min(len(examples), _LOSS_SAMPLE)).astype(int)
     for place in places:
-        batch = example_batch(task_spec, examples[int(place)], tokenizer.pad_token_id)
+        batch = example_batch(task_spec, examples[int(place)], tokenizer)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         num_trained = int((batch["labels"] >= 0).sum())
         with torch.inference_mode():

@@ -34,6 +34,7 @@ from peft_space.estimation.training_step import (
     measure_step,
     shared_by,
 )
+from peft_space.estimation.vision_tower import image_token, patches_a_token, tower_parameters
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
 from peft_space.models.architecture import (
@@ -151,7 +152,8 @@ def estimate_prepared(
     base, task = find_base(recipe.base_model, recipe.revision), prepared.task_spec.task
     lengths = row_lengths(Examples(prepared.train).tokens, recipe)
     longest, num_rows = int(lengths.max()), len(lengths)
-    memory = memory_here(recipe, base.config, task, longest, num_rows)
+    patches = _patches(prepared.train, base.config)
+    memory = memory_here(recipe, base.config, task, longest, num_rows, float(patches.max()))
     checkpointing = recipe.gradient_checkpointing == "on"
     if memory:
         checkpointing = memory.gradient_checkpointing
@@ -160,6 +162,18 @@ def estimate_prepared(
     if memory:
         spaces = _on_spaces(recipe, base.config, task, longest, num_rows, time, kinds)
     return Estimates(memory, time, spaces)
+
+
+_ROWS_SEARCHED = 200
+
+
+def _patches(rows: Tokens, config: PretrainedConfig) -> np.ndarray:
+    """Return the patches of the pictures (N,) of the first rows; zero without pictures."""
+    token = image_token(config)
+    if token is None or not len(rows) or not rows.has_pictures:
+        return np.zeros(1)
+    counts = [rows[at].input_ids.count(token) for at in range(min(len(rows), _ROWS_SEARCHED))]
+    return np.array(counts) * patches_a_token(config)
 
 
 def row_lengths(rows: Tokens, recipe: Recipe) -> np.ndarray:
@@ -171,7 +185,12 @@ def row_lengths(rows: Tokens, recipe: Recipe) -> np.ndarray:
 
 
 def memory_here(
-    recipe: Recipe, config: PretrainedConfig, task: Task, length: int, num_rows: int | None = None
+    recipe: Recipe,
+    config: PretrainedConfig,
+    task: Task,
+    length: int,
+    num_rows: int | None = None,
+    patches: float = 0,
 ) -> Memory | None:
     """Estimate the memory of a training on this machine, or on the GPU that ZeroGPU assigns.
 
@@ -181,6 +200,7 @@ def memory_here(
         task: the task to train.
         length: tokens of the longest row.
         num_rows: number of training rows, if known.
+        patches: of the pictures of a row.
 
     Returns:
         The estimate, or None if the base model comes quantized.
@@ -194,7 +214,9 @@ def memory_here(
     free = hardware.free_memory()
     if kind := zerogpu_hardware():
         target, free = {"device": kind.device, "dtype": "bfloat16"}, kind.usable
-    need, checkpointing = estimate_within(layers, recipe, rows, length, free, **target)
+    need, checkpointing = estimate_within(
+        layers, recipe, rows, length, free, **target, patches=patches
+    )
     can_share = processes > 1 and recipe.quantization != "int8"
     wants_to = {"on": True, "automatic": need.total > free, "off": False}[recipe.shard_base]
     if can_share and wants_to:
@@ -331,14 +353,16 @@ def _remedy(memory: Memory) -> str:
 def multiplied_parameters(config: PretrainedConfig, task: Task) -> int:
     """Return the number of parameters that every token is multiplied with.
 
-    These are all parameters except the input embeddings, unless the head shares them. All experts
-    are counted, although a token uses few of them, so the time of such models is overestimated.
+    These are all parameters except the input embeddings, unless the head shares them, and except a
+    vision tower. All experts are counted, although a token uses few of them, so the time of such
+    models is overestimated.
     """
-    model: Any = linear_layers(config, task).model
+    layers = linear_layers(config, task)
+    model: Any = layers.model
     embeddings, head = input_embeddings(model), model.get_output_embeddings()
     shared = embeddings and head is not None and head.weight is embeddings.weight
     unused = 0 if shared or embeddings is None else num_parameters(embeddings)
-    return model.num_parameters() - unused
+    return model.num_parameters() - unused - tower_parameters(layers)
 
 
 def flops_a_token(parameters: int, task: Task, checkpointing: bool) -> int:
@@ -389,11 +413,14 @@ def _estimate_time(
     label_share = min(1.0, float(examples.column("num_trained").mean()) / (row_tokens * sides))
     scored = here.label * label_share
     passes = here.both + (checkpointing + extra) * here.forward
-    step = (passes + (1 + extra / 2) * scored) * tokens / _processes_here(recipe)
+    multiplied, in_tower = multiplied_parameters(config, task), tower_parameters(layers)
+    patches = float(_patches(prepared.train, config).mean()) * rows
+    tower = patches * in_tower / max(1, multiplied) * here.forward
+    step = ((passes + (1 + extra / 2) * scored) * tokens + tower) / _processes_here(recipe)
     held_out_tokens = padded_tokens(held_out_lengths, recipe.batch_size) * sides
     held_out_row = ((1 + extra) * here.forward + scored / 2) * held_out_tokens
     evaluations = num_evaluations(recipe, num_rows) * len(held_out_lengths) * held_out_row
-    flops = flops_a_token(multiplied_parameters(config, task), task, checkpointing) * tokens
+    flops = flops_a_token(multiplied, task, checkpointing) * tokens + 2 * in_tower * patches
     seconds = steps * step + evaluations
     return Time(steps, tokens, flops, checkpointing, 1 / here.both, step, seconds)
 

@@ -31,9 +31,9 @@ _UNITS = re.compile(r"(data|adapter|start|checkpoints/checkpoint-\d+)/.+")
 _NAME = r"/\w[\w.-]*"
 _ALLOWED = re.compile(
     r"(recipe|run|plan|ready|scores|votes)\.json|(events|scoring)\.jsonl"
-    rf"|data({_NAME})+\.(json|arrow)"
+    rf"|data({_NAME})+\.(json|arrow)|data/pictures/[0-9a-f]{{64}}\.png"
     rf"|(adapter|start|checkpoints/checkpoint-\d+)({_NAME})+"
-    r"\.(json|safetensors|md|svg|jinja|txt|model|pt|pth)"
+    r"\.(json|safetensors|md|svg|png|jinja|txt|model|pt|pth)"
     r"|checkpoints/checkpoint-\d+/training_args\.bin"
 )
 

@@ -15,7 +15,7 @@ from peft_space.compat.peft import matching_pattern
 from peft_space.errors import UserError
 from peft_space.models.architecture import CLASSIFYING, ModelLayers
 from peft_space.models.repo_files import SafetensorsHeader, read_header, weight_file_fault
-from peft_space.models.resolve import DEMO_MODEL, model_name
+from peft_space.models.resolve import built_in_model
 from peft_space.recipe import Recipe
 from peft_space.training.adapter_source import CONFIG, WEIGHTS
 
@@ -372,6 +372,6 @@ def base_fields(config: Mapping[str, Any], chosen: Mapping[str, Any], name: str)
         )
     revision = config.get("revision")
     return {
-        "base_model": DEMO_MODEL if base == model_name(DEMO_MODEL) else base,
+        "base_model": built_in_model(base) or base,
         "revision": None if str(revision or "").startswith("sha256-") else revision,
     }

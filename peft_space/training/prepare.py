@@ -114,7 +114,8 @@ def prepare(
         on_progress,
         recipe.file_weights,
     )
-    task = choose_task(recipe, base.config, dataset.column_mapping.schema)
+    has_pictures = any(rows.pictures is not None for rows in (dataset.train, dataset.held_out))
+    task = choose_task(recipe, base.config, dataset.column_mapping.schema, has_pictures)
     labels = _labels(dataset, recipe, base, task) if task in CLASSIFYING else ()
     task_spec = TaskSpec(task, labels)
     layers = linear_layers(base.config, task)

@@ -50,6 +50,7 @@ from peft_space.models.resolve import (
     BaseModelRef,
     first_line,
     pin_revision,
+    save_tokenizer,
 )
 from peft_space.models.special_tokens import set_special_tokens
 from peft_space.models.vocabulary import find_base_of_run
@@ -376,6 +377,7 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     run.append(events.Preparing(what=f"Rendering {len(data.train) + len(data.held_out):,} rows"))
     max_length = plan.max_length if plan else recipe.max_length
     rows, held_out = _examples(tokenizer, recipe, task_spec, data, max_length, options.shuffled)
+    _report_lost_rows(run, data, rows, max_length)
     checkpoint = checkpoints.newest_checkpoint(run)
     if checkpoint:
         _check_checkpoint(run, checkpoint, plan, base, (rows, held_out), options.ignore_mismatch)
@@ -408,6 +410,17 @@ def _setup(run: Run, options: TrainOptions, cache: ModelCache) -> _TrainingSetup
     tokenizer_bytes = len(tokenizer.backend_tokenizer.to_str().encode())
     checkpoints.ensure_disk_space(run, plan.trainable_parameters, tokenizer_bytes)
     return _TrainingSetup(base, task_spec, tokenizer, data, rows, held_out, model, plan, checkpoint)
+
+
+def _report_lost_rows(run: Run, data: TrainingData, rows: Examples, max_length: int) -> None:
+    """Report rows whose pictures do not fit since rows became shorter to save memory."""
+    if data.train.pictures is None:
+        return
+    lost = int(np.isin(data.train.positions, list(rows.tokens.problems())).sum())
+    if lost:
+        what = f"{lost:,} rows are left out at {max_length:,} tokens."
+        why = "Their pictures have more tokens, and a picture cannot be cut."
+        append_notice_once(run, events.Notice(what=what, why=why), ever=True)
 
 
 def _continues_adapter(run: Run) -> bool:
@@ -537,7 +550,7 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
     _sort_lists(new / "adapter_config.json")
     if run.recipe.method in FROM_BASE:
         to_plain_lora(new, run.path("start"))
-    setup.tokenizer.save_pretrained(new)
+    save_tokenizer(setup.tokenizer, setup.base, new)
     if on_adapter_saved:
         prepared = Prepared(setup.task_spec, setup.data, setup.rows.tokens, setup.held_out.tokens)
         on_adapter_saved(run, new, prepared, setup.base, setup.plan)

@@ -129,10 +129,10 @@ def make_trainer(
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
         continues_adapter: whether training continues an adapter, the reference of preferences.
     """
-    collate = collator_of(task_spec, tokenizer.pad_token_id)
+    collate = collator_of(task_spec, tokenizer)
     half = "bfloat16" if arguments["bf16"] else "float16" if arguments["fp16"] else None
     own_forward(model)  # that of a kept model has been changed
-    if task_spec.task in ("causal-lm", "seq2seq-lm"):
+    if task_spec.task in ("causal-lm", "seq2seq-lm", "image-text-to-text"):
         score_labels_only(model, half or "float32")
     if packing:
         pack_rows(model)

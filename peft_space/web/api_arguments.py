@@ -106,6 +106,7 @@ _AS_SHOWN: dict[str, Json] = {
     "options": _OBJECT,
     "json": _OBJECT,
     "adapters": {"hint": Annotated[list[str], Field(max_length=_MAX_ADAPTERS)], "default": []},
+    "pictures": {"hint": Annotated[list[Uploads], Field(max_length=_MAX_PROMPTS)], "default": []},
     "token": _TEXT,
     "text": _TEXT,
 }
@@ -162,6 +163,8 @@ def resolve(parameter: Parameter, value: Any, call: Call) -> Any:
             return owners_of(call.owner)
         case "data":
             return call.files.paths(value)
+        case "pictures":
+            return [call.files.paths(one) for one in value] or None
         case "held_out":
             return call.files.paths(value) if value else None
         case "adapter":

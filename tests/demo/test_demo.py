@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from peft_space.demo import HELD_OUT_FILE, MODEL_DIR, TRAIN_FILE
+from peft_space import operations
+from peft_space.demo import HELD_OUT_FILE, MODEL_DIR, MODELS, PICTURES_FILE, TRAIN_FILE
+from peft_space.models.resolve import find_base
+from peft_space.recipe import Recipe
+from peft_space.training.prepare import make_run, prepare
+from peft_space.training.train import train
 
 
 def rows(path):
@@ -80,3 +85,25 @@ def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(example, {})
     base, adapter = map(float, capsys.readouterr().out.split()[-2:])
     assert 0 <= base <= adapter
+
+
+def test_the_model_that_reads_pictures_is_small_and_answers_about_the_sample():
+    folder = MODELS["demo-pictures"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
+    base = find_base("demo-pictures")
+    data = prepare(str(PICTURES_FILE), Recipe(base_model="demo-pictures"))
+    assert base.name == "peft_space/demo/picture_model"
+    assert data.task_spec.task == "image-text-to-text"
+    assert (len(data.train), len(data.held_out), data.data.num_problems) == (54, 6, 0)
+
+
+@pytest.mark.slow
+def test_the_sample_pictures_teach_the_model_to_describe_them(tmp_path):
+    recipe = Recipe(base_model="demo-pictures", num_epochs=8, eval_split=0.2)
+    run = make_run(tmp_path / "run", str(PICTURES_FILE), recipe)
+    with run.lock():
+        assert train(run).event == "Finished"
+    scores = operations.evaluate(str(run.directory))
+    assert scores["base"]["exact_match"] == 0
+    assert scores["adapter"]["exact_match"] >= 0.2
+    assert scores["adapter"]["loss"] < 0.2 * scores["base"]["loss"]

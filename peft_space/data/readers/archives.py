@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from peft_space.data.pictures import MAX_BYTES, Brought, is_picture
 from peft_space.data.readers import Note, check_unpacked_size, first_line
 from peft_space.errors import UserError
 
@@ -36,6 +37,7 @@ _NOT_ROWS = {
 """Files in archives that describe a dataset: `datasets` writes some into saved folders."""
 _SHARD = re.compile(r"[-_]\d{2,}[-_]of[-_]\d{2,}(?=\.\w+$)|(?<=part)[-_.]?\d+(?=\.\w+$)")
 _MAX_FILES = 1_000
+_MAX_PICTURES = 100_000
 
 
 def choose_files(name: str, archive: zipfile.ZipFile, part: str, note: Note) -> list[str]:
@@ -85,8 +87,47 @@ def choose_files(name: str, archive: zipfile.ZipFile, part: str, note: Note) -> 
 
 def _may_hold_rows(info: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(info.filename)
-    is_hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not info.is_dir() and not is_hidden and path.name.lower() not in _NOT_ROWS
+    if info.is_dir() or _is_hidden(path) or is_picture(path.name):
+        return False
+    return path.name.lower() not in _NOT_ROWS
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
+
+
+def has_table(archive: zipfile.ZipFile) -> bool:
+    """Return True if a zip archive contains a file that may hold rows."""
+    return any(map(_may_hold_rows, archive.infolist()))
+
+
+def unpack_pictures(name: str, archive: zipfile.ZipFile, brought: Brought) -> None:
+    """Add the pictures in the zip archive `name` to `brought`. Nothing is written by its path.
+
+    Raises:
+        UserError: the pictures are too large together, or too many.
+    """
+    infos = [info for info in archive.infolist() if is_picture(info.filename)]
+    infos = [info for info in infos if not _is_hidden(PurePosixPath(info.filename))]
+    if len(infos) > _MAX_PICTURES:
+        raise UserError(
+            "data.too_many_pictures",
+            f"{name}: it contains {len(infos):,} pictures, and the limit is {_MAX_PICTURES:,}. "
+            "Use fewer.",
+        )
+    total = 0
+    for info in infos:
+        try:
+            with archive.open(info) as packed:
+                content = packed.read(MAX_BYTES + 1)
+        except (OSError, EOFError, zlib.error, RuntimeError, ValueError, NotImplementedError,
+                zipfile.BadZipFile) as error:  # fmt: skip
+            cause = "it has a password" if "encrypted" in str(error) else "it is damaged"
+            brought.add_named(info.filename, None, f"{cause} in the archive")
+            continue
+        total += len(content)
+        check_unpacked_size(name, total)
+        brought.add_named(info.filename, content)
 
 
 def _names_of(title: str) -> set[str]:

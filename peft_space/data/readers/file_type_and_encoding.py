@@ -87,8 +87,8 @@ _BINARY_KINDS = {
 _NOT_SUPPORTED = {
     b"version https://git-lfs": "a Git LFS pointer. Download the file itself: `git lfs pull`",
     b"%PDF": "a PDF. Convert it to text (.txt) or to rows (.csv or .jsonl)",
-    b"\x89PNG": "an image. Use text",
-    b"\xff\xd8\xff": "an image. Use text",
+    b"\x89PNG": "an image. Add a table that names it",
+    b"\xff\xd8\xff": "an image. Add a table that names it",
     b"\xd0\xcf\x11\xe0": "an old Office file. Save it as .xlsx or .csv",
     b"SQLite format 3": "a database. Export the table as .csv",
     b"BZh": "a bzip2 file. Unpack it",

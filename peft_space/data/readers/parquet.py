@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_space.data.column_mapping import IMAGES, normalized
+from peft_space.data.pictures import Brought
 from peft_space.data.readers import (
     MAX_ROW_CHARACTERS,
     NumberedRow,
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-def read_parquet(name: str, path: Path) -> Iterator[NumberedRow]:
+def read_parquet(name: str, path: Path, brought: Brought) -> Iterator[NumberedRow]:
     """Yield the rows of a Parquet file.
+
+    Args:
+        name: the file, for messages.
+        path: the file.
+        brought: pictures in the rows are added to it.
 
     Raises:
         UserError: the file is damaged or too large, or a column contains bytes such as images.
@@ -33,13 +40,18 @@ def read_parquet(name: str, path: Path) -> Iterator[NumberedRow]:
     import pyarrow.parquet as pq
 
     try:
-        yield from _written(name, pq.read_schema(path), _rows(name, path))
+        yield from _written(name, pq.read_schema(path), _rows(name, path), brought)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(name, "Parquet", error) from None
 
 
-def read_arrow(name: str, path: Path) -> Iterator[NumberedRow]:
+def read_arrow(name: str, path: Path, brought: Brought) -> Iterator[NumberedRow]:
     """Yield the rows of an Arrow file or stream, as `datasets` saves them, or of a Feather file.
+
+    Args:
+        name: the file, for messages.
+        path: the file.
+        brought: pictures in the rows are added to it.
 
     Raises:
         UserError: the file is damaged or too large, or a column contains bytes such as images.
@@ -55,7 +67,7 @@ def read_arrow(name: str, path: Path) -> Iterator[NumberedRow]:
             file.seek(start)
             reader = pa.ipc.open_stream(file)
             _check_types(name, reader.schema)
-            yield from _written(name, reader.schema, _checked_rows(name, reader))
+            yield from _written(name, reader.schema, _checked_rows(name, reader), brought)
     except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError, struct.error) as error:
         raise _damaged(name, "Arrow", error) from None
 
@@ -120,16 +132,30 @@ def _damaged(name: str, kind: str, error: Exception) -> UserError:
 
 
 def _written(
-    name: str, schema: "pa.Schema", rows: Iterator[dict[str, object]]
+    name: str, schema: "pa.Schema", rows: Iterator[dict[str, object]], brought: Brought
 ) -> Iterator[NumberedRow]:
-    """Yield rows with their values as text."""
+    """Yield rows with their values as text, and pictures as the names of their content."""
     names = _label_names(schema)
+    with_pictures = [field.name for field in schema if _contains_bytes(field.type)]
     for number, row in enumerate(rows, 1):
+        row |= {column: _stored(row[column], brought) for column in with_pictures}
         named = {column: _named(cell, names.get(column)) for column, cell in row.items()}
         written = {column: as_written(_unpadded(cell)) for column, cell in named.items()}
         text = json.dumps(written, ensure_ascii=False)
         check_row_length(name, f"row {number}", len(text))
         yield number, text, written
+
+
+def _stored(cell: object, brought: Brought) -> object:
+    """Return a cell with the SHA-256 of each picture in place of its bytes."""
+    if isinstance(cell, bytes):
+        return {"picture": brought.add(cell)} if cell else None
+    if isinstance(cell, list):
+        return [_stored(one, brought) for one in cell]
+    if isinstance(cell, dict):
+        content = cell.get("bytes")
+        return {"picture": brought.add(content)} if content else cell.get("path")
+    return cell
 
 
 def _label_names(schema: "pa.Schema") -> dict[str, list[str]]:
@@ -219,11 +245,26 @@ def _check_types(name: str, schema: "pa.Schema") -> None:
     """Raise UserError if the columns are too many, not distinct, or contain bytes."""
     check_columns(name, schema.names)
     for field in schema:
-        if _contains_bytes(field.type):
+        if _contains_bytes(field.type) and not _is_picture(field):
             raise UserError(
                 "data.binary_column",
-                f"{name}: the column {field.name!r} contains bytes, such as images. Remove it.",
+                f"{name}: the column {field.name!r} contains bytes that are not pictures. "
+                "Remove it.",
             )
+
+
+def _is_picture(field: "pa.Field") -> bool:
+    """True for bytes in a column named after pictures, and for the Image feature of `datasets`."""
+    import pyarrow as pa
+
+    kind = field.type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        others = [kind.field(i) for i in range(kind.num_fields) if kind.field(i).name != "bytes"]
+        has_bytes = kind.get_field_index("bytes") >= 0
+        return has_bytes and not any(_contains_bytes(one.type) for one in others)
+    return normalized(field.name) in IMAGES
 
 
 def _contains_bytes(kind: "pa.DataType") -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from peft_space.data.messages import Message
+from peft_space.data.messages import PICTURE, Message
 from peft_space.data.tokenization.template_sandbox import RowLimit
 from peft_space.errors import UserError
 
@@ -39,6 +39,7 @@ _CLOSE_THOUGHT = "\n</think>\n\n"
 _FIRST_MARK = 0xF0000
 """A private character that no text contains; `loss_mask` escapes special tokens with others."""
 _MARKS = re.compile("[\U000f0000-\U000ffffd]")
+_AROUND = re.compile(rf"^[\s{PICTURE}]+|[\s{PICTURE}]+$")
 _MAX_LAYOUTS = 256
 _MARKED_KINDS = (
     ("content", "reasoning", "call", "name"),
@@ -172,7 +173,7 @@ class AnswerFinder:
             notes |= self._left_out(row, number, message, pieces, answer)
             begin = spans[-1][1]
         for number, message in enumerate(messages):
-            is_missing = message["content"].strip() and (number, "content") not in pieces
+            is_missing = _stripped(message["content"]) and (number, "content") not in pieces
             if is_missing and message["role"] != "assistant":
                 notes.add("message_left_out")
         if tools and self._leaves_out_tools(messages, tools, text):
@@ -467,7 +468,7 @@ def _mark(
     marks: dict[tuple[int, str], tuple[str, str]] = {}
 
     def mark(number: int, kind: str, text: str) -> str:
-        core = text.strip()
+        core = _stripped(text)
         if not core:
             return text
         first = _FIRST_MARK + 2 * len(marks)
@@ -494,6 +495,14 @@ def _mark(
             ]
         marked.append(copy)
     return marked, marks
+
+
+def _stripped(text: str) -> str:
+    """Return a text without white space and places of pictures around it.
+
+    A template can look at the first part of a content, so that no mark may precede a picture.
+    """
+    return _AROUND.sub("", text) if PICTURE in text else text.strip()
 
 
 def _mark_call(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import render_chat_template, template_variables
-from peft_space.data.messages import Message
+from peft_space.data.messages import PICTURE, Message
 from peft_space.data.tokenization.answer_spans import AnswerFinder, Written, try_writing
 from peft_space.data.tokenization.loss_mask import special_tokens_of
 from peft_space.data.tokenization.template_sandbox import resource_limits
@@ -146,6 +146,8 @@ class ChatTemplate:
         messages = self._with_accepted_calls(messages)
         if self._takes_parts:
             messages = _with_parts(messages)
+        elif any("images" in message for message in messages):
+            messages = [one if "images" not in one else _with_parts([one])[0] for one in messages]
         return self._render(messages, tools, prompt)
 
     def _render(self, messages: list[Message], tools: Tools, prompt: bool = False) -> str:
@@ -219,11 +221,23 @@ class ChatTemplate:
 
 
 def _with_parts(messages: list[Message]) -> list[Message]:
-    """Return the messages with each content as a list of one text."""
+    """Return the messages with each content as a list: of one text, or of texts and pictures."""
     return [
-        message | {"content": [{"type": "text", "text": message["content"]}]}
+        {key: value for key, value in message.items() if key != "images"}
+        | {"content": _parts_of(message)}
         for message in messages
     ]
+
+
+def _parts_of(message: Message) -> list[dict[str, str]]:
+    if "images" not in message:
+        return [{"type": "text", "text": message["content"]}]
+    picture = {"type": "image"}
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(message["content"].split(PICTURE)):
+        parts += [picture] if number else []
+        parts += [{"type": "text", "text": text}] if text else []
+    return parts
 
 
 _ID_LENGTH = 9

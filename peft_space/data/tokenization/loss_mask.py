@@ -31,6 +31,8 @@ class AnnotatedText:
     add_eos: bool = False
     """True if EOS follows the text and has a loss."""
     notes: frozenset[Note] = frozenset()
+    untrained: frozenset[int] = frozenset()
+    """Ids of the tokens that stand for pictures, which never have a loss."""
 
 
 @dataclass(frozen=True)

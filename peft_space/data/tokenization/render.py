@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from peft_space.data.row_normalization import (
     TextClassification,
     TokenClassification,
     UnpairedPreference,
+    pictures_of,
 )
 from peft_space.data.tokenization.answer_spans import Answer, Note, Span
 from peft_space.data.tokenization.chat_template import (
@@ -40,6 +42,8 @@ from peft_space.recipe import Reasoning, Task, TrainOn
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
+
+    from peft_space.data.tokenization.picture_tokens import PictureProcessor
 
 _UNTAGGED = ""
 """The tag of a token without a loss: a special token, or a later token of a word."""
@@ -94,6 +98,10 @@ def render(
         watch(row.row)
         texts.append(_annotate(tokenizer, row, train_on, reasoning))
     watch(None)
+    texts = [
+        _with_pictures(tokenizer, row.row, text, pictures_of(row))
+        for row, text in zip((*rows, *rejected), texts, strict=True)
+    ]
     encoded = encode(tokenizer, texts, with_texts)
     examples = [
         _example(tokenizer, row, text, tokens, max_length)
@@ -145,6 +153,9 @@ def _example(
     max_length: int,
 ) -> TokenizedExample:
     spans = [(start, min(end, max_length)) for start, end in encoded.trained if start < max_length]
+    pictures = pictures_of(row)
+    if pictures:
+        spans = _without_picture_tokens(row.row, annotated, encoded.ids, spans, max_length)
     more: tuple[TokenizedExample, ...] = ()
     if isinstance(row, Text) and row.trained is None:
         more = _pieces(row, annotated, encoded, max_length)
@@ -159,7 +170,81 @@ def _example(
         texts=encoded.texts[:max_length],
         good=row.good if isinstance(row, UnpairedPreference) else None,
         unknown=unknown_characters(tokenizer, annotated, encoded),
+        pictures=pictures,
     )
+
+
+# Pictures
+
+
+def _with_pictures(
+    tokenizer: "PreTrainedTokenizerFast", row: int, annotated: AnnotatedText, pictures: list[str]
+) -> AnnotatedText:
+    """Put what stands for each picture in the place that the template writes for it.
+
+    Raises:
+        UserError: the template writes no such place.
+    """
+    if not pictures:
+        return annotated
+    processor = processor_of(tokenizer)
+    if annotated.text.count(processor.placeholder) != len(pictures):
+        raise UserError(
+            "data.template_omits_pictures",
+            f"Row {row}: the chat template writes {annotated.text.count(processor.placeholder)} "
+            f"places for {len(pictures)} pictures. Use the model's own chat template, or another "
+            "base model.",
+        )
+    processed = [processor.process(path) for path in pictures]
+    text, gains = processor.expand(annotated.text, processed)
+
+    def moved(place: int) -> int:
+        return place + max((gain for end, gain in gains if end <= place), default=0)
+
+    ids = frozenset(number for one in processed for number in processor.special_ids(one.text))
+    trained = [(moved(start), moved(end)) for start, end in annotated.trained]
+    return dataclasses.replace(annotated, text=text, trained=trained, untrained=ids)
+
+
+def processor_of(tokenizer: "PreTrainedTokenizerFast") -> "PictureProcessor":
+    """Return what prepares pictures for the model of a tokenizer.
+
+    Raises:
+        UserError: the tokenizer was loaded for texts alone.
+    """
+    processor: PictureProcessor | None = getattr(tokenizer, "pictures", None)
+    if processor is None:
+        raise UserError(
+            "models.reads_no_pictures",
+            "The rows have pictures, and this model or task reads only text. Choose a base model "
+            "that reads pictures, and the task image-text-to-text.",
+        )
+    return processor
+
+
+def _without_picture_tokens(
+    row: int, annotated: AnnotatedText, ids: list[int], spans: list[Span], max_length: int
+) -> list[Span]:
+    """Return the trained spans without the tokens that stand for pictures.
+
+    Raises:
+        UserError: the length limit would cut such tokens off, and the model needs all of them.
+    """
+    last = max((at for at, number in enumerate(ids) if number in annotated.untrained), default=0)
+    if last >= max_length:
+        raise UserError(
+            "data.picture_too_long",
+            f"Row {row}: its pictures end at token {last + 1:,}, and the limit is {max_length:,} "
+            "tokens. Raise max_length in the recipe, or use fewer pictures in a row.",
+        )
+    kept: list[Span] = []
+    for start, end in spans:
+        for is_text, places in itertools.groupby(
+            range(start, end), lambda place: ids[place] not in annotated.untrained
+        ):
+            run = list(places)
+            kept += [(run[0], run[-1] + 1)] if is_text else []
+    return kept
 
 
 _OVERLAP = 8
@@ -204,6 +289,7 @@ def prompt_ids(
     """Return the token ids of `render_prompt`, which equal those before an answer in training."""
     escaped, typed = escape_special_tokens(tokenizer, messages)
     text = AnnotatedText(render_prompt(tokenizer, escaped, tools), [], typed)
+    text = _with_pictures(tokenizer, 0, text, pictures_of(Conversation(0, messages)))
     [tokens] = encode(tokenizer, [text], with_texts=False)
     return tokens.ids
 

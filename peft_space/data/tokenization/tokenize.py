@@ -21,14 +21,15 @@ from peft_space.data.arrow_store import (
     read_batches,
     token_columns,
 )
-from peft_space.data.row_normalization import Row, from_json
+from peft_space.data.pictures import thumbnail
+from peft_space.data.row_normalization import Row, from_json, pictures_of
 from peft_space.data.tokenization.chat_template import (
     MAX_SECONDS,
     TemplateTimeout,
     template_timeout,
 )
 from peft_space.data.tokenization.loss_mask import unknown_id
-from peft_space.data.tokenization.render import length_limit, render
+from peft_space.data.tokenization.render import length_limit, processor_of, render
 from peft_space.data.tokenization.template_sandbox import (
     BatchTimeout,
     RowLimit,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
-_RENDERER_VERSION = "8"
+_WITH_PICTURES = 20, 120.0
+_RENDERER_VERSION = "9"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
@@ -66,10 +68,10 @@ def tokenize(
     """
     whole = rows.whole()
     limit = length_limit(tokenizer, max_length)
-    renderer = _Renderer(tokenizer, limit, train_on, task, reasoning)
+    renderer = _Renderer(tokenizer, limit, train_on, task, reasoning, rows.pictures)
     write = functools.partial(_write, renderer, whole, on_progress)
     folder = get_or_create("tokens", _cache_key(renderer, whole), write)
-    return Tokens(folder / "tokens.arrow").of_rows(rows.positions)
+    return Tokens(folder / "tokens.arrow", pictures=rows.pictures).of_rows(rows.positions)
 
 
 def preview(
@@ -93,8 +95,9 @@ def preview(
     """
     renderer = _Renderer(tokenizer, max_length, train_on, task, reasoning)
     place = f"row {rows[0].row}"
+    seconds = _WITH_PICTURES[1] if any(map(pictures_of, rows)) else _BATCH_SECONDS
     results = map_in_subprocesses(
-        _receive, (renderer,), _preview_batch, [rows], max_children=1, seconds=_BATCH_SECONDS
+        _receive, (renderer,), _preview_batch, [rows], max_children=1, seconds=seconds
     )
     with contextlib.closing(results), _report_timeouts(lambda: place):
         return next(results)
@@ -109,6 +112,8 @@ class _Renderer:
     train_on: TrainOn
     task: Task
     reasoning: Reasoning
+    pictures: Path | None = None
+    """The folder of the rows' pictures; None if they have none."""
 
     def render(self, rows: Sequence[Row], with_texts: bool) -> list[TokenizedExample]:
         """Render rows, each within the time limit of the template."""
@@ -138,6 +143,8 @@ def _cache_key(renderer: _Renderer, rows: Rows) -> str:
     model = [tokenizer.chat_template, tokenizer.special_tokens_map, language]
     settings = [renderer.max_length, renderer.train_on, renderer.task, renderer.reasoning]
     identity = [_RENDERER_VERSION, rows.digest, *model, *settings]
+    if renderer.pictures and (processor := getattr(tokenizer, "pictures", None)):
+        identity.append(processor.digest)
     digest.update(json.dumps(identity, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -145,15 +152,16 @@ def _cache_key(renderer: _Renderer, rows: Rows) -> str:
 def _write(renderer: _Renderer, rows: Rows, on_progress: OnProgress, folder: Path) -> None:
     """Write tokens.arrow into `folder`."""
     done = 0
+    size, seconds = (_BATCH_ROWS, _BATCH_SECONDS) if not rows.pictures else _WITH_PICTURES
     results = map_in_subprocesses(
-        _receive, (renderer,), _tokenize_batch, read_batches(rows.path, _BATCH_ROWS),
-        max_children=1 + len(rows) // 1_000, seconds=_BATCH_SECONDS,
+        _receive, (renderer,), _tokenize_batch, read_batches(rows.path, size),
+        max_children=1 + len(rows) // (2 * size), seconds=seconds,
     )  # fmt: skip
     with (
         pa.OSFile(str(folder / "tokens.arrow"), "wb") as file,
         pa.ipc.new_file(file, TOKENS) as writer,
         contextlib.closing(results),
-        _report_timeouts(lambda: f"rows {done + 1:,} to {min(done + _BATCH_ROWS, len(rows)):,}"),
+        _report_timeouts(lambda: f"rows {done + 1:,} to {min(done + size, len(rows)):,}"),
     ):
         place = TOKENS.get_field_index("position")
         for batch in results:
@@ -182,7 +190,9 @@ def _receive(renderer: _Renderer) -> _Renderer:
 
 
 def _tokenize_batch(renderer: _Renderer, rows: tuple[list[int], list[str]]) -> pa.RecordBatch:
-    parsed = [from_json(number, line) for number, line in zip(*rows, strict=True)]
+    parsed = [
+        from_json(number, line, renderer.pictures) for number, line in zip(*rows, strict=True)
+    ]
     return pa.record_batch(token_columns(renderer.render_or_explain(parsed)), schema=TOKENS)
 
 
@@ -202,6 +212,8 @@ def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
         "tokens": _with_loss_mask(example),
         "cut": example.cut,
     }
+    if example.pictures:
+        result["pictures"] = _pictures(renderer, example)
     if example.more:
         result["pieces"] = 1 + len(example.more)
     number = unknown_id(renderer.tokenizer)
@@ -219,6 +231,18 @@ def _preview_row(renderer: _Renderer, row: Row) -> dict[str, Any]:
     elif example.good is not None:
         result["label"] = "good" if example.good else "not good"
     return result
+
+
+def _pictures(renderer: _Renderer, example: TokenizedExample) -> list[dict[str, Any]]:
+    """A small copy of each picture of a row, its tokens, and the shapes that the model gets."""
+    processor = processor_of(renderer.tokenizer)
+    shown = []
+    for path in example.pictures:
+        processed = processor.process(path)
+        shapes = {name: list(array.shape) for name, array in processed.arrays.items()}
+        count = processor.count_tokens(processed.text)
+        shown.append({"thumbnail": thumbnail(path), "tokens": count, "arrays": shapes})
+    return shown
 
 
 def _places(ids: list[int], number: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Answers of the base model and the fine-tuned one to the visitor's prompts, on the Compare tab."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,12 +39,12 @@ class Answers:
         self._place_sampling()
         self.progress = gr.Markdown(elem_id="compare-progress")
         self.answers = gr.HTML(elem_id="answers")
-        self.expected = gr.State({})
-        """Prompt -> the answer that its test row expects."""
+        self.asked = gr.State([])
+        """The test rows that are in the box: prompt, expected answer and pictures of each."""
         self.num_used = gr.State(0)
         """Test rows that were used as prompts so far."""
         self.comparison = Operation(page, self.progress)
-        question = {self.prompts, self.system, self.expected, self.compare_with}
+        question = {self.prompts, self.system, self.asked, self.compare_with, self.pictures}
         self.inputs: Inputs = page.selection | question | set(self.sampling.values())
 
     def _place_prompts(self) -> None:
@@ -53,6 +54,14 @@ class Answers:
             lines=3,
             max_lines=20,
             elem_id="prompts",
+        )
+        self.pictures = gr.File(
+            label="Pictures for these prompts",
+            file_count="multiple",
+            file_types=["image"],
+            height=110,
+            visible=False,
+            elem_id="prompt-pictures",
         )
         with gr.Row():
             small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 150}
@@ -106,7 +115,7 @@ class Answers:
     @property
     def row_outputs(self) -> list[gr.components.Component]:
         """Outputs of `use_test_rows`."""
-        return [self.prompts, self.system, self.expected, self.num_used]
+        return [self.prompts, self.system, self.asked, self.num_used, self.pictures]
 
     @property
     def outputs(self) -> list[gr.components.Component]:
@@ -121,8 +130,9 @@ class Answers:
         return {
             self.prompts: PROMPT_SEPARATOR.join(row["prompt"] for row in rows),
             self.system: systems.pop() if len(systems) == 1 else "",
-            self.expected: {row["prompt"].strip(): row["expected"] for row in rows},
+            self.asked: [row | {"prompt": row["prompt"].strip()} for row in rows],
             self.num_used: offset + len(rows),
+            self.pictures: None,
         }
 
     def answer(self, values: Values) -> Iterator[Updates]:
@@ -130,11 +140,9 @@ class Answers:
         prompts = split_prompts(values[self.prompts] or "")
         if not prompts:
             raise UserError("web.no_prompt", "Type a prompt first, or use test examples.")
-        run, expected = self.page.trained_run(values), values[self.expected]
-        rows = [
-            {"prompt": prompt, "base": "", "adapter": "", "expected": expected.get(prompt, "")}
-            for prompt in prompts
-        ]
+        run = self.page.trained_run(values)
+        uploaded = [str(path) for path in values[self.pictures] or []]
+        rows, pictures = _rows_of(prompts, values[self.asked], uploaded)
         grows = len(rows) <= MAX_GROWING
         empty = render_compare.answers_html(rows) if grows else ""
         working = {self.answers: empty, self.stop: gr.update(visible=True)}
@@ -153,11 +161,13 @@ class Answers:
             "sampling": {name: values[field] for name, field in self.sampling.items()},
             "compare_with": self.extra_adapters(values),
         }
+        if any(pictures):
+            arguments["pictures"] = pictures
         show_growing = self._growing(rows, grows)
         yield from self.comparison.stream("compare", show, show_growing, **arguments)
 
     def _growing(
-        self, rows: list[dict[str, str]], grows: bool
+        self, rows: list[dict[str, Any]], grows: bool
     ) -> Callable[[dict[str, Any]], Updates | None]:
         """Return the handler of reports that fills in `rows` and shows them now and then."""
         updated = 0.0
@@ -201,6 +211,34 @@ class Answers:
         return gr.update(choices=choices, value=selected, visible=bool(choices))
 
 
+def _rows_of(
+    prompts: list[str], asked: list[dict[str, Any]], uploaded: list[str]
+) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Prompts with the answers that they expect, and the pictures of each.
+
+    Args:
+        prompts: from the box.
+        asked: test rows; those that were changed in the box no longer count.
+        uploaded: pictures for all prompts, or one for each, in place of those of test rows.
+    """
+    rows, pictures = [], []
+    left = list(asked)
+    for number, prompt in enumerate(prompts):
+        row = next((one for one in left if one["prompt"] == prompt), {})
+        left = [one for one in left if one is not row]
+        own = uploaded[number : number + 1] if len(uploaded) == len(prompts) else uploaded
+        expected = "" if uploaded else row.get("expected", "")
+        rows.append({"prompt": prompt, "base": "", "adapter": "", "expected": expected})
+        pictures.append(own or row.get("pictures", []))
+    return rows, pictures
+
+
+def reads_pictures(run: Run) -> bool:
+    """Return True if a run answers questions about pictures."""
+    path = run.path("data", "task.json")
+    return path.is_file() and json.loads(path.read_text())["task"] == "image-text-to-text"
+
+
 def writing(side: str) -> str:
     """Say which model is writing."""
     names = {"base": "Base model", "adapter": "Fine-tuned model"}
@@ -215,9 +253,9 @@ def build(page: PageContext) -> Answers:
 
     @show_errors
     def read_file(path: str) -> list[Any]:
-        return [PROMPT_SEPARATOR.join(read_prompts(path)), {}]
+        return [PROMPT_SEPARATOR.join(read_prompts(path)), []]
 
-    panel.file.upload(read_file, panel.file, [panel.prompts, panel.expected], **HIDDEN)
+    panel.file.upload(read_file, panel.file, [panel.prompts, panel.asked], **HIDDEN)
     answer = show_errors(panel.answer, panel.progress)
     answering = panel.generate.click(answer, panel.inputs, panel.outputs, **HIDDEN)
     hidden = gr.update(visible=False)
@@ -228,7 +266,7 @@ def build(page: PageContext) -> Answers:
         {
             panel.progress: "",
             panel.answers: "",
-            panel.expected: {},
+            panel.asked: [],
             panel.prompts: "",
             panel.num_used: 0,
             panel.stop: hidden,
@@ -236,8 +274,12 @@ def build(page: PageContext) -> Answers:
     )
 
     def offer(values: Values) -> Updates:
-        return {panel.compare_with: panel.offer_extra_adapters(values)}
+        has_box = bool(values[page.run]) and reads_pictures(page.selected_run(values))
+        return {
+            panel.compare_with: panel.offer_extra_adapters(values),
+            panel.pictures: gr.update(visible=has_box, value=None),
+        }
 
-    page.listen("run", offer, {panel.compare_with}, [panel.compare_with])
+    page.listen("run", offer, {panel.compare_with}, [panel.compare_with, panel.pictures])
     page.enable_with_adapter(panel.generate, panel.use_rows)
     return panel

@@ -9,6 +9,7 @@ import gradio as gr
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from peft_space.demo import MODELS
 from peft_space.web.components import choices_html, picked
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import models as render_models
@@ -45,7 +46,7 @@ class ModelPicker:
 
 
 def _names() -> list[str]:
-    return ["demo", *(model["id"] for model in listed_models())]
+    return [*MODELS, *(model["id"] for model in listed_models())]
 
 
 def build(page: PageContext) -> ModelPicker:

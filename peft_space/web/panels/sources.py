@@ -6,9 +6,15 @@ from typing import Any
 import gradio as gr
 
 from peft_space.data.readers.hub import HubDataset, parse_address
+from peft_space.demo import MODELS
 from peft_space.web.components import choices_html, picked, show_errors
 from peft_space.web.context import HIDDEN, NO_MODEL, PRIVATE, Inputs, PageContext, Updates, Values
-from peft_space.web.panels.examples import EXAMPLES, example_data, is_example
+from peft_space.web.panels.examples import (
+    EXAMPLES,
+    example_data,
+    is_example,
+    model_of_example,
+)
 from peft_space.web.render import sources as render_sources
 
 _HUB_FIELDS: dict[str, dict[str, Any]] = {
@@ -72,7 +78,8 @@ class Sources:
             )
             gr.Markdown(
                 "A table with a question and an answer column, or chat messages. "
-                "CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text."
+                "CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow or text. "
+                "Pictures come in a .zip file with a table."
             )
 
     def _place_hub(self) -> None:
@@ -102,7 +109,8 @@ class Sources:
         """Make `data` the page's only data, and choose the base model that suits them."""
         model = values[self.page.base_model]
         if is_example(data):
-            model = model or "demo"
+            suited = model_of_example(data)
+            model = suited if model in ("", *MODELS) else model
         elif model == "demo":  # it cannot learn anybody's own data
             model = NO_MODEL
         return {

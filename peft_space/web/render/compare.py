@@ -26,7 +26,7 @@ def answers_html(rows: Sequence[dict[str, Any]], marked: bool = False) -> str:
 
     Args:
         rows: each has prompt, base and adapter, and may have rendered, expected, chances, tags
-            and others.
+            and others, and `pictures` as data URIs.
         marked: the answers are complete, so they are marked against the expected one. Without an
             expected answer nothing is right or wrong, and nothing is marked.
     """
@@ -45,11 +45,18 @@ def _card_html(row: dict[str, Any], marked: bool) -> str:
     cells.append(_cell("tuned", "Fine-tuned", adapter, verdict))
     for name, text in (row.get("others") or {}).items():
         cells.append(_cell("other", html.escape(name), _pre(text)))
-    shown = f"{_pre(row['prompt'])}{_cut_html(row)}{_rendered_html(row)}"
+    pictures = pictures_html(row.get("pictures") or [])
+    shown = f"{pictures}{_pre(row['prompt'])}{_cut_html(row)}{_rendered_html(row)}"
     prompt = f'<div class="prompt"><h4>Prompt</h4>{shown}</div>'
     return (
         f'<article class="comparison">{prompt}<div class="sides">{"".join(cells)}</div></article>'
     )
+
+
+def pictures_html(uris: Sequence[str]) -> str:
+    """Return pictures, given as data URIs, next to each other; nothing without them."""
+    shown = "".join(f'<img src="{html.escape(uri)}" alt="Picture of the row">' for uri in uris)
+    return f'<div class="pictures">{shown}</div>' if shown else ""
 
 
 def _cell(css: str, title: str, content: str, check: str = "") -> str:
@@ -243,8 +250,9 @@ def _confusion_html(side: str, confusion: dict[str, Any]) -> str:
     )
 
 
-def pair_html(pair: dict[str, str]) -> str:
+def pair_html(pair: dict[str, Any]) -> str:
     """Return a pair of answers for the blind vote."""
-    prompt = f'<div class="prompt"><h4>Prompt</h4>{_pre(pair["prompt"])}</div>'
+    pictures = pictures_html(pair.get("pictures") or [])
+    prompt = f'<div class="prompt"><h4>Prompt</h4>{pictures}{_pre(pair["prompt"])}</div>'
     sides = "".join(_cell("other", title, _pre(pair[title.lower()])) for title in ("Left", "Right"))
     return f'<article class="comparison">{prompt}<div class="sides">{sides}</div></article>'

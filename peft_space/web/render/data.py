@@ -3,7 +3,6 @@
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,12 @@ from peft_space.data.dataset import source_of
 from peft_space.recipe import Task
 from peft_space.runs.run import Run
 from peft_space.web.render.overview import bars_html, escape, tiles_of
+from peft_space.web.render.tokens import (
+    cut_html,
+    row_pictures_html,
+    tokens_box,
+    tokens_html,
+)
 
 Check = dict[str, Any]
 """The result of the operation `check`."""
@@ -23,8 +28,8 @@ TASK_WORDS: dict[Task, str] = {
     "token-classification": "to tag words",
     "dpo": "to prefer the better of two answers (DPO)",
     "kto": "to prefer good answers over bad ones (KTO)",
+    "image-text-to-text": "to answer questions about pictures",
 }
-MAX_TOKENS = 2_000
 SKIPPED = "skipped"
 """The rows that cannot be used, among the findings."""
 MAX_LABELS = 40
@@ -228,13 +233,14 @@ def example_html(example: dict[str, Any]) -> str:
     is_label = "label" in example
     label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if is_label else ""
     learns_text = any(trained for _, trained in example["tokens"])
+    pictures = row_pictures_html(example.get("pictures", []))
     legend = (
         _legend(example) if learns_text else "<p>The model reads the text and learns the label.</p>"
     )
     pieces = ""
     if "pieces" in example:
         pieces = f"<p>This is the first of {example['pieces']} pieces of a long text.</p>"
-    return f"{legend}{tokens}{label}{pieces}"
+    return f"{legend}{pictures}{tokens}{label}{pieces}"
 
 
 def _legend(example: dict[str, Any]) -> str:
@@ -255,43 +261,4 @@ def _tags_html(name: str, tags: list[list[str]], num_cut: int) -> str:
         for text, tag in tags
     ]
     legend = "<p>The model learns the tag below each token. Gray tokens are context only.</p>"
-    return legend + _tokens_box(f"{name}, tags", " ".join(tokens) + _cut_html(num_cut))
-
-
-def _cut_html(num_cut: int) -> str:
-    return f'<span class="cut">✂ {num_cut:,} tokens truncated</span>' if num_cut else ""
-
-
-def _tokens_box(label: str, content: str) -> str:
-    return f'<div class="tokens" role="group" aria-label="{label}" tabindex="0">{content}</div>'
-
-
-def tokens_html(
-    name: str, row: list[list[Any]], num_cut: int, unknown: Sequence[int] | None = None
-) -> str:
-    """Return a rendered row: learned tokens marked, ends of answers boxed, the others gray.
-
-    Args:
-        name: of the row, for screen readers.
-        row: [text, whether the model learns it] of each token.
-        num_cut: tokens beyond the length limit.
-        unknown: places of tokens that stand for text which the tokenizer has no token for.
-    """
-    tokens = row[:MAX_TOKENS]
-    pieces = []
-    for number, (text, trained) in enumerate(tokens):
-        kind = "masked"
-        if trained:
-            kind = "trained end" if not num_cut and _ends_answer(row, number) else "trained"
-        shown = html.escape(text).replace("\n", '<span class="break">↵</span>\n')
-        shown = shown or '<span class="break">‧</span>'  # the character continues
-        if number in (unknown or ()):
-            kind, shown = f"{kind} unknown", f"<s>{shown}</s>"
-        pieces.append(f'<span class="{kind}" title="token {number + 1}: {kind}">{shown}</span>')
-    if more := len(row) - len(tokens):
-        pieces.append(f'<span class="masked"> … and {more:,} more tokens</span>')
-    return _tokens_box(f"{name}, token by token", "".join(pieces) + _cut_html(num_cut))
-
-
-def _ends_answer(row: list[list[Any]], number: int) -> bool:
-    return number + 1 == len(row) or (number + 1 < MAX_TOKENS and not row[number + 1][1])
+    return legend + tokens_box(f"{name}, tags", " ".join(tokens) + cut_html(num_cut))

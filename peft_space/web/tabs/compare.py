@@ -1,11 +1,13 @@
 """The Compare tab: the verdict first, then the answers next to each other, and ways to try more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
+from peft_space.data.pictures import FOLDER, thumbnail
 from peft_space.evaluation.results import Evaluation, evaluation_from_json, read_scores
+from peft_space.runs.run import Run
 from peft_space.web.components import SlicedOperation, show_errors
 from peft_space.web.context import HIDDEN, PageContext, Updates, Values, has_adapter
 from peft_space.web.panels import answers as answers_panel
@@ -65,7 +67,7 @@ class CompareTab:
             page,
             "evaluate",
             self.scoring,
-            lambda _, result: self.show_scores(evaluation_from_json(result)),
+            lambda run, result: self.show_scores(run, evaluation_from_json(result)),
         )
 
     @property
@@ -85,8 +87,8 @@ class CompareTab:
         yield self.evaluation.begin("Evaluating: the base model and yours answer…") | busy
         yield from self.evaluation.work(run)
 
-    def show_scores(self, scores: Evaluation) -> Updates:
-        """Show the verdict, the answers and all scores."""
+    def show_scores(self, run: Run, scores: Evaluation) -> Updates:
+        """Show the verdict, the answers and all scores of a run."""
         choices = render_verdict.counted_outcomes(scores.samples)
         has_samples = bool(scores.samples)
         return {
@@ -98,7 +100,7 @@ class CompareTab:
                 visible=has_samples,
                 label=render_verdict.filter_title(scores),
             ),
-            self.examples: render_compare.answers_html(scores.samples, marked=True)
+            self.examples: render_compare.answers_html(_samples(run, scores.samples), marked=True)
             if has_samples
             else "<p>This task has no answers to show here. See All scores.</p>",
             self.scores: gr.update(value=render_compare.scores_table(scores), visible=True),
@@ -116,7 +118,8 @@ class CompareTab:
         is_trained = bool(values[self.page.run]) and has_adapter(values[self.page.run_state])
         stored = read_scores(self.page.selected_run(values)) if is_trained else None
         if stored:
-            return self.show_scores(stored) | {self.evaluation.next_slice: []}
+            run = self.page.selected_run(values)
+            return self.show_scores(run, stored) | {self.evaluation.next_slice: []}
         cleared: Updates = dict.fromkeys((self.scoring, self.examples, self.more), "")
         button = gr.update(value="Run evaluation", variant="primary", interactive=is_trained)
         return cleared | {
@@ -130,9 +133,21 @@ class CompareTab:
 
     def filter_examples(self, values: Values) -> str:
         """Show the answers that got better, worse, or neither."""
-        stored = read_scores(self.page.selected_run(values))
+        run = self.page.selected_run(values)
+        stored = read_scores(run)
         rows = render_verdict.filtered(stored.samples if stored else [], values[self.filter])
-        return render_compare.answers_html(rows, marked=True) or "<p>No such answers.</p>"
+        shown = render_compare.answers_html(_samples(run, rows), marked=True)
+        return shown or "<p>No such answers.</p>"
+
+
+def _samples(run: Run, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers with small copies of their pictures in place of the names."""
+    return [
+        sample | {"pictures": [thumbnail(run.path("data", FOLDER, name)) for name in names]}
+        if (names := sample.get("pictures"))
+        else sample
+        for sample in samples
+    ]
 
 
 def build(page: PageContext) -> CompareTab:
