@@ -33,7 +33,7 @@ PROSE = [
 ]
 HEAVY_LIBRARIES = {"torch", "transformers", "peft", "datasets", "trl"}
 
-MAX_MODULES = 185
+MAX_MODULES = 190
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "managers", "misc"}
 MAX_LINES, MAX_P90_LINES, MAX_MEDIAN_LINES = 80, 30, 10
 """Limits of the length of a function, in lines with its signature and docstring."""
@@ -152,7 +152,7 @@ def test_the_page_imports_no_torch():
 # --- names and lengths -----------------------------------------------------------------------
 
 
-def test_there_are_at_most_185_modules():
+def test_there_are_at_most_190_modules():
     assert len([path for path in MODULES if path.name != "__init__.py"]) <= MAX_MODULES
 
 

@@ -37,16 +37,19 @@ class Listener:
     outputs: list[Any]
 
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-"""For every handler of a widget: the public API is declared elsewhere."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress_on": []}
+"""For every handler of a widget: the public API is declared elsewhere. Gradio shows no progress on
+the outputs: with each state of an event it would update every output of every earlier event, which
+keeps a browser busy all the time. Handlers that take long say so themselves."""
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
-"""For handlers that report progress themselves."""
+"""For handlers that answer at once."""
 
 NO_MODEL = ""
 """The form's base model until the visitor chooses one."""
 
-SECONDS_LIVE, SECONDS_IDLE, SECONDS_FALLBACK = 1.0, 5.0, 15.0
-"""Between checks of the run. One costs the visitor's browser about a tenth of a second."""
+SECONDS_LIVE, SECONDS_IDLE, SECONDS_FALLBACK = 3.0, 5.0, 15.0
+"""Between checks of the run. After each event Gradio updates every input of every earlier event, so
+a check can cost the visitor's browser a second on a slow machine."""
 
 
 class PageContext:

@@ -29,6 +29,7 @@ from tests.browser.conftest import (
     show_run,
     start_with_sample_data,
     upload,
+    use_sample_data,
     visit,
     wait_until_finished,
 )
@@ -39,9 +40,7 @@ TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
     span => [span.textContent.replaceAll(/[↵‧]/g, ''), span.classList.contains('trained')])"""
 
 
-def test_the_journey_from_an_uploaded_file_to_the_adapter(
-    app, home, page, shoot, tmp_path, tokenizer
-):
+def test_an_uploaded_file_is_trained_as_it_was_shown(app, home, page, shoot, tmp_path, tokenizer):
     rows = [
         {"question": f"What is thing {i} called?", "answer": f"It is called\nnumber {i}."}
         for i in range(40)
@@ -59,23 +58,17 @@ def test_the_journey_from_an_uploaded_file_to_the_adapter(
     shown = page.evaluate(TOKENS)
     shoot(page, "1-data")
 
-    set_steps(page, 12)
-    open_panel(page, "recipe-tools")
-    open_panel(page, "layers-panel")
-    expect(page.locator("#layers")).to_contain_text("35 layers get an adapter", timeout=SLOW)
-    expect(page.locator("#layers")).to_contain_text("trainable parameters")
-    shoot(page, "2-recipe")
-
+    set_steps(page, 6)
     open_tab(page, "Train")
     expect(page.locator("#about-to-train")).to_contain_text(
-        re.compile("mine.jsonl.*36 rows.*12", re.DOTALL), timeout=SLOW
+        re.compile("mine.jsonl.*36 rows.*6", re.DOTALL), timeout=SLOW
     )
     press_start(page)
-    expect(page.locator("#tiles")).to_contain_text("of 12", timeout=SLOW)
+    expect(page.locator("#tiles")).to_contain_text("of 6", timeout=SLOW)
     page.reload()
     wait_until_finished(page)
-    expect(page.locator("#tiles")).to_contain_text("Step 12 of 12")
-    shoot(page, "3-train")
+    expect(page.locator("#tiles")).to_contain_text("Step 6 of 6")
+    shoot(page, "2-train")
 
     [run] = list_runs("local")
     [example] = render(tokenizer, load_run_data(run).train[:1], 512)
@@ -84,22 +77,37 @@ def test_the_journey_from_an_uploaded_file_to_the_adapter(
     ]
     assert shown == trained, "the preview shows other tokens, or another mask, than training gets"
 
+
+@pytest.mark.slow
+def test_a_trained_run_is_compared_and_downloaded(app, home, page, shoot):
+    start_with_sample_data(page, app, 12)
+    wait_until_finished(page)
+    held_out = load_run_data(list_runs("local")[0]).held_out[:2]
+    new_fine_tune(page)
+    use_sample_data(page)
+    open_tab(page, "Recipe")
+    open_panel(page, "recipe-tools")
+    open_panel(page, "layers-panel")
+    expect(page.locator("#layers")).to_contain_text("35 layers get an adapter", timeout=SLOW)
+    expect(page.locator("#layers")).to_contain_text("trainable parameters")
+    shoot(page, "1-recipe")
+
+    show_run(page)
     open_tab(page, "Compare")
     open_inner_tab(page, "Your prompts")
     page.locator("#how-many input").fill("2")
     page.locator("#use-rows").click()
     expect(page.locator("#prompts textarea")).to_have_value(
-        "\n---\n".join(row.messages[-2]["content"] for row in load_run_data(run).held_out[:2]),
-        timeout=SLOW,
+        "\n---\n".join(row.messages[-2]["content"] for row in held_out), timeout=SLOW
     )
     page.locator("#generate").click()
     expect(page.locator("#answers .prompt summary")).to_have_count(2, timeout=SLOW)
     expect(page.locator("#answers")).to_contain_text(
-        load_run_data(run).held_out[1].messages[-1]["content"].split("\n")[1]
+        held_out[1].messages[-1]["content"].splitlines()[0]
     )
     page.locator("#evaluate").click()
-    expect(page.locator("#verdict")).to_contain_text("4 test rows", timeout=SLOW)
-    shoot(page, "4-compare")
+    expect(page.locator("#verdict")).to_contain_text("60 test rows", timeout=3 * SLOW)
+    shoot(page, "2-compare")
 
     open_tab(page, "Publish")
     page.locator("#export").click()
@@ -108,7 +116,7 @@ def test_the_journey_from_an_uploaded_file_to_the_adapter(
         page.locator("#zip a[download]").first.click()
     with zipfile.ZipFile(download.value.path()) as archive:
         assert "adapter/adapter_model.safetensors" in archive.namelist()
-    shoot(page, "5-publish")
+    shoot(page, "3-publish")
 
 
 @pytest.mark.slow
