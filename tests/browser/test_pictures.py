@@ -21,7 +21,7 @@ from tests.browser.conftest import (
 from tests.fixtures.pictures import COLORS, captioned, picture
 from tests.fixtures.vision_models import idefics3
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 IS_SHOWN = "image => image.complete && image.naturalWidth > 1"
 
 

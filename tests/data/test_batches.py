@@ -1,6 +1,7 @@
 """Batches of every task."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from peft_space.data.batches import collate_packed, collator_of, first_rows
 from peft_space.recipe import TaskSpec
 
 PAD = 0
+TOKENIZER = SimpleNamespace(pad_token_id=PAD)
 SHORT, LONG = (TokenizedExample(1, ids, [(1, len(ids))]) for ids in ([5, 6], [7, 8, 9, 10]))
 ROWS = [
     dataclasses.replace(
@@ -18,7 +20,7 @@ ROWS = [
     for row in (LONG, SHORT, LONG, SHORT)
 ]
 COLLATORS = {
-    task: collator_of(TaskSpec(task, ("a", "b") if "classification" in task else ()), PAD)
+    task: collator_of(TaskSpec(task, ("a", "b") if "classification" in task else ()), TOKENIZER)
     for task in (
         "causal-lm",
         "seq2seq-lm",

@@ -10,8 +10,9 @@ from peft_space.data.arrow_store import MASKED
 from peft_space.data.row_normalization import Conversation
 from peft_space.data.tokenization.chat_template import set_thinking
 from peft_space.data.tokenization.render import prompt_ids, render, without_reasoning
+from peft_space.demo import MODEL_DIR
 from peft_space.errors import UserError
-from peft_space.models.resolve import MODEL_DIR, find_base, load_tokenizer
+from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.planning.recommendation_facts import data_facts
 from peft_space.recipe import make_recipe
 from peft_space.recommend.rules import MachineFacts, ModelFacts, recommend

@@ -22,7 +22,8 @@ def test_the_seed_decides_the_order_and_the_sides_of_pairs(own_run):
     assert [pair["prompt"] for pair in pairs] != prompts
     assert sorted(pair["prompt"] for pair in pairs) == sorted(prompts)
     assert 10 < sum(pair["left"].startswith("adapter") for pair in pairs) < 30
-    assert all(set(pair) == {"pair", "prompt", "left", "right"} for pair in pairs), "sides show"
+    shown = {"pair", "prompt", "left", "right", "pictures"}
+    assert all(set(pair) == shown for pair in pairs), "sides show"
     assert blind_vote.create_pairs(own_run, ANSWERS, seed=1) == pairs
     assert blind_vote.create_pairs(own_run, ANSWERS, seed=2) != pairs
 

@@ -107,7 +107,7 @@ def test_an_evaluation_has_intervals_samples_and_a_forgetting_score(small_run, a
 
 
 def test_a_disabled_adapter_changes_no_general_answer(adapted, monkeypatch):
-    monkeypatch.setattr(evaluate, "GENERAL_PROMPTS", evaluate.GENERAL_PROMPTS[:3])
+    monkeypatch.setattr(evaluate, "GENERAL_PROMPTS", evaluate.GENERAL_PROMPTS[:6])
     body = type(adapted.model.base_model)
     with adapted.model.disable_adapter():
         monkeypatch.setattr(adapted.model, "enable_adapter_layers", lambda: None, raising=False)

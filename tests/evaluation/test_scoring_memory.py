@@ -98,7 +98,7 @@ def test_scoring_halves_its_batches_when_memory_runs_out(adapted, examples, monk
 
 
 def test_a_proof_computes_the_logits_of_answers_alone(adapted):
-    question = _Question(list(range(10, 60)), [7, 8, 9], [], [])
+    question = _Question(list(range(10, 60)), [7, 8, 9], [], [], [], None)
     found = []
     seen = most_logits(lambda: found.append(_logits(adapted.model, CAUSAL_LM, question)))
     assert seen == 4 * VOCABULARY
