@@ -70,6 +70,7 @@ def test_a_run_is_trained_resumed_evaluated_compared_and_exported(run_command, t
     )
     assert set(json.loads(out)["answers"][0]) == {
         "prompt",
+        "pictures",
         "rendered",
         "cut",
         "base",
