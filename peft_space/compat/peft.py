@@ -44,7 +44,7 @@ def layers_taken_for_experts(model: Any, leaf_names: list[str]) -> list[str]:
 
 
 def layers_lost_on_loading(model: Any, names: list[str]) -> list[str]:
-    """The layers whose adapters PEFT would skip when it loads them from a file.
+    """The layers that PEFT would skip when it loads their adapter from a file.
 
     PEFT renames layers by transformers' patterns for old files, some of which match present names
     too. Calls `convert_peft_adapter_state_dict_for_transformers`.

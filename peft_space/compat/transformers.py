@@ -284,7 +284,7 @@ def load_processor(
         tokenizer: of the model; the processor may add special tokens to it.
 
     Returns:
-        None if there is no processor for such models.
+        The processor, or None if transformers has none for this kind of model.
     """
     from transformers import AutoImageProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -330,7 +330,7 @@ def process_picture(processor: Any, pictures: list[Any]) -> tuple[dict[str, Any]
     Calls `_process_images` and `_merge_kwargs`.
 
     Returns:
-        NumPy arrays for the model, and what stands in the text for each picture.
+        NumPy arrays for the model, and the text that replaces the placeholder of each picture.
     """
     import numpy as np
 

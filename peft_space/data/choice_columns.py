@@ -1,4 +1,4 @@
-"""Reads questions whose choices are a column each, such as `A` to `D` or `option1` to `option4`."""
+"""Reads multiple-choice questions that have a column for each choice, such as `A` to `D`."""
 
 import itertools
 import re

@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import io
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.data.cells import listed
 from peft_space.data.messages import PICTURE, BadRow, Message, Reference
+from peft_space.storage.atomic_io import atomic_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -266,9 +266,8 @@ class Opener:
         path = self.folder / f"{digest}.png"
         if not path.exists():
             self.folder.mkdir(exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}")
-            image.save(aside, format="PNG", compress_level=3)
-            os.replace(aside, path)
+            with atomic_file(path, shared=True) as aside:
+                image.save(aside, format="PNG", compress_level=3)
         return digest
 
     def _content(self, reference: Any) -> bytes:

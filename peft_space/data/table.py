@@ -302,7 +302,7 @@ def _batch(
 
 
 def _table_of_folders(folder: Path, brought: Brought) -> _Source:
-    """Write a table of pictures whose folder is their label, and return it.
+    """Write a table that labels each picture with the name of its folder, and return it.
 
     Raises:
         UserError: they are not in folders.

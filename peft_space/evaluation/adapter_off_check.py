@@ -54,7 +54,7 @@ class Fairness:
     num_tokens: int
     """Of the prompts as the model got them."""
     num_with_pictures: int
-    """Prompts with pictures, whose arrays are compared too."""
+    """The number of prompts with pictures. The check compares their pixels too."""
     same_tokens: bool | None
     """True if both sides got the same token ids; None if each continued its own conversation."""
 

@@ -12,18 +12,29 @@ from peft_space.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new text."""
-    aside = path.with_name(f".{path.name}.new")
+    """Replace a file in one step, on the disk too: a reader sees the old text or the new text."""
+    with atomic_file(path) as aside, open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Yield another path. Its file becomes `path` at the end, or is removed after an error.
+
+    Args:
+        path: the file to create or replace.
+        shared: other processes may write the same file at the same time.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid() if shared else 'new'}")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ STILL = {
         "correct_output_scale is zero in a new model; of correction_coefs training reads the "
         "weight past the adapter",
     ),
-    "hunyuan_v1_moe": ("gate.wg", "this tiny model has one expert, whose share is always 1"),
+    "hunyuan_v1_moe": ("gate.wg", "this tiny model has one expert, so its share is always 1"),
     "led": ("global", "no token of a source has attention to the whole text"),
     "longformer": (
         "attention.self",

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from peft_space.errors import UserError
-from peft_space.storage.atomic_io import atomic_directory, sha256_file, write_text
+from peft_space.storage.atomic_io import atomic_directory, atomic_file, sha256_file, write_text
 
 
 def test_a_directory_appears_only_when_it_is_complete(tmp_path):
@@ -67,3 +67,22 @@ def test_a_failed_write_keeps_the_old_text(tmp_path):
 def test_the_digest_of_a_file_is_its_sha_256(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_file_appears_only_when_it_is_complete(tmp_path, shared):
+    path = tmp_path / "file"
+
+    def fail():
+        with atomic_file(path, shared) as aside:
+            aside.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(path, shared) as aside:
+        aside.write_text("whole")
+        assert not path.exists()
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "whole"

@@ -1,7 +1,7 @@
 """Trainings with the arithmetic of a GPU, pretended on a CPU: each trains, scores and compares.
 
-The base is loaded in bfloat16, computes under autocast and answers in bfloat16. PEFT is told that
-autocast is on. Nothing falls back to float32.
+The base is loaded in bfloat16, computes under autocast and answers in bfloat16. PEFT sees
+autocast on. Nothing falls back to float32.
 """
 
 import json

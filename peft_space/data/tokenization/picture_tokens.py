@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from peft_space.compat.transformers import (
     processor_identity,
 )
 from peft_space.data.tokenization.answer_spans import Span
+from peft_space.storage.atomic_io import atomic_file
 from peft_space.storage.content_cache import get_or_create
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ProcessedPicture:
     arrays: dict[str, np.ndarray]
     """Arguments of the model, such as `pixel_values`."""
     text: str
-    """What stands in the text in place of the placeholder."""
+    """The text that replaces the placeholder."""
 
 
 class PictureProcessor:
@@ -175,10 +175,9 @@ def _joined(arrays: list[np.ndarray], axis: int) -> np.ndarray:
 def _write(path: Path, processed: ProcessedPicture) -> None:
     from safetensors.numpy import save_file
 
-    aside = path.with_suffix(f".{os.getpid()}")
     arrays = {name: np.ascontiguousarray(array) for name, array in processed.arrays.items()}
-    save_file(arrays, aside, {"text": json.dumps(processed.text)})
-    os.replace(aside, path)
+    with atomic_file(path, shared=True) as aside:
+        save_file(arrays, aside, {"text": json.dumps(processed.text)})
 
 
 def _read(path: Path) -> ProcessedPicture:
