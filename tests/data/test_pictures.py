@@ -356,3 +356,10 @@ def test_a_run_gets_a_copy_of_the_pictures_of_its_rows(tmp_path):
     data = loaded(chats(tmp_path / "rows.jsonl", contents))
     copies = [name for name in data.files() if name.startswith("data/pictures/")]
     assert len(copies) == len(COLORS)
+
+
+def test_a_picture_over_the_limit_of_pixels_is_refused_though_pillow_opens_it():
+    file = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(file, "PNG")
+    with pytest.raises(BrokenPicture, match="9,000 x 9,000 pixels"):
+        plain_picture(file.getvalue())
