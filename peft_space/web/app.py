@@ -23,7 +23,7 @@ from peft_space.runtime.supervisor import resume_interrupted
 from peft_space.web import api, shell, theme
 from peft_space.web.auth import SecurityMiddleware, new_visitor
 from peft_space.web.components import reset_on_failure, show_errors
-from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.context import EDIT, HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.draft import read_draft, write_draft
 from peft_space.web.panels import runs as runs_panel
 from peft_space.web.panels import snippets as snippets_panel
@@ -128,21 +128,21 @@ def _wire_steps(page: PageContext, layout: _Layout) -> None:
 def _wire_duplicate(page: PageContext, layout: _Layout) -> None:
     """Wire the buttons that make the shown run's settings those of the new fine-tune."""
     buttons = [layout.shell.duplicate, layout.recipe.duplicate, layout.data.duplicate]
-    outputs = [*page.form.widgets.values(), page.run, layout.tabs]
+    outputs = [*page.recipe_outputs, page.run, layout.tabs]
+    inputs: Inputs = {page.recipe_state, *page.selection}
 
     @show_errors
     def duplicate(values: Values) -> Updates:
         run = page.selected_run(values)
         gr.Info(f"The settings of {run.name} are those of the new fine-tune now.", duration=5)
         return {
-            **page.form.show(run.recipe),
+            **page.edit_recipe(values, dict(run.recipe)),
             page.run: "",
             layout.tabs: gr.update(selected="Recipe"),
         }
 
     for button in buttons:
-        copied = button.click(duplicate, page.selection, outputs, **PRIVATE)
-        layout.recipe.refresh_after(copied)
+        button.click(duplicate, inputs, outputs, **EDIT)
 
 
 def _wire_demo(page: PageContext, layout: _Layout) -> None:
@@ -231,7 +231,7 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
             layout.tabs: gr.update(selected=tab) if tab in TABS else gr.skip(),
             layout.shell.sidebar: gr.update(open=bool(is_wide)),
         }
-        return updates | layout.recipe.restore(draft["recipe"])
+        return updates | page.edit_recipe(values, draft["recipe"])
 
     @show_errors
     def describe_machine() -> Updates:
@@ -243,15 +243,12 @@ def _wire_load(page: PageContext, blocks: gr.Blocks, layout: _Layout) -> None:
         page.run,
         page.run_state,
         page.runs_changed,
-        page.recipe_state,
-        page.data_recipe,
-        *page.form.widgets.values(),
+        *page.recipe_outputs,
     ]
     outputs += [page.data, page.held_out, page.column_mapping, layout.tabs, layout.shell.sidebar]
     placed = blocks.load(None, None, place, js="() => window.peftSpace.start()", **HIDDEN)
-    inputs: Inputs = {*page.selection, place}
-    loaded = placed.then(load, inputs, outputs, **HIDDEN)
-    layout.recipe.refresh_after(loaded)
+    inputs: Inputs = {*page.selection, page.recipe_state, place}
+    loaded = placed.then(load, inputs, outputs, **EDIT)
     loaded.then(describe_machine, None, [page.machine, layout.shell.machine], **HIDDEN)
 
 

@@ -43,9 +43,16 @@ the outputs: with each state of an event it would update every output of every e
 keeps a browser busy all the time. Handlers that take long say so themselves."""
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 """For handlers that answer at once."""
+EDIT: dict[str, Any] = {"concurrency_id": "recipe", "concurrency_limit": 1, **HIDDEN}
+"""For handlers that change the recipe: one after the other, so that no change is lost."""
 
 NO_MODEL = ""
 """The form's base model until the visitor chooses one."""
+DATA_FIELDS = (
+    *("base_model", "revision", "task", "max_length", "eval_split", "seed"),
+    *("train_on", "chat_template"),
+)
+"""The fields that change how data are read."""
 
 SECONDS_LIVE, SECONDS_IDLE, SECONDS_FALLBACK = 3.0, 5.0, 15.0
 """Between checks of the run. After each event Gradio updates every input of every earlier event, so
@@ -61,7 +68,7 @@ class PageContext:
 
     def __init__(self) -> None:
         self.workers = SlicedWorkers(OPERATIONS) if settings.on_zerogpu() else Workers()
-        self.form = OptionsForm(Recipe, make_recipe, "recipe")
+        self.form = OptionsForm(Recipe, "recipe")
         self.base_model = gr.Dropdown(
             [],
             value=NO_MODEL,
@@ -71,8 +78,7 @@ class PageContext:
             render=False,
             elem_id="recipe-base_model",
         )
-        self.form.widgets["base_model"] = self.base_model
-        self.form.defaults["base_model"] = NO_MODEL
+        self.form.replace("base_model", self.base_model, NO_MODEL)
         # Any page can read this constant. A secret that changes at each start would make
         # every visitor a new one after a restart.
         self.visitor = gr.BrowserState("", storage_key="peft_space_visitor", secret="peft_space")
@@ -84,7 +90,8 @@ class PageContext:
         self.data_state = gr.State(states.NO_DATA)
         """What the last check of the data found; see `states.DataState`."""
         self.recipe_state = gr.State(states.DEFAULT_RECIPE)
-        """What is changed and what is wrong in the form; see `states.RecipeState`."""
+        """The recipe, as what is changed and what is wrong in the form; see `states.RecipeState`.
+        Handlers read it here: the form's many fields as inputs would slow each event down."""
         self.data_recipe = gr.State({})
         """The changed settings that shape the data; these are read again when it changes."""
         self.measured_seconds = gr.State(None)
@@ -119,7 +126,12 @@ class PageContext:
     @property
     def data_inputs(self) -> Inputs:
         """Inputs of a handler that needs the data and the recipe."""
-        return {self.data, self.held_out, self.column_mapping, *self.form.inputs}
+        return {self.data, self.held_out, self.column_mapping, self.recipe_state}
+
+    @property
+    def recipe_outputs(self) -> list[Any]:
+        """Outputs of a handler that changes any fields of the recipe."""
+        return [*self.form.widgets.values(), self.recipe_state, self.data_recipe]
 
     @property
     def training_inputs(self) -> Inputs:
@@ -135,11 +147,14 @@ class PageContext:
         """Return the owner of the visitor's new runs."""
         return self.owners(values)[0]
 
-    def data_arguments(self, values: Values, **dump_options: Any) -> dict[str, Any]:
+    def data_arguments(
+        self, values: Values, no_model: str = NO_MODEL, **dump_options: Any
+    ) -> dict[str, Any]:
         """Return the arguments of an operation on the page's data and recipe.
 
         Args:
             values: of `data_inputs`.
+            no_model: the base model if none is chosen.
             dump_options: of pydantic's `model_dump` for the recipe.
 
         Raises:
@@ -154,14 +169,43 @@ class PageContext:
             "data": values[self.data],
             "held_out": values[self.held_out] or None,
             "column_mapping": values[self.column_mapping] or None,
-            "recipe": self.recipe(values).model_dump(**dump_options),
+            "recipe": self.recipe(values, no_model).model_dump(**dump_options),
         }
 
-    def recipe(self, values: Values) -> Recipe:
-        """Return the recipe in the form. Raises UserError if a setting is wrong, or no model."""
-        if not (values[self.base_model] or "").strip():
+    def recipe(self, values: Values, no_model: str = NO_MODEL) -> Recipe:
+        """Return the recipe in the form, with the base model `no_model` if none is chosen.
+
+        Raises:
+            UserError: a setting is wrong, or there is no base model.
+        """
+        state: states.RecipeState = values[self.recipe_state]
+        if not (model := state["model"] or no_model):
             raise UserError("web.no_model", "Choose a base model on the Recipe tab.")
-        return self.form.read(values)
+        return make_recipe(state["changed"] | {"base_model": model})
+
+    def edit_recipe(self, values: Values, changed: dict[str, Any]) -> Updates:
+        """Make `changed` the only fields of the recipe that are not at their default.
+
+        Args:
+            values: of `recipe_state`.
+            changed: field -> value, which need not be valid.
+
+        Returns:
+            The new state, and updates of the widgets of fields that differ.
+        """
+        before: states.RecipeState = values[self.recipe_state]
+        changed = self.form.without_defaults(changed)
+        state: states.RecipeState = {
+            "model": changed.get("base_model", NO_MODEL),
+            "changed": changed,
+            "problems": self.form.problems(changed),
+            "seen": before["seen"],
+        }
+        return {
+            **self.form.show(before["changed"], before["problems"], changed, state["problems"]),
+            self.recipe_state: state,
+            self.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
+        }
 
     def selected_run(self, values: Values) -> Run:
         """Return the selected run. Raises UserError if there is none."""

@@ -1,9 +1,9 @@
-"""A form for any pydantic model of options: one widget for each field, and back to the model."""
+"""A form for any pydantic model of options: one widget for each field, and its value back."""
 
 import types
 import typing
-from collections.abc import Callable, Collection
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Collection
+from typing import Any, Literal
 
 import gradio as gr
 from pydantic import BaseModel, ValidationError
@@ -16,22 +16,17 @@ GROUPS = {
 }
 """The groups of the recipe's fields, in the order of the page."""
 
-Options = TypeVar("Options", bound=BaseModel)
 
-
-class OptionsForm(Generic[Options]):
+class OptionsForm:
     """The widgets of a model's fields, not yet on the page; `place` renders them.
 
     Args:
         model: declares each field's type, default, title, help and group.
-        validate: makes the model from the widgets' values, or raises UserError.
         prefix: of the widgets' element ids.
     """
 
-    def __init__(
-        self, model: type[Options], validate: Callable[[dict[str, Any]], Options], prefix: str
-    ):
-        self.model, self._validate = model, validate
+    def __init__(self, model: type[BaseModel], prefix: str):
+        self.model = model
         self.defaults: dict[str, Any] = {
             name: field.default for name, field in model.model_fields.items()
         }
@@ -39,11 +34,12 @@ class OptionsForm(Generic[Options]):
         self.widgets: dict[str, gr.components.Component] = {
             name: _widget(model, name, f"{prefix}-{name}") for name in model.model_fields
         }
+        self._unmarked: set[str] = set()
 
-    @property
-    def inputs(self) -> set[Any]:
-        """Inputs of a handler that reads the form."""
-        return set(self.widgets.values())
+    def replace(self, name: str, widget: gr.components.Component, default: Any) -> None:
+        """Use another widget, which shows no marks, and another default for a field."""
+        self.widgets[name], self.defaults[name] = widget, default
+        self._unmarked.add(name)
 
     def help(self, name: str) -> str:
         """Return the help text of a field, in one line."""
@@ -63,51 +59,67 @@ class OptionsForm(Generic[Options]):
                 with gr.Column(min_width=260, elem_classes=["setting"]):
                     self.widgets[name].render()
 
-    def read(self, values: dict[Any, Any]) -> Options:
-        """Return the options that the widgets show. Raises UserError if one is not valid."""
-        return self._validate(self._fields(values))
+    def parse(self, name: str, value: Any) -> Any:
+        """Return the field's value for its widget's: empty is None if allowed, commas make lists.
 
-    def problems(self, values: dict[Any, Any]) -> dict[str, str]:
-        """Return what is wrong with the widgets' values: field -> a sentence with its title."""
-        fields = self._fields(values)
+        The value need not be valid.
+        """
+        kind, optional = _type_of(self.model, name)
+        if value in (None, "") and optional:
+            return None
+        if isinstance(value, str) and (_is_list(kind) or isinstance(kind, tuple)):
+            if isinstance(kind, tuple) and value in _literals(kind):
+                return value
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    def without_defaults(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the known ones of some fields that are not at their default."""
+        return {
+            name: fields[name]
+            for name, default in self.defaults.items()
+            if name in fields and fields[name] != default
+        }
+
+    def problems(self, fields: dict[str, Any]) -> dict[str, str]:
+        """Return what is wrong with some fields: field -> a sentence with its title."""
         try:
             self.model.model_validate(fields)
         except ValidationError as error:
-            return {
-                str(details["loc"][0]): describe_problem(self.model, str(details["loc"][0]))
-                for details in error.errors()
-            }
+            names = [str(details["loc"][0]) for details in error.errors()]
+            return {name: describe_problem(self.model, name) for name in names}
         return {}
 
-    def changed(self, values: dict[Any, Any]) -> dict[str, Any]:
-        """Return the fields whose widgets do not show the default, with their values."""
-        return {
-            name: value
-            for name, value in self._fields(values).items()
-            if value != self.defaults[name]
-        }
+    def show(
+        self,
+        before: dict[str, Any],
+        problems_before: dict[str, str],
+        changed: dict[str, Any],
+        problems: dict[str, str],
+    ) -> dict[gr.components.Component, Any]:
+        """Return updates of the widgets whose value or mark differs.
 
-    def _fields(self, values: dict[Any, Any]) -> dict[str, Any]:
-        return {
-            name: _parse(self.model, name, values[widget]) for name, widget in self.widgets.items()
-        }
-
-    def show_values(self, values: dict[str, Any]) -> dict[gr.components.Component, Any]:
-        """Return the value of each widget for some of the fields; the others get their default.
-
-        The values need not be valid, and unknown fields are left out.
+        Args:
+            before: the fields that were not at their default, with their values.
+            problems_before: what was wrong.
+            changed: the fields that are not at their default now, with their values.
+            problems: what is wrong now.
         """
-        shown = {name: values.get(name, default) for name, default in self.defaults.items()}
-        return {
-            widget: _format(self.model, name, shown[name]) for name, widget in self.widgets.items()
-        }
-
-    def show(self, options: Options) -> dict[gr.components.Component, Any]:
-        """Return the value of each widget for these options."""
-        return {
-            widget: _format(self.model, name, getattr(options, name))
-            for name, widget in self.widgets.items()
-        }
+        shown = {}
+        for name, widget in self.widgets.items():
+            update: dict[str, Any] = {}
+            default = self.defaults[name]
+            if (value := changed.get(name, default)) != before.get(name, default):
+                update["value"] = _format(self.model, name, value)
+            problem = problems.get(name)
+            marks_before = (problems_before.get(name), name in before)
+            marks = (problem, name in changed)
+            if name not in self._unmarked and marks != marks_before:
+                css = ["wrong"] if problem else ["changed"] if name in changed else []
+                update |= {"info": problem or self.help(name), "elem_classes": css}
+            if update:
+                shown[widget] = gr.update(**update)
+        return shown
 
 
 def describe_problem(model: type[BaseModel], name: str) -> str:
@@ -171,18 +183,6 @@ def _widget(model: type[BaseModel], name: str, elem_id: str) -> gr.components.Co
     if is_number and not optional:  # an empty gr.Number shows 0, so optional ones are text
         return gr.Number(precision=0 if kind is int else None, **shared)
     return gr.Textbox(placeholder="automatic" if is_number else None, **shared)
-
-
-def _parse(model: type[BaseModel], name: str, value: Any) -> Any:
-    """Turn a widget's value into the field's: empty is None if allowed, commas make lists."""
-    kind, optional = _type_of(model, name)
-    if value in (None, "") and optional:
-        return None
-    if isinstance(value, str) and (_is_list(kind) or isinstance(kind, tuple)):
-        if isinstance(kind, tuple) and value in _literals(kind):
-            return value
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
 
 
 def _format(model: type[BaseModel], name: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import textwrap
 import traceback
 from collections import Counter
 from datetime import date
@@ -100,7 +101,8 @@ def _through_the_app(kind, task, folder):
         with run.lock():
             train(run)
     except UserError as error:
-        return {"outcome": "refused", "code": error.code, "why": str(error)}
+        why = " ".join(str(error).replace(str(folder / "base"), "the model").split())
+        return {"outcome": "refused", "code": error.code, "why": why}
     still = _still_layers(run, recipe)
     merged = operations.export(
         str(run.directory), str(folder / "merged"), {"target": "merged", "dtype": "float32"}
@@ -198,7 +200,16 @@ def _report(found):
         for outcome, title in _TITLES.items():
             names = sorted(kind for kind in kinds if found[task, kind]["outcome"] == outcome)
             if names:
-                lines += [f"**{title.capitalize()} ({len(names)}):** {', '.join(names)}.", ""]
+                text = f"**{title.capitalize()} ({len(names)}):** {', '.join(names)}."
+                lines += [*textwrap.wrap(text, 99, break_on_hyphens=False), ""]
+        refused = [kind for kind in kinds if found[task, kind]["outcome"] == "refused"]
+        if refused:
+            lines += ["| refused | code | what the user reads |", "|---|---|---|"]
+            rows = [(kind, found[task, kind]) for kind in sorted(refused)]
+            lines += [
+                f"| {kind} | `{row['code']}` | {row['why'].replace('|', '/')} |"
+                for kind, row in rows
+            ]
     lines += ["", "## Layers that these tiny models did not move", "", "| kind | layers | why |"]
     lines += ["|---|---|---|", *(f"| {k} | {part} | {why} |" for k, (part, why) in STILL.items())]
     lines += ["", "## Kinds without a tiny model", "", "| kind | why |", "|---|---|"]

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from peft_space.demo import MODELS
-from peft_space.web.components import choices_html, picked
-from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
+from peft_space.web.components import choices_html, picked, show_errors
+from peft_space.web.context import EDIT, HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import models as render_models
 
 LIST = Path(__file__).parents[1] / "models.json"
@@ -31,8 +31,6 @@ class ModelPicker:
 
     def __init__(self, page: PageContext):
         self.page = page
-        self.picked: Any = None
-        """The event of a card that was pressed."""
         page.base_model.choices = [(name, name) for name in _names()]
         page.base_model.render()
         self.status = gr.Markdown(elem_id="model-status")
@@ -52,7 +50,13 @@ def _names() -> list[str]:
 def build(page: PageContext) -> ModelPicker:
     """Place and wire the picker."""
     picker = ModelPicker(page)
-    picker.picked = picker.cards.click(pick, None, page.base_model, **HIDDEN)
+
+    @show_errors
+    def pick(values: Values, event: gr.EventData) -> Updates:
+        changed = values[page.recipe_state]["changed"]
+        return page.edit_recipe(values, changed | {"base_model": picked(event)})
+
+    picker.cards.click(pick, {page.recipe_state}, page.recipe_outputs, **EDIT)
 
     def show(values: Values) -> Updates:
         model, machine = values[page.recipe_state]["model"], values[page.machine]
@@ -65,11 +69,6 @@ def build(page: PageContext) -> ModelPicker:
         search, None, page.base_model, trigger_mode="always_last", queue=False, **HIDDEN
     )
     return picker
-
-
-def pick(event: gr.EventData) -> str:
-    """Return the model whose card was pressed."""
-    return picked(event)
 
 
 def search(event: gr.KeyUpData) -> Any:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from peft_space.recipe import read_recipe
 from peft_space.web.components import Operation, cancel_button, show_errors
-from peft_space.web.context import HIDDEN, PRIVATE, PageContext, Updates, Values
+from peft_space.web.context import EDIT, HIDDEN, PRIVATE, PageContext, Updates, Values
 from peft_space.web.render import recipe as render_recipe
 
 _SOURCES = (
@@ -28,7 +28,7 @@ def build_layers(page: PageContext) -> None:
             recipe["task"] = values[page.task]
         return render_recipe.layers_markdown(page.workers.call("layers", recipe=recipe))
 
-    panel.expand(show_layers, {page.task, *page.form.inputs}, layers, **PRIVATE)
+    panel.expand(show_layers, {page.task, page.recipe_state}, layers, **PRIVATE)
 
 
 def build_measurement(page: PageContext) -> None:
@@ -75,8 +75,8 @@ def build_measurement(page: PageContext) -> None:
     page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
 
 
-def build_file(page: PageContext) -> Any:
-    """Place and wire recipes as JSON files; return the event that changes the form."""
+def build_file(page: PageContext) -> None:
+    """Place and wire recipes as JSON files."""
     with gr.Accordion("Recipe as a file", open=False, elem_id="recipe-file"):
         with gr.Row():
             show = gr.Button("View as JSON", size="md", elem_id="show-json")
@@ -96,8 +96,8 @@ def build_file(page: PageContext) -> Any:
         return gr.update(value=page.recipe(values).model_dump_json(indent=2), visible=True)
 
     @show_errors
-    def load(path: str) -> Updates:
-        return page.form.show(read_recipe(path))
+    def load(values: Values) -> Updates:
+        return page.edit_recipe(values, dict(read_recipe(values[upload])))
 
-    show.click(show_json, page.form.inputs, as_json, **PRIVATE)
-    return upload.upload(load, upload, list(page.form.widgets.values()), **PRIVATE)
+    show.click(show_json, {page.recipe_state}, as_json, **PRIVATE)
+    upload.upload(load, {upload, page.recipe_state}, page.recipe_outputs, **EDIT)

@@ -7,12 +7,12 @@ import gradio as gr
 
 from peft_space.recipe import make_recipe
 from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
-from peft_space.web.context import HIDDEN, PageContext, Updates, Values
+from peft_space.web.context import EDIT, HIDDEN, PageContext, Updates, Values
 from peft_space.web.render import recipe as render_recipe
 
 
-def build(page: PageContext) -> list[Any]:
-    """Place and wire the panel; return the events that change the form."""
+def build(page: PageContext) -> None:
+    """Place and wire the panel."""
     with gr.Row():
         recommend = gr.Button(
             "Recommend settings for my data", size="md", scale=0, min_width=320, elem_id="recommend"
@@ -52,21 +52,20 @@ def build(page: PageContext) -> list[Any]:
     def use(values: Values) -> Updates:
         shown = {progress: "✓ Applied.", apply: gr.update(visible=False)}
         shown |= {undo: gr.update(visible=True), table: gr.update(visible=False)}
-        shown |= {before: page.form.changed(values)}
-        return {**page.form.show(make_recipe(values[recommended])), **shown}
+        shown |= {before: values[page.recipe_state]["changed"]}
+        changed = dict(make_recipe(values[recommended]))
+        return {**page.edit_recipe(values, changed), **shown}
 
     @show_errors
     def restore(values: Values) -> Updates:
         shown = {progress: "Your earlier settings are back.", undo: gr.update(visible=False)}
-        return {**page.form.show_values(values[before]), **shown}
+        return {**page.edit_recipe(values, values[before]), **shown}
 
     event = operation.on_click(recommend, run, page.data_inputs, [table, apply, undo, recommended])
     operation.cancel_events([event], "")
-    fields = list(page.form.widgets.values())
-    outputs = [*fields, progress, table, apply, undo, before]
-    applied = apply.click(use, {recommended, *page.form.inputs}, outputs, **HIDDEN)
-    undone = undo.click(restore, {before}, [*fields, progress, undo], **HIDDEN)
+    outputs = [*page.recipe_outputs, progress, table, apply, undo, before]
+    apply.click(use, {recommended, page.recipe_state}, outputs, **EDIT)
+    undo.click(restore, {before, page.recipe_state}, outputs, **EDIT)
     hidden = gr.update(visible=False)
     cleared = {progress: "", table: hidden, apply: hidden, undo: hidden}
     page.data.change(lambda: cleared, None, list(cleared), **HIDDEN)
-    return [applied, undone]

@@ -118,7 +118,6 @@ def build(page: PageContext) -> Rows:
     rows = Rows(page)
     inputs: Inputs = {
         *page.data_inputs,
-        page.recipe_state,
         page.data_state,
         rows.query,
         rows.position,

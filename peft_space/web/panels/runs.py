@@ -129,8 +129,8 @@ def _build_import(page: PageContext) -> None:
 
     def import_adapter(values: Values) -> Iterator[Updates]:
         adapter = adapter_source(values[upload], values[name])
-        model = values[page.base_model] or "demo"  # it is replaced by the adapter's
-        arguments = page.data_arguments(values | {page.base_model: model}, exclude_defaults=True)
+        # an adapter's own base model takes the place of "demo"
+        arguments = page.data_arguments(values, no_model="demo", exclude_defaults=True)
         folder = quotas.new_run(page.owner(values))
 
         def show(result: dict[str, Any]) -> Updates:

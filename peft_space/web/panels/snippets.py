@@ -28,7 +28,7 @@ def build(page: PageContext) -> None:
         data, held_out, mapping = (
             values[state] for state in (page.data, page.held_out, page.column_mapping)
         )
-        recipe = page.form.read(values | {page.base_model: values[page.base_model] or "demo"})
+        recipe = page.recipe(values, no_model="demo")
         return list(render_overview.commands(data, held_out, mapping, recipe))
 
     accordion.expand(write, page.training_inputs, [shell, python], **HIDDEN)

@@ -8,7 +8,16 @@ import gradio as gr
 from peft_space.data.readers.hub import HubDataset, parse_address
 from peft_space.demo import MODELS
 from peft_space.web.components import choices_html, picked, show_errors
-from peft_space.web.context import HIDDEN, NO_MODEL, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.context import (
+    EDIT,
+    HIDDEN,
+    NO_MODEL,
+    PRIVATE,
+    Inputs,
+    PageContext,
+    Updates,
+    Values,
+)
 from peft_space.web.panels.examples import (
     EXAMPLES,
     example_data,
@@ -102,12 +111,13 @@ class Sources:
     def outputs(self) -> list[Any]:
         """Outputs of every handler that changes the source."""
         page = self.page
-        model = [page.base_model, page.recipe_state, page.data_recipe]
-        return [page.data, page.held_out, page.column_mapping, *model, self.file]
+        mapped = [page.data, page.held_out, page.column_mapping]
+        return [*mapped, *page.recipe_outputs, self.file]
 
     def use(self, values: Values, data: str | list[str], held_out: str = "") -> Updates:
         """Make `data` the page's only data, and choose the base model that suits them."""
-        model = values[self.page.base_model]
+        recipe = values[self.page.recipe_state]
+        model = recipe["model"]
         if is_example(data):
             suited = model_of_example(data)
             model = suited if model in ("", *MODELS) else model
@@ -118,20 +128,7 @@ class Sources:
             self.page.held_out: held_out,
             self.page.column_mapping: {},
             self.file: None,
-            **self._choose(values, model),
-        }
-
-    def _choose(self, values: Values, model: str) -> Updates:
-        """Choose a base model together with the data, so that these are read once."""
-        page = self.page
-        recipe, data_recipe = values[page.recipe_state], values[page.data_recipe]
-        changed = {"base_model": model} if model else {}
-        kept = {name: value for name, value in recipe["changed"].items() if name != "base_model"}
-        read = {name: value for name, value in data_recipe.items() if name != "base_model"}
-        return {
-            page.base_model: model,
-            page.recipe_state: {**recipe, "model": model, "changed": kept | changed},
-            page.data_recipe: read | changed,
+            **self.page.edit_recipe(values, recipe["changed"] | {"base_model": model}),
         }
 
     def use_hub_dataset(self, values: Values) -> Updates:
@@ -158,7 +155,7 @@ class Sources:
 def build(page: PageContext) -> Sources:
     """Place and wire the source."""
     sources = Sources(page)
-    base: Inputs = {page.base_model, page.recipe_state, page.data_recipe}
+    recipe = page.recipe_state
 
     @show_errors
     def upload(values: Values) -> Updates:
@@ -182,13 +179,13 @@ def build(page: PageContext) -> Sources:
         return sources.use(values, "")
 
     outputs = sources.outputs
-    sources.file.upload(upload, {sources.file, *base}, outputs, **PRIVATE)
-    sources.replace.upload(replace_files, {sources.replace, *base}, outputs, **PRIVATE)
-    sources.examples.click(use_example, base, outputs, **PRIVATE)
-    hub_inputs: Inputs = {*sources.hub.values(), *base}
+    sources.file.upload(upload, {sources.file, recipe}, outputs, **EDIT)
+    sources.replace.upload(replace_files, {sources.replace, recipe}, outputs, **EDIT)
+    sources.examples.click(use_example, {recipe}, outputs, **EDIT)
+    hub_inputs: Inputs = {*sources.hub.values(), recipe}
     use_hub = show_errors(sources.use_hub_dataset)
-    sources.use_hub.click(use_hub, hub_inputs, outputs, **PRIVATE)
-    sources.remove.click(remove, base, outputs, **PRIVATE)
+    sources.use_hub.click(use_hub, hub_inputs, outputs, **EDIT)
+    sources.remove.click(remove, {recipe}, outputs, **EDIT)
     sources.add.upload(add, {page.data, sources.add}, page.data, **PRIVATE)
     sources.held_out.upload(lambda path: path or "", sources.held_out, page.held_out, **PRIVATE)
     sources.file.change(None, js=_LABEL_ADD_BUTTON, **PRIVATE)

@@ -186,7 +186,7 @@ def _wire_check(page: PageContext, tab: DataTab) -> None:
     """Check the data whenever it, its mapping or a recipe field that shapes it changes."""
     changes = [page.data.change, page.held_out.change, page.column_mapping.change]
     check = show_errors(tab.check, tab.summary)
-    inputs: Inputs = {page.recipe_state, page.data_recipe, tab.checked, *page.data_inputs}
+    inputs: Inputs = {page.data_recipe, tab.checked, *page.data_inputs}
     checking = gr.on(
         [*changes, page.data_recipe.change],
         check,

@@ -1,5 +1,6 @@
 """The Recipe tab: the base model, a preset, a recommendation, and all settings."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,16 @@ import gradio as gr
 
 from peft_space.errors import UserError, user_message
 from peft_space.web.components import choices_html, picked, show_errors
-from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
+from peft_space.web.context import (
+    EDIT,
+    HIDDEN,
+    NO_MODEL,
+    PRIVATE,
+    Inputs,
+    PageContext,
+    Updates,
+    Values,
+)
 from peft_space.web.panels import models as models_panel
 from peft_space.web.panels import planning as planning_panel
 from peft_space.web.panels import ranks as ranks_panel
@@ -24,11 +34,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Thorough": {"num_epochs": 8.0, "early_stopping_patience": 2},
 }
 """The presets: the fields of `PRESET_FIELDS` that differ from their defaults."""
-DATA_FIELDS = (
-    *("base_model", "revision", "task", "max_length", "eval_split", "seed"),
-    *("train_on", "chat_template"),
-)
-"""The fields that change how data are read."""
 PRESET_FIELDS = ("max_steps", "num_epochs", "early_stopping_patience")
 
 
@@ -43,13 +48,13 @@ class RecipeTab:
                     self.picker = models_panel.build(page)
                 with gr.Column(scale=1, min_width=260, elem_id="recipe-side"):
                     self._place_side()
-            self.changes = [self.picker.picked, *recommendation_panel.build(page)]
+            recommendation_panel.build(page)
             self._place_settings()
             with gr.Accordion("Tools", open=False, elem_id="recipe-tools"):
                 planning_panel.build_layers(page)
                 planning_panel.build_measurement(page)
                 ranks_panel.build_rank_sweep(page)
-                self.changes.append(planning_panel.build_file(page))
+                planning_panel.build_file(page)
             with gr.Row(elem_classes=["footer"]):
                 self.hint = gr.Markdown(missing(NO_DATA, DEFAULT_RECIPE), elem_id="recipe-missing")
                 self.next = gr.Button(
@@ -91,78 +96,38 @@ class RecipeTab:
                 with gr.Row():
                     self.page.form.place(group, but=["base_model"])
 
-    def refresh(self, values: Values) -> Updates:
-        """Say at each field what is wrong with it, and mark those that were changed."""
-        page, before = self.page, values[self.page.recipe_state]
-        form = page.form
-        model = (values[page.base_model] or "").strip()
-        problems, changed = form.problems(values), form.changed(values)
-        problems.pop("base_model", None)  # the tab asks for it
-        updates: Updates = {}
-        for name, widget in form.widgets.items():
-            old = (before["problems"].get(name), name in before["changed"])
-            new = (problems.get(name), name in changed)
-            if old != new and name != "base_model":
-                css = ["wrong"] if new[0] else ["changed"] if new[1] else []
-                updates[widget] = gr.update(info=new[0] or form.help(name), elem_classes=css)
-        state: RecipeState = {
-            "model": model,
-            "changed": changed,
-            "problems": problems,
-            "seen": before["seen"],
-        }
-        return updates | {
-            page.recipe_state: state,
-            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
-            self.changed: render_recipe.changed_html(changed),
-            self.preset: preset_of(changed),
-        }
-
-    def restore(self, changed: dict[str, Any]) -> Updates:
-        """Show the settings of a stored new fine-tune."""
+    def edit(self, values: Values, name: str) -> Updates:
+        """Take over one field that the visitor changed."""
         page = self.page
-        state = {**DEFAULT_RECIPE, "model": changed.get("base_model", ""), "changed": changed}
-        return {
-            **page.form.show_values(changed),
-            page.recipe_state: state,
-            page.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
-        }
-
-    @property
-    def refreshed(self) -> list[Any]:
-        """Outputs of `refresh`."""
-        page = self.page
-        return [
-            *page.form.widgets.values(),
-            page.recipe_state,
-            page.data_recipe,
-            self.changed,
-            self.preset,
-        ]
-
-    def refresh_after(self, event: Any) -> None:
-        """Refresh after an event that changed the form."""
-        inputs: Inputs = {self.page.recipe_state, *self.page.form.inputs}
-        event.then(show_errors(self.refresh), inputs, self.refreshed, **HIDDEN)
+        value = page.form.parse(name, values[page.form.widgets[name]])
+        if name == "base_model":
+            value = (value or NO_MODEL).strip()
+        updates = page.edit_recipe(values, values[page.recipe_state]["changed"] | {name: value})
+        updates.get(page.form.widgets[name], {}).pop("value", None)  # it shows what was typed
+        return updates
 
     def apply_preset(self, values: Values) -> Updates:
         """Set the fields of the chosen preset."""
-        chosen = {name: self.page.form.defaults[name] for name in PRESET_FIELDS}
-        chosen |= PRESETS.get(values[self.preset] or "", {})
-        shown = self.page.form.show_values(chosen)
-        return {widget: shown[widget] for widget in self._preset_widgets}
-
-    @property
-    def _preset_widgets(self) -> list[Any]:
-        return [self.page.form.widgets[name] for name in PRESET_FIELDS]
+        changed = values[self.page.recipe_state]["changed"]
+        kept = {name: value for name, value in changed.items() if name not in PRESET_FIELDS}
+        return self.page.edit_recipe(values, kept | PRESETS.get(values[self.preset] or "", {}))
 
     def reset(self, values: Values, event: gr.EventData) -> Updates:
         """Set the pressed field back to its default."""
-        name = picked(event)
-        if name not in self.page.form.widgets:
-            return {self.page.base_model: gr.skip()}
-        shown = self.page.form.show_values({})
-        return {self.page.form.widgets[name]: shown[self.page.form.widgets[name]]}
+        changed = dict(values[self.page.recipe_state]["changed"])
+        changed.pop(picked(event), None)
+        return self.page.edit_recipe(values, changed)
+
+    def describe(self, values: Values) -> Updates:
+        """List the changed settings, mark the preset that they are, and say what is missing."""
+        recipe = values[self.page.recipe_state]
+        words = missing(values[self.page.data_state], recipe)
+        return {
+            self.changed: render_recipe.changed_html(recipe["changed"]),
+            self.preset: preset_of(recipe["changed"]),
+            self.hint: words,
+            self.next: gr.update(interactive=not words),
+        }
 
     def summarize(self, values: Values) -> Iterator[Updates]:
         """Show memory, time and trainable share of what the form says."""
@@ -218,8 +183,8 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
     def see(state: RecipeState) -> RecipeState:
         return {**state, "seen": True}
 
-    tab_item.select(see, page.recipe_state, page.recipe_state, **HIDDEN)
-    inputs: Inputs = {page.data_state, page.recipe_state, page.task, *page.training_inputs}
+    tab_item.select(see, page.recipe_state, page.recipe_state, **EDIT)
+    inputs: Inputs = {page.data_state, page.task, *page.training_inputs}
     gr.on(
         [page.recipe_state.change, page.data_state.change],
         show_errors(tab.summarize),
@@ -229,11 +194,7 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
         **HIDDEN,
     )
 
-    def tell(values: Values) -> Updates:
-        words = missing(values[page.data_state], values[page.recipe_state])
-        return {tab.hint: words, tab.next: gr.update(interactive=not words)}
-
-    page.listen("draft", tell, set(), [tab.hint, tab.next])
+    page.listen("draft", tab.describe, set(), [tab.changed, tab.preset, tab.hint, tab.next])
 
     def show_run(values: Values) -> Updates:
         if not values[page.run]:
@@ -249,18 +210,20 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
 
 
 def _wire_form(page: PageContext, tab: RecipeTab) -> None:
-    """Refresh the tab when a field was changed; a text is complete when it loses focus."""
-    events: list[Any] = []
-    for widget in page.form.widgets.values():
+    """Take over a field that was changed; a text is complete when it loses focus.
+
+    Each field has its own event: Gradio updates every input of every event that ever happened.
+    """
+    for name, widget in page.form.widgets.items():
         typed = isinstance(widget, gr.Textbox | gr.Number)
-        events += [widget.blur, widget.submit] if typed else [widget.input]  # type: ignore[attr-defined]
-    events.append(page.base_model.blur)
-    inputs: Inputs = {page.recipe_state, *page.form.inputs}
-    refresh = show_errors(tab.refresh)
-    gr.on(events, refresh, inputs, tab.refreshed, trigger_mode="always_last", **HIDDEN)
-    preset = show_errors(tab.apply_preset)
-    tab.refresh_after(tab.preset.input(preset, {tab.preset}, tab._preset_widgets, **HIDDEN))
-    fields = list(page.form.widgets.values())
-    tab.refresh_after(tab.changed.click(show_errors(tab.reset), {page.run}, fields, **HIDDEN))
-    for event in tab.changes:
-        tab.refresh_after(event)
+        events: list[Any] = [widget.blur, widget.submit] if typed else [widget.input]  # type: ignore[attr-defined]
+        if name == "base_model":
+            events.append(page.base_model.blur)
+        edit = show_errors(functools.partial(tab.edit, name=name))
+        inputs: Inputs = {page.recipe_state, widget}
+        outputs = [widget, page.recipe_state, page.data_recipe]
+        gr.on(events, edit, inputs, outputs, trigger_mode="always_last", **EDIT)
+    preset: Inputs = {page.recipe_state, tab.preset}
+    tab.preset.input(show_errors(tab.apply_preset), preset, page.recipe_outputs, **EDIT)
+    reset = show_errors(tab.reset)
+    tab.changed.click(reset, {page.recipe_state}, page.recipe_outputs, **EDIT)

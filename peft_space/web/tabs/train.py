@@ -260,7 +260,7 @@ def build(page: PageContext) -> TrainTab:
 
 def _wire_start(page: PageContext, tab: TrainTab) -> None:
     outputs = tab.start_outputs
-    inputs: Inputs = {page.recipe_state, *page.training_inputs}
+    inputs = page.training_inputs
     starting = tab.preparation.on_click(tab.start, tab.start_run, inputs, outputs)
 
     def prepare_only(values: Values) -> Iterator[Updates]:
