@@ -335,7 +335,7 @@ def generation_settings(adapted: AdaptedModel, sampling: Sampling) -> Generation
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         num_beams=1,
-        use_cache=True,
+        use_cache=adapted.can_cache,
         eos_token_id=tokens.stops,
         pad_token_id=tokens.pad,
         decoder_start_token_id=tokens.decoder_start,

@@ -23,7 +23,7 @@ from peft_space.export.other_half import (
     put_back,
 )
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import CLASSIFYING, linear_layers
+from peft_space.models.architecture import CLASSIFYING, input_embeddings, linear_layers
 from peft_space.models.loading import (
     base_of,
     fits_in_memory,
@@ -182,9 +182,20 @@ def merged(
     with warnings.catch_warnings():
         # PEFT warns that the layers are already merged and that tied weights no longer are
         warnings.simplefilter("ignore")
+        is_tied = getattr(model.config, "tie_word_embeddings", None)
         model = adapted.merge_and_unload()
+    if is_tied and _is_still_tied(model):
+        # PEFT looks at the input embeddings only, and T5Gemma ties those of its decoder
+        model.config.tie_word_embeddings = True
     _cast_all(model, dtype, store)
     return model
+
+
+def _is_still_tied(model: "PreTrainedModel") -> bool:
+    """Return True if every weight that the model shares is still one tensor."""
+    shared: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    pairs = [(model.get_parameter(a), model.get_parameter(b)) for a, b in shared.items()]
+    return bool(pairs) and all(one.data_ptr() == other.data_ptr() for one, other in pairs)
 
 
 def _cast_all(model: "PreTrainedModel", dtype: "torch.dtype", store: _Store) -> None:
@@ -297,7 +308,7 @@ def _upcast_saved_modules(model: "PreTrainedModel", config: "LoraConfig") -> Non
     saved = tuple(config.modules_to_save or ())
     rows = config.trainable_token_indices
     saved += tuple(rows) if isinstance(rows, dict) else ()
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = (input_embeddings(model), model.get_output_embeddings())
     for name, module in model.named_modules():
         is_embedding = rows is not None and any(module is one for one in embeddings)
         if is_embedding or (saved and name.endswith(saved)):
@@ -316,7 +327,7 @@ def _save(
     set_special_tokens(model, tokenizer)
     if task_spec.task not in CLASSIFYING:
         generation = model.generation_config
-        tokens = answer_tokens(tokenizer, task_spec.task, generation, model.config)
+        tokens = answer_tokens(tokenizer, task_spec.task, generation, model)
         generation.eos_token_id, generation.pad_token_id = tokens.stops, tokens.pad
         if task_spec.task == "seq2seq-lm":
             generation.decoder_start_token_id = tokens.decoder_start

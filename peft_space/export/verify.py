@@ -7,7 +7,6 @@ position, it gives the same answer.
 
 import dataclasses
 import gc
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from peft_space.data.row_normalization import Row, TextClassification
 from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
 from peft_space.export.merge import Dtype, MergeInto, load_published_base
-from peft_space.models.architecture import CLASSIFYING, auto_class
+from peft_space.models.architecture import CLASSIFYING, auto_class, forward_options
 from peft_space.models.loading import (
     AdaptedModel,
     base_of,
@@ -413,12 +412,9 @@ def _logits(
     if task_spec.task == "seq2seq-lm":
         inputs["labels"] = batch(question.answer)
     # the prompt's logits would take more memory than the rest of a model with a large vocabulary
-    arguments = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward)
-    kept: dict[str, Any] = {}
-    if is_text and "logits_to_keep" in arguments.parameters:
-        kept = {"logits_to_keep": len(question.answer) + 1}
+    options = forward_options(model, len(question.answer) + 1 if is_text else None)
     with torch.inference_mode():
-        logits = model(**inputs, **kept).logits
+        logits = model(**inputs, **options).logits
     if task_spec.task == "token-classification":
         logits = logits[0, question.tag_positions]
     elif is_text:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -284,7 +285,22 @@ def num_places_of(config: "PreTrainedConfig", task: Task) -> int | None:
     if task not in tasks_of(config):
         return None
     config_class: Any = type(config)
-    return _num_places_of(config_class, config.to_json_string(use_diff=False), task)
+    # not `to_json_string`, which writes an infinite number (of Mamba 2) as an object
+    values = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return _num_places_of(config_class, values, task)
+
+
+def forward_options(model: Any, num_logits: int | None = None) -> dict[str, Any]:
+    """Return arguments with which a model makes no cache and no more logits than needed.
+
+    Args:
+        model: a model, or a `PeftModel`. What its `forward` does not take is left out.
+        num_logits: the number of last positions whose logits are needed; None means all.
+    """
+    forward = getattr(model, "get_base_model", lambda: model)().forward
+    wanted = {"use_cache": False, "logits_to_keep": num_logits}
+    takes = inspect.signature(forward).parameters
+    return {name: value for name, value in wanted.items() if value is not None and name in takes}
 
 
 def input_embeddings(model: Any) -> "Module | None":

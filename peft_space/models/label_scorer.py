@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from peft_space.data.arrow_store import MASKED
 from peft_space.models.config_values import config_number
+from peft_space.models.special_tokens import decoder_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,17 +75,12 @@ class LabelScorer:
         self._model, self._dtype = model, dtype
         self.forward = model.forward
         """The model's own, which takes no labels here."""
-        # with tied embeddings, PEFT keeps trained rows of the output layer at the input layer
-        self._token_rows = [
-            (name, value)
-            for name, value in model.named_parameters()
-            if "trainable_tokens_delta" in name
-        ]
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._body: nn.Module = model
         self.computes_only_labeled = any(map(self._agrees_with_model, _bodies_of(model)))
         """False if the model's logits do not come from its body in this way. Then all logits of a
         batch are computed."""
+        self._head_parameters = self._parameters_after_body()
 
     def __call__(
         self, labels: Tensor, inputs: dict[str, Any], statistics: bool = False
@@ -98,7 +94,7 @@ class LabelScorer:
             statistics: whether to compute more than log-probabilities.
         """
         if self._is_encoder_decoder:
-            inputs = inputs | {"decoder_input_ids": _decoder_inputs(self._model, labels)}
+            inputs = inputs | {"decoder_input_ids": decoder_inputs(self._model, labels)}
         if not self.computes_only_labeled:
             logits = self.forward(**inputs).logits
             return self._score(logits, labels, lambda chunk: chunk, statistics)
@@ -122,11 +118,7 @@ class LabelScorer:
     ) -> tuple[Tensor, Tensor]:
         vocabulary = config_number(self._model.config, "vocab_size")
         size = _rows_at_once(vocabulary, states.device.type)
-        output_layer: Any = self._model.get_output_embeddings()
-        trains_head = output_layer is None or any(
-            parameter.requires_grad
-            for name, parameter in (*output_layer.named_parameters(), *self._token_rows)
-        )
+        trains_head = any(parameter.requires_grad for parameter in self._head_parameters)
         chunks = list(zip(states.split(size), labels.split(size), strict=True))
         if trains_head and torch.is_grad_enabled():
             scored = [
@@ -149,6 +141,21 @@ class LabelScorer:
             inputs["decoder_input_ids"] = ids
         with _replaced_forward(self._body, lambda *args, **kwargs: output):
             return self.forward(**(inputs | _NO_CACHE)).logits[0]
+
+    def _parameters_after_body(self) -> list[nn.Parameter]:
+        """The parameters that turn hidden states into logits. Some models have several layers."""
+        before = [self._body]
+        if self._is_encoder_decoder:
+            before.append(self._model.get_encoder())
+        inside = {id(parameter) for part in before for parameter in part.parameters()}
+        output_layer: Any = self._model.get_output_embeddings()
+        tied = [] if output_layer is None else list(output_layer.parameters())
+        # with tied embeddings, PEFT keeps trained rows of the output layer at the input layer
+        return tied + [
+            parameter
+            for name, parameter in self._model.named_parameters()
+            if id(parameter) not in inside or "trainable_tokens_delta" in name
+        ]
 
     def _agrees_with_model(self, body: nn.Module) -> bool:
         """Take `body` for the body, and compare a few tokens with the model's own logits."""
@@ -228,15 +235,6 @@ def _bodies_of(model: PreTrainedModel) -> list[nn.Module]:
         return []
     candidates = [getattr(model, model.base_model_prefix, None), model.get_decoder()]
     return [body for body in candidates if body is not None and body is not model]
-
-
-def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
-    """The labels moved one place to the right, as the model itself does."""
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=labels)
-    start = labels.new_full((len(labels), 1), model.config.decoder_start_token_id)
-    moved = torch.cat([start, labels[:, :-1]], 1)
-    return moved.masked_fill(moved == MASKED, model.config.pad_token_id)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from peft_space.models.architecture import (
     CLASSIFYING,
     ModelLayers,
     auto_class,
+    forward_options,
     input_embeddings,
     linear_layers,
     modules_to_save,
@@ -469,7 +470,7 @@ def _logits(model: Any, inputs: dict[str, Any]) -> "torch.Tensor":
     import torch
 
     with torch.inference_mode():
-        return model(**inputs).logits
+        return model(**inputs, **forward_options(model)).logits
 
 
 MAX_SCORING_BATCH = 8
@@ -497,14 +498,41 @@ class AdaptedModel:
     def answer_tokens(self) -> AnswerTokens:
         """The tokens that begin, end and pad answers: the base's own, and those of training."""
         model = self.model.get_base_model()
-        return answer_tokens(
-            self.tokenizer, self.task_spec.task, model.generation_config, model.config
-        )
+        return answer_tokens(self.tokenizer, self.task_spec.task, model.generation_config, model)
 
     @functools.cached_property
     def num_places(self) -> int | None:
         """The number of tokens that the model has positions for; None if it has no limit."""
         return num_places(self.model.get_base_model())
+
+    @functools.cached_property
+    def can_cache(self) -> bool:
+        """False if the model fails with its own cache, as some of transformers do."""
+        import torch
+        from transformers import GenerationConfig
+
+        tokens = self.answer_tokens
+        ids = torch.full((1, 3), tokens.stops[0], device=self.model.device)
+        settings = GenerationConfig(
+            max_new_tokens=2,
+            pad_token_id=tokens.pad,
+            decoder_start_token_id=tokens.decoder_start,
+            use_cache=True,
+        )
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=settings,
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            name = type(self.model.get_base_model()).__name__
+            logger.warning("%s answers without its cache, which fails", name, exc_info=True)
+            return False
+        return True
 
     @functools.cached_property
     def scorer(self) -> "LabelScorer":
@@ -732,11 +760,11 @@ def _mismatch_with_base(
 
 def _embedding_names(model: Any) -> dict[str, tuple[int, ...]]:
     """The names of the input and the output embeddings, with the shapes of their weights."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = (input_embeddings(model), model.get_output_embeddings())
     return {
         name: tuple(module.weight.shape)
         for name, module in model.named_modules()
-        if any(module is layer for layer in layers)
+        if any(module is layer for layer in layers if layer is not None)
     }
 
 

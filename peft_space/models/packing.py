@@ -57,6 +57,10 @@ class Documents:
 _documents: Documents | None = None
 _windows: set[int | None] = set()
 """Sliding windows that layers have asked for, to see whether a model passes them on."""
+_unread: set[str] = set()
+"""What else layers have asked for and does not take part here: biases of positions, sinks."""
+_HARMLESS = {"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k"}
+"""Tensors that layers pass on and that do not change what a token attends to."""
 
 
 def document_attention(
@@ -86,12 +90,19 @@ def document_attention(
         scaling: of the products.
         sliding_window: tokens that a token attends to, itself included.
         softcap: limits products, as in Gemma 2.
-        others: not used.
+        others: not used; `why_not_packed` declines models that need them.
 
     Returns:
         (B, T, H, D), and no weights.
     """
     _windows.add(sliding_window)
+    _unread.update(
+        name
+        for name, value in others.items()
+        if isinstance(value, torch.Tensor) and name not in _HARMLESS
+    )
+    if others.get("is_causal", getattr(module, "is_causal", True)) is False:
+        _unread.add("is_causal")
     documents = _documents
     spans = [(0, query.shape[2])] if documents is None else None
     if documents is not None and _has_kernel(query, dropout, softcap):
@@ -209,6 +220,7 @@ def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> st
                 return "its states are not one for each token"
             pack_rows(model)
             _windows.clear()
+            _unread.clear()
             together = _last_states(base, collate_packed(examples))[0]
     except _OwnAttention:
         return "it does not use the attention interface of transformers"
@@ -221,6 +233,8 @@ def why_not_packed(model: PeftModel, longest: int, dtype: str = "float32") -> st
             base.forward = own_forward
         base.set_attn_implementation(own_attention)
         model.train(was_training)
+    if _unread:  # random or small values of these would hardly change the states
+        return f"its attention also depends on `{min(_unread)}`"
     expected = torch.cat(
         [row[: len(example.input_ids)] for row, example in zip(apart, examples, strict=True)]
     )

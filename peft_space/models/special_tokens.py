@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import target_mode
+from peft_space.data.arrow_store import MASKED
 from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 from peft_space.models.architecture import text_config
 from peft_space.recipe import Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import (
         GenerationConfig,
         PreTrainedConfig,
@@ -128,8 +130,17 @@ class AnswerTokens:
     """What precedes the text of an answer: the tokenizer puts it before targets."""
 
 
+def decoder_inputs(model: Any, labels: "Tensor") -> "Tensor":
+    """Return the labels (B, T) moved one place to the right, as an encoder-decoder does itself."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    moved = labels.roll(1, 1)
+    moved[:, 0] = model.config.decoder_start_token_id
+    return moved.masked_fill(moved == MASKED, model.config.pad_token_id)
+
+
 def answer_tokens(
-    tokenizer: Any, task: Task, generation: "GenerationConfig | None", config: Any = None
+    tokenizer: Any, task: Task, generation: "GenerationConfig | None", model: Any = None
 ) -> AnswerTokens:
     """The tokens around the answers of a model that was trained with this tokenizer.
 
@@ -137,7 +148,7 @@ def answer_tokens(
         tokenizer: as in training.
         task: a task that writes text.
         generation: of the base. Its stop tokens stay, and those that are trained are added.
-        config: of the base; for an encoder-decoder.
+        model: the base; needed for an encoder-decoder.
     """
     own = _as_list(getattr(generation, "eos_token_id", None))
     trained = [tokenizer.eos_token_id] if task == "seq2seq-lm" else stop_token_ids(tokenizer)
@@ -146,13 +157,23 @@ def answer_tokens(
     if task != "seq2seq-lm":
         return AnswerTokens(stops, tokenizer.pad_token_id)
     frame = target_frame(tokenizer)
-    starts = [getattr(owner, "decoder_start_token_id", None) for owner in (generation, config)]
-    start = next((token for token in starts if token is not None), None)
-    if frame.language is not None and frame.after[-1:] == [frame.language]:
-        start = frame.language  # the model moves the last token of a target to its front
+    end = frame.after or [tokenizer.eos_token_id]
+    start = None if model is None else _decoder_start(model, end, generation)
     forced = frame.before[:1] == [frame.language]
     first = frame.language if forced else None
     return AnswerTokens(stops, tokenizer.pad_token_id, start, first, tuple(frame.before))
+
+
+def _decoder_start(model: Any, end: list[int], generation: "GenerationConfig | None") -> int | None:
+    """What the decoder begins with in training, or else what the base says."""
+    import torch
+
+    # some begin with the last token of the target, which may be its language
+    target = torch.tensor([[end[0], *end]], device=model.device)
+    try:
+        return int(decoder_inputs(model, target)[0, 0])
+    except (TypeError, ValueError):  # it knows no such token
+        return getattr(generation, "decoder_start_token_id", None)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -26,8 +26,12 @@ TABS = ("Data", "Recipe", "Train", "Compare", "Publish")
 @pytest.fixture
 def problems(tmp_path):
     """Write a table in which a column that could be the answer has another name."""
-    path = tmp_path / "shop.csv"
-    lines = [f"{i},What costs item {i}?,It costs {i} pennies.,note {i}" for i in range(40)]
+    return _write_problems(tmp_path, 40)
+
+
+def _write_problems(folder, count):
+    path = folder / "shop.csv"
+    lines = [f"{i},What costs item {i}?,It costs {i} pennies.,note {i}" for i in range(count)]
     path.write_text("\n".join(["id,question,answer,note", *lines]) + "\n")
     return path
 
@@ -96,9 +100,9 @@ def test_a_new_fine_tune_is_true_from_the_first_file_to_the_reload(app, home, pa
 
 
 @pytest.mark.slow
-def test_a_run_and_the_new_fine_tune_are_never_mixed(app, home, page, problems, shoot):
+def test_a_run_and_the_new_fine_tune_are_never_mixed(app, home, page, tmp_path, shoot):
     visit(page, app)
-    upload(page, problems)
+    upload(page, _write_problems(tmp_path, 80))  # four epochs are 36 steps
     choose_model(page)
     page.locator("#preset label", has_text="Quick look").click()
     expect(page.locator("#changed-settings")).to_contain_text("30", timeout=SLOW)

@@ -98,6 +98,7 @@ MORE: dict[str, dict] = {
     "esm": {"vocab_size": _VOCABULARY, "mask_token_id": 5},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},  # of 2 cycles of 4 stacks
     "jamba": {
         "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1,
         "expert_layer_period": 2,
@@ -110,7 +111,7 @@ MORE: dict[str, dict] = {
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 4, "indexer_kv_heads": 2, "indexer_head_dim": 16, "indexer_budget": 64,
-        "indexer_compress_ratio": 4,
+        "indexer_compress_ratio": 4, "layer_types": ["linear_attention", "full_attention"],
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
