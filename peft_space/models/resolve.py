@@ -226,6 +226,8 @@ def load_tokenizer(
     needs_eos = task not in _WITHOUT_ANSWERS
     if tokenizer.pad_token is None or (tokenizer.eos_token_id is None and needs_eos):
         raise _unsupported_tokenizer(base, "end-of-text token")
+    if task == "sequence-classification" and base.config.is_encoder_decoder:
+        _end_texts(tokenizer)
     recipe = recipe or Recipe()
     if task == "image-text-to-text":
         add_picture_processor(tokenizer, base)
@@ -240,6 +242,23 @@ def load_tokenizer(
     if task == "seq2seq-lm" or any(recipe.languages):
         set_languages(tokenizer, base.name, recipe.languages)
     return tokenizer
+
+
+def _end_texts(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Put the end token after each text: encoder-decoders, such as BART, classify at its place."""
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    end = tokenizer.eos_token_id
+    if end is None or tokenizer("a")["input_ids"][-1:] == [end]:
+        return
+    template = TemplateProcessing(
+        single=f"$A:0 {tokenizer.eos_token}:0",
+        pair=f"$A:0 $B:1 {tokenizer.eos_token}:1",
+        special_tokens=[(tokenizer.eos_token, end)],
+    )
+    backend = tokenizer.backend_tokenizer
+    own = backend.post_processor
+    backend.post_processor = template if own is None else Sequence([own, template])
 
 
 def add_picture_processor(tokenizer: Any, base: BaseModelRef) -> None:

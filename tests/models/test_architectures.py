@@ -100,6 +100,8 @@ def train_two_steps(model, batch):
 MORE_POSITIONS = [
     ("codegen", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
     ("ctrl", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "dff": 48}),
+    # its limits of time steps end in infinity
+    ("mamba2", {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8}),
     ("mpt", {"d_model": 32, "n_layers": 1, "n_heads": 4, "max_seq_len": 64}),
     ("openai-gpt", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}),
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, Cohere2Config, GraniteConfig
+from transformers import CONFIG_MAPPING, Cohere2Config, GraniteConfig, ModernBertDecoderConfig
 
 from peft_space.data.arrow_store import MASKED
 from peft_space.models.architecture import auto_class, linear_layers
@@ -27,6 +27,10 @@ CONFIGS = {
     if architecture.task in ("causal-lm", "seq2seq-lm")
 } | {
     "scaled, Granite": (GraniteConfig, SMALL | {"logits_scaling": 8.0}),
+    "two layers after the body": (
+        ModernBertDecoderConfig,
+        SMALL | {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2},
+    ),
     "scaled, Cohere": (Cohere2Config, SMALL | {"logit_scale": 0.25}),
 }
 TASKS = {architecture.name: architecture.task for architecture in ARCHITECTURES}

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, Gemma2Config, Gemma3TextConfig, MistralConfig
+from transformers import (
+    CONFIG_MAPPING,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    InklingTextConfig,
+    MistralConfig,
+)
 
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.data.batches import collate, collate_packed
@@ -105,6 +112,27 @@ def test_packed_and_padded_rows_give_the_same_loss_and_gradient(model, checkpoin
 def test_an_architecture_with_its_own_attention_is_padded_with_the_reason(name):
     """BLOOM and Falcon put positions into attention (ALiBi)."""
     assert "attention interface" in why_not_packed(adapted(name), 12)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "own", "reason"),
+    [
+        (GptOssConfig, {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+        (
+            InklingTextConfig,
+            {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+            "position_bias",
+        ),
+    ],
+)
+def test_attention_that_depends_on_more_than_its_rows_is_padded(config_class, own, reason):
+    """In a new model they are so small that the states hardly show it."""
+    from peft import get_peft_model
+
+    config = config_class(**SMALL, **own)
+    model = auto_class("causal-lm").from_config(config)
+    adapted = get_peft_model(model, adapter_config(RECIPE, linear_layers(config))).eval()
+    assert f"`{reason}`" in why_not_packed(adapted, 12)
 
 
 @pytest.mark.slow

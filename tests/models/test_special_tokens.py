@@ -8,9 +8,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
 from peft_space import operations
+from peft_space.models.architecture import auto_class
+from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.models.special_tokens import (
     answer_tokens,
     choose_pad_token,
+    decoder_inputs,
     forget_foreign_pad_token,
     set_special_tokens,
 )
@@ -95,6 +98,49 @@ def test_a_config_with_a_padding_token_without_an_embedding_can_be_built(tmp_pat
     config = AutoConfig.for_model("llama", vocab_size=VOCABULARY, pad_token_id=-1)
     forget_foreign_pad_token(config)
     assert config.pad_token_id is None
+
+
+_BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+}  # fmt: skip
+_GEMMA = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 7,
+}  # fmt: skip
+_T5 = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "start"),
+    [
+        ("mbart", _BART, "end"),
+        ("plbart", _BART, "end"),
+        ("t5gemma", {"encoder": _GEMMA, "decoder": _GEMMA}, 7),
+        ("t5", _T5 | {"decoder_start_token_id": 5}, 5),
+    ],
+)
+def test_a_decoder_begins_answers_with_what_it_begins_with_in_training(
+    kind, values, start, tokenizer
+):
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **values)
+    model = auto_class("seq2seq-lm").from_config(config)
+    found = answer_tokens(tokenizer, "seq2seq-lm", None, model).decoder_start
+    labels = torch.tensor([[8, 9, tokenizer.eos_token_id]])
+    assert found == decoder_inputs(model, labels)[0, 0]
+    assert found == (tokenizer.eos_token_id if start == "end" else start)
+
+
+def test_a_text_that_bart_classifies_ends_with_the_end_token_once(tmp_path, tokenizer):
+    config = AutoConfig.for_model("bart", vocab_size=len(tokenizer), **_BART)
+    config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for _ in range(2):  # the second time, the tokenizer writes the token itself
+        loaded = load_tokenizer(find_base(str(tmp_path)), task="sequence-classification")
+        ids = loaded("hello")["input_ids"]
+        assert ids[-1] == tokenizer.eos_token_id
+        assert ids.count(tokenizer.eos_token_id) == 1
+        loaded.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("own", [None, 5, [5, 9], [True, "x", -1, 10**9, 5]])
