@@ -11,6 +11,7 @@ import json
 import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -411,6 +412,12 @@ def _describe(event: events.Event) -> str:
             return f"step {event.step}: loss {event.loss:.4f}, {event.seconds:.2f} s"
         case events.Evaluated():
             return f"step {event.step}: loss on held-out rows {event.loss:.4f}"
+        case events.SampleAnswers():
+            first = event.answers[0]
+            answer, expected = (
+                textwrap.shorten(text, 40) for text in (first.answer, first.expected)
+            )
+            return f"step {event.step}: row {first.row}, answer {answer!r}, expected {expected!r}"
         case events.Started():
             return f"started at step {event.from_step} of {event.total_steps}"
         case events.Preparing():

@@ -202,7 +202,7 @@ def _ends_with_call(row: Conversation) -> bool:
     return bool(row.messages[-1].get("tool_calls"))
 
 
-def _target(adapted: AdaptedModel, row: Conversation) -> str:
+def expected_answer(adapted: AdaptedModel, row: Conversation) -> str:
     """The text of the last message, or its calls as the model writes them."""
     if not _ends_with_call(row):
         return row.messages[-1]["content"].strip()
@@ -276,7 +276,7 @@ def _measure_answers(
     An answer may have twice as many tokens as the row's own: more cannot make it right. Rows with
     similar limits share a batch, so that few wait for a long one.
     """
-    texts = [f"{_thought_of(row)}{_target(adapted, row)}" for row in rows]
+    texts = [f"{_thought_of(row)}{expected_answer(adapted, row)}" for row in rows]
     targets = adapted.tokenizer(texts, add_special_tokens=False)
     limits = [min(4096, 2 * len(ids) + 8) for ids in targets["input_ids"]]
     order = sorted(range(len(rows)), key=limits.__getitem__)
@@ -419,7 +419,7 @@ def _answer_scores(
     values: dict[str, list[float]] = {}
     for row, written in zip(rows, answers, strict=True):
         # thoughts can differ where answers are equal
-        answer, target = split_thought(written)[1].strip(), _target(adapted, row)
+        answer, target = split_thought(written)[1].strip(), expected_answer(adapted, row)
         if _ends_with_call(row):
             names = function_names(row)
             found: dict[str, float] = {
@@ -563,7 +563,7 @@ def _samples(
     for place, row in enumerate(answered):
         prompt = shown_text(row.messages[-2]["content"]) if len(row.messages) > 1 else ""
         answers = {side: measured[side]["answers"][place] for side in measured}
-        samples.append({"prompt": prompt, "expected": _target(adapted, row)} | answers)
+        samples.append({"prompt": prompt, "expected": expected_answer(adapted, row)} | answers)
         if pictures := pictures_of(row):
             samples[-1]["pictures"] = [Path(path).name for path in pictures]
     return samples

@@ -312,7 +312,7 @@ def _generate_ids(
     pad = pad_rows if _is_seq2seq(adapted) else _pad_left
     shown = picture_inputs(adapted.tokenizer, prompts, pictures or [[] for _ in prompts], pad)
     options |= {name: tensor.to(model.device) for name, tensor in shown.items()}
-    with torch.inference_mode():
+    with torch.no_grad():  # in training, tensors of inference mode could not be used again
         output = model.generate(
             input_ids=pad(prompts, tokens.pad).to(model.device),
             attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0).to(model.device),

@@ -520,7 +520,7 @@ class AdaptedModel:
             use_cache=True,
         )
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),

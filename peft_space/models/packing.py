@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -265,6 +267,20 @@ def _last_states(base: Any, batch: dict[str, Any]) -> Tensor:
     return output.hidden_states[-1].float()
 
 
+@contextlib.contextmanager
+def own_attention(model: PeftModel) -> Iterator[None]:
+    """Give a model its own attention for a while: that of packed rows looks at no masks."""
+    base: Any = model.get_base_model()
+    is_packed = base.config._attn_implementation == ATTENTION
+    if is_packed:
+        base.set_attn_implementation(base.attention_before_packing)
+    try:
+        yield
+    finally:
+        if is_packed:
+            base.set_attn_implementation(ATTENTION)
+
+
 def pack_rows(model: PeftModel) -> None:
     """Let a model take batches of `data.batches.collate_packed` as well as padded ones.
 
@@ -274,6 +290,7 @@ def pack_rows(model: PeftModel) -> None:
 
     base: Any = model.get_base_model()
     AttentionInterface.register(ATTENTION, document_attention)
+    base.attention_before_packing = base.config._attn_implementation
     base.set_attn_implementation(ATTENTION)
     if base.config._attn_implementation != ATTENTION:
         raise _OwnAttention

@@ -256,7 +256,7 @@ def measure_memory(run: Run) -> int:
         import trl  # noqa: F401
     before = hardware.resident_memory()
     with run.lock():
-        train(run, TrainOptions(shuffled=False))
+        train(run, TrainOptions(shuffled=False, samples=False))
     return hardware.peak_memory() if on_gpu else hardware.resident_memory(at_most=True) - before
 
 

@@ -11,7 +11,7 @@ from peft_space.recipe import Recipe
 from peft_space.runs.events import OnProgress, evaluations_of, no_progress, steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.training.prepare import make_run
-from peft_space.training.train import train
+from peft_space.training.train import TrainOptions, train
 
 RANKS = (2, 4, 8, 16, 32, 64)
 MAX_STEPS = 60
@@ -96,7 +96,7 @@ def _train_at(
     with tempfile.TemporaryDirectory(prefix="peft_space-study-") as scratch:
         run = make_run(Path(scratch, "run"), data, recipe, held_out, column_mapping)
         with run.lock():
-            train(run)
+            train(run, TrainOptions(samples=False))
         history, plan = run.history(), read_plan(run)
     evaluations = evaluations_of(history)
     if not evaluations or plan is None:

@@ -110,6 +110,23 @@ class Evaluated(_Event):
     """As in a Step; for labels and tags `accuracy` and `macro-F1`."""
 
 
+class SampleAnswer(BaseModel):
+    """What the model in training answered to one held-out row."""
+
+    row: int
+    prompt: str
+    expected: str
+    answer: str
+
+
+class SampleAnswers(_Event):
+    """Answers to the first held-out rows, always the same, at an evaluation."""
+
+    event: Literal["SampleAnswers"] = "SampleAnswers"
+    step: int
+    answers: list[SampleAnswer]
+
+
 class Checkpointed(_Event):
     """A complete checkpoint exists; training can resume from it."""
 
@@ -197,6 +214,7 @@ Event = Annotated[
     | Started
     | Step
     | Evaluated
+    | SampleAnswers
     | Checkpointed
     | Notice
     | OutOfMemory
@@ -224,7 +242,9 @@ def failed_event(error: BaseException) -> Failed:
     return Failed(message=str(fields["error"]), code=str(fields["code"]), fault=not fields["users"])
 
 
-_StepEvent = TypeVar("_StepEvent", events.Step, events.Evaluated, events.Warned)
+_StepEvent = TypeVar(
+    "_StepEvent", events.Step, events.Evaluated, events.SampleAnswers, events.Warned
+)
 
 
 def active_job(history: list[events.Event]) -> events.SubmittedToJob | None:
@@ -242,6 +262,11 @@ def steps_of(history: list[events.Event]) -> list[events.Step]:
 def evaluations_of(history: list[events.Event]) -> list[events.Evaluated]:
     """The evaluation losses in order, each step once."""
     return sorted(_last_of_each_step(history, events.Evaluated), key=lambda event: event.step)
+
+
+def sample_answers_of(history: list[events.Event]) -> list[events.SampleAnswers]:
+    """The answers to held-out rows in order, each step once."""
+    return sorted(_last_of_each_step(history, events.SampleAnswers), key=lambda event: event.step)
 
 
 def warnings_of(history: list[events.Event]) -> list[events.Warned]:

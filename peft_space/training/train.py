@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from peft_space import hardware
 from peft_space.compat.torch import is_dtype_error, is_lost_peer
@@ -78,6 +78,7 @@ from peft_space.training.precision import (
 )
 from peft_space.training.prepare import Prepared
 from peft_space.training.provenance import check_provenance, current_provenance
+from peft_space.training.sample_answers import SampleAnswersCallback, makes_samples
 from peft_space.training.trainers import ByLength, make_trainer, total_steps, training_arguments
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class TrainOptions:
         ignore_mismatch: whether to resume although rows, recipe or libraries have changed.
         report_to: names of `callbacks.TRACKERS` that also get the losses.
         model_cache: keeps the model when training pauses at its deadline.
+        samples: whether the model answers held-out rows at evaluations.
         on_adapter_saved: adds files to the adapter's folder before it takes its place in the run.
     """
 
@@ -137,6 +139,7 @@ class TrainOptions:
     ignore_mismatch: bool = False
     report_to: Sequence[str] = ()
     model_cache: ModelCache | None = None
+    samples: bool = True
     on_adapter_saved: AdapterSaved | None = None
 
 
@@ -286,7 +289,11 @@ def _train(run: Run, options: TrainOptions) -> events.Outcome:
     number = 1 + sum(isinstance(event, events.Started) for event in run.history())
     provenance = current_provenance(run, plan, setup.base, setup.rows.tokens, setup.held_out.tokens)
     callback = RunCallback(run, number, options.deadline, provenance)
-    trainer = _make_trainer(run, setup, options, callback)
+    callbacks: list[TrainerCallback] = [callback]
+    if options.samples and makes_samples(run, setup.task_spec, plan, setup.data):
+        of_samples = (run, setup.model, setup.tokenizer, setup.task_spec, plan, setup.data)
+        callbacks.insert(0, SampleAnswersCallback(*of_samples))
+    trainer = _make_trainer(run, setup, options, callbacks)
     _run_trainer(run, setup, trainer, number)
     step = trainer.state.global_step
     if callback.stop_kind == "pause":
@@ -312,7 +319,7 @@ def _set_precision(setup: _TrainingSetup) -> None:
 
 
 def _make_trainer(
-    run: Run, setup: _TrainingSetup, options: TrainOptions, callback: RunCallback
+    run: Run, setup: _TrainingSetup, options: TrainOptions, callbacks: list[TrainerCallback]
 ) -> Trainer:
     recipe, plan, rows = run.recipe, setup.plan, setup.rows
     arguments = training_arguments(run, plan, len(rows), evaluate=bool(setup.held_out))
@@ -334,7 +341,7 @@ def _make_trainer(
         arguments | tracker_arguments(options.report_to, run),
         rows,
         setup.held_out if len(setup.held_out) else None,
-        callback,
+        callbacks,
         order,
         plan.packing,
         _continues_adapter(run),

@@ -109,7 +109,7 @@ def make_trainer(
     arguments: dict[str, Any],
     train: Examples,
     held_out: Examples | None,
-    callback: TrainerCallback,
+    callbacks: list[TrainerCallback],
     order: torch.utils.data.Sampler[int] | None = None,
     packing: bool = False,
     continues_adapter: bool = False,
@@ -124,7 +124,7 @@ def make_trainer(
         arguments: arguments of `TrainingArguments`.
         train: training rows.
         held_out: held-out rows, or None for no evaluation.
-        callback: is called on every step, evaluation and checkpoint.
+        callbacks: called in this order on every step, evaluation and checkpoint.
         order: row order, if it is not the trainer's own.
         packing: whether training rows of a batch are laid end to end. Held-out rows are padded.
         continues_adapter: whether training continues an adapter, the reference of preferences.
@@ -154,7 +154,7 @@ def make_trainer(
             processing_class=tokenizer,
             data_collator=functools.partial(_collate_items, collate, task_spec.task == "kto"),
             continues_adapter=continues_adapter,
-            callbacks=[callback],
+            callbacks=callbacks,
         )
         if not adds_router_loss(trainer):
             score_labels_only(model, half or "float32")
@@ -176,7 +176,7 @@ def make_trainer(
             eval_dataset=held_out,
             data_collator=collate_packed if packing else collate,
             eval_collator=collate,
-            callbacks=[callback],
+            callbacks=callbacks,
             **(_OF_CLASSIFIERS if task_spec.labels else {}),
         )
     trainer.remove_callback(PrinterCallback)  # the events hold the same

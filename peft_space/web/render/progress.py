@@ -11,12 +11,14 @@ import pandas as pd
 
 from peft_space.formatting import duration, gigabytes
 from peft_space.runs import events
-from peft_space.runs.events import evaluations_of, steps_of
+from peft_space.runs.events import evaluations_of, sample_answers_of, steps_of
 from peft_space.runs.run import Status
 from peft_space.training.early_stopping import overfits_from
 from peft_space.web.render.overview import tiles_of
 from peft_space.web.states import ACTIVE
 
+SHOWN_SAMPLES = 3
+"""Evaluations whose answers are shown."""
 SMOOTHED_STEPS = 10
 RECENT_STEPS = 20
 """Steps from which speed and remaining time are estimated."""
@@ -118,6 +120,28 @@ def _last_start(history: History) -> int:
     return starts[-1] if starts else 0
 
 
+def samples_html(history: History) -> str:
+    """Return what the model in training answered to held-out rows, newest first."""
+    samples = sample_answers_of(history)[::-1][:SHOWN_SAMPLES]
+    if not samples:
+        return ""
+    cards = []
+    for place, first in enumerate(samples[0].answers):
+        answers = [(sample.step, sample.answers[place].answer) for sample in samples]
+        expected = _cell("expected", "Expected", first.expected)
+        given = "".join(_cell("tuned", f"Step {step}", answer) for step, answer in answers)
+        prompt = f"<h4>Test row {first.row}</h4><pre>{html.escape(first.prompt)}</pre>"
+        cards.append(
+            f'<article class="comparison"><div class="prompt">{prompt}</div>{expected}{given}'
+            "</article>"
+        )
+    return f"<h3>Answers during training</h3>{''.join(cards)}"
+
+
+def _cell(css: str, title: str, text: str) -> str:
+    return f'<section class="side {css}"><h4>{title}</h4><pre>{html.escape(text)}</pre></section>'
+
+
 def log_html(history: History) -> str:
     """Return the run's events with their times, without the single steps."""
     lines = [
@@ -129,7 +153,7 @@ def log_html(history: History) -> str:
 
 
 def _detail(event: events.Event) -> str:
-    fields = event.model_dump(exclude={"at", "event", "attempt"})
+    fields = event.model_dump(exclude={"at", "event", "attempt", "answers"})
     return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in ("", {}))
 
 
