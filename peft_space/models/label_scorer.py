@@ -360,3 +360,14 @@ def own_forward(model: PeftModel) -> None:
     """Undo `score_labels_only`, and what a trainer of TRL did to `forward`."""
     base: Any = model.get_base_model()
     base.forward = base.__dict__.setdefault("own_forward", base.forward)
+
+
+@contextlib.contextmanager
+def as_loaded(model: PeftModel) -> Iterator[None]:
+    """Undo for a while what training did to `forward`. `generate` reads its signature."""
+    base: Any = model.get_base_model()
+    if (own := base.__dict__.get("own_forward")) is None:
+        yield
+        return
+    with _replaced_forward(base, own):
+        yield

@@ -13,7 +13,7 @@ from peft_space.data.row_normalization import Conversation
 from peft_space.errors import as_user_error
 from peft_space.evaluation.evaluate import expected_answer
 from peft_space.evaluation.generate import decode, generate_greedy, pictures_in, tokenize_prompt
-from peft_space.models.label_scorer import computing_in
+from peft_space.models.label_scorer import as_loaded, computing_in
 from peft_space.models.loading import AdaptedModel
 from peft_space.models.packing import own_attention
 from peft_space.recipe import TaskSpec
@@ -93,7 +93,8 @@ class SampleAnswersCallback(TrainerCallback):
         was_training = model.training
         model.eval()
         try:
-            with own_attention(model), computing_in(self._plan.compute_dtype, device.type):
+            in_dtype = computing_in(self._plan.compute_dtype, device.type)
+            with as_loaded(model), own_attention(model), in_dtype:
                 written = generate_greedy(self._adapted, self._prompts, MAX_NEW_TOKENS, pictures)
         finally:
             model.train(was_training)
