@@ -230,6 +230,7 @@ def generate_batch(
         )
     mixed = len(set(sides)) > 1
     options: dict[str, Any] = {"adapter_names": adapter_names(sides)} if mixed else {}
+    _ = adapted.can_cache  # it tries a prompt of its own, which is not one of a side
     set_seed(sampling.seed)
     with (
         contextlib.nullcontext() if mixed else use_side(adapted, sides[0]),
