@@ -56,7 +56,7 @@ _MAX_ROWS_COUNTED = 10_000
 _GENERAL_TOKENS = 32
 _NUM_SAMPLES = 50
 _MAX_CONFUSION_LABELS = 60
-_METHOD = 4
+_METHOD = 5
 """Increased when something is measured differently, so that stored batches are discarded."""
 
 _Result = TypeVar("_Result")
@@ -415,7 +415,7 @@ def _scores(
 def _answer_scores(
     adapted: AdaptedModel, rows: Sequence[Conversation], answers: Sequence[str]
 ) -> dict[str, RowScore]:
-    """Texts are compared as texts, and calls by their names and arguments."""
+    """Texts are compared as texts or values, and calls by their names and arguments."""
     values: dict[str, list[float]] = {}
     for row, written in zip(rows, answers, strict=True):
         # thoughts can differ where answers are equal
@@ -431,6 +431,7 @@ def _answer_scores(
                 "exact_match": answer == target,
                 "chrf": metrics.chrf(answer, target),
                 "rouge_l": metrics.rouge_l(answer, target),
+                **metrics.value_scores(answer, target),
             }
         for name, value in found.items():
             values.setdefault(name, []).append(float(value))

@@ -4,9 +4,12 @@ chrF, ROUGE-L and entities equal those of sacrebleu, rouge-score and seqeval (a 
 These packages are not used because they require lxml, NLTK, scikit-learn and SciPy.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,7 @@ _Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
 """Of chrF2: character n-grams of 1 to 6, and beta squared, the weight of recall."""
+_NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?((?:\d[\d,]*)?\.?\d+)\s?[%€]?\.?")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -68,6 +72,35 @@ def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
         matches = steps & places.get(word, 0)
         steps = ((steps + matches) | (steps - matches)) & all_bits
     return len(first) - steps.bit_count()
+
+
+def value_scores(answer: str, target: str) -> dict[str, bool]:
+    """Return the scores of an answer that should be JSON or a number; none if it should not be.
+
+    JSON is an object or a list. Objects are equal in any order of their keys. A number may have a
+    sign, a currency, thousands and a percent sign; after `####`, as in GSM8K, or alone.
+    """
+    expected = _json_of(target)
+    if expected is not None:
+        found = _json_of(answer)
+        return {"valid_json": found is not None, "same_json": found == expected}
+    number = _number_of(target)
+    return {} if number is None else {"same_number": _number_of(answer) == number}
+
+
+def _json_of(text: str) -> Any:
+    """The object or list that a text is; None if it is neither."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def _number_of(text: str) -> Decimal | None:
+    """The number that a text is, or that stands after the last `####`; None if there is none."""
+    match = _NUMBER.fullmatch(text.rpartition("####")[2].strip())
+    return Decimal(match[1].replace(",", "") + match[2].replace(",", "")) if match else None
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

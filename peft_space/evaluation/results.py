@@ -29,6 +29,12 @@ class Scores:
     """Mean over the rows of chrF2 of the greedy answer, 0 to 1: shared character n-grams."""
     rouge_l: float | None = None
     """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: shared words in order."""
+    same_json: float | None = None
+    """Share of the rows whose answer is a JSON object or list, 0 to 1, with an equal greedy one."""
+    valid_json: float | None = None
+    """Share of these rows, 0 to 1, whose greedy answer can be read as JSON."""
+    same_number: float | None = None
+    """Share of the rows that end in a number, 0 to 1, with an equal number in the greedy answer."""
     tool_call: float | None = None
     """Share of the rows that end with tool calls, 0 to 1, whose greedy answer calls the same
     functions with the same arguments."""
@@ -52,6 +58,9 @@ class Scores:
 
 TITLES = {
     "exact_match": "exact match",
+    "same_json": "same JSON",
+    "valid_json": "valid JSON",
+    "same_number": "right number",
     "tool_call": "right calls",
     "tool_name": "right functions",
     "chrf": "chrF",

@@ -25,6 +25,25 @@ def test_rouge_l_takes_words_of_any_script():
     assert metrics.rouge_l("лампа синяя", "лампа красная") == 0.5
 
 
+@pytest.mark.parametrize(
+    ("answer", "target", "scores"),
+    [
+        ('{"a": 1, "b": [2]}', '{"b": [2], "a": 1}', {"valid_json": True, "same_json": True}),
+        ('{"a": "1"}', '{"a": 1}', {"valid_json": True, "same_json": False}),
+        ('{"a": 1', '{"a": 1}', {"valid_json": False, "same_json": False}),
+        ("[" * 100_000, "[1]", {"valid_json": False, "same_json": False}),
+        ("1,200", "$1200", {"same_number": True}),
+        ("-3.5%", "-3.50 %", {"same_number": True}),
+        ("It is 9 - 2.\n#### 7", "9 - 2 = 7\n#### 7.0", {"same_number": True}),
+        ("seven", "7", {"same_number": False}),
+        ("12", "12 apples", {}),
+        ("true", "true", {}),
+    ],
+)
+def test_answers_that_are_values_are_compared_as_values(answer, target, scores):
+    assert metrics.value_scores(answer, target) == scores
+
+
 def test_an_empty_answer_to_an_empty_target_is_right():
     assert metrics.chrf("", " ") == metrics.rouge_l("", "\n") == 1
 
