@@ -34,6 +34,7 @@ from peft_space.models.loading import (
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import read_header
 from peft_space.models.resolve import add_picture_processor
+from peft_space.models.special_tokens import decoder_inputs
 from peft_space.recipe import TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -410,7 +411,8 @@ def _logits(
     if question.token_types:
         inputs["token_type_ids"] = batch(question.token_types)
     if task_spec.task == "seq2seq-lm":
-        inputs["labels"] = batch(question.answer)
+        base = getattr(model, "get_base_model", lambda: model)()
+        inputs["decoder_input_ids"] = decoder_inputs(base, batch(question.answer))
     # the prompt's logits would take more memory than the rest of a model with a large vocabulary
     options = forward_options(model, len(question.answer) + 1 if is_text else None)
     with torch.inference_mode():

@@ -133,7 +133,8 @@ class AnswerTokens:
 def decoder_inputs(model: Any, labels: "Tensor") -> "Tensor":
     """Return the labels (B, T) moved one place to the right, as an encoder-decoder does itself."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+        # FSMT writes padding into the labels that it is given
+        return model.prepare_decoder_input_ids_from_labels(labels=labels.clone())
     moved = labels.roll(1, 1)
     moved[:, 0] = model.config.decoder_start_token_id
     return moved.masked_fill(moved == MASKED, model.config.pad_token_id)

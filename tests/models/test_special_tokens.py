@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, GenerationConfig
 
 from peft_space import operations
+from peft_space.data.arrow_store import MASKED
 from peft_space.models.architecture import auto_class
 from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.models.special_tokens import (
@@ -116,6 +117,7 @@ _T5 = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
     [
         ("mbart", _BART, "end"),
         ("plbart", _BART, "end"),
+        ("fsmt", _BART | {"src_vocab_size": 9000, "tgt_vocab_size": 9000}, "end"),
         ("t5gemma", {"encoder": _GEMMA, "decoder": _GEMMA}, 7),
         ("t5", _T5 | {"decoder_start_token_id": 5}, 5),
     ],
@@ -126,7 +128,10 @@ def test_a_decoder_begins_answers_with_what_it_begins_with_in_training(
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **values)
     model = auto_class("seq2seq-lm").from_config(config)
     found = answer_tokens(tokenizer, "seq2seq-lm", None, model).decoder_start
-    labels = torch.tensor([[8, 9, tokenizer.eos_token_id]])
+    labels = torch.tensor([[8, 9, tokenizer.eos_token_id, MASKED]])
+    before = labels.clone()
+    decoder_inputs(model, labels)
+    assert torch.equal(labels, before), "labels that are not trained stay so"
     assert found == decoder_inputs(model, labels)[0, 0]
     assert found == (tokenizer.eos_token_id if start == "end" else start)
 
