@@ -37,6 +37,13 @@ def wait_for_tokens(page, css, words):
     page.wait_for_function(f"words => {texts}.includes(words)", arg=words, timeout=SLOW)
 
 
+def press_upload(page, selector, path):
+    """Press a button that uploads a file, and choose the file."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(selector).click()
+    chooser.value.set_files(path)
+
+
 @pytest.mark.slow
 def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, shoot, tmp_path):
     rows = [f"Wie heisst Nummer {i}?,Sie heisst {i}." for i in range(30)]
@@ -150,12 +157,12 @@ def test_files_are_added_and_replaced_by_different_buttons(app, page, tmp_path):
     visit(page, app)
     upload(page, tmp_path / "one.jsonl")
     expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
-    page.locator("#add-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
+    press_upload(page, "#add-data", tmp_path / "two.jsonl")
     expect(page.locator("#data-summary")).to_contain_text(
         "one.jsonl + two.jsonl: 100 rows", timeout=SLOW
     )
     expect(page.locator("#data-tiles")).to_contain_text("90")
-    page.locator("#replace-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
+    press_upload(page, "#replace-data", tmp_path / "two.jsonl")
     expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
     expect(page.locator("#source")).to_have_text("two.jsonl")
     page.locator("#search-rows input, #search-rows textarea").first.fill("two 17")

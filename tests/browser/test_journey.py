@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import time
 import zipfile
@@ -15,7 +16,8 @@ from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
 from peft_space.runs.events import steps_of
-from peft_space.runs.store import list_runs
+from peft_space.runs.run import Run
+from peft_space.runs.store import list_runs, owner_directory
 from tests.browser.conftest import (
     SLOW,
     choose_model,
@@ -29,13 +31,13 @@ from tests.browser.conftest import (
     show_run,
     start_with_sample_data,
     upload,
-    use_sample_data,
     visit,
     wait_until_finished,
 )
-from tests.fixtures.app_process import App
+from tests.fixtures.app_process import ROOT, App
 
 pytestmark = pytest.mark.browser
+STORED_RUN = ROOT / "tests" / "fixtures" / "stored_run"
 TOKENS = """[...document.querySelectorAll('#preview .tokens > span')].map(
     span => [span.textContent.replaceAll(/[↵‧]/g, ''), span.classList.contains('trained')])"""
 
@@ -83,8 +85,7 @@ def test_a_trained_run_is_compared_and_downloaded(app, home, page, shoot):
     start_with_sample_data(page, app, 12)
     wait_until_finished(page)
     held_out = load_run_data(list_runs("local")[0]).held_out[:2]
-    new_fine_tune(page)
-    use_sample_data(page)
+    new_fine_tune(page)  # it keeps the data and the settings
     open_tab(page, "Recipe")
     open_panel(page, "recipe-tools")
     open_panel(page, "layers-panel")
@@ -228,7 +229,7 @@ def test_a_push_shows_its_progress_and_can_be_canceled(app, page, shoot):
             page.locator("#repo textarea, #repo input").first.fill("maria/adapter")
             page.locator("#token input").fill("hf_maria_may_write")
             page.locator("#push").click()
-            expect(page.locator("#pushed")).to_contain_text("Hub", timeout=SLOW)
+            expect(page.locator("#pushed")).to_contain_text("Checking the token", timeout=SLOW)
             expect(page.locator("#push")).to_be_disabled()
             shoot(page, "pushing")
             page.locator("#cancel-push").click()
@@ -282,8 +283,11 @@ def test_the_demo_ends_in_its_verdict_and_touches_nobody_s_data(
 
 @pytest.mark.slow
 def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, page, shoot):
+    others = list_runs("local")
+    newest = Run(shutil.copytree(STORED_RUN, owner_directory("local") / "of-an-earlier-version"))
+    about = {**newest.about, "created": time.time()}
+    newest.path("run.json").write_text(json.dumps(about))
     page.goto(app.url)
-    newest, *others = list_runs("local")
     expect(page.locator("#run-list")).to_contain_text(newest.name, timeout=SLOW)
     show_run(page)
     page.locator("#manage-run").click()
@@ -294,7 +298,9 @@ def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, pag
     page.locator("#manage-run").click()
     page.locator("#duplicate").click()
     expect(page.locator("#header h1")).to_have_text("New fine-tune", timeout=SLOW)
-    expect(page.locator("#changed-settings")).to_contain_text("Maximum steps", timeout=SLOW)
+    changed = page.locator("#changed-settings")
+    expect(changed).to_contain_text("LoRA rank 2", timeout=SLOW)
+    expect(changed).to_contain_text("Maximum steps 3")
     shoot(page, "duplicated")
     show_run(page)
     page.locator("#manage-run").click()

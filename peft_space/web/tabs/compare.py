@@ -123,7 +123,7 @@ class CompareTab:
         cleared: Updates = dict.fromkeys((self.scoring, self.examples, self.more), "")
         button = gr.update(value="Run evaluation", variant="primary", interactive=is_trained)
         return cleared | {
-            self.verdict: f"<p>{_NOT_SCORED}</p>",
+            self.verdict: empty_html(_NOT_SCORED),
             self.filter: gr.update(visible=False),
             self.scores: gr.update(visible=False),
             self.evaluate_button: button,

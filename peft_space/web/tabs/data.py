@@ -72,10 +72,12 @@ class DataTab:
         ]
 
     def empty(self, state: DataState) -> Updates:
-        """The tab before the data was read."""
+        """The tab before the data was read. While it is read again, the task stays."""
         hidden = gr.update(visible=False)
         parts = (self.question, self.found)
-        reset = {self.page.data_state: state, self.page.task: "automatic", **self.checking.ready}
+        reset = {self.page.data_state: state, **self.checking.ready}
+        if state["kind"] != "reading":
+            reset[self.page.task] = "automatic"
         return dict.fromkeys(parts, hidden) | reset
 
     def show(self, check: render_data.Check, source: str) -> Updates:
