@@ -205,6 +205,12 @@ def show_run(page, number=0):
     page.locator("#run-list button.run").nth(number).click()
 
 
+def open_newest_run(page, app):
+    """Open the page of an app that this browser has not seen: it shows the newest run."""
+    page.goto(app.url)
+    expect(page.locator("#header .pill")).to_be_visible(timeout=SLOW)
+
+
 def open_all_runs(page):
     """Show the list of all runs."""
     page.locator("#run-list button.all").click()

@@ -37,13 +37,16 @@ class Curves:
             visible=False,
             elem_id="loss",
         )
-        with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
+        self.more = gr.Accordion(
+            "Learning rate, gradient norm and speed", open=False, visible=False
+        )
+        with self.more, gr.Row():
             self.details = [_detail_plot(figure) for figure in _DETAILS]
 
     @property
     def outputs(self) -> list[Any]:
         """Outputs of `show`."""
-        return [self.options, self.plot, *self.details]
+        return [self.options, self.plot, self.more, *self.details]
 
     def show(self, history: list[Any], log: bool = False, smooth: bool = False) -> Updates:
         """Show the curves of a run; see `render.progress.losses`."""
@@ -52,6 +55,7 @@ class Curves:
         visible = gr.update(visible=not curves.empty)
         return {
             self.options: visible,
+            self.more: visible,
             self.plot: gr.update(value=curves, visible=not curves.empty),
             **dict.fromkeys(self.details, details),
         }
