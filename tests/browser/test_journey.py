@@ -17,7 +17,7 @@ from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
 from peft_space.runs.events import steps_of
 from peft_space.runs.run import Run
-from peft_space.runs.store import list_runs, owner_directory
+from peft_space.runs.store import list_runs, new_run_directory
 from tests.browser.conftest import (
     SLOW,
     choose_model,
@@ -287,12 +287,32 @@ def test_the_demo_ends_in_its_verdict_and_touches_nobody_s_data(
     expect(page.locator("#start")).to_be_disabled()
 
 
+def store_run():
+    """Store a run that was trained elsewhere as the newest of the page."""
+    run = Run(shutil.copytree(STORED_RUN, new_run_directory("local")))
+    run.path("run.json").write_text(json.dumps({**run.about, "created": time.time()}))
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_that_is_deleted_elsewhere_leaves_a_new_fine_tune(app, home, page):
+    visit(page, app)
+    run = store_run()
+    page.reload()
+    expect(page.locator("#run-list")).to_contain_text(run.name, timeout=SLOW)
+    show_run(page)
+    expect(page.locator("#header h1")).to_have_text(run.name, timeout=SLOW)
+    run.delete()
+    expect(page.locator("#header h1")).to_have_text("New fine-tune", timeout=SLOW)
+    expect(page.locator("#run-list")).not_to_contain_text(run.name, timeout=SLOW)
+    page.wait_for_timeout(6_000)  # longer than between two checks
+    expect(page.locator(".toast-body.error")).to_have_count(0)
+
+
 @pytest.mark.slow
 def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, page, shoot):
     others = list_runs("local")
-    newest = Run(shutil.copytree(STORED_RUN, owner_directory("local") / "of-an-earlier-version"))
-    about = {**newest.about, "created": time.time()}
-    newest.path("run.json").write_text(json.dumps(about))
+    newest = store_run()
     page.goto(app.url)
     expect(page.locator("#run-list")).to_contain_text(newest.name, timeout=SLOW)
     show_run(page)

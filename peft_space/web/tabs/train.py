@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
+from peft_space.errors import UserError
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
@@ -18,16 +19,7 @@ from peft_space.runtime import zerogpu
 from peft_space.runtime.supervisor import start_training
 from peft_space.web import states
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
-from peft_space.web.context import (
-    HIDDEN,
-    PRIVATE,
-    SECONDS_IDLE,
-    SECONDS_LIVE,
-    Inputs,
-    PageContext,
-    Updates,
-    Values,
-)
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
@@ -139,7 +131,7 @@ class TrainTab:
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
             self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
             self.shown: states.fingerprint(run, len(history), status),
-            self.page.timer: gr.Timer(SECONDS_LIVE if status in states.ACTIVE else SECONDS_IDLE),
+            self.page.timer: self.page.timer_for(live=status in states.ACTIVE),
             self.page.run_state: state,
             self.page.run_progress: render_progress.coarse_progress(history, status),
         }
@@ -236,7 +228,11 @@ class TrainTab:
         """Show what has changed since the last check."""
         if not values[self.page.run]:
             return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
-        run = self.page.selected_run(values)
+        try:
+            run = self.page.selected_run(values)
+        except UserError:  # else every check would report the error again
+            gr.Info("This run was deleted, perhaps in another window.", duration=5)
+            return {self.page.run: ""}
         history = run.history()
         if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
             return {self.shown: values[self.shown]}
@@ -283,8 +279,9 @@ def _wire_start(page: PageContext, tab: TrainTab) -> None:
 def _wire_follow(page: PageContext, tab: TrainTab) -> None:
     curves, follow = {tab.curves.log, tab.curves.smooth}, show_errors(tab.follow)
     inputs: Inputs = {*page.selection, tab.shown, *curves}
-    gr.on([page.timer.tick, page.run.change], follow, inputs, tab.run_outputs, **HIDDEN)
-    page.fallback_timer.tick(follow, inputs, tab.run_outputs, **HIDDEN)
+    outputs = [*tab.run_outputs, page.run]
+    gr.on([page.timer.tick, page.run.change], follow, inputs, outputs, **HIDDEN)
+    page.fallback_timer.tick(follow, inputs, outputs, **HIDDEN)
     page.reset_with_run({tab.preparing: ""})  # it was about another run
 
 
