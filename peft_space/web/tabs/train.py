@@ -35,7 +35,7 @@ class TrainTab:
         self.page = page
         with gr.Column(elem_id="train-draft") as self.draft:
             self._place_start()
-        self.preparing = gr.Markdown(elem_id="preparing")
+            self.preparing = gr.Markdown(elem_id="preparing")
         with gr.Column(visible=False, elem_id="train-run") as self.of_run:
             self._place_run()
         self.next_slice = gr.State([])
