@@ -58,6 +58,8 @@ def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
     page.locator("#deploy-target input[value=Ollama]").click()
     expect(page.locator("#export-precision")).to_be_visible(timeout=SLOW)
     expect(page.locator("#export-target")).to_be_hidden()
+    expect(page.locator("#zip")).to_be_hidden()  # it is for another target
+    expect(page.locator("#export-progress")).not_to_contain_text("✓")
     page.locator("#export").click()
     expect(page.locator("#export-progress")).to_contain_text("ollama create", timeout=SLOW)
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-ollama", timeout=SLOW)
