@@ -83,7 +83,8 @@ def generate_greedy(
     """
     prompts = [fit_prompt(adapted, ids, max_new_tokens) for ids in prompts]
     sampling = _within_places(adapted, prompts, Sampling(max_new_tokens=max_new_tokens))
-    return _generate_ids(adapted, prompts, pictures, sampling, StoppingCriteriaList(), None)
+    settings = generation_settings(adapted, sampling)
+    return _generate_ids(adapted, prompts, pictures, settings, StoppingCriteriaList(), None)
 
 
 def answer(
@@ -230,13 +231,13 @@ def generate_batch(
         )
     mixed = len(set(sides)) > 1
     options: dict[str, Any] = {"adapter_names": adapter_names(sides)} if mixed else {}
-    _ = adapted.can_cache  # it tries a prompt of its own, which is not one of a side
+    settings = generation_settings(adapted, sampling)  # may try the model, so it comes first
     set_seed(sampling.seed)
     with (
         contextlib.nullcontext() if mixed else use_side(adapted, sides[0]),
         capture_input_ids(adapted, sides, list(map(len, prompts)), seen),
     ):
-        answers = _generate_ids(adapted, prompts, pictures, sampling, criteria, streamer, **options)
+        answers = _generate_ids(adapted, prompts, pictures, settings, criteria, streamer, **options)
     if stopper.raised:
         raise stopper.raised
     if ended is not None:
@@ -302,7 +303,7 @@ def _generate_ids(
     adapted: AdaptedModel,
     prompts: Sequence[list[int]],
     pictures: Sequence[list[str]] | None,
-    sampling: Sampling,
+    settings: GenerationConfig,
     criteria: StoppingCriteriaList,
     streamer: BaseStreamer | None,
     **options: Any,
@@ -317,7 +318,7 @@ def _generate_ids(
         output = model.generate(
             input_ids=pad(prompts, tokens.pad).to(model.device),
             attention_mask=pad([[1] * len(prompt) for prompt in prompts], 0).to(model.device),
-            generation_config=generation_settings(adapted, sampling),
+            generation_config=settings,
             streamer=streamer,
             stopping_criteria=criteria,
             **options,

@@ -22,11 +22,12 @@ from peft_space.runtime import slice_lengths, zerogpu
 from peft_space.runtime.supervisor import resume_interrupted
 from peft_space.web import api, shell, theme
 from peft_space.web.auth import SecurityMiddleware, new_visitor
-from peft_space.web.components import reset_on_failure, show_errors
+from peft_space.web.components import show_errors
 from peft_space.web.context import EDIT, HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.draft import read_draft, write_draft
 from peft_space.web.panels import runs as runs_panel
 from peft_space.web.panels import snippets as snippets_panel
+from peft_space.web.render.train import about_to_train_html
 from peft_space.web.states import TABS, UNFINISHED, run_state_of
 from peft_space.web.tabs import compare as compare_tab
 from peft_space.web.tabs import data as data_tab
@@ -172,13 +173,19 @@ def _wire_demo(page: PageContext, layout: _Layout) -> None:
             )
         yield gr.update(selected="Compare")
 
+    shown = {
+        layout.tabs: gr.update(selected="Train"),
+        training.about_to_train: about_to_train_html(DEMO_NAME, 0, DEMO_RECIPE["base_model"], {}),
+        training.hint: "",
+        training.to_data: gr.update(visible=False),
+    }
     # A separate event: what a generator shows is lost if its next yield comes at once.
-    announced = layout.data.demo.click(
-        lambda: gr.update(selected="Train"), None, layout.tabs, **HIDDEN
-    )
+    announced = layout.data.demo.click(lambda: shown, None, list(shown), **HIDDEN)
     selection = page.selection
     starting = announced.success(start, selection, training.start_outputs, **HIDDEN)
-    reset_on_failure(starting, training.preparation.ready)
+    # Then the tab is about the new fine-tune again, which may lack data.
+    restore = show_errors(training.restore)
+    starting.then(restore, training.draft_inputs, training.restored, **HIDDEN)
     training.cancel.click(None, None, None, cancels=starting, **PRIVATE)
     waiting = starting.success(wait, selection, layout.tabs, concurrency_limit=None, **HIDDEN)
     evaluate = show_errors(comparison.evaluate, comparison.scoring)

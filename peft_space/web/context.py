@@ -207,6 +207,11 @@ class PageContext:
             self.data_recipe: {name: changed[name] for name in DATA_FIELDS if name in changed},
         }
 
+    @staticmethod
+    def timer_for(live: bool) -> gr.Timer:
+        """Return the timer that checks a run: often only while it changes."""
+        return gr.Timer(SECONDS_LIVE if live else SECONDS_IDLE)
+
     def selected_run(self, values: Values) -> Run:
         """Return the selected run. Raises UserError if there is none."""
         if not values[self.run]:

@@ -1,8 +1,10 @@
-/* The shown run and tab in the address, the window's title, Ctrl+Enter, and notifications. */
+/* The shown run and tab in the address, the window's title, Ctrl+Enter, notifications, and the
+   sidebar, which would cover a narrow window. */
 (() => {
   const KEY = 'peft_space_place';
   const SEND = {'prompts': 'generate', 'chat-message': 'chat-send'};
   const TABS = ['Data', 'Recipe', 'Train', 'Compare', 'Publish'];
+  const narrow = matchMedia('(max-width: 900px)');
   let place = {run: '', tab: ''};
 
   const remember = change => {
@@ -23,7 +25,7 @@
       try { stored = JSON.parse(localStorage.getItem(KEY)); } catch { /* not ours */ }
       const asked = query.has('run') || query.has('tab');
       const from = asked ? {run: query.get('run') || '', tab: query.get('tab') || ''} : stored;
-      return JSON.stringify([from?.run || '', from?.tab || '', innerWidth > 900, !!from]);
+      return JSON.stringify([from?.run || '', from?.tab || '', !narrow.matches, !!from]);
     },
     /* Called with the header whenever it changes. */
     header(element) {
@@ -53,6 +55,16 @@
         field.style.display = field.textContent.toLowerCase().includes(words) ? '' : 'none';
     },
   };
+
+  const openSidebar = open => {
+    const sidebar = document.getElementById('sidebar');
+    if (sidebar && sidebar.classList.contains('open') !== open)
+      sidebar.querySelector('[aria-label="Toggle Sidebar"]')?.click();
+  };
+  narrow.addEventListener('change', () => openSidebar(!narrow.matches));
+  document.addEventListener('click', event => {
+    if (narrow.matches && event.target.closest?.('#run-list [data-value]')) openSidebar(false);
+  });
 
   document.addEventListener('keydown', event => {
     if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;

@@ -34,7 +34,8 @@ class DataState(TypedDict):
     rows: int
     """Rows to train on; 0 unless `kind` is "ready"."""
     message: str
-    """The error of a check that failed."""
+    """The error of a check that failed. Data that can be read without the recipe are ready, and
+    this is what is wrong with the recipe."""
 
 
 class RecipeState(TypedDict):
@@ -106,7 +107,7 @@ def tab_states(
 
 def _draft_states(data: DataState, recipe: RecipeState) -> list[TabState]:
     later = TabState("blocked", "Train an adapter first, or choose a run in the sidebar.")
-    first, second = data_tab_state(data), recipe_tab_state(recipe)
+    first, second = data_tab_state(data), recipe_tab_state(recipe, data)
     blocked = missing(data, recipe)
     return [first, second, TabState("blocked" if blocked else "ready", blocked), later, later]
 
@@ -125,7 +126,7 @@ def data_tab_state(data: DataState) -> TabState:
     return TabState("done")
 
 
-def recipe_tab_state(recipe: RecipeState) -> TabState:
+def recipe_tab_state(recipe: RecipeState, data: DataState = NO_DATA) -> TabState:
     """Return the state of the Recipe tab of a new fine-tune."""
     if recipe["problems"]:
         count = len(recipe["problems"])
@@ -133,12 +134,17 @@ def recipe_tab_state(recipe: RecipeState) -> TabState:
         return TabState("failed", f"{count} {noun} not valid.")
     if not recipe["model"]:
         return TabState("ready", "Choose a base model.")
+    if data["kind"] == "ready" and data["message"]:
+        return TabState("failed", "The base model or a setting does not work with your data.")
     return TabState("done" if recipe["seen"] else "ready")
 
 
 def missing(data: DataState, recipe: RecipeState) -> str:
     """Return what has to be done before a training can start; empty if nothing is missing."""
-    for title, state in (("Data", data_tab_state(data)), ("Recipe", recipe_tab_state(recipe))):
+    for title, state in (
+        ("Data", data_tab_state(data)),
+        ("Recipe", recipe_tab_state(recipe, data)),
+    ):
         if state.reason:
             return f"{title}: {state.reason}"
     return ""

@@ -40,6 +40,8 @@ def theme() -> gr.themes.Base:
         button_cancel_background_fill_hover_dark="#991b1b",
         button_cancel_text_color="white",
         button_cancel_text_color_dark="white",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         block_radius="12px",
         button_large_radius="8px",
         button_medium_radius="8px",

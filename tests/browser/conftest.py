@@ -201,8 +201,15 @@ def start_with_sample_data(page, app, steps, epochs=None):
 
 
 def show_run(page, number=0):
-    """Show a run of the sidebar, the newest by default."""
+    """Show a run of the sidebar, the newest by default, on the tab on which it opens."""
     page.locator("#run-list button.run").nth(number).click()
+    expect(page.locator("#header .pill")).to_be_visible(timeout=SLOW)
+
+
+def open_newest_run(page, app):
+    """Open the page of an app that this browser has not seen: it shows the newest run."""
+    page.goto(app.url)
+    expect(page.locator("#header .pill")).to_be_visible(timeout=SLOW)
 
 
 def open_all_runs(page):

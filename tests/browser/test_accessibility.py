@@ -1,6 +1,7 @@
 """Accessibility: no serious Axe violation, light and dark, narrow and wide; keyboard only."""
 
 import json
+import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.browser
 TOO_WIDE = """[...document.querySelectorAll('button, input, textarea, p, label, pre, progress')]
     .filter(e => e.offsetParent && !e.closest('[aria-hidden=true], .table-wrap, .overflow-menu'))
     .filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 120))"""
+IS_OPEN = re.compile(r"\bopen\b")
 TABS = ("Data", "Recipe", "Train", "Compare", "Publish")
 MAX_STOPS = 15
 """Presses of Tab from the sample data to Start."""
@@ -98,6 +100,19 @@ def test_nothing_is_wider_than_a_phone(seen, shoot, tab):
     wide = seen.evaluate(TOO_WIDE)
     seen.set_viewport_size({"width": 1280, "height": 900})
     assert wide == []
+
+
+@pytest.mark.slow
+def test_a_choice_in_the_sidebar_uncovers_the_page_on_a_phone(seen):
+    seen.set_viewport_size({"width": 390, "height": 844})
+    expect(seen.locator("#sidebar")).not_to_have_class(IS_OPEN)
+    seen.get_by_label("Toggle Sidebar").click()
+    expect(seen.locator("#sidebar")).to_have_class(IS_OPEN)
+    show_run(seen)
+    expect(seen.locator("#sidebar")).not_to_have_class(IS_OPEN)
+    open_tab(seen, "Data")
+    seen.set_viewport_size({"width": 1280, "height": 900})
+    expect(seen.locator("#sidebar")).to_have_class(IS_OPEN)
 
 
 @pytest.mark.slow

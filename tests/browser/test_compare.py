@@ -10,8 +10,10 @@ from peft_space.evaluation.blind_vote import result
 from peft_space.runs.store import list_runs
 from tests.browser.conftest import (
     SLOW,
+    new_fine_tune,
     open_inner_tab,
     open_tab,
+    show_run,
     start_with_sample_data,
     wait_until_finished,
 )
@@ -96,14 +98,24 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     expect(page.locator("#verdict")).to_contain_text("Side effects", timeout=2 * SLOW)
     shown = page.locator("#examples-scored .comparison")
     open_inner_tab(page, "Test examples")
-    total = shown.count()
-    page.locator("#outcome-filter label").nth(1).click()
-    expect(shown).not_to_have_count(total, timeout=SLOW)
-    page.locator("#outcome-filter label").first.click()
-    expect(shown).to_have_count(total, timeout=SLOW)
+    expect(page.get_by_role("tab", name="Compare ✓")).to_be_visible(timeout=SLOW)
+    for choice in ("Worse", "All"):  # none of these answers, and all of them
+        label = page.locator("#outcome-filter label", has_text=choice)
+        count = int(re.search(r"\((\d+)\)", label.inner_text())[1])
+        assert (count > 0) == (choice == "All")
+        label.click()
+        expect(shown).to_have_count(count, timeout=SLOW)
     open_inner_tab(page, "All scores")
     expect(page.locator("#scores")).to_contain_text("Difference", timeout=SLOW)
     expect(page.locator("#scores")).to_contain_text("ROUGE-L")
     expect(page.locator("#more-scores details table").first).to_be_attached()
     expect(page.locator("#more-scores .fair")).to_be_visible()
     shoot(page, "5-scores")
+
+    new_fine_tune(page)
+    show_run(page)
+    open_tab(page, "Compare")
+    expect(page.locator("#verdict")).to_contain_text("Side effects", timeout=SLOW)
+    open_inner_tab(page, "Your prompts")
+    expect(page.locator("#prompts textarea")).to_have_value("", timeout=SLOW)
+    expect(page.locator("#answers .comparison")).to_have_count(0)

@@ -37,6 +37,13 @@ def wait_for_tokens(page, css, words):
     page.wait_for_function(f"words => {texts}.includes(words)", arg=words, timeout=SLOW)
 
 
+def press_upload(page, selector, path):
+    """Press a button that uploads a file, and choose the file."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(selector).click()
+    chooser.value.set_files(path)
+
+
 @pytest.mark.slow
 def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, shoot, tmp_path):
     rows = [f"Wie heisst Nummer {i}?,Sie heisst {i}." for i in range(30)]
@@ -150,14 +157,38 @@ def test_files_are_added_and_replaced_by_different_buttons(app, page, tmp_path):
     visit(page, app)
     upload(page, tmp_path / "one.jsonl")
     expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
-    page.locator("#add-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
+    press_upload(page, "#add-data", tmp_path / "two.jsonl")
     expect(page.locator("#data-summary")).to_contain_text(
         "one.jsonl + two.jsonl: 100 rows", timeout=SLOW
     )
     expect(page.locator("#data-tiles")).to_contain_text("90")
-    page.locator("#replace-data input[type=file]").set_input_files(tmp_path / "two.jsonl")
+    press_upload(page, "#replace-data", tmp_path / "two.jsonl")
     expect(page.locator("#data-tiles")).to_contain_text("45", timeout=SLOW)
     expect(page.locator("#source")).to_have_text("two.jsonl")
     page.locator("#search-rows input, #search-rows textarea").first.fill("two 17")
     page.keyboard.press("Enter")
     expect(page.locator("#rows-range")).to_contain_text("of 1", timeout=SLOW)
+
+
+@pytest.mark.slow
+def test_a_part_of_the_task_and_a_wrong_model_are_named_where_they_are(app, page, tmp_path):
+    lines = [f"{i},What costs item {i}?,It costs {i} pennies." for i in range(30)]
+    (tmp_path / "problems.csv").write_text("\n".join(["id,body,reply", *lines]) + "\n")
+    visit(page, app)
+    upload(page, tmp_path / "problems.csv")
+    expect(page.locator("#mapping-question")).to_contain_text("What costs item 0?", timeout=SLOW)
+    expect(page.get_by_role("tab", name="Data !")).to_be_visible(timeout=SLOW)
+    page.locator("#mapping-question label", has_text="It costs 0 pennies.").first.click()
+    expect(page.locator("#data-tiles")).to_contain_text("27", timeout=SLOW)
+
+    open_tab(page, "Recipe")
+    model = page.locator("#recipe-base_model input")
+    model.fill("/no/such/model")
+    model.press("Enter")
+    expect(page.locator("#model-status")).to_contain_text("[models.not_found]", timeout=SLOW)
+    expect(page.get_by_role("tab", name="Recipe !")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_role("tab", name="Data ✓")).to_be_visible()
+    expect(page.locator("#recipe-missing")).to_contain_text("Recipe:")
+    expect(page.locator(".toast-body.error")).to_have_count(0)
+    choose_model(page)
+    expect(page.get_by_role("tab", name="Recipe ✓")).to_be_visible(timeout=SLOW)

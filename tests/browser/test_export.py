@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import (
     SLOW,
+    open_newest_run,
     open_panel,
     open_tab,
     start_with_sample_data,
@@ -28,7 +29,7 @@ def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
     expect(page.locator("#deploy-advice")).to_contain_text("--max-lora-rank 16", timeout=SLOW)
     expect(page.locator("#export-target input:checked")).to_have_value("adapter")
     page.locator("#deploy-target input[value=whole]").click()
-    expect(page.locator("#export-target input:checked")).to_have_value("merged", timeout=SLOW)
+    expect(page.locator("#export-target")).to_be_hidden(timeout=SLOW)  # there is no choice
     expect(page.locator("#merge-into")).to_be_visible()
 
     page.locator("#export").click()
@@ -55,7 +56,10 @@ def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
         assert "merged/model.safetensors" in archive.namelist()
 
     page.locator("#deploy-target input[value=Ollama]").click()
-    expect(page.locator("#export-target input:checked")).to_have_value("ollama", timeout=SLOW)
+    expect(page.locator("#export-precision")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#export-target")).to_be_hidden()
+    expect(page.locator("#zip")).to_be_hidden()  # it is for another target
+    expect(page.locator("#export-progress")).not_to_contain_text("✓")
     page.locator("#export").click()
     expect(page.locator("#export-progress")).to_contain_text("ollama create", timeout=SLOW)
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-ollama", timeout=SLOW)
@@ -75,11 +79,9 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
     )
     online.start()
     try:
-        page.goto(online.url)
+        open_newest_run(page, online)
         open_tab(page, "Publish")
-        expect(page.locator("#push")).to_be_enabled(
-            timeout=SLOW
-        )  # until the page knows the run, the card is generated again
+        expect(page.locator("#push")).to_be_enabled(timeout=SLOW)
         open_panel(page, "card-panel")
         expect(page.locator("#card-shown")).to_contain_text("demo", timeout=SLOW)
         assert (

@@ -11,6 +11,7 @@ from peft_space.runs.run import Run
 from tests.browser.conftest import (
     SLOW,
     new_fine_tune,
+    open_newest_run,
     open_panel,
     open_tab,
     press_start,
@@ -84,7 +85,7 @@ def hasty(tmp_path, much_to_score):
 
 def test_evaluation_and_vote_continue_while_the_page_is_open(hasty, page):
     running, lending = hasty
-    page.goto(running.url)
+    open_newest_run(page, running)
     open_tab(page, "Compare")
     expect(page.locator("#evaluate")).to_be_enabled(timeout=SLOW)
     page.locator("#evaluate").click()

@@ -200,6 +200,14 @@ def test_different_tokens_for_the_two_sides_are_caught(adapted, conversations):
     assert check(adapted, seen, own_histories=True).fair
 
 
+def test_the_first_answers_of_a_model_count_the_tokens_of_their_prompts(short_run, conversations):
+    adapted = load_adapted(short_run)  # it tries its cache when it first answers
+    seen = {"base": [], "adapter": []}
+    compare(adapted, conversations[:2], GREEDY, seen=seen)
+    prompts = [tuple(prompt_ids(adapted.tokenizer, messages)) for messages in conversations[:2]]
+    assert seen == {"base": prompts, "adapter": prompts}
+
+
 def test_dora_is_rejected_on_layers_with_rows_of_zeros():
     base, recipe = pin_revision(find_base("demo")), Recipe(method="dora", quantization="none")
     with pytest.raises(UserError, match=r"q_proj.* 44 ") as error:

@@ -23,6 +23,7 @@ def kinds(data, recipe, run="", run_state=None, progress=None):
         (NO_DATA | {"kind": "failed"}, CHOSEN, ["failed", "ready", *["blocked"] * 3]),
         (READY, DEFAULT_RECIPE, ["done", "ready", *["blocked"] * 3]),
         (READY, CHOSEN, ["done", "ready", "ready", "blocked", "blocked"]),
+        (READY | {"message": "no such model"}, CHOSEN, ["done", "failed", *["blocked"] * 3]),
         (READY, CHOSEN | {"seen": True}, ["done", "done", "ready", "blocked", "blocked"]),
         (READY, CHOSEN | {"problems": {"lora_rank": "x"}}, ["done", "failed", *["blocked"] * 3]),
     ],

@@ -64,7 +64,7 @@ class Answers:
             elem_id="prompt-pictures",
         )
         with gr.Row():
-            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 150}
+            small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 190}
             self.generate = gr.Button(
                 "Generate", variant="primary", interactive=False, elem_id="generate", **small
             )

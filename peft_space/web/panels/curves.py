@@ -24,42 +24,42 @@ class Curves:
             self.smooth = gr.Checkbox(
                 False, label="Smooth", container=False, scale=0, min_width=120, elem_id="smooth"
             )
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                self.plot = gr.LinePlot(
-                    x="step",
-                    y="loss",
-                    color="rows",
-                    color_title=" ",
-                    color_map=_COLORS,
-                    colors_in_legend=["training", "held out"],
-                    title="Loss",
-                    x_axis_format="d",
-                    height=300,
-                    visible=False,
-                    elem_id="loss",
-                )
-            with gr.Column(scale=2, min_width=280, visible=False) as self.beside:
-                self.samples = gr.HTML(elem_id="sample-answers")
-        with gr.Accordion("Learning rate, gradient norm and speed", open=False), gr.Row():
+        self.plot = gr.LinePlot(
+            x="step",
+            y="loss",
+            color="rows",
+            color_title=" ",
+            color_map=_COLORS,
+            colors_in_legend=["training", "held out"],
+            title="Loss",
+            x_axis_format="d",
+            height=300,
+            visible=False,
+            elem_id="loss",
+        )
+        self.more = gr.Accordion(
+            "Learning rate, gradient norm and speed", open=False, visible=False
+        )
+        with self.more, gr.Row():
             self.details = [_detail_plot(figure) for figure in _DETAILS]
+        self.samples = gr.HTML(elem_id="sample-answers")  # last: they appear during training
 
     @property
     def outputs(self) -> list[Any]:
         """Outputs of `show`."""
-        return [self.options, self.plot, self.beside, self.samples, *self.details]
+        return [self.options, self.plot, self.more, *self.details, self.samples]
 
     def show(self, history: list[Any], log: bool = False, smooth: bool = False) -> Updates:
         """Show the curves of a run; see `render.progress.losses`."""
         curves = render_progress.losses(history, log, smooth)
         details = render_progress.step_details(history)
-        samples = render_progress.samples_html(history)
+        visible = gr.update(visible=not curves.empty)
         return {
-            self.options: gr.update(visible=not curves.empty),
-            self.beside: gr.update(visible=bool(samples)),
-            self.samples: samples,
+            self.options: visible,
+            self.more: visible,
             self.plot: gr.update(value=curves, visible=not curves.empty),
             **dict.fromkeys(self.details, details),
+            self.samples: render_progress.samples_html(history),
         }
 
 

@@ -16,19 +16,10 @@ _SOURCES = (
 )
 
 
-def build_layers(page: PageContext) -> None:
-    """Place and wire the list of adapted layers."""
-    with gr.Accordion("Adapted layers", open=False, elem_id="layers-panel") as panel:
-        layers = gr.Markdown("Looking at the model…", elem_id="layers")
-
-    @show_errors
-    def show_layers(values: Values) -> str:
-        recipe = page.recipe(values).model_dump()
-        if recipe["task"] == "automatic":
-            recipe["task"] = values[page.task]
-        return render_recipe.layers_markdown(page.workers.call("layers", recipe=recipe))
-
-    panel.expand(show_layers, {page.task, page.recipe_state}, layers, **PRIVATE)
+def build_layers() -> gr.Markdown:
+    """Place the list of adapted layers, which the tab fills together with its summary."""
+    with gr.Accordion("Adapted layers", open=False, elem_id="layers-panel"):
+        return gr.Markdown(elem_id="layers")
 
 
 def build_measurement(page: PageContext) -> None:

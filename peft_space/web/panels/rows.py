@@ -95,14 +95,14 @@ class Rows:
 
     def inspect(self, values: Values, number: int, row: dict[str, Any] | None = None) -> Updates:
         """Show one row as tokens and as a chat."""
-        page = self.page
+        page, data_state = self.page, values[self.page.data_state]
         if row is None:
             asked = {"data": values[page.data], "numbers": [number]}
             if values[page.column_mapping]:
                 asked["column_mapping"] = values[page.column_mapping]
             [row] = page.workers.call("browse", **asked)["rows"]
         known = [one for one in values[self.examples] if one["row"] == number]
-        if not known and values[page.recipe_state]["model"]:
+        if not known and values[page.recipe_state]["model"] and not data_state["message"]:
             known = page.workers.call("show_rows", numbers=[number], **page.data_arguments(values))[
                 "examples"
             ]

@@ -14,7 +14,7 @@ from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import list_runs, open_run
 from peft_space.web.components import Operation, show_errors
-from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import backup as backup_panel
 from peft_space.web.panels.merge_adapters import build_merge_adapters
 from peft_space.web.render import runs as render_runs
@@ -24,6 +24,9 @@ _TEMPORARY = (
     "⚠ Storage here is temporary. Runs are lost when this Space sleeps or restarts. "
     "Download the adapter, or back up the run to the Hub under *All runs*."
 )
+_LABEL_SEARCH = """() => void setTimeout(() => document.querySelector('#runs .search-input')
+    ?.setAttribute('aria-label', 'Search all runs'), 100)"""
+"""Gradio gives the table's search field a title and no label."""
 
 
 class AllRuns:
@@ -100,6 +103,7 @@ def build(page: PageContext) -> None:
         return ids[event.index[0]]
 
     view.table.select(select, view.ids, page.run, **HIDDEN)
+    view.table.change(None, js=_LABEL_SEARCH, **PRIVATE)
     inputs: Inputs = {*selection, view.first, view.second}
     outputs = [view.curves, view.differences]
     compare = show_errors(view.compare)

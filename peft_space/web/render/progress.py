@@ -84,19 +84,24 @@ def tiles_html(history: History, status: Status) -> str:
     figures = figures_of(history)
     if figures is None:
         return checklist_html(history) if status in ACTIVE else ""
-    active = status in ("running", "on_job")
-    left = duration(figures.seconds_left) if active and figures.seconds_left else "–"
-    if not active:
-        left = "done" if figures.step >= figures.total else "–"
+    tested = figures.test_loss is not None
     tiles = [
         ("Step", f"{figures.step} of {figures.total}", "", ""),
-        ("Time left", left, f"{duration(figures.elapsed)} so far", ""),
+        _time_tile(figures, status),
         ("Training loss", f"{figures.loss:.3f}", "", ""),
-        ("Test loss", _loss(figures.test_loss), "the lowest so far", "test"),
+        ("Test loss", _loss(figures.test_loss), "the lowest" if tested else "not yet", "test"),
         ("Tokens/s", f"{figures.speed:,.0f}", "", ""),
         ("Peak memory", gigabytes(figures.memory) if figures.memory else "–", "", ""),
     ]
     return tiles_of(tiles)
+
+
+def _time_tile(figures: Figures, status: Status) -> tuple[str, str, str, str]:
+    """Return the time left; once nobody trains, the time that the training took."""
+    taken = duration(figures.elapsed)
+    if status in ("running", "on_job") and figures.seconds_left:
+        return ("Time left", duration(figures.seconds_left), f"{taken} so far", "")
+    return ("Training time", taken, "", "")
 
 
 def _loss(loss: float | None) -> str:
@@ -135,7 +140,7 @@ def samples_html(history: History) -> str:
             f'<article class="comparison"><div class="prompt">{prompt}</div>{expected}{given}'
             "</article>"
         )
-    return f"<h3>Answers during training</h3>{''.join(cards)}"
+    return f'<h3>Answers during training</h3><div class="rows">{"".join(cards)}</div>'
 
 
 def _cell(css: str, title: str, text: str) -> str:

@@ -43,13 +43,13 @@ def summary_html(
     """Return the card that tells memory, time and trainable share.
 
     Args:
-        reason: why there is nothing to tell.
         layers: the result of the operation `layers`; None if no model is chosen.
         estimate: the result of `estimate` or of `dry_run`; None without data.
+        reason: why there is nothing to tell, or no estimate.
     """
     if layers is None:
         return _card([("Memory", "–", reason), ("Time", "–", ""), _trainable(None)])
-    return _card([_memory(layers, estimate), _time(estimate), _trainable(layers)])
+    return _card([_memory(layers, estimate), _time(estimate, reason), _trainable(layers)])
 
 
 def _card(facts: list[tuple[str, str, str]]) -> str:
@@ -77,9 +77,9 @@ def _memory(layers: dict[str, Any], estimate: dict[str, Any] | None) -> tuple[st
     return ("Memory", f"about {gigabytes(mine['total'])}", note)
 
 
-def _time(estimate: dict[str, Any] | None) -> tuple[str, str, str]:
+def _time(estimate: dict[str, Any] | None, reason: str) -> tuple[str, str, str]:
     if estimate is None:
-        return ("Time", "–", "Add data for an estimate.")
+        return ("Time", "–", reason)
     if "step_seconds" in estimate:
         return ("Time", duration(estimate["seconds"]), "measured")
     time = estimate["time"]

@@ -16,7 +16,7 @@ from peft_space.web.panels import chat as chat_panel
 from peft_space.web.render import compare as render_compare
 from peft_space.web.render import verdict as render_verdict
 from peft_space.web.render.overview import empty_html
-from peft_space.web.states import tab_states
+from peft_space.web.states import run_state_of, tab_states
 
 _NOT_SCORED = (
     "This run was not evaluated yet. An evaluation answers the test rows with the base model and "
@@ -67,15 +67,20 @@ class CompareTab:
             page,
             "evaluate",
             self.scoring,
-            lambda run, result: self.show_scores(run, evaluation_from_json(result)),
+            self._show_evaluated,
         )
+
+    @property
+    def shown_outputs(self) -> list[Any]:
+        """Outputs of `reset`."""
+        shown = [self.verdict, self.filter, self.examples, self.scores, self.more]
+        buttons = [self.evaluate_button, self.stop]
+        return [self.scoring, *shown, *buttons, self.evaluation.next_slice]
 
     @property
     def score_outputs(self) -> list[Any]:
         """Outputs of `evaluate`."""
-        shown = [self.verdict, self.filter, self.examples, self.scores, self.more]
-        buttons = [self.evaluate_button, self.stop]
-        return [self.scoring, *shown, *buttons, self.evaluation.next_slice]
+        return [*self.shown_outputs, self.page.run_state]
 
     def evaluate(self, values: Values) -> Iterator[Updates]:
         """Score base and adapter on the test rows."""
@@ -86,6 +91,10 @@ class CompareTab:
         }
         yield self.evaluation.begin("Evaluating: the base model and yours answer…") | busy
         yield from self.evaluation.work(run)
+
+    def _show_evaluated(self, run: Run, result: dict[str, Any]) -> Updates:
+        state = run_state_of(run, run.status())  # else a later check shows the scores again
+        return {**self.show_scores(run, evaluation_from_json(result)), self.page.run_state: state}
 
     def show_scores(self, run: Run, scores: Evaluation) -> Updates:
         """Show the verdict, the answers and all scores of a run."""
@@ -123,7 +132,7 @@ class CompareTab:
         cleared: Updates = dict.fromkeys((self.scoring, self.examples, self.more), "")
         button = gr.update(value="Run evaluation", variant="primary", interactive=is_trained)
         return cleared | {
-            self.verdict: f"<p>{_NOT_SCORED}</p>",
+            self.verdict: empty_html(_NOT_SCORED),
             self.filter: gr.update(visible=False),
             self.scores: gr.update(visible=False),
             self.evaluate_button: button,
@@ -167,7 +176,7 @@ def build(page: PageContext) -> CompareTab:
         **ready,
     }
     tab.stop.click(lambda: stopped, None, list(stopped), cancels=events, **HIDDEN)
-    page.listen("run", tab.reset, set(), tab.score_outputs)
+    page.listen("run", tab.reset, set(), tab.shown_outputs)
     filter_examples = show_errors(tab.filter_examples)
     tab.filter.input(filter_examples, {*page.selection, tab.filter}, tab.examples, **HIDDEN)
     show_blocked(page, "Compare", tab.blocked, tab.of_run)

@@ -72,14 +72,22 @@ class DataTab:
         ]
 
     def empty(self, state: DataState) -> Updates:
-        """The tab before the data was read."""
+        """The tab before the data was read. While it is read again, the task stays."""
         hidden = gr.update(visible=False)
         parts = (self.question, self.found)
-        reset = {self.page.data_state: state, self.page.task: "automatic", **self.checking.ready}
+        reset = {self.page.data_state: state, **self.checking.ready}
+        if state["kind"] != "reading":
+            reset[self.page.task] = "automatic"
         return dict.fromkeys(parts, hidden) | reset
 
-    def show(self, check: render_data.Check, source: str) -> Updates:
-        """Show the result of a check of the data with this name."""
+    def show(self, check: render_data.Check, source: str, problem: str = "") -> Updates:
+        """Show the result of a check.
+
+        Args:
+            check: the result.
+            source: the name of the data.
+            problem: what is wrong with the recipe, without which the data were read.
+        """
         if "question" in check:
             return self._ask(check)
         rows, mapping = self.rows, check["column_mapping"]
@@ -87,7 +95,7 @@ class DataTab:
             "kind": "ready",
             "source": source,
             "rows": check["to_train"],
-            "message": "",
+            "message": problem,
         }
         has_lengths = bool(check.get("histogram"))
         return {
@@ -133,7 +141,7 @@ class DataTab:
     def check(self, values: Values) -> Iterator[Updates]:
         """Read the data and show the findings, with progress.
 
-        Without a base model, only the rows are read.
+        Without a base model, or with one that does not work, only the rows are read.
         """
         page = self.page
         key = [values[part] for part in self.checked_parts]
@@ -151,19 +159,25 @@ class DataTab:
             "held_out": values[page.held_out] or None,
             "column_mapping": values[page.column_mapping] or None,
         }
-        if values[page.recipe_state]["model"] and not values[page.recipe_state]["problems"]:
-            arguments["recipe"] = page.recipe(values).model_dump()
-        try:
-            show = functools.partial(self.show, source=source)
-            yield from self.checking.stream("check", show, **arguments)
-        except Exception as error:
-            if as_user_error(error) is None:
-                raise
-            failed: DataState = {
-                "kind": "failed", "source": source, "rows": 0, "message": user_message(error),
-            }  # fmt: skip
-            words = f"⚠ {render_overview.escape(user_message(error))}"
-            yield {**self.empty(failed), self.summary: words}
+        problem = ""
+        for recipe in self._recipes(values):
+            show = functools.partial(self.show, source=source, problem=problem)
+            try:
+                yield from self.checking.stream("check", show, **arguments, **recipe)
+                return
+            except Exception as error:
+                if as_user_error(error) is None:
+                    raise
+                problem = user_message(error)
+        failed: DataState = {**NO_DATA, "kind": "failed", "source": source, "message": problem}
+        yield {**self.empty(failed), self.summary: f"⚠ {render_overview.escape(problem)}"}
+
+    def _recipes(self, values: Values) -> list[dict[str, Any]]:
+        """The recipe, and none: if data can be read only without it, the fault is the recipe's."""
+        state = values[self.page.recipe_state]
+        if not state["model"] or state["problems"]:
+            return [{}]
+        return [{"recipe": self.page.recipe(values).model_dump()}, {}]
 
     def apply_fixes(self, values: Values) -> dict[str, Any]:
         """Return the column mapping with the chosen fixes."""
@@ -227,7 +241,7 @@ def _wire_views(page: PageContext, tab: DataTab) -> None:
     def tell(values: Values) -> Updates:
         data = values[page.data_state]
         reason = data_tab_state(data).reason
-        following = recipe_tab_state(values[page.recipe_state]).reason
+        following = recipe_tab_state(values[page.recipe_state], data).reason
         return {
             tab.footer: gr.update(visible=data["kind"] != "none"),
             tab.hint: reason or (f"Next: {following}" if following else ""),

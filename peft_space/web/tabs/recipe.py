@@ -26,7 +26,14 @@ from peft_space.web.panels.examples import is_example
 from peft_space.web.recipe_form import GROUPS
 from peft_space.web.render import recipe as render_recipe
 from peft_space.web.render.overview import escape
-from peft_space.web.states import DEFAULT_RECIPE, NO_DATA, RecipeState, missing, recipe_tab_state
+from peft_space.web.states import (
+    DEFAULT_RECIPE,
+    NO_DATA,
+    RecipeState,
+    data_tab_state,
+    missing,
+    recipe_tab_state,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Quick look": {"max_steps": 30},
@@ -51,7 +58,7 @@ class RecipeTab:
             recommendation_panel.build(page)
             self._place_settings()
             with gr.Accordion("Tools", open=False, elem_id="recipe-tools"):
-                planning_panel.build_layers(page)
+                self.layers = planning_panel.build_layers()
                 planning_panel.build_measurement(page)
                 ranks_panel.build_rank_sweep(page)
                 planning_panel.build_file(page)
@@ -130,12 +137,12 @@ class RecipeTab:
         }
 
     def summarize(self, values: Values) -> Iterator[Updates]:
-        """Show memory, time and trainable share of what the form says."""
+        """Show memory, time, trainable share and layers of what the form says."""
         page, state = self.page, values[self.page.recipe_state]
         if not state["model"] or state["problems"]:
             reason = recipe_tab_state(state).reason
             empty = render_recipe.summary_html(None, None, reason)
-            yield {self.summary: empty, self.picker.status: ""}
+            yield {self.summary: empty, self.picker.status: "", self.layers: reason}
             return
         recipe = page.recipe(values).model_dump()
         yield {self.picker.status: "Looking at the model…", self.summary: gr.skip()}
@@ -145,16 +152,21 @@ class RecipeTab:
             yield {
                 self.summary: render_recipe.summary_html(None, None),
                 self.picker.status: f"⚠ {escape(user_message(error))}",
+                self.layers: "",
             }
             return
         note = _TOY if state["model"] == "demo" and not is_example(values[page.data]) else ""
-        summary = render_recipe.summary_html(layers, None)
-        yield {self.summary: summary, self.picker.status: note}
-        if values[page.data_state]["kind"] != "ready":
+        is_ready = values[page.data_state]["kind"] == "ready"
+        reason = "Estimating…" if is_ready else data_tab_state(values[page.data_state]).reason
+        summary = render_recipe.summary_html(layers, None, reason)
+        adapted = render_recipe.layers_markdown(layers)
+        yield {self.summary: summary, self.picker.status: note, self.layers: adapted}
+        if not is_ready:
             return
         try:
             estimate = page.workers.call("estimate", **page.data_arguments(values))
         except UserError as error:
+            summary = render_recipe.summary_html(layers, None)
             yield {self.summary: summary, self.picker.status: f"⚠ {escape(user_message(error))}"}
             return
         summary = render_recipe.summary_html(layers, estimate)
@@ -189,7 +201,7 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
         [page.recipe_state.change, page.data_state.change],
         show_errors(tab.summarize),
         inputs,
-        [tab.summary, tab.picker.status],
+        [tab.summary, tab.picker.status, tab.layers],
         trigger_mode="always_last",
         **HIDDEN,
     )

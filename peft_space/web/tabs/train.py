@@ -5,12 +5,13 @@ Training runs in another process. The tab reads its events, so a reload loses no
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from peft_space import settings
+from peft_space.errors import UserError
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
@@ -18,16 +19,7 @@ from peft_space.runtime import zerogpu
 from peft_space.runtime.supervisor import start_training
 from peft_space.web import states
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
-from peft_space.web.context import (
-    HIDDEN,
-    PRIVATE,
-    SECONDS_IDLE,
-    SECONDS_LIVE,
-    Inputs,
-    PageContext,
-    Updates,
-    Values,
-)
+from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import curves as curves_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
@@ -43,7 +35,7 @@ class TrainTab:
         self.page = page
         with gr.Column(elem_id="train-draft") as self.draft:
             self._place_start()
-        self.preparing = gr.Markdown(elem_id="preparing")
+            self.preparing = gr.Markdown(elem_id="preparing")
         with gr.Column(visible=False, elem_id="train-run") as self.of_run:
             self._place_run()
         self.next_slice = gr.State([])
@@ -62,6 +54,13 @@ class TrainTab:
             *self.run_outputs,
         ]
         """Outputs of `make_run`."""
+        self.announced = [self.about_to_train, self.slices, self.hint, self.start, self.to_data]
+        """Outputs of `announce`."""
+        self.restored = [*self.preparation.components, *self.announced]
+        """Outputs of `restore`."""
+        draft = (page.data_state, page.recipe_state, page.measured_seconds)
+        self.draft_inputs: Inputs = {*draft, self.slice_seconds}
+        """Inputs of both."""
 
     def _place_start(self) -> None:
         nothing = render_train.about_to_train_html("", 0, "", {})
@@ -78,12 +77,9 @@ class TrainTab:
                 interactive=False, elem_id="start",
             )  # fmt: skip
             self.cancel = cancel_button("cancel-start")
-            self.hint = gr.Markdown(
-                states.missing(states.NO_DATA, states.DEFAULT_RECIPE), elem_id="train-missing"
-            )
-            self.to_data = gr.Button(
-                "Go to Data", size="md", scale=0, min_width=140, elem_id="to-data"
-            )
+            missing = states.missing(states.NO_DATA, states.DEFAULT_RECIPE)
+            self.hint = gr.Markdown(missing, elem_id="train-missing")
+            self.to_data = gr.Button("Go to Data", size="md", scale=0, elem_id="to-data")
 
     def _place_run(self) -> None:
         self.status = gr.Markdown(elem_id="status")
@@ -98,17 +94,15 @@ class TrainTab:
             self.resume = gr.Button("Resume", variant="primary", elem_id="resume", **hidden)
             self.shorten = gr.Button("Resume with shorter rows", elem_id="resume-shorter", **hidden)
             self.anyway = gr.Button("Resume anyway", elem_id="resume-anyway", **hidden)
-        self.bar = gr.HTML(elem_id="progress", min_height=14)
-        self.tiles = gr.HTML(elem_id="tiles", min_height=92)
+        self.bar = gr.HTML(elem_id="progress")
+        self.tiles = gr.HTML(elem_id="tiles")
         with gr.Column(elem_id="curves"):
             self.curves = curves_panel.build(self.page)
         with gr.Accordion("Automatic settings", open=False, elem_id="automatic-settings"):
             self.adjustments = gr.Markdown(elem_id="adjustments")
         with gr.Accordion("Log", open=False, elem_id="log-panel"):
             self.log = gr.HTML(elem_id="log")
-        notify = gr.Button(
-            "Notify me when a training ends", size="sm", scale=0, min_width=220, elem_id="notify"
-        )
+        notify = gr.Button("Notify me when a training ends", size="sm", scale=0, elem_id="notify")
         notify.click(None, js="() => window.peftSpace.notify()", **PRIVATE)
 
     def show(self, run: Run, log: bool = False, smooth: bool = False) -> Updates:
@@ -137,7 +131,7 @@ class TrainTab:
             self.anyway: gr.update(visible=render_train.can_go_on_anyway(history)),
             self.see: gr.update(visible=state[1] and status in ("finished", "stopped")),
             self.shown: states.fingerprint(run, len(history), status),
-            self.page.timer: gr.Timer(SECONDS_LIVE if status in states.ACTIVE else SECONDS_IDLE),
+            self.page.timer: self.page.timer_for(live=status in states.ACTIVE),
             self.page.run_state: state,
             self.page.run_progress: render_progress.coarse_progress(history, status),
         }
@@ -203,11 +197,12 @@ class TrainTab:
         run.request_stop(how)
         return self.show(run)
 
-    def resume_run(self, values: Values, shorter: bool = False, anyway: bool = False) -> Updates:
-        """Resume the selected run; see `train`."""
+    def resume_run(self, values: Values, how: str) -> Updates:
+        """Resume the selected run; `how` is empty or an option of `train`."""
         run = self.page.selected_run(values)
         quotas.check_open_runs(self.page.owner(values))
-        return {self.preparing: "", **self.train(run, shorter, anyway), **self.show(run)}
+        started = self.train(run, shorter=how == "shorter", anyway=how == "anyway")
+        return {self.preparing: "", **started, **self.show(run)}
 
     def announce(self, values: Values) -> Updates:
         """Say what *Start training* would train, and what is missing before it can start."""
@@ -225,11 +220,19 @@ class TrainTab:
             self.to_data: gr.update(visible=data["kind"] == "none"),
         }
 
+    def restore(self, values: Values) -> Updates:
+        """End a preparation, so that the tab is about the new fine-tune again."""
+        return {self.preparing: "", **self.preparation.ready, **self.announce(values)}
+
     def follow(self, values: Values) -> Updates:
         """Show what has changed since the last check."""
         if not values[self.page.run]:
             return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
-        run = self.page.selected_run(values)
+        try:
+            run = self.page.selected_run(values)
+        except UserError:  # else every check would report the error again
+            gr.Info("This run was deleted, perhaps in another window.", duration=5)
+            return {self.page.run: ""}
         history = run.history()
         if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
             return {self.shown: values[self.shown]}
@@ -240,13 +243,11 @@ def build(page: PageContext) -> TrainTab:
     """Place and wire the tab."""
     tab = TrainTab(page)
     _wire_start(page, tab)
-    inputs: Inputs = {tab.slice_seconds, page.measured_seconds}
-    announced = [tab.about_to_train, tab.slices, tab.hint, tab.start, tab.to_data]
-    page.listen("draft", tab.announce, inputs, announced)
+    page.listen("draft", tab.announce, tab.draft_inputs, tab.announced)
     if settings.on_zerogpu():
-        more: Inputs = {*inputs, page.data_state, page.recipe_state}
         changes = [page.measured_seconds.change, tab.slice_seconds.change]
-        gr.on(changes, show_errors(tab.announce), more, announced, **HIDDEN)
+        announce = show_errors(tab.announce)
+        gr.on(changes, announce, tab.draft_inputs, tab.announced, **HIDDEN)
 
     def show_view(values: Values) -> Updates:
         is_run = bool(values[page.run])
@@ -259,8 +260,7 @@ def build(page: PageContext) -> TrainTab:
 
 
 def _wire_start(page: PageContext, tab: TrainTab) -> None:
-    outputs = tab.start_outputs
-    inputs = page.training_inputs
+    inputs, outputs = page.training_inputs, tab.start_outputs
     starting = tab.preparation.on_click(tab.start, tab.start_run, inputs, outputs)
 
     def prepare_only(values: Values) -> Iterator[Updates]:
@@ -269,7 +269,8 @@ def _wire_start(page: PageContext, tab: TrainTab) -> None:
     prepare = show_errors(prepare_only, tab.preparing)
     preparing = remote_training_panel.build(page, prepare, inputs, outputs)
     reset_on_failure(preparing, tab.preparation.ready)
-    tab.preparation.cancel_events([starting, preparing], "")
+    canceled: dict[str, Any] = {"cancels": [starting, preparing], **HIDDEN}
+    tab.cancel.click(show_errors(tab.restore), tab.draft_inputs, tab.restored, **canceled)
     slice_inputs: Inputs = {page.visitor, tab.next_slice, tab.slice_seconds}
     unlimited: dict[str, Any] = {"concurrency_limit": None, **HIDDEN}
     tab.next_slice.change(show_errors(tab.train_slice), slice_inputs, tab.next_slice, **unlimited)
@@ -278,8 +279,9 @@ def _wire_start(page: PageContext, tab: TrainTab) -> None:
 def _wire_follow(page: PageContext, tab: TrainTab) -> None:
     curves, follow = {tab.curves.log, tab.curves.smooth}, show_errors(tab.follow)
     inputs: Inputs = {*page.selection, tab.shown, *curves}
-    gr.on([page.timer.tick, page.run.change], follow, inputs, tab.run_outputs, **HIDDEN)
-    page.fallback_timer.tick(follow, inputs, tab.run_outputs, **HIDDEN)
+    outputs = [*tab.run_outputs, page.run]
+    gr.on([page.timer.tick, page.run.change], follow, inputs, outputs, **HIDDEN)
+    page.fallback_timer.tick(follow, inputs, outputs, **HIDDEN)
     page.reset_with_run({tab.preparing: ""})  # it was about another run
 
 
@@ -288,10 +290,7 @@ def _wire_control(page: PageContext, tab: TrainTab) -> None:
         request = show_errors(functools.partial(tab.request, how=how))
         button.click(request, page.selection, tab.run_outputs, **PRIVATE)
 
-    def resumer(**options: bool) -> Callable[[Values], Updates]:
-        return show_errors(lambda values: tab.resume_run(values, **options))
-
     outputs = [tab.preparing, tab.next_slice, *tab.run_outputs]
-    tab.resume.click(resumer(), page.selection, outputs, **PRIVATE)
-    tab.shorten.click(resumer(shorter=True), page.selection, outputs, **PRIVATE)
-    tab.anyway.click(resumer(anyway=True), page.selection, outputs, **PRIVATE)
+    for button, how in ((tab.resume, ""), (tab.shorten, "shorter"), (tab.anyway, "anyway")):
+        resume = show_errors(functools.partial(tab.resume_run, how=how))
+        button.click(resume, page.selection, outputs, **PRIVATE)
