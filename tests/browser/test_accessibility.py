@@ -62,7 +62,7 @@ def seen(request, app, browser, tmp_path_factory):
     page.locator("#generate").click()
     expect(page.locator("#answers .prompt summary")).to_have_count(1, timeout=SLOW)
     page.locator("#evaluate").click()
-    expect(page.locator("#verdict")).to_contain_text("test rows", timeout=SLOW)
+    expect(page.locator("#verdict")).to_contain_text("Test rows", timeout=SLOW)
     yield page
     context.close()
 
@@ -149,7 +149,7 @@ def test_the_journey_works_with_the_keyboard_alone(app, home, page, shoot):
     shoot(page, "keyboard-train")
     focus(page, "#see-comparison")
     page.keyboard.press("Enter")
-    expect(page.locator("#verdict")).to_contain_text("test rows", timeout=2 * SLOW)
+    expect(page.locator("#verdict")).to_contain_text("Test rows", timeout=2 * SLOW)
     focus_tab(page, "Your prompts")
     page.keyboard.press("Enter")
     focus(page, "#prompts textarea")

@@ -108,7 +108,7 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     open_inner_tab(page, "All scores")
     expect(page.locator("#scores")).to_contain_text("Difference", timeout=SLOW)
     expect(page.locator("#scores")).to_contain_text("ROUGE-L")
-    expect(page.locator("#more-scores details table").first).to_be_attached()
+    expect(page.locator("#more-scores details .comparison").first).to_be_attached()
     expect(page.locator("#more-scores .fair")).to_be_visible()
     shoot(page, "5-scores")
 

@@ -89,7 +89,7 @@ def test_evaluation_and_vote_continue_while_the_page_is_open(hasty, page):
     open_tab(page, "Compare")
     expect(page.locator("#evaluate")).to_be_enabled(timeout=SLOW)
     page.locator("#evaluate").click()
-    expect(page.locator("#verdict")).to_contain_text("test rows", timeout=2 * SLOW)
+    expect(page.locator("#verdict")).to_contain_text("Test rows", timeout=2 * SLOW)
     assert len(lending.asked) >= 2
     had = len(lending.asked)
     page.locator("#evaluate").click()
