@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 NUM_PROMPTS = 2
 MAX_NEW_TOKENS = 64
-MAX_SHARE = 0.1
-"""An evaluation is passed over if answers would take a larger share of the time since the last."""
+MAX_SHARE, FREE_SECONDS = 0.1, 1.0
+"""An evaluation is passed over if answers take more seconds than this, and a larger share of the
+time since the last answers."""
 
 
 def makes_samples(run: Run, task_spec: TaskSpec, plan: Plan, data: TrainingData) -> bool:
@@ -74,7 +75,8 @@ class SampleAnswersCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         started = time.monotonic()
-        if not distributed.is_main() or self._seconds > MAX_SHARE * (started - self._ended_at):
+        allowed = max(FREE_SECONDS, MAX_SHARE * (started - self._ended_at))
+        if not distributed.is_main() or self._seconds > allowed:
             return
         try:
             answers = self._answers()
