@@ -7,19 +7,21 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_space import hardware
 from peft_space.data.dataset import TrainingData
 from peft_space.data.messages import shown_text
 from peft_space.data.row_normalization import Conversation
-from peft_space.errors import as_user_error
+from peft_space.data.tokenization.render import without_reasoning
 from peft_space.evaluation.evaluate import expected_answer
 from peft_space.evaluation.generate import decode, generate_greedy, pictures_in, tokenize_prompt
 from peft_space.models.label_scorer import as_loaded, computing_in
 from peft_space.models.loading import AdaptedModel
 from peft_space.models.packing import own_attention
+from peft_space.models.resolve import first_line
 from peft_space.recipe import TaskSpec
 from peft_space.runs import events
 from peft_space.runs.plan import Plan
-from peft_space.runs.run import Run
+from peft_space.runs.run import Run, append_notice_once
 from peft_space.training import distributed
 
 logger = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ logger = logging.getLogger(__name__)
 NUM_PROMPTS = 2
 MAX_NEW_TOKENS = 64
 MAX_SHARE, FREE_SECONDS = 0.1, 1.0
-"""An evaluation is passed over if answers take more seconds than this, and a larger share of the
-time since the last answers."""
+"""An evaluation is passed over if the last answers took longer than FREE_SECONDS, and longer than
+MAX_SHARE of the time since then."""
 
 
 def makes_samples(run: Run, task_spec: TaskSpec, plan: Plan, data: TrainingData) -> bool:
@@ -64,7 +66,10 @@ class SampleAnswersCallback(TrainerCallback):
         data: TrainingData,
     ):
         self._run, self._plan = run, plan
-        self._rows = [row for row in data.held_out[:NUM_PROMPTS] if isinstance(row, Conversation)]
+        rows = list(data.held_out[:NUM_PROMPTS])
+        if run.recipe.reasoning_of_rows == "leave_out":
+            rows = [without_reasoning(row) for row in rows]
+        self._rows = [row for row in rows if isinstance(row, Conversation)]
         self._adapted = AdaptedModel(model, tokenizer, task_spec)
         self._prompts = [
             tokenize_prompt(self._adapted, row.messages[:-1], row.tools) for row in self._rows
@@ -76,18 +81,24 @@ class SampleAnswersCallback(TrainerCallback):
     ) -> None:
         started = time.monotonic()
         allowed = max(FREE_SECONDS, MAX_SHARE * (started - self._ended_at))
-        if not distributed.is_main() or self._seconds > allowed:
+        if not self._rows or not distributed.is_main() or self._seconds > allowed:
             return
         try:
             answers = self._answers()
-        except Exception as error:
-            if as_user_error(error) is None:
-                raise
-            logger.info("the samples cannot be answered", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - training needs no answers, and goes on
+            self._give_up(error)
             return
         self._run.append(events.SampleAnswers(step=state.global_step, answers=answers))
         self._ended_at = time.monotonic()
         self._seconds = self._ended_at - started
+
+    def _give_up(self, error: Exception) -> None:
+        """Answer no more rows. Some models train but cannot generate, or not in this memory."""
+        logger.warning("held-out rows cannot be answered", exc_info=error)
+        self._rows = []
+        hardware.release_memory()
+        what = "No more held-out rows are answered during training."
+        append_notice_once(self._run, events.Notice(what=what, why=first_line(error)), ever=True)
 
     def _answers(self) -> list[events.SampleAnswer]:
         model, device = self._adapted.model, self._adapted.model.device

@@ -7,7 +7,7 @@ import pytest
 
 from peft_space.data.dataset import load_run_data
 from peft_space.recipe import Recipe
-from peft_space.runs.events import evaluations_of, sample_answers_of
+from peft_space.runs.events import Notice, evaluations_of, sample_answers_of
 from peft_space.runs.plan import read_plan
 from peft_space.training import sample_answers
 from peft_space.training import train as training
@@ -48,6 +48,23 @@ def test_answers_are_those_of_the_first_held_out_rows_at_each_evaluation(tmp_pat
         ]
     [last] = [one for one in samples if one.step == 4]
     assert all(one.answer for one in last.answers)
+
+
+def test_a_training_goes_on_when_its_model_cannot_answer(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise RuntimeError("no cache for this layer")
+
+    monkeypatch.setattr(sample_answers, "generate_greedy", fail)
+    run = trained(tmp_path / "run")
+    history = run.history()
+    assert run.status() == "finished"
+    assert [one.step for one in evaluations_of(history)] == [2, 4]
+    assert len(calls) == 1, "it is not tried again"
+    [notice] = [one for one in history if isinstance(one, Notice) and "no cache" in one.why]
+    assert notice.event == "Notice"
 
 
 @pytest.mark.slow
