@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ _Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
 """Of chrF2: character n-grams of 1 to 6, and beta squared, the weight of recall."""
-_NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?((?:\d[\d,]*)?\.?\d+)\s?[%€]?\.?")
+_NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?((?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?<=\d)\s?[%€]?\.?")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -88,13 +87,19 @@ def value_scores(answer: str, target: str) -> dict[str, bool]:
     return {} if number is None else {"same_number": _number_of(answer) == number}
 
 
-def _json_of(text: str) -> Any:
-    """The object or list that a text is; None if it is neither."""
+def _json_of(text: str) -> str | None:
+    """The object or list that a text is, in one form; None if it is neither."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_whole_if_equal)
+        # in this form true is not 1, as it would be in Python
+        return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else None
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict | list) else None
+
+
+def _whole_if_equal(digits: str) -> float:
+    number = float(digits)
+    return int(number) if number.is_integer() else number
 
 
 def _number_of(text: str) -> Decimal | None:

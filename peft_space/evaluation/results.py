@@ -30,11 +30,12 @@ class Scores:
     rouge_l: float | None = None
     """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: shared words in order."""
     same_json: float | None = None
-    """Share of the rows whose answer is a JSON object or list, 0 to 1, with an equal greedy one."""
+    """Among rows whose answer is a JSON object or list, the share, 0 to 1, whose greedy answer is
+    the same value."""
     valid_json: float | None = None
-    """Share of these rows, 0 to 1, whose greedy answer can be read as JSON."""
+    """Among the same rows, the share, 0 to 1, whose greedy answer is a JSON object or list."""
     same_number: float | None = None
-    """Share of the rows that end in a number, 0 to 1, with an equal number in the greedy answer."""
+    """Among rows whose answer is a number, the share, 0 to 1, whose greedy answer is equal."""
     tool_call: float | None = None
     """Share of the rows that end with tool calls, 0 to 1, whose greedy answer calls the same
     functions with the same arguments."""

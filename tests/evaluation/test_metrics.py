@@ -30,6 +30,8 @@ def test_rouge_l_takes_words_of_any_script():
     [
         ('{"a": 1, "b": [2]}', '{"b": [2], "a": 1}', {"valid_json": True, "same_json": True}),
         ('{"a": "1"}', '{"a": 1}', {"valid_json": True, "same_json": False}),
+        ('{"a": true}', '{"a": 1}', {"valid_json": True, "same_json": False}),
+        ("[1.0, 2]", "[1, 2.0]", {"valid_json": True, "same_json": True}),
         ('{"a": 1', '{"a": 1}', {"valid_json": False, "same_json": False}),
         ("[" * 100_000, "[1]", {"valid_json": False, "same_json": False}),
         ("1,200", "$1200", {"same_number": True}),
@@ -38,6 +40,8 @@ def test_rouge_l_takes_words_of_any_script():
         ("seven", "7", {"same_number": False}),
         ("12", "12 apples", {}),
         ("true", "true", {}),
+        ("1,2", "1,2", {}),
+        ("$", "$", {}),
     ],
 )
 def test_answers_that_are_values_are_compared_as_values(answer, target, scores):
