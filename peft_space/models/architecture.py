@@ -295,7 +295,7 @@ def forward_options(model: Any, num_logits: int | None = None) -> dict[str, Any]
 
     Args:
         model: a model, or a `PeftModel`. What its `forward` does not take is left out.
-        num_logits: the number of last positions whose logits are needed; None means all.
+        num_logits: compute the logits of this many positions at the end; None means all.
     """
     forward = getattr(model, "get_base_model", lambda: model)().forward
     wanted = {"use_cache": False, "logits_to_keep": num_logits}

@@ -29,7 +29,7 @@ def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
     expect(page.locator("#deploy-advice")).to_contain_text("--max-lora-rank 16", timeout=SLOW)
     expect(page.locator("#export-target input:checked")).to_have_value("adapter")
     page.locator("#deploy-target input[value=whole]").click()
-    expect(page.locator("#export-target")).to_be_hidden(timeout=SLOW)  # there is no choice
+    expect(page.locator("#export-target")).to_be_hidden(timeout=SLOW)  # one format only
     expect(page.locator("#merge-into")).to_be_visible()
 
     page.locator("#export").click()

@@ -39,14 +39,16 @@ def _card_html(row: dict[str, Any], marked: bool) -> str:
     base, adapter = _answer_cells(row, expected if marked else "")
     base_title = "Base (untrained classifier)" if untrained_head else "Base"
     checks = not untrained_head and marked and expected
-    cells = [_cell("expected", "Expected", _pre(expected))] if expected else []
-    cells.append(_cell("base", base_title, base, _check(row["base"], expected) if checks else ""))
+    cells = [cell_html("expected", "Expected", pre_html(expected))] if expected else []
+    cells.append(
+        cell_html("base", base_title, base, _check(row["base"], expected) if checks else "")
+    )
     verdict = _check(row["adapter"], expected) if checks else ""
-    cells.append(_cell("tuned", "Fine-tuned", adapter, verdict))
+    cells.append(cell_html("tuned", "Fine-tuned", adapter, verdict))
     for name, text in (row.get("others") or {}).items():
-        cells.append(_cell("other", html.escape(name), _pre(text)))
+        cells.append(cell_html("other", html.escape(name), pre_html(text)))
     pictures = pictures_html(row.get("pictures") or [])
-    shown = f"{pictures}{_pre(row['prompt'])}{_cut_html(row)}{_rendered_html(row)}"
+    shown = f"{pictures}{pre_html(row['prompt'])}{_cut_html(row)}{_rendered_html(row)}"
     prompt = f'<div class="prompt"><h4>Prompt</h4>{shown}</div>'
     return (
         f'<article class="comparison">{prompt}<div class="sides">{"".join(cells)}</div></article>'
@@ -59,7 +61,8 @@ def pictures_html(uris: Sequence[str]) -> str:
     return f'<div class="pictures">{shown}</div>' if shown else ""
 
 
-def _cell(css: str, title: str, content: str, check: str = "") -> str:
+def cell_html(css: str, title: str, content: str, check: str = "") -> str:
+    """Return one answer of a prompt: `css` is expected, base, tuned or other."""
     return f'<section class="side {css}"><h4>{title}{check}</h4>{content}</section>'
 
 
@@ -69,7 +72,8 @@ def _check(answer: str, expected: str) -> str:
     return ' <span class="badge bad">✗ differs</span>'
 
 
-def _pre(text: str) -> str:
+def pre_html(text: str) -> str:
+    """Return a text with its white space."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
@@ -84,7 +88,7 @@ def _cut_html(row: dict[str, Any]) -> str:
 def _rendered_html(row: dict[str, Any]) -> str:
     if not row.get("rendered"):
         return ""
-    return f"<details><summary>as the model sees it</summary>{_pre(row['rendered'])}</details>"
+    return f"<details><summary>as the model sees it</summary>{pre_html(row['rendered'])}</details>"
 
 
 def _answer_cells(row: dict[str, Any], expected: str) -> list[str]:
@@ -95,7 +99,7 @@ def _answer_cells(row: dict[str, Any], expected: str) -> list[str]:
         return [f"<p>{_tags_html(tags[side])}</p>" for side in _SIDES]
     if expected:
         return [f"<pre>{marked_words(row[side], expected)}</pre>" for side in _SIDES]
-    return [_pre(row[side]) for side in _SIDES]
+    return [pre_html(row[side]) for side in _SIDES]
 
 
 def marked_words(answer: str, expected: str) -> str:
@@ -253,6 +257,8 @@ def _confusion_html(side: str, confusion: dict[str, Any]) -> str:
 def pair_html(pair: dict[str, Any]) -> str:
     """Return a pair of answers for the blind vote."""
     pictures = pictures_html(pair.get("pictures") or [])
-    prompt = f'<div class="prompt"><h4>Prompt</h4>{pictures}{_pre(pair["prompt"])}</div>'
-    sides = "".join(_cell("other", title, _pre(pair[title.lower()])) for title in ("Left", "Right"))
+    prompt = f'<div class="prompt"><h4>Prompt</h4>{pictures}{pre_html(pair["prompt"])}</div>'
+    sides = "".join(
+        cell_html("other", title, pre_html(pair[title.lower()])) for title in ("Left", "Right")
+    )
     return f'<article class="comparison">{prompt}<div class="sides">{sides}</div></article>'

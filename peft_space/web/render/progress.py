@@ -14,11 +14,12 @@ from peft_space.runs import events
 from peft_space.runs.events import evaluations_of, sample_answers_of, steps_of
 from peft_space.runs.run import Status
 from peft_space.training.early_stopping import overfits_from
+from peft_space.web.render.compare import cell_html, pre_html
 from peft_space.web.render.overview import tiles_of
 from peft_space.web.states import ACTIVE
 
 SHOWN_SAMPLES = 3
-"""Evaluations whose answers are shown."""
+"""The page shows the answers of this many evaluations."""
 SMOOTHED_STEPS = 10
 RECENT_STEPS = 20
 """Steps from which speed and remaining time are estimated."""
@@ -133,18 +134,14 @@ def samples_html(history: History) -> str:
     cards = []
     for place, first in enumerate(samples[0].answers):
         answers = [(sample.step, sample.answers[place].answer) for sample in samples]
-        expected = _cell("expected", "Expected", first.expected)
-        given = "".join(_cell("tuned", f"Step {step}", answer) for step, answer in answers)
-        prompt = f"<h4>Test row {first.row}</h4><pre>{html.escape(first.prompt)}</pre>"
+        expected = cell_html("expected", "Expected", pre_html(first.expected))
+        given = "".join(cell_html("tuned", f"Step {n}", pre_html(text)) for n, text in answers)
+        prompt = f"<h4>Test row {first.row}</h4>{pre_html(first.prompt)}"
         cards.append(
             f'<article class="comparison"><div class="prompt">{prompt}</div>{expected}{given}'
             "</article>"
         )
     return f'<h3>Answers during training</h3><div class="rows">{"".join(cards)}</div>'
-
-
-def _cell(css: str, title: str, text: str) -> str:
-    return f'<section class="side {css}"><h4>{title}</h4><pre>{html.escape(text)}</pre></section>'
 
 
 def log_html(history: History) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from peft_space import settings
-from peft_space.errors import UserError
+from peft_space.errors import UserError, user_message
 from peft_space.runs import quotas
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run, unique_name
@@ -230,8 +230,10 @@ class TrainTab:
             return {self.shown: None, self.page.run_state: None, self.page.run_progress: None}
         try:
             run = self.page.selected_run(values)
-        except UserError:  # else every check would report the error again
-            gr.Info("This run was deleted, perhaps in another window.", duration=5)
+        except UserError as error:  # else every check would report the error again
+            is_gone = error.code == "runs.unknown"
+            words = "This run was deleted, perhaps in another window."
+            gr.Info(words if is_gone else user_message(error), duration=5)
             return {self.page.run: ""}
         history = run.history()
         if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
