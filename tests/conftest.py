@@ -32,37 +32,10 @@ SHORT = Recipe(max_steps=12, save_steps=4, eval_steps=6)
 """A real training of the built-in model on the sample data, in a few seconds."""
 
 
-QUICK = (
-    "tests/test_recipe.py",
-    "tests/test_conventions.py",
-    "tests/test_benchmarks.py",
-    "tests/data/test_dataset.py",
-    "tests/data/test_render.py",
-    "tests/data/test_schema_detection.py",
-    "tests/data/test_table.py",
-    "tests/evaluation/test_metrics.py",
-    "tests/recommend/",
-    "tests/runs/",
-    "tests/runtime/test_machine_queue.py",
-    "tests/security/test_security_docs.py",
-    "tests/storage/",
-    "tests/training/test_loss_analysis.py",
-    "tests/web/test_recipe_form.py",
-    "tests/web/test_render.py",
-    "tests/web/test_space.py",
-)
-"""Files and folders of `make quick`: each was measured to take less than 15 s on two busy cores."""
-
-
 def pytest_collection_modifyitems(items):
-    """Mark the tests of QUICK, and as slow the cases that `make test` leaves to `make verify`."""
-    root = Path(__file__).parents[1]
+    """Mark as slow the cases that `make test` leaves to `make verify`."""
     for _, cases in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
         _mark_all_but_a_sample(list(cases))
-    for item in items:
-        name = str(item.path.relative_to(root))
-        if name.startswith(QUICK) and item.get_closest_marker("slow") is None:
-            item.add_marker(pytest.mark.quick)
 
 
 def _mark_all_but_a_sample(cases):
