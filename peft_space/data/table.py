@@ -147,6 +147,18 @@ def short_name(data: Data) -> str:
     return parse_address(str(first)).name if is_address(first) else Path(first).name
 
 
+def split_part(item: str | Path) -> tuple[Path, str]:
+    """Return the path of a file, and the part of it that is named after a `#`, if any."""
+    path, text = Path(item), str(item)
+    if "#" not in text or path.exists():
+        return path, ""
+    places = [place for place, character in enumerate(text) if character == "#"]
+    # the names of a folder and of a sheet can contain # too
+    place = next((place for place in places if Path(text[:place]).is_file()), places[-1])
+    before, part = text[:place], text[place + 1 :]
+    return (Path(before), part) if part else (path, "")
+
+
 def peek(data: Data, max_rows: int = 200) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
     """Return the columns and the first numbered rows of the first file without reading the rest.
 
@@ -179,10 +191,8 @@ def _locate(data: Data, on_progress: OnProgress) -> tuple[str, list[_Source]]:
             name, files = download(str(item), KINDS, on_progress)
             sources += map(_Source, files)
         else:
-            source = _Source(Path(item), "", Path(item).name if is_picture(str(item)) else "")
-            before, mark, part = str(item).rpartition("#")
-            if mark and part and not Path(item).exists():
-                source = _Source(Path(before), part)
+            path, part = split_part(item)
+            source = _Source(path, part, path.name if not part and is_picture(path.name) else "")
             name = Path(item).name
             sources.append(source)
         names.append(name)
@@ -351,10 +361,10 @@ def _unpacked(name: str, path: Path, scratch: Path) -> tuple[str | None, Path]:
         path = unpack_gzip(name, path, scratch)
     with open(path, "rb") as file:
         kind = binary_kind(name, file.read(SAMPLE_SIZE))
-    return (_kind_of_zip(name, path) if kind == ".zip" else kind), path
+    return (kind_of_zip(name, path) if kind == ".zip" else kind), path
 
 
-def _kind_of_zip(name: str, path: Path) -> str:
+def kind_of_zip(name: str, path: Path) -> str:
     """Return .xlsx for a workbook and .zip for other archives."""
     kind = named_kind(name)
     try:

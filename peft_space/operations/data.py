@@ -267,6 +267,34 @@ def _report_first_rows(
         report({"preview": _render(recipe, _task(recipe, mappings[0].schema, records), records)})
 
 
+def _parts_text(result: Json, arguments: Json) -> str:
+    lines = []
+    for menu in result["menus"]:
+        lines.append(f"{menu['kind'].capitalize()}:")
+        lines += [
+            f"  {name}{' (read)' if name == menu['chosen'] else ''}: {data}"
+            for name, data in menu["data"].items()
+        ]
+    return "\n".join(lines) or "The data have one part."
+
+
+@operation(group="data", text=_parts_text)
+def parts(data: DataSource) -> Json:
+    """List the sheets, tables, configurations or splits from which the app reads one.
+
+    Returns:
+        `menus`: each has a `kind`, the `chosen` part (null if you have to choose), and `data`, an
+        object with the name of each part and what you give as data to read it. A file or a dataset
+        with one part has no menu, and several files have none.
+    """
+    from peft_space.data.dataset import DEMO_DATA
+    from peft_space.data.parts import find_parts
+
+    items = [data] if isinstance(data, str) else data
+    menus = find_parts(items[0]) if len(items) == 1 and items[0] != DEMO_DATA else []
+    return {"menus": [asdict(menu) for menu in menus]}
+
+
 @operation(group="data")
 def show_rows(
     data: DataSource,

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from peft_space.compat.gradio import served_folder
 from peft_space.data.dataset import DEMO_DATA
 from peft_space.data.readers.hub import is_address
+from peft_space.data.table import split_part
 from peft_space.errors import UserError
 from peft_space.operations.registry import Json, Operation, Parameter, fields_of, make_options
 from peft_space.recipe import Recipe
@@ -51,8 +52,19 @@ class Files:
         return path
 
     def paths(self, data: Any) -> str | list[str]:
-        """The path or paths of the caller's data, or their address on the Hub."""
-        return [self._path(one) for one in data] if isinstance(data, list) else self._path(data)
+        """The path or paths of the caller's data, or their address on the Hub.
+
+        A text that begins with # names the part of the file before it.
+        """
+        if not isinstance(data, list):
+            return self._path(data)
+        paths: list[str] = []
+        for one in data:
+            if paths and isinstance(one, str) and one.startswith("#"):
+                paths[-1] = self._path(paths[-1] + one)
+            else:
+                paths.append(self._path(one))
+        return paths
 
     def adapter(self, adapter: Upload) -> str:
         """The path of an uploaded adapter, or its name on the Hub."""
@@ -66,7 +78,7 @@ class Files:
         if data == DEMO_DATA or is_address(data):
             return str(data)
         path = data if isinstance(data, str) else data.path
-        if path not in self._uploads:
+        if path not in self._uploads and str(split_part(path)[0]) not in self._uploads:
             raise UserError("web.file_not_uploaded", NOT_UPLOADED)
         return path
 

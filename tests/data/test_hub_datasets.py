@@ -106,6 +106,21 @@ def test_a_split_is_read_verbatim(ask, dataset):
     assert "".join(text for text, _ in preview["examples"][0]["tokens"]).count("NA") == 1
 
 
+def test_configurations_and_splits_are_listed_and_each_is_read(ask, dataset):
+    [configs] = ask("parts", data="hf://datasets/maria/rows")["menus"]
+    assert (configs["kind"], configs["chosen"]) == ("configuration", None)
+    assert list(configs["data"]) == ["small", "large"]
+    configs, splits = ask("parts", data=configs["data"]["small"])["menus"]
+    assert (configs["chosen"], splits["chosen"]) == ("small", "train")
+    rows = {name: ask("check", data=data)["rows"] for name, data in splits["data"].items()}
+    assert rows == {"train": 20, "test": 5}
+    [menu] = ask("parts", data=configs["data"]["large"])["menus"]  # it has one split
+    assert menu["chosen"] == "large"
+    with pytest.raises(UserError) as error:
+        ask("parts", data="hf://datasets/maria/nothing")
+    assert error.value.code == "data.hub_dataset_unavailable"
+
+
 def test_another_split_is_held_out_and_an_older_commit_is_read(ask, dataset):
     first = dataset.commits[-1]
     dataset.commits.append(

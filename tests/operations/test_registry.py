@@ -32,7 +32,7 @@ from peft_space.web.context import PageContext
 
 PACKAGE = Path(operations.__file__).parents[1]
 EVERYWHERE = {
-    *("check", "recommend", "estimate", "dry_run", "rank_sweep", "layers", "show_rows"),
+    *("check", "recommend", "estimate", "dry_run", "rank_sweep", "layers", "show_rows", "parts"),
     *(
         "train",
         "import_adapter",

@@ -6,8 +6,10 @@ import time
 import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
+import openpyxl
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -287,6 +289,25 @@ def test_only_an_uploaded_file_is_read_whatever_path_is_made_up(app, write):
             assert refused(post(app.url, "check", uploaded, {}, data, {}, 50)), data
             assert refused(post(app.url, "check", [uploaded, data], {}, None, {}, 50)), data
             assert refused(post(app.url, "train", data, {}, None, {}, False, "")), data
+
+
+def test_a_sheet_is_listed_chosen_and_read(app, connect, tmp_path):
+    book = openpyxl.Workbook()
+    for title, count in (("First", 2), ("Second", 5)):
+        sheet = book.create_sheet(title)
+        for line in [("prompt", "completion"), *[(f"q {n}", f"a {n}") for n in range(count)]]:
+            sheet.append(line)
+    book.save(tmp_path / "book.xlsx")
+    client = connect(app)
+    uploaded = handle_file(tmp_path / "book.xlsx")
+    [menu] = client.predict(uploaded, api_name="/parts")["menus"]
+    assert (menu["chosen"], list(menu["data"])) == ("First", ["Sheet", "First", "Second"])
+    for data in (menu["data"]["Second"], [uploaded, "#Second"]):
+        assert client.predict(data, api_name="/check")["rows"] == 5
+    beside = Path(menu["data"]["Second"].partition("#")[0]).with_name("other.xlsx")
+    for data in (f"{beside}#Second", [uploaded, "#/../../etc/passwd"], ["#Second"]):
+        with pytest.raises(AppError):
+            client.predict(data, api_name="/check")
 
 
 def refused(answer):

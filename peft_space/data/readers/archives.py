@@ -52,10 +52,7 @@ def choose_files(name: str, archive: zipfile.ZipFile, part: str, note: Note) -> 
     Raises:
         UserError: the part does not exist, or there are several tables and none is chosen.
     """
-    files = [info.filename for info in archive.infolist() if _may_hold_rows(info)]
-    tables: dict[str, list[str]] = {}
-    for file in files[:_MAX_FILES]:
-        tables.setdefault(_SHARD.sub("", file), []).append(file)
+    tables = find_tables(archive)
     chosen = {
         title: parts
         for title, parts in tables.items()
@@ -83,6 +80,15 @@ def choose_files(name: str, archive: zipfile.ZipFile, part: str, note: Note) -> 
         message = f"{name}: the archive contains no file with rows. Use one with a data file."
         raise UserError("data.no_rows", message)
     return sorted(parts for shards in chosen.values() for parts in shards)
+
+
+def find_tables(archive: zipfile.ZipFile) -> dict[str, list[str]]:
+    """Return the tables in a zip archive: name -> its files, several if it was saved in parts."""
+    files = [info.filename for info in archive.infolist() if _may_hold_rows(info)]
+    tables: dict[str, list[str]] = {}
+    for file in files[:_MAX_FILES]:
+        tables.setdefault(_SHARD.sub("", file), []).append(file)
+    return tables
 
 
 def _may_hold_rows(info: zipfile.ZipInfo) -> bool:

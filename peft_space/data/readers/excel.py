@@ -74,6 +74,16 @@ def read_excel(name: str, path: Path, sheet: str, note: Note) -> Iterator[Number
     cells.report(note)
 
 
+def find_sheets(name: str, path: Path) -> tuple[list[str], str | None]:
+    """Return the sheets of a workbook, and the one that `read_excel` chooses.
+
+    Raises:
+        UserError: the workbook is damaged or too large.
+    """
+    book, _, _ = _open(name, path)
+    return [one.title for one in book.worksheets], _choose_sheet(name, book, "", lambda note: None)
+
+
 def _letters(column: int) -> str:
     """Return the letters of a column, from 0."""
     letters = ""

@@ -1,5 +1,6 @@
 """Downloads the files of one split of a dataset on the Hugging Face Hub; runs no code of it."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,37 +78,89 @@ def download(
         UserError: the dataset, configuration or split does not exist, or its files are not
             supported or too large.
     """
+    dataset = parse_address(address)
+    with _hub_errors(dataset):
+        return _download(dataset, suffixes, on_progress)
+
+
+def find_splits(address: str) -> tuple[list[str], str | None, list[str]]:
+    """Return the configurations of a dataset, the one that is read, and the splits of that.
+
+    The configuration is None, without splits, if there are several and no default.
+
+    Raises:
+        UserError: the dataset does not exist, or the Hub does not answer.
+    """
+    dataset = parse_address(address)
+    with _hub_errors(dataset):
+        listing = _list(dataset, lambda share, what: None)
+        try:
+            config, files = listing.files_of(dataset.config)
+        except UserError:
+            return listing.configs, None, []
+        return listing.configs, config, sorted(files)
+
+
+@contextlib.contextmanager
+def _hub_errors(dataset: HubDataset) -> Iterator[None]:
+    """Raise UserError if the Hub does not answer, or has no such dataset."""
     import httpx2
     from huggingface_hub import errors
 
     from peft_space.compat.huggingface_hub import ignore_hub_if_unreachable
 
-    dataset = parse_address(address)
     if failure := ignore_hub_if_unreachable():
         message = f"The dataset {dataset.name} cannot be loaded: {failure.reason}."
         raise UserError("data.hub_dataset_unavailable", message)
     try:
-        return _download(dataset, suffixes, on_progress)
+        yield
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         message = f"The dataset {dataset.name} cannot be loaded: {_reason(dataset, error)}."
         raise UserError("data.hub_dataset_unavailable", message) from error
 
 
-def _download(
-    dataset: HubDataset, suffixes: tuple[str, ...], on_progress: OnProgress
-) -> tuple[str, list[Path]]:
-    from datasets import get_dataset_config_names, load_dataset_builder
-    from huggingface_hub import HfApi, hf_hub_download
+@dataclass(frozen=True)
+class _Listing:
+    """A commit of a dataset and its configurations."""
+
+    name: str
+    commit: str | None
+    configs: list[str]
+
+    def files_of(self, config: str | None) -> tuple[str, dict[str, list[str]]]:
+        """Return the chosen or default configuration, and split -> addresses of its files.
+
+        Raises:
+            UserError: there is no such configuration, or there are several and no default.
+        """
+        from datasets import load_dataset_builder
+
+        config = _choose(self.configs, config, "default", self.name, "configuration")
+        builder = load_dataset_builder(self.name, config, revision=self.commit)
+        files = builder.config.data_files or {}
+        return config, {str(split): list(addresses) for split, addresses in files.items()}
+
+
+def _list(dataset: HubDataset, on_progress: OnProgress) -> _Listing:
+    from datasets import get_dataset_config_names
+    from huggingface_hub import HfApi
 
     name = dataset.name
     on_progress(0.0, f"Asking the Hub for {name}")
-    # all requests below read the same commit
+    # all later requests read the same commit
     commit = HfApi().dataset_info(name, revision=dataset.revision).sha
     _check_no_external_files(name, commit)
-    configs = get_dataset_config_names(name, revision=commit)
-    config = _choose(configs, dataset.config, "default", name, "configuration")
-    data_files = load_dataset_builder(name, config, revision=commit).config.data_files or {}
-    split = _choose(sorted(map(str, data_files)), dataset.split, "train", name, "split")
+    return _Listing(name, commit, get_dataset_config_names(name, revision=commit))
+
+
+def _download(
+    dataset: HubDataset, suffixes: tuple[str, ...], on_progress: OnProgress
+) -> tuple[str, list[Path]]:
+    from huggingface_hub import hf_hub_download
+
+    name = dataset.name
+    config, data_files = _list(dataset, on_progress).files_of(dataset.config)
+    split = _choose(sorted(data_files), dataset.split, "train", name, "split")
     pinned_commit, paths = _repository_paths(name, data_files[split], suffixes)
     megabytes = _check_size(f"The split {split} of {name}", name, paths, pinned_commit)
     files = []

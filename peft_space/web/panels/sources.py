@@ -1,12 +1,15 @@
 """The source of the data on the Data tab: three ways in, then one chip with what can be done."""
 
-from dataclasses import replace
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.data.readers.hub import HubDataset, parse_address
+from peft_space.data.parts import may_have_parts
+from peft_space.data.readers.hub import HubDataset, is_address, parse_address
 from peft_space.demo import MODELS
+from peft_space.errors import UserError
 from peft_space.web.components import choices_html, picked, show_errors
 from peft_space.web.context import (
     EDIT,
@@ -26,13 +29,10 @@ from peft_space.web.panels.examples import (
 )
 from peft_space.web.render import sources as render_sources
 
-_HUB_FIELDS: dict[str, dict[str, Any]] = {
-    "dataset": {"label": "Dataset", "placeholder": "owner/name"},
-    "config": {"label": "Configuration", "info": "Leave empty for the default."},
-    "split": {"label": "Training split", "info": "Default: train."},
-    "held_out": {"label": "Test split", "info": "Default: 10 % of the training rows."},
-    "revision": {"label": "Revision", "info": "Branch, tag or commit. Default: latest."},
-}
+_MENU: dict[str, Any] = {"visible": False, "min_width": 160}
+_MAX_MENUS = 2
+"""A dataset on the Hub has configurations and splits."""
+NO_TEST_SPLIT = "10 % of the training rows"
 _HUB_PAGE = "huggingface.co/datasets/"
 _LABEL_ADD_BUTTON = """() => void setTimeout(() => {
     const name = {role: 'group', tabindex: -1, title: 'Add files', 'aria-label': 'Add files'};
@@ -75,6 +75,12 @@ class Sources:
             self.remove = gr.Button(
                 "Remove", size="sm", scale=0, min_width=110, elem_id="remove-data"
             )
+        with gr.Row(visible=False, elem_id="parts") as self.parts:
+            self.menus = [
+                gr.Dropdown([], label="Part", elem_id=f"part-{number}", **_MENU)
+                for number in range(_MAX_MENUS)
+            ]
+            self.test_split = gr.Dropdown([], label="Test split", elem_id="test-split", **_MENU)
 
     def _place_upload(self) -> None:
         with gr.Column(min_width=260, elem_classes=["card"]):
@@ -94,10 +100,14 @@ class Sources:
     def _place_hub(self) -> None:
         with gr.Column(min_width=260, elem_classes=["card"], elem_id="hub-data"):
             gr.Markdown("### Load from the Hub")
-            self.hub = {"dataset": gr.Textbox(elem_id="hub-dataset", **_HUB_FIELDS["dataset"])}
-            with gr.Accordion("Configuration, split and revision", open=False):
-                for name, options in list(_HUB_FIELDS.items())[1:]:
-                    self.hub[name] = gr.Textbox(elem_id=f"hub-{name}", **options)
+            self.dataset = gr.Textbox(
+                label="Dataset", placeholder="owner/name", elem_id="hub-dataset"
+            )
+            self.revision = gr.Textbox(
+                label="Revision",
+                placeholder="branch, tag or commit; default: the latest",
+                elem_id="hub-revision",
+            )
             self.use_hub = gr.Button("Load this dataset", size="md", elem_id="use-hub")
 
     def _place_examples(self) -> None:
@@ -133,13 +143,54 @@ class Sources:
 
     def use_hub_dataset(self, values: Values) -> Updates:
         """Make a dataset on the Hub the page's data. Raises UserError for a wrong address."""
-        fields = {name: values[widget].strip() or None for name, widget in self.hub.items()}
-        name = (fields["dataset"] or "").rpartition(_HUB_PAGE)[2].strip("/")
-        dataset = HubDataset(name, fields["revision"], fields["config"], fields["split"])
-        address = parse_address(dataset.address).address
-        test_split = fields["held_out"]
-        held_out = replace(dataset, split=test_split).address if test_split else ""
-        return self.use(values, address, held_out)
+        name = values[self.dataset].strip().rpartition(_HUB_PAGE)[2].strip("/")
+        dataset = HubDataset(name, values[self.revision].strip() or None)
+        return self.use(values, parse_address(dataset.address).address)
+
+    def find_parts(self, values: Values) -> Iterator[Updates]:
+        """Show the parts of the data from which one is read, if there are several."""
+        data = values[self.page.data]
+        items = data if isinstance(data, list) else [data]
+        hidden = dict.fromkeys([*self.menus, self.test_split, self.parts], gr.update(visible=False))
+        yield hidden
+        if len(items) != 1 or not may_have_parts(items[0]):
+            return
+        try:
+            for message in self.page.workers.stream("parts", data=items[0]):
+                if "result" in message:
+                    menus = message["result"]["menus"]
+                    yield hidden | self._show_parts(menus, values[self.page.held_out])
+                else:
+                    yield {self.parts: gr.skip()}
+        except UserError:  # the check of the data shows it
+            return
+
+    def _show_parts(self, menus: list[dict[str, Any]], held_out: str) -> Updates:
+        updates: Updates = {self.parts: gr.update(visible=bool(menus))}
+        for widget, menu in zip(self.menus, menus, strict=False):
+            # each choice is a name and what names it as data
+            updates[widget] = gr.update(
+                label=menu["kind"].capitalize(),
+                choices=list(menu["data"].items()),
+                value=menu["data"].get(menu["chosen"]),
+                visible=True,
+            )
+            if menu["kind"] == "split":
+                others = {name: one for name, one in menu["data"].items() if name != menu["chosen"]}
+                updates[self.test_split] = gr.update(
+                    choices=[(NO_TEST_SPLIT, ""), *others.items()], value=held_out, visible=True
+                )
+        return updates
+
+    def use_part(self, values: Values, chosen: str) -> Updates:
+        """Read another part. A test split of another configuration is no longer used."""
+        held_out = values[self.page.held_out]
+        if is_address(chosen):
+            is_same = is_address(held_out) and (
+                parse_address(held_out).config == parse_address(chosen).config
+            )
+            return self.use(values, chosen, held_out if is_same and held_out != chosen else "")
+        return self.use(values, [chosen], held_out)
 
     def show(self, data: str | list[str]) -> Updates:
         """Show the ways in, or the chip of the chosen data."""
@@ -150,6 +201,10 @@ class Sources:
             self.chip: render_sources.source_html(data) if data else "",
             self.add: gr.update(visible=can_add),
         }
+
+
+def _choose_part(sources: Sources, menu: gr.Dropdown, values: Values) -> Updates:
+    return sources.use_part(values, values[menu])
 
 
 def build(page: PageContext) -> Sources:
@@ -182,13 +237,21 @@ def build(page: PageContext) -> Sources:
     sources.file.upload(upload, {sources.file, recipe}, outputs, **EDIT)
     sources.replace.upload(replace_files, {sources.replace, recipe}, outputs, **EDIT)
     sources.examples.click(use_example, {recipe}, outputs, **EDIT)
-    hub_inputs: Inputs = {*sources.hub.values(), recipe}
+    hub_inputs: Inputs = {sources.dataset, sources.revision, recipe}
     use_hub = show_errors(sources.use_hub_dataset)
     sources.use_hub.click(use_hub, hub_inputs, outputs, **EDIT)
     sources.remove.click(remove, {recipe}, outputs, **EDIT)
     sources.add.upload(add, {page.data, sources.add}, page.data, **PRIVATE)
     sources.held_out.upload(lambda path: path or "", sources.held_out, page.held_out, **PRIVATE)
     sources.file.change(None, js=_LABEL_ADD_BUTTON, **PRIVATE)
+    for menu in sources.menus:
+        choose = functools.partial(_choose_part, sources, menu)
+        choice_inputs: Inputs = {menu, page.held_out, recipe}
+        menu.input(show_errors(choose), choice_inputs, outputs, **EDIT)
+    sources.test_split.input(lambda split: split, sources.test_split, page.held_out, **PRIVATE)
+    parts = [*sources.menus, sources.test_split, sources.parts]
+    part_inputs: Inputs = {page.data, page.held_out}
+    page.data.change(show_errors(sources.find_parts), part_inputs, parts, **HIDDEN)
     shown = [sources.ways, sources.chosen, sources.chip, sources.add]
     page.data.change(sources.show, page.data, shown, **HIDDEN)
     return sources
