@@ -48,9 +48,9 @@ def picked(event: gr.EventData) -> str:
     return str(event.value)
 
 
-def cancel_button(elem_id: str) -> gr.Button:
+def cancel_button(elem_id: str, **options: Any) -> gr.Button:
     """Return the button that an `Operation` shows while it works."""
-    return gr.Button("Cancel", visible=False, elem_id=elem_id)
+    return gr.Button("Cancel", visible=False, elem_id=elem_id, **options)
 
 
 def cpu_notice(subject: str, needs: str) -> None:
@@ -115,11 +115,11 @@ class Operation:
                 yield self.report(report, on_report)
 
     def report(self, report: dict[str, Any], on_report: OnReport | None = None) -> Updates:
-        """Return the changes of a progress report; an empty report only keeps the event alive."""
+        """Return the changes of a progress report; an empty one says that the work goes on."""
         if report and on_report and (updates := on_report(report)) is not None:
             return updates
         if "what" not in report:
-            return {self.progress: gr.skip()}
+            return {self.progress: gr.skip(), **self._button_updates(busy=True)}
         share = f" ({report['share']:.0%})" if report.get("share") else ""
         return {self.progress: f"{escape(report['what'])}…{share}"}
 

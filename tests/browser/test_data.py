@@ -1,6 +1,7 @@
 """The Data tab: it asks about ambiguous files, and mappings can be changed and rows fixed."""
 
 import re
+import socket
 
 import pytest
 from playwright.sync_api import expect
@@ -19,6 +20,7 @@ from tests.browser.conftest import (
     visit,
     wait_until_finished,
 )
+from tests.fixtures.app_process import App
 
 pytestmark = pytest.mark.browser
 
@@ -192,3 +194,34 @@ def test_a_part_of_the_task_and_a_wrong_model_are_named_where_they_are(app, page
     expect(page.locator(".toast-body.error")).to_have_count(0)
     choose_model(page)
     expect(page.get_by_role("tab", name="Recipe ✓")).to_be_visible(timeout=SLOW)
+
+
+@pytest.mark.slow
+def test_a_look_at_a_model_ends_by_itself_or_is_canceled(page, tmp_path):
+    lines = "".join(f'{{"prompt": "q {i}", "completion": "a {i}"}}\n' for i in range(20))
+    (tmp_path / "rows.jsonl").write_text(lines)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        port = silent.getsockname()[1]
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "NO_PROXY": "127.0.0.1"}
+        online = App(tmp_path / "home", HF_HUB_OFFLINE="0", **hub)
+        online.start()
+        try:
+            visit(page, online)
+            upload(page, tmp_path / "rows.jsonl")
+            expect(page.locator("#data-tiles")).to_contain_text("18", timeout=SLOW)
+            open_tab(page, "Recipe")
+            model = page.locator("#recipe-base_model input")
+            status = page.locator("#model-status")
+            model.fill("nobody/nothing")
+            model.press("Enter")
+            expect(status).to_contain_text("[hub.unreachable]", timeout=SLOW)
+            expect(page.locator("#cancel-look-up")).to_be_hidden()
+            model.fill("nobody/else")
+            model.press("Enter")
+            page.locator("#cancel-look-up").click(timeout=SLOW)
+            expect(status).to_contain_text("Canceled", timeout=SLOW)
+            choose_model(page)
+            expect(page.get_by_role("tab", name="Recipe ✓")).to_be_visible(timeout=SLOW)
+            expect(page.get_by_role("tab", name="Data ✓")).to_be_visible()
+        finally:
+            online.kill()

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from huggingface_hub import HfApi
+import httpx2
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status
 
 from peft_space.demo import MODELS
-from peft_space.web.components import choices_html, picked, show_errors
+from peft_space.web.components import cancel_button, choices_html, picked, show_errors
 from peft_space.web.context import EDIT, HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import models as render_models
 
@@ -33,7 +35,9 @@ class ModelPicker:
         self.page = page
         page.base_model.choices = [(name, name) for name in _names()]
         page.base_model.render()
-        self.status = gr.Markdown(elem_id="model-status")
+        with gr.Row():
+            self.status = gr.Markdown(elem_id="model-status")
+            self.cancel = cancel_button("cancel-look-up", scale=0, min_width=110, size="sm")
         self.cards = choices_html(
             "model-cards", value=render_models.cards_html(listed_models(), "", {})
         )
@@ -81,11 +85,16 @@ def search(event: gr.KeyUpData) -> Any:
 
 
 def search_hub(query: str) -> list[str]:
-    """Return ids of text models on the Hub that match; none if it cannot be reached in time."""
+    """Return ids of models on the Hub that match; none if it does not answer in time."""
+    parameters: dict[str, Any] = {
+        "search": query, "filter": "transformers", "sort": "downloads", "limit": MAX_FOUND,
+    }  # fmt: skip
     try:
-        found = HfApi().list_models(
-            search=query, pipeline_tag="text-generation", sort="downloads", limit=MAX_FOUND
+        # HfApi.list_models has no timeout of its own
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/models", params=parameters, timeout=SEARCH_SECONDS
         )
-        return [model.id for model in found]
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        hf_raise_for_status(answer)
+        return [str(model["id"]) for model in answer.json()]
+    except (httpx2.HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
         return []

@@ -7,7 +7,13 @@ from typing import Any
 import gradio as gr
 
 from peft_space.errors import UserError, user_message
-from peft_space.web.components import choices_html, picked, show_errors
+from peft_space.web.components import (
+    Operation,
+    choices_html,
+    picked,
+    reset_on_failure,
+    show_errors,
+)
 from peft_space.web.context import (
     EDIT,
     HIDDEN,
@@ -53,6 +59,8 @@ class RecipeTab:
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
                     self.picker = models_panel.build(page)
+                    status, cancel = self.picker.status, self.picker.cancel
+                    self.looking = Operation(page, status, cancel=cancel)
                 with gr.Column(scale=1, min_width=260, elem_id="recipe-side"):
                     self._place_side()
             recommendation_panel.build(page)
@@ -139,38 +147,41 @@ class RecipeTab:
     def summarize(self, values: Values) -> Iterator[Updates]:
         """Show memory, time, trainable share and layers of what the form says."""
         page, state = self.page, values[self.page.recipe_state]
+        looking = self.looking
         if not state["model"] or state["problems"]:
             reason = recipe_tab_state(state).reason
             empty = render_recipe.summary_html(None, None, reason)
-            yield {self.summary: empty, self.picker.status: "", self.layers: reason}
+            nothing: Updates = {self.summary: empty, self.picker.status: "", self.layers: reason}
+            yield nothing | looking.ready
             return
         recipe = page.recipe(values).model_dump()
-        yield {self.picker.status: "Looking at the model…", self.summary: gr.skip()}
-        try:
-            layers = page.workers.call("layers", recipe=self._with_task(recipe, values))
-        except UserError as error:
-            yield {
-                self.summary: render_recipe.summary_html(None, None),
-                self.picker.status: f"⚠ {escape(user_message(error))}",
-                self.layers: "",
-            }
-            return
+        yield {self.picker.status: "Looking at the model…"}
         note = _TOY if state["model"] == "demo" and not is_example(values[page.data]) else ""
         is_ready = values[page.data_state]["kind"] == "ready"
         reason = "Estimating…" if is_ready else data_tab_state(values[page.data_state]).reason
-        summary = render_recipe.summary_html(layers, None, reason)
-        adapted = render_recipe.layers_markdown(layers)
-        yield {self.summary: summary, self.picker.status: note, self.layers: adapted}
-        if not is_ready:
-            return
+        layers: dict[str, Any] | None = None
+
+        def show_layers(found: dict[str, Any]) -> Updates:
+            nonlocal layers
+            layers = found
+            adapted = render_recipe.layers_markdown(found)
+            summary = render_recipe.summary_html(found, None, reason)
+            return {self.summary: summary, self.picker.status: note, self.layers: adapted}
+
+        def show_estimate(estimate: dict[str, Any]) -> Updates:
+            summary = render_recipe.summary_html(layers, estimate)
+            return {self.summary: summary, self.picker.status: note}
+
         try:
-            estimate = page.workers.call("estimate", **page.data_arguments(values))
+            yield from looking.stream("layers", show_layers, recipe=self._with_task(recipe, values))
+            if is_ready:
+                yield from looking.stream("estimate", show_estimate, **page.data_arguments(values))
         except UserError as error:
-            summary = render_recipe.summary_html(layers, None)
-            yield {self.summary: summary, self.picker.status: f"⚠ {escape(user_message(error))}"}
-            return
-        summary = render_recipe.summary_html(layers, estimate)
-        yield {self.summary: summary, self.picker.status: note}
+            failed: Updates = {
+                self.summary: render_recipe.summary_html(layers, None),
+                self.picker.status: f"⚠ {escape(user_message(error))}",
+            }
+            yield failed | looking.ready | ({} if layers else {self.layers: ""})
 
     def _with_task(self, recipe: dict[str, Any], values: Values) -> dict[str, Any]:
         implied = values[self.page.task] or "automatic"
@@ -197,14 +208,16 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
 
     tab_item.select(see, page.recipe_state, page.recipe_state, **EDIT)
     inputs: Inputs = {page.data_state, page.task, *page.training_inputs}
-    gr.on(
+    looking = gr.on(
         [page.recipe_state.change, page.data_state.change],
         show_errors(tab.summarize),
         inputs,
-        [tab.summary, tab.picker.status, tab.layers],
+        [tab.summary, tab.layers, *tab.looking.components],
         trigger_mode="always_last",
         **HIDDEN,
     )
+    reset_on_failure(looking, tab.looking.ready)
+    tab.looking.cancel_events([looking], "Canceled. Choose a base model.")
 
     page.listen("draft", tab.describe, set(), [tab.changed, tab.preset, tab.hint, tab.next])
 
