@@ -115,7 +115,7 @@ class Operation:
                 yield self.report(report, on_report)
 
     def report(self, report: dict[str, Any], on_report: OnReport | None = None) -> Updates:
-        """Return the changes of a progress report; an empty one says that the work goes on."""
+        """Return the changes of a progress report; an empty one says that the work continues."""
         if report and on_report and (updates := on_report(report)) is not None:
             return updates
         if "what" not in report:
