@@ -40,9 +40,8 @@ def measure(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
     killed = crash_harness.Tally()
     while killed.kills < num_kills or killed.runs < num_kills // 5:
         max_kills = 6 if killed.kills < num_kills else 1
-        crash_harness.kill_and_compare(
-            kit, f"run-{killed.runs}", crash_harness.TASKS[killed.runs % 3], rng, max_kills, killed
-        )
+        task = crash_harness.TASKS[killed.runs % len(crash_harness.TASKS)]
+        crash_harness.kill_and_compare(kit, f"run-{killed.runs}", task, rng, max_kills, killed)
         print(killed, file=sys.stderr, flush=True)
     tree = crash_harness.Tally()
     while tree.kills < 10:
@@ -50,7 +49,7 @@ def measure(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
     tampered, full, messages = [], [], Counter()
     for number, task in enumerate(crash_harness.TASKS):
         run, alone = crash_harness.cut_short(kit, f"tampered-{number}", task, rng)
-        count = (14, 14, 12)[number]
+        count = (14, 14, 12, 10)[number]
         tampered += [
             crash_harness.tamper_and_compare(run, alone, crash_harness.WAYS[which % 4], rng)
             for which in range(count)
