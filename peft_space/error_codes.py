@@ -993,6 +993,14 @@ CODES: dict[str, tuple[str, str]] = {
         "No base model is chosen for the data.",
         "Choose a base model on the Recipe tab.",
     ),
+    "web.grid_too_large": (
+        "A grid of recipes has too many trainings.",
+        "Remove ranks or learning rates.",
+    ),
+    "web.not_numbers": (
+        "The ranks or learning rates of a grid are not numbers.",
+        "Write numbers with commas between them, such as 8, 16, 32.",
+    ),
     "web.no_message": (
         "The chat message is empty.",
         "Type a message, then press Send.",

@@ -108,6 +108,8 @@ class PageContext:
         """What the machine is, from the operation `machine`; empty until it is known."""
         self.runs_opened = gr.State(0.0)
         """The time when the list of all runs was opened; it is read then."""
+        self.to_compare = gr.State([])
+        """The ids of the runs that the list of all runs compares when it is opened."""
         self.runs_changed = gr.State(0.0)
         """The time of the last change of a run's name or score; the list is read again then."""
         self._listeners: dict[Subject, list[Listener]] = {"run": [], "draft": []}

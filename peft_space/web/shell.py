@@ -137,10 +137,9 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
     @show_errors
     def choose(values: Values, event: gr.EventData) -> Updates:
         chosen = picked(event)
-        shown = {main: gr.update(visible=chosen != SHOW_ALL)}
-        shown |= {all_runs: gr.update(visible=chosen == SHOW_ALL)}
         if chosen == SHOW_ALL:
-            return {**shown, page.runs_opened: time.time()}
+            return {page.to_compare: [], page.runs_opened: time.time()}
+        shown = {main: gr.update(visible=True), all_runs: gr.update(visible=False)}
         if chosen == NEW:
             new = {page.run: "", page.run_state: None, page.run_progress: None}
             return {**shown, **new, tabs: gr.update(selected="Data")}
@@ -148,9 +147,11 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
         opened = {page.run: run.directory.name, page.run_state: run_state_of(run, run.status())}
         return {**shown, **opened, tabs: gr.update(selected=first_tab(run))}
 
-    states = [page.run, page.run_state, page.run_progress, page.runs_opened]
+    states = [page.run, page.run_state, page.run_progress, page.to_compare, page.runs_opened]
     outputs = [*states, tabs, main, all_runs]
     shell.runs.click(choose, page.selection, outputs, **HIDDEN)
+    opened = {main: gr.update(visible=False), all_runs: gr.update(visible=True)}
+    page.runs_opened.change(lambda: opened, None, [main, all_runs], **HIDDEN)
     page.reset_with_run({main: gr.update(visible=True), all_runs: gr.update(visible=False)})
     tabs.change(None, js="() => window.peftSpace.tab()", **PRIVATE)
 

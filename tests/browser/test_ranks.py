@@ -18,6 +18,7 @@ from tests.browser.conftest import (
     visit,
     wait_until_finished,
 )
+from tests.fixtures.waiting import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -34,6 +35,7 @@ def test_a_rank_sweep_can_be_canceled_and_run_again(app, page, shoot):
     page.locator("#cancel-rank-sweep").click()
     expect(page.locator("#rank-sweep-progress")).to_have_text("Canceled.", timeout=SLOW)
     expect(page.locator("#rank-sweep")).to_be_enabled()
+    page.wait_for_timeout(5000)  # Gradio ignores a click until it knows that the event has ended
     page.locator("#rank-sweep").click()
     expect(page.locator("#rank-sweep-plot")).to_be_visible(timeout=4 * SLOW)
     expect(page.locator("#rank-sweep-progress")).to_contain_text("rank", ignore_case=True)
@@ -68,3 +70,34 @@ def test_a_smaller_adapter_is_made_and_imported_as_a_run(app, home, page, shoot,
     expect(page.locator("#header")).to_contain_text("adapter", timeout=SLOW)
     assert list_runs("local")[0].recipe.lora_rank == 4
     shoot(page, "imported")
+
+
+def test_a_grid_of_recipes_is_queued_and_its_runs_are_compared(app, home, page, shoot):
+    visit(page, app)
+    use_sample_data(page)
+    set_steps(page, 4)
+    open_tab(page, "Train")
+    expect(page.locator("#start")).to_be_enabled(timeout=SLOW)
+    open_panel(page, "grid-panel")
+    page.locator("#grid-ranks textarea, #grid-ranks input").first.fill("4, 8")
+    rates = page.locator("#grid-rates textarea, #grid-rates input").first
+    rates.fill("fast")
+    page.locator("#queue-grid").click()
+    expect(page.locator("#grid-progress")).to_contain_text("[web.not_numbers]", timeout=SLOW)
+    rates.fill("0.001, 0.002")
+    before = len(list_runs("local"))
+    page.locator("#queue-grid").click()
+    expect(page.locator("#grid-progress")).to_contain_text("4 of 4 trainings", timeout=2 * SLOW)
+    runs = list_runs("local")
+    made = runs[: len(runs) - before]
+    recipes = sorted((run.recipe.lora_rank, run.recipe.learning_rate) for run in made)
+    assert recipes == [(4, 0.001), (4, 0.002), (8, 0.001), (8, 0.002)]
+    assert len({run.name for run in made}) == 4
+    shoot(page, "queued")
+    wait_for(lambda: all(run.status() == "finished" for run in made), 300)
+    page.locator("#compare-grid").click()
+    table = page.locator("#recipe-differences")
+    for text in ("LoRA rank", "Learning rate", "rank 8, rate 0.002 ·"):
+        expect(table).to_contain_text(text, timeout=SLOW)
+    expect(page.locator("#runs-curves canvas, #runs-curves svg").first).to_be_visible(timeout=SLOW)
+    shoot(page, "compared")

@@ -9,10 +9,12 @@ import shlex
 import pytest
 
 from peft_space.cli.main import build_parser
+from peft_space.errors import UserError
 from peft_space.evaluation.results import TITLES, Evaluation, Scores
 from peft_space.recipe import Recipe, read_recipe
 from peft_space.runs import events
 from peft_space.runs.run import Run
+from peft_space.web.panels.grid import grid_points
 from peft_space.web.render import compare as render_compare
 from peft_space.web.render import data as render_data
 from peft_space.web.render import overview as render_overview
@@ -189,16 +191,32 @@ def test_losses_are_shown_on_a_log_scale_and_smoothed(run):
     assert 0 < smooth[smooth.rows == "training"].loss.tolist()[1] < 100
 
 
-def test_two_recipes_are_compared_setting_by_setting(tmp_path):
+def test_recipes_are_compared_setting_by_setting(tmp_path):
     default = Run.create(tmp_path / "one", Recipe(), {})
     changed = Run.create(
         tmp_path / "two", Recipe(lora_rank=8, target_modules=["q_proj", "v_proj"]), {}
     )
-    lines = render_runs.differences(default, changed).values.tolist()
-    assert ["LoRA rank", "16", "8"] in lines
-    assert ["Target modules", "all-linear", "q_proj, v_proj"] in lines
-    assert ["Score", "–", "–"] in lines
-    assert len(render_runs.differences(default, default)) == len(lines) - 2
+    third = Run.create(tmp_path / "three", Recipe(lora_rank=8), {})
+    table = render_runs.differences([default, changed, third])
+    assert table["LoRA rank"].tolist() == ["16", "8", "8"]
+    assert table["Target modules"].tolist() == ["all-linear", "q_proj, v_proj", "all-linear"]
+    assert set(table["Score"]) == {"–"}
+    assert len(set(table["Run"])) == 3
+    assert "LoRA rank" not in render_runs.differences([default, default])
+
+
+def test_curves_of_runs_are_of_tests_only_if_all_runs_have_them(tmp_path):
+    runs = [Run.create(tmp_path / name, Recipe(), {}) for name in ("one", "two")]
+    for run in runs:
+        for number in (1, 2):
+            run.append(step(number, loss=1.0))
+            run.append(events.Evaluated(attempt=1, step=number, loss=2.0))
+    title, table = render_runs.curves_table(runs)
+    assert (title, set(table["loss"]), len(set(table["run"]))) == ("Test loss", {2.0}, 2)
+    runs.append(Run.create(tmp_path / "three", Recipe(), {}))
+    runs[-1].append(step(1, loss=3.0))
+    title, table = render_runs.curves_table(runs)
+    assert (title, set(table["loss"])) == ("Training loss", {1.0, 3.0})
 
 
 def test_the_snippets_parse_as_commands_and_compile_as_python():
@@ -362,3 +380,25 @@ def test_the_filter_says_if_not_every_test_row_is_shown():
     for num_rows, is_said in ((50, False), (60, True)):
         scores = dataclasses.replace(SCORES, num_rows=num_rows, samples=samples)
         assert ("of 60" in render_verdict.filter_title(scores)) == is_said
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rates", "points"),
+    [
+        ("8, 16", "", [{"lora_rank": 8}, {"lora_rank": 16}]),
+        ("8;8", "1e-4", [{"lora_rank": 8, "learning_rate": 1e-4}]),
+        ("", "", [{}]),
+    ],
+)
+def test_a_grid_has_a_point_for_each_pair_of_values(ranks, rates, points):
+    assert grid_points(ranks, rates) == points
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rates", "code"),
+    [("8, many", "", "web.not_numbers"), ("1,2,3,4,5", "1,2,3,4", "web.grid_too_large")],
+)
+def test_a_grid_of_other_values_is_refused(ranks, rates, code):
+    with pytest.raises(UserError) as error:
+        grid_points(ranks, rates)
+    assert error.value.code == code

@@ -1,4 +1,4 @@
-"""All runs: a table, two runs next to each other, the import of an adapter, and backups."""
+"""All runs: a table, several runs next to each other, the import of an adapter, and backups."""
 
 import os
 from collections.abc import Iterator
@@ -47,15 +47,15 @@ class AllRuns:
         )
         self.ids = gr.State([])
         """The run ids in the order of the table."""
-        gr.Markdown("### Compare two runs")
-        with gr.Row():
-            self.first = gr.Dropdown([], label="Run", elem_id="first-run")
-            self.second = gr.Dropdown([], label="Compare with", elem_id="other-run")
+        gr.Markdown("### Compare runs")
+        self.compared = gr.Dropdown(
+            [], label="Runs", multiselect=True, info="Choose two or more.", elem_id="compared-runs"
+        )
         self.curves = gr.LinePlot(
             x="step",
             y="loss",
             color="run",
-            title="Test loss (training loss where there is none)",
+            title="Test loss",
             x_axis_format="d",
             height=260,
             visible=False,
@@ -72,23 +72,27 @@ class AllRuns:
         """Read the visitor's runs again."""
         runs = list_runs(*self.page.owners(values))
         choices, ids = run_choices(runs), [run.directory.name for run in runs]
+        chosen = [one for one in values[self.page.to_compare] if one in ids]
         return {
             self.table: render_runs.runs_table(runs),
             self.ids: ids,
-            self.first: gr.update(choices=choices, value=values[self.page.run] or None),
-            self.second: gr.update(choices=choices, value=None),
+            self.compared: gr.update(choices=choices, value=chosen),
+            **self._compare([run for run in runs if run.directory.name in chosen]),
         }
 
     def compare(self, values: Values) -> Updates:
-        """Show how two runs differ: curves, scores and recipes."""
-        if not values[self.first] or not values[self.second]:
+        """Show how the chosen runs differ: curves, scores and recipes."""
+        owners = self.page.owners(values)
+        return self._compare([open_run(owners, one) for one in values[self.compared] or []])
+
+    def _compare(self, runs: list[Run]) -> Updates:
+        if len(runs) < 2:
             hidden = gr.update(visible=False)
             return {self.curves: hidden, self.differences: hidden}
-        owners = self.page.owners(values)
-        runs = [open_run(owners, values[choice]) for choice in (self.first, self.second)]
+        title, curves = render_runs.curves_table(runs)
         return {
-            self.curves: gr.update(value=render_runs.curves_table(*runs), visible=True),
-            self.differences: gr.update(value=render_runs.differences(*runs), visible=True),
+            self.curves: gr.update(value=curves, title=title, visible=True),
+            self.differences: gr.update(value=render_runs.differences(runs), visible=True),
         }
 
 
@@ -96,18 +100,17 @@ def build(page: PageContext) -> None:
     """Place and wire the view."""
     view, selection = AllRuns(page), page.selection
     refresh = show_errors(view.refresh)
-    listed = [view.table, view.ids, view.first, view.second]
-    page.runs_opened.change(refresh, selection, listed, **HIDDEN)
+    shown = [view.curves, view.differences]
+    listed = [view.table, view.ids, view.compared, *shown]
+    page.runs_opened.change(refresh, {*selection, page.to_compare}, listed, **HIDDEN)
 
     def select(ids: list[str], event: gr.SelectData) -> str:
         return ids[event.index[0]]
 
     view.table.select(select, view.ids, page.run, **HIDDEN)
     view.table.change(None, js=_LABEL_SEARCH, **PRIVATE)
-    inputs: Inputs = {*selection, view.first, view.second}
-    outputs = [view.curves, view.differences]
-    compare = show_errors(view.compare)
-    gr.on([view.first.input, view.second.input], compare, inputs, outputs, **HIDDEN)
+    inputs: Inputs = {*selection, view.compared}
+    view.compared.input(show_errors(view.compare), inputs, shown, **HIDDEN)
 
 
 def _build_import(page: PageContext) -> None:

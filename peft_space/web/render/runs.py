@@ -46,37 +46,49 @@ def score_of(run: Run) -> str:
     return f"{value} {title}"
 
 
-def differences(run: Run, other: Run) -> pd.DataFrame:
-    """Return the results of two runs, and the settings in which their recipes differ."""
-    figures = [figures_of(one.history()) for one in (run, other)]
-    losses = [
-        f"{one.test_loss:.4f}" if one and one.test_loss is not None else "–" for one in figures
+def differences(runs: list[Run]) -> pd.DataFrame:
+    """Return one line per run: its results, and the settings in which the recipes differ."""
+    recipes = [run.recipe.model_dump() for run in runs]
+    differing = [
+        name for name in recipes[0] if any(one[name] != recipes[0][name] for one in recipes)
     ]
-    times = [duration(one.elapsed) if one else "–" for one in figures]
-    lines = [
-        ["Score", score_of(run) or "–", score_of(other) or "–"],
-        ["Test loss", *losses],
-        ["Time", *times],
-        ["Data", source_of(run), source_of(other)],
+    lines = []
+    for run, name, recipe in zip(runs, _names(runs), recipes, strict=True):
+        figures = figures_of(run.history())
+        loss = figures.test_loss if figures else None
+        lines.append(
+            {
+                "Run": name,
+                **{str(Recipe.model_fields[one].title): plain(recipe[one]) for one in differing},
+                "Score": score_of(run) or "–",
+                "Test loss": "–" if loss is None else f"{loss:.4f}",
+                "Time": duration(figures.elapsed) if figures else "–",
+                "Data": source_of(run),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _names(runs: list[Run]) -> list[str]:
+    """The names of the runs, with numbers where two are equal."""
+    names: list[str] = []
+    for run in runs:
+        same = sum(one.name == run.name for one in runs[: len(names)])
+        names.append(f"{run.name} ({same + 1})" if same else run.name)
+    return names
+
+
+def curves_table(runs: list[Run]) -> tuple[str, pd.DataFrame]:
+    """Return what the curves of runs show, and the curves in long form: step, loss and run.
+
+    They are of the test loss if every run has at least two evaluations, or else of training.
+    """
+    histories = [run.history() for run in runs]
+    of_tests = all(len(evaluations_of(history)) > 1 for history in histories)
+    points = [
+        (event.step, event.loss, name)
+        for history, name in zip(histories, _names(runs), strict=True)
+        for event in (evaluations_of(history) if of_tests else steps_of(history))
     ]
-    left, right = run.recipe.model_dump(), other.recipe.model_dump()
-    lines += [
-        [str(Recipe.model_fields[name].title), plain(left[name]), plain(right[name])]
-        for name in left
-        if left[name] != right[name]
-    ]
-    return pd.DataFrame(lines, columns=["", *_names(run, other)])
-
-
-def _names(run: Run, other: Run) -> list[str]:
-    return [run.name, other.name if other.name != run.name else f"{other.name} (2)"]
-
-
-def curves_table(run: Run, other: Run) -> pd.DataFrame:
-    """Return the loss curves of two runs in long form: step, loss and run."""
-    points = []
-    for one, name in zip((run, other), _names(run, other), strict=True):
-        history = one.history()
-        events = evaluations_of(history) or steps_of(history)
-        points += [(event.step, event.loss, name) for event in events]
-    return pd.DataFrame(points, columns=["step", "loss", "run"])
+    table = pd.DataFrame(points, columns=["step", "loss", "run"])
+    return "Test loss" if of_tests else "Training loss", table

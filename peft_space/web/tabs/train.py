@@ -21,6 +21,7 @@ from peft_space.web import states
 from peft_space.web.components import Operation, cancel_button, reset_on_failure, show_errors
 from peft_space.web.context import HIDDEN, PRIVATE, Inputs, PageContext, Updates, Values
 from peft_space.web.panels import curves as curves_panel
+from peft_space.web.panels import grid as grid_panel
 from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
@@ -36,6 +37,7 @@ class TrainTab:
         with gr.Column(elem_id="train-draft") as self.draft:
             self._place_start()
             self.preparing = gr.Markdown(elem_id="preparing")
+            grid_panel.build(page)
         with gr.Column(visible=False, elem_id="train-run") as self.of_run:
             self._place_run()
         self.next_slice = gr.State([])
