@@ -177,7 +177,7 @@ def test_a_kind_trains_reloads_and_merges_or_is_refused(task, kind, tmp_path, re
         assert result["merged"]
 
 
-_TITLES = {"trained": "trained", "refused": "refused in words", "not built": "no tiny model"}
+_TITLES = {"trained": "trained", "refused": "refused with a reason", "not built": "no tiny model"}
 
 
 def _report(found):
