@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.claims import RESULTS, Json, claims_of
 
 SCRIPTS = (
-    *("startup_time", "demo", "compare", "million_rows", "memory", "rank_sweep"),
-    *("crash_recovery", "overhead", "vs_trl", "resume"),
+    *("startup_time", "demo", "compare", "million_rows", "memory", "pictures"),
+    *("rank_sweep", "crash_recovery", "overhead", "vs_trl", "resume"),
 )
 """The benchmarks that need no other environment, no other files and no quiet half hour."""
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "gradio")

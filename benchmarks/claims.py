@@ -140,6 +140,16 @@ CLAIMS: dict[str, Claim] = {
             f"{lines[-1]['worst_error_percent']} % (worst of {lines[-1]['recipes']})"
         ),
     ),
+    "pictures": Claim(
+        "pictures",
+        "The memory estimate counts pictures and the vision tower",
+        "within 15 % of the peak on a CPU",
+        lambda lines: (
+            f"error {lines[-1]['median_error_percent']} % (median), "
+            f"{lines[-1]['worst_error_percent']} % (worst of {len(lines) - 1})"
+        ),
+        lambda lines: lines[-1]["worst_error_percent"] <= 15,
+    ),
     "compare_time": Claim(
         "compare",
         "Comparing takes no longer than both columns alone",

@@ -276,10 +276,9 @@ def measured_here(case: Case, folder: str) -> int:
     """Bytes by which this fresh process grows after its imports."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
-    from transformers import TrainerCallback
 
     from peft_space.recipe import make_recipe
-    from peft_space.training.trainers import make_trainer
+    from peft_space.training.trainers import FrozenInputs, make_trainer
 
     rows, task_spec, recipe = rows_of(case), task_spec_of(case), make_recipe(case.recipe)
     before = memory("VmRSS")
@@ -307,7 +306,7 @@ def measured_here(case: Case, folder: str) -> int:
         arguments,
         rows,
         None,
-        TrainerCallback(),
+        [FrozenInputs(model)],
     )
     trainer.train()
     return memory("VmHWM") - before

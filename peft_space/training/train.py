@@ -79,7 +79,13 @@ from peft_space.training.precision import (
 from peft_space.training.prepare import Prepared
 from peft_space.training.provenance import check_provenance, current_provenance
 from peft_space.training.sample_answers import SampleAnswersCallback, makes_samples
-from peft_space.training.trainers import ByLength, make_trainer, total_steps, training_arguments
+from peft_space.training.trainers import (
+    ByLength,
+    FrozenInputs,
+    make_trainer,
+    total_steps,
+    training_arguments,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -341,7 +347,7 @@ def _make_trainer(
         arguments | tracker_arguments(options.report_to, run),
         rows,
         setup.held_out if len(setup.held_out) else None,
-        callbacks,
+        [*callbacks, FrozenInputs(setup.model)],
         order,
         plan.packing,
         _continues_adapter(run),

@@ -101,6 +101,22 @@ def _checkpointing(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     }
 
 
+class FrozenInputs(TrainerCallback):
+    """Lets gradients end at the first adapter, with activation checkpointing as without it.
+
+    With checkpointing, transformers asks for gradients of the input embeddings, those of a frozen
+    vision tower included, and then keeps all that the tower computes. Only the reentrant kind of
+    checkpointing needs that.
+    """
+
+    def __init__(self, model: PeftModel):
+        self._model = model
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        base: Any = self._model.get_base_model()
+        base.disable_input_require_grads()
+
+
 def make_trainer(
     task_spec: TaskSpec,
     recipe: Recipe,

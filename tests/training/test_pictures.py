@@ -1,6 +1,7 @@
 """Models with a vision tower learn from rows with pictures, resume exactly, and are exported."""
 
 import json
+import re
 import shutil
 import time
 
@@ -101,6 +102,29 @@ def test_a_training_that_pauses_after_each_step_ends_with_the_same_bytes(trained
     assert (run.adapter / name).read_bytes() == (trained.adapter / name).read_bytes()
     losses = [[step.loss for step in steps_of(one.history())] for one in (run, trained)]
     assert losses[0] == losses[1]
+
+
+def test_a_tower_without_an_adapter_keeps_nothing_for_gradients(base, data, tmp_path, monkeypatch):
+    recipe = Recipe(base_model=base, gradient_checkpointing="on", **SHORT | {"max_steps": 1})
+    run = make_run(tmp_path / "run", data, recipe)
+    with_gradients = []
+
+    def watch(module, inputs, output):
+        tensor = output if isinstance(output, torch.Tensor) else output[0]
+        if module.training and torch.is_grad_enabled():
+            with_gradients.append(tensor.requires_grad)
+
+    def adapter_with_watch(*args, **kwargs):
+        model = new_adapter(*args, **kwargs)
+        for name, module in model.named_modules():
+            if re.fullmatch(r".*(visual|vision_tower|vision_model)", name):
+                module.register_forward_hook(watch)
+        return model
+
+    monkeypatch.setattr("peft_space.training.train.new_adapter", adapter_with_watch)
+    assert isinstance(go(run), Finished)
+    assert with_gradients
+    assert not any(with_gradients)
 
 
 def test_both_sides_answer_a_new_picture_and_the_check_covers_it(trained, tmp_path):
