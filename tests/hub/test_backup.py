@@ -14,7 +14,7 @@ import pytest
 from peft_space.errors import UserError
 from peft_space.runs import events
 from peft_space.runs.archive import MANIFEST
-from peft_space.runs.run import Run
+from peft_space.runs.run import FORMAT, Run
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
 from tests.conftest import NARROW, OTHERS, READER, SHORT, WRITER
@@ -238,7 +238,11 @@ CHANGES = {
     ),
     "a run of another format": (
         "runs.other_format",
-        lambda files: changed(files, "run.json", b'{"format": 2, "name": "x", "created": 1.0}'),
+        lambda files: changed(
+            files,
+            "run.json",
+            json.dumps({"format": FORMAT + 1, "name": "x", "created": 1.0}).encode(),
+        ),
     ),
     "invalid events": (
         "hub.not_a_backup",
