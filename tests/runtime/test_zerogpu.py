@@ -125,9 +125,8 @@ def test_six_slices_with_three_kills_give_the_same_bytes_as_one_training(tmp_pat
         for number in range(3):
             trainer.begin(run.directory, 8)
             killed_at = 80 * number + rng.randint(15, 70)
-            wait_for(
-                lambda killed_at=killed_at: is_at(run, killed_at)
-            )  # each kill makes the next worker a fresh one
+            # each kill makes the next worker a fresh one
+            wait_for(lambda killed_at=killed_at: is_at(run, killed_at), 300)
             fake_zerogpu.kill(lender.pids[-1])
             trainer.wait()
             assert pause_reason(run) == gpu_error(aborted, 8)[1]
