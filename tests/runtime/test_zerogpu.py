@@ -198,10 +198,14 @@ def test_programs_train_and_compare_in_slices_through_the_api(space):
         run=started["run"], prompts=["Hello"], sampling={"max_new_tokens": 4}, api_name="/compare"
     )
     assert answered["fairness"]["fair"]
-    assert client.predict(run=started["run"], api_name="/evaluate")["num_rows"]
+    scored, calls = {"more": True}, 0
+    while scored["more"]:  # a busy machine needs more than one slice
+        scored = client.predict(run=started["run"], api_name="/evaluate")
+        calls += 1
+    assert scored["num_rows"]
     measured = client.predict(data="demo", recipe=recipe, api_name="/dry_run")
     assert measured["memory"] > 0
-    assert len(lending.asked) == before + 3
+    assert len(lending.asked) == before + calls + 2
     lending.quota = 1
     with pytest.raises(Exception, match="quota"):
         client.predict(run=started["run"], prompts=["Hello"], api_name="/compare")
