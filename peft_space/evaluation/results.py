@@ -30,12 +30,13 @@ class Scores:
     rouge_l: float | None = None
     """Mean over the rows of ROUGE-L of the greedy answer, 0 to 1: shared words in order."""
     same_json: float | None = None
-    """Among rows whose answer is a JSON object or list, the share, 0 to 1, whose greedy answer is
-    the same value."""
+    """Share of rows, 0 to 1, whose greedy answer is the same JSON value. Counts only rows whose own
+    answer is a JSON object or list."""
     valid_json: float | None = None
-    """Among the same rows, the share, 0 to 1, whose greedy answer is a JSON object or list."""
+    """Share of the same rows, 0 to 1, whose greedy answer is a JSON object or list."""
     same_number: float | None = None
-    """Among rows whose answer is a number, the share, 0 to 1, whose greedy answer is equal."""
+    """Share of rows, 0 to 1, whose greedy answer is the same number. Counts only rows whose own
+    answer is a number."""
     tool_call: float | None = None
     """Share of the rows that end with tool calls, 0 to 1, whose greedy answer calls the same
     functions with the same arguments."""

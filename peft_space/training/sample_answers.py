@@ -85,7 +85,7 @@ class SampleAnswersCallback(TrainerCallback):
             return
         try:
             answers = self._answers()
-        except Exception as error:  # noqa: BLE001 - training needs no answers, and goes on
+        except Exception as error:  # noqa: BLE001 - training continues without answers
             self._give_up(error)
             return
         self._run.append(events.SampleAnswers(step=state.global_step, answers=answers))

@@ -160,6 +160,13 @@ def choose_model(page, name="demo"):
     )
 
 
+def choose(page, selector, option):
+    """Select an option of one of Gradio's dropdowns."""
+    page.locator(f"{selector} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+    expect(page.get_by_role("option")).to_have_count(0)
+
+
 def wait_until_finished(page):
     """Wait until the selected run's training is finished."""
     expect(page.locator("#status")).to_contain_text("finished", timeout=SLOW)

@@ -10,6 +10,7 @@ from peft_space.data.dataset import load_run_data
 from peft_space.runs.store import list_runs
 from tests.browser.conftest import (
     SLOW,
+    choose,
     choose_model,
     open_inner_tab,
     open_panel,
@@ -23,13 +24,6 @@ from tests.browser.conftest import (
 from tests.fixtures.app_process import App
 
 pytestmark = pytest.mark.browser
-
-
-def choose(page, selector, option):
-    """Select an option of one of Gradio's dropdowns."""
-    page.locator(f"{selector} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-    expect(page.get_by_role("option")).to_have_count(0)
 
 
 def wait_for_tokens(page, css, words):

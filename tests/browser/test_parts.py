@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import expect
 
 from peft_space.web.panels.sources import NO_TEST_SPLIT
-from tests.browser.conftest import SLOW, upload, visit
+from tests.browser.conftest import SLOW, choose, upload, visit
 from tests.fixtures.app_process import App
 
 CARD = b"""---
@@ -18,12 +18,6 @@ configs:
 """
 
 pytestmark = pytest.mark.browser
-
-
-def choose(page, selector, option):
-    """Select an option of one of Gradio's dropdowns."""
-    page.locator(f"{selector} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
 
 
 def lines(count, name="q"):

@@ -86,7 +86,8 @@ def download(
 def find_splits(address: str) -> tuple[list[str], str | None, list[str]]:
     """Return the configurations of a dataset, the one that is read, and the splits of that.
 
-    The configuration is None, without splits, if there are several and no default.
+    If there are several configurations and none is chosen or the default, the configuration is None
+    and the splits are empty.
 
     Raises:
         UserError: the dataset does not exist, or the Hub does not answer.
@@ -131,7 +132,7 @@ class _Listing:
         """Return the chosen or default configuration, and split -> addresses of its files.
 
         Raises:
-            UserError: there is no such configuration, or there are several and no default.
+            UserError: the configuration does not exist, or none was chosen and none is the default.
         """
         from datasets import load_dataset_builder
 

@@ -90,7 +90,7 @@ def search_hub(query: str) -> list[str]:
         "search": query, "filter": "transformers", "sort": "downloads", "limit": MAX_FOUND,
     }  # fmt: skip
     try:
-        # HfApi.list_models has no timeout of its own
+        # HfApi.list_models takes no timeout
         answer = get_session().get(
             f"{constants.ENDPOINT}/api/models", params=parameters, timeout=SEARCH_SECONDS
         )
