@@ -60,6 +60,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A dataset on the Hub does not exist, is private or gated, or the Hub cannot be reached.",
         "Check the name and your access, or download the files and use them.",
     ),
+    "data.invalid_assistant": (
+        "The speaker that is the assistant is not given as a name.",
+        "Give the name as it is in the messages, with a schema that has messages.",
+    ),
     "data.invalid_csv": (
         "A quotation mark in a CSV file is not closed or not doubled.",
         "Correct the quotation marks in the line that the message names.",

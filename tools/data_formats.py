@@ -74,7 +74,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "texts that take turns": ("LIMA", {"conversations": ["Price?", "40."]}),
     "pairs": ("Capybara", {"conversation": [{"input": "Price?", "output": "40."}]}),
     "a conversation in a text": (
-        "ChatML, Llama 2 and 3, Gemma, Phi, Guanaco, Glaive; the app asks",
+        "ChatML, Llama, Gemma, Phi, Guanaco, Alpaca, Dolly, Glaive, transcripts; the app asks",
         {"text": "<|im_start|>user\nPrice?<|im_end|>\n<|im_start|>assistant\n40.<|im_end|>"},
     ),
     "a tree of messages": (

@@ -302,6 +302,7 @@ def one_text(cell: Any) -> str | None:
 _SPEAKERS = {
     "human": "user", "user": "user", "assistant": "assistant", "model": "assistant",
     "system": "system", "tool": "tool", "ipython": "tool", "function response": "tool",
+    "q": "user", "question": "user", "a": "assistant", "answer": "assistant",
 }  # fmt: skip
 _BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
 _TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
@@ -333,12 +334,16 @@ _TEXT_FORMS = (
     _TextForm(re.compile(r"<\|(system|user|assistant|tool)\|>\n?"), ("<|end|>", *_TEXT_ENDS)),
     # Guanaco
     _TextForm(re.compile(r"### (Human|User|Assistant|System): ?")),
+    # transcripts
+    _TextForm(re.compile(r"(?:\A|\n)(User|Assistant|System): ?")),
+    _TextForm(re.compile(r"(?:\A|\n)(Q|A): ?")),
+    _TextForm(re.compile(r"(?:\A|\n)(Question|Answer): ?")),
     # HH
     _TextForm(re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")),
     # Vicuna, Glaive
     _TextForm(re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS),
 )  # fmt: skip
-_SIGN = re.compile(r"<\||\[INST\]|<start_of_turn>|### |Human:|USER:")
+_SIGN = re.compile(r"<\||\[INST\]|<start_of_turn>|##|Human:|USER:|\A(?:User|System|Q|Question): ?")
 _SIGN_WITHIN = 200
 
 
@@ -350,7 +355,7 @@ def conversation_in(text: Any) -> list[dict[str, Any]] | None:
     if not isinstance(text, str) or not _SIGN.search(text[:_SIGN_WITHIN]):
         return None
     text = text.strip()
-    turns = _llama_2(text)
+    turns = _llama_2(text) or _headed(text)
     for form in _TEXT_FORMS:
         turns = turns or _read_turns(form, text)
     if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
@@ -403,3 +408,31 @@ def _llama_2(text: str) -> list[dict[str, Any]] | None:
         turns.append({"role": "user", "content": question.strip()})
         turns.append({"role": "assistant", "content": answer})
     return turns
+
+
+_HEADING = re.compile(
+    r"(?:\A|\n|(?<=[ \n]))#{2,3} ?"
+    r"(Instruction|Input|Context|Question|Response|Answer|Output):?[ \t]*\n?",
+    re.IGNORECASE,
+)
+_HEADED_ENDS = ("### End", *_TEXT_ENDS)
+
+
+def _headed(text: str) -> list[dict[str, Any]] | None:
+    """Read the form of Alpaca and Dolly: sections of an instruction, its input and the response.
+
+    What stands before the first section is a system message. Sections of the user in a row, such as
+    instruction and input, are one message.
+    """
+    before, *parts = _HEADING.split(text)
+    turns = [{"role": "system", "content": before.strip()}] if before.strip() else []
+    for heading, content in zip(parts[::2], parts[1::2], strict=True):
+        is_answer = heading.lower() in ("response", "answer", "output")
+        role = "assistant" if is_answer else "user"
+        content = _without_end(content, _HEADED_ENDS)[0].strip()
+        if is_answer and turns and turns[-1]["role"] == "assistant":
+            return None
+        if turns and turns[-1]["role"] == role:
+            content = "\n\n".join(filter(None, (turns.pop()["content"], content)))
+        turns.append({"role": role, "content": content})
+    return turns if parts else None

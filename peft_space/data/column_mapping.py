@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from peft_space.errors import UserError
@@ -217,17 +217,47 @@ class ColumnMapping:
     """Unpaired preference with ratings: the lowest rating of a good answer."""
     left_out: tuple[str, ...] = ()
     """Columns that look like a part of the task and are not used, by the user's choice."""
+    assistant: str | None = None
+    """Conversations of people with names: the one whose messages are learned."""
+    others: tuple["ColumnMapping", ...] = ()
+    """Mappings of files with another schema. `of_row` chooses the one of a row."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ColumnMapping":
+        """Return the mapping whose fields `as_json` returned."""
+        lists = {name: tuple(values.get(name) or ()) for name in ("fixes", "left_out")}
+        others = tuple(map(cls.from_json, values.get("others") or ()))
+        return cls(**{**values, **lists, "others": others})
+
+    def of_row(self, row: Mapping[str, Any]) -> "ColumnMapping":
+        """Return the mapping of this row: all required columns and most others have a value."""
+        best, most = self, 0
+        for mapping in (self, *self.others) if self.others else ():
+            filled = {role for role, name in mapping.columns.items() if row.get(name) is not None}
+            if len(filled) > most and filled.issuperset(ROLES[mapping.schema].required):
+                best, most = replace(mapping, fixes=self.fixes, others=()), len(filled)
+        return best
+
+    @property
+    def used(self) -> set[str]:
+        """The columns that have a role, in any file."""
+        return {name for mapping in (self, *self.others) for name in mapping.columns.values()}
 
     def why(self) -> str:
         """Explain the mapping to the user in one sentence."""
         columns = ", ".join(f"{column!r} as {role}" for role, column in self.columns.items())
         plural = "s" if len(self.columns) > 1 else ""
         left_out = f" Left out: {listed_names(self.left_out)}." if self.left_out else ""
-        return f"Detected as {self.schema}, with the column{plural} {columns}.{left_out}"
+        learned = f" {self.assistant!r} is the assistant." if self.assistant else ""
+        others = "".join(f" {other.why()}" for other in self.others)
+        detected = f"Detected as {self.schema}, with the column{plural} {columns}."
+        return f"{detected}{learned}{left_out}{others}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields, which `make_column_mapping` takes."""
-        return {**asdict(self), "fixes": list(self.fixes), "left_out": list(self.left_out)}
+        others = [other.as_json() for other in self.others]
+        lists = {"fixes": list(self.fixes), "left_out": list(self.left_out), "others": others}
+        return {**asdict(self), **lists}
 
     def as_choice(self) -> dict[str, Any]:
         """Return the fields that have a value, as a user gives them to choose this mapping."""
@@ -244,11 +274,13 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
     """Return the column mapping that the user chose.
 
     Args:
-        values: `schema`, `columns` (role -> column), `fixes`, `good_from` and `left_out`.
+        values: `schema`, `columns` (role -> column), `fixes`, `good_from`, `left_out`, `assistant`,
+            and `others`, a list of such values.
         columns: the columns of the dataset.
 
     Raises:
-        UserError: a schema, role, column or fix does not exist, or a required role has no column.
+        UserError: a schema, role, column or fix does not exist, a required role has no column, or
+            `assistant` is not a name.
     """
     schema = values.get("schema")
     chosen = {role: name for role, name in dict(values.get("columns") or {}).items() if name}
@@ -284,7 +316,12 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
         message = f"The column {unknown[0]!r} to leave out does not exist. The columns are {names}."
         raise UserError("data.unknown_column", message)
     rating = None if good_from is None else float(good_from)
-    return ColumnMapping(schema, ordered, fixes, rating, left_out)
+    assistant = values.get("assistant")
+    if assistant is not None and not (isinstance(assistant, str) and "messages" in ordered):
+        message = "assistant is the name of a speaker, and needs a column for messages."
+        raise UserError("data.invalid_assistant", message)
+    others = tuple(make_column_mapping(other, columns) for other in values.get("others") or ())
+    return ColumnMapping(schema, ordered, fixes, rating, left_out, assistant, others)
 
 
 def lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:

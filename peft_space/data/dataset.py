@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from peft_space.data import arrow_store
 from peft_space.data.arrow_store import Rows, Subset
 from peft_space.data.column_mapping import (
     ColumnMapping,
+    Schema,
     is_question,
     listed_names,
     make_column_mapping,
+    tasks_of_schema,
 )
 from peft_space.data.pictures import FOLDER
 from peft_space.data.quality import (
@@ -127,14 +129,12 @@ def load_run_data(run: Run) -> TrainingData:
     about = json.loads(run.path("data", "about.json").read_text(encoding="utf-8"))
     digests, train, held_out = (about.pop(key) for key in ("digests", "train", "held_out"))
     rows, second = run.path("data", "rows.arrow"), run.path("data", "held_out.arrow")
-    mapping = about.pop("column_mapping")
-    mapping["fixes"] = tuple(mapping["fixes"])
-    mapping["left_out"] = tuple(mapping.get("left_out", ()))
+    mapping = ColumnMapping.from_json(about.pop("column_mapping"))
     about["problems"] = [Problem(**problem) for problem in about["problems"]]
     about["findings"] = [Finding(**finding) for finding in about["findings"]]
     held_out_rows = second if second.is_file() else rows
     return TrainingData(
-        column_mapping=ColumnMapping(**mapping),
+        column_mapping=mapping,
         train=Rows(rows, digests["train"], _from_ranges(train)),
         held_out=Rows(held_out_rows, digests["held_out"], _from_ranges(held_out)),
         **about,
@@ -150,8 +150,7 @@ def detect_mappings(
         UserError: the files cannot be read, fit no schema, or have different schemas.
     """
     table = _read(data, on_progress)
-    _check_same_schema(table)
-    return table, _detect(table)
+    return table, _mapping_of_files(table) or _detect(table)
 
 
 def _read(data: Data, on_progress: OnProgress) -> Table:
@@ -163,22 +162,46 @@ def _detect(table: Table) -> list[ColumnMapping]:
     return detect_schema(table.source, table.columns, rows)
 
 
-def _check_same_schema(table: Table) -> None:
-    """Raise UserError if files have different schemas: all rows of one file would be rejected."""
-    schemas: dict[str, str] = {}
+def _mapping_of_files(table: Table) -> list[ColumnMapping]:
+    """Return the mapping of files that are read differently; empty if one mapping suits all.
+
+    Raises:
+        UserError: the files have different tasks, or one of them can be read in several ways.
+    """
+    if len(table.begins) == 1:
+        return []
+    read_as: list[tuple[str, list[ColumnMapping]]] = []
     ends = [begin for _, begin in table.begins[1:]] + [table.num_rows]
     for (name, begin), end in zip(table.begins, ends, strict=True):
         end = min(end, begin + _SAMPLE_ROWS_PER_FILE)
         rows = [row for _, row in table.rows(begin, end)]
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        schemas.setdefault(detect_schema(name, columns, rows)[0].schema, name)
+        read_as.append((name, detect_schema(name, columns, rows)))
+    schemas = {mappings[0].schema: name for name, mappings in reversed(read_as)}
+    is_certain = not any(is_question(mappings) for _, mappings in read_as)
+    if len(schemas) == 1 and not is_certain:
+        return []
     if len(schemas) > 1:
-        listed = " and ".join(f"{name} has the schema {schema}" for schema, name in schemas.items())
-        raise UserError(
-            "data.mixed_schemas",
-            f"{listed}. Files with different schemas cannot be combined. "
-            "Use one file at a time, or convert one file to the schema of the other.",
-        )
+        is_answering = all("seq2seq-lm" in tasks_of_schema(schema) for schema in schemas)
+        if not (is_certain and is_answering):
+            raise _mixed_schemas(schemas)
+    different: list[ColumnMapping] = []
+    by_size = sorted((mappings[0] for _, mappings in read_as), key=lambda one: -len(one.columns))
+    for mapping in by_size:
+        if not any(mapping.columns.items() <= other.columns.items() for other in different):
+            different.append(mapping)
+    return [replace(different[0], others=tuple(different[1:]))] if len(different) > 1 else []
+
+
+def _mixed_schemas(schemas: Mapping[Schema, str]) -> UserError:
+    names = reversed(list(schemas.items()))
+    listed = " and ".join(f"{name} has the schema {schema}" for schema, name in names)
+    return UserError(
+        "data.mixed_schemas",
+        f"{listed}. Files with different schemas can only be combined if all have questions and "
+        "answers, and each can be read in one way. Use one file at a time, or convert one file to "
+        "the schema of the other.",
+    )
 
 
 def load_dataset(
@@ -287,7 +310,8 @@ def _choose_mapping(
 def _describe(mapping: ColumnMapping) -> str:
     columns = ", ".join(f"{column!r} as {role}" for role, column in mapping.columns.items())
     left_out = f", without {listed_names(mapping.left_out)}" if mapping.left_out else ""
-    return f"{mapping.schema} with {columns}{left_out}"
+    assistant = f", {mapping.assistant!r} as the assistant" if mapping.assistant else ""
+    return f"{mapping.schema} with {columns}{assistant}{left_out}"
 
 
 # Training and held-out rows
@@ -359,7 +383,7 @@ def _hold_out(
     labels: dict[str, str],
 ) -> tuple[Rows, Subset, list[Problem]]:
     """Hold out the rows of a second dataset that are not also training rows."""
-    if not all(column in table.columns for column in mapping.columns.values()):
+    if not mapping.used <= set(table.columns):
         second_mapping = _choose_mapping(table, _detect(table), None)
     else:
         second_mapping = mapping

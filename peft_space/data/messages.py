@@ -68,12 +68,13 @@ USED_KEYS = frozenset(
 """Keys of a message that have a meaning here. `name` has one in the result of a tool only."""
 
 
-def parse_messages(cell: Any, clean: Clean) -> list[Message] | None:
+def parse_messages(cell: Any, clean: Clean, assistant: str | None = None) -> list[Message] | None:
     """Return the messages in a cell; None if it contains no messages.
 
     Args:
         cell: a list of messages, its JSON text, an object of lists, or texts that take turns.
         clean: changes every text.
+        assistant: the name of the speaker who is the assistant; others without a role are the user.
 
     Raises:
         BadRow: a message cannot be read.
@@ -82,7 +83,7 @@ def parse_messages(cell: Any, clean: Clean) -> list[Message] | None:
     # other objects in a text are an answer in JSON, which the model learns to write
     if turns is None or (isinstance(cell, str) and not (turns and all(map(_speaker, turns)))):
         return None
-    messages = [message for turn in turns for message in _parse_message(turn, clean)]
+    messages = [message for turn in turns for message in _parse_message(turn, clean, assistant)]
     return _name_results(_join_calls(messages))
 
 
@@ -104,12 +105,23 @@ def _speaker(turn: dict[str, Any]) -> str:
     return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
 
 
-def _parse_message(turn: dict[str, Any], clean: Clean) -> list[Message]:
+def unknown_speakers(turns: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the speakers whose role is unknown, such as Anna; none if an assistant is known."""
+    speakers = list(dict.fromkeys(filter(None, map(_speaker, turns))))
+    known = {_ROLES.get(speaker.lower()) for speaker in speakers}
+    if known & {"assistant", "call"}:
+        return []
+    return [speaker for speaker in speakers if speaker.lower() not in _ROLES]
+
+
+def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) -> list[Message]:
     """Return a message. A message with several results of tools becomes several."""
     speaker = _speaker(turn)
     if not speaker:
         raise BadRow("a message has no role")
     role = _ROLES.get(speaker.lower())
+    if assistant is not None and role is None:
+        role = "assistant" if speaker == assistant else "user"
     if role is None:
         raise BadRow(f"the role {speaker!r} is unknown (use system, user, assistant or tool)")
     content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)

@@ -158,11 +158,12 @@ def normalize_record(
     """
     if opener:
         opener.kinds, opener.opened = [], []
+    column_mapping = column_mapping.of_row(row)
     columns = column_mapping.columns
     clean: Clean = _strip if "strip" in column_mapping.fixes else str
 
     def conversation() -> tuple[list[Message], list[dict[str, Any]] | None]:
-        messages, tools = _messages(row, columns, clean)
+        messages, tools = _messages(row, columns, clean, column_mapping.assistant)
         fixes = column_mapping.fixes
         messages = place_pictures(messages, row.get(columns.get("images", "")))
         messages = check_turns(messages, "trim" in fixes, "merge" in fixes)
@@ -247,7 +248,7 @@ _QUESTIONS = ("instruction", "question", "prompt", "source")
 
 
 def _messages(
-    row: dict[str, Any], columns: dict[str, str], clean: Clean
+    row: dict[str, Any], columns: dict[str, str], clean: Clean, assistant: str | None
 ) -> tuple[list[Message], Any]:
     """Return a conversation, and the tools that it may call as they are written."""
     messages = _system_message(row, columns, clean)
@@ -255,7 +256,7 @@ def _messages(
     if "messages" in columns:
         cell = row.get(columns["messages"])
         written = conversation_in(cell)
-        parsed = parse_messages(written or cell, clean)
+        parsed = parse_messages(written or cell, clean, assistant)
         if written and messages:
             messages[0]["content"] = messages[0]["content"].removeprefix("SYSTEM:").lstrip()
         if not parsed:

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from peft_space.data.cells import (
@@ -28,6 +29,7 @@ from peft_space.data.column_mapping import (
     listed_names,
     normalized,
 )
+from peft_space.data.messages import unknown_speakers
 from peft_space.data.pictures import looks_like_picture
 from peft_space.data.unused_columns import ask_about_unused
 from peft_space.errors import UserError
@@ -59,6 +61,7 @@ def detect_schema(
     mappings = mappings or _match_languages(offered, rows) or _match_content(offered, rows)
     mappings = [*_match_templated(mappings, rows), *mappings]
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
+    mappings = [choice for mapping in mappings for choice in _match_speakers(mapping, rows)]
     if not mappings:
         _check_not_shortened(source, columns, rows)
         raise UserError(
@@ -67,6 +70,24 @@ def detect_schema(
             "instruction and output, prompt and completion, question and answer, or messages.",
         )
     return ask_about_unused(mappings, columns, rows)
+
+
+_MAX_SPEAKERS = 6
+
+
+def _match_speakers(
+    mapping: ColumnMapping, rows: Sequence[dict[str, Any]]
+) -> Iterable[ColumnMapping]:
+    """Offer each speaker without a known role as the assistant, the one who ends most first."""
+    if "messages" not in mapping.columns:
+        return [mapping]
+    conversations = [turns_of(row.get(mapping.columns["messages"])) or [] for row in rows]
+    speakers = unknown_speakers(itertools.chain.from_iterable(conversations))
+    if not 0 < len(speakers) <= _MAX_SPEAKERS:
+        return [mapping]
+    ends = [name for turns in conversations for name in unknown_speakers(turns[-1:])]
+    speakers.sort(key=ends.count, reverse=True)
+    return [replace(mapping, assistant=speaker) for speaker in speakers]
 
 
 _UNNAMED = re.compile(r"column \d+|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")

@@ -325,11 +325,12 @@ def _count_unused(
     record: dict[str, Any], mapping: ColumnMapping, unused: dict[str, list[Any]]
 ) -> None:
     """Count the columns of a row, and the keys of its messages, that are not used."""
-    used = set(mapping.columns.values())
+    used = mapping.used
     empty = (None, "")
     found = {name: cell for name, cell in record.items() if name not in used and cell not in empty}
     of_messages = ("messages", "prompt", "chosen", "rejected", "question", "answer")
-    for column in {mapping.columns[role] for role in of_messages if role in mapping.columns}:
+    columns = mapping.of_row(record).columns
+    for column in {columns[role] for role in of_messages if role in columns}:
         for turn in message_turns(record.get(column)) or []:
             found |= {f"{column}: {key}": turn[key] for key in unused_keys(turn)}
     for name, cell in found.items():

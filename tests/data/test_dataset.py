@@ -154,12 +154,59 @@ def test_problems_of_combined_files_name_the_file(write):
     ]
 
 
-def test_files_of_different_schemas_are_not_combined(write):
-    chat = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+CHAT = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+MIXTURES = {
+    "chats and instructions": (
+        CHAT,
+        [{"instruction": "c", "input": "d", "output": "e"}],
+        [("a", "b"), ("c\n\nd", "e")],
+    ),
+    "ShareGPT and chats": (
+        [{"conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]}],
+        CHAT,
+        [("c", "d"), ("a", "b")],
+    ),
+    "other names of the same columns": (
+        [{"prompt": "c", "completion": "d"}],
+        [{"prompt": "a", "response": "b"}],
+        [("c", "d"), ("a", "b")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_files_of_questions_and_answers_are_combined(write, name, tmp_path):
+    first, second, expected = MIXTURES[name]
+    data = load_dataset([write("a.jsonl", first), write("b.jsonl", second)], 0.0, 0)
+    messages = [[message["content"] for message in row.messages] for row in data.train]
+    assert messages == [list(pair) for pair in expected]
+    assert data.unused == []
+    run = Run.create(tmp_path / "run", Recipe(), data.files())
+    assert load_run_data(run).column_mapping == data.column_mapping
+    given = data.column_mapping.as_choice()
+    paths = [write("a.jsonl", first), write("b.jsonl", second)]
+    assert list(load_dataset(paths, 0.0, 0, column_mapping=given).train) == list(data.train)
+
+
+def test_a_system_message_that_only_one_file_has_is_used(write):
+    first = [{"prompt": "a", "completion": "b"}]
+    second = [{"prompt": "c", "completion": "d", "system": "e"}]
+    data = load_dataset([write("a.jsonl", first), write("b.jsonl", second)], 0.0, 0)
+    assert [len(row.messages) for row in data.train] == [2, 3]
+
+
+def test_columns_that_no_file_uses_are_named(write):
+    chat = [CHAT[0] | {"mood": "good"}]
+    data = load_dataset([write("a.jsonl", rows(3)), write("b.jsonl", chat)], 0.0, 0)
+    assert [column["name"] for column in data.unused] == ["mood"]
+
+
+def test_files_of_different_tasks_are_not_combined(write):
+    labels = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(4)]
     with pytest.raises(UserError) as error:
-        load_dataset([write("a.jsonl", rows(3)), write("b.jsonl", chat)], 0.0, 0)
+        load_dataset([write("a.jsonl", rows(3)), write("b.jsonl", labels)], 0.0, 0)
     assert error.value.code == "data.mixed_schemas"
-    for value in ("a.jsonl", "prompt_completion", "b.jsonl", "messages"):
+    for value in ("a.jsonl", "prompt_completion", "b.jsonl", "text_classification"):
         assert value in str(error.value)
 
 

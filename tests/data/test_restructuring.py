@@ -219,6 +219,14 @@ TEMPLATED = {
     "HH": "\n\nHuman: Price?\n\nAssistant: 40.",
     "HH at the start": "Human: Price?\n\nAssistant: 40.",
     "Glaive": "USER: Price?\n\n\nASSISTANT: 40. <|endoftext|>\n\n\n",
+    "Alpaca": "### Instruction:\nPrice?\n\n### Response:\n40.",
+    "Alpaca with an empty input": "### Instruction:\nPrice?\n\n### Input:\n\n\n### Response:\n40.",
+    "Dolly": "### Instruction:\nPrice?\n\n### Response:\n40.\n\n### End",
+    "headings on one line": "### Question: Price?\n### Answer: 40.</s>",
+    "smaller headings": "## Input\nPrice?\n## Output\n40.",
+    "transcript": "User: Price?\nAssistant: 40.",
+    "Q and A": "Q: Price?\nA: 40.",
+    "question and answer": "Question: Price?\n\nAnswer: 40.",
 }
 
 
@@ -243,10 +251,48 @@ def test_a_templated_text_is_offered_as_a_conversation(write, form):
         "The Human: a story\n\nAssistant: no",
         "### A title\n\nText",
         "[INST] Price?",
+        "## Question\nWhy?\n\n## Background\nIt rains.",
+        "### Response:\n40.",
+        "An answer\n\nQ: Price?\nA: 40.",
     ],
 )
 def test_a_text_that_only_contains_signs_of_a_template_is_a_text(text):
     assert conversation_in(text) is None
+
+
+def test_text_before_sections_is_a_system_message(write):
+    text = "Below is a task.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n3"
+    path = write("rows.json", [{"text": text}])
+    as_chat, _ = operations.check(str(path))["question"]
+    expected = [("system", "Below is a task."), ("user", "Add.\n\n1 2"), ("assistant", "3")]
+    assert turns(loaded(path, as_chat).train[0]) == expected
+
+
+def _chat(*speakers):
+    return {"chat": [{"speaker": name, "text": f"I am {name}."} for name in speakers]}
+
+
+def test_it_is_asked_who_of_the_people_in_a_conversation_is_the_assistant(write):
+    path = write("rows.json", [_chat("Anna", "Ben"), _chat("Anna", "Ben", "Anna", "Ben")])
+    first, second = operations.check(str(path))["question"]
+    assert (first["assistant"], second["assistant"]) == ("Ben", "Anna")
+    _, row = loaded(path, first).train
+    assert [role for role, _ in turns(row)] == ["user", "assistant", "user", "assistant"]
+
+
+def test_the_only_speaker_without_a_known_role_is_the_assistant(write):
+    data = loaded(write("rows.json", [_chat("Customer", "Support Agent")]), None)
+    assert turns(data.train[0]) == [
+        ("user", "I am Customer."), ("assistant", "I am Support Agent."),
+    ]  # fmt: skip
+    assert data.column_mapping.assistant == "Support Agent"
+
+
+def test_an_unknown_role_beside_an_assistant_leaves_the_row_out(write):
+    data = loaded(
+        write("rows.json", [_chat("user", "assistant"), _chat("narrator", "assistant")]), None
+    )
+    assert (len(data.train), data.num_problems) == (1, 1)
 
 
 _TEXTS = ["Oslo", "Rome", "Lima", "Kyiv"]

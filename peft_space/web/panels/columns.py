@@ -73,7 +73,8 @@ class ColumnsPanel:
         mapping = {"schema": schema, "columns": columns, "fixes": fixes}
         before = values[self.page.column_mapping] or {}
         if before.get("schema") == schema:  # the answers to the question stay
-            mapping |= {key: before[key] for key in ("good_from", "left_out") if before.get(key)}
+            answers = ("good_from", "left_out", "assistant", "others")
+            mapping |= {key: before[key] for key in answers if before.get(key)}
         return mapping
 
 

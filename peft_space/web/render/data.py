@@ -200,7 +200,9 @@ def mapping_label(mapping: dict[str, Any]) -> str:
     )
     left_out = ", ".join(f"“{column}”" for column in mapping.get("left_out") or [])
     left_out = f", leaving out {left_out}" if left_out else ""
-    return f"{mapping['schema']}: {roles}{left_out}. First row: {first}"
+    speaker = mapping.get("assistant")
+    assistant = f", “{speaker}” is the assistant" if speaker else ""
+    return f"{mapping['schema']}: {roles}{assistant}{left_out}. First row: {first}"
 
 
 def _shorten(text: str) -> str:
