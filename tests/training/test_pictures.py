@@ -41,6 +41,7 @@ def go(run, deadline=None):
         pytest.param("Gemma 3", marks=pytest.mark.slow),
         "Qwen2.5-VL",
         pytest.param("Idefics3", marks=pytest.mark.slow),
+        pytest.param("SmolVLM", marks=pytest.mark.slow),
     ],
 )
 def base(request, tmp_path_factory):
