@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from peft_space.errors import UserError
 
@@ -48,6 +49,17 @@ CAUSAL_LM = TaskSpec("causal-lm")
 def _field(group: str, title: str, default: Any, **constraints: Any) -> Any:
     """Declare a field; `group` names the part of the form that shows it."""
     return Field(default, title=title, json_schema_extra={"group": group}, **constraints)
+
+
+def _check_pattern(pattern: str | None) -> str | None:
+    import regex
+
+    try:
+        regex.compile(pattern or "")
+    except regex.error as error:
+        problem = f"it is not a regular expression ({error})"
+        raise PydanticCustomError("pattern", "{problem}", {"problem": problem}) from None
+    return pattern
 
 
 class Recipe(BaseModel):
@@ -257,6 +269,12 @@ class Recipe(BaseModel):
     load_best_model_at_end: bool = _field("evaluation", "Keep the best adapter", True)
     """Keeps the adapter with the lowest evaluation loss if that loss rose afterward. Off: always
     keeps the adapter of the last step."""
+
+    answer_pattern: Annotated[str | None, AfterValidator(_check_pattern)] = _field(
+        "evaluation", "Pattern of answers", None, max_length=1000
+    )
+    """A regular expression that a whole answer should match, such as [A-E] or \\d{4}-\\d{2}-\\d{2}.
+    The scores then give the share of answers that do. Empty: no such score."""
 
     save_steps: int | None = _field("evaluation", "Checkpoint interval (steps)", None, ge=1)
     """Optimizer steps between two checkpoints. Empty: one epoch, but at most 100 steps. Training

@@ -43,6 +43,7 @@ def test_every_field_has_a_title_and_a_help_text():
         ({"quantization": "3bit"}, "recipe.invalid_value", ["'3bit'", "'nf4'"]),
         ({"lora_dropout": 1}, "recipe.invalid_value", ["lora_dropout"]),
         ({"lora_rank": 0, "batch_size": 0}, "recipe.invalid_value", ["lora_rank", "batch_size"]),
+        ({"answer_pattern": "(a"}, "recipe.invalid_value", ["answer_pattern", "'(a'", "null"]),
         ([1], "recipe.not_an_object", ["list"]),
     ],
 )

@@ -407,13 +407,17 @@ def _scores(
             }
     scores = {name: (statistic, len(examples)) for name, statistic in statistics.items()}
     if "answers" in measured:
-        scores |= _answer_scores(adapted, _rows_to_answer(adapted, rows), measured["answers"])
+        answered = _rows_to_answer(adapted, rows)
+        scores |= _answer_scores(adapted, answered, measured["answers"], recipe.answer_pattern)
         scores["ended"] = metrics.mean(measured["ended"]), len(measured["ended"])
     return scores
 
 
 def _answer_scores(
-    adapted: AdaptedModel, rows: Sequence[Conversation], answers: Sequence[str]
+    adapted: AdaptedModel,
+    rows: Sequence[Conversation],
+    answers: Sequence[str],
+    pattern: str | None,
 ) -> dict[str, RowScore]:
     """Texts are compared as texts or values, and calls by their names and arguments."""
     values: dict[str, list[float]] = {}
@@ -433,6 +437,8 @@ def _answer_scores(
                 "rouge_l": metrics.rouge_l(answer, target),
                 **metrics.value_scores(answer, target),
             }
+        if pattern:
+            found["matches_pattern"] = metrics.matches(answer, pattern)
         for name, value in found.items():
             values.setdefault(name, []).append(float(value))
     return {name: (metrics.mean(numbers), len(numbers)) for name, numbers in values.items()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 import numpy as np
+import regex
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """A score of resampled rows: counts of each row, (B, N) -> (B,). NaN if it is not defined."""
@@ -22,6 +23,7 @@ MIN_ROWS = 6
 1 - 2 ** (1 - rows)."""
 _Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
+_MATCH_SECONDS = 0.1  # a visitor's pattern can take time without end
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
 """Of chrF2: character n-grams of 1 to 6, and beta squared, the weight of recall."""
 _NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?((?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?<=\d)\s?[%€]?\.?")
@@ -85,6 +87,14 @@ def value_scores(answer: str, target: str) -> dict[str, bool]:
         return {"valid_json": found is not None, "same_json": found == expected}
     number = _number_of(target)
     return {} if number is None else {"same_number": _number_of(answer) == number}
+
+
+def matches(answer: str, pattern: str) -> bool:
+    """Return True if a whole answer matches a regular expression; False if it takes too long."""
+    try:
+        return regex.fullmatch(pattern, answer, timeout=_MATCH_SECONDS) is not None
+    except TimeoutError:
+        return False
 
 
 def _json_of(text: str) -> str | None:

@@ -37,6 +37,8 @@ class Scores:
     same_number: float | None = None
     """Share of rows, 0 to 1, whose greedy answer is the same number. Counts only rows whose own
     answer is a number."""
+    matches_pattern: float | None = None
+    """Share of rows, 0 to 1, whose greedy answer matches the recipe's `answer_pattern`."""
     tool_call: float | None = None
     """Share of the rows that end with tool calls, 0 to 1, whose greedy answer calls the same
     functions with the same arguments."""
@@ -65,6 +67,7 @@ TITLES = {
     "same_number": "right number",
     "tool_call": "right calls",
     "tool_name": "right functions",
+    "matches_pattern": "matches the pattern",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "accuracy": "accuracy",

@@ -54,6 +54,18 @@ def test_an_empty_answer_to_an_empty_target_is_right():
 
 # seqeval 1.2.2 get_entities
 @pytest.mark.parametrize(
+    ("answer", "matches"), [("B", True), ("B.", False), ("", False), ("2026", False)]
+)
+def test_a_whole_answer_matches_a_pattern(answer, matches):
+    assert metrics.matches(answer, "[A-E]") == matches
+
+
+def test_a_pattern_that_takes_too_long_does_not_match():
+    assert metrics.matches("a" * 8, "((a|aa)+)+")
+    assert not metrics.matches("a" * 60 + "!", "((a|aa)+)+")
+
+
+@pytest.mark.parametrize(
     ("tags", "spans"),
     [
         ("B-X I-X O B-Y", {("X", 0, 1), ("Y", 3, 3)}),

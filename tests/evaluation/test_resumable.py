@@ -18,9 +18,9 @@ def adapted(short_run):
 
 @pytest.fixture
 def small_run(own_run, monkeypatch):
-    """A run of which twenty held-out rows are scored, and three general questions."""
+    """A run of which twenty held-out rows are scored, and six general questions."""
     monkeypatch.setattr(evaluate, "_MAX_ROWS", 20)
-    monkeypatch.setattr(evaluate, "GENERAL_PROMPTS", evaluate.GENERAL_PROMPTS[:3])
+    monkeypatch.setattr(evaluate, "GENERAL_PROMPTS", evaluate.GENERAL_PROMPTS[:6])
     assert len(load_run_data(own_run).held_out) > 20
     return own_run
 
@@ -85,6 +85,16 @@ def test_batches_stored_for_another_adapter_are_not_used(small_run, adapted):
     assert line != before
 
 
+def test_the_scores_say_how_many_answers_match_the_recipes_pattern(small_run, adapted, monkeypatch):
+    monkeypatch.setattr(evaluate, "_MAX_ROWS", 4)
+    recipe = small_run.recipe.model_copy(update={"answer_pattern": "(?s).*"})
+    small_run.path("recipe.json").write_text(recipe.model_dump_json())
+    run = Run(small_run.directory)
+    scores = evaluate.evaluate(run, adapted)
+    assert scores.adapter.matches_pattern == 1
+    assert scores.base.matches_pattern is not None
+
+
 @pytest.mark.slow
 def test_an_evaluation_has_intervals_samples_and_a_forgetting_score(small_run, adapted):
     evaluation = evaluate.evaluate(small_run, adapted)
@@ -98,7 +108,7 @@ def test_an_evaluation_has_intervals_samples_and_a_forgetting_score(small_run, a
     assert set(evaluation.intervals["base"]) == names
     assert "NOT FAIR" not in evaluation.fairness
     general = evaluation.general
-    assert general.num_prompts == 3
+    assert general.num_prompts == 6
     assert 0 < general.agreement < 1
     assert general.divergence > 0
     assert general.agreement_interval[0] <= general.agreement <= general.agreement_interval[1]

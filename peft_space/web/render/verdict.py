@@ -2,7 +2,6 @@
 
 import difflib
 import html
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -82,8 +81,9 @@ def verdict_html(scores: Evaluation) -> str:
     tiles = [_before_after(scores, name, kind)]
     if name != "loss":
         tiles.append(_before_after(scores, "loss", ""))
-    if valid := _valid_json(scores.samples):
-        tiles.append(("Valid JSON", valid, "of the answers below", ""))
+    for extra in ("valid_json", "matches_pattern"):
+        if getattr(scores.adapter, extra) is not None and extra != name:
+            tiles.append(_before_after(scores, extra, ""))
     effect, word, sentence = side_effects(scores)
     tiles.append(("Side effects", word, sentence, effect))
     few = scores.num_rows < FEW_ROWS
@@ -99,23 +99,6 @@ def verdict_html(scores: Evaluation) -> str:
 def _before_after(scores: Evaluation, name: str, kind: str) -> tuple[str, str, str, str]:
     before, after = _figures(scores, name)
     return TITLES[name].capitalize(), f"{before} → {after}", "base → fine-tuned", kind
-
-
-def _valid_json(samples: Sequence[dict[str, str]]) -> str:
-    """Return how many answers are valid JSON before and after, if all expected ones are objects."""
-    if not samples or not all(_is_json(sample["expected"]) for sample in samples):
-        return ""
-    base, adapter = (
-        sum(_is_json(sample[side]) for sample in samples) for side in ("base", "adapter")
-    )
-    return f"{base}/{len(samples)} → {adapter}/{len(samples)}"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except ValueError:
-        return False
 
 
 def outcome_of(row: dict[str, Any]) -> Outcome:
