@@ -158,7 +158,7 @@ def cached_repo_file(location: str, name: str, revision: str | None) -> Path | N
 
 
 class EachRowOnce:
-    """What lets several processes train each row of an epoch once, for a Trainer to inherit.
+    """What lets a Trainer count each row of an epoch and each held-out row once.
 
     accelerate repeats rows in the last step of an epoch, so that all processes get as many. They
     are left out again here. A process that is left without a row trains one with a share of 0.
@@ -195,10 +195,51 @@ class EachRowOnce:
         return [min(size, max(0, left - start)) for start in starts]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        if self.repeats_rows():
+        if self._evaluated is None and self.repeats_rows():
             counts = self.own_rows(len(batch_samples))
             batch_samples[:] = map(type(self).first_rows, batch_samples, counts)
-        return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        self._num_items = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        return self._num_items
+
+    _evaluated: list[tuple[float, float]] | None = None
+    """Sum of the losses, and weight, of each held-out batch; None while training."""
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the mean over all labels, or over all rows of preferences.
+
+        Trainer takes the mean of the means of batches, and counts the last, shorter one as a whole.
+        """
+        import torch
+
+        trainer: Any = self
+        self._evaluated = []
+        try:
+            output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+            sums = torch.tensor(self._evaluated, dtype=torch.float64).sum(0)
+        finally:
+            self._evaluated = None
+        total, weight = trainer.accelerator.reduce(sums.to(trainer.args.device)).tolist()
+        name = next(name for name in output.metrics if name.endswith("_loss"))
+        output.metrics[name] = total / weight
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute a held-out batch without the rows that another one has too."""
+        trainer: Any = self
+        assert self._evaluated is not None
+        processes, size = trainer.args.world_size, trainer.args.eval_batch_size
+        start = size * (processes * len(self._evaluated) + trainer.args.process_index)
+        rows = min(size, max(0, len(trainer.eval_dataset) - start))
+        if processes > 1 and "labels" in inputs:
+            labels = inputs["labels"].clone()
+            labels[rows:] = -100
+            inputs = {**inputs, "labels": labels}
+        self._num_items = None
+        result = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        # Trainer divides by the labels of all processes, and multiplies by these
+        weight = rows if self._num_items is None else float(self._num_items) / processes
+        self._evaluated.append((float(result[0]) * weight if weight else 0.0, weight))
+        return result
 
 
 def trainer_with_row_order(

@@ -16,6 +16,7 @@ SLOW = 120_000
 ARTIFACTS = ROOT / "test-artefacts"
 PICTURE_HEIGHT = 1_200
 MAX_PICTURE_BYTES = 150_000
+FILM_SIZE, MAX_FILM_BYTES = (960, 600), 2_000_000
 expect.set_options(timeout=SLOW)
 QUIET = [
     "--no-sandbox",
@@ -101,6 +102,30 @@ def picture():
         page.emulate_media(color_scheme="light")
 
     return save
+
+
+@pytest.fixture
+def film():
+    """Collect frames of a journey for the documentation's animated picture; nothing by default.
+
+    Set PEFT_SPACE_PICTURES to the folder for it.
+    """
+    folder, frames, durations = os.environ.get("PEFT_SPACE_PICTURES"), [], []
+
+    def take(page, seconds: float) -> None:
+        if folder:
+            page.wait_for_timeout(500)  # what has just changed is drawn
+            shot = Image.open(io.BytesIO(page.screenshot(timeout=SLOW))).convert("RGB")
+            frames.append(shot.resize(FILM_SIZE, Image.Resampling.LANCZOS))
+            durations.append(int(1000 * seconds))
+
+    yield take
+    if folder:
+        path = ROOT / folder / "journey.webp"
+        frames[0].save(
+            path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=60
+        )
+        assert path.stat().st_size <= MAX_FILM_BYTES, path
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 
 from peft_space.data.arrow_store import MASKED
 from peft_space.data.dataset import load_run_data
+from peft_space.data.table import demo_files
 from peft_space.data.tokenization.render import render
 from peft_space.evaluation.results import read_scores
 from peft_space.runs.events import steps_of
@@ -285,6 +286,33 @@ def test_the_demo_ends_in_its_verdict_and_touches_nobody_s_data(
     open_tab(page, "Train")
     expect(page.locator("#train-missing")).to_contain_text("Add data first", timeout=SLOW)
     expect(page.locator("#start")).to_be_disabled()
+
+
+@pytest.mark.slow
+def test_an_upload_leads_to_its_verdict(app, home, page, film, tmp_path):
+    page.set_viewport_size({"width": 1280, "height": 800})
+    rows, _ = demo_files()
+    visit(page, app)
+    film(page, 1.5)
+    upload(page, shutil.copy(rows, tmp_path / "tickets.jsonl"))
+    expect(page.locator("#data-tiles")).to_contain_text("tickets.jsonl", timeout=SLOW)
+    choose_model(page, "demo")
+    film(page, 1.5)
+    open_tab(page, "Data")
+    expect(page.locator("#preview .trained").first).to_be_visible(timeout=SLOW)
+    page.locator("#preview").scroll_into_view_if_needed()
+    film(page, 2)
+    press_start(page)
+    expect(page.locator("#tiles")).to_contain_text("Step ", timeout=SLOW)
+    page.evaluate("window.scrollTo(0, 0)")
+    while "finished" not in page.locator("#status").inner_text():
+        film(page, 0.4)
+        page.wait_for_timeout(3_000)
+    film(page, 1)
+    open_tab(page, "Compare")
+    page.locator("#evaluate").click()
+    expect(page.locator("#verdict")).to_contain_text("Better than the base", timeout=3 * SLOW)
+    film(page, 4)
 
 
 def store_run():

@@ -82,6 +82,7 @@ def test_a_signed_in_visitor_backs_up_and_restores_without_a_token(space, the_hu
     page.locator("#backup").click()
     expect(page.locator("#backup-progress")).to_contain_text("token", timeout=SLOW)
     page.reload()
+    expect(page.locator("#run-list button.run").first).to_be_visible(timeout=SLOW)
     press_sign_in(page, "Logout (maria)")
     expect(page.locator("#run-list button.run").first).to_be_visible(timeout=SLOW)
     had = page.locator("#run-list button.run").count()
