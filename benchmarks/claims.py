@@ -79,6 +79,34 @@ def _quality(lines: list[Json]) -> str:
     return ", ".join(f"{line['file']} {line['above_best_percent']} %" for line in lines)
 
 
+def _best_factors(lines: list[Json]) -> str:
+    """For each model, file, rank and alpha: the factor of the rate with the lowest loss."""
+    best: dict[tuple[str, str, str], Json] = {}
+    for line in lines:
+        key = (line["model"], line["file"], f"{line['rank']}/{line['alpha']}")
+        if key not in best or line["loss"] < best[key]["loss"]:
+            best[key] = line
+    groups: dict[str, list[str]] = {}
+    for (model, file, arm), line in best.items():
+        groups.setdefault(f"{model} on {file}", []).append(f"{arm} x {line['factor']:g}")
+    return "; ".join(f"{group}: {', '.join(arms)}" for group, arms in groups.items())
+
+
+def _part(lines: list[Json], name: str) -> Json:
+    return _line(lines, part=name)
+
+
+def _journey(lines: list[Json]) -> str:
+    training, scores, estimate = (_part(lines, name) for name in ("training", "scores", "estimate"))
+    memory = training["peak_bytes"] / 1e9
+    return (
+        f"exact match {scores['base']['exact_match']:.0%} to "
+        f"{scores['adapter']['exact_match']:.0%} on {scores['rows']} rows after "
+        f"{training['steps']} steps; {training['seconds'] / 60:.0f} min, {memory:.2f} GB, of which "
+        f"{estimate['memory']['total'] / 1e9:.2f} GB were estimated"
+    )
+
+
 def _against(name: str) -> Callable[[list[Json]], Json]:
     return lambda lines: next(
         line for line in lines if str(line.get("against", "")).startswith(name)
@@ -194,6 +222,19 @@ CLAIMS: dict[str, Claim] = {
         "2 % above the best held-out loss",
         _quality,
         lambda lines: all(line["above_best_percent"] <= 2 for line in lines),
+    ),
+    "rate_sweep": Claim(
+        "rate_sweep",
+        "The best learning rate falls with the rank if alpha is 2 x rank (rank/alpha x factor)",
+        _NO_BAR,
+        _best_factors,
+    ),
+    "real_model": Claim(
+        "real_model",
+        "A pretrained model, SmolLM2-135M-Instruct, learns the sample data on a CPU",
+        "adapter at least 80 %",
+        _journey,
+        lambda lines: _part(lines, "scores")["adapter"]["exact_match"] >= 0.8,
     ),
     "crash_recovery": Claim(
         "crash_recovery",

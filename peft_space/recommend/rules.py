@@ -30,6 +30,8 @@ MIN_REASON_LENGTH = 20
 
 _BITS_PER_PARAMETER = 2  # storage capacity of a parameter (LoRA Without Regret)
 _MAX_SHORT_STEPS = 100  # runs in which higher learning rates did best (LoRA Without Regret)
+_SHORT_FACTOR, _SHORT_FACTOR_OF_LABELS = 2.5, 1.5  # in such runs (benchmarks/rate_sweep.py)
+_RANK_OF_FIT = 16  # where twice the rank is the alpha of the fit
 _OPTIMIZER_BYTES = 16  # per trained parameter: itself, gradient and AdamW's two moments, 32 bits
 # bytes per token, layer and unit of width that 16-bit training stores for the backward pass
 # (arXiv 2205.05198, without attention scores)
@@ -126,7 +128,7 @@ def recommend(data: DataFacts, model: ModelFacts, machine: MachineFacts) -> list
     batch = _batch(data, model, machine, rank.value, limit.value, format)
     epochs = _num_epochs(data)
     steps = math.ceil(epochs.value * _steps_per_epoch(data))
-    rate = learning_rate(model.hidden_size, data.task, steps)
+    rate = learning_rate(model.hidden_size, data.task, steps, rank.value)
     rate = dataclasses.replace(rate, why=f"This {rate.why.removeprefix('which ')}.")
     method = _method(rank.value, model)
     thinking = [_THINKING_OFF] if data.has_empty_thoughts else []
@@ -158,15 +160,21 @@ def recommended_recipe(recipe: Recipe, recommendations: list[Recommendation]) ->
 
 
 def learning_rate(
-    hidden_size: int, task: Task | Literal["automatic"] = "causal-lm", num_steps: int | None = None
+    hidden_size: int,
+    task: Task | Literal["automatic"] = "causal-lm",
+    num_steps: int | None = None,
+    rank: int = 16,
 ) -> Recommendation:
     """Recommend a learning rate for LoRA on a model of this width.
 
-    5e-4 x (2000 / hidden size) ^ 0.781, rounded to two digits; 1.5 times that up to 100 steps; a
-    tenth for preferences. Source: the fit for Llama models in "LoRA Without Regret" (Thinking
-    Machines, 2025). It gives ten times the rate of full fine-tuning, fifteen times in runs of about
-    a hundred steps, independent of the rank. For DPO and KTO, TRL's example commands reduce 2e-4 to
-    5e-6 and less.
+    5e-4 x (2000 / hidden size) ^ 0.781 x (16 / rank) ^ 0.5, rounded to two digits; up to 100 steps
+    2.5 times that, and 1.5 times for labels and tags; a tenth for preferences.
+
+    The width is the fit for Llama models in "LoRA Without Regret" (Thinking Machines, 2025): ten
+    times the rate of full fine-tuning, and more in short runs. That fit is for an alpha of 32 at
+    every rank. With twice the rank, the best rate falls with the rank: by about 2 from rank 16 to
+    64 (`benchmarks/rate_sweep.py`). For DPO and KTO, TRL's example commands reduce 2e-4 to 5e-6
+    and less.
 
     Returns:
         The recommendation. Its `why` is a clause that follows the value and a comma.
@@ -174,15 +182,18 @@ def learning_rate(
     preferences = task in ("dpo", "kto")
     short = num_steps is not None and num_steps <= _MAX_SHORT_STEPS and not preferences
     fit = 5e-4 * (2000 / hidden_size) ** 0.781
-    exact = fit * (1.5 if short else 1) / (10 if preferences else 1)
+    fit *= (_RANK_OF_FIT / rank) ** 0.5
+    has_labels = task in ("sequence-classification", "token-classification")
+    factor = (_SHORT_FACTOR_OF_LABELS if has_labels else _SHORT_FACTOR) if short else 1
+    exact = fit * factor / (10 if preferences else 1)
     value = round(exact, 1 - math.floor(math.log10(exact)))
-    suits = f"suits LoRA on a model of width {hidden_size}, by the fit of LoRA Without Regret"
+    suits = f"suits rank {rank} on a model of width {hidden_size}, by LoRA Without Regret"
     why, source = f"which {suits}", _REGRET
     if preferences:
         why = f"which is a tenth of the rate that {suits}: preference training needs small steps"
         source = _preference_source(task)
     elif short:
-        why = f"which is 1.5 times the rate that {suits}: {num_steps} steps are few"
+        why = f"which is {factor} times the rate that {suits}: {num_steps} steps are few"
     return Recommendation("learning_rate", value, why, source)
 
 
@@ -448,7 +459,7 @@ def _model_lines(
             "1 % needs memory and overfits sooner; watch the evaluation loss."
         )
         lines.append(RedLine("lora_rank", "warning", words))
-    recommended = learning_rate(model.hidden_size, task).value
+    recommended = learning_rate(model.hidden_size, task, rank=recipe.lora_rank).value
     if recipe.learning_rate and recipe.learning_rate > 10 * recommended:
         words = (
             f"The learning rate {recipe.learning_rate:g} is more than ten times the recommended "

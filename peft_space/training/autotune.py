@@ -146,7 +146,7 @@ def make_plan(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
     width, steps = config_number(base.config, "hidden_size"), total_steps(recipe, len(rows))
-    rate = rules.learning_rate(width, task_spec.task, steps)
+    rate = rules.learning_rate(width, task_spec.task, steps, recipe.lora_rank)
     config: Any = model.peft_config["default"]
     tuner: Any = model.base_model
     checkpointing = _needs_checkpointing(

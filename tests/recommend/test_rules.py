@@ -157,7 +157,7 @@ def test_1000_rows_on_an_8b_model_need_the_lowest_rank_and_4_bits():
         advised["method"],
         advised["quantization"],
         advised["learning_rate"],
-    ) == (8, "lora", "nf4", 2.9e-4)
+    ) == (8, "lora", "nf4", 4e-4)
     assert (advised["num_epochs"], advised["max_length"]) == (3, 512)
     assert advised["batch_size"] * advised["gradient_accumulation_steps"] == 16
 
@@ -222,7 +222,8 @@ def test_unfamiliar_texts_count_twice_as_much():
 def test_preferences_take_a_tenth_of_the_learning_rate_and_one_epoch():
     for task in ("dpo", "kto"):
         advised = values(rows(5_000, 200, task=task))
-        assert advised["learning_rate"] == pytest.approx(values(rows(5_000))["learning_rate"] / 10)
+        answers = learning_rate(LLAMA_1B.hidden_size, rank=8).value
+        assert advised["learning_rate"] == pytest.approx(answers / 10, rel=0.05)
         assert (advised["num_epochs"], advised["lora_rank"]) == (1, 8)
         assert "tenth" in why("learning_rate", rows(task=task))
 
@@ -230,12 +231,18 @@ def test_preferences_take_a_tenth_of_the_learning_rate_and_one_epoch():
 def test_the_learning_rate_reads_as_a_clause_and_as_a_sentence():
     assert learning_rate(2_048).value == 4.9e-4
     assert learning_rate(2_048, num_steps=101).value == 4.9e-4
-    assert learning_rate(2_048, num_steps=100).value == 7.4e-4
+    assert learning_rate(2_048, num_steps=100).value == 1.2e-3
+    assert learning_rate(2_048, "sequence-classification", 100).value == 7.4e-4
     assert "100 steps" in learning_rate(2_048, num_steps=100).why
     assert learning_rate(2_048, "dpo", 100) == learning_rate(2_048, "dpo", 1_000)
     assert learning_rate(2_048).why.startswith("which ")
     assert why("learning_rate", rows()).startswith("This ")
     assert "2048" in why("learning_rate", rows())
+
+
+def test_the_learning_rate_falls_with_the_rank_because_alpha_rises_with_it():
+    rates = [learning_rate(2_048, rank=rank).value for rank in (4, 16, 64)]
+    assert rates == [9.8e-4, 4.9e-4, 2.5e-4]
 
 
 def test_small_datasets_get_more_epochs_and_duplicates_fewer():

@@ -150,8 +150,8 @@ def test_training_does_not_change_the_recipe(tmp_path):
     run = make(tmp_path, Recipe(max_steps=2))
     go(run)
     assert Run(run.directory).recipe == Recipe(max_steps=2)
-    assert read_plan(run).learning_rate == pytest.approx(0.0037), (
-        "1.5 times 0.0025, for so few steps"
+    assert read_plan(run).learning_rate == pytest.approx(0.0062), (
+        "2.5 times 0.0025, for so few steps"
     )
 
 
