@@ -103,7 +103,8 @@ def journey(base: Path, steps: int, folder: Path) -> Any:
         yield {
             "part": "export",
             **options,
-            "proof": result["proof"]["words"],
+            "passed": result["proof"]["passed"],
+            "proof": result["words"],
             "seconds": round(time.perf_counter() - began, 1),
         }
 

@@ -7,6 +7,7 @@ from tests.browser.conftest import (
     SLOW,
     open_all_runs,
     open_panel,
+    show_run,
     start_with_sample_data,
     wait_until_finished,
 )
@@ -86,6 +87,7 @@ def test_a_signed_in_visitor_backs_up_and_restores_without_a_token(space, the_hu
     press_sign_in(page, "Logout (maria)")
     expect(page.locator("#run-list button.run").first).to_be_visible(timeout=SLOW)
     had = page.locator("#run-list button.run").count()
+    show_run(page)
     open_all_runs(page)
     open_panel(page, "backup-panel")
     page.locator("#backup-repo textarea, #backup-repo input").first.fill("maria/kept")
