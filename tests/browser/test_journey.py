@@ -243,9 +243,17 @@ def test_a_push_shows_its_progress_and_can_be_canceled(app, page, shoot):
 
 MAX_SHIFT = 0.1
 """Cumulative layout shift of the demo: up to here a page is called stable."""
-SHIFT = """() => { window.shift = 0; new PerformanceObserver(list => list.getEntries().forEach(
-    entry => { if (!entry.hadRecentInput) window.shift += entry.value; }
-)).observe({type: 'layout-shift', buffered: false}); }"""
+SHIFT = """() => { window.shift = 0; let sum = 0, first = 0, last = 0;
+    new PerformanceObserver(list => list.getEntries().forEach(entry => {
+        const {startTime, value} = entry;
+        if (entry.hadRecentInput) return;
+        const goesOn = startTime - last < 1000 && startTime - first < 5000;
+        sum = goesOn ? sum + value : value;
+        first = goesOn ? first : startTime;
+        last = startTime;
+        window.shift = Math.max(window.shift, sum);
+    })).observe({type: 'layout-shift', buffered: false}); }"""
+"""Cumulative layout shift as browsers report it: the largest sum of a burst of up to 5 seconds."""
 
 
 @pytest.mark.slow
@@ -295,7 +303,7 @@ def test_an_upload_leads_to_its_verdict(app, home, page, film, tmp_path):
     visit(page, app)
     film(page, 1.5)
     upload(page, shutil.copy(rows, tmp_path / "tickets.jsonl"))
-    expect(page.locator("#data-tiles")).to_contain_text("tickets.jsonl", timeout=SLOW)
+    expect(page.locator("#data-tiles")).to_contain_text("270", timeout=SLOW)
     choose_model(page, "demo")
     film(page, 1.5)
     open_tab(page, "Data")
