@@ -35,7 +35,7 @@ def main() -> None:
     prepare_libraries()
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else STEPS
     with tempfile.TemporaryDirectory() as scratch:
-        # in a process of its own, whose memory does not count
+        # in a separate process, so that its memory is not measured
         code = "import sys; from benchmarks import real_model; real_model.fetch_model(sys.argv[1])"
         subprocess.run([sys.executable, "-c", code, scratch], check=True)
         for part in journey(Path(scratch, NAME), steps, Path(scratch)):

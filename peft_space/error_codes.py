@@ -61,8 +61,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Check the name and your access, or download the files and use them.",
     ),
     "data.invalid_assistant": (
-        "The speaker that is the assistant is not given as a name.",
-        "Give the name as it is in the messages, with a schema that has messages.",
+        "The assistant in a column mapping is not a name, or the schema has no messages.",
+        "Give the name of a speaker as it is in the messages, with the schema `messages`.",
     ),
     "data.invalid_csv": (
         "A quotation mark in a CSV file is not closed or not doubled.",

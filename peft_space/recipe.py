@@ -271,7 +271,7 @@ class Recipe(BaseModel):
     keeps the adapter of the last step."""
 
     answer_pattern: Annotated[str | None, AfterValidator(_check_pattern)] = _field(
-        "evaluation", "Pattern of answers", None, max_length=1000
+        "evaluation", "Answer pattern", None, max_length=1000
     )
     """A regular expression that a whole answer should match, such as [A-E] or \\d{4}-\\d{2}-\\d{2}.
     The scores then give the share of answers that do. Empty: no such score."""

@@ -224,7 +224,11 @@ class EachRowOnce:
         return output
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute a held-out batch without the rows that another one has too."""
+        """Compute a held-out batch, and note its loss with its weight.
+
+        Rows that accelerate repeats lose their labels. Preferences have no labels: their batch only
+        weighs less.
+        """
         trainer: Any = self
         assert self._evaluated is not None
         processes, size = trainer.args.world_size, trainer.args.eval_batch_size

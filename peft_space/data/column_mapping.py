@@ -218,7 +218,7 @@ class ColumnMapping:
     left_out: tuple[str, ...] = ()
     """Columns that look like a part of the task and are not used, by the user's choice."""
     assistant: str | None = None
-    """Conversations of people with names: the one whose messages are learned."""
+    """The speaker whose messages are trained, if speakers have names instead of roles."""
     others: tuple["ColumnMapping", ...] = ()
     """Mappings of files with another schema. `of_row` chooses the one of a row."""
 
@@ -318,7 +318,7 @@ def make_column_mapping(values: Mapping[str, Any], columns: Sequence[str]) -> Co
     rating = None if good_from is None else float(good_from)
     assistant = values.get("assistant")
     if assistant is not None and not (isinstance(assistant, str) and "messages" in ordered):
-        message = "assistant is the name of a speaker, and needs a column for messages."
+        message = "`assistant` must be the name of a speaker in a column of messages."
         raise UserError("data.invalid_assistant", message)
     others = tuple(make_column_mapping(other, columns) for other in values.get("others") or ())
     return ColumnMapping(schema, ordered, fixes, rating, left_out, assistant, others)

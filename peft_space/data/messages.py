@@ -74,7 +74,7 @@ def parse_messages(cell: Any, clean: Clean, assistant: str | None = None) -> lis
     Args:
         cell: a list of messages, its JSON text, an object of lists, or texts that take turns.
         clean: changes every text.
-        assistant: the name of the speaker who is the assistant; others without a role are the user.
+        assistant: the speaker who is the assistant. Other speakers without a role are the user.
 
     Raises:
         BadRow: a message cannot be read.
@@ -106,7 +106,7 @@ def _speaker(turn: dict[str, Any]) -> str:
 
 
 def unknown_speakers(turns: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the speakers whose role is unknown, such as Anna; none if an assistant is known."""
+    """Return the speakers without a known role. If one is known to be the assistant, return none."""
     speakers = list(dict.fromkeys(filter(None, map(_speaker, turns))))
     known = {_ROLES.get(speaker.lower()) for speaker in speakers}
     if known & {"assistant", "call"}:

@@ -23,7 +23,7 @@ MIN_ROWS = 6
 1 - 2 ** (1 - rows)."""
 _Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
-_MATCH_SECONDS = 0.1  # a visitor's pattern can take time without end
+_MATCH_SECONDS = 0.1  # some patterns would backtrack for hours
 _ORDERS, _RECALL_WEIGHT = range(1, 7), 4.0
 """Of chrF2: character n-grams of 1 to 6, and beta squared, the weight of recall."""
 _NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?((?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?<=\d)\s?[%€]?\.?")

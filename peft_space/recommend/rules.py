@@ -32,6 +32,7 @@ _BITS_PER_PARAMETER = 2  # storage capacity of a parameter (LoRA Without Regret)
 _MAX_SHORT_STEPS = 100  # runs in which higher learning rates did best (LoRA Without Regret)
 _SHORT_FACTOR, _SHORT_FACTOR_OF_LABELS = 2.5, 1.5  # in such runs (benchmarks/rate_sweep.py)
 _RANK_OF_FIT = 16  # where twice the rank is the alpha of the fit
+_MEASURED_RANKS = (8, 64)  # outside of them, the rate of the nearest
 _OPTIMIZER_BYTES = 16  # per trained parameter: itself, gradient and AdamW's two moments, 32 bits
 # bytes per token, layer and unit of width that 16-bit training stores for the backward pass
 # (arXiv 2205.05198, without attention scores)
@@ -167,8 +168,9 @@ def learning_rate(
 ) -> Recommendation:
     """Recommend a learning rate for LoRA on a model of this width.
 
-    5e-4 x (2000 / hidden size) ^ 0.781 x (16 / rank) ^ 0.5, rounded to two digits; up to 100 steps
-    2.5 times that, and 1.5 times for labels and tags; a tenth for preferences.
+    5e-4 x (2000 / hidden size) ^ 0.781 x (16 / rank) ^ 0.5 for ranks 8 to 64, rounded to two
+    digits; up to 100 steps 2.5 times that, and 1.5 times for labels and tags; a tenth for
+    preferences.
 
     The width is the fit for Llama models in "LoRA Without Regret" (Thinking Machines, 2025): ten
     times the rate of full fine-tuning, and more in short runs. That fit is for an alpha of 32 at
@@ -182,7 +184,8 @@ def learning_rate(
     preferences = task in ("dpo", "kto")
     short = num_steps is not None and num_steps <= _MAX_SHORT_STEPS and not preferences
     fit = 5e-4 * (2000 / hidden_size) ** 0.781
-    fit *= (_RANK_OF_FIT / rank) ** 0.5
+    lowest, highest = _MEASURED_RANKS
+    fit *= (_RANK_OF_FIT / min(max(rank, lowest), highest)) ** 0.5
     has_labels = task in ("sequence-classification", "token-classification")
     factor = (_SHORT_FACTOR_OF_LABELS if has_labels else _SHORT_FACTOR) if short else 1
     exact = fit * factor / (10 if preferences else 1)

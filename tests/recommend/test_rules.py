@@ -241,8 +241,8 @@ def test_the_learning_rate_reads_as_a_clause_and_as_a_sentence():
 
 
 def test_the_learning_rate_falls_with_the_rank_because_alpha_rises_with_it():
-    rates = [learning_rate(2_048, rank=rank).value for rank in (4, 16, 64)]
-    assert rates == [9.8e-4, 4.9e-4, 2.5e-4]
+    rates = [learning_rate(2_048, rank=rank).value for rank in (1, 8, 16, 64, 128)]
+    assert rates == [6.9e-4, 6.9e-4, 4.9e-4, 2.5e-4, 2.5e-4]
 
 
 def test_small_datasets_get_more_epochs_and_duplicates_fewer():
