@@ -382,9 +382,10 @@ def test_the_scores_of_a_task_are_stored_in_its_run(bert, tmp_path, write):
 
 
 def test_the_held_out_loss_of_a_training_is_that_of_its_scores(tmp_path, write):
-    recipe = Recipe(quantization="none", max_steps=1, batch_size=4, eval_split=0.3)
-    run, scores = trained(translated(), recipe, tmp_path, write)
-    assert len(load_run_data(run).held_out) % 4, "the last batch is shorter"
+    recipe = Recipe(quantization="none", max_steps=1, batch_size=4, eval_split=0.5)
+    rows = [{"prompt": "go " * n, "completion": "up " * n} for n in range(1, 19)]
+    run, scores = trained(rows, recipe, tmp_path, write)
+    assert len(load_run_data(run).held_out) % 4 == 1, "the last batch has one row"
     [evaluated] = evaluations_of(run.history())
     assert evaluated.loss == pytest.approx(scores["adapter"]["loss"], rel=1e-4)
 
