@@ -106,7 +106,7 @@ def _speaker(turn: dict[str, Any]) -> str:
 
 
 def unknown_speakers(turns: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the speakers without a known role. If one is known to be the assistant, return none."""
+    """Return the speakers without a known role, or none if one is known to be the assistant."""
     speakers = list(dict.fromkeys(filter(None, map(_speaker, turns))))
     known = {_ROLES.get(speaker.lower()) for speaker in speakers}
     if known & {"assistant", "call"}:
