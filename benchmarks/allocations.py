@@ -7,8 +7,6 @@ to its release, in the dtypes of a GPU. Neither needs a GPU.
 
 import json
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 SIZES = {
@@ -26,21 +24,6 @@ CASES = [
     for quantization in ("nf4", "none")
     for checkpointing in ("on", "off")
 ]
-
-
-def each_result(on_result: Callable[[Any], None]) -> AbstractContextManager[Any]:
-    """A context in which `on_result` is called with each value that an operation returns."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Recording(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            results = func(*args, **(kwargs or {}))
-            for result in tree_leaves(results):
-                on_result(result)
-            return results
-
-    return Recording()
 
 
 class Allocations:
@@ -79,7 +62,7 @@ def counted(layers: Any, recipe: Any, rows: int, length: int, dtype: str) -> int
     """Peak bytes of a step on a GPU: its weights, adapter and optimizer, and all allocations."""
     import torch
 
-    from peft_space.compat.torch import fake_tensors, materialize_fake
+    from peft_space.compat.torch import each_result, fake_tensors, materialize_fake
     from peft_space.estimation import training_step as memory
 
     parts = memory.estimate(layers, recipe, rows, length, "cuda", dtype)

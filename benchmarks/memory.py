@@ -3,7 +3,7 @@
 `python -m benchmarks.memory`. Each recipe is trained for two steps in a fresh process, with the
 app's loading, adapter, batches and Trainer. Measured is the peak resident memory (VmHWM, which a
 child does not inherit) minus the resident memory after all imports and before loading. The models
-have random weights, which do not matter here. The two constants of the estimate are fitted on the
+have random weights, which do not matter here. The three constants of the estimate are fitted on the
 recipes of FITTED only.
 """
 
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,7 +134,7 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "BERT-base": ("BertConfig", "SequenceClassification", {}),
     "T5-small": ("T5Config", "Seq2SeqLM", {"decoder_start_token_id": 0}),
 }
-"""Configuration, kind and sizes of models that people train."""
+"""Configuration, kind and sizes of models that people train; for `benchmarks.real_shapes`."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +185,6 @@ TESTED = (
     Case("Gemma", 6, 128),
     Case("BERT", 16, 64, EXACT | {"lora_rank": 4}),
     Case("Mistral", 2, 256, {"double_quantization": False}),
-    *(
-        Case(shape, rows, length, recipe, checkpointing, stored)
-        for shape in SHAPES
-        for rows, length in ((4, 128), (2, 384))
-        for recipe, stored in ((EXACT, "bfloat16"), ({}, "bfloat16"))
-        for checkpointing in (False, True)
-    ),
 )
 
 
@@ -228,12 +222,26 @@ def task_spec_of(case: Case) -> Any:
 def estimated(case: Case) -> Any:
     """The MemoryEstimate of `case`."""
     from peft_space.estimation.training_step import estimate
+
+    return estimate(*_layers_and_recipe(case), case.batch_size, case.length)
+
+
+def estimated_seconds(case: Case) -> float:
+    """The estimate of a step of `case`, in which each token has a label."""
+    from peft_space.estimation.training_step import measure_step
+
+    here = measure_step(*_layers_and_recipe(case), case.batch_size, case.length)
+    passes = here.both + case.checkpointing * here.forward + here.label
+    return passes * case.batch_size * case.length
+
+
+def _layers_and_recipe(case: Case) -> tuple[Any, Any]:
     from peft_space.models.architecture import linear_layers
     from peft_space.recipe import make_recipe
 
-    layers = linear_layers(config_of(case), task_spec_of(case).task)
     checkpointing = {"gradient_checkpointing": "on"} if case.checkpointing else {}
-    return estimate(layers, make_recipe(case.recipe | checkpointing), case.batch_size, case.length)
+    recipe = make_recipe(case.recipe | checkpointing)
+    return linear_layers(config_of(case), task_spec_of(case).task), recipe
 
 
 def memory(key: str) -> int:
@@ -272,8 +280,25 @@ def rows_of(case: Case) -> Any:
     return rows
 
 
-def measured_here(case: Case, folder: str) -> int:
-    """Bytes by which this fresh process grows after its imports."""
+def step_timer() -> Any:
+    """A callback of Trainer that keeps the seconds that each step took."""
+    from transformers import TrainerCallback
+
+    class StepTimer(TrainerCallback):
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self._began)
+
+    return StepTimer()
+
+
+def measured_here(case: Case, folder: str) -> tuple[int, float]:
+    """Bytes by which this fresh process grows after its imports, and seconds of its last step."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
 
@@ -297,7 +322,7 @@ def measured_here(case: Case, folder: str) -> int:
         "activation_checkpointing": case.checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False} if case.checkpointing else None,
     }
-    model, tokenizer = adapted(case, folder), SimpleNamespace(pad_token_id=0)
+    model, tokenizer, timer = adapted(case, folder), SimpleNamespace(pad_token_id=0), step_timer()
     trainer = make_trainer(
         task_spec,
         recipe,
@@ -306,41 +331,35 @@ def measured_here(case: Case, folder: str) -> int:
         arguments,
         rows,
         None,
-        [FrozenInputs(model)],
+        [FrozenInputs(model), timer],
     )
     trainer.train()
-    return memory("VmHWM") - before
+    return memory("VmHWM") - before, timer.seconds[-1]
 
 
-def measured(number: int, case: Case) -> list[int]:
-    """Bytes by which fresh processes grow; the median counts.
+def measured(case: Case, repeats: int) -> tuple[list[int], list[float]]:
+    """Bytes by which fresh processes grow, and seconds of their last steps; the medians count.
 
     Heap fragmentation varies between runs by a few percent. With checkpointing, which releases more
     memory, it varies by up to 40.
     """
-    grown = []
+    runs: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
         store(case, folder)
-        for _ in range(3 if case.checkpointing else 1):
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "benchmarks.memory",
-                "--here",
-                str(number),
-                folder,
-            ]
+        settings = json.dumps(dataclasses.asdict(case))
+        for _ in range(repeats):
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory"]
+            command += ["--here", settings, folder]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            grown.append(int(done.stdout.split()[-1]))
-    return sorted(grown)
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return sorted(int(run[0]) for run in runs), sorted(run[1] for run in runs)
 
 
-def compared(number: int, case: Case) -> dict[str, Any]:
+def compared(case: Case, repeats: int) -> dict[str, Any]:
     """The line that is printed for one case."""
-    estimate, runs = estimated(case).total, measured(number, case)
-    truth = statistics.median(runs)
+    estimate, seconds = estimated(case).total, estimated_seconds(case)
+    runs, seconds_measured = measured(case, repeats)
+    truth, measured_seconds = statistics.median(runs), statistics.median(seconds_measured)
     return {
         "model": case.model,
         "rows": case.batch_size,
@@ -350,6 +369,9 @@ def compared(number: int, case: Case) -> dict[str, Any]:
         "estimated_mb": round(estimate / 1e6),
         "measured_mb": [round(run / 1e6) for run in runs],
         "error": round(estimate / truth - 1, 3),
+        "estimated_seconds": round(seconds, 3),
+        "measured_seconds": [round(second, 3) for second in seconds_measured],
+        "time_error": round(seconds / measured_seconds - 1, 3),
     }
 
 
@@ -359,19 +381,21 @@ def fitted(truths: list[float]) -> dict[str, float]:
 
     from peft_space.estimation import training_step as module
 
-    names = ("LIBRARIES", "HOLES")
+    names = ("LIBRARIES", "HOLES", "HUGE_HOLES")
 
     def totals(*values: float) -> Any:
         for name, value in zip(names, values, strict=True):
             setattr(module, name, value)
         return np.array([estimated(case).total for case in FITTED])
 
-    truth, without = np.array(truths), totals(0, 0)  # the estimate is linear in each of them
-    columns = [(totals(*row) - without) / truth for row in ((1_000_000, 0), (0, 1))]
+    truth, without = np.array(truths), totals(0, 0, 0)  # the estimate is linear in each of them
+    columns = [
+        (totals(*row) - without) / truth for row in ((1_000_000, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
     constants = np.linalg.lstsq(np.stack(columns, axis=1), (truth - without) / truth, rcond=None)[0]
     return {
         f"fitted_{name}": round(float(value), 3)
-        for name, value in zip(("LIBRARIES_mb", "HOLES"), constants, strict=True)
+        for name, value in zip(("LIBRARIES_mb", *names[1:]), constants, strict=True)
     }
 
 
@@ -382,15 +406,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--here", nargs=2)
     here = parser.parse_args().here
-    cases = [*FITTED, *TESTED]
     if here:
-        print(measured_here(cases[int(here[0])], here[1]))
+        print(json.dumps(measured_here(Case(**json.loads(here[0])), here[1])))
         return
     lines = []
-    for number, case in enumerate(cases):
-        lines.append(
-            {"set": "fitted" if number < len(FITTED) else "tested"} | compared(number, case)
-        )
+    for number, case in enumerate([*FITTED, *TESTED]):
+        group = "fitted" if number < len(FITTED) else "tested"
+        lines.append({"set": group} | compared(case, 3 if case.checkpointing else 1))
         print(json.dumps(lines[-1]), flush=True)
     errors = [abs(line["error"]) for line in lines if line["set"] == "tested"]
     truths = [statistics.median(line["measured_mb"]) * 1e6 for line in lines[: len(FITTED)]]

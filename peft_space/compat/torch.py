@@ -1,6 +1,7 @@
 """Uses of the internals of PyTorch."""
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,21 @@ def fake_tensor_errors() -> tuple[type[Exception], ...]:
     )
 
     return DataDependentOutputException, DynamicOutputShapeException
+
+
+def each_result(on_result: Callable[[Any], None]) -> AbstractContextManager[Any]:
+    """A context in which `on_result` is called with each value that an operation returns."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            results = func(*args, **(kwargs or {}))
+            for result in tree_leaves(results):
+                on_result(result)
+            return results
+
+    return Recording()
 
 
 def storage_address(storage: Any) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.peft import set_input_casts
 from peft_space.compat.torch import (
+    each_result,
     fake_tensor_errors,
     fake_tensors,
     materialize_fake,
@@ -39,14 +40,20 @@ from peft_space.recipe import Recipe, Task
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = 137_000_000
+LIBRARIES = 88_000_000
 """Bytes that libraries add to a process in its first steps on a CPU: code, tables, buffers.
 
 Fitted in `benchmarks/memory.py`."""
-HOLES = 0.21
-"""Bytes of the heap that no tensor uses, on a CPU, as a share of what the forward pass keeps
-without gradient checkpointing. A hole remains where a small tensor is in the middle of released
-memory. Fitted in `benchmarks/memory.py`."""
+HUGE_PAGE = 2 * 2**20
+"""Bytes. Larger tensors begin on a page."""
+HOLES, HUGE_HOLES = 0.34, 0.08
+"""Bytes of the heap that no tensor uses, on a CPU, for each byte that the forward pass allocates
+in tensors below and above the size of a huge page. glibc leaves a hole where a small tensor was,
+because the next of the same size does not fit in: its alignment takes a few bytes more. (glibc
+2.38 and later fill more of them, so there a training needs less.) Fitted in
+`benchmarks/memory.py`."""
+CHECKPOINTED = 0.75
+"""Share of these holes that remain with gradient checkpointing, which releases whole blocks."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +117,9 @@ def estimate(
     adapter = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
     frozen, mapped = _frozen_bytes(layers, recipe, device, dtype)
     kept = _kept(layers, model, batch_size, length, device, dtype)
-    held, everything = kept.outside, kept.outside
+    held = kept.outside
     for block in kept.blocks:
         held += block.count * _held_of_block(block, recipe, device)
-        everything += block.count * block.kept
     one_block = max((block.kept for block in kept.blocks), default=0)
     recomputed = one_block if recipe.gradient_checkpointing == "on" else 0
     at_loss = (0, held, _loss_bytes(layers, batch_size * length, device, dtype))
@@ -122,7 +128,10 @@ def estimate(
     in_tower = (0, tower_bytes(layers, batch_size * patches, getattr(torch, dtype).itemsize), 0)
     peaks = (at_loss, backward_begins, backward_ends, in_tower)
     gradients, activations, loss = max(peaks, key=sum)
-    overhead = LIBRARIES + round(HOLES * everything) if device == "cpu" else 0
+    overhead = 0
+    if device == "cpu":
+        checkpointed = CHECKPOINTED if recipe.gradient_checkpointing == "on" else 1
+        overhead = LIBRARIES + round(checkpointed * kept.holes) + _dequantized(layers, recipe)
     optimizer = (2 if recipe.optim == "paged_adamw_8bit" else 8) * num_trainable
     step = adapter + optimizer + gradients + activations + loss + overhead
     return MemoryEstimate(
@@ -262,6 +271,14 @@ def _frozen_bytes(
     return exact + round(packed), mapped
 
 
+def _dequantized(layers: ModelLayers, recipe: Recipe) -> int:
+    """What layers in 4 or 8 bits take on a CPU, which computes with float32 copies of them: the
+    largest copy, and the holes where the others were."""
+    _, quantized = _quantized(layers, recipe, "float32")
+    copies = [4 * layer.out_features * layer.in_features for layer in quantized.values()]
+    return round(HUGE_HOLES * sum(copies)) + max(copies, default=0)
+
+
 def _file_bytes(layers: ModelLayers) -> int:
     """Bytes of a weights' file in 16 bits. While it is read, all of its pages may be in memory."""
     import torch
@@ -319,6 +336,8 @@ class _Block:
     """What gradient checkpointing releases and computes again."""
     inputs: int = 0
     """What gradient checkpointing keeps instead."""
+    holes: float = 0
+    """That its forward pass leaves in the heap of a CPU."""
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     output: Any = None
 
@@ -329,6 +348,12 @@ class _Kept:
 
     blocks: list[_Block]
     outside: int
+    holes_outside: float = 0
+
+    @property
+    def holes(self) -> float:
+        """Bytes of the heap of a CPU that no tensor uses."""
+        return self.holes_outside + sum(block.count * block.holes for block in self.blocks)
 
 
 def _kept(
@@ -350,6 +375,7 @@ def _kept(
         for block in kept.blocks:
             # without `module`, because the weights of its time would be in 16 bits
             block.module, block.kept, block.inputs = None, 2 * block.kept, 2 * block.inputs
+            block.holes *= 2
     return kept
 
 
@@ -366,7 +392,9 @@ def _kept_by_rule(layers: ModelLayers, batch_size: int, length: int, dtype: str)
     heads = config_number(config, "num_attention_heads")
     kept = size * tokens * (17 * width + 2.5 * heads * length)
     count = config_number(config, "num_hidden_layers") + getattr(config, "decoder_layers", 0)
-    block = _Block(count=count, runs=1, kept=round(kept), inputs=size * tokens * width)
+    block = _Block(
+        count=count, runs=1, kept=round(kept), inputs=size * tokens * width, holes=0.3 * kept
+    )
     return _Kept([block], 0)
 
 
@@ -398,11 +426,22 @@ def _count_kept(
                 running[-1].kept += storage.nbytes()
             return tensor
 
+        allocated: dict[int, Any] = {}
+
+        def add_hole(result: Any) -> None:
+            if not isinstance(result, torch.Tensor):
+                return
+            storage = result.untyped_storage()
+            address, size = storage_address(storage), storage.nbytes()
+            if address not in known and address not in allocated:  # no view, no change in place
+                allocated[address] = result
+                running[-1].holes += (HOLES if size < HUGE_PAGE else HUGE_HOLES) * size
+
         batch = _fake_batch(task, batch_size, length, device)
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with _one_of_each_kind(model, running) as blocks, saved, autocast:
+        with _one_of_each_kind(model, running) as blocks, saved, autocast, each_result(add_hole):
             _run(model.train(), task, batch)
-    return _Kept(blocks, outside.kept)
+    return _Kept(blocks, outside.kept, outside.holes)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.allocations import counted
+from benchmarks.allocations import Allocations, counted
+from peft_space.compat.torch import each_result, fake_tensors, materialize_fake
+from peft_space.estimation import training_step
 from peft_space.estimation.training_step import (
     MemoryEstimate,
     bits_a_parameter,
@@ -224,3 +226,37 @@ def test_gpus_that_share_the_base_each_hold_a_part_of_the_blocks():
     assert sorted(shared, reverse=True) == shared
     assert whole.weights > shared[-1]
     assert shared_by(whole, llama, 2).activations == whole.activations
+
+
+@pytest.mark.parametrize(
+    "kind", ["LlamaForCausalLM", "GPT2LMHeadModel", "T5ForConditionalGeneration"]
+)
+def test_holes_of_the_heap_follow_what_a_whole_forward_pass_allocates(kind):
+    layers, sizes = on_meta(kind, num_hidden_layers=4), []
+    model = training_step._adapted(layers, EXACT, "cpu", "float32")
+    with fake_tensors():
+        materialize_fake(model, "cpu")
+        batch = training_step._fake_batch(layers.task, 64, 256, "cpu")
+        log = Allocations([*model.parameters(), *model.buffers(), *batch.values()])
+        add = log.add
+        log.add = lambda size: (sizes.append(size), add(size))
+        with each_result(log.record):
+            training_step._run(model.train(), layers.task, batch)
+    small, huge = (
+        sum(size for size in sizes if size > 0 and (size < training_step.HUGE_PAGE) == is_small)
+        for is_small in (True, False)
+    )
+    assert small
+    assert huge
+    holes = training_step.HOLES * small + training_step.HUGE_HOLES * huge
+    overhead = estimate(layers, EXACT, 64, 256).overhead - training_step.LIBRARIES
+    assert overhead == pytest.approx(holes, rel=0.05)
+
+
+def test_checkpointing_and_quantization_change_what_the_heap_wastes():
+    layers = on_meta()
+    plain, checkpointed, quantized = (
+        estimate(layers, Recipe(quantization=quantization, gradient_checkpointing=how), 8, 128)
+        for quantization, how in (("none", "off"), ("none", "on"), ("nf4", "off"))
+    )
+    assert checkpointed.overhead < plain.overhead < quantized.overhead
