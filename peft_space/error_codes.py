@@ -640,6 +640,10 @@ CODES: dict[str, tuple[str, str]] = {
         "An export option has a value that does not exist.",
         "Choose one of the values in the message.",
     ),
+    "export.gptqmodel_missing": (
+        "Models in GPTQ and AWQ are written by gptqmodel, which is not installed.",
+        "Run `pip install --no-deps -r requirements-gptq.txt`, or choose `bfloat16`.",
+    ),
     "export.llama_cpp_missing": (
         "GGUF in 4 or 5 bits is written by llama.cpp's library, which is not installed.",
         "Run `pip install llama-cpp-python` or `make engines`, or name the folder of an "
@@ -662,8 +666,8 @@ CODES: dict[str, tuple[str, str]] = {
         "Raise max_length in the recipe and train again.",
     ),
     "export.not_quantized": (
-        "llama.cpp cannot quantize the model.",
-        "Export it as `q8_0`.",
+        "llama.cpp or gptqmodel cannot quantize the model.",
+        "Export GGUF as `q8_0`, and a merged model as `bfloat16`.",
     ),
     "export.no_such_weights": (
         "The base model does not have the weights that the adapter should be merged into.",

@@ -15,21 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from peft_space.data.dataset import load_run_data
 from peft_space.errors import UserError
 from peft_space.export.gguf import NUMBERS, Numbers
 from peft_space.export.merge import Dtype, MergeInto, load_published_base, merge, merge_into
 from peft_space.export.model_card import ModelFormat, write_export_card
+from peft_space.export.quantize import (
+    BY_LLAMA_CPP,
+    COMPRESSED,
+    Compressed,
+    check_gptqmodel,
+    compress,
+    group_size_for,
+    python_with_llama_cpp,
+    quantize_gguf,
+)
 from peft_space.export.serving_support import AdapterTraits, commands, traits_of_adapter
 from peft_space.export.verify import (
     COARSE,
     Precision,
     Verification,
     reject_mismatch,
+    render_rows,
     verify_adapter,
     verify_merged,
     write_verification,
 )
 from peft_space.formatting import code_block
+from peft_space.models.architecture import CLASSIFYING, linear_layers
 from peft_space.models.config_values import text_config
 from peft_space.models.loading import base_of, continues_texts, tokenizer_of
 from peft_space.models.quantization import quantization_of
@@ -44,6 +57,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 Target = Literal["adapter", "merged", "gguf", "ollama"]
+MergedFormat = Dtype | Compressed
+"""Of a merged model's weights."""
 _GGUF_DTYPES: dict[Numbers, Precision] = {"f32": "float32", "f16": "float16"}
 """Of the formats that have another name in GGUF."""
 
@@ -80,7 +95,7 @@ class ExportSpec:
     """What to export. Made by `make_export_spec`."""
 
     target: Target
-    dtype: Dtype
+    dtype: MergedFormat
     into: MergeInto | None
     insist: bool
     gguf: Gguf | None
@@ -108,7 +123,7 @@ def make_export_spec(
 
     Args:
         target: a `Target`.
-        dtype: of a merged model.
+        dtype: a `MergedFormat`.
         merge_into: a `MergeInto`; None for the weights that the adapter was trained on.
         insist: keep an export that fails verification.
         gguf: fields of `Gguf`, for the targets `gguf` and `ollama`.
@@ -117,7 +132,7 @@ def make_export_spec(
         UserError: a choice does not exist.
     """
     _check_choice("target", target, get_args(Target))
-    _check_choice("dtype", dtype, get_args(Dtype))
+    _check_choice("dtype", dtype, (*get_args(Dtype), *COMPRESSED))
     options = None
     if target in ("gguf", "ollama"):
         options = Gguf(**(gguf or {}), ollama=target == "ollama")
@@ -137,7 +152,7 @@ def export_run(
     run: Run,
     out: str | Path,
     target: Target = "adapter",
-    dtype: Dtype = "bfloat16",
+    dtype: MergedFormat = "bfloat16",
     into: MergeInto | None = None,
     insist: bool = False,
     gguf: Gguf | None = None,
@@ -170,6 +185,9 @@ def export_run(
             remedy = _remedy(run, gguf.numbers == "f32", weights)
             if gguf.numbers in COARSE:
                 remedy = "Choose q8_0 or f16."
+        elif dtype == "gptq" or dtype == "awq":
+            proof = export_compressed(run, folder, dtype, merge_into(run, into), on_progress)
+            remedy = "Choose bfloat16."
         else:
             weights = merge_into(run, into)
             merge(run, folder, dtype, weights, on_progress, whole=True)
@@ -205,7 +223,7 @@ def serving_commands(
     run: Run,
     target: Target,
     folder: Path,
-    dtype: Dtype,
+    dtype: MergedFormat,
     elsewhere: bool = False,
     gguf: Gguf | None = None,
 ) -> dict[str, str]:
@@ -267,6 +285,74 @@ def copy_adapter(run: Run, folder: Path) -> None:
     write_export_card(run, folder)
 
 
+# Models in GPTQ and AWQ
+
+
+CALIBRATION_ROWS = 128
+"""Training rows that decide how weights are rounded, as in the papers (arXiv 2210.17323,
+2306.00978)."""
+
+
+def export_compressed(
+    run: Run,
+    folder: Path,
+    method: Compressed,
+    into: MergeInto,
+    on_progress: OnProgress = no_progress,
+) -> Verification:
+    """Write a merged model whose blocks have 4 bits, and measure what that costs.
+
+    Args:
+        run: a run with an adapter.
+        folder: an existing folder.
+        method: how to choose the 4 bits. The run's training rows calibrate it.
+        into: the weights to merge into.
+        on_progress: called with the share that is done.
+
+    Raises:
+        UserError: gptqmodel is missing, or it cannot quantize such a model.
+    """
+    base, task_spec = base_of(run)
+    is_part = text_config(base.config) is not base.config
+    if is_part or task_spec.task in ("seq2seq-lm", *CLASSIFYING):
+        raise UserError(
+            "export.not_quantized",
+            f"Only text models that write answers can be exported as {method.upper()}. "
+            "Export this one in bfloat16.",
+        )
+    check_gptqmodel()
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
+        model, compressed = Path(scratch, "model"), Path(scratch, "compressed")
+        model.mkdir()
+        merge(run, model, "bfloat16", into, _part_of(on_progress, 0.0, 0.3))
+        before = verify_merged(run, model, "bfloat16", into, _part_of(on_progress, 0.3, 0.2))
+        on_progress(0.5, f"Quantizing as {method.upper()}")
+        layers = linear_layers(base.config, task_spec.task).model.named_modules()
+        widths = [getattr(layer, "in_features", 0) for _, layer in layers]
+        compress(model, compressed, method, group_size_for(widths), _calibration(run))
+        shutil.copytree(compressed, folder, dirs_exist_ok=True)
+        for path in model.iterdir():  # the tokenizer and the template as they were trained
+            if path.is_file() and path.name not in _OF_WEIGHTS and path.suffix not in _LEFT_OUT:
+                shutil.copy2(path, folder)
+    write_export_card(run, folder, ModelFormat(f"{method.upper()} (4 bits)", into))
+    proof = verify_merged(run, folder, method, into, _part_of(on_progress, 0.7, 0.3))
+    faults = [f"before quantization: {fault}" for fault in before.faults]
+    return dataclasses.replace(proof, faults=[*faults, *proof.faults])
+
+
+_OF_WEIGHTS = ("config.json", "model.safetensors.index.json", "calibration.json")
+_LEFT_OUT = (".safetensors", ".md")
+
+
+def _calibration(run: Run) -> list[list[int]]:
+    """Token ids of evenly spaced training rows."""
+    base, task_spec = base_of(run)
+    rows, tokenizer = load_run_data(run).train, tokenizer_of(run, base, task_spec.task)
+    every = max(1, len(rows) // CALIBRATION_ROWS)
+    chosen = [rows[position] for position in range(0, len(rows), every)][:CALIBRATION_ROWS]
+    return [example.input_ids for example in render_rows(run, tokenizer, task_spec, chosen)]
+
+
 # GGUF files
 
 
@@ -292,7 +378,6 @@ def export_gguf(
     """
     from peft_space.export.gguf import writer
     from peft_space.export.gguf.architectures import architecture_of
-    from peft_space.export.gguf.quantize import BY_LLAMA_CPP
 
     base, task_spec = base_of(run)
     _check_gguf_possible(run, base, task_spec.task, options)
@@ -368,10 +453,9 @@ def _quantize(
         on_progress: called with the share that is done.
     """
     from peft_space.export.gguf import writer
-    from peft_space.export.gguf.quantize import quantize
 
     on_progress(0.45, "Quantizing with llama.cpp")
-    quantize(unquantized, files[0], options.numbers)
+    quantize_gguf(unquantized, files[0], options.numbers)
     unquantized.unlink()
     writer.read_back(model, *files)
     precision: Precision = options.numbers  # type: ignore[assignment]
@@ -385,8 +469,6 @@ def _part_of(on_progress: OnProgress, start: float, length: float) -> OnProgress
 
 
 def _check_gguf_possible(run: Run, base: BaseModelRef, task: Task, options: Gguf) -> None:
-    from peft_space.export.gguf.quantize import BY_LLAMA_CPP, python_with_llama_cpp
-
     if options.numbers in BY_LLAMA_CPP:
         python_with_llama_cpp()
     if task == "image-text-to-text":

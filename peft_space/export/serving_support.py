@@ -254,7 +254,7 @@ def commands(
         traits: of the adapter.
         base: Hub id or folder of the base model.
         revision: of the base model on the Hub.
-        dtype: of a merged model.
+        dtype: of a merged model, or `gptq` or `awq`.
     """
     support = {way.engine: way.how for way in engine_support(traits)}
     served = [engine for engine, level in support.items() if level in ("adapter", how)]
@@ -267,12 +267,13 @@ def commands(
         if "vLLM" in served:
             lines["vLLM"] = shlex.join([*vllm, "--max-lora-rank", str(vllm_rank(traits.rank))])
     else:
-        # TGI does not offer float32
-        tgi_dtype = [] if dtype == "float32" else ["--dtype", dtype]
-        lines = {
-            "vLLM": shlex.join(["vllm", "serve", path, "--dtype", dtype]),
-            "TGI": shlex.join([*tgi, path, *tgi_dtype]),
-        }
+        vllm, tgi = ["vllm", "serve", path], [*tgi, path]
+        if dtype in ("gptq", "awq"):  # vLLM reads it in the model's config
+            tgi += ["--quantize", dtype]
+        else:
+            vllm += ["--dtype", dtype]
+            tgi += [] if dtype == "float32" else ["--dtype", dtype]  # which TGI does not offer
+        lines = {"vLLM": shlex.join(vllm), "TGI": shlex.join(tgi)}
     return {engine: lines[engine] for engine in served if engine in lines}
 
 

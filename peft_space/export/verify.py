@@ -23,6 +23,7 @@ from peft_space.data.row_normalization import Row, TextClassification
 from peft_space.data.tokenization.render import render
 from peft_space.errors import UserError
 from peft_space.export.merge import Dtype, MergeInto, load_published_base
+from peft_space.export.quantize import COMPRESSED, Compressed
 from peft_space.models.architecture import CLASSIFYING, auto_class, forward_options
 from peft_space.models.loading import (
     AdaptedModel,
@@ -46,18 +47,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-Precision = Dtype | Literal["q8_0", "q5_k_m", "q4_k_m"]
+Precision = Dtype | Literal["q8_0", "q5_k_m", "q4_k_m"] | Compressed
 """How the weights of an export are rounded."""
-COARSE = ("q5_k_m", "q4_k_m")
+COARSE = ("q5_k_m", "q4_k_m", *COMPRESSED)
 """Precisions that change answers. Their cost is measured; the same weights in 16 bits are verified
 before, so that a wrong merge is found."""
 MIN_AGREEMENT = {
     "float32": 0.99, "bfloat16": 0.95, "float16": 0.95, "q8_0": 0.95, "q5_k_m": 0.8, "q4_k_m": 0.7,
+    "gptq": 0.7, "awq": 0.7,
 }  # fmt: skip
 """Share of greedy tokens or labels that must agree. Rounding to 16 or 8 bits flips a few that were
 nearly tied; float32 hardly any."""
 MAX_KL = {
     "float32": 1e-6, "bfloat16": 3e-3, "float16": 3e-3, "q8_0": 3e-3, "q5_k_m": 0.1, "q4_k_m": 0.2,
+    "gptq": 0.2, "awq": 0.2,
 }  # fmt: skip
 """Nats per token between merged model and adapter on the same base. On the built-in model, rounding
 alone gives 2e-12, 2e-4, 2e-6 and 4e-6 (docs/export.md)."""
@@ -306,7 +309,7 @@ def _examples(run: Run, adapted: AdaptedModel, max_rows: int) -> tuple[str, list
     positions = np.linspace(0, len(rows) - 1, min(len(rows), max_rows))
     chosen = [rows[int(position)] for position in positions]
     known = [row for row in chosen if _has_known_label(row, adapted.task_spec)]
-    rendered = _render(run, adapted.tokenizer, adapted.task_spec, known)
+    rendered = render_rows(run, adapted.tokenizer, adapted.task_spec, known)
     examples = [example for example in rendered if example.input_ids and example.num_trained]
     if not examples:
         message = f"No row can be used to verify the export: at {run.recipe.max_length} tokens "
@@ -319,9 +322,10 @@ def _has_known_label(row: Row, task_spec: TaskSpec) -> bool:
     return not isinstance(row, TextClassification) or row.label in task_spec.labels
 
 
-def _render(
+def render_rows(
     run: Run, tokenizer: "PreTrainedTokenizerFast", task_spec: TaskSpec, rows: Sequence[Row]
 ) -> list[TokenizedExample]:
+    """Return the tokens of rows as the run trains them."""
     recipe = run.recipe
     return render(
         tokenizer,
@@ -495,12 +499,15 @@ def _load(folder: Path, task_spec: TaskSpec) -> tuple["PreTrainedModel", list[st
 
 
 def _dtype_faults(folder: Path, dtype: str) -> list[str]:
+    config = json.loads((folder / "config.json").read_text())
+    if dtype in COMPRESSED:
+        method = config.get("quantization_config", {}).get("quant_method")
+        return [] if method == dtype else [f"config.json says {method}, not {dtype}"]
     expected = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     stored = {kind for header in headers if header for kind in header.dtypes.values()}
     others = sorted(kind for kind in stored - {expected} if "F" in kind)
     faults = [f"weights are stored as {', '.join(others)}, not {expected}"] if others else []
-    config = json.loads((folder / "config.json").read_text())
     if config.get("dtype") != dtype:
         faults.append(f"config.json says {config.get('dtype')}, not {dtype}")
     return faults
@@ -519,7 +526,7 @@ def _tokenizer_faults(
     if task_spec.task == "image-text-to-text":
         base, _ = base_of(run)
         add_picture_processor(tokenizer, dataclasses.replace(base, location=str(folder)))
-    rendered = _render(run, tokenizer, task_spec, chosen)
+    rendered = render_rows(run, tokenizer, task_spec, chosen)
     if all(ids[example.row] == example.input_ids for example in rendered):
         return []
     return ["its tokenizer gives other tokens for the same rows"]

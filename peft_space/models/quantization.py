@@ -91,9 +91,13 @@ def quantization_of(recipe: Recipe, config: "PreTrainedConfig") -> str:
     )
 
 
+def missing_gptq_packages() -> list[str]:
+    """Return the packages for GPTQ and AWQ that are not installed."""
+    return [name for name in _GPTQ_PACKAGES if importlib.util.find_spec(name) is None]
+
+
 def _check_gptq(recipe: Recipe, method: str) -> None:
-    missing = [name for name in _GPTQ_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_gptq_packages():
         raise UserError(
             "models.missing_packages",
             f"The base model is published quantized as {method}, which requires packages that are "

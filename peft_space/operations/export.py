@@ -33,8 +33,11 @@ class ExportOptions(Options):
     """The adapter; a merged model, for engines without adapter support; GGUF files for llama.cpp;
     or these with a Modelfile for Ollama."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", title="Dtype")
-    """The format of a merged model's weights."""
+    dtype: Literal["bfloat16", "float16", "float32", "gptq", "awq"] = Field(
+        "bfloat16", title="Dtype"
+    )
+    """The format of a merged model's weights. gptq and awq have 4 bits, for vLLM and TGI; they
+    need the packages of requirements-gptq.txt."""
 
     merge_into: Literal["full", "dequantized"] | None = Field(None, title="Merge into")
     """For a base that was quantized in training: its full precision, or the dequantized weights
@@ -70,10 +73,16 @@ def _exports_adapter(arguments: Json) -> bool:
 
 
 def _export_text(result: Json, arguments: Json) -> str:
-    target = arguments["options"].target
+    options = arguments["options"]
+    target = options.target
     name = {"adapter": "adapter", "merged": "merged model"}.get(target, "GGUF export")
     serve = [f"Serve it in {engine}: {command}" for engine, command in result["commands"].items()]
     following = f"peft-space push {arguments['run']} --repo OWNER/NAME --target {target}"
+    for flag, value, default in (
+        ("--dtype", options.dtype, "bfloat16"),
+        ("--gguf-type", options.gguf_type, "f16"),
+    ):
+        following += "" if value == default else f" {flag} {value}"
     lines = [f"The {name} is in {result['path']}.", result["words"], *serve]
     return "\n".join([*lines, f"Next: {following}"])
 

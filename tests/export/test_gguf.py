@@ -340,7 +340,7 @@ def test_llama_cpp_s_formats_are_written_and_their_cost_is_measured(
 
 def test_without_llama_cpp_its_formats_are_refused(short_run, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_SPACE_LLAMA_CPP", str(tmp_path / "nothing"))
-    monkeypatch.setattr("peft_space.export.gguf.quantize._ROOT", tmp_path)
+    monkeypatch.setattr("peft_space.export.quantize._ROOT", tmp_path)
     options = {"target": "gguf", "gguf_type": "q4_k_m"}
     out = tmp_path / "out"
     message = rejected(

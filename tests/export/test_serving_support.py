@@ -99,6 +99,9 @@ def test_the_commands_for_a_merged_model_are_what_the_engines_accept(tmp_path):
     program, *options = shlex.split(lines["TGI"])
     assert program == "text-generation-launcher"
     assert options == ["--model-id", str(folder), "--dtype", "bfloat16"]
+    lines = commands("merged", "tickets", folder, dora, BASE, None, "awq")
+    assert shlex.split(lines["vLLM"]) == ["vllm", "serve", str(folder)]
+    assert shlex.split(lines["TGI"])[1:] == ["--model-id", str(folder), "--quantize", "awq"]
 
 
 def test_an_adapter_that_no_engine_accepts_has_no_commands(tmp_path):

@@ -49,6 +49,8 @@ DTYPES = [
     ("bfloat16, as most models are published", "bfloat16"),
     ("float16", "float16"),
     ("float32, exact and twice as large", "float32"),
+    ("4 bits (AWQ), for vLLM", "awq"),
+    ("4 bits (GPTQ), for vLLM", "gptq"),
 ]
 MERGE_BASES = [
     ("the quantized base (matches training)", "dequantized"),
