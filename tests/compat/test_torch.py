@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from peft_space.compat.torch import (
+    each_result,
     fake_tensors,
     is_cpu_out_of_memory,
     is_dtype_error,
@@ -106,3 +107,14 @@ def test_the_end_of_another_process_is_recognized():
     assert is_lost_peer(RuntimeError(message))
     assert not is_lost_peer(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_lost_peer(ConnectionResetError("Connection reset by peer"))
+
+
+def test_the_result_of_each_operation_is_seen_also_on_fake_tensors():
+    seen = []
+    with fake_tensors():
+        rows = torch.ones(2, 3)
+        with each_result(seen.append):
+            product = rows @ rows.T + 1
+    shapes = [tuple(value.shape) for value in seen if isinstance(value, torch.Tensor)]
+    assert shapes == [(3, 2), (2, 2), (2, 2)]  # transposed, multiplied, added
+    assert tuple(product.shape) == (2, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.allocations import each_result
+from peft_space.compat.torch import each_result
 from peft_space.data.arrow_store import TokenizedExample
 from peft_space.demo import MODEL_DIR
 from peft_space.evaluation.evaluate import log_likelihoods
