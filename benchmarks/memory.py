@@ -3,8 +3,8 @@
 `python -m benchmarks.memory`. Each recipe is trained for two steps in a fresh process, with the
 app's loading, adapter, batches and Trainer. Measured is the peak resident memory (VmHWM, which a
 child does not inherit) minus the resident memory after all imports and before loading. The models
-have random weights, which do not matter here. The three constants of the estimate are fitted on the
-recipes of FITTED only.
+have random weights, which do not matter here. The script also fits the estimate's three constants
+on the recipes of FITTED.
 """
 
 import argparse

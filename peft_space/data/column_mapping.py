@@ -218,7 +218,7 @@ class ColumnMapping:
     left_out: tuple[str, ...] = ()
     """Columns that look like a part of the task and are not used, by the user's choice."""
     assistant: str | None = None
-    """The speaker whose messages are trained, if speakers have names instead of roles."""
+    """Name of the speaker whose messages are trained. Used if speakers have names, not roles."""
     others: tuple["ColumnMapping", ...] = ()
     """Mappings of files with another schema. `of_row` chooses the one of a row."""
 

@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 LIBRARIES = 88_000_000
 """Bytes that libraries add to a process in its first steps on a CPU: code, tables, buffers.
 
-Fitted in `benchmarks/memory.py`."""
+Fitted, with the next two, on 13 trainings: seven small models and three real shapes (2026-11-30,
+glibc 2.36). `benchmarks/memory.py` fits them anew."""
 HUGE_PAGE = 2 * 2**20
 """Bytes. Larger tensors begin on a page."""
 HOLES, HUGE_HOLES = 0.34, 0.08
 """Bytes of the heap that no tensor uses, on a CPU, for each byte that the forward pass allocates
 in tensors below and above the size of a huge page. glibc leaves a hole where a small tensor was,
-because the next of the same size does not fit in: its alignment takes a few bytes more. (glibc
-2.38 and later fill more of them, so there a training needs less.) Fitted in
-`benchmarks/memory.py`."""
+because the next of the same size does not fit in: its alignment takes a few bytes more. With
+another allocator a training may need less."""
 CHECKPOINTED = 0.75
 """Share of these holes that remain with gradient checkpointing, which releases whole blocks."""
 
@@ -392,6 +392,7 @@ def _kept_by_rule(layers: ModelLayers, batch_size: int, length: int, dtype: str)
     heads = config_number(config, "num_attention_heads")
     kept = size * tokens * (17 * width + 2.5 * heads * length)
     count = config_number(config, "num_hidden_layers") + getattr(config, "decoder_layers", 0)
+    # the models of the fit had holes of about 0.3 of what they keep
     block = _Block(
         count=count, runs=1, kept=round(kept), inputs=size * tokens * width, holes=0.3 * kept
     )

@@ -336,8 +336,7 @@ def export_compressed(
                 shutil.copy2(path, folder)
     write_export_card(run, folder, ModelFormat(f"{method.upper()} (4 bits)", into))
     proof = verify_merged(run, folder, method, into, _part_of(on_progress, 0.7, 0.3))
-    faults = [f"before quantization: {fault}" for fault in before.faults]
-    return dataclasses.replace(proof, faults=[*faults, *proof.faults])
+    return _with_faults_before(before, proof)
 
 
 _OF_WEIGHTS = ("config.json", "model.safetensors.index.json", "calibration.json")
@@ -350,7 +349,8 @@ def _calibration(run: Run) -> list[list[int]]:
     rows, tokenizer = load_run_data(run).train, tokenizer_of(run, base, task_spec.task)
     every = max(1, len(rows) // CALIBRATION_ROWS)
     chosen = [rows[position] for position in range(0, len(rows), every)][:CALIBRATION_ROWS]
-    return [example.input_ids for example in render_rows(run, tokenizer, task_spec, chosen)]
+    rendered = render_rows(run, tokenizer, task_spec, chosen)
+    return [example.input_ids for example in rendered if example.input_ids]
 
 
 # GGUF files
@@ -460,8 +460,13 @@ def _quantize(
     writer.read_back(model, *files)
     precision: Precision = options.numbers  # type: ignore[assignment]
     measured = verify_merged(run, model, precision, weights, on_progress, of_gguf=True)
-    before = [f"before quantization: {fault}" for fault in proof.faults]
-    return dataclasses.replace(measured, faults=[*before, *measured.faults])
+    return _with_faults_before(proof, measured)
+
+
+def _with_faults_before(before: Verification, measured: Verification) -> Verification:
+    """The proof of a quantized model. The faults that it had before are its own too."""
+    faults = [f"before quantization: {fault}" for fault in before.faults]
+    return dataclasses.replace(measured, faults=[*faults, *measured.faults])
 
 
 def _part_of(on_progress: OnProgress, start: float, length: float) -> OnProgress:

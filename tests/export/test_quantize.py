@@ -9,6 +9,7 @@ from peft_space.errors import UserError
 from peft_space.export import quantize
 from peft_space.export.export import export_run
 from peft_space.export.quantize import COMPRESSED, compress, group_size_for
+from peft_space.operations.export import ExportOptions, _export_text
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
@@ -63,6 +64,15 @@ def test_no_path_of_this_machine_remains_in_the_export(tmp_path, monkeypatch):
         assert "128" in text
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "awq"
+
+
+def test_the_hint_after_an_export_pushes_the_same_format():
+    result = {"path": "out", "words": "", "commands": {}}
+    options = ExportOptions(target="merged", dtype="awq")
+    text = _export_text(result, {"run": "my-run", "options": options})
+    assert text.endswith("--target merged --dtype awq")
+    plain = _export_text(result, {"run": "my-run", "options": ExportOptions(target="merged")})
+    assert plain.endswith("--target merged")
 
 
 @pytest.mark.slow
