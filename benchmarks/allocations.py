@@ -63,21 +63,21 @@ def counted(layers: Any, recipe: Any, rows: int, length: int, dtype: str) -> int
     import torch
 
     from peft_space.compat.torch import each_result, fake_tensors, materialize_fake
-    from peft_space.estimation import training_step as memory
+    from peft_space.estimation import activations, memory
 
     parts = memory.estimate(layers, recipe, rows, length, "cuda", dtype)
-    model = memory._adapted(layers, recipe, "cuda", dtype)
-    memory._drop_out_as_on_a_gpu(model)
+    model = memory.with_adapter(layers, recipe, "cuda", dtype)
+    activations._drop_out_as_on_a_gpu(model)
     loss = memory._loss_bytes(layers, rows * length, "cuda", dtype)
     with fake_tensors():
         materialize_fake(model, "cpu")
         if recipe.gradient_checkpointing == "on":
             model.activation_checkpointing_enable()
-        batch = memory._fake_batch(layers.task, rows, length, "cpu")
+        batch = activations._fake_batch(layers.task, rows, length, "cpu")
         log = Allocations([*model.parameters(), *model.buffers(), *batch.values()])
         with each_result(log.record):
             with torch.autocast("cpu", getattr(torch, dtype)):
-                result = memory._run(model.train(), layers.task, batch)
+                result = activations._run(model.train(), layers.task, batch)
             log.add(loss)
             log.add(-loss)
             result.float().sum().backward()
@@ -90,7 +90,7 @@ def main() -> None:
     prepare_libraries()
     import transformers
 
-    from peft_space.estimation.training_step import estimate
+    from peft_space.estimation.memory import estimate
     from peft_space.models.architecture import linear_layers
     from peft_space.recipe import make_recipe
 

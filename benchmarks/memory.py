@@ -221,14 +221,14 @@ def task_spec_of(case: Case) -> Any:
 
 def estimated(case: Case) -> Any:
     """The MemoryEstimate of `case`."""
-    from peft_space.estimation.training_step import estimate
+    from peft_space.estimation.memory import estimate
 
     return estimate(*_layers_and_recipe(case), case.batch_size, case.length)
 
 
 def estimated_seconds(case: Case) -> float:
     """The estimate of a step of `case`, in which each token has a label."""
-    from peft_space.estimation.training_step import measure_step
+    from peft_space.estimation.step_time import measure_step
 
     here = measure_step(*_layers_and_recipe(case), case.batch_size, case.length)
     passes = here.both + case.checkpointing * here.forward + here.label
@@ -379,13 +379,15 @@ def fitted(truths: list[float]) -> dict[str, float]:
     """The estimate's constants with the least squares of the relative error on FITTED."""
     import numpy as np
 
-    from peft_space.estimation import training_step as module
+    from peft_space.estimation import activations, memory
 
     names = ("LIBRARIES", "HOLES", "HUGE_HOLES")
 
     def totals(*values: float) -> Any:
         for name, value in zip(names, values, strict=True):
-            setattr(module, name, value)
+            for module in (memory, activations):
+                if hasattr(module, name):
+                    setattr(module, name, value)
         return np.array([estimated(case).total for case in FITTED])
 
     truth, without = np.array(truths), totals(0, 0, 0)  # the estimate is linear in each of them

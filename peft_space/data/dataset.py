@@ -19,11 +19,11 @@ from peft_space.data.column_mapping import (
     tasks_of_schema,
 )
 from peft_space.data.pictures import FOLDER
-from peft_space.data.quality import (
+from peft_space.data.restructuring import restructure
+from peft_space.data.row_checks import (
     Finding,
     Findings,
 )
-from peft_space.data.restructuring import restructure
 from peft_space.data.row_normalization import (
     Problem,
 )

@@ -25,7 +25,8 @@ from peft_space.data.pictures import (
     Opener,
     unused_note,
 )
-from peft_space.data.quality import (
+from peft_space.data.readers.json import DECODER
+from peft_space.data.row_checks import (
     Finding,
     Findings,
     fold_label,
@@ -33,7 +34,6 @@ from peft_space.data.quality import (
     label_spellings,
     spelling_finding,
 )
-from peft_space.data.readers.json import DECODER
 from peft_space.data.row_normalization import (
     Problem,
     TextClassification,

@@ -5,6 +5,7 @@ and if memory is short, stores merged layers in unnamed temporary files. PEFT me
 transformers writes the weights under the base's own names.
 """
 
+import copy
 import secrets
 import shutil
 import tempfile
@@ -17,13 +18,13 @@ from peft_space import hardware
 from peft_space.compat.peft import dequantized_weight
 from peft_space.errors import UserError
 from peft_space.export.model_card import ModelFormat, write_export_card
-from peft_space.export.other_half import (
-    load_whole,
-    num_parameters_of_whole,
-    put_back,
-)
 from peft_space.formatting import gigabytes
-from peft_space.models.architecture import CLASSIFYING, input_embeddings, linear_layers
+from peft_space.models.architecture import (
+    CLASSIFYING,
+    input_embeddings,
+    linear_layers,
+    whole_class,
+)
 from peft_space.models.loading import (
     base_of,
     fits_in_memory,
@@ -34,7 +35,7 @@ from peft_space.models.loading import (
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, copy_processor
 from peft_space.models.special_tokens import answer_tokens, set_special_tokens
-from peft_space.recipe import TaskSpec
+from peft_space.recipe import Task, TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
 
@@ -339,3 +340,67 @@ def _save(
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     copy_processor(base, folder)
     tokenizer.save_pretrained(folder)
+
+
+# The other half of a base that reads more than text
+
+
+def num_parameters_of_whole(base: BaseModelRef, task: Task) -> int | None:
+    """The parameters of the whole base; None if the trained class is not a half of it."""
+    import torch
+
+    if (model_class := whole_class(base.config, task)) is None:
+        return None
+    with torch.device("meta"):
+        return model_class(copy.deepcopy(base.config)).num_parameters()
+
+
+def load_whole(base: BaseModelRef, task: Task) -> "PreTrainedModel | None":
+    """Load the whole base in its own dtype, so that its files are only mapped.
+
+    Returns:
+        None if the trained class is not a half of it, or the files of the base lack the other half.
+    """
+    if (model_class := whole_class(base.config, task)) is None:
+        return None
+    whole, info = model_class.from_pretrained(
+        base.location,
+        revision=base.revision if base.on_hub else None,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        dtype="auto",
+    )
+    return None if info["missing_keys"] else whole
+
+
+def put_back(half: "PreTrainedModel", whole: "PreTrainedModel") -> "PreTrainedModel | None":
+    """Replace the text half of a whole model by another one.
+
+    Args:
+        half: the text half, with its output layer.
+        whole: it is changed.
+
+    Returns:
+        The whole model; None if it is not clear where the half belongs.
+    """
+    output = half.get_output_embeddings()
+    bodies = [child for child in half.children() if child is not output]
+    # a whole model holds its text half with the output layer, or without it
+    for part in (half, *bodies) if len(bodies) == 1 else (half,):
+        places = [name for name, module in whole.named_modules() if type(module) is type(part)]
+        if len(places) == 1:
+            whole.set_submodule(places[0], part)
+            if part is not half:
+                whole.set_output_embeddings(output)
+            _take_config(whole.config, half.config)
+            return whole
+    return None
+
+
+def _take_config(config: Any, part: Any) -> None:
+    """Use the config of the half, whose vocabulary and tied weights may have changed."""
+    for name, value in list(vars(config).items()):
+        if type(value) is type(part):
+            setattr(config, name, part)
+    config.tie_word_embeddings = part.tie_word_embeddings

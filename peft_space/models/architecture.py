@@ -13,7 +13,7 @@ from peft_space.compat.transformers import auto_model_class, has_auto_model
 from peft_space.data.column_mapping import Schema, tasks_of_schema
 from peft_space.errors import UserError, as_user_error
 from peft_space.models.config_values import text_config
-from peft_space.models.left_out import (
+from peft_space.models.layers_without_adapter import (
     WHY_LEFT_OUT,
     LeftOut,
     count_leaves,

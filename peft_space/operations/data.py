@@ -188,7 +188,7 @@ def check(
 
 
 def _describe(data: "TrainingData") -> Json:
-    from peft_space.data.quality import as_json
+    from peft_space.data.row_checks import as_json
 
     return {
         "source": data.source,
@@ -288,7 +288,7 @@ def parts(data: DataSource) -> Json:
         with one part has no menu, and several files have none.
     """
     from peft_space.data.dataset import DEMO_DATA
-    from peft_space.data.parts import find_parts
+    from peft_space.data.sheets_and_splits import find_parts
 
     items = [data] if isinstance(data, str) else data
     menus = find_parts(items[0]) if len(items) == 1 and items[0] != DEMO_DATA else []

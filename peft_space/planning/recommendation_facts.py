@@ -10,7 +10,7 @@ import numpy as np
 
 from peft_space import hardware
 from peft_space.data.batches import Examples, example_batch
-from peft_space.data.quality import texts_of
+from peft_space.data.row_checks import texts_of
 from peft_space.data.tokenization.chat_template import set_thinking
 from peft_space.errors import oom_device
 from peft_space.estimation.hub_hardware import zerogpu_hardware

@@ -26,14 +26,13 @@ from peft_space.estimation.hub_hardware import (
     SpaceHardware,
     zerogpu_hardware,
 )
-from peft_space.estimation.training_step import (
-    EFFICIENCY,
+from peft_space.estimation.memory import (
     MemoryEstimate,
     estimate,
     estimate_within,
-    measure_step,
     shared_by,
 )
+from peft_space.estimation.step_time import EFFICIENCY, measure_step
 from peft_space.estimation.vision_tower import image_token, patches_a_token, tower_parameters
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
@@ -70,7 +69,7 @@ class Memory:
     total: int
     free: int
     parts: dict[str, int]
-    """Of `estimation.training_step.MemoryEstimate`."""
+    """Of `estimation.memory.MemoryEstimate`."""
     to_fit: list[dict[str, Any]]
     """If it does not fit: single changes that make it fit, each with `what` and its `total`."""
     length: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_space import hardware, settings
 from peft_space.errors import UserError
-from peft_space.estimation.training_step import estimate_within, surely_fits
+from peft_space.estimation.memory import estimate_within, surely_fits
 from peft_space.formatting import gigabytes
 from peft_space.models.architecture import linear_layers, num_places, unadapted_notes
 from peft_space.models.config_values import config_number, text_config

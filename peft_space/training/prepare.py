@@ -19,7 +19,7 @@ from peft_space.data.dataset import (
     load_run_data,
 )
 from peft_space.data.lengths import row_numbers_where
-from peft_space.data.quality import Finding, Findings
+from peft_space.data.row_checks import Finding, Findings
 from peft_space.data.row_normalization import Problem
 from peft_space.data.table import Data, short_name
 from peft_space.data.tokenization.answer_spans import NOTES

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Emu3Config
 
 from peft_space import operations
 from peft_space.evaluation.generate import tokenize_prompt
-from peft_space.export.other_half import put_back
+from peft_space.export.merge import put_back
 from peft_space.models.architecture import linear_layers, whole_class
 from peft_space.models.config_values import text_config
 from peft_space.models.loading import load_adapted, load_base_model, new_adapter

@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from peft_space.errors import UserError
-from peft_space.estimation.training_step import estimate
+from peft_space.estimation.memory import estimate
 from peft_space.models.architecture import linear_layers
 from peft_space.models.resolve import find_base
 from peft_space.recipe import Recipe

@@ -11,7 +11,7 @@ from transformers import AlbertConfig
 
 from peft_space import hardware
 from peft_space.errors import UserError
-from peft_space.estimation.training_step import estimate_within
+from peft_space.estimation.memory import estimate_within
 from peft_space.models.architecture import linear_layers
 from peft_space.models.loading import adapter_config
 from peft_space.recipe import Recipe
@@ -130,7 +130,7 @@ prepare_libraries()
 from peft_space.runs.events import OutOfMemory
 from peft_space.models.resolve import find_base
 from peft_space.models.architecture import linear_layers
-from peft_space.estimation.training_step import estimate
+from peft_space.estimation.memory import estimate
 from peft_space.runs.run import Run
 from peft_space.training.train import attempt
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space.data.parts import may_have_parts
 from peft_space.data.readers.hub import HubDataset, is_address, parse_address
+from peft_space.data.sheets_and_splits import may_have_parts
 from peft_space.demo import MODELS
 from peft_space.errors import UserError
 from peft_space.web.components import choices_html, picked, show_errors
@@ -27,7 +27,7 @@ from peft_space.web.panels.examples import (
     is_example,
     model_of_example,
 )
-from peft_space.web.render import sources as render_sources
+from peft_space.web.render import data as render_data
 
 _MENU: dict[str, Any] = {"visible": False, "min_width": 160}
 _MAX_MENUS = 2
@@ -115,7 +115,7 @@ class Sources:
             gr.Markdown("### Try an example")
             self.demo = gr.Button("Run the demo", variant="primary", size="md", elem_id="try-demo")
             gr.Markdown("Trains a tiny model to turn support messages into tickets.")
-            self.examples = choices_html("examples", value=render_sources.examples_html(EXAMPLES))
+            self.examples = choices_html("examples", value=render_data.examples_html(EXAMPLES))
 
     @property
     def outputs(self) -> list[Any]:
@@ -198,7 +198,7 @@ class Sources:
         return {
             self.ways: gr.update(visible=not data),
             self.chosen: gr.update(visible=bool(data)),
-            self.chip: render_sources.source_html(data) if data else "",
+            self.chip: render_data.source_html(data) if data else "",
             self.add: gr.update(visible=can_add),
         }
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from peft_space.data.dataset import source_of
+from peft_space.data.dataset import DEMO_DATA, source_of
+from peft_space.data.table import short_name
 from peft_space.recipe import Task
 from peft_space.runs.run import Run
 from peft_space.web.render.overview import bars_html, escape, tiles_of
@@ -264,3 +265,29 @@ def _tags_html(name: str, tags: list[list[str]], num_cut: int) -> str:
     ]
     legend = "<p>The model learns the tag below each token. Gray tokens are context only.</p>"
     return legend + tokens_box(f"{name}, tags", " ".join(tokens) + cut_html(num_cut))
+
+
+def source_html(data: str | list[str]) -> str:
+    """Return the one chip that says which data the page uses."""
+    return f'<p class="source"><b>{escape(names_of(data))}</b></p>'
+
+
+def names_of(data: str | list[str]) -> str:
+    """Return the names of the files or the dataset."""
+    if data == DEMO_DATA:
+        return "Example: support tickets"
+    return " + ".join(short_name(path) for path in ([data] if isinstance(data, str) else data))
+
+
+def examples_html(examples: dict[str, tuple[str, str]]) -> str:
+    """Return one button per example.
+
+    Args:
+        examples: kind -> title and description.
+    """
+    buttons = "".join(
+        f'<button class="row" data-value="{kind}" id="use-{kind}"><b>{escape(title)}</b>'
+        f"<small>{escape(about)}</small></button>"
+        for kind, (title, about) in examples.items()
+    )
+    return f'<div class="list">{buttons}</div>'

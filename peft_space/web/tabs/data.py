@@ -15,7 +15,6 @@ from peft_space.web.panels import rows as rows_panel
 from peft_space.web.panels import sources as sources_panel
 from peft_space.web.render import data as render_data
 from peft_space.web.render import overview as render_overview
-from peft_space.web.render.sources import names_of
 from peft_space.web.states import NO_DATA, DataState, data_tab_state, recipe_tab_state
 
 _SEVERAL_WAYS = "We found more than one way to read these columns. Choose one."
@@ -151,7 +150,7 @@ class DataTab:
         if not values[page.data]:
             yield {**self.empty(NO_DATA), self.summary: "", self.checked: key}
             return
-        source = names_of(values[page.data])
+        source = render_data.names_of(values[page.data])
         reading: DataState = {**NO_DATA, "kind": "reading", "source": source}
         yield {**self.empty(reading), **self.checking.begin("Reading…"), self.checked: key}
         arguments: dict[str, Any] = {

@@ -12,14 +12,9 @@ import transformers
 
 from benchmarks.allocations import Allocations, counted
 from peft_space.compat.torch import each_result, fake_tensors, materialize_fake
-from peft_space.estimation import training_step
-from peft_space.estimation.training_step import (
-    MemoryEstimate,
-    bits_a_parameter,
-    estimate,
-    measure_step,
-    shared_by,
-)
+from peft_space.estimation import activations, memory
+from peft_space.estimation.memory import MemoryEstimate, bits_a_parameter, estimate, shared_by
+from peft_space.estimation.step_time import measure_step
 from peft_space.models.architecture import linear_layers
 from peft_space.planning.training_estimate import changes_that_fit
 from peft_space.recipe import Recipe
@@ -233,23 +228,23 @@ def test_gpus_that_share_the_base_each_hold_a_part_of_the_blocks():
 )
 def test_holes_of_the_heap_follow_what_a_whole_forward_pass_allocates(kind):
     layers, sizes = on_meta(kind, num_hidden_layers=4), []
-    model = training_step._adapted(layers, EXACT, "cpu", "float32")
+    model = memory.with_adapter(layers, EXACT, "cpu", "float32")
     with fake_tensors():
         materialize_fake(model, "cpu")
-        batch = training_step._fake_batch(layers.task, 64, 256, "cpu")
+        batch = activations._fake_batch(layers.task, 64, 256, "cpu")
         log = Allocations([*model.parameters(), *model.buffers(), *batch.values()])
         add = log.add
         log.add = lambda size: (sizes.append(size), add(size))
         with each_result(log.record):
-            training_step._run(model.train(), layers.task, batch)
+            activations._run(model.train(), layers.task, batch)
     small, huge = (
-        sum(size for size in sizes if size > 0 and (size < training_step.HUGE_PAGE) == is_small)
+        sum(size for size in sizes if size > 0 and (size < activations.HUGE_PAGE) == is_small)
         for is_small in (True, False)
     )
     assert small
     assert huge
-    holes = training_step.HOLES * small + training_step.HUGE_HOLES * huge
-    overhead = estimate(layers, EXACT, 64, 256).overhead - training_step.LIBRARIES
+    holes = activations.HOLES * small + activations.HUGE_HOLES * huge
+    overhead = estimate(layers, EXACT, 64, 256).overhead - memory.LIBRARIES
     assert overhead == pytest.approx(holes, rel=0.05)
 
 

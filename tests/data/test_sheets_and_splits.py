@@ -7,7 +7,7 @@ import zipfile
 import openpyxl
 import pytest
 
-from peft_space.data.parts import find_parts, may_have_parts
+from peft_space.data.sheets_and_splits import find_parts, may_have_parts
 from peft_space.data.table import read_table
 from peft_space.errors import UserError
 
