@@ -69,6 +69,18 @@ def test_the_journey_from_an_archive_of_pictures_to_the_adapter(app, home, page,
     shoot(page, "2-compare")
     assert read_scores(run).samples[0]["pictures"]
 
+    open_inner_tab(page, "Chat")
+    page.locator("#chat-pictures input[type=file]").set_input_files(tmp_path / "new.png")
+    for number, question in enumerate(("What does the picture show?", "And which color?"), 1):
+        page.locator("#chat-message textarea").fill(question)
+        page.locator("#chat-send").click()
+        expect(page.locator("#chat-answers .prompt")).to_have_count(number, timeout=SLOW)
+        fair = "the same pictures" if number == 1 else "Fair comparison verified"
+        expect(page.locator("#chat-answers")).to_contain_text(fair, timeout=SLOW)
+    expect(page.locator("#chat-answers .pictures img")).to_have_count(1)
+    expect_picture(page.locator("#chat-answers .pictures img"))
+    shoot(page, "3-chat")
+
     open_tab(page, "Publish")
     page.locator("#export").click()
     expect(page.locator("#zip")).to_contain_text(".zip", timeout=SLOW)
@@ -77,4 +89,4 @@ def test_the_journey_from_an_archive_of_pictures_to_the_adapter(app, home, page,
     with zipfile.ZipFile(download.value.path()) as exported:
         names = exported.namelist()
     assert {"adapter/adapter_model.safetensors", "adapter/processor_config.json"} <= set(names)
-    shoot(page, "3-publish")
+    shoot(page, "4-publish")

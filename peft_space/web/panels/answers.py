@@ -55,14 +55,7 @@ class Answers:
             max_lines=20,
             elem_id="prompts",
         )
-        self.pictures = gr.File(
-            label="Pictures for these prompts",
-            file_count="multiple",
-            file_types=["image"],
-            height=110,
-            visible=False,
-            elem_id="prompt-pictures",
-        )
+        self.pictures = picture_box("Pictures for these prompts", "prompt-pictures")
         with gr.Row():
             small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 190}
             self.generate = gr.Button(
@@ -231,6 +224,18 @@ def _rows_of(
         rows.append({"prompt": prompt, "base": "", "adapter": "", "expected": expected})
         pictures.append(own or row.get("pictures", []))
     return rows, pictures
+
+
+def picture_box(label: str, elem_id: str) -> gr.File:
+    """Place a hidden box for pictures. It is shown for runs that read pictures."""
+    return gr.File(
+        label=label,
+        file_count="multiple",
+        file_types=["image"],
+        height=110,
+        visible=False,
+        elem_id=elem_id,
+    )
 
 
 def reads_pictures(run: Run) -> bool:

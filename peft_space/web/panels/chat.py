@@ -8,7 +8,7 @@ import gradio as gr
 from peft_space.errors import UserError
 from peft_space.web.components import Operation, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
-from peft_space.web.panels.answers import Answers, writing
+from peft_space.web.panels.answers import Answers, picture_box, reads_pictures, writing
 from peft_space.web.render import compare as render_compare
 
 
@@ -25,6 +25,7 @@ class Chat:
             max_lines=8,
             elem_id="chat-message",
         )
+        self.pictures = picture_box("Pictures for the first message", "chat-pictures")
         with gr.Row():
             small: dict[str, Any] = {"size": "md", "scale": 0, "min_width": 130}
             self.send = gr.Button(
@@ -37,7 +38,14 @@ class Chat:
         self.progress = gr.Markdown(elem_id="chat-progress")
         self.turns = gr.State([])
         self.operation = Operation(page, self.progress)
-        self.outputs = [self.progress, self.answers, self.turns, self.message, self.stop]
+        self.outputs: list[gr.components.Component] = [
+            self.progress,
+            self.answers,
+            self.turns,
+            self.message,
+            self.stop,
+            self.pictures,
+        ]
 
     def answer(self, values: Values) -> Iterator[Updates]:
         """Answer the message with both models."""
@@ -52,6 +60,8 @@ class Chat:
             "sampling": {name: values[field] for name, field in self.sampling.items()},
             "history": history,
         }
+        if pictures := [str(path) for path in values[self.pictures] or []]:
+            arguments["pictures"] = pictures  # of the first message, in each turn
 
         def show_growing(report: dict[str, Any]) -> Updates | None:
             if "column" not in report:
@@ -62,12 +72,20 @@ class Chat:
 
         def show(result: dict[str, Any]) -> Updates:
             answered = result["answers"][0]
-            kept = ("prompt", "rendered", "base", "adapter", "cut")
+            kept = ["prompt", "rendered", "base", "adapter", "cut"]
+            if not history:
+                kept.append("pictures")
             new_turn = {key: answered[key] for key in kept}
             html = render_compare.answers_html([*history, new_turn])
             html += render_compare.fairness_html(result["fairness"]["words"])
-            shown = {self.progress: "", self.answers: html, self.stop: gr.update(visible=False)}
-            return {**shown, self.turns: [*history, new_turn], self.message: ""}
+            return {
+                self.progress: "",
+                self.answers: html,
+                self.turns: [*history, new_turn],
+                self.message: "",
+                self.stop: gr.update(visible=False),
+                self.pictures: gr.update(interactive=False),
+            }
 
         yield self.operation.begin() | {self.stop: gr.update(visible=True)}
         directory = str(run.directory)
@@ -77,7 +95,7 @@ class Chat:
 def build(page: PageContext, answers: Answers) -> None:
     """Place and wire the panel."""
     chat = Chat(page, answers)
-    more = {chat.message, chat.turns, chat.system, *chat.sampling.values()}
+    more = {chat.message, chat.turns, chat.system, chat.pictures, *chat.sampling.values()}
     inputs: Inputs = {*page.selection, *more}
     events = [chat.send.click, chat.message.submit]
     answer = show_errors(chat.answer, chat.progress)
@@ -86,7 +104,11 @@ def build(page: PageContext, answers: Answers) -> None:
     answering.failure(lambda: hidden, None, chat.stop, **HIDDEN)
     stopped = {chat.progress: "Stopped.", chat.stop: hidden}
     chat.stop.click(lambda: stopped, None, list(stopped), cancels=answering, **HIDDEN)
+
+    def restart(values: Values) -> list[Any]:
+        has_box = bool(values[page.run]) and reads_pictures(page.selected_run(values))
+        return ["", "", [], "", hidden, gr.update(visible=has_box, interactive=True, value=None)]
+
     restarts = [chat.new.click, page.run.change]
-    empty = ["", "", [], "", hidden]
-    gr.on(restarts, lambda: empty, None, chat.outputs, cancels=answering, **HIDDEN)
+    gr.on(restarts, restart, {*page.selection}, chat.outputs, cancels=answering, **HIDDEN)
     page.enable_with_adapter(chat.send)
