@@ -286,6 +286,14 @@ CODES: dict[str, tuple[str, str]] = {
         "DoRA cannot be used on this base model.",
         "Choose lora as the method, or other target modules.",
     ),
+    "models.known_token": (
+        "A word in `new_tokens` is a token of the base model already.",
+        "Remove it from new_tokens.",
+    ),
+    "models.new_tokens_impossible": (
+        "The base model or the method cannot learn new tokens.",
+        "Leave new_tokens empty, or choose lora as the method.",
+    ),
     "models.experts_impossible": (
         "The recipe adapts experts, which this model or the other settings do not allow.",
         "Change what the message names, or set adapt_experts to false.",

@@ -62,6 +62,29 @@ def _check_pattern(pattern: str | None) -> str | None:
     return pattern
 
 
+FROM_BASE = ("pissa", "loftq")
+"""Methods whose adapter does not start at zero."""
+_MAX_NEW_TOKENS = 256
+_MAX_TOKEN_LENGTH = 64
+
+
+def _check_new_tokens(words: list[str] | None) -> list[str] | None:
+    words = words or []
+    problem = ""
+    if len(words) > _MAX_NEW_TOKENS:
+        problem = f"there are {len(words):,} of them, and the limit is {_MAX_NEW_TOKENS}"
+    for word in words:
+        if not word.strip() or word != word.strip():
+            problem = f"{word!r} is empty, or begins or ends with white space"
+        elif len(word) > _MAX_TOKEN_LENGTH:
+            problem = f"{word[:20]!r}… has more than {_MAX_TOKEN_LENGTH} characters"
+        elif words.count(word) > 1:
+            problem = f"{word!r} is named twice"
+    if problem:
+        raise PydanticCustomError("new_tokens", "{problem}", {"problem": problem})
+    return words or None
+
+
 class Recipe(BaseModel):
     """Everything except the data that determines the adapter. The defaults suit most tasks."""
 
@@ -238,6 +261,13 @@ class Recipe(BaseModel):
     thinking: Literal["own", "on", "off"] = _field("model", "Thinking", "own")
     """The switch for reasoning in the chat template of models such as Qwen3. `own`: as the template
     sets it. The adapter is asked as it was trained. `off` leaves out the reasoning of the rows."""
+
+    new_tokens: Annotated[list[str] | None, AfterValidator(_check_new_tokens)] = _field(
+        "model", "New tokens", None
+    )
+    """Words that become one token each, such as names that the tokenizer cuts into many. Their rows
+    of the embeddings begin as the mean of the old tokens' and are trained. A new token also
+    matches inside longer words. Empty: the tokens of the base model."""
 
     warmup_ratio: float = _field("training", "Warmup ratio", 0.05, ge=0, lt=1)
     """Fraction of the steps over which the learning rate rises from zero."""

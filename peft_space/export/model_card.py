@@ -25,6 +25,7 @@ from peft_space.export.readiness import checklist_markdown, read_checklist
 from peft_space.formatting import code, code_block, escape, single_line
 from peft_space.models.architecture import AUTO_CLASSES
 from peft_space.models.resolve import license_of
+from peft_space.models.vocabulary import find_base_of_run
 from peft_space.recipe import Task
 from peft_space.runs.events import Event, evaluations_of, selected_checkpoint, steps_of
 from peft_space.runs.plan import Plan, read_plan
@@ -111,7 +112,8 @@ def card_text(
     """Return the card in Markdown, without the plot."""
     scores = read_scores(run)
     if model_format is None:
-        usage = _adapter_usage(plan)
+        rows = find_base_of_run(run, plan.base_revision).num_embeddings
+        usage = _adapter_usage(plan, rows)
     else:
         usage = model_format.usage or _model_usage(plan)
     checklist = checklist_markdown(read_checklist(run))
@@ -202,7 +204,7 @@ def _reader(plan: Plan) -> tuple[str, str]:
     return "AutoTokenizer", "tokenizer"
 
 
-def _adapter_usage(plan: Plan) -> str:
+def _adapter_usage(plan: Plan, num_embeddings: int | None) -> str:
     loader, labels, path = AUTO_CLASSES[plan.task], "", '"path/or/id/of/this/adapter"'
     arguments, comment = repr(plan.base_name), ""
     if plan.base_on_hub:
@@ -214,13 +216,16 @@ def _adapter_usage(plan: Plan) -> str:
         arguments += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
         arguments += ", ignore_mismatched_sizes=True"
     reader, variable = _reader(plan)
+    resize = ""
+    if num_embeddings:
+        resize = f"base.resize_token_embeddings({num_embeddings})  # it has new tokens\n"
     usage = f"""\
 ```python
 from peft import PeftModel
 from transformers import {loader}, {reader}
 
 {labels}base = {loader}.from_pretrained({arguments}){comment}
-model = PeftModel.from_pretrained(base, {path})
+{resize}model = PeftModel.from_pretrained(base, {path})
 {variable} = {reader}.from_pretrained({path})
 ```"""
     if plan.quantization == "none":

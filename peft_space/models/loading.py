@@ -23,6 +23,7 @@ from peft_space.models.architecture import (
     ModelLayers,
     auto_class,
     forward_options,
+    fully_trained_modules,
     input_embeddings,
     linear_layers,
     modules_to_save,
@@ -55,7 +56,12 @@ from peft_space.models.resolve import (
     pin_revision,
 )
 from peft_space.models.special_tokens import AnswerTokens, answer_tokens, set_special_tokens
-from peft_space.models.vocabulary import SAVED_EMBEDDINGS, find_base_of_run
+from peft_space.models.vocabulary import (
+    SAVED_EMBEDDINGS,
+    find_base_of_run,
+    initialize_new_tokens,
+    token_rows,
+)
 from peft_space.recipe import CAUSAL_LM, Recipe, Task, TaskSpec
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
@@ -118,7 +124,7 @@ def load_base_model(
 
     Returns:
         A `PreTrainedModel`. Its attribute `untrained_modules` names the modules outside the head
-        whose weights the base does not have.
+        whose weights the base does not have, and `new_token_ids` has the recipe's new tokens.
 
     Raises:
         UserError: the weights are missing, damaged, or not safetensors.
@@ -154,6 +160,9 @@ def load_base_model(
         raise _loading_error(base, error) from error
     if base.num_embeddings is not None:
         model.resize_token_embeddings(base.num_embeddings, mean_resizing=False)
+    model.new_token_ids = []
+    if recipe.new_tokens:
+        model.new_token_ids = initialize_new_tokens(model, base, recipe.new_tokens)
     sanitize_generation_config(model)
     if task_spec.labels and base_labels(base.config, task_spec.task):
         _replace_foreign_head(model, base, recipe, task_spec, layers)
@@ -245,12 +254,16 @@ def new_adapter(
             hold_16_bits_again(model, held)
     layers = linear_layers(base.config, task_spec.task)
     config = adapter_config(recipe, layers, task_spec.task, model.untrained_modules)
-    if end_tokens:
-        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        rows = list(end_tokens)
-        config.trainable_token_indices = rows if tied else {str(layers.head): rows}
+    if end_tokens or model.new_token_ids:
+        full = fully_trained_modules(layers, modules_to_save(recipe, layers))
+        config.trainable_token_indices = token_rows(
+            model, layers, model.new_token_ids, end_tokens, full
+        )
     saved_modules = list(config.modules_to_save or []) or None  # PEFT adds to its own list
     adapted: Any = put(model) if put else get_peft_model(model, config)
+    if model.new_token_ids:  # PEFT would save all embeddings, because their number has changed
+        save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+        adapted.save_pretrained = save
     _check_dora_rows(adapted)
     # 16 bits lose small steps; PEFT converts its own matrices to float32, but not a head
     for parameter in adapted.parameters():

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-FROM_BASE = ("pissa", "loftq")
-"""Methods whose adapter does not start at zero."""
 _ADAPTER, _BASE = "adapter", "base"
 _ITERATIONS = 16
 """Of the randomized decomposition: on the way to the exact one, which takes minutes a layer."""

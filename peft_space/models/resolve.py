@@ -218,7 +218,7 @@ def load_tokenizer(
     """
     # the words of tagged rows are separate; as in a text, each begins with a space
     options = {"add_prefix_space": True} if task == "token-classification" else {}
-    tokenizer = _load_own_tokenizer(base, options)
+    tokenizer = own_tokenizer(base, options)
     if not tokenizer.is_fast:
         raise _unsupported_tokenizer(base, "fast version")
     tokenizer.padding_note = choose_pad_token(tokenizer, base.config)
@@ -229,6 +229,7 @@ def load_tokenizer(
     if task == "sequence-classification" and base.config.is_encoder_decoder:
         _end_texts(tokenizer)
     recipe = recipe or Recipe()
+    add_new_tokens(tokenizer, recipe.new_tokens or [])
     if task == "image-text-to-text":
         add_picture_processor(tokenizer, base)
     if recipe.chat_template != "own":
@@ -242,6 +243,21 @@ def load_tokenizer(
     if task == "seq2seq-lm" or any(recipe.languages):
         set_languages(tokenizer, base.name, recipe.languages)
     return tokenizer
+
+
+def add_new_tokens(tokenizer: "PreTrainedTokenizerFast", words: list[str]) -> None:
+    """Add words as tokens.
+
+    Raises:
+        UserError: a word is a token already.
+    """
+    known = tokenizer.get_vocab().keys()
+    if (word := next((word for word in words if word in known), None)) is not None:
+        raise UserError(
+            "models.known_token",
+            f"The base model has a token {word!r} already. Remove it from new_tokens.",
+        )
+    tokenizer.add_tokens(words)
 
 
 def _end_texts(tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -337,7 +353,12 @@ def _unsupported_tokenizer(base: BaseModelRef, missing: str) -> UserError:
     )
 
 
-def _load_own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
+def own_tokenizer(base: BaseModelRef, options: dict[str, Any]) -> Any:
+    """Load a base's tokenizer as it is stored, with `options` of transformers.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     location = base.tokenizer or base.location

@@ -7,16 +7,22 @@ belong to a base whose embeddings were resized.
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space.data.tokenization.chat_template import TEMPLATES
 from peft_space.errors import UserError
 from peft_space.models.architecture import ModelLayers, input_embeddings
-from peft_space.models.config_values import text_config
-from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.recipe import Task
+from peft_space.models.config_values import config_number, text_config
+from peft_space.models.resolve import (
+    BaseModelRef,
+    add_new_tokens,
+    find_base,
+    load_tokenizer,
+    own_tokenizer,
+)
+from peft_space.recipe import FROM_BASE, Recipe, Task
 from peft_space.runs.run import Run
 
 if TYPE_CHECKING:
@@ -43,7 +49,104 @@ def find_base_of_run(run: Run, revision: str | None) -> BaseModelRef:
         UserError: there is no such model, or it is out of reach.
     """
     base = find_base(run.recipe.base_model, revision)
-    return with_vocabulary(base, run.path(*VOCABULARY.split("/")))
+    return with_new_tokens(with_vocabulary(base, vocabulary_folder(run)), run.recipe)
+
+
+def vocabulary_folder(run: Run) -> Path:
+    """Return the folder `VOCABULARY` of a run, which may not exist."""
+    return run.path(*VOCABULARY.split("/"))
+
+
+def has_resized_base(run: Run) -> bool:
+    """Return True if the run's adapter came with embeddings of another number than the base's."""
+    return (vocabulary_folder(run) / _NUM_EMBEDDINGS).is_file()
+
+
+def with_new_tokens(base: BaseModelRef, recipe: Recipe) -> BaseModelRef:
+    """Return the base with enough embeddings for the recipe's new tokens.
+
+    Raises:
+        UserError: a new token is a token already.
+    """
+    if not recipe.new_tokens:
+        return base
+    tokenizer = own_tokenizer(base, {})
+    add_new_tokens(tokenizer, recipe.new_tokens)
+    needed = len(tokenizer)
+    rows = config_number(base.config, "vocab_size")
+    return with_num_embeddings(base, needed) if needed > rows else base
+
+
+def check_new_tokens(recipe: Recipe, layers: ModelLayers) -> None:
+    """Check that the model can learn the recipe's new tokens.
+
+    Raises:
+        UserError: it has no embeddings of tokens, or the adapter does not start at zero.
+    """
+    if not recipe.new_tokens:
+        return
+    problem = ""
+    if recipe.method in FROM_BASE:
+        problem = f"{recipe.method} starts from the base's own weights, which have no new tokens"
+    elif input_embeddings(layers.model) is None:
+        problem = f"{type(layers.model).__name__} has no embeddings of tokens"
+    if problem:
+        raise UserError(
+            "models.new_tokens_impossible",
+            f"{problem[0].upper()}{problem[1:]}. Leave new_tokens empty, or choose lora as the "
+            "method.",
+        )
+
+
+def initialize_new_tokens(model: Any, base: BaseModelRef, words: Sequence[str]) -> list[int]:
+    """Set the rows of new tokens to the mean of the rows of the tokens that they replace.
+
+    Both the embeddings and the output layer have such rows.
+
+    Args:
+        model: with enough embeddings.
+        base: the model's.
+        words: the new tokens.
+
+    Returns:
+        The ids of the new tokens.
+    """
+    import torch
+
+    old = own_tokenizer(base, {})
+    new = copy.deepcopy(old)
+    new.add_tokens(list(words))
+    ids = [new.get_vocab()[word] for word in words]
+    for layer in {input_embeddings(model), model.get_output_embeddings()} - {None}:
+        with torch.no_grad():
+            for word, row in zip(words, ids, strict=True):
+                pieces = old(word, add_special_tokens=False)["input_ids"]
+                layer.weight[row] = layer.weight[pieces].float().mean(0).to(layer.weight.dtype)
+    return ids
+
+
+def token_rows(
+    model: Any, layers: ModelLayers, new: Sequence[int], ends: Sequence[int], full: Sequence[str]
+) -> list[int] | dict[str, list[int]] | None:
+    """Return the rows of single tokens to train, as PEFT's `trainable_token_indices`.
+
+    Args:
+        model: the base model.
+        layers: of the base model.
+        new: tokens whose embeddings and rows of the output layer are trained.
+        ends: tokens whose rows of the output layer are trained.
+        full: names of modules that are trained in full.
+    """
+    embeddings: Any = input_embeddings(model)
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is embeddings.weight:
+        return sorted({*new, *ends}) or None
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    rows = {name: sorted(new)}
+    if output is not None:
+        rows[str(layers.head)] = sorted({*new, *ends})
+    kept = {name: ids for name, ids in rows.items() if ids and name not in full}
+    return kept or None
 
 
 def with_vocabulary(base: BaseModelRef, folder: Path) -> BaseModelRef:
@@ -158,6 +261,23 @@ def _differences(
     if not found and brought(text)["input_ids"] != own(text)["input_ids"]:
         found.append("other rules that split a text")
     return found
+
+
+def rows_for_tokens(config: Mapping[str, Any], layers: ModelLayers) -> int | None:
+    """Return the number of embeddings that an adapter with rows of single tokens needs.
+
+    Args:
+        config: of the adapter.
+        layers: of the base model.
+
+    Returns:
+        None if the base model has enough.
+    """
+    rows = config.get("trainable_token_indices") or []
+    ids = [one for part in rows.values() for one in part] if isinstance(rows, dict) else rows
+    needed = max(ids, default=-1) + 1
+    embeddings: Any = input_embeddings(layers.model)
+    return needed if embeddings is not None and needed > len(embeddings.weight) else None
 
 
 def num_embeddings_in(shapes: Mapping[str, tuple[int, ...]], layers: ModelLayers) -> int | None:

@@ -107,6 +107,7 @@ def recommend(
         `not_adapted` the layers and experts that get no adapter, with the reasons.
     """
     from peft_space.models.resolve import find_base
+    from peft_space.models.vocabulary import with_new_tokens
     from peft_space.planning.recommendation_facts import data_facts, machine_facts, model_facts
     from peft_space.recommend import rules
     from peft_space.training.prepare import prepare
@@ -114,7 +115,7 @@ def recommend(
     chosen, on_progress = make_recipe(recipe or {}), progress(report)
     # the longest row decides on the length limit, and a recipe beyond a red line gets its remedy
     prepared = prepare(data, chosen, held_out, column_mapping, on_progress, allow_red_lines=True)
-    base = find_base(chosen.base_model, chosen.revision)
+    base = with_new_tokens(find_base(chosen.base_model, chosen.revision), chosen)
     on_progress(0.9, "Measuring how well the base model predicts such answers")
     facts = data_facts(prepared, base, chosen)
     model = model_facts(base, chosen, prepared.task_spec.task)

@@ -45,7 +45,7 @@ from peft_space.models.architecture import (
 from peft_space.models.loading import inference_dtype, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base
-from peft_space.models.vocabulary import find_base_of_run
+from peft_space.models.vocabulary import find_base_of_run, with_new_tokens
 from peft_space.recipe import Recipe, Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import processes_for, split_step_rows
@@ -148,7 +148,8 @@ def estimate_prepared(
         recipe: the recipe.
         kinds: the hardware to estimate for.
     """
-    base, task = find_base(recipe.base_model, recipe.revision), prepared.task_spec.task
+    base = with_new_tokens(find_base(recipe.base_model, recipe.revision), recipe)
+    task = prepared.task_spec.task
     lengths = row_lengths(Examples(prepared.train).tokens, recipe)
     longest, num_rows = int(lengths.max()), len(lengths)
     patches = _patches(prepared.train, base.config)

@@ -23,6 +23,7 @@ from peft_space.models.resolve import BaseModelRef, find_base, pin_revision
 from peft_space.models.vocabulary import (
     VOCABULARY,
     num_embeddings_in,
+    rows_for_tokens,
     tokenizer_of_adapter,
     with_num_embeddings,
     with_vocabulary,
@@ -153,7 +154,7 @@ def _open(
     task = draft.task if draft.task != "automatic" else tasks_of(base.config)[0]
     layers = linear_layers(base.config, task)
     shapes = {info.renamed.get(key, key): shape for key, shape in info.header.shapes.items()}
-    rows = num_embeddings_in(shapes, layers)
+    rows = num_embeddings_in(shapes, layers) or rows_for_tokens(info.config, layers)
     if rows == num_embeddings_of(layers):
         rows = None
     if rows is not None:

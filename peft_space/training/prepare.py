@@ -50,12 +50,15 @@ from peft_space.models.loading import (
     task_spec_for,
     tokenizer_of,
 )
-from peft_space.models.lora_init import FROM_BASE
 from peft_space.models.quantization import quantization_of
 from peft_space.models.repo_files import check_claimed_size, check_weights, download_weights
 from peft_space.models.resolve import BaseModelRef, find_base, load_tokenizer
-from peft_space.models.vocabulary import find_base_of_run
-from peft_space.recipe import Recipe, Task, TaskSpec
+from peft_space.models.vocabulary import (
+    check_new_tokens,
+    find_base_of_run,
+    with_new_tokens,
+)
+from peft_space.recipe import FROM_BASE, Recipe, Task, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import read_plan
@@ -102,7 +105,7 @@ def prepare(
         UserError: if the three do not fit together.
     """
     on_progress(0.0, "Checking the base model")
-    base = base or find_base(recipe.base_model, recipe.revision)
+    base = with_new_tokens(base or find_base(recipe.base_model, recipe.revision), recipe)
     check_weights(base)
     on_progress(0.0, "Reading the rows")
     dataset = load_dataset(
@@ -230,6 +233,7 @@ def _check_recipe(
     expert_adapter(recipe, layers)
     quantization_of(recipe, base.config)
     check_checkpointing(recipe, layers)
+    check_new_tokens(recipe, layers)
     if task_spec.task == "kto" and recipe.batch_size * recipe.gradient_accumulation_steps < 2:
         raise UserError(
             "training.kto_batch_too_small",

@@ -40,7 +40,6 @@ from peft_space.models.loading import (
     tokenizer_of,
 )
 from peft_space.models.lora_init import (
-    FROM_BASE,
     initial_base,
     load_initial_adapter,
     to_plain_lora,
@@ -53,8 +52,8 @@ from peft_space.models.resolve import (
     save_tokenizer,
 )
 from peft_space.models.special_tokens import set_special_tokens
-from peft_space.models.vocabulary import find_base_of_run
-from peft_space.recipe import Recipe, TaskSpec
+from peft_space.models.vocabulary import find_base_of_run, has_resized_base
+from peft_space.recipe import FROM_BASE, Recipe, TaskSpec
 from peft_space.runs import checkpoints, events
 from peft_space.runs.events import failed_event, steps_of
 from peft_space.runs.plan import Plan, plan_for_processes, read_plan, write_plan
@@ -557,8 +556,8 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
         shutil.rmtree(leftover, ignore_errors=True)
     for outdated in ("scores.json", "votes.json"):  # of the previous adapter
         run.path(outdated).unlink(missing_ok=True)
-    # PEFT would ask the Hub for the vocabulary's size. The base has no rows for new tokens
-    resized = setup.base.num_embeddings is not None
+    # PEFT would ask the Hub for the vocabulary's size
+    resized = has_resized_base(run)
     model.save_pretrained(str(new), save_embedding_layers=resized, selected_adapters=["default"])
     _sort_lists(new / "adapter_config.json")
     if run.recipe.method in FROM_BASE:
