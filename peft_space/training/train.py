@@ -575,7 +575,7 @@ def _save_adapter(run: Run, setup: _TrainingSetup, on_adapter_saved: AdapterSave
 def _sort_lists(adapter_config: Path) -> None:
     """Sort the names that PEFT stores as sets, whose order differs between processes."""
     config: dict[str, Any] = json.loads(adapter_config.read_text())
-    for name in ("target_modules", "modules_to_save"):
-        if isinstance(config.get(name), list):
-            config[name] = sorted(config[name])
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            config[name] = sorted(value)
     atomic_io.write_text(adapter_config, json.dumps(config, indent=2, sort_keys=True) + "\n")

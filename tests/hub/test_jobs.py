@@ -14,6 +14,7 @@ from gradio_client.exceptions import AppError
 
 from peft_space import operations
 from peft_space.__main__ import main
+from peft_space.demo import PICTURES_FILE
 from peft_space.errors import UserError
 from peft_space.hub import jobs
 from peft_space.recipe import Recipe
@@ -93,11 +94,16 @@ def done(process):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
 def test_a_job_returns_the_same_adapter_as_a_local_training(
-    jobs_hub, job, rows, tmp_path, monkeypatch
+    kind, jobs_hub, job, rows, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run = make_run(tmp_path / "run", rows, RECIPE)
+    data, recipe = rows, RECIPE
+    if kind == "pictures":
+        data = str(PICTURES_FILE)
+        recipe = RECIPE.model_copy(update={"base_model": "demo-pictures", "max_length": 256})
+    run = make_run(tmp_path / "run", data, recipe)
     here = Run(shutil.copytree(run.directory, tmp_path / "here"))
     following = job(run, "--flavor", "cpu-basic", "--timeout", "10m", "--follow")
     assert main(["resume", str(here.directory)]) == 0

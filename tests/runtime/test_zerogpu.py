@@ -15,6 +15,7 @@ import pytest
 from gradio_client import Client
 
 from peft_space import operations
+from peft_space.demo import PICTURES_FILE
 from peft_space.errors import UserError
 from peft_space.recipe import Recipe
 from peft_space.runs import events
@@ -55,9 +56,9 @@ def pause_reason(run):
     return last.why
 
 
-def trained_alone(path, recipe):
+def trained_alone(path, recipe, data="demo"):
     """The same training in one process, without slices or interruption."""
-    run = make_run(path, "demo", recipe)
+    run = make_run(path, data, recipe)
     command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
     subprocess.run(
         command, cwd=fake_zerogpu.ROOT, env=dict(os.environ), check=True, capture_output=True
@@ -113,6 +114,19 @@ def test_two_slices_train_as_one_training_does(tmp_path, lender):
     )
     assert len(set(lender.pids)) == 1  # the process, and the base in it, are used again
     assert slice_lengths.slice_account(run.history(), 5).slices == len(lender.asked)
+
+
+@pytest.mark.slow
+def test_slices_with_pictures_give_the_same_bytes_as_one_training(tmp_path, lender):
+    changed = {"base_model": "demo-pictures", "max_steps": 30, "save_steps": 10}
+    recipe, data = PLAIN.model_copy(update=changed), str(PICTURES_FILE)
+    alone = trained_alone(tmp_path / "alone", recipe, data)
+    run = make_run(tmp_path / "sliced", data, recipe)
+    with lender.trainer() as trainer:
+        trainer.train(run.directory, 5)
+    assert run.status() == "finished"
+    assert len(lender.asked) >= 2
+    assert digests(run) == digests(alone)
 
 
 @pytest.mark.slow
