@@ -47,6 +47,7 @@ from peft_space.models.config_values import text_config
 from peft_space.models.loading import base_of, continues_texts, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, save_tokenizer
+from peft_space.models.special_tokens import answer_tokens, save_generation_config
 from peft_space.recipe import Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -177,6 +178,7 @@ def export_run(
         if target == "adapter":
             on_progress(0.0, "Copying the adapter")
             copy_adapter(run, folder)
+            _write_generation_config(run, folder)
             proof = verify_adapter(run, folder, on_progress)
             remedy = "Its files are damaged, or the base model has changed. Train the run again."
         elif gguf is not None:
@@ -499,6 +501,21 @@ def gguf_commands(options: Gguf, folder: Path) -> dict[str, str]:
         create = ["ollama", "create", "my-model", "-f", str(folder / "Modelfile")]
         lines["Ollama"] = shlex.join(create) + " && ollama run my-model"
     return lines
+
+
+def _write_generation_config(run: Run, folder: Path) -> None:
+    """Write the base's settings for answers, with the tokens that end the adapter's answers.
+
+    Servers take these tokens from such a file, and that of a base may not have them.
+    """
+    from transformers import GenerationConfig
+
+    base, task_spec = base_of(run)
+    if task_spec.task != "causal-lm":
+        return
+    generation = _generation_config(base) or GenerationConfig()
+    tokens = answer_tokens(tokenizer_of(run, base, task_spec.task), task_spec.task, generation)
+    save_generation_config(generation, tokens, folder)
 
 
 def _generation_config(base: BaseModelRef) -> "GenerationConfig | None":

@@ -34,7 +34,7 @@ from peft_space.models.loading import (
 )
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef, copy_processor
-from peft_space.models.special_tokens import answer_tokens, set_special_tokens
+from peft_space.models.special_tokens import answer_tokens, make_valid, set_special_tokens
 from peft_space.recipe import Task, TaskSpec
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.run import Run
@@ -333,10 +333,7 @@ def _save(
         if task_spec.task == "seq2seq-lm":
             generation.decoder_start_token_id = tokens.decoder_start
             generation.forced_bos_token_id = tokens.forced_first or generation.forced_bos_token_id
-        try:
-            generation.validate(strict=True)
-        except ValueError:  # some models set a temperature without sampling and cannot be saved so
-            generation.do_sample = True
+        make_valid(generation)
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     copy_processor(base, folder)
     tokenizer.save_pretrained(folder)

@@ -262,6 +262,8 @@ def commands(
     lora, tgi = f"{name}={path}", ["text-generation-launcher", "--model-id"]
     if how == "adapter":
         vllm = ["vllm", "serve", base, *pinned, "--enable-lora", "--lora-modules", lora]
+        if traits.task == "causal-lm":  # as in training: tokens, chat template, ends of answers
+            vllm += ["--tokenizer", path, "--generation-config", path]
         launch = shlex.join([*tgi, base, *pinned])
         lines: dict[Engine, str] = {"TGI": f"LORA_ADAPTERS={shlex.quote(lora)} {launch}"}
         if "vLLM" in served:

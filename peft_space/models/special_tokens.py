@@ -5,6 +5,7 @@ Training, scores, answers and exports all take padding, stop tokens and language
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_space.compat.transformers import target_mode
@@ -163,6 +164,23 @@ def answer_tokens(
     forced = frame.before[:1] == [frame.language]
     first = frame.language if forced else None
     return AnswerTokens(stops, tokenizer.pad_token_id, start, first, tuple(frame.before))
+
+
+def save_generation_config(
+    generation: "GenerationConfig", tokens: AnswerTokens, folder: Path
+) -> None:
+    """Write settings for answers with these tokens at their ends."""
+    generation.eos_token_id, generation.pad_token_id = tokens.stops, tokens.pad
+    make_valid(generation)
+    generation.save_pretrained(folder)
+
+
+def make_valid(generation: "GenerationConfig") -> None:
+    """Some models set a temperature without sampling, which cannot be saved."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
 
 
 def _decoder_start(model: Any, end: list[int], generation: "GenerationConfig | None") -> int | None:

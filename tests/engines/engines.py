@@ -3,6 +3,7 @@
 `make engines` builds them, or environment variables name their folders.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,14 @@ def program(engine, name):
         print(f"SKIPPED: {reason}")
         pytest.skip(reason)
     return str(path)
+
+
+def needs_gptqmodel():
+    """Skip the test without the library that writes models in GPTQ and AWQ."""
+    if importlib.util.find_spec("gptqmodel") is None:
+        reason = "gptqmodel is not installed: pip install --no-deps -r requirements-gptq.txt"
+        print(f"SKIPPED: {reason}")
+        pytest.skip(reason)
 
 
 def environment():

@@ -11,8 +11,18 @@ from peft_space.export.export import Gguf, export_gguf
 from peft_space.export.gguf import NUMBERS
 from peft_space.export.gguf.tokenizer import PRE_TOKENIZERS
 from peft_space.export.gguf.writer import write_gguf, write_gguf_adapter
+from peft_space.export.merge import merge, merge_into
 from tests.engines.engines import ask_llama_cpp
-from tests.engines.trained import NUM_TOKENS, agreement, answers_of, folder, run_of
+from tests.engines.trained import (
+    FAMILIES,
+    NUM_TOKENS,
+    agreement,
+    answers_of,
+    answers_of_family,
+    folder,
+    run_of,
+    run_of_family,
+)
 from tests.fixtures.gguf_models import MODELS, model, splitting
 from tests.fixtures.tokenizers import CORPUS
 
@@ -144,6 +154,61 @@ def test_the_demo_answers_in_llama_cpp_as_its_adapter_does(quantization, record)
             figures += f"; {own_same} of {total} equal those on the NF4 base ({own_alike:.1%})"
         title = f"llama.cpp (llama-cpp-python {result['version']}), held-out prompts of the demo"
         record(title, f"trained on the {base} base, {form}, {numbers}", figures)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_exports_of_a_family_answer_in_llama_cpp_as_in_transformers(name, record):
+    run, expected = run_of_family(name), answers_of_family(name)
+    for numbers in NUMBERS:
+        with folder() as out:
+            export_gguf(run, out, Gguf(numbers))
+            texts = [
+                render_prompt(expected.tokenizer, messages) for messages in expected.conversations
+            ]
+            result = ask_llama_cpp(
+                out / f"model-{numbers}.gguf",
+                expected.prompts,
+                expected.stops,
+                texts=texts,
+                num_tokens=NUM_TOKENS,
+                exact=numbers == "f32",
+                context=256,
+            )
+        # the same tokens, BOS included, the same template and the same ends
+        assert result["tokens"] == expected.prompts
+        template = result["metadata"]["tokenizer.chat_template"]
+        assert template == expected.tokenizer.get_chat_template()
+        assert all(result["ends"])
+        same, alike = agreement(expected.answers, result["answers"])
+        if numbers == "f32":
+            assert result["answers"] == expected.answers
+        assert alike > (0.9 if numbers == "f16" else 0.5)
+        record(
+            f"llama.cpp (llama-cpp-python {result['version']}), a trained adapter of each family",
+            f"{name}, merged, {numbers}",
+            f"{same} of {len(expected.answers)} answers equal those in float32 "
+            f"({alike:.1%} of tokens)",
+        )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_merged_model_of_a_family_answers_in_transformers_as_its_adapter(name, tmp_path):
+    run, expected = run_of_family(name), answers_of_family(name)
+    merge(run, tmp_path, "float32", merge_into(run, "full"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.get_chat_template() == expected.tokenizer.get_chat_template()
+    ends = model.generation_config.eos_token_id
+    assert set(ends if isinstance(ends, list) else [ends]) == set(expected.stops)
+    for messages, prompt, answer in zip(
+        expected.conversations, expected.prompts, expected.answers, strict=True
+    ):
+        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        batch = tokenizer.apply_chat_template(messages, **options)
+        assert batch["input_ids"][0].tolist() == prompt
+        with torch.inference_mode():
+            output = model.generate(**batch, max_new_tokens=NUM_TOKENS, do_sample=False)
+        assert output[0, len(prompt) :].tolist() == answer
 
 
 def test_the_chat_template_of_the_demo_is_in_the_file_byte_for_byte(tmp_path):

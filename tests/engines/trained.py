@@ -1,13 +1,16 @@
-"""A fully trained run of the demo, and its adapter's answers, which engines must reproduce."""
+"""Fully trained runs, and their adapters' answers, which engines must reproduce."""
 
 import contextlib
 import functools
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_space.data.dataset import load_run_data
 from peft_space.data.tokenization.render import prompt_ids, stop_token_ids
@@ -17,8 +20,28 @@ from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from peft_space.training.prepare import make_run
 from peft_space.training.train import train
+from tests.fixtures import gguf_models
 
 NUM_TOKENS = 48
+FAMILIES = ("Llama 2", "Qwen 3", "Gemma 3")
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana")
+_THINGS = ("a lamp", "red tea", "two cats", "a kettle", "blue ink", "warm rice", "ten keys", "fog")
+
+
+def _rows(things):
+    """Few and short rows, so that a small model learns them by heart."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What has {name}?"},
+                {"role": "assistant", "content": f"{name} has {thing}."},
+            ]
+        }
+        for name, thing in zip(NAMES, things, strict=True)
+    ]
+
+
+ROWS = _rows(_THINGS)
 
 
 @functools.cache
@@ -31,15 +54,57 @@ def run_of(quantization):
     return run
 
 
+@functools.cache
+def run_of_family(name):
+    """Train a small random model of a family (see `fixtures.gguf_models`) on `ROWS`."""
+    directory = Path(tempfile.mkdtemp(prefix="engines-"))
+    # llama.cpp's formats of 4 and 5 bits take 256 weights at a time
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.02}
+    base = gguf_models.model(directory / "base", name, **sizes)
+    _teach(base, _rows(reversed(_THINGS)))
+    data = directory / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    recipe = Recipe(
+        base_model=str(base),
+        quantization="none",
+        max_steps=150,
+        batch_size=8,
+        learning_rate=2e-3,
+        eval_split=0,
+    )
+    run = make_run(directory / "run", str(data), recipe)
+    with run.lock():
+        assert train(run).event == "Finished"
+    return run
+
+
+def _teach(folder, rows):
+    """Train all weights of a saved model, so that an adapter has something to change."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    encoded = [
+        tokenizer.apply_chat_template(row["messages"], return_tensors="pt", return_dict=True)
+        for row in rows
+    ]
+    for _ in range(40):
+        for batch in encoded:
+            model(**batch, labels=batch["input_ids"]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Answers:
-    """The held-out prompts and an adapter's greedy answers, as text and as token ids."""
+    """The prompts and an adapter's greedy answers, as text and as token ids."""
 
     conversations: list[list[dict[str, str]]]
     prompts: list[list[int]]
     stops: list[int]
     answers: list[list[int]]
     texts: list[str]
+    tokenizer: Any
 
 
 @functools.cache
@@ -50,7 +115,18 @@ def answers_of(quantization, base_dtype="float32"):
         quantization: of the base in training.
         base_dtype: float32, or `own` for the base that the adapter was trained on.
     """
-    run: Run = run_of(quantization)
+    run = run_of(quantization)
+    rows = load_run_data(run).held_out
+    return _answers(run, [row.messages[:-1] for row in rows], base_dtype)
+
+
+@functools.cache
+def answers_of_family(name):
+    """Return the answers to the questions of `ROWS` by the adapter of `run_of_family`."""
+    return _answers(run_of_family(name), [row["messages"][:-1] for row in ROWS], "float32")
+
+
+def _answers(run: Run, conversations, base_dtype):
     base, task_spec = base_of(run)
     tokenizer = load_tokenizer(base, run.recipe)
     if base_dtype == "own":
@@ -59,7 +135,6 @@ def answers_of(quantization, base_dtype="float32"):
         recipe = run.recipe.model_copy(update={"quantization": "none"})
         plain = load_base_model(base, recipe, "float32", task_spec, device="cpu")
         model = PeftModel.from_pretrained(plain, run.adapter).eval()
-    conversations = [row.messages[:-1] for row in load_run_data(run).held_out]
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     stops, answers = stop_token_ids(tokenizer), []
     options = {"max_new_tokens": NUM_TOKENS, "do_sample": False, "eos_token_id": stops}
@@ -70,7 +145,7 @@ def answers_of(quantization, base_dtype="float32"):
             output = model.generate(**inputs, **options, pad_token_id=tokenizer.pad_token_id)
         answers.append(output[0, len(prompt) :].tolist())
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-    return Answers(conversations, prompts, stops, answers, texts)
+    return Answers(conversations, prompts, stops, answers, texts, tokenizer)
 
 
 def agreement(ours, theirs):

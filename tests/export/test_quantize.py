@@ -1,6 +1,5 @@
 """Merged models in GPTQ and AWQ: what is checked before, and what real gptqmodel writes."""
 
-import importlib.util
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from peft_space.export import quantize
 from peft_space.export.export import export_run
 from peft_space.export.quantize import COMPRESSED, compress, group_size_for
 from peft_space.operations.export import ExportOptions, _export_text
+from tests.engines.engines import needs_gptqmodel
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
@@ -79,10 +79,7 @@ def test_the_hint_after_an_export_pushes_the_same_format():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_a_model_in_4_bits_answers_like_the_adapter(method, short_run, tmp_path):
-    if importlib.util.find_spec("gptqmodel") is None:
-        reason = "gptqmodel is not installed: pip install --no-deps -r requirements-gptq.txt"
-        print(f"SKIPPED: {reason}")
-        pytest.skip(reason)
+    needs_gptqmodel()
     exported = export_run(short_run, tmp_path / "out", "merged", method)
     config = json.loads((exported.path / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == method
