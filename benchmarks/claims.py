@@ -168,6 +168,22 @@ CLAIMS: dict[str, Claim] = {
             f"{lines[-1]['worst_error_percent']} % (worst of {lines[-1]['recipes']})"
         ),
     ),
+    "real_shapes": Claim(
+        "real_shapes",
+        "Memory and time of Qwen3-0.6B, SmolLM2-135M, BERT-base and T5-small are estimated well",
+        "memory within 10 % (median 5 %), time within 25 %",
+        lambda lines: (
+            f"memory {lines[-1]['median_memory_error_percent']} % (median), "
+            f"{lines[-1]['worst_memory_error_percent']} % (worst); time "
+            f"{lines[-1]['median_time_error_percent']} % (median), "
+            f"{lines[-1]['worst_time_error_percent']} % (worst of {lines[-1]['trainings']})"
+        ),
+        lambda lines: (
+            lines[-1]["worst_memory_error_percent"] <= 10
+            and lines[-1]["median_memory_error_percent"] <= 5
+            and lines[-1]["worst_time_error_percent"] <= 25
+        ),
+    ),
     "pictures": Claim(
         "pictures",
         "The memory estimate counts pictures and the vision tower",

@@ -14,6 +14,22 @@ Schema = Literal[
     "token_classification", "source_target", "image_text",
 ]  # fmt: skip
 SCHEMAS: tuple[Schema, ...] = get_args(Schema)
+SCHEMA_TITLES: dict[Schema, str] = {
+    "alpaca": "instructions and answers",
+    "question_answer": "questions and answers",
+    "prompt_completion": "prompts and completions",
+    "messages": "chats",
+    "sharegpt": "chats (ShareGPT)",
+    "text": "plain texts",
+    "preference": "better and worse answers",
+    "unpaired_preference": "answers rated good or bad",
+    "text_classification": "texts with labels",
+    "text_pair_classification": "pairs of texts with labels",
+    "token_classification": "words with tags",
+    "source_target": "texts with their rewritten form",
+    "image_text": "pictures with texts",
+}
+"""Schema -> plain words for its rows."""
 _TASKS: dict[Schema, tuple[Task, ...]] = {
     "text_classification": ("sequence-classification",),
     "text_pair_classification": ("sequence-classification",),
@@ -250,7 +266,8 @@ class ColumnMapping:
         left_out = f" Left out: {listed_names(self.left_out)}." if self.left_out else ""
         learned = f" {self.assistant!r} is the assistant." if self.assistant else ""
         others = "".join(f" {other.why()}" for other in self.others)
-        detected = f"Detected as {self.schema}, with the column{plural} {columns}."
+        rows = f"{SCHEMA_TITLES[self.schema]} ({self.schema})"
+        detected = f"Detected as {rows}, with the column{plural} {columns}."
         return f"{detected}{learned}{left_out}{others}"
 
     def as_json(self) -> dict[str, Any]:

@@ -369,7 +369,9 @@ def browse(
 
     Returns:
         `columns`, the number of rows that match (`matches`), and `rows`: each has its `row` number,
-        its `cells`, and `messages` or the `problem` that makes it unusable.
+        its `cells`, and the `problem` that makes it unusable, or `messages`: what is read of it,
+        each with `role`, `content`, and `reasoning` and `tool_calls` if it has some. Texts, labels
+        and tags are messages of such a role.
     """
     from peft_space.data.column_mapping import make_column_mapping
     from peft_space.data.dataset import detect_mappings
@@ -408,12 +410,40 @@ def _as_messages(number: int, row: Json, mapping: "Mapping") -> Json:
         record = normalize_record(number, row, mapping)
     except BadRow as problem:
         return {"problem": str(problem)}
-    return {"messages": [_message_text(one) for one in getattr(record, "messages", None) or []]}
+    return {"messages": [_message_text(one) for one in _messages_of(record)]}
+
+
+def _messages_of(record: Any) -> list[Json]:
+    """What is read of a row, as messages."""
+    from peft_space.data import row_normalization as rows
+
+    match record:
+        case rows.Conversation():
+            return record.messages
+        case rows.Preference():
+            sides = {"preferred": record.chosen, "rejected": record.rejected}
+            answers = [one | {"role": side} for side, ones in sides.items() for one in ones]
+            return [*record.prompt, *answers]
+        case rows.UnpairedPreference():
+            rating = "preferred" if record.good else "rejected"
+            return [*record.messages[:-1], record.messages[-1] | {"role": rating}]
+        case rows.TextClassification():
+            texts = {"text": record.text, "second text": record.second, "label": record.label}
+            return [{"role": role, "content": text} for role, text in texts.items() if text]
+        case rows.TokenClassification():
+            words = " ".join(record.tokens)
+            return [{"role": "text", "content": words}, {"role": "tags", "content": record.tags}]
+        case _:
+            return [{"role": "text", "content": record.text}]
 
 
 def _message_text(message: Json) -> Json:
-    content = message.get("content") or message.get("tool_calls") or ""
-    return {"role": message.get("role", ""), "content": _cell_text(content)[:_MAX_RAW]}
+    shown = {"role": str(message.get("role", "")), "content": message.get("content") or ""}
+    shown |= {
+        "reasoning": message.get("reasoning_content"),
+        "tool_calls": message.get("tool_calls"),
+    }
+    return {name: _cell_text(value)[:_MAX_RAW] for name, value in shown.items() if value}
 
 
 def _task(recipe: Recipe, schema: Any, rows: list[Any]) -> Task:

@@ -329,8 +329,8 @@ def _drop_rejected(
     if drop.all():
         raise UserError(
             "training.all_rows_rejected",
-            f"{data.source}: the base model's chat template rejects every row; "
-            f"{next(iter(rejected.values()))}",
+            f"{data.source}: the base model cannot read any of these rows, because its chat "
+            f"template rejects them. {next(iter(rejected.values()))}",
         )
     if "drop_cut" in data.column_mapping.fixes:
         drop = drop | (tokens.column("cut") > 0)

@@ -43,6 +43,7 @@
     tab() {
       const tab = document.querySelector('#steps [role=tab][aria-selected=true]');
       const name = TABS.find(title => tab?.textContent.includes(title));
+      if (name && name !== place.tab) scrollTo({top: 0});
       if (name) remember({tab: name});
     },
     notify() {

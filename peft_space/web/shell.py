@@ -141,6 +141,8 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
             return {page.to_compare: [], page.runs_opened: time.time()}
         shown = {main: gr.update(visible=True), all_runs: gr.update(visible=False)}
         if chosen == NEW:
+            if not values[page.run] and values[page.data]:
+                gr.Info("This is your new fine-tune. Press Remove to begin with other data.")
             new = {page.run: "", page.run_state: None, page.run_progress: None}
             return {**shown, **new, tabs: gr.update(selected="Data")}
         run = open_run(page.owners(values), chosen)
@@ -149,7 +151,7 @@ def _wire_choice(page: PageContext, shell: Shell, tabs: gr.Tabs, views: Any) -> 
 
     states = [page.run, page.run_state, page.run_progress, page.to_compare, page.runs_opened]
     outputs = [*states, tabs, main, all_runs]
-    shell.runs.click(choose, page.selection, outputs, **HIDDEN)
+    shell.runs.click(choose, {*page.selection, page.data}, outputs, **HIDDEN)
     opened = {main: gr.update(visible=False), all_runs: gr.update(visible=True)}
     page.runs_opened.change(lambda: opened, None, [main, all_runs], **HIDDEN)
     page.reset_with_run({main: gr.update(visible=True), all_runs: gr.update(visible=False)})

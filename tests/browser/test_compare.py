@@ -19,6 +19,8 @@ from tests.browser.conftest import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CUT = """table => [...table.querySelectorAll('*')].some(
+    one => one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX != 'visible')"""
 
 
 def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot, tmp_path):
@@ -108,6 +110,8 @@ def test_prompts_chat_vote_and_scores_on_the_compare_tab(app, home, page, shoot,
     open_inner_tab(page, "All scores")
     expect(page.locator("#scores")).to_contain_text("Difference", timeout=SLOW)
     expect(page.locator("#scores")).to_contain_text("ROUGE-L")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    assert not page.locator("#scores").evaluate(CUT), "no number is cut"
     expect(page.locator("#more-scores details .comparison").first).to_be_attached()
     expect(page.locator("#more-scores .fair")).to_be_visible()
     shoot(page, "5-scores")

@@ -46,7 +46,13 @@ def test_a_merged_model_is_exported_and_verified(app, home, page, shoot):
     expect(page.locator("#export-progress")).to_contain_text(
         re.compile("60.60|60 of 60"), timeout=SLOW
     )
-    expect(page.locator("#export-progress")).to_contain_text("✓")
+    progress = page.locator("#export-progress")
+    expect(progress).to_contain_text("✓")
+    # the exact commands of this target alone, with the names of the files in the .zip
+    expect(progress).to_contain_text("unzip demo-on-demo-merged")
+    expect(progress).not_to_contain_text("path/of")
+    expect(progress).not_to_contain_text("peft_space/demo")
+    expect(progress).not_to_contain_text("ollama create")
     expect(page.locator("#zip")).to_contain_text("demo-on-demo-merged", timeout=SLOW)
     shoot(page, "proven")
     with page.expect_download() as download:
@@ -90,6 +96,8 @@ def test_the_card_is_previewed_edited_and_pushed(app, home, page, shoot, hub_ser
             )
             > 100
         )
+        height = page.evaluate("document.documentElement.scrollHeight")
+        assert height < 5_000, "the card scrolls inside"
         editor = page.locator("#card .cm-content")
         editor.click()
         page.keyboard.press("Control+End")

@@ -30,8 +30,8 @@ from peft_space.hub import push as hub_push
 from peft_space.recipe import Recipe
 from peft_space.runs.run import Run
 from peft_space.web.render import compare as render_compare
-from peft_space.web.render import data as render_data
 from peft_space.web.render import overview as render_overview
+from peft_space.web.render import rows as render_rows
 from tests.fixtures.plans import PLAN
 
 SHELL = [
@@ -204,7 +204,7 @@ def test_names_are_shown_as_text():
         row = dict.fromkeys(("prompt", "base", "adapter", "rendered"), name)
         row["chances"] = {"base": {name: 1.0}, "adapter": {name: 1.0}}
         example = {"row": 1, "tokens": [[name, True]], "cut": 0, "label": name}
-        for markup in (render_compare.answers_html([row]), render_data.example_html(example)):
+        for markup in (render_compare.answers_html([row]), render_rows.example_html(example)):
             assert not {tag for tag, *_ in Tags(markup).tags} & ACTIVE_TAGS, name
 
 

@@ -8,6 +8,7 @@ import shlex
 
 import pytest
 
+from peft_space import operations
 from peft_space.cli.main import build_parser
 from peft_space.errors import UserError
 from peft_space.evaluation.results import TITLES, Evaluation, Scores
@@ -20,6 +21,7 @@ from peft_space.web.render import data as render_data
 from peft_space.web.render import overview as render_overview
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import publish as render_publish
+from peft_space.web.render import rows as render_rows
 from peft_space.web.render import runs as render_runs
 from peft_space.web.render import shell as render_shell
 from peft_space.web.render import train as render_train
@@ -64,7 +66,7 @@ def test_text_of_users_and_models_is_escaped(run):
     assert "<script>" not in shown
     assert "<img" not in shown
     assert "&lt;/pre&gt;" in shown
-    assert "<b>" not in render_data.example_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
+    assert "<b>" not in render_rows.example_html({"row": 1, "tokens": [["<b>", True]], "cut": 0})
     assert render_overview.escape("[a](b) <c>") == r"\[a\]\(b\) &lt;c&gt;"
 
 
@@ -129,7 +131,7 @@ def test_a_comparison_says_so_if_all_answers_differ():
 
 
 def test_tokens_are_learned_masked_ended_or_truncated():
-    shown = render_data.example_html(
+    shown = render_rows.example_html(
         {
             "row": 3,
             "tokens": [["Hi", False], [" Ben", True], ["<end>", True], ["\n", False]],
@@ -139,7 +141,7 @@ def test_tokens_are_learned_masked_ended_or_truncated():
     assert 'class="masked" title="token 1: masked">Hi<' in shown
     assert 'class="trained" title="token 2: trained"> Ben<' in shown
     assert 'class="trained end" title="token 3: trained end">&lt;end&gt;<' in shown
-    cut = render_data.example_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
+    cut = render_rows.example_html({"row": 3, "tokens": [["Hi", True]], "cut": 1200})
     assert "1,200 tokens" in cut
     assert 'title="token 1: trained"' in cut
 
@@ -159,7 +161,7 @@ def test_a_resumed_run_has_each_step_once_in_the_plot(run):
         [2, 0.5],
         [3, 1.0],
     ]
-    assert curves[curves.rows == "held out"][["step", "loss"]].values.tolist() == [[2, 3.0]]
+    assert curves[curves.rows == "test"][["step", "loss"]].values.tolist() == [[2, 3.0]]
 
 
 def test_progress_shows_step_loss_speed_memory_and_time_left(run):
@@ -263,7 +265,7 @@ def test_overfitting_is_marked_by_a_vertical_line_of_the_plot_s_height(run):
 def test_the_plot_has_all_its_curves_before_overfitting_starts(run):
     curves = render_progress.losses(started(run, *OVERFITTING[:5]))
     assert curves[curves.rows == "overfitting"].loss.isna().all()
-    assert set(curves.rows) == {"training", "held out", "overfitting"}
+    assert set(curves.rows) == {"training", "test", "overfitting"}
     assert "Overfitting" not in render_train.status_markdown(run, run.history())
 
 
@@ -371,8 +373,8 @@ def test_the_sidebar_and_the_header_escape_names_and_tell_the_status(run):
 
 def test_a_text_that_is_trained_in_pieces_says_how_many():
     example = {"row": 1, "tokens": [["a", True]], "cut": 0}
-    assert "of 3 pieces" in render_data.example_html(example | {"pieces": 3})
-    assert "pieces" not in render_data.example_html(example)
+    assert "of 3 pieces" in render_rows.example_html(example | {"pieces": 3})
+    assert "pieces" not in render_rows.example_html(example)
 
 
 def test_the_filter_says_if_not_every_test_row_is_shown():
@@ -402,3 +404,50 @@ def test_a_grid_of_other_values_is_refused(ranks, rates, code):
     with pytest.raises(UserError) as error:
         grid_points(ranks, rates)
     assert error.value.code == code
+
+
+def test_a_row_is_shown_as_it_is_read_thoughts_and_calls_included(write):
+    call = {"type": "function", "function": {"name": "price", "arguments": '{"room": 0}'}}
+    answer = {"role": "assistant", "content": "I look.", "reasoning_content": "Hmm.",
+              "tool_calls": [call | {"id": "call00001"}]}  # fmt: skip
+    result = {"role": "tool", "tool_call_id": "call00001", "name": "price", "content": "40"}
+    chat = [{"role": "user", "content": "Price?"}, answer, result,
+            {"role": "assistant", "content": "It is 40."}]  # fmt: skip
+    [row] = operations.browse(str(write("rows.json", [{"messages": chat}])))["rows"]
+    shown = render_rows.chat_html(row)
+    for text in ("Price?", "Hmm.", "thinking", "price", "tool calls", "It is 40."):
+        assert text in shown, text
+
+
+@pytest.mark.parametrize(
+    ("row", "roles"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, ["user", "preferred", "rejected"]),
+        ({"prompt": "a", "completion": "b", "label": False}, ["user", "rejected"]),
+        ({"text": "a", "label": "x"}, ["text", "label"]),
+        ({"tokens": ["a", "b"], "tags": ["O", "B-X"]}, ["text", "tags"]),
+        ({"text": "a"}, ["text"]),
+    ],
+)
+def test_every_kind_of_row_is_shown_as_it_is_read(row, roles, write):
+    rows = [row | {"when": "today"}] * 4
+    mapping = operations.check(str(write("rows.json", rows)))
+    asked = {} if "column_mapping" in mapping else {"column_mapping": mapping["question"][0]}
+    [first, *_] = operations.browse(str(write("rows.json", rows)), **asked)["rows"]
+    assert [message["role"] for message in first["messages"]] == roles
+    assert "today" not in render_rows.chat_html(first), "what is not used is not shown"
+
+
+def test_an_answer_that_is_rated_bad_is_marked_as_one_to_avoid():
+    example = {"row": 1, "tokens": [["No.", True]], "cut": 0}
+    assert "avoid" in render_rows.example_html(example | {"label": "not good"})
+    assert "avoid" not in render_rows.example_html(example | {"label": "good"})
+    pair = example | {"rejected": [["No.", True]], "rejected_cut": 0}
+    assert 'class="avoided"' in render_rows.example_html(pair)
+
+
+def test_the_columns_that_are_read_come_first():
+    browsed = {"columns": ["id", "question"], "rows": [{"row": 1, "cells": ["7", "Who?"]}]}
+    table = render_data.rows_table(browsed, ["question"])
+    assert list(table.columns) == ["Row", "Check", "question", "id"]
+    assert list(table.iloc[0]) == ["1", "✓", "Who?", "7"]

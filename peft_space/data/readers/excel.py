@@ -142,8 +142,8 @@ def _choose_sheet(name: str, book: "Workbook", sheet: str, note: Note) -> str | 
     if others := [title for title in widths if title != chosen]:
         note(
             f"The sheet {chosen!r} is read. Other sheets with content: "
-            f"{', '.join(map(repr, others))}. To read one, write #SHEET after the name of the "
-            "file, or save it as a file."
+            f"{', '.join(map(repr, others))}. Choose one on the page, or write #SHEET after the "
+            "name of the file."
         )
     elif len(titles) > 1:
         note(f"Only the sheet {chosen!r} of {len(titles)} has content.")

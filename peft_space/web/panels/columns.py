@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from peft_space.data.column_mapping import SCHEMAS, roles
+from peft_space.data.column_mapping import SCHEMA_TITLES, SCHEMAS, roles
 from peft_space.web.components import show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 
@@ -26,7 +26,8 @@ class ColumnsPanel:
     def __init__(self, page: PageContext):
         self.page = page
         with gr.Accordion("Change columns", open=False, elem_id="change-columns"):
-            self.schema = gr.Dropdown(list(SCHEMAS), label="Format", elem_id="schema")
+            formats = [(SCHEMA_TITLES[schema].capitalize(), schema) for schema in SCHEMAS]
+            self.schema = gr.Dropdown(formats, label="Format", elem_id="schema")
             with gr.Row():
                 hidden: dict[str, Any] = {"visible": False, "min_width": 160}
                 self.roles = {

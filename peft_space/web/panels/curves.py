@@ -9,7 +9,7 @@ from peft_space.web.components import show_errors
 from peft_space.web.context import HIDDEN, PageContext, Updates, Values
 from peft_space.web.render import progress as render_progress
 
-_COLORS = {"training": theme.TRAINING, "held out": theme.TEST, "overfitting": theme.DANGER}
+_COLORS = {"training": theme.TRAINING, "test": theme.TEST, "overfitting": theme.DANGER}
 _DETAILS = ("learning rate", "gradient norm", "tokens a second")
 
 
@@ -30,7 +30,7 @@ class Curves:
             color="rows",
             color_title=" ",
             color_map=_COLORS,
-            colors_in_legend=["training", "held out"],
+            colors_in_legend=["training", "test"],
             title="Loss",
             x_axis_format="d",
             height=300,

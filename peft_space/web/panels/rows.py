@@ -7,6 +7,7 @@ import gradio as gr
 from peft_space.web.components import choices_html, picked, show_errors
 from peft_space.web.context import HIDDEN, Inputs, PageContext, Updates, Values
 from peft_space.web.render import data as render_data
+from peft_space.web.render import rows as render_rows
 
 PAGE_SIZE = 50
 
@@ -20,6 +21,8 @@ class Rows:
         """The first rows, token by token, as the check returned them."""
         self.finding_rows = gr.State({})
         """Kind of finding -> the numbers of its rows."""
+        self.used = gr.State([])
+        """The columns that are read; they come first."""
         self.position = gr.State([0, ""])
         """[rows before the shown page, the finding that is shown]."""
         self.findings = choices_html("findings")
@@ -29,7 +32,7 @@ class Rows:
             with gr.Column(scale=2, min_width=320, elem_id="inspector"), gr.Tabs():
                 with gr.Tab("As tokens"):
                     self.tokens = gr.HTML(elem_id="preview", min_height=120)
-                with gr.Tab("As chat"):
+                with gr.Tab("As read"):
                     self.chat = gr.HTML(elem_id="chat-view", min_height=120)
                 with gr.Tab("Lengths"):
                     self.lengths = gr.HTML(elem_id="lengths")
@@ -57,6 +60,7 @@ class Rows:
             max_height=360,
             wrap=True,
             pinned_columns=1,
+            column_widths=[64, 72],
             elem_id="rows",
         )
 
@@ -82,7 +86,7 @@ class Rows:
         )
         first = browsed["rows"][0] if browsed["rows"] else None
         return {
-            self.table: render_data.rows_table(browsed),
+            self.table: render_data.rows_table(browsed, values[self.used]),
             self.range: render_data.range_words(browsed, arguments["offset"]),
             self.position: [arguments["offset"], kind],
             self.everything: gr.update(visible=bool(kind)),
@@ -94,7 +98,7 @@ class Rows:
         }
 
     def inspect(self, values: Values, number: int, row: dict[str, Any] | None = None) -> Updates:
-        """Show one row as tokens and as a chat."""
+        """Show one row as tokens, and as the app reads it."""
         page, data_state = self.page, values[self.page.data_state]
         if row is None:
             asked = {"data": values[page.data], "numbers": [number]}
@@ -107,9 +111,11 @@ class Rows:
                 "examples"
             ]
         no_model = "<p>Choose a base model on the Recipe tab to see its tokens.</p>"
+        if data_state["message"]:
+            no_model = "<p>The base model cannot read these rows. See above.</p>"
         return {
-            self.tokens: render_data.example_html(known[0]) if known else no_model,
-            self.chat: render_data.chat_html(row),
+            self.tokens: render_rows.example_html(known[0]) if known else no_model,
+            self.chat: render_rows.chat_html(row),
         }
 
 
@@ -123,6 +129,7 @@ def build(page: PageContext) -> Rows:
         rows.position,
         rows.finding_rows,
         rows.examples,
+        rows.used,
     }
 
     def pager(step: int) -> Any:

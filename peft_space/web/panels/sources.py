@@ -131,7 +131,8 @@ class Sources:
         if is_example(data):
             suited = model_of_example(data)
             model = suited if model in ("", *MODELS) else model
-        elif model == "demo":  # it cannot learn anybody's own data
+        elif is_example(values[self.page.data]) and model in MODELS:
+            # it was chosen for the example, and cannot learn anybody's own data
             model = NO_MODEL
         return {
             self.page.data: data,
@@ -234,19 +235,20 @@ def build(page: PageContext) -> Sources:
         return sources.use(values, "")
 
     outputs = sources.outputs
-    sources.file.upload(upload, {sources.file, recipe}, outputs, **EDIT)
-    sources.replace.upload(replace_files, {sources.replace, recipe}, outputs, **EDIT)
-    sources.examples.click(use_example, {recipe}, outputs, **EDIT)
-    hub_inputs: Inputs = {sources.dataset, sources.revision, recipe}
+    before: Inputs = {recipe, page.data}
+    sources.file.upload(upload, {sources.file, *before}, outputs, **EDIT)
+    sources.replace.upload(replace_files, {sources.replace, *before}, outputs, **EDIT)
+    sources.examples.click(use_example, before, outputs, **EDIT)
+    hub_inputs: Inputs = {sources.dataset, sources.revision, *before}
     use_hub = show_errors(sources.use_hub_dataset)
     sources.use_hub.click(use_hub, hub_inputs, outputs, **EDIT)
-    sources.remove.click(remove, {recipe}, outputs, **EDIT)
+    sources.remove.click(remove, before, outputs, **EDIT)
     sources.add.upload(add, {page.data, sources.add}, page.data, **PRIVATE)
     sources.held_out.upload(lambda path: path or "", sources.held_out, page.held_out, **PRIVATE)
     sources.file.change(None, js=_LABEL_ADD_BUTTON, **PRIVATE)
     for menu in sources.menus:
         choose = functools.partial(_choose_part, sources, menu)
-        choice_inputs: Inputs = {menu, page.held_out, recipe}
+        choice_inputs: Inputs = {menu, page.held_out, *before}
         menu.input(show_errors(choose), choice_inputs, outputs, **EDIT)
     sources.test_split.input(lambda split: split, sources.test_split, page.held_out, **PRIVATE)
     parts = [*sources.menus, sources.test_split, sources.parts]

@@ -3,21 +3,17 @@
 import html
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from peft_space.data.column_mapping import SCHEMA_TITLES, Schema
 from peft_space.data.dataset import DEMO_DATA, source_of
 from peft_space.data.table import short_name
 from peft_space.recipe import Task
 from peft_space.runs.run import Run
 from peft_space.web.render.overview import bars_html, escape, tiles_of
-from peft_space.web.render.tokens import (
-    cut_html,
-    row_pictures_html,
-    tokens_box,
-    tokens_html,
-)
 
 Check = dict[str, Any]
 """The result of the operation `check`."""
@@ -31,15 +27,20 @@ TASK_WORDS: dict[Task, str] = {
     "kto": "to prefer good answers over bad ones (KTO)",
     "image-text-to-text": "to answer questions about pictures",
 }
+_LEARNED_FROM: dict[Schema, str] = {
+    "text": "to continue texts like these",
+    "preference": TASK_WORDS["dpo"],
+    "unpaired_preference": TASK_WORDS["kto"],
+    "text_classification": TASK_WORDS["sequence-classification"],
+    "text_pair_classification": TASK_WORDS["sequence-classification"],
+    "token_classification": TASK_WORDS["token-classification"],
+    "image_text": TASK_WORDS["image-text-to-text"],
+}
+"""What a model learns from rows before a base model is chosen; otherwise answers."""
 SKIPPED = "skipped"
 """The rows that cannot be used, among the findings."""
 MAX_LABELS = 40
 MAX_CELL_LENGTH = 60
-_LEGEND = (
-    '<p class="legend"><span class="trained">learned</span> '
-    '<span class="trained end">end-of-answer token</span> '
-    '<span class="masked">context only</span> <span class="cut">✂ truncated</span></p>'
-)
 
 
 def check_markdown(check: Check) -> str:
@@ -48,8 +49,9 @@ def check_markdown(check: Check) -> str:
     lines = [f"**{escape(check['source'])}**: {check['rows']:,} rows. {escape(check['why'])}"]
     if notes:
         lines.append(notes)
-    if check["task"]:
-        lines.append(f"The model will learn {TASK_WORDS[check['task']]}.")
+    answers = "to write answers like those in your rows"
+    learned = TASK_WORDS.get(check["task"]) or _LEARNED_FROM.get(check["schema"], answers)
+    lines.append(f"The model will learn {learned}.")
     return " ".join(lines)
 
 
@@ -58,7 +60,7 @@ def tiles_html(check: Check) -> str:
     repeated = f"{check['num_repeated']:,} duplicates" if check["num_repeated"] else ""
     tiles = [
         ("Training rows", f"{check['to_train']:,}", repeated, ""),
-        ("Test rows", f"{check['held_out']:,}", "kept from training", "test"),
+        _test_tile(check["held_out"]),
     ]
     if lengths := check.get("lengths"):
         cut = lengths["num_cut"]
@@ -70,6 +72,12 @@ def tiles_html(check: Check) -> str:
     note = "see below" if skipped else "every row can be used"
     tiles.append(("Skipped rows", f"{skipped:,}", note, "warn" if skipped else ""))
     return tiles_of(tiles)
+
+
+def _test_tile(count: int) -> tuple[str, str, str, str]:
+    if not count:
+        return "Test rows", "0", "too few rows to keep some: the result cannot be tested", "warn"
+    return "Test rows", f"{count:,}", "kept from training", "test"
 
 
 def run_rows(run: Run) -> tuple[int, int]:
@@ -144,10 +152,20 @@ def findings_rows(check: Check) -> dict[str, list[int]]:
     return rows
 
 
-def rows_table(browsed: dict[str, Any]) -> pd.DataFrame:
-    """Return rows as they were brought, with what is wrong with them."""
-    lines = [[str(row["row"]), row.get("problem", "✓"), *row["cells"]] for row in browsed["rows"]]
-    return pd.DataFrame(lines, columns=["Row", "Check", *browsed["columns"]])
+def rows_table(browsed: dict[str, Any], used: Sequence[str] = ()) -> pd.DataFrame:
+    """Return rows as they were brought, with what is wrong with them.
+
+    Args:
+        browsed: the result of the operation `browse`.
+        used: the columns to show first.
+    """
+    columns = browsed["columns"]
+    places = sorted(range(len(columns)), key=lambda place: columns[place] not in used)
+    lines = [
+        [str(row["row"]), row.get("problem", "✓"), *(row["cells"][place] for place in places)]
+        for row in browsed["rows"]
+    ]
+    return pd.DataFrame(lines, columns=["Row", "Check", *(columns[place] for place in places)])
 
 
 def range_words(browsed: dict[str, Any], offset: int) -> str:
@@ -156,22 +174,6 @@ def range_words(browsed: dict[str, Any], offset: int) -> str:
         return "No rows match."
     last = offset + len(browsed["rows"])
     return f"Rows {offset + 1:,} to {last:,} of {browsed['matches']:,}"
-
-
-def chat_html(row: dict[str, Any]) -> str:
-    """Return a row as a conversation, or why it is skipped."""
-    if problem := row.get("problem"):
-        return f"<p><strong>Row {row['row']} is skipped:</strong> {html.escape(problem)}.</p>"
-    bubbles = "".join(
-        f'<div class="bubble {html.escape(one["role"])}"><small>{html.escape(one["role"])}</small>'
-        f"<pre>{html.escape(one['content'])}</pre></div>"
-        for one in row.get("messages") or []
-    )
-    if not bubbles:
-        bubbles = f"<pre>{html.escape(chr(10).join(row['cells']))}</pre>"
-    return (
-        f'<div class="chat" tabindex="0" role="group" aria-label="Row {row["row"]}">{bubbles}</div>'
-    )
 
 
 def lengths_html(check: Check) -> str:
@@ -203,7 +205,8 @@ def mapping_label(mapping: dict[str, Any]) -> str:
     left_out = f", leaving out {left_out}" if left_out else ""
     speaker = mapping.get("assistant")
     assistant = f", “{speaker}” is the assistant" if speaker else ""
-    return f"{mapping['schema']}: {roles}{assistant}{left_out}. First row: {first}"
+    title = SCHEMA_TITLES[mapping["schema"]].capitalize()
+    return f"{title}: {roles}{assistant}{left_out}. First row: {first}"
 
 
 def _shorten(text: str) -> str:
@@ -211,65 +214,9 @@ def _shorten(text: str) -> str:
     return line if len(line) <= MAX_CELL_LENGTH else line[: MAX_CELL_LENGTH - 1] + "…"
 
 
-def example_html(example: dict[str, Any]) -> str:
-    """Return a row as the model sees it in training, token by token, or why it is skipped."""
-    name = f"Row {example['row']}"
-    if "problem" in example:
-        raw = f'<pre class="raw">{html.escape(example["raw"])}</pre>' if "raw" in example else ""
-        problem = html.escape(example["problem"])
-        return f"<p><strong>{name} is skipped:</strong> {problem}.</p>{raw}"
-    if "tags" in example:
-        return _tags_html(name, example["tags"], example["cut"])
-    tokens = tokens_html(name, example["tokens"], example["cut"], example.get("unknown"))
-    if "rejected" in example:
-        rejected = tokens_html(
-            f"{name}, rejected", example["rejected"], example["rejected_cut"],
-            example.get("rejected_unknown"),
-        )  # fmt: skip
-        return _legend(example) + _titled("Preferred", tokens) + _titled("Rejected", rejected)
-    if "target" in example:
-        target = tokens_html(
-            f"{name}, target", example["target"], example["target_cut"],
-            example.get("target_unknown"),
-        )  # fmt: skip
-        return _legend(example) + _titled("Input", tokens) + _titled("Target", target)
-    is_label = "label" in example
-    label = f"<p><strong>Label:</strong> {html.escape(example['label'])}</p>" if is_label else ""
-    learns_text = any(trained for _, trained in example["tokens"])
-    pictures = row_pictures_html(example.get("pictures", []))
-    legend = (
-        _legend(example) if learns_text else "<p>The model reads the text and learns the label.</p>"
-    )
-    pieces = ""
-    if "pieces" in example:
-        pieces = f"<p>This is the first of {example['pieces']} pieces of a long text.</p>"
-    return f"{legend}{pictures}{tokens}{label}{pieces}"
-
-
-def _legend(example: dict[str, Any]) -> str:
-    if not any(key.endswith("unknown") for key in example):
-        return _LEGEND
-    return _LEGEND.replace("</p>", ' <s class="masked">unknown to the tokenizer</s></p>')
-
-
-def _titled(title: str, content: str) -> str:
-    return f"<p><strong>{title}</strong></p>{content}"
-
-
-def _tags_html(name: str, tags: list[list[str]], num_cut: int) -> str:
-    """Return tokens with their tags; untagged ones, such as later parts of a word, are gray."""
-    tokens = [
-        f'<span class="{"trained" if tag else "masked"}">{html.escape(text)}'
-        f"{f'<sub>{html.escape(tag)}</sub>' if tag else ''}</span>"
-        for text, tag in tags
-    ]
-    legend = "<p>The model learns the tag below each token. Gray tokens are context only.</p>"
-    return legend + tokens_box(f"{name}, tags", " ".join(tokens) + cut_html(num_cut))
-
-
 def source_html(data: str | list[str]) -> str:
     """Return the one chip that says which data the page uses."""
-    return f'<p class="source"><b>{escape(names_of(data))}</b></p>'
+    return f'<p class="source"><b>{html.escape(names_of(data))}</b></p>'
 
 
 def names_of(data: str | list[str]) -> str:
@@ -286,8 +233,8 @@ def examples_html(examples: dict[str, tuple[str, str]]) -> str:
         examples: kind -> title and description.
     """
     buttons = "".join(
-        f'<button class="row" data-value="{kind}" id="use-{kind}"><b>{escape(title)}</b>'
-        f"<small>{escape(about)}</small></button>"
+        f'<button class="row" data-value="{kind}" id="use-{kind}"><b>{html.escape(title)}</b>'
+        f"<small>{html.escape(about)}</small></button>"
         for kind, (title, about) in examples.items()
     )
     return f'<div class="list">{buttons}</div>'

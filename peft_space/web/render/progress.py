@@ -24,6 +24,8 @@ SMOOTHED_STEPS = 10
 RECENT_STEPS = 20
 """Steps from which speed and remaining time are estimated."""
 
+_WHOLE = "of the whole process, with its libraries"
+
 History = list[events.Event]
 
 
@@ -92,7 +94,7 @@ def tiles_html(history: History, status: Status) -> str:
         ("Training loss", f"{figures.loss:.3f}", "", ""),
         ("Test loss", _loss(figures.test_loss), "the lowest" if tested else "not yet", "test"),
         ("Tokens/s", f"{figures.speed:,.0f}", "", ""),
-        ("Peak memory", gigabytes(figures.memory) if figures.memory else "–", "", ""),
+        ("Peak memory", gigabytes(figures.memory) if figures.memory else "–", _WHOLE, ""),
     ]
     return tiles_of(tiles)
 
@@ -181,7 +183,7 @@ def overfitting_sentence(history: History) -> str:
         return ""
     loss = {event.step: event.loss for event in evaluations_of(history)}
     return (
-        f"**Overfitting since step {best}** (red line): held-out loss rose from {loss[best]:.3g} "
+        f"**Overfitting since step {best}** (red line): test loss rose from {loss[best]:.3g} "
         f"to {loss[max(loss)]:.3g} while training loss fell. Use fewer epochs or more data."
     )
 
@@ -194,7 +196,7 @@ def losses(history: History, log: bool = False, smooth: bool = False) -> pd.Data
         log: return the base-10 logarithm of the losses.
         smooth: average the training loss over the recent steps.
 
-    `rows` is "training", "held out" or "overfitting", a vertical line where that starts. All three
+    `rows` is "training", "test" or "overfitting", a vertical line where that starts. All three
     are always present: Gradio does not draw a curve that is missing at first.
     """
     steps = steps_of(history)
@@ -202,9 +204,9 @@ def losses(history: History, log: bool = False, smooth: bool = False) -> pd.Data
     if smooth:
         values = pd.Series(values, dtype=float).ewm(span=SMOOTHED_STEPS).mean().tolist()
     points = [(step.step, loss, "training") for step, loss in zip(steps, values, strict=True)]
-    points += [(event.step, event.loss, "held out") for event in evaluations_of(history)]
+    points += [(event.step, event.loss, "test") for event in evaluations_of(history)]
     if points and points[-1][2] == "training":
-        points.append((points[0][0], math.nan, "held out"))
+        points.append((points[0][0], math.nan, "test"))
     if points:
         finite = [loss for _, loss, _ in points if math.isfinite(loss)]
         points += _overfitting_line(overfits_from(history), finite)

@@ -69,9 +69,9 @@ def side_effects(scores: Evaluation) -> tuple[str, str, str]:
     words += f" ({general.agreement:.0%} token agreement)"
     if general.agreement >= NO_EFFECT:
         return "good", "none", words
-    return (
-        ("warn", "some", words) if general.agreement >= STRONG_EFFECT else ("bad", "strong", words)
-    )
+    if general.agreement >= STRONG_EFFECT:
+        return "warn", "some", words
+    return "bad", "strong", f"{words}; fine if the model does only this task"
 
 
 def verdict_html(scores: Evaluation) -> str:
@@ -120,7 +120,7 @@ def likeness(answer: str, expected: str) -> float:
 def counted_outcomes(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the choices of the filter, with their numbers: label and value."""
     outcomes = [outcome_of(row) for row in rows]
-    titles = {"improved": "Improved", "worse": "Worse", "unchanged": "Unchanged"}
+    titles = {"improved": "Right or closer", "worse": "Worse", "unchanged": "Unchanged"}
     choices = [(f"All ({len(rows)})", "all")]
     return choices + [
         (f"{title} ({outcomes.count(outcome)})", outcome)  # type: ignore[arg-type]

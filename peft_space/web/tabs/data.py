@@ -66,7 +66,14 @@ class DataTab:
         self.outputs = [
             *(*self.checking.components, self.question, self.found, self.tiles, self.columns),
             *(self.mapping.schema, *self.mapping.roles.values(), self.fixes),
-            *(rows.findings, rows.examples, rows.finding_rows, rows.lengths, rows.labels),
+            *(
+                rows.findings,
+                rows.examples,
+                rows.finding_rows,
+                rows.lengths,
+                rows.labels,
+                rows.used,
+            ),
             *(rows.labels_tab, self.candidates, self.checked, page.data_state, page.task),
         ]
 
@@ -97,6 +104,8 @@ class DataTab:
             "message": problem,
         }
         has_lengths = bool(check.get("histogram"))
+        if problem:
+            check = check | {"base_notes": [problem]}
         return {
             self.question: gr.update(visible=False),
             self.summary: render_data.check_markdown(check),
@@ -106,6 +115,7 @@ class DataTab:
             self.fixes: self._show_fixes(check),
             rows.findings: render_data.findings_html(check),
             rows.examples: check.get("examples", []),
+            rows.used: list(mapping["columns"].values()),
             rows.finding_rows: render_data.findings_rows(check),
             rows.lengths: render_data.lengths_html(check) if has_lengths else _NO_LENGTHS,
             rows.labels: render_data.labels_html(check),
