@@ -201,6 +201,7 @@ class PageContext:
             "model": changed.get("base_model", NO_MODEL),
             "changed": changed,
             "problems": self.form.problems(changed),
+            "refused": "",
             "seen": before["seen"],
         }
         return {

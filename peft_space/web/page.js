@@ -4,6 +4,10 @@
   const KEY = 'peft_space_place';
   const SEND = {'prompts': 'generate', 'chat-message': 'chat-send'};
   const TABS = ['Data', 'Recipe', 'Train', 'Compare', 'Publish'];
+  /* What other programs call a setting. */
+  const OTHER_WORDS = {'cutoff': 'max length', 'cutoff len': 'max length', 'lr': 'learning rate',
+    'scheduler': 'schedule', 'quantization bit': 'quantization',
+    'lora target': 'target modules', 'finetuning type': 'method'};
   const narrow = matchMedia('(max-width: 900px)');
   let place = {run: '', tab: ''};
 
@@ -51,9 +55,13 @@
     },
     /* Hides the settings whose title and help do not have the typed words. */
     search(text) {
-      const words = (text || '').toLowerCase();
-      for (const field of document.querySelectorAll('#settings .setting'))
-        field.style.display = field.textContent.toLowerCase().includes(words) ? '' : 'none';
+      const plain = one => one.toLowerCase().replaceAll('_', ' ').replaceAll('-', ' ');
+      const typed = plain(text || '').trim(), words = OTHER_WORDS[typed] || typed;
+      for (const field of document.querySelectorAll('#settings .setting')) {
+        const name = field.id || field.querySelector('[id^=recipe-]')?.id || '';
+        const known = plain(`${name.replace('recipe-', '')} ${field.textContent}`);
+        field.style.display = known.includes(words) ? '' : 'none';
+      }
     },
   };
 

@@ -47,12 +47,20 @@ class RecipeState(TypedDict):
     """Field -> value, of the fields that are not at their default."""
     problems: dict[str, str]
     """Field -> what is wrong with it."""
+    refused: str
+    """Why the base model cannot be trained with these settings, as a look at it has shown."""
     seen: bool
     """True once the Recipe tab was opened."""
 
 
 NO_DATA: DataState = {"kind": "none", "source": "", "rows": 0, "message": ""}
-DEFAULT_RECIPE: RecipeState = {"model": "", "changed": {}, "problems": {}, "seen": False}
+DEFAULT_RECIPE: RecipeState = {
+    "model": "",
+    "changed": {},
+    "problems": {},
+    "refused": "",
+    "seen": False,
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,8 @@ def recipe_tab_state(recipe: RecipeState, data: DataState = NO_DATA) -> TabState
         return TabState("failed", f"{count} {noun} not valid.")
     if not recipe["model"]:
         return TabState("ready", "Choose a base model.")
+    if recipe["refused"]:
+        return TabState("failed", recipe["refused"])
     if data["kind"] == "ready" and data["message"]:
         return TabState("failed", "The base model or a setting does not work with your data.")
     return TabState("done" if recipe["seen"] else "ready")

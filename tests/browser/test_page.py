@@ -147,6 +147,47 @@ def test_a_run_and_the_new_fine_tune_are_never_mixed(app, home, page, tmp_path, 
 
 
 @pytest.mark.slow
+def test_settings_are_refused_applied_and_written_as_they_are_shown(app, page, tmp_path):
+    visit(page, app)
+    upload(page, _write_problems(tmp_path, 60))
+    choose_model(page)
+    expect(page.locator("#next-train")).to_be_enabled(timeout=SLOW)
+
+    open_panel(page, "snippets")
+    expect(page.locator("#as-commands")).to_contain_text("shop.csv", timeout=SLOW)
+    open_panel(page, "settings")
+    for rank in (32, 8):
+        set_field(page, "lora_rank", rank)
+        expect(page.locator("#as-commands")).to_contain_text(f'"lora_rank": {rank}', timeout=SLOW)
+
+    page.locator("#recommend").click()
+    expect(page.locator("#apply-recommendation")).to_be_visible(timeout=SLOW)
+    set_field(page, "max_length", 200)
+    expect(page.locator("#changed-settings")).to_contain_text("200", timeout=SLOW)
+    page.locator("#apply-recommendation").click()
+    expect(page.locator("#recommend-progress")).to_contain_text("Applied", timeout=SLOW)
+    expect(page.locator("#changed-settings")).to_contain_text("200")
+
+    search = page.locator("#search-settings input, #search-settings textarea").first
+    for words in ("cutoff_len", "max_length"):
+        search.fill(words)
+        expect(page.locator("#recipe-max_length")).to_be_visible()
+        expect(page.locator("#recipe-lora_rank")).to_be_hidden()
+    search.fill("")
+    targets = page.locator("#recipe-target_modules input").first
+    targets.fill("q_prj")
+    targets.press("Enter")
+    expect(page.get_by_role("tab", name="Recipe !")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#next-train")).to_be_disabled()
+    expect(page.locator("#recipe-missing")).to_contain_text("q_proj")
+    open_tab(page, "Train")
+    expect(page.locator("#start")).to_be_disabled()
+    open_tab(page, "Recipe")
+    page.locator("#changed-settings button", has_text="Target modules").click()
+    expect(page.locator("#next-train")).to_be_enabled(timeout=SLOW)
+
+
+@pytest.mark.slow
 def test_labels_that_are_equally_frequent_have_bars(app, page, tmp_path):
     rows = [{"text": f"Text {i}", "label": ("a", "b")[i % 2]} for i in range(40)]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

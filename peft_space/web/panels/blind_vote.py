@@ -47,7 +47,9 @@ class BlindVote:
             self.start = gr.Button("Start", variant="primary", elem_id="vote-start", **off)
             self.results = gr.Button("Results", elem_id="vote-results", **off)
             self.export = gr.Button("Download", elem_id="vote-export", **off)
-            self.stop = gr.Button("Stop", variant="stop", elem_id="vote-stop", **off)
+            self.stop = gr.Button(
+                "Stop", variant="stop", visible=False, elem_id="vote-stop", **small
+            )
         self.progress = gr.Markdown(elem_id="vote-progress")
         with gr.Column(visible=False) as self.booth:
             self.pair = gr.HTML(elem_id="vote-pair")
@@ -72,8 +74,10 @@ class BlindVote:
         pairs = blind_vote.open_pairs(run)
         if not pairs:
             result = render_overview.escape(blind_vote.result(run)["words"])
-            return {self.progress: result, self.booth: gr.update(visible=False), self.pair_id: ""}
+            hidden = dict.fromkeys([self.booth, self.stop], gr.update(visible=False))
+            return {self.progress: result, self.pair_id: "", **hidden}
         return {
+            self.stop: gr.update(visible=False),
             self.progress: f"{len(pairs)} left.",
             self.pair: render_compare.pair_html(pairs[0]),
             self.booth: gr.update(visible=True),
@@ -91,7 +95,10 @@ class BlindVote:
             "sampling": {name: values[field] for name, field in self.sampling.items()},
             "seed": secrets.randbelow(2**31),
         }
-        yield self.operation.begin() | {self.booth: gr.update(visible=False)}
+        yield self.operation.begin() | {
+            self.booth: gr.update(visible=False),
+            self.stop: gr.update(visible=True),
+        }
         yield from self.operation.work(run, **arguments)
 
     def voter(self, choice: Any) -> Callable[[Values], Updates]:
@@ -122,7 +129,7 @@ class BlindVote:
 def build(page: PageContext, answers: Answers) -> None:
     """Place and wire the panel. Sampling and prompts are those of `answers`."""
     panel = BlindVote(page, answers)
-    pair = [panel.progress, panel.pair, panel.booth, panel.pair_id]
+    pair = [panel.progress, panel.pair, panel.booth, panel.pair_id, panel.stop]
     slices = [*pair, panel.operation.next_slice]
     inputs: Inputs = {
         *page.selection,
@@ -135,11 +142,15 @@ def build(page: PageContext, answers: Answers) -> None:
     create_pairs = show_errors(panel.create_pairs, panel.progress)
     starting = panel.start.click(create_pairs, inputs, slices, **HIDDEN)
     continuing = panel.operation.wire_slices(slices)
+    hidden = gr.update(visible=False)
     stopped = {
+        panel.stop: hidden,
         panel.progress: "Stopped. Start again to continue.",
         panel.operation.next_slice: [],
     }
     events = [starting, continuing]
+    for event in events:
+        event.failure(lambda: hidden, None, panel.stop, **HIDDEN)
     panel.stop.click(lambda: stopped, None, list(stopped), cancels=events, **HIDDEN)
     for choice, button in panel.choices.items():
         vote = show_errors(panel.voter(choice))
@@ -147,12 +158,13 @@ def build(page: PageContext, answers: Answers) -> None:
     show_result, write_files = show_errors(panel.show_result), show_errors(panel.write_files)
     panel.results.click(show_result, page.selection, panel.progress, **HIDDEN)
     panel.export.click(write_files, page.selection, panel.files, **HIDDEN)
-    page.enable_with_adapter(panel.start, panel.results, panel.export, panel.stop)
+    page.enable_with_adapter(panel.start, panel.results, panel.export)
     page.reset_with_run(
         {
             panel.progress: "",
             panel.booth: gr.update(visible=False),
             panel.pair_id: "",
+            panel.stop: hidden,
             panel.files: gr.update(value=None, visible=False),
             panel.operation.next_slice: [],
         }

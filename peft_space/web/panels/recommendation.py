@@ -1,11 +1,11 @@
 """The recommendation on the Recipe tab: a difference with reasons, to apply and to undo."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from peft_space.recipe import make_recipe
 from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
 from peft_space.web.context import EDIT, HIDDEN, PageContext, Updates, Values
 from peft_space.web.render import recipe as render_recipe
@@ -33,9 +33,10 @@ def build(page: PageContext) -> None:
     def run(values: Values) -> Iterator[Updates]:
         arguments = page.data_arguments(values)
         yield operation.begin("Analyzing your data and model…")
-        yield from operation.stream("recommend", show, **arguments)
+        show_result = functools.partial(show, asked=arguments["recipe"])
+        yield from operation.stream("recommend", show_result, **arguments)
 
-    def show(result: dict[str, Any]) -> Updates:
+    def show(result: dict[str, Any], asked: dict[str, Any]) -> Updates:
         changes = sum(advice["changes"] for advice in result["advice"])
         count = f"{changes} recommended change{'s' * (changes != 1)}."
         summary = count if changes else "✓ Your settings match the recommendation."
@@ -45,7 +46,9 @@ def build(page: PageContext) -> None:
             table: gr.update(value=render_recipe.advice_html(result), visible=True),
             apply: gr.update(visible=bool(changes)),
             undo: gr.update(visible=False),
-            recommended: result["recipe"],
+            recommended: {
+                name: value for name, value in result["recipe"].items() if value != asked[name]
+            },
         }
 
     @show_errors
@@ -53,7 +56,8 @@ def build(page: PageContext) -> None:
         shown = {progress: "✓ Applied.", apply: gr.update(visible=False)}
         shown |= {undo: gr.update(visible=True), table: gr.update(visible=False)}
         shown |= {before: values[page.recipe_state]["changed"]}
-        changed = dict(make_recipe(values[recommended]))
+        # what was changed since the recommendation stays
+        changed = values[page.recipe_state]["changed"] | values[recommended]
         return {**page.edit_recipe(values, changed), **shown}
 
     @show_errors

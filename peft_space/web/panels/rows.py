@@ -10,6 +10,7 @@ from peft_space.web.render import data as render_data
 from peft_space.web.render import rows as render_rows
 
 PAGE_SIZE = 50
+_COLUMN_WIDTH = 240
 
 
 class Rows:
@@ -60,7 +61,6 @@ class Rows:
             max_height=360,
             wrap=True,
             pinned_columns=1,
-            column_widths=[64, 72],
             elem_id="rows",
         )
 
@@ -86,7 +86,10 @@ class Rows:
         )
         first = browsed["rows"][0] if browsed["rows"] else None
         return {
-            self.table: render_data.rows_table(browsed, values[self.used]),
+            self.table: gr.update(
+                value=render_data.rows_table(browsed, values[self.used]),
+                column_widths=[64, 72, *[_COLUMN_WIDTH] * len(browsed["columns"])],
+            ),
             self.range: render_data.range_words(browsed, arguments["offset"]),
             self.position: [arguments["offset"], kind],
             self.everything: gr.update(visible=bool(kind)),

@@ -1,5 +1,7 @@
 """The page's workflow as commands and as Python."""
 
+from typing import Any
+
 import gradio as gr
 
 from peft_space.data.dataset import DEMO_DATA, source_of
@@ -31,7 +33,15 @@ def build(page: PageContext) -> None:
         recipe = page.recipe(values, no_model="demo")
         return list(render_overview.commands(data, held_out, mapping, recipe))
 
+    @show_errors
+    def rewrite(values: Values) -> list[Any]:
+        if values[page.recipe_state]["problems"]:
+            return [gr.skip(), gr.skip()]
+        return write(values)
+
     accordion.expand(write, page.training_inputs, [shell, python], **HIDDEN)
+    changes = [page.recipe_state.change, page.data.change, page.column_mapping.change]
+    gr.on(changes, rewrite, page.training_inputs, [shell, python], **HIDDEN)
     page.run.change(lambda: gr.update(open=False), None, accordion, **HIDDEN)
 
 

@@ -1,6 +1,7 @@
 """The Recipe tab: the base model, a preset, a recommendation, and all settings."""
 
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,8 @@ class RecipeTab:
                     "Continue to Train", variant="primary", size="md", scale=0, min_width=200,
                     interactive=False, elem_id="next-train",
                 )  # fmt: skip
+        self.refusal = gr.State([0, None, ""])
+        """[time, recipe state, reason] of the last look that found that it cannot be trained."""
         with gr.Column(visible=False, elem_id="recipe-run") as self.of_run:
             self.settings = gr.HTML(elem_id="run-settings")
             self.duplicate = gr.Button(
@@ -148,8 +151,11 @@ class RecipeTab:
         """Show memory, time, trainable share and layers of what the form says."""
         page, state = self.page, values[self.page.recipe_state]
         looking = self.looking
-        if not state["model"] or state["problems"]:
+        if not state["model"] or state["problems"] or state["refused"]:
             reason = recipe_tab_state(state).reason
+            if state["refused"]:  # the message of the look that refused it stays
+                yield looking.ready
+                return
             empty = render_recipe.summary_html(None, None, reason)
             nothing: Updates = {self.summary: empty, self.picker.status: "", self.layers: reason}
             yield nothing | looking.ready
@@ -181,7 +187,9 @@ class RecipeTab:
                 self.summary: render_recipe.summary_html(layers, None),
                 self.picker.status: f"⚠ {escape(user_message(error))}",
             }
-            yield failed | looking.ready | ({} if layers else {self.layers: ""})
+            if not layers:
+                failed |= {self.layers: "", self.refusal: [time.time(), state, str(error)]}
+            yield failed | looking.ready
 
     def _with_task(self, recipe: dict[str, Any], values: Values) -> dict[str, Any]:
         implied = values[self.page.task] or "automatic"
@@ -212,13 +220,19 @@ def build(page: PageContext, tab_item: gr.Tab) -> RecipeTab:
         [page.recipe_state.change, page.data_state.change],
         show_errors(tab.summarize),
         inputs,
-        [tab.summary, tab.layers, *tab.looking.components],
+        [tab.summary, tab.layers, tab.refusal, *tab.looking.components],
         trigger_mode="always_last",
         **HIDDEN,
     )
     reset_on_failure(looking, tab.looking.ready)
     tab.looking.cancel_events([looking], "Canceled. Choose a base model.")
 
+    def refuse(refusal: list[Any], state: RecipeState) -> Any:
+        _, asked, reason = refusal
+        return {**state, "refused": reason} if asked == state else gr.skip()
+
+    refused = [tab.refusal, page.recipe_state]
+    tab.refusal.change(refuse, refused, page.recipe_state, **HIDDEN)
     page.listen("draft", tab.describe, set(), [tab.changed, tab.preset, tab.hint, tab.next])
 
     def show_run(values: Values) -> Updates:
