@@ -25,7 +25,7 @@ from peft_space.export.readiness import checklist_markdown, read_checklist
 from peft_space.formatting import code, code_block, escape, single_line
 from peft_space.models.architecture import AUTO_CLASSES
 from peft_space.models.resolve import license_of
-from peft_space.models.vocabulary import find_base_of_run
+from peft_space.models.vocabulary import find_base_of_run, has_resized_base
 from peft_space.recipe import Task
 from peft_space.runs.events import Event, evaluations_of, selected_checkpoint, steps_of
 from peft_space.runs.plan import Plan, read_plan
@@ -112,7 +112,9 @@ def card_text(
     """Return the card in Markdown, without the plot."""
     scores = read_scores(run)
     if model_format is None:
-        rows = find_base_of_run(run, plan.base_revision).num_embeddings
+        rows = None
+        if run.recipe.new_tokens or has_resized_base(run):
+            rows = find_base_of_run(run, plan.base_revision).num_embeddings
         usage = _adapter_usage(plan, rows)
     else:
         usage = model_format.usage or _model_usage(plan)
