@@ -31,7 +31,7 @@ class CompareTab:
         self.page = page
         self.blocked = gr.HTML(empty_html("Train an adapter first."), elem_id="compare-blocked")
         with gr.Column(visible=False, elem_id="compare-run") as self.of_run:
-            self.verdict = gr.HTML(elem_id="verdict", min_height=150)
+            self.verdict = gr.HTML(elem_id="verdict", min_height=205)
             with gr.Row():
                 self.evaluate_button = gr.Button(
                     "Run evaluation", variant="primary", size="md", scale=0, min_width=180,
