@@ -36,7 +36,7 @@ def trained(folder, rows, write, **recipe):
 
 
 def spare_rows(folder):
-    """A decoder with more embeddings than tokens, as many have, and an output layer of its own."""
+    """A decoder with more embeddings than tokens and an untied output layer."""
     path = tiny_models.llama(folder, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_pretrained(path)
     model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(path)) + 40)
