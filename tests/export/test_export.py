@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import shlex
 import zipfile
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
 
 from peft_space import operations
 from peft_space.data.dataset import load_run_data
+from peft_space.data.tokenization.render import stop_token_ids
 from peft_space.errors import UserError
 from peft_space.evaluation.results import Evaluation, Scores
-from peft_space.export.export import export_run, make_export_spec
+from peft_space.export.export import export_run, make_export_spec, serving_commands
 from peft_space.export.model_card import card_text, loss_svg, put_card
 from peft_space.recipe import Recipe
 from peft_space.runs.events import steps_of
 from peft_space.runs.plan import read_plan
 from peft_space.runs.run import Run
+from peft_space.training.train import _sort_lists
 from tests.fixtures.digests import digests
 
 
@@ -154,3 +158,23 @@ def test_the_plot_has_two_curves_and_needs_two_steps(short_run):
     assert plot.count("<polyline") == 2
     ElementTree.fromstring(plot)
     assert loss_svg([]) is None
+
+
+def test_the_export_of_an_adapter_says_what_ends_its_answers(own_run, tmp_path, monkeypatch):
+    """Servers take the ends from the base's settings, which may lack that of the template."""
+    monkeypatch.setattr("peft_space.export.export._generation_config", lambda base: None)
+    exported = export_run(own_run, tmp_path / "out", "adapter").path
+    ends = json.loads((exported / "generation_config.json").read_text())["eos_token_id"]
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert ends == stop_token_ids(tokenizer)
+    command = shlex.split(serving_commands(own_run, "adapter", exported, "bfloat16")["vLLM"])
+    for option in ("--tokenizer", "--generation-config"):
+        assert command[command.index(option) + 1] == str(exported)
+
+
+def test_sets_in_an_adapter_config_are_written_in_order(tmp_path):
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({"exclude_modules": ["b", "a"], "layers_to_transform": [3, 1]}))
+    _sort_lists(path)
+    written = json.loads(path.read_text())
+    assert written == {"exclude_modules": ["a", "b"], "layers_to_transform": [3, 1]}
