@@ -15,9 +15,7 @@ from tests.engines.engines import needs_gptqmodel
 @pytest.mark.parametrize("method", COMPRESSED)
 def test_without_gptqmodel_nothing_is_written(method, short_run, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "missing_gptq_packages", lambda: ["gptqmodel"])
-    monkeypatch.setattr(
-        "peft_space.export.export.merge", None
-    )  # the error comes first
+    monkeypatch.setattr("peft_space.export.export.merge", None)  # the error comes first
     with pytest.raises(UserError) as error:
         export_run(short_run, tmp_path / "out", "merged", method)
     assert error.value.code == "export.gptqmodel_missing"
