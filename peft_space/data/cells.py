@@ -268,6 +268,8 @@ def choices_of(cell: Any) -> list[tuple[str, str]] | None:
     cell = parse_literal(cell)
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):
         texts, letters = cell["text"], cell.get("label")
+    elif isinstance(cell, dict) and all(len(letter) == 1 for letter in cell):
+        texts, letters = list(cell.values()), list(cell)
     else:
         texts, letters = listed(cell), None
     if not texts or not all(isinstance(text, str) for text in texts):

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from peft_space.data.cells import listed
+
 Row = dict[str, Any]
 Numbered = tuple[int, Row]
 
@@ -13,7 +15,7 @@ _CHOICE = re.compile(
     re.IGNORECASE,
 )
 _QUESTIONS = (
-    "question", "prompt", "premise", "query", "ctx", "context", "sentence", "goal", "stem",
+    "question", "ctx", "prompt", "premise", "query", "context", "sentence", "goal", "stem",
     "problem",
 )  # fmt: skip
 _KEYS = (
@@ -26,6 +28,7 @@ _SAMPLE_ROWS = 1_000
 
 def has_choice_columns(row: Row) -> bool:
     """Return True if a row has a question, a column for each of several choices, and a key."""
+    row = _with_columns(row)
     columns, key = _choice_columns(row), _key_of(row)
     if not columns or key is None or _question_of(row, columns) is None:
         return False
@@ -40,6 +43,7 @@ def join_choices(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     A key is the mark of a column (`B`, `2`), the text of a choice, or a number. Numbers count from
     0, unless the marks are numbers and every key is one of them.
     """
+    rows = ((number, _with_columns(row)) for number, row in rows)
     sample = list(itertools.islice(rows, _SAMPLE_ROWS))
     first = _first_number([row for _, row in sample])
     for number, row in itertools.chain(sample, rows):
@@ -61,6 +65,18 @@ def join_choices(rows: Iterator[Numbered]) -> Iterator[Numbered]:
                 **rest,
             },
         )
+
+
+def _with_columns(row: Row) -> Row:
+    """Return a row with a column for each ending of a list of endings, as HellaSwag has them."""
+    endings = listed(row.get("endings"))
+    if not endings or len(endings) > _MAX_ENDINGS or not all(isinstance(e, str) for e in endings):
+        return row
+    rest = {name: cell for name, cell in row.items() if name != "endings"}
+    return rest | {f"ending{number}": text for number, text in enumerate(endings)}
+
+
+_MAX_ENDINGS = 9
 
 
 def _choice_columns(row: Row) -> dict[str, str]:

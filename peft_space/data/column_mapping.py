@@ -66,6 +66,12 @@ ANSWERS = (
     "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
     "model_output", "attempt", "answerkey", "targets",
 )  # fmt: skip
+MORE_ANSWERS = (
+    "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
+    "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal",
+)  # fmt: skip
+"""Names of answers in tables whose columns fit no schema otherwise."""
+MORE_QUESTIONS = ("problem", "goal")
 CHATS = (
     "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents",
     "chat_messages",
@@ -169,12 +175,12 @@ ROLES: dict[Schema, _Roles] = {
     "source_target": _Roles(
         {
             "source": (
-                "source", "src", "article", "document", "text", "input_text", "source_text",
-                "dialogue",
+                "source", "src", "article", "document", "documents", "text", "input_text",
+                "source_text", "dialogue",
             ),
             "target": (
                 "target", "tgt", "summary", "highlights", "translation", "target_text", "headline",
-                "output_text",
+                "output_text", "tldr",
             ),
         }
     ),

@@ -62,10 +62,8 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts"
 _CALLS = ("tool_calls", "function_call", "function_calls")
 _TOOLS = ("tools", "functions")
 _OF_TOOLS = ("tool_call_id", "name", "tool_name")
-USED_KEYS = frozenset(
-    (*_SPEAKERS, *_CONTENTS, *_WEIGHTS, *_THOUGHTS, *_CALLS, *_TOOLS, *_OF_TOOLS, "train_detail")
-)
-"""Keys of a message that have a meaning here. `name` has one in the result of a tool only."""
+_ALWAYS_USED = frozenset((*_TOOLS, "train_detail"))
+_PLAIN = frozenset(("role", "from", "content", "value"))
 
 
 def parse_messages(cell: Any, clean: Clean, assistant: str | None = None) -> list[Message] | None:
@@ -93,16 +91,62 @@ def tools_in(turns: Iterable[dict[str, Any]]) -> Any:
     return next((tools for tools in found if tools not in (None, "", [])), None)
 
 
-def unused_keys(turn: dict[str, Any]) -> list[str]:
-    """Return the keys of a message that have a value and no meaning here."""
-    keys = [key for key, value in turn.items() if value is not None and key not in USED_KEYS]
-    if turn.get("name") and _ROLES.get(_speaker(turn).lower()) != "tool":
-        keys.append("name")
-    return keys
+def unused_in_message(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a message and of its calls that have no use here, with their values.
+
+    Of several keys for the same thing, such as `content` and `text`, the first one is used.
+    """
+    if len(turn) == 2 and turn.keys() <= _PLAIN and isinstance([*turn.values()][1], str):
+        return {}  # most messages
+    role = _role_of(_speaker(turn))
+    used = {
+        next((key for key in keys if turn.get(key) is not None), "")
+        for keys in (_SPEAKERS, _CONTENTS, _WEIGHTS)
+    }
+    calls = next((key for key in _CALLS if turn.get(key)), "")
+    used |= {calls, *_ALWAYS_USED, *(_OF_TOOLS if role == "tool" else ())}
+    if role == "assistant":
+        thoughts = [key for key in _THOUGHTS if isinstance(turn.get(key), str)]
+        used.add(next((key for key in thoughts if turn[key].strip()), ""))
+    same = [turn[key] for key in used if key in turn]
+    unused = {
+        key: value
+        for key, value in turn.items()
+        if key not in used
+        and value not in (None, "", [], {}, *same)
+        and not (key in _SPEAKERS and _role_of(value) == role)
+    }
+    content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and part.get("type") not in _PICTURES:
+            rest = part.keys() - _PART_KEYS
+            unused |= {f"content: {key}": part[key] for key in sorted(rest) if part[key]}
+    return unused | unused_in_calls(turn.get(calls))
+
+
+def unused_in_calls(calls: Any) -> dict[str, Any]:
+    """Return the keys of tool calls, given as objects, that have no use here, with a value."""
+    unused: dict[str, Any] = {}
+    for call in calls if isinstance(calls, list) else [calls]:
+        if not isinstance(call, dict):
+            continue
+        function = call.get("function")
+        for part in (call, function) if isinstance(function, dict) else (call,):
+            unused |= {key: part[key] for key in part if key not in _CALL_KEYS and part[key]}
+    return unused
+
+
+def _role_of(speaker: Any) -> str | None:
+    return _ROLES.get(str(speaker).lower())
 
 
 def _speaker(turn: dict[str, Any]) -> str:
     return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
+
+
+def has_speaker(turn: dict[str, Any]) -> bool:
+    """Return True if an object says who speaks, as a message does."""
+    return bool(_speaker(turn))
 
 
 def unknown_speakers(turns: Iterable[dict[str, Any]]) -> list[str]:
@@ -126,7 +170,7 @@ def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) ->
         raise BadRow(f"the role {speaker!r} is unknown (use system, user, assistant or tool)")
     content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)
     is_plain = len(turn) == 2 and role != "call"
-    if is_plain and isinstance(content, str) and "</think" not in content:  # most messages
+    if is_plain and isinstance(content, str) and not _END_OF_THOUGHT.search(content):  # most
         return [{"role": role, "content": clean(check_encodable(content))}]
     written = next((turn[key] for key in _CALLS if turn.get(key)), None)
     if role == "call":
@@ -166,22 +210,38 @@ def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) ->
     return [*messages, message]
 
 
+_THOUGHT_MARKS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+)
+"""What models write around a thought. The prompt can contain the first mark of the first pair."""
 _THOUGHTS_IN_TEXT = (
-    re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL),
-    re.compile(r"\s*(?:<thinking>)(.*?)</thinking>\s*(.*)", re.DOTALL),
+    *(
+        re.compile(
+            rf"\s*(?:{re.escape(begin)}){'?' if begin == '<think>' else ''}(.*?){re.escape(end)}"
+            r"\s*(.*)",
+            re.DOTALL,
+        )
+        for begin, end in _THOUGHT_MARKS
+    ),
     re.compile(
         r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*"
         r"<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>\s*",
         re.DOTALL,
     ),
 )
+_END_OF_THOUGHT = re.compile(r"</(?:think|thought|seed:)|/THINK\]|/think▷|end_of_thought")
 
 
 def split_thought(text: str) -> tuple[str, str]:
     """Return (thought, answer) of a text such as `<think>…</think>…`; the thought can be empty."""
     for form in _THOUGHTS_IN_TEXT:
         match = form.fullmatch(text)
-        if match and "<think>" not in match[1] and "</think>" not in match[2]:
+        if match and "<think>" not in match[1] and not _END_OF_THOUGHT.search(match[2]):
             return match[1].strip(), match[2]
     return "", text
 
@@ -269,6 +329,10 @@ class _Parts:
 _PICTURES = ("image", "image_url", "input_image", "picture", "inlineData", "inline_data")
 _CALLS_IN_PARTS = ("functionCall", "function_call", "toolUse")
 _RESULTS = ("functionResponse", "function_response", "toolResult")
+_PART_KEYS = frozenset(
+    ("type", "text", "value", "thinking", "reasoning", "thought", "id", "name", "input", "content",
+     "tool_use_id", *_PICTURES, *_CALLS_IN_PARTS, *_RESULTS)
+)  # fmt: skip
 
 
 def _typed(part: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -342,6 +406,7 @@ def _weight(turn: dict[str, Any]) -> int | None:
 
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
+_CALL_KEYS = frozenset(("id", "type", "index", "function", "name", *_ARGUMENTS))
 
 
 def parse_calls(value: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Exports in which a row is not one example, as rows with ordinary columns.
 
 Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
-word a row, two answers with a choice, choices in columns, and translations in one column.
+word a row, two answers with a choice, rated answers, choices in columns, and translations in one
+column.
 """
 
 import functools
@@ -21,7 +22,7 @@ from peft_space.data.choice_columns import has_choice_columns, join_choices
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "2"
+_VERSION = "3"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -453,6 +454,49 @@ def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         yield number, {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
 
 
+# Several answers with ranks or scores
+
+_ANSWER_LISTS = ("completions", "answers", "responses", "outputs", "generations", "candidates")
+_ANSWER_TEXTS = ("response", "answer", "completion", "output", "text", "content")
+_SCORES = ("overall_score", "score", "rating", "fine-grained_score", "reward")
+
+
+def _rated_answers(row: Row) -> tuple[str, list[tuple[float, str]]] | None:
+    """Return the column of several answers, and each with its score: more is better; or None."""
+    for name in _ANSWER_LISTS:
+        found = []
+        for one in (items := _objects(listed(row.get(name)) or [])):
+            text = next((one[key] for key in _ANSWER_TEXTS if isinstance(one.get(key), str)), None)
+            score = next((s for key in _SCORES if (s := _number(one.get(key))) is not None), None)
+            if score is None and (rank := _number(one.get("rank"))) is not None:
+                score = -rank
+            if text is not None and score is not None:
+                found.append((score, text))
+        if len(found) > 1 and len(found) == len(items):
+            return name, found
+    return None
+
+
+def _is_rated(row: Row) -> bool:
+    has_prompt = any(isinstance(row.get(name), str) for name in _PROMPTS)
+    return has_prompt and _rated_answers(row) is not None
+
+
+def _best_and_worst(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        rated = _rated_answers(row)
+        if rated is None:
+            yield number, row
+            continue
+        column, answers = rated
+        rest = {name: value for name, value in row.items() if name != column}
+        name = next((name for name in _PROMPTS if name in rest), None)
+        prompt = rest.pop(name) if name else None
+        best, worst = (choose(answers, key=lambda one: one[0]) for choose in (max, min))
+        pair = (best[1], worst[1]) if best[0] > worst[0] else (None, None)
+        yield number, {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], **rest}
+
+
 # Translations
 
 
@@ -508,6 +552,11 @@ _FORMS = (
         "Each row has two answers, and says which is better. Rows without a better one are left "
         "out.",
         _is_comparison, _preferences,
+    ),
+    Form(
+        "Each row has several answers with scores or ranks: the best and the worst are read, and "
+        "not those between. Rows whose answers are equally good are left out.",
+        _is_rated, _best_and_worst,
     ),
     Form(
         "The choices of a question are columns: they are listed under the question, and the right "

@@ -19,7 +19,10 @@ from peft_space.data.cells import (
     turns_of,
 )
 from peft_space.data.column_mapping import (
+    ANSWERS,
     LABELS,
+    MORE_ANSWERS,
+    MORE_QUESTIONS,
     ROLES,
     TEXTS,
     ColumnMapping,
@@ -58,6 +61,9 @@ def detect_schema(
     _check_one_label(source, mappings, columns, rows)
     offered = [column for column in columns if not _UNNAMED.fullmatch(column)] or columns
     mappings = [*_match_labels(mappings, offered, rows), *mappings]
+    if not mappings:
+        mappings = _match_names("question_answer", by_name, rows, _MORE_NAMES)[:1]
+        mappings = mappings or _match_names("prompt_completion", by_name, rows, _MORE_NAMES)[:1]
     mappings = mappings or _match_languages(offered, rows) or _match_content(offered, rows)
     mappings = [*_match_templated(mappings, rows), *mappings]
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
@@ -73,6 +79,7 @@ def detect_schema(
 
 
 _MAX_SPEAKERS = 6
+_MORE_NAMES = {"question": MORE_QUESTIONS, "answer": MORE_ANSWERS}
 
 
 def _match_speakers(
@@ -119,6 +126,17 @@ def _match_labels(
         for column in labels
         if all(isinstance(row.get(column), str | bool | None) for row in rows)
     ]
+
+
+def _is_empty(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    return not any(row.get(column) not in (None, "", [], {}) for row in rows)
+
+
+def _is_detail(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a column such as `source` names where the rows are from: not a text."""
+    values = {str(row.get(column)) for row in rows}
+    is_repeated = _repeats(column, rows) or (len(values) == 1 and len(rows) > 1)
+    return normalized(column) in _METADATA and is_repeated
 
 
 def _repeats(column: str, rows: Sequence[dict[str, Any]]) -> bool:
@@ -270,15 +288,27 @@ def _number(cell: Any) -> float | None:
 
 
 def _match_names(
-    schema: Schema, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
+    schema: Schema,
+    by_name: Mapping[str, str],
+    rows: Sequence[dict[str, Any]],
+    more: Mapping[str, Sequence[str]] | None = None,
 ) -> list[ColumnMapping]:
-    """Return a mapping for each column with a known name of the role `answer`."""
+    """Return a mapping for each column with a known name of the role `answer`.
+
+    Args:
+        schema: to match.
+        by_name: normalized name -> column.
+        rows: the first rows.
+        more: role -> further names, after those that are known for the schema.
+    """
     chosen: dict[str, str] = {}
     answers: list[str] = []
     for role, names in {**ROLES[schema].required, **ROLES[schema].optional}.items():
         known = [by_name[name] for name in names if name in by_name]
+        known += [by_name[name] for name in (more or {}).get(role, ()) if name in by_name]
         free = [column for column in known if column not in chosen.values()]
         columns = [column for column in free if _matches_role(schema, role, column, rows)]
+        columns.sort(key=lambda column: (_is_empty(column, rows), _is_detail(column, rows)))
         if columns:
             chosen[role] = columns[0]
         elif role in ROLES[schema].required:
@@ -294,6 +324,10 @@ def _match_names(
 def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[str, Any]]) -> bool:
     """Return True if the cells of the first rows have the form of the role."""
     cells = [row[column] for row in rows if row.get(column) is not None]
+    if schema == "text" and not any(cells):
+        return False
+    if role == "input":
+        return all(isinstance(cell, str | int | float) for cell in cells)
     if role == "messages":
         turns = [turn for cell in cells for turn in turns_of(cell) or conversation_in(cell) or []]
         if schema == "unpaired_preference":
@@ -329,10 +363,26 @@ def _has_spans(cells: Sequence[Any]) -> bool:
     return bool(spans) and None not in spans and any(spans)
 
 
+_LABELS_OF_ANSWERS = {
+    "label", "labels", "class", "gold_label", "is_correct", "is_duplicate", "is_paraphrase",
+}  # fmt: skip
+
+
+def _is_label_of_answers(mapping: ColumnMapping) -> bool:
+    """Return True if pairs are questions with answers: their label is the task or a detail."""
+    is_pair = mapping.schema == "text_pair_classification"
+    return is_pair and normalized(mapping.columns["second"]) in ANSWERS
+
+
 def _is_more_specific(mapping: ColumnMapping, other: ColumnMapping) -> bool:
     """Return True if `mapping` uses all columns of `other` and more, or `other` is plain text."""
     if other.schema == "text" and mapping.schema != "text":
         return True
+    if _is_label_of_answers(other) and mapping.schema == "question_answer":
+        # a category or a topic describes the question, and is not what is learned
+        return normalized(other.columns["label"]) not in _LABELS_OF_ANSWERS
+    if _is_label_of_answers(mapping):
+        return False
     return set(other.columns.values()) < set(mapping.columns.values())
 
 
@@ -350,13 +400,18 @@ _MAX_LABEL_SHARE = 0.2
 
 def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[ColumnMapping]:
     """Return several mappings of columns with unknown names, or one if there is one column."""
-    texts = [column for column in columns if _is_text(row.get(column) for row in rows)]
+    texts = [
+        column
+        for column in columns
+        if _is_text(row.get(column) for row in rows) or _has_answers(column, rows)
+    ]
     if len(texts) == 1 and len(columns) == 1 and normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
     labels = [
         column
         for column in columns
-        if normalized(column) in _MAYBE_LABELS or (column in texts and _repeats(column, rows))
+        if normalized(column) in _MAYBE_LABELS
+        or (column in texts and _repeats(column, rows) and not _is_detail(column, rows))
     ]
     if len(texts) < 2:
         free = [column for column in texts if column not in labels]
@@ -376,6 +431,13 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     is_first = len(texts) == 2 or any(normalized(label) in _MAYBE_LABELS for label in labels)
     mappings = [*labelled, *pairs] if is_first else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
+
+
+def _has_answers(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True for answers as SQuAD has them: an object with a list of texts."""
+    cells = [row.get(column) for row in rows]
+    is_object = all(isinstance(cell, dict) and isinstance(cell.get("text"), list) for cell in cells)
+    return normalized(column) in ANSWERS and is_object
 
 
 def _is_text(cells: Iterable[Any]) -> bool:

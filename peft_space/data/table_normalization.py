@@ -14,9 +14,16 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows
-from peft_space.data.cells import message_turns
+from peft_space.data.cells import message_turns, turns_of
 from peft_space.data.column_mapping import ColumnMapping, Fix
-from peft_space.data.messages import BadRow, UnansweredRow, UnmergedRow, unused_keys
+from peft_space.data.messages import (
+    BadRow,
+    UnansweredRow,
+    UnmergedRow,
+    has_speaker,
+    unused_in_calls,
+    unused_in_message,
+)
 from peft_space.data.pictures import (
     FOLDER,
     BrokenPicture,
@@ -328,16 +335,34 @@ def _count_unused(
     used = mapping.used
     empty = (None, "")
     found = {name: cell for name, cell in record.items() if name not in used and cell not in empty}
-    of_messages = ("messages", "prompt", "chosen", "rejected", "question", "answer")
     columns = mapping.of_row(record).columns
-    for column in {columns[role] for role in of_messages if role in columns}:
-        for turn in message_turns(record.get(column)) or []:
-            found |= {f"{column}: {key}": turn[key] for key in unused_keys(turn)}
+    for role in _WITH_MESSAGES:
+        if role in columns:
+            inner = _unused_in_cell(record.get(columns[role]), role)
+            found |= {f"{columns[role]}: {key}": value for key, value in inner.items()}
     for name, cell in found.items():
         text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
         if name not in unused:
             unused[name] = [0, text[:_MAX_EXAMPLE] + " …" * (len(text) > _MAX_EXAMPLE)]
         unused[name][0] += 1
+
+
+_WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
+
+
+def _unused_in_cell(cell: Any, role: str) -> dict[str, Any]:
+    """Return what is not used of the messages or calls in a cell, and answers after the first."""
+    unused: dict[str, Any] = {}
+    if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
+        unused = {key: value for key, value in cell.items() if key != "text" and value}
+        cell = cell["text"]
+    turns = turns_of(cell) if role == "messages" else message_turns(cell)
+    if turns is not None:
+        for turn in turns:
+            unused |= unused_in_message(turn) if has_speaker(turn) else unused_in_calls(turn)
+    elif role == "answer" and isinstance(cell, list) and len(set(map(str, cell))) > 1:
+        unused["other answers"] = cell[1:]
+    return unused
 
 
 def _hash(text: str) -> int:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peft_space.data.cells import choices_of, listed, one_text
+from peft_space.data.cells import choices_of, listed, message_turns, one_text
 from peft_space.data.column_mapping import (
     ANSWERS,
     LABELS,
+    MORE_ANSWERS,
     TEXTS,
     ColumnMapping,
     Schema,
@@ -39,10 +40,7 @@ _CONTEXT_NAMES = (
     "input", "inputs", "reference_text", "sentence", "text",
 )  # fmt: skip
 _QUESTION_NAMES = ("question", "instruction", "prompt", "query")
-_MORE_ANSWERS = (
-    *ANSWERS, "solution", "best_answer", "correct_answer", "correct_answers", "expected_output",
-    "reference_answer", "gold_answer", "ideal", "summary", "translation", "target",
-)  # fmt: skip
+_MORE_ANSWERS = (*ANSWERS, *MORE_ANSWERS, "correct_answers", "summary", "translation", "target")
 _MORE_TEXTS = (
     *TEXTS, "title", "headline", "subject", *_QUESTION_NAMES, *ANSWERS, "sentence2", "hypothesis",
     "premise", "passage", "description", "context", "text2", "abstract", "selftext",
@@ -85,6 +83,12 @@ def _is_list(cells: list[Any]) -> bool:
     return all(listed(cell) is not None for cell in cells)
 
 
+def _is_structure(cells: list[Any]) -> bool:
+    return all(isinstance(cell, dict | list) for cell in cells)
+
+
+_BESIDE_TEXT = re.compile(r"(?!.*(title|headline|heading|name|path|file|subject|summary_of)).*")
+"""A second text may be what the model has to learn, but a title is not."""
 _REASONING = (
     r"(explanation|explanations|rationale|rationales|thoughts?|thinking|(complex_)?cot|scratchpad"
     r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason)(_?\d)?"
@@ -122,7 +126,8 @@ _SIGNS = (
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),
-    _Sign(("text",), _names(*_MORE_ANSWERS, *_QUESTION_NAMES, "input", "inputs"), _is_varied_prose),
+    _Sign(_ANSWERING, _names(*_CONTEXT_NAMES), _is_structure),
+    _Sign(("text",), _BESIDE_TEXT, _is_varied_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
     _Sign(("preference",), _names(*_CONTEXT_NAMES), _is_varied_prose),
     _Sign(_WITHOUT_PICTURES, re.compile(".*"), lambda cells: all(map(looks_like_picture, cells))),
@@ -148,6 +153,8 @@ def ask_about_unused(
         for column in unused:
             for other in _alternatives(asked[0], column, columns, rows):
                 asked.append(replace(other, left_out=_left_out(other, columns, rows)))
+        if asked[0].schema == "text":  # the other column is rather what is learned
+            asked = [*asked[1:], asked[0]]
     return asked[: 1 + _MAX_ALTERNATIVES] if len(mappings) == 1 else asked
 
 
@@ -213,6 +220,7 @@ def _alternatives(
     cells = [row[column] for row in rows if row.get(column) not in (None, "", [], {})]
     question = next((used[role] for role in roles(schema)[0] if role in used), "")
     optional = [role for role in roles(schema)[1] if role not in used]
+    is_worse = _SIGNS[0].name.fullmatch(name)
 
     def with_role(role: str) -> ColumnMapping:
         ordered = {**used, role: column}
@@ -222,9 +230,12 @@ def _alternatives(
     def other(schema: Schema, **columns: str) -> ColumnMapping:
         return ColumnMapping(schema, columns)
 
-    if schema in _ANSWERING and "answer" in used and _SIGNS[0].name.fullmatch(name):
+    has_one_text = all(isinstance(cell, str) or message_turns(cell) for cell in cells)
+    if not has_one_text and (("input" in optional and name in _CONTEXT_NAMES) or is_worse):
+        return
+    if schema in _ANSWERING and "answer" in used and is_worse:
         yield other("preference", rejected=column, chosen=used["answer"], prompt=question)
-    elif schema in _CHATTING and _SIGNS[0].name.fullmatch(name):
+    elif schema in _CHATTING and is_worse:
         yield other("preference", rejected=column, prompt=question)
     elif "choices" in optional and all(choices_of(cell) for cell in cells):
         yield with_role("choices")

@@ -8,7 +8,7 @@ import pytest
 
 from peft_space import operations
 from peft_space.data.column_mapping import ColumnMapping
-from peft_space.data.messages import BadRow
+from peft_space.data.messages import BadRow, parse_messages
 from peft_space.data.row_normalization import normalize_record
 from peft_space.data.schema_detection import detect_schema
 from peft_space.errors import UserError
@@ -504,3 +504,27 @@ def test_of_segments_those_with_a_true_label_are_trained(write):
     assert trained == "40. or 50.<|end|>"
     assert "".join(text for text, _ in tokens).endswith(" I guess or 50.<|end|>")
     assert ["<|user|>", False] in tokens, "special tokens of the segments stay special tokens"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>So.</think>Red.", "So.\n</think>\n\nRed.", "<thinking>\nSo.\n</thinking>\n\nRed.",
+        "<thought>So.</thought> Red.", "[THINK]So.[/THINK]Red.", "◁think▷So.◁/think▷Red.",
+        "<seed:think>So.</seed:think>Red.",
+        "<|begin_of_thought|>\n\nSo.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nRed.\n\n"
+        "<|end_of_solution|>",
+    ],
+)  # fmt: skip
+def test_a_thought_in_the_text_is_read_as_reasoning(text):
+    turns = [{"role": "user", "content": "Color?"}, {"role": "assistant", "content": text}]
+    [_, answer] = parse_messages(turns, str) or []
+    assert (answer["reasoning_content"], answer["content"]) == ("So.", "Red.")
+
+
+@pytest.mark.parametrize("begin", ["", "So.</think>"])
+def test_the_mark_of_a_thought_inside_an_answer_is_text(begin):
+    text = f"{begin}First write <think>, and </think> after it."
+    turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+    [_, answer] = parse_messages(turns, str) or []
+    assert (answer["content"], answer.get("reasoning_content")) == (text, None)

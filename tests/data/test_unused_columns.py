@@ -79,14 +79,16 @@ def test_a_column_that_looks_like_a_part_of_the_task_makes_the_app_ask(part):
         rows = rows_of(used | more)
         for row, value in zip(rows, ["good", "bad", "bad"] * 7, strict=False):
             row["sentiment"] = value
-        first, *others = detect_schema("rows", list(rows[0]), rows)
+        mappings = detect_schema("rows", list(rows[0]), rows)
     else:
-        first, *others = mappings_of(used | more)
-    assert set(first.left_out) == set(more)
-    assert first.columns == mappings_of(used)[0].columns
+        mappings = mappings_of(used | more)
+    [without] = [mapping for mapping in mappings if set(mapping.left_out) == set(more)]
+    assert without.columns == mappings_of(used)[0].columns
     column = next(iter(more))
-    uses = {other.schema for other in others if column in other.columns.values()}
+    uses = {other.schema for other in mappings if column in other.columns.values()}
     assert uses == ({alternative} if alternative else set())
+    is_last = without.schema == "text" and len(mappings) > 1
+    assert mappings[-1 if is_last else 0] is without
 
 
 @pytest.mark.parametrize(
@@ -223,3 +225,58 @@ def test_a_fix_that_makes_rows_usable_is_named(write):
         argument = str(error.value).split("column mapping ")[1].rstrip(".")
         assert json.loads(argument)["fixes"] == [fix]
         assert len(load_dataset(path, 0.0, 0, column_mapping=json.loads(argument)).train) == 20
+
+
+ANSWERED = {"role": "assistant", "content": "It is {} now."}
+UNUSED_PARTS = {
+    "a second content": ([ANSWERED | {"text": "Other words"}], "messages: text"),
+    "a second thought": (
+        [ANSWERED | {"reasoning_content": "So.", "thinking": "Or so."}], "messages: thinking",
+    ),
+    "a thought of the user": (
+        [{"role": "user", "content": "Hi", "reasoning": "Hm."}], "messages: reasoning",
+    ),
+    "a key of a call": (
+        [ANSWERED | {"tool_calls": [{"function": {"name": "f", "arguments": {}, "why": "x"}}]}],
+        "messages: why",
+    ),
+    "a key of a part": (
+        [ANSWERED | {"content": [{"type": "text", "text": "It is.", "citations": ["a"]}]}],
+        "messages: content: citations",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", UNUSED_PARTS)
+def test_a_part_of_a_message_that_nothing_uses_is_listed(part, write):
+    turns, name = UNUSED_PARTS[part]
+    end = [] if turns[-1]["role"] == "assistant" else [ANSWERED]
+    messages = [{"role": "user", "content": "What is it, {}?"}] * (not end) + turns + end
+    result = operations.check(str(write("rows.json", rows_of({"messages": messages}))))
+    assert [(one["name"], one["rows"]) for one in result["unused"]] == [(name, 20)]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"conversation": [{"input": "What is it, {}?", "output": "It is {}."}]},
+        {"messages": [{"from": "human", "value": "Hi {}"}, {"from": "gpt", "value": "Hello."}]},
+        {"messages": [ANSWERED | {"role": "user"}, ANSWERED | {"from": "gpt", "name": ""}]},
+        {
+            "query": "What is it, {}?", "tools": [{"name": "f"}],
+            "answers": [{"name": "f", "arguments": {"n": "{}"}}],
+        },
+    ],
+    ids=["pairs", "ShareGPT", "two names of one role", "calls"],
+)  # fmt: skip
+def test_what_is_used_is_not_listed(cells, write):
+    assert operations.check(str(write("rows.json", rows_of(cells))))["unused"] == []
+
+
+def test_accepted_answers_after_the_first_are_listed(write):
+    texts, more = ["red", "dark red"], "other answers"
+    cells = ((texts, [more]), ({"text": texts, "answer_start": [3, 8]}, ["answer_start", more]))
+    for cell, names in cells:
+        rows = rows_of({"question": "What is it, {}?", "answers": cell})
+        unused = operations.check(str(write("rows.json", rows)))["unused"]
+        assert sorted(one["name"] for one in unused) == [f"answers: {name}" for name in names]

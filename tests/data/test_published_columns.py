@@ -1,0 +1,145 @@
+"""Tables with the columns of public datasets are read as they are meant, or the app asks."""
+
+import pytest
+
+from peft_space.data.restructuring import form_of
+from peft_space.data.schema_detection import detect_schema
+
+WORDS = ("mill", "boat", "egg", "river", "lamp", "tower", "king", "hill")
+
+
+def asked(n):
+    return f"Where is the {WORDS[n % 8]} number {n} in town {n * 5}?"
+
+
+def told(n):
+    return f"Near the {WORDS[(n + 2) % 8]}, {n * 3} steps on."
+
+
+def prose(n):
+    return f"The {WORDS[n % 8]} number {n} stands near the river of town {n * 7}."
+
+
+def read(make_row):
+    """Return the column mappings of 24 rows, likeliest first, and the rows as they are read."""
+    rows = [make_row(n) for n in range(24)]
+    if form := form_of(rows):
+        rows = [row for _, row in form.convert(iter(enumerate(rows, 1)))]
+    mappings = detect_schema("rows", list(rows[0]), rows)
+    return mappings, rows
+
+
+ANSWER = {"question": "question", "answer": "answer"}
+READ = {
+    "a FAQ with categories": (
+        lambda n: {"question": asked(n), "answer": told(n), "category": WORDS[n % 3]},
+        "question_answer", ANSWER,
+    ),
+    "a FAQ with topics first": (
+        lambda n: {"Topic": WORDS[n % 3], "Question": asked(n), "Answer": told(n)},
+        "question_answer", {"question": "Question", "answer": "Answer"},
+    ),
+    "summaries with the name of their source": (
+        lambda n: {"source": "the web", "text": prose(n), "summary": told(n)},
+        "source_target", {"source": "text", "target": "summary"},
+    ),
+    "summaries called tldr": (
+        lambda n: {"documents": prose(n), "tldr": told(n), "title": asked(n), "score": 1.0},
+        "source_target", {"source": "documents", "target": "tldr"},
+    ),
+    "problems with solutions": (
+        lambda n: {"lang": "python", "seed": prose(n), "problem": asked(n), "solution": told(n)},
+        "question_answer", {"question": "problem", "answer": "solution"},
+    ),
+    "code to complete": (
+        lambda n: {"task_id": f"T/{n}", "prompt": asked(n), "canonical_solution": told(n)},
+        "prompt_completion", {"prompt": "prompt", "answer": "canonical_solution"},
+    ),
+    "endings": (
+        lambda n: {
+            "ind": n, "ctx": prose(n), "endings": [told(n + i) for i in range(4)], "split": "train",
+            "label": str(n % 4),
+        },
+        "question_answer", {"question": "question", "answer": "answer", "choices": "choices"},
+    ),
+    "options by letter": (
+        lambda n: {
+            "question": asked(n), "answer": told(n), "options": {"A": told(n), "B": told(n + 1)},
+        },
+        "question_answer", {"question": "question", "answer": "answer", "choices": "options"},
+    ),
+    "completions with scores": (
+        lambda n: {
+            "source": "s", "instruction": asked(n), "completions": [
+                {"model": "a", "response": told(n), "overall_score": 7.5},
+                {"model": "b", "response": told(n + 1), "overall_score": 2.0},
+            ],
+        },
+        "preference", {"rejected": "rejected", "chosen": "chosen", "prompt": "prompt"},
+    ),
+    "answers with ranks": (
+        lambda n: {
+            "prompt": asked(n),
+            "answers": [{"answer": told(n + i), "rank": i + 1.0} for i in range(3)],
+        },
+        "preference", {"rejected": "rejected", "chosen": "chosen", "prompt": "prompt"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", READ)
+def test_a_table_is_read_as_it_is_meant(table):
+    make_row, schema, columns = READ[table]
+    [mapping], _ = read(make_row)
+    assert (mapping.schema, dict(mapping.columns)) == (schema, columns)
+    assert mapping.left_out == ()
+
+
+def test_the_best_and_the_worst_of_several_answers_are_a_pair():
+    make_row = READ["answers with ranks"][0]
+    _, rows = read(make_row)
+    assert (rows[5]["chosen"], rows[5]["rejected"]) == (told(5), told(7))
+    tied = form_of([make_row(0)]).convert(
+        iter([(1, {"prompt": "Hi", "answers": [{"text": t, "score": 1} for t in "ab"]})])
+    )
+    assert [row["chosen"] for _, row in tied] == [None]
+
+
+ASKED = {
+    "questions and answers with a label": (
+        lambda n: {"question": asked(n), "answer": told(n), "label": "ab"[n % 2]},
+        ["question_answer", "text_pair_classification"], None,
+    ),
+    "a text with code": (
+        lambda n: {"task_id": n, "text": asked(n), "code": f"def f{n}(): return {n}"},
+        ["prompt_completion", "text"], "code",
+    ),
+    "an email with its reply": (
+        lambda n: {"subject": asked(n), "body": prose(n), "reply": told(n)},
+        ["prompt_completion", "text"], "reply",
+    ),
+    "a support for the right answer": (
+        lambda n: {"question": asked(n), "correct_answer": told(n), "support": prose(n)},
+        ["question_answer", "question_answer"], "correct_answer",
+    ),
+    "a context that is no text": (
+        lambda n: {"question": asked(n), "answer": told(n), "context": {"title": [prose(n)]}},
+        ["question_answer"], "answer",
+    ),
+    "an empty text beside answers": (
+        lambda n: {
+            "title": asked(n), "selftext": prose(n), "document": "",
+            "answers": {"text": [told(n)], "score": [3]},
+        },
+        ["question_answer", "question_answer", "text"], "answers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", ASKED)
+def test_the_app_asks_how_a_table_is_meant_and_offers_its_answer_first(table):
+    make_row, schemas, answer = ASKED[table]
+    mappings, _ = read(make_row)
+    assert [mapping.schema for mapping in mappings] == schemas
+    assert len(mappings) > 1 or mappings[0].left_out
+    assert answer is None or mappings[0].columns["answer"] == answer
