@@ -174,6 +174,8 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
     Args:
         cell: a list of messages, an object of lists, or a list of texts that take turns.
     """
+    if isinstance(cell, dict) and isinstance(cell.get("messages"), list):
+        return turns_of(cell["messages"])
     if isinstance(cell, dict) and cell and all(isinstance(part, list) for part in cell.values()):
         keys = list(cell)  # one list of roles, one of contents
         return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
@@ -239,9 +241,22 @@ def as_bool(cell: Any) -> bool | None:
 
 
 _RATINGS = {
-    **dict.fromkeys(("desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1"), True),
-    **dict.fromkeys(("undesirable", "bad", "rejected", "thumbs_down", "down", "-1"), False),
-}
+    **dict.fromkeys(
+        (
+            "desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1", "positive", "like",
+            "liked", "correct", "right", "helpful", "approved", "upvote", "pass", "passed", "👍",
+        ),
+        True,
+    ),
+    **dict.fromkeys(
+        (
+            "undesirable", "bad", "rejected", "thumbs_down", "down", "-1", "negative", "dislike",
+            "disliked", "incorrect", "wrong", "unhelpful", "disapproved", "downvote", "fail",
+            "failed", "👎",
+        ),
+        False,
+    ),
+}  # fmt: skip
 
 
 def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
@@ -305,6 +320,9 @@ _SPEAKERS = {
     "human": "user", "user": "user", "assistant": "assistant", "model": "assistant",
     "system": "system", "tool": "tool", "ipython": "tool", "function response": "tool",
     "q": "user", "question": "user", "a": "assistant", "answer": "assistant",
+    "customer": "user", "client": "user", "patient": "user", "ai": "assistant",
+    "bot": "assistant", "chatbot": "assistant", "agent": "assistant", "doctor": "assistant",
+    "support": "assistant",
 }  # fmt: skip
 _BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
 _TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
@@ -318,6 +336,8 @@ class _TextForm:
     ends: tuple[str, ...] = ()
     always_ends: bool = False
     """True if every turn but the last has an end."""
+    has_system: bool = False
+    """True if a text before the first turn is a system message."""
 
 
 _TEXT_FORMS = (
@@ -338,14 +358,22 @@ _TEXT_FORMS = (
     _TextForm(re.compile(r"### (Human|User|Assistant|System): ?")),
     # transcripts
     _TextForm(re.compile(r"(?:\A|\n)(User|Assistant|System): ?")),
+    _TextForm(re.compile(r"(?:\A|\n)(Human|User|Customer|Client|AI|Bot|Chatbot|Agent|Support): ?")),
+    _TextForm(re.compile(r"(?:\A|\n)(Patient|Doctor): ?")),
     _TextForm(re.compile(r"(?:\A|\n)(Q|A): ?")),
     _TextForm(re.compile(r"(?:\A|\n)(Question|Answer): ?")),
     # HH
     _TextForm(re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")),
     # Vicuna, Glaive
-    _TextForm(re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS),
+    _TextForm(
+        re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS,
+        has_system=True,
+    ),
 )  # fmt: skip
-_SIGN = re.compile(r"<\||\[INST\]|<start_of_turn>|##|Human:|USER:|\A(?:User|System|Q|Question): ?")
+_SIGN = re.compile(
+    r"<\||\[INST\]|<start_of_turn>|##|Human:|USER:"
+    r"|\A\s*(?:User|System|Q|Question|Customer|Client|Patient): ?"
+)
 _SIGN_WITHIN = 200
 
 
@@ -368,7 +396,8 @@ def conversation_in(text: Any) -> list[dict[str, Any]] | None:
 
 def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
     before, *parts = form.beginning.split(text)
-    if not parts or before.strip() not in _BEGINNINGS:
+    is_system = form.has_system and bool(before.strip(" \n<s>"))
+    if not parts or not (is_system or before.strip() in _BEGINNINGS):
         return None
     turns: list[dict[str, Any]] = []
     for role, content in zip(parts[::2], parts[1::2], strict=True):
@@ -380,7 +409,7 @@ def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
             return None
         content = ended if form.always_ends else ended.strip()
         turns.append({"role": _SPEAKERS[role.lower()], "content": content})
-    return turns
+    return [{"role": "system", "content": before.strip()}, *turns] if is_system else turns
 
 
 def _without_end(content: str, ends: tuple[str, ...]) -> tuple[str, bool]:

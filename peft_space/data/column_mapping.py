@@ -68,7 +68,8 @@ ANSWERS = (
 )  # fmt: skip
 MORE_ANSWERS = (
     "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
-    "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal",
+    "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal", "completions",
+    "outputs", "solutions",
 )  # fmt: skip
 """Names of answers in tables whose columns fit no schema otherwise."""
 MORE_QUESTIONS = ("problem", "goal")

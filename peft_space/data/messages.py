@@ -56,7 +56,7 @@ _ROLES = {
     "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
 }  # fmt: skip
 _SPEAKERS = ("role", "from", "speaker", "author", "sender")
-_CONTENTS = ("content", "value", "text", "parts", "message")
+_CONTENTS = ("content", "value", "text", "parts", "message", "utterance")
 _WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _CALLS = ("tool_calls", "function_call", "function_calls")
@@ -142,6 +142,11 @@ def _role_of(speaker: Any) -> str | None:
 
 def _speaker(turn: dict[str, Any]) -> str:
     return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
+
+
+def is_question(turn: dict[str, Any]) -> bool:
+    """Return True for a message of the user."""
+    return _role_of(_speaker(turn)) == "user"
 
 
 def has_speaker(turn: dict[str, Any]) -> bool:

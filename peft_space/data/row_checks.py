@@ -56,6 +56,10 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Rows with a picture of an earlier row",
         "If one of them is held out, its score says less: the model has seen the picture.", None,
     ),
+    "structured": (
+        "Objects as questions or answers",
+        "Rows with an object in place of a text. The model reads or learns it as JSON.", None,
+    ),
     "message_left_out": (
         "Messages that the chat template leaves out",
         "The template of this base model does not write a system message, or a result.", None,

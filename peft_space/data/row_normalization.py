@@ -24,11 +24,13 @@ from peft_space.data.messages import (
     answer_message,
     check_encodable,
     check_turns,
+    has_speaker,
     parse_calls,
     parse_messages,
     parse_tools,
     text_of,
     tools_in,
+    with_numbers,
 )
 from peft_space.data.pictures import Opener, place_pictures
 
@@ -275,7 +277,8 @@ def _messages(
         dialogue = _dialogue(cell, clean)
         questions = dialogue if dialogue and dialogue[-1]["role"] == "user" else None
     if questions is None:
-        question = clean(_text(row, question_column))
+        cell = structured(cell) or cell
+        question = clean(_text({question_column: cell}, question_column))
         if (context := clean(_text(row, columns.get("input")))).strip():
             question = f"{question}\n\n{context}"
         choices = choices_of(row.get(columns.get("choices", ""))) or []
@@ -299,7 +302,21 @@ def _messages(
 
 def _as_messages(cell: Any, clean: Clean) -> list[Message] | None:
     """Return the messages in the cell of a question or an answer; None if it has a text."""
-    return parse_messages(cell, clean) if message_turns(cell) else None
+    inner = cell.get("messages") if isinstance(cell, dict) else cell
+    turns = message_turns(inner)
+    return parse_messages(cell, clean) if turns and all(map(has_speaker, turns)) else None
+
+
+def structured(cell: Any) -> str | None:
+    """Return an object, or a list of objects that are no messages, as JSON; None for others."""
+    if isinstance(cell, dict):
+        lists = (cell.get("text"), cell.get("messages"))  # as in SQuAD, as OpenAI has prompts
+        is_structured = not any(isinstance(value, list) for value in lists)
+    else:
+        objects = cell if isinstance(cell, list) else []
+        is_structured = bool(objects) and all(isinstance(one, dict) for one in objects)
+        is_structured = is_structured and not all(map(has_speaker, objects))
+    return json.dumps(with_numbers(cell), ensure_ascii=False) if is_structured else None
 
 
 def _one_answer(cell: Any, column: str) -> str:
@@ -309,6 +326,7 @@ def _one_answer(cell: Any, column: str) -> str:
         if not cell:
             raise BadRow("the question has no answer")
         return _text({column: cell[0]}, column)
+    cell = structured(cell) or cell
     values = cell if isinstance(cell, list) else None  # a list in a text is an answer
     if values is not None and len(values) > 1 and not column.lower().endswith("answers"):
         raise BadRow(
@@ -472,6 +490,8 @@ def _answer(cell: Any, clean: Clean) -> list[Message]:
     """
     if isinstance(cell, dict):
         cell = [cell] if "content" in cell or "value" in cell else cell
+    if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], str):
+        cell = cell[0]
     if (messages := parse_messages(cell, clean)) is not None:
         return messages
     if not isinstance(cell, str):

@@ -32,7 +32,7 @@ from peft_space.data.column_mapping import (
     listed_names,
     normalized,
 )
-from peft_space.data.messages import unknown_speakers
+from peft_space.data.messages import is_question, unknown_speakers
 from peft_space.data.pictures import looks_like_picture
 from peft_space.data.unused_columns import ask_about_unused
 from peft_space.errors import UserError
@@ -66,7 +66,9 @@ def detect_schema(
         mappings = mappings or _match_names("prompt_completion", by_name, rows, _MORE_NAMES)[:1]
     mappings = mappings or _match_languages(offered, rows) or _match_content(offered, rows)
     mappings = [*_match_templated(mappings, rows), *mappings]
+    mappings = [_with_last_answer(mapping, by_name, rows) for mapping in mappings]
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
+    mappings = [*mappings, *_match_verdicts(mappings, by_name, rows)]
     mappings = [choice for mapping in mappings for choice in _match_speakers(mapping, rows)]
     if not mappings:
         _check_not_shortened(source, columns, rows)
@@ -263,14 +265,60 @@ def _match_stars(
         if None in ratings or not 2 <= len(numbers) <= _MAX_RATINGS:
             continue
         good_from = next(n for n in numbers if n > (numbers[0] + numbers[-1]) / 2)
-        rated = {"label": column}
-        if "messages" in chosen:
-            rated["messages"] = chosen["messages"]
-        else:
-            prompts = (chosen[role] for role in _PROMPTS if role in chosen)
-            rated |= {"prompt": next(prompts), "answer": chosen["answer"]}
-        return [ColumnMapping("unpaired_preference", rated, (), good_from)]
+        return [ColumnMapping("unpaired_preference", _rated(chosen, column), (), good_from)]
     return []
+
+
+def _rated(chosen: Mapping[str, str], label: str) -> dict[str, str]:
+    """Return the columns of answers that a column rates."""
+    if "messages" in chosen:
+        return {"label": label, "messages": chosen["messages"]}
+    prompts = (chosen[role] for role in _PROMPTS if role in chosen)
+    return {"label": label, "prompt": next(prompts), "answer": chosen["answer"]}
+
+
+_VERDICT = re.compile(
+    r"(user_|human_|is_)?(feedback|liked?|accepted|approved|thumbs?(_up)?|helpful|correct|votes?"
+    r"|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed|chosen"
+    r"|preferred|evaluation|correctness)"
+)
+
+
+def _match_verdicts(
+    mappings: Sequence[ColumnMapping], by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
+) -> list[ColumnMapping]:
+    """Offer answers with a verdict such as `liked` as good and bad answers, so the user is asked.
+
+    Otherwise the model would learn the bad answers as well.
+    """
+    if len(mappings) != 1 or not {"answer", "messages"} & set(mappings[0].columns):
+        return []
+    if mappings[0].schema == "unpaired_preference":
+        return []
+    chosen = mappings[0].columns
+    for name, column in by_name.items():
+        verdicts = {as_rating(row[column]) for row in rows if row.get(column) is not None}
+        is_free = column not in chosen.values() and _VERDICT.fullmatch(name)
+        if is_free and verdicts == {True, False}:
+            return [ColumnMapping("unpaired_preference", _rated(chosen, column))]
+    return []
+
+
+def _with_last_answer(
+    mapping: ColumnMapping, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
+) -> ColumnMapping:
+    """Return conversations without a last answer with the answer from another column."""
+    answer = next((by_name[name] for name in ANSWERS if name in by_name), None)
+    if mapping.schema not in ("messages", "sharegpt") or answer is None:
+        return mapping
+    chosen = mapping.columns
+    cells = [row.get(chosen["messages"]) for row in rows]
+    turns = [turns_of(cell) or conversation_in(cell) or [{}] for cell in cells]
+    if not all(is_question(messages[-1]) for messages in turns if messages):
+        return mapping
+    columns = {"prompt": chosen["messages"], "answer": answer}
+    columns |= {role: chosen[role] for role in ("system", "tools") if role in chosen}
+    return ColumnMapping("prompt_completion", columns)
 
 
 _PROMPTS = ("prompt", "question", "instruction")

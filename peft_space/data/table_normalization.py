@@ -46,6 +46,7 @@ from peft_space.data.row_normalization import (
     TextClassification,
     TokenClassification,
     normalize_record,
+    structured,
     to_json,
 )
 from peft_space.data.table import Table
@@ -59,7 +60,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "13"
+_NORMALIZER_VERSION = "14"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -301,6 +302,8 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if isinstance(row, TextClassification) and spellings:
             row = replace(row, label=spellings.get(fold_label(row.label), row.label))
         kinds = [*inspect(row), *dict.fromkeys(opener.kinds)]
+        if any(structured(record.get(mapping.columns.get(role, ""))) for role in _TEXTS):
+            kinds.append("structured")
         if opener.opened:
             batch.pictures.append((number, opener.opened))
         for kind in kinds:
@@ -347,6 +350,7 @@ def _count_unused(
         unused[name][0] += 1
 
 
+_TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
 
 

@@ -144,7 +144,9 @@ def ask_about_unused(
         columns: the columns of the dataset.
         rows: its first rows.
     """
-    rated = {mapping.columns["label"] for mapping in mappings if mapping.good_from is not None}
+    rated = {
+        mapping.columns["label"] for mapping in mappings if mapping.schema == "unpaired_preference"
+    }
     asked = []
     for mapping in mappings:
         unrated = rated - set(mapping.columns.values())

@@ -1,9 +1,16 @@
 """Tables with the columns of public datasets are read as they are meant, or the app asks."""
 
+import json
+
 import pytest
 
+from peft_space import operations
+from peft_space.data.column_mapping import ColumnMapping
+from peft_space.data.dataset import load_dataset
 from peft_space.data.restructuring import form_of
+from peft_space.data.row_normalization import normalize_record
 from peft_space.data.schema_detection import detect_schema
+from peft_space.errors import UserError
 
 WORDS = ("mill", "boat", "egg", "river", "lamp", "tower", "king", "hill")
 
@@ -29,6 +36,7 @@ def read(make_row):
     return mappings, rows
 
 
+USER, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 ANSWER = {"question": "question", "answer": "answer"}
 READ = {
     "a FAQ with categories": (
@@ -84,6 +92,20 @@ READ = {
         },
         "preference", {"rejected": "rejected", "chosen": "chosen", "prompt": "prompt"},
     ),
+    "chats without the last answer": (
+        lambda n: {"messages": [USER | {"content": asked(n)}], "response": told(n)},
+        "prompt_completion", {"prompt": "messages", "answer": "response"},
+    ),
+    "answers with thumbs": (
+        lambda n: {
+            "question": asked(n), "answer": told(n), "feedback": ("positive", "negative")[n % 2],
+        },
+        "unpaired_preference", {"label": "feedback", "prompt": "question", "answer": "answer"},
+    ),
+    "a dialogue in its own object": (
+        lambda n: {"id": n, "conversation": {"messages": [USER | {"content": asked(n)}, ANSWERED]}},
+        "messages", {"messages": "conversation"},
+    ),
 }  # fmt: skip
 
 
@@ -126,6 +148,24 @@ ASKED = {
         lambda n: {"question": asked(n), "answer": told(n), "context": {"title": [prose(n)]}},
         ["question_answer"], "answer",
     ),
+    "answers with a verdict": (
+        lambda n: {"prompt": asked(n), "response": told(n), "liked": bool(n % 2)},
+        ["prompt_completion", "unpaired_preference"], "response",
+    ),
+    "answers that were accepted or not": (
+        lambda n: {"prompt": asked(n), "response": told(n), "accepted": ("yes", "no")[n % 2]},
+        ["prompt_completion", "unpaired_preference"], "response",
+    ),
+    "a transcript of a person and an AI": (
+        lambda n: {"text": f"Human: {asked(n)}\nAI: {told(n)}"}, ["messages", "text"], None,
+    ),
+    "a transcript of an agent": (
+        lambda n: {"text": f"Customer: {asked(n)}\nAgent: {told(n)}"}, ["messages", "text"], None,
+    ),
+    "the form of Vicuna": (
+        lambda n: {"text": f"A chat about towns. USER: {asked(n)} ASSISTANT: {told(n)}</s>"},
+        ["messages", "text"], None,
+    ),
     "an empty text beside answers": (
         lambda n: {
             "title": asked(n), "selftext": prose(n), "document": "",
@@ -143,3 +183,39 @@ def test_the_app_asks_how_a_table_is_meant_and_offers_its_answer_first(table):
     assert [mapping.schema for mapping in mappings] == schemas
     assert len(mappings) > 1 or mappings[0].left_out
     assert answer is None or mappings[0].columns["answer"] == answer
+
+
+def test_steps_with_a_label_each_are_refused_and_not_read_as_text(write):
+    rows = [
+        {"prompt": asked(n), "completions": ["a", "b"], "labels": [True, False]} for n in range(4)
+    ]
+    with pytest.raises(UserError) as error:
+        operations.check(str(write("rows.json", rows)))
+    assert error.value.code == "data.no_usable_rows"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "written"),
+    [
+        ("Tom is 4", {"name": "Tom", "age": 4}, '{"name": "Tom", "age": 4}'),
+        ("Tom is 4", [{"name": "Tom"}, {"age": 4.5}], '[{"name": "Tom"}, {"age": 4.5}]'),
+        ({"name": "Zoë", "age": 4}, "Zoë is 4", "Zoë is 4"),
+    ],
+)
+def test_objects_are_read_and_learned_as_json(prompt, answer, written, write):
+    rows = [{"prompt": prompt, "completion": answer, "n": n} for n in range(6)]
+    data = load_dataset(str(write("rows.json", rows)), 0.0, 0)
+    question, learned = data.train[0].messages
+    assert learned["content"] == written
+    assert question["content"] == (
+        prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    )
+    assert ("structured", 6) in [(one.kind, one.count) for one in data.findings]
+
+
+def test_a_system_prompt_before_the_first_speaker_stays():
+    text = f"A chat about towns. USER: {asked(1)} ASSISTANT: {told(1)}</s>"
+    row = normalize_record(1, {"text": text}, ColumnMapping("messages", {"messages": "text"}))
+    assert [(turn["role"], turn["content"]) for turn in row.messages] == [
+        ("system", "A chat about towns."), ("user", asked(1)), ("assistant", told(1)),
+    ]  # fmt: skip

@@ -136,8 +136,8 @@ def test_a_row_without_an_answer_is_reported_with_its_line(write):
 
 
 def test_a_cell_that_is_not_text_is_reported(write):
-    _, _, problems = messages_of(write("rows.json", [{"prompt": "a", "completion": {"b": 1}}]))
-    assert problems == [(1, "'completion' is an object, not text")]
+    _, _, problems = messages_of(write("rows.json", [{"prompt": "a", "completion": [["b"]]}]))
+    assert problems == [(1, "'completion' is a list, not text")]
 
 
 def test_columns_that_fit_no_schema_are_named(write):
