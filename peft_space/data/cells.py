@@ -1,6 +1,7 @@
 """Values of cells: lists, messages, conversations in a text, spans, choices and ratings."""
 
 import ast
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -358,12 +359,17 @@ _TEXT_FORMS = (
     _TextForm(re.compile(r"### (Human|User|Assistant|System): ?")),
     # transcripts
     _TextForm(re.compile(r"(?:\A|\n)(User|Assistant|System): ?")),
-    _TextForm(re.compile(r"(?:\A|\n)(Human|User|Customer|Client|AI|Bot|Chatbot|Agent|Support): ?")),
-    _TextForm(re.compile(r"(?:\A|\n)(Patient|Doctor): ?")),
     _TextForm(re.compile(r"(?:\A|\n)(Q|A): ?")),
     _TextForm(re.compile(r"(?:\A|\n)(Question|Answer): ?")),
     # HH
     _TextForm(re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")),
+    # of a person and a bot, or of two people
+    _TextForm(
+        re.compile(
+            r"(?:\A|\n)(Human|User|Customer|Client|AI|Assistant|Bot|Chatbot|Agent|Support): ?"
+        )
+    ),
+    _TextForm(re.compile(r"(?:\A|\n)(Patient|Doctor): ?")),
     # Vicuna, Glaive
     _TextForm(
         re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS,
@@ -385,13 +391,16 @@ def conversation_in(text: Any) -> list[dict[str, Any]] | None:
     if not isinstance(text, str) or not _SIGN.search(text[:_SIGN_WITHIN]):
         return None
     text = text.strip()
-    turns = _llama_2(text) or _headed(text)
-    for form in _TEXT_FORMS:
-        turns = turns or _read_turns(form, text)
+    forms = (_read_turns(form, text) for form in _TEXT_FORMS)
+    every = itertools.chain([_llama_2(text)], [_headed(text)], forms)
+    turns = next(filter(_is_conversation, every), None)
     if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
         turns.pop()  # the opening of an answer
-    roles = {turn["role"] for turn in turns or []}
-    return turns if {"user", "assistant"} <= roles else None
+    return turns if _is_conversation(turns) else None
+
+
+def _is_conversation(turns: list[dict[str, Any]] | None) -> bool:
+    return {"user", "assistant"} <= {turn["role"] for turn in turns or []}
 
 
 def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
