@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from peft_space.errors import UserError
+from peft_space.formatting import gigabytes
 from peft_space.operations.registry import (
     ColumnMapping,
     DataSource,
@@ -137,7 +138,7 @@ def recommend(
 def _estimate_text(result: Json, arguments: Json) -> str:
     lines = [
         f"{line['name']:14} {'fits' if line['fits'] else 'does not fit'}: "
-        f"{line['need'] / 1e9:,.2f} of {line['memory'] / 1e9:,.0f} GB"
+        f"{gigabytes(line['need'])} of {gigabytes(line['memory'])}"
         for line in result["spaces"]
     ]
     return "\n".join([*result["words"], *lines])

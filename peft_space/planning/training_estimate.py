@@ -50,6 +50,7 @@ from peft_space.recipe import Recipe, Task
 from peft_space.runs.events import OnProgress, no_progress
 from peft_space.runs.plan import processes_for, split_step_rows
 from peft_space.runs.run import Run
+from peft_space.training.autotune import choose_learning_rate
 from peft_space.training.prepare import Prepared, prepare
 from peft_space.training.trainers import goes_by_length, padded_tokens, steps_per_epoch, total_steps
 
@@ -76,6 +77,8 @@ class Memory:
     """Tokens of the longest row."""
     gradient_checkpointing: bool
     """True if it is on, because the recipe says so or because it does not fit without."""
+    error: float | None
+    """Largest error of such estimates that was measured; None where none was, as on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Time:
     step_seconds: float
     seconds: float
     """Of all steps and evaluations."""
+    between: tuple[float, float] | None
+    """Seconds between which nearly all measured trainings were; None if none was, as on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Estimates:
     memory: Memory | None
     time: Time
     spaces: list[OnSpace]
+    learning_rate: float
+    """Of the recipe, or the one that the training will choose."""
 
 
 def estimate_training(
@@ -161,9 +168,14 @@ def estimate_prepared(
     spaces = []
     if memory:
         spaces = _on_spaces(recipe, base.config, task, longest, num_rows, time, kinds)
-    return Estimates(memory, time, spaces)
+    rate, _ = choose_learning_rate(recipe, base.config, task, num_rows)
+    return Estimates(memory, time, spaces, rate)
 
 
+_CPU_ERROR = 0.15
+"""Of memory: the worst of 30 trainings in `benchmarks/real_shapes.py` and `pictures.py`."""
+_CPU_BETWEEN = 0.7, 1.5
+"""Measured over estimated time: 23 of the 24 trainings in `benchmarks/real_shapes.py`."""
 _ROWS_SEARCHED = 200
 
 
@@ -228,7 +240,8 @@ def memory_here(
             layers, recipe.model_copy(update=switch), rows, length, free, **target
         )
         fit = [{"what": change.what, "total": change.estimate.total} for change in changes]
-    return Memory(need.total, free, asdict(need), fit, length, checkpointing)
+    error = _CPU_ERROR if target["device"] == "cpu" else None
+    return Memory(need.total, free, asdict(need), fit, length, checkpointing, error)
 
 
 def _processes_here(recipe: Recipe) -> int:
@@ -422,7 +435,9 @@ def _estimate_time(
     evaluations = num_evaluations(recipe, num_rows) * len(held_out_lengths) * held_out_row
     flops = flops_a_token(multiplied, task, checkpointing) * tokens + 2 * in_tower * patches
     seconds = steps * step + evaluations
-    return Time(steps, tokens, flops, checkpointing, 1 / here.both, step, seconds)
+    on_cpu = device == "cpu" and not zerogpu_hardware()
+    between = (_CPU_BETWEEN[0] * seconds, _CPU_BETWEEN[1] * seconds) if on_cpu else None
+    return Time(steps, tokens, flops, checkpointing, 1 / here.both, step, seconds, between)
 
 
 # Spaces
@@ -466,8 +481,9 @@ def _on_spaces(
 
 
 def describe_estimates(estimates: Estimates) -> list[str]:
-    """Return a line about memory and a line about time."""
-    return [_describe_memory(estimates.memory), _describe_time(estimates.time)]
+    """Return a line each about memory, time and the learning rate."""
+    rate = f"Learning rate: {estimates.learning_rate:g}."
+    return [_describe_memory(estimates.memory), _describe_time(estimates.time), rate]
 
 
 def _describe_memory(memory: Memory | None) -> str:
@@ -483,7 +499,8 @@ def _describe_memory(memory: Memory | None) -> str:
     )
     free = f"{gigabytes(memory.free)} are free {device}"
     if memory.total <= memory.free:
-        return f"{need}. {free}."
+        range_ = f", within {memory.error:.0%}" if memory.error else ""
+        return f"{need}{range_}. {free}."
     return f"{need}, but only {free}: it does not fit. {_remedy(memory)}"
 
 
@@ -493,8 +510,11 @@ def _describe_time(time: Time) -> str:
             f"Time: {time.steps:,} steps of {time.flops / 1e9:,.3g} GFLOP. Run a dry run to "
             "measure how long they take on the GPU that ZeroGPU assigns."
         )
+    between = ""
+    if time.between:
+        between = f" ({duration(time.between[0])} to {duration(time.between[1])})"
     return (
-        f"Time: about {duration(time.seconds)} for {time.steps:,} steps of "
+        f"Time: about {duration(time.seconds)}{between} for {time.steps:,} steps of "
         f"{duration(time.step_seconds)}. This is an estimate: the blocks of this model took "
         f"{1_000 / time.measured_tokens:,.3g} ms per token here."
     )

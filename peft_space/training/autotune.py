@@ -16,7 +16,7 @@ from peft_space.models.loading import inference_dtype, parameter_counts
 from peft_space.models.packing import why_not_packed
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import BaseModelRef
-from peft_space.recipe import Recipe, TaskSpec
+from peft_space.recipe import Recipe, Task, TaskSpec
 from peft_space.recommend import rules
 from peft_space.runs import events
 from peft_space.runs.plan import Plan, split_step_rows, write_plan
@@ -31,6 +31,7 @@ from peft_space.training.trainers import goes_by_length, saved_by_length, total_
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PretrainedConfig
 
     from peft_space.data.batches import Examples
 
@@ -115,6 +116,17 @@ def choose_devices(
     return DeviceChoice(True, f"The whole base model does not fit on one: {amounts}.")
 
 
+def choose_learning_rate(
+    recipe: Recipe, config: PretrainedConfig, task: Task, num_rows: int
+) -> tuple[float, str]:
+    """Return the learning rate of a training, and why it has this value."""
+    if recipe.learning_rate:
+        return recipe.learning_rate, "as the recipe says"
+    width, steps = config_number(config, "hidden_size"), total_steps(recipe, num_rows)
+    rate = rules.learning_rate(width, task, steps, recipe.lora_rank)
+    return rate.value, rate.why
+
+
 def make_plan(
     recipe: Recipe,
     base: BaseModelRef,
@@ -145,8 +157,7 @@ def make_plan(
     batch_size, accumulation = split_step_rows(
         recipe.batch_size * recipe.gradient_accumulation_steps, recipe.batch_size, num_processes
     )
-    width, steps = config_number(base.config, "hidden_size"), total_steps(recipe, len(rows))
-    rate = rules.learning_rate(width, task_spec.task, steps, recipe.lora_rank)
+    rate, rate_why = choose_learning_rate(recipe, base.config, task_spec.task, len(rows))
     config: Any = model.peft_config["default"]
     tuner: Any = model.base_model
     checkpointing = _needs_checkpointing(
@@ -182,8 +193,8 @@ def make_plan(
         not_adapted=unadapted_notes(recipe, linear_layers(base.config, task_spec.task)),
         trainable_parameters=trainable,
         all_parameters=total,
-        learning_rate=recipe.learning_rate or rate.value,
-        learning_rate_why="as the recipe says" if recipe.learning_rate else rate.why,
+        learning_rate=rate,
+        learning_rate_why=rate_why,
         versions=library_versions(),
     )
 

@@ -112,6 +112,9 @@ def _wire_steps(page: PageContext, layout: _Layout) -> None:
     for button, title in steps.items():
         button.click(lambda title=title: gr.update(selected=title), None, layout.tabs, **HIDDEN)
 
+    summary = layout.recipe.summary
+    summary.change(None, summary, layout.training.summary, js="card => card", **PRIVATE)
+
     evaluate = show_errors(layout.comparison.evaluate, layout.comparison.scoring)
     see = layout.training.see
     opened = see.click(lambda: gr.update(selected="Compare"), None, layout.tabs, **HIDDEN)
@@ -176,6 +179,7 @@ def _wire_demo(page: PageContext, layout: _Layout) -> None:
     shown = {
         layout.tabs: gr.update(selected="Train"),
         training.about_to_train: about_to_train_html(DEMO_NAME, 0, DEMO_RECIPE["base_model"], {}),
+        training.summary: gr.update(visible=False),  # it is that of the new fine-tune
         training.hint: "",
         training.to_data: gr.update(visible=False),
     }

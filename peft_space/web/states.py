@@ -12,6 +12,7 @@ TABS = ("Data", "Recipe", "Train", "Compare", "Publish")
 Kind = Literal["blocked", "ready", "running", "done", "failed"]
 ACTIVE: tuple[Status, ...] = ("queued", "on_job", "running")
 RESUMABLE: tuple[Status, ...] = ("paused", "interrupted", "failed")
+CAN_RESUME: tuple[Status, ...] = ("new", "stopped", *RESUMABLE)
 UNFINISHED: tuple[Status, ...] = ("new", *ACTIVE, *RESUMABLE)
 STATUS_WORDS: dict[Status, str] = {
     "new": "ready",

@@ -362,6 +362,8 @@ def test_runs_are_renamed_duplicated_and_deleted_after_a_question(app, home, pag
     expect(page.locator("#header h1")).to_have_text("New fine-tune", timeout=SLOW)
     changed = page.locator("#changed-settings")
     expect(changed).to_contain_text("LoRA rank 2", timeout=SLOW)
+    expect(page.get_by_role("tab", name="Recipe")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".toast-body", has_text="settings of Renamed")).to_be_in_viewport()
     expect(changed).to_contain_text("Maximum steps 3")
     shoot(page, "duplicated")
     show_run(page)

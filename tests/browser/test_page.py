@@ -68,7 +68,15 @@ def test_a_new_fine_tune_is_true_from_the_first_file_to_the_reload(app, home, pa
 
     choose_model(page)
     expect(page.locator("#model-status")).to_contain_text("toy", timeout=SLOW)
-    expect(page.locator("#recipe-summary")).to_contain_text("trainable", ignore_case=True)
+    expect(page.locator("#recipe-summary")).to_contain_text("Learning rate", timeout=SLOW)
+    card = page.locator("#recipe-summary").inner_text()
+    assert re.search(r"about [\d.]+ GiB", card)
+    assert re.search(r"± \d+%", card)
+    assert not re.search(r"\bGB\b", card), "one unit"
+    open_tab(page, "Train")
+    assert page.locator("#train-summary").inner_text() == card, "one number on both tabs"
+    open_tab(page, "Recipe")
+    expect(page.locator("#recipe-lora_rank")).to_be_hidden()
     open_panel(page, "settings")
     set_field(page, "lora_rank", 0)
     rank = page.locator("#recipe-lora_rank")
@@ -167,6 +175,8 @@ def test_settings_are_refused_applied_and_written_as_they_are_shown(app, page, t
     page.locator("#apply-recommendation").click()
     expect(page.locator("#recommend-progress")).to_contain_text("Applied", timeout=SLOW)
     expect(page.locator("#changed-settings")).to_contain_text("200")
+    expect(page.locator("#recommendations")).to_be_hidden()
+    expect(page.locator("#apply-recommendation")).to_be_hidden()
 
     search = page.locator("#search-settings input, #search-settings textarea").first
     for words in ("cutoff_len", "max_length"):

@@ -23,7 +23,7 @@ def spaces_html(hardware: list[dict[str, Any]]) -> str:
     for item in hardware:
         name = f"{html.escape(item['title'])} <small>{html.escape(item['name'])}</small>"
         verdict = "✓ fits" if item["fits"] else "✗ does not fit"
-        need = f"{verdict}: {item['need'] / 1e9:,.2f} of {item['memory'] / 1e9:,.0f} GB"
+        need = f"{verdict}: {gigabytes(item['need'])} of {gigabytes(item['memory'])}"
         rows.append([name, need, _at_least(item["least_seconds"]) if item["fits"] else ""])
     return table_html(["Hardware", "Memory", "Time"], rows, "answers advice")
 
@@ -49,7 +49,11 @@ def summary_html(
     """
     if layers is None:
         return _card([("Memory", "–", reason), ("Time", "–", ""), _trainable(None)])
-    return _card([_memory(layers, estimate), _time(estimate, reason), _trainable(layers)])
+    facts = [_memory(layers, estimate), _time(estimate, reason), _trainable(layers)]
+    if estimate:
+        rate = estimate.get("estimates", estimate)["learning_rate"]
+        facts.append(("Learning rate", f"{rate:g}", ""))
+    return _card(facts)
 
 
 def _card(facts: list[tuple[str, str, str]]) -> str:
@@ -69,7 +73,8 @@ def _memory(layers: dict[str, Any], estimate: dict[str, Any] | None) -> tuple[st
     if mine is None:
         return ("Memory", "not known", "The base model comes quantized. Measure a few steps.")
     fits = "free here" if mine["total"] <= mine["free"] else "free: it does not fit"
-    note = f"{gigabytes(mine['free'])} {fits}"
+    note = f"± {mine['error']:.0%}; " if mine["error"] else ""
+    note += f"{gigabytes(mine['free'])} {fits}"
     if mine is not worst and worst and worst["total"] > mine["total"]:
         note += f"; up to {gigabytes(worst['total'])} for rows at the length limit"
     if mine["to_fit"]:
@@ -83,7 +88,11 @@ def _time(estimate: dict[str, Any] | None, reason: str) -> tuple[str, str, str]:
     if "step_seconds" in estimate:
         return ("Time", duration(estimate["seconds"]), "measured")
     time = estimate["time"]
-    return ("Time", f"about {duration(time['seconds'])}", f"{time['steps']:,} steps, estimated")
+    note = f"{time['steps']:,} steps, estimated"
+    if time["between"]:
+        least, most = map(duration, time["between"])
+        note = f"{least} to {most} for {time['steps']:,} steps"
+    return ("Time", f"about {duration(time['seconds'])}", note)
 
 
 def _trainable(layers: dict[str, Any] | None) -> tuple[str, str, str]:

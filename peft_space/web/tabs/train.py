@@ -26,8 +26,6 @@ from peft_space.web.panels import remote_training as remote_training_panel
 from peft_space.web.render import progress as render_progress
 from peft_space.web.render import train as render_train
 
-_CAN_RESUME = ("new", "stopped", *states.RESUMABLE)
-
 
 class TrainTab:
     """The tab's components, and the handlers that the demo uses too."""
@@ -56,7 +54,8 @@ class TrainTab:
             *self.run_outputs,
         ]
         """Outputs of `make_run`."""
-        self.announced = [self.about_to_train, self.slices, self.hint, self.start, self.to_data]
+        self.announced = [self.about_to_train, self.summary, self.slices]
+        self.announced += [self.hint, self.start, self.to_data]
         """Outputs of `announce`."""
         self.restored = [*self.preparation.components, *self.announced]
         """Outputs of `restore`."""
@@ -67,6 +66,7 @@ class TrainTab:
     def _place_start(self) -> None:
         nothing = render_train.about_to_train_html("", 0, "", {})
         self.about_to_train = gr.HTML(nothing, elem_id="about-to-train", min_height=130)
+        self.summary = gr.HTML(elem_id="train-summary")
         self.slice_seconds = gr.Number(
             settings.slice_seconds(), precision=0, minimum=5, maximum=3600,
             label="GPU time per slice (s)", info="Keep this page open while training.",
@@ -126,7 +126,7 @@ class TrainTab:
             self.pause: leave,
             self.stop: leave,
             self.resume: gr.update(
-                visible=status in _CAN_RESUME,
+                visible=status in states.CAN_RESUME,
                 variant="secondary" if status == "stopped" else "primary",
             ),
             self.shorten: gr.update(visible=too_long),
@@ -216,6 +216,7 @@ class TrainTab:
         about = render_train.about_to_train_html(source, data["rows"], model, recipe["changed"])
         return {
             self.about_to_train: about,
+            self.summary: gr.update(visible=True),
             self.slices: render_train.slices_preview(limit or 0, measured),
             self.hint: words,
             self.start: gr.update(interactive=not words),
@@ -233,9 +234,8 @@ class TrainTab:
         try:
             run = self.page.selected_run(values)
         except UserError as error:  # else every check would report the error again
-            is_gone = error.code == "runs.unknown"
-            words = "This run was deleted, perhaps in another window."
-            gr.Info(words if is_gone else user_message(error), duration=5)
+            gone = "This run was deleted, perhaps in another window."
+            gr.Info(gone if error.code == "runs.unknown" else user_message(error), duration=5)
             return {self.page.run: ""}
         history = run.history()
         if values[self.shown] == states.fingerprint(run, len(history), run.status(history)):
