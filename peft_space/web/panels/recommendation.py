@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from peft_space.recipe import Recipe
 from peft_space.web.components import Operation, cancel_button, cpu_notice, show_errors
 from peft_space.web.context import EDIT, HIDDEN, PageContext, Updates, Values
 from peft_space.web.render import recipe as render_recipe
@@ -47,7 +48,9 @@ def build(page: PageContext) -> None:
             apply: gr.update(visible=bool(changes)),
             undo: gr.update(visible=False),
             recommended: {
-                name: value for name, value in result["recipe"].items() if value != asked[name]
+                name: [asked[name], value]
+                for name, value in result["recipe"].items()
+                if value != asked[name]
             },
         }
 
@@ -56,8 +59,11 @@ def build(page: PageContext) -> None:
         shown = {progress: "✓ Applied.", apply: gr.update(visible=False)}
         shown |= {undo: gr.update(visible=True), table: gr.update(visible=False)}
         shown |= {before: values[page.recipe_state]["changed"]}
-        # what was changed since the recommendation stays
-        changed = values[page.recipe_state]["changed"] | values[recommended]
+        changed = dict(values[page.recipe_state]["changed"])
+        for name, (was, value) in values[recommended].items():
+            # what was changed since the recommendation stays
+            if changed.get(name, Recipe.model_fields[name].default) == was:
+                changed[name] = value
         return {**page.edit_recipe(values, changed), **shown}
 
     @show_errors
