@@ -195,14 +195,17 @@ ROLES: dict[Schema, _Roles] = {
     "text_pair_classification": _Roles(
         {
             "first": (
-                "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "question",
-                "query",
+                "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "claim",
+                "question", "query",
             ),
             "second": (
                 "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
-                "sentence", "passage", "answer",
+                "evidence", "sentence", "passage", "answer",
             ),
-            "label": (*LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase"),
+            "label": (
+                *LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase", "similarity",
+                "similarity_score", "relatedness_score",
+            ),
         }
     ),
     "text_classification": _Roles({"text": TEXTS, "label": LABELS}),

@@ -1,8 +1,8 @@
 """Exports in which a row is not one example, as rows with ordinary columns.
 
 Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
-word a row, two answers with a choice, rated answers, choices in columns, and translations in one
-column.
+word a row, texts with a tag for each word, two answers with a choice, rated answers, choices in
+columns, and translations in one column.
 """
 
 import functools
@@ -380,6 +380,46 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         yield begin, {name: cells for name, cells in lists.items() if cells}
 
 
+# Texts with a tag for each word
+
+_TEXTS_OF_WORDS = ("sentence", "text", "words", "tokens", "utterance")
+_TAGS_OF_WORDS = (
+    "word_labels", "ner_tags", "tags", "bio_tags", "iob_tags", "ner", "slots", "pos_tags", "labels",
+)  # fmt: skip
+_TAG = re.compile(r"O|[BIESLUM][-_].+")
+
+
+def _tagged_words(row: Row) -> tuple[str, str, list[str], list[str]] | None:
+    """Return the columns of a text and of its tags, its words, and the tag of each; or None."""
+    by_name = {re.sub(r"[\s-]+", "_", name.lower()): name for name in row}
+    text = next((by_name[name] for name in _TEXTS_OF_WORDS if name in by_name), None)
+    if text is None or not isinstance(row[text], str) or listed(row[text]) is not None:
+        return None
+    words = row[text].split()
+    for name in _TAGS_OF_WORDS:
+        cell = row.get(by_name.get(name, ""))
+        tags = listed(cell)
+        if tags is None and isinstance(cell, str):
+            tags = [tag.strip() for tag in cell.split("," if "," in cell else None)]
+        if tags and all(_TAG.fullmatch(str(tag)) for tag in tags):
+            return text, by_name[name], words, list(map(str, tags))
+    return None
+
+
+def _has_tagged_words(row: Row) -> bool:
+    return _tagged_words(row) is not None
+
+
+def _words_with_tags(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if (found := _tagged_words(row)) is None:
+            yield number, row
+            continue
+        text, tags_column, words, tags = found
+        rest = {name: cell for name, cell in row.items() if name not in (text, tags_column)}
+        yield number, {"tokens": words, "tags": tags, **rest}
+
+
 # Two answers, and which of them is better
 
 _PROMPTS = ("prompt", "question", "instruction", "history", "post", "input")
@@ -548,6 +588,7 @@ _FORMS = (
         "their first word.",
         _is_word, _sentences,
     ),
+    Form("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
     Form(
         "Each row has two answers, and says which is better. Rows without a better one are left "
         "out.",

@@ -75,7 +75,7 @@ def _is_answer(cells: list[Any]) -> bool:
 
 def _is_label(cells: list[Any]) -> bool:
     values = {str(cell) for cell in cells}
-    is_short = all(len(value) < 60 and "{" not in value for value in values)
+    is_short = all(len(value) < 60 and not {"{", "["} & set(value) for value in values)
     return is_short and 2 <= len(values) <= max(2, len(cells) / 2)
 
 
@@ -122,7 +122,11 @@ _SIGNS = (
                    r"|available_(tools|functions)|apis"),
         lambda cells: all(isinstance(cell, str | list | dict) for cell in cells),
     ),
-    _Sign(("text", *_LABELLED), _names("entities", "spans", "annotations", "ner"), _is_list),
+    _Sign(
+        ("text", *_LABELLED),
+        _names("entities", "spans", "annotations", "ner", "tags", "ner_tags", "slots"),
+        _is_list,
+    ),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),

@@ -92,6 +92,18 @@ READ = {
         },
         "preference", {"rejected": "rejected", "chosen": "chosen", "prompt": "prompt"},
     ),
+    "a claim with its evidence": (
+        lambda n: {"claim": told(n), "evidence": prose(n), "label": "ab"[n % 2]},
+        "text_pair_classification", {"first": "claim", "second": "evidence", "label": "label"},
+    ),
+    "texts with a tag for each word": (
+        lambda n: {"sentence": "Ann lives here", "tags": ["B-PER", "O", "O"]},
+        "token_classification", {"tokens": "tokens", "tags": "tags"},
+    ),
+    "texts with tags in a text": (
+        lambda n: {"id": n, "text": "Ann lives here", "word_labels": "B-PER,O,O"},
+        "token_classification", {"tokens": "tokens", "tags": "tags"},
+    ),
     "chats without the last answer": (
         lambda n: {"messages": [USER | {"content": asked(n)}], "response": told(n)},
         "prompt_completion", {"prompt": "messages", "answer": "response"},
@@ -147,6 +159,9 @@ ASKED = {
     "a context that is no text": (
         lambda n: {"question": asked(n), "answer": told(n), "context": {"title": [prose(n)]}},
         ["question_answer"], "answer",
+    ),
+    "keywords beside a text": (
+        lambda n: {"text": prose(n), "tags": [WORDS[n % 8], "town"]}, ["text"], None,
     ),
     "answers with a verdict": (
         lambda n: {"prompt": asked(n), "response": told(n), "liked": bool(n % 2)},
