@@ -162,6 +162,16 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         "PKU-SafeRLHF, HelpSteer2, SHP, Chatbot Arena, WebGPT",
         {"prompt": "Price?", "response_0": "No.", "response_1": "40.", "better_response_id": 1},
     ),
+    "several answers with scores": (
+        "UltraFeedback; Nectar with ranks",
+        {
+            "instruction": "Price?",
+            "completions": [
+                {"response": "40.", "overall_score": 9},
+                {"response": "No.", "overall_score": 2},
+            ],
+        },
+    ),
     "dialogues": (
         "HH-RLHF",
         {
@@ -173,12 +183,28 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         "TRL (KTO); also 1 and -1, true and false",
         {"prompt": "Price?", "completion": "40.", "label": "desirable"},
     ),
+    "object as an answer": (
+        "structured extraction",
+        {"prompt": "Ann is 4.", "completion": {"name": "Ann", "age": 4}},
+    ),
+    "chat, and its last answer": (
+        "logs of APIs",
+        {"messages": [{"role": "user", "content": "Price?"}], "response": "40."},
+    ),
+    "endings to choose from": (
+        "HellaSwag",
+        {"ctx": "The lamp fell.", "endings": ["It broke.", "It sang."], "label": 0},
+    ),
     "text with a label": ("Hugging Face", {"text": "Good soup", "label": "positive"}),
     "two texts with a label": (
         "GLUE",
         {"premise": "A man eats.", "hypothesis": "He sleeps.", "label": "contradiction"},
     ),
     "tagged words": ("CoNLL", {"tokens": ["In", "Oslo"], "ner_tags": ["O", "B-LOC"]}),
+    "text with a tag for each word": (
+        "Kaggle",
+        {"sentence": "In Oslo", "word_labels": "O,B-LOC"},
+    ),
     "text with spans": (
         "Prodigy, spaCy; doccano with lists of three",
         {"text": "In Oslo", "entities": [{"start": 3, "end": 7, "label": "LOC"}]},
