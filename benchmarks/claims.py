@@ -184,6 +184,29 @@ CLAIMS: dict[str, Claim] = {
             and lines[-1]["worst_time_error_percent"] <= 25
         ),
     ),
+    "large_vocabulary_memory": Claim(
+        "large_vocabulary",
+        "A model with 151,936 tokens trains in less memory than in TRL (shape of Qwen3-0.6B)",
+        "0.75 times with checkpointing, 0.6 without",
+        lambda lines: "; ".join(
+            f"{line['peak_of_trl'].split()[0]} times ({line['batch']}, "
+            f"{'with' if line['checkpointing'] else 'without'} checkpointing)"
+            for line in lines
+        ),
+        lambda lines: all(
+            float(line["peak_of_trl"].split()[0]) <= (0.75 if line["checkpointing"] else 0.6)
+            for line in lines
+        ),
+    ),
+    "large_vocabulary_time": Claim(
+        "large_vocabulary",
+        "The whole command takes less CPU time than with TRL's defaults (shape of Qwen3-0.6B)",
+        "0.22 times",
+        lambda lines: f"{_line(lines, cpu_time_of_defaults=...)['cpu_time_of_defaults']} times",
+        lambda lines: (
+            float(_line(lines, cpu_time_of_defaults=...)["cpu_time_of_defaults"].split()[0]) <= 0.22
+        ),
+    ),
     "pictures": Claim(
         "pictures",
         "The memory estimate counts pictures and the vision tower",
