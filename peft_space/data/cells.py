@@ -184,24 +184,31 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
         return _turns_of_pairs(turns) or turns
     texts = listed(cell)
     if texts and len(texts) > 1 and all(isinstance(text, str) for text in texts):
+        if spoken := conversation_in("\n".join(texts)):
+            return spoken
         roles = ("user", "assistant")
         return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
     return None
 
 
-_PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+_PAIRS = (
+    ("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"),
+    ("prompt", "response"), ("instruction", "output"), ("query", "response"),
+)  # fmt: skip
 
 
 def _turns_of_pairs(items: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Return the messages of pairs of a question and an answer, or None."""
     for pair in _PAIRS:
         if items and all(set(pair) <= set(item) for item in items):
-            roles = ("user", "assistant")
-            return [
-                {"role": role, "content": item[key]}
-                for item in items
-                for role, key in zip(roles, pair, strict=True)
-            ]
+            turns = []
+            for item in items:
+                rest = {key: value for key, value in item.items() if key not in (*pair, "system")}
+                if item.get("system"):
+                    turns.append({"role": "system", "content": item["system"]})
+                turns.append({"role": "user", "content": item[pair[0]]})
+                turns.append({"role": "assistant", "content": item[pair[1]], **rest})
+            return turns
     return None
 
 
@@ -237,7 +244,10 @@ def spans_of(cell: Any) -> list[tuple[int, int, str]] | None:
 
 def as_bool(cell: Any) -> bool | None:
     """Return the boolean in a cell (true, 1, yes, false, 0, no), or None."""
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    values = {
+        **dict.fromkeys(("true", "1", "yes", "y", "ja", "oui", "si", "sí"), True),
+        **dict.fromkeys(("false", "0", "no", "n", "nein", "non"), False),
+    }
     return cell if isinstance(cell, bool) else values.get(str(cell).strip().lower())
 
 
@@ -246,6 +256,7 @@ _RATINGS = {
         (
             "desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1", "positive", "like",
             "liked", "correct", "right", "helpful", "approved", "upvote", "pass", "passed", "👍",
+            "safe", "resolved", "success", "solved",
         ),
         True,
     ),
@@ -253,6 +264,7 @@ _RATINGS = {
         (
             "undesirable", "bad", "rejected", "thumbs_down", "down", "-1", "negative", "dislike",
             "disliked", "incorrect", "wrong", "unhelpful", "disapproved", "downvote", "fail",
+            "unsafe", "unresolved", "failure", "unsolved",
             "failed", "👎",
         ),
         False,
@@ -268,10 +280,8 @@ def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
         good_from: if given, ratings are numbers, and those from here on are good.
     """
     if good_from is not None:
-        try:
-            return float(cell) >= good_from
-        except (TypeError, ValueError):
-            return None
+        number = re.match(r"\s*-?\d+(\.\d+)?", str(cell))
+        return None if number is None else float(number[0]) >= good_from
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     word = re.sub(r"[\s-]+", "_", str(cell).strip().lower()) if isinstance(cell, str) else cell
@@ -325,7 +335,7 @@ _SPEAKERS = {
     "bot": "assistant", "chatbot": "assistant", "agent": "assistant", "doctor": "assistant",
     "support": "assistant",
 }  # fmt: skip
-_BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>")
+_BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>")
 _TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
 
 
@@ -351,6 +361,22 @@ _TEXT_FORMS = (
         ),
         ("<|eot_id|>", "<|eom_id|>"), True,
     ),
+    # Llama 4
+    _TextForm(
+        re.compile(r"<\|header_start\|>(system|user|assistant|ipython)<\|header_end\|>\n\n"),
+        ("<|eot|>", "<|eom|>"), True,
+    ),
+    # Phi-4
+    _TextForm(
+        re.compile(r"<\|im_start\|>(system|user|assistant)<\|im_sep\|>"), ("<|im_end|>",), True
+    ),
+    # Granite
+    _TextForm(
+        re.compile(r"<\|start_of_role\|>(system|user|assistant|tool)<\|end_of_role\|>"),
+        ("<|end_of_text|>",), True,
+    ),
+    # DeepSeek
+    _TextForm(re.compile(r"<｜(User|Assistant)｜>"), ("<｜end▁of▁sentence｜>",), has_system=True),
     # Gemma
     _TextForm(re.compile(r"<start_of_turn>(user|model)\n"), ("<end_of_turn>",), True),
     # Zephyr, Phi
@@ -377,7 +403,7 @@ _TEXT_FORMS = (
     ),
 )  # fmt: skip
 _SIGN = re.compile(
-    r"<\||\[INST\]|<start_of_turn>|##|Human:|USER:"
+    r"<\||<｜|\[INST\]|<start_of_turn>|##|Human:|USER:"
     r"|\A\s*(?:User|System|Q|Question|Customer|Client|Patient): ?"
 )
 _SIGN_WITHIN = 200
@@ -405,7 +431,9 @@ def _is_conversation(turns: list[dict[str, Any]] | None) -> bool:
 
 def _read_turns(form: _TextForm, text: str) -> list[dict[str, Any]] | None:
     before, *parts = form.beginning.split(text)
-    is_system = form.has_system and bool(before.strip(" \n<s>"))
+    for beginning in filter(None, _BEGINNINGS):
+        before = before.replace(beginning, "")
+    is_system = form.has_system and bool(before.strip())
     if not parts or not (is_system or before.strip() in _BEGINNINGS):
         return None
     turns: list[dict[str, Any]] = []

@@ -64,7 +64,7 @@ FIXES: dict[Fix, str] = {
 
 ANSWERS = (
     "output", "response", "answer", "completion", "answers", "responses", "reply", "assistant",
-    "model_output", "attempt", "answerkey", "targets",
+    "model_output", "attempt", "answerkey", "answer_key", "targets",
 )  # fmt: skip
 MORE_ANSWERS = (
     "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
@@ -80,10 +80,12 @@ CHATS = (
 _SYSTEM = {
     "system": (
         "system", "system_prompt", "system_message", "system_instruction", "systeminstruction",
+        "developer", "persona",
     )
 }  # fmt: skip
 LABELS = (
-    "label", "labels", "category", "class", "intent", "sentiment", "topic", "target", "label_text",
+    "label", "labels", "category", "class", "intent", "sentiment", "stance", "topic", "target",
+    "label_text",
 )  # fmt: skip
 TEXTS = (
     "text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment",
@@ -109,7 +111,7 @@ _CHAT_ROLES = _Roles({"messages": CHATS}, {**_SYSTEM, **_TOOLS, **_IMAGES})
 _MORE = {
     **_SYSTEM,
     **_TOOLS,
-    "history": ("history",),
+    "history": ("history", "chat_history", "previous_messages"),
     "reasoning": (
         "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
         "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
@@ -364,7 +366,8 @@ def lacks_answer(schema: Schema, columns: Mapping[str, str]) -> bool:
 
 def normalized(name: str) -> str:
     """Return the name of a column as known names are written."""
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", name.strip(" ?:!*."))
+    return re.sub(r"[\s_-]+", "_", words.lower())
 
 
 def listed_names(columns: Sequence[str]) -> str:

@@ -56,13 +56,15 @@ _ROLES = {
     "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
 }  # fmt: skip
 _SPEAKERS = ("role", "from", "speaker", "author", "sender")
+_ANALYSIS = ("analysis", "commentary")
+"""Channels of gpt-oss whose texts are thoughts."""
 _CONTENTS = ("content", "value", "text", "parts", "message", "utterance")
 _WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _CALLS = ("tool_calls", "function_call", "function_calls")
 _TOOLS = ("tools", "functions")
 _OF_TOOLS = ("tool_call_id", "name", "tool_name")
-_ALWAYS_USED = frozenset((*_TOOLS, "train_detail"))
+_ALWAYS_USED = frozenset((*_TOOLS, "train_detail", "channel"))
 _PLAIN = frozenset(("role", "from", "content", "value"))
 
 
@@ -81,8 +83,45 @@ def parse_messages(cell: Any, clean: Clean, assistant: str | None = None) -> lis
     # other objects in a text are an answer in JSON, which the model learns to write
     if turns is None or (isinstance(cell, str) and not (turns and all(map(_speaker, turns)))):
         return None
+    turns = _join_channels([_with_speaker(turn) for turn in turns])
+    if assistant is None and _speaks_as_system(turns):
+        turns = [
+            turn | {"role": "assistant"} if _role_of(_speaker(turn)) == "system" else turn
+            for turn in turns
+        ]
     messages = [message for turn in turns for message in _parse_message(turn, clean, assistant)]
     return _name_results(_join_calls(messages))
+
+
+def _with_speaker(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with its role, which LangChain stores as `type`."""
+    if not _speaker(turn) and _role_of(turn.get("type")) is not None:
+        return {"role": turn["type"], **{key: turn[key] for key in turn if key != "type"}}
+    return turn
+
+
+def _speaks_as_system(turns: list[dict[str, Any]]) -> bool:
+    """Return True if a user and a system take turns: the system is the assistant of MultiWOZ."""
+    roles = [_role_of(_speaker(turn)) for turn in turns]
+    return set(roles) == {"user", "system"} and roles[0] == "user"
+
+
+def _join_channels(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the channels of an answer: an analysis becomes the thought of what follows it."""
+    if not any("channel" in turn for turn in turns):
+        return turns
+    joined: list[dict[str, Any]] = []
+    thoughts: list[str] = []
+    for turn in turns:
+        said = turn.get("content")
+        if turn.get("channel") in _ANALYSIS and isinstance(said, str) and "recipient" not in turn:
+            thoughts.append(said)
+            continue
+        rest = {key: value for key, value in turn.items() if key != "channel"}
+        if thoughts:
+            rest, thoughts = {**rest, "reasoning_content": "\n\n".join(thoughts)}, []
+        joined.append(rest)
+    return joined
 
 
 def tools_in(turns: Iterable[dict[str, Any]]) -> Any:
@@ -98,6 +137,7 @@ def unused_in_message(turn: dict[str, Any]) -> dict[str, Any]:
     """
     if len(turn) == 2 and turn.keys() <= _PLAIN and isinstance([*turn.values()][1], str):
         return {}  # most messages
+    turn = _with_speaker(turn)
     role = _role_of(_speaker(turn))
     used = {
         next((key for key in keys if turn.get(key) is not None), "")
@@ -114,6 +154,7 @@ def unused_in_message(turn: dict[str, Any]) -> dict[str, Any]:
         for key, value in turn.items()
         if key not in used
         and value not in (None, "", [], {}, *same)
+        and (key, value) != ("type", "message")
         and not (key in _SPEAKERS and _role_of(value) == role)
     }
     content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)
@@ -144,6 +185,11 @@ def _speaker(turn: dict[str, Any]) -> str:
     return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
 
 
+def is_role(speaker: Any) -> bool:
+    """Return True if a speaker has a role that is known here, such as user or gpt."""
+    return _role_of(speaker) is not None
+
+
 def is_question(turn: dict[str, Any]) -> bool:
     """Return True for a message of the user."""
     return _role_of(_speaker(turn)) == "user"
@@ -151,7 +197,7 @@ def is_question(turn: dict[str, Any]) -> bool:
 
 def has_speaker(turn: dict[str, Any]) -> bool:
     """Return True if an object says who speaks, as a message does."""
-    return bool(_speaker(turn))
+    return bool(_speaker(_with_speaker(turn)))
 
 
 def unknown_speakers(turns: Iterable[dict[str, Any]]) -> list[str]:
@@ -510,7 +556,7 @@ _MAY_FOLLOW = {
     "user": ("assistant",),
     "assistant": ("user", "tool"),  # a call can be a part of the text
     "call": ("tool",),
-    "tool": ("tool", "assistant"),
+    "tool": ("tool", "assistant", "user"),
 }
 
 

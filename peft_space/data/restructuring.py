@@ -19,10 +19,12 @@ import pyarrow as pa
 from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
 from peft_space.data.choice_columns import has_choice_columns, join_choices
+from peft_space.data.column_mapping import normalized
+from peft_space.data.messages import is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "3"
+_VERSION = "5"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -348,6 +350,7 @@ def _word_columns(row: Row) -> dict[str, str] | None:
         "word": ("word", "token"),
         "tag": ("tag", "nertag", "ner", "label"),
         "pos": ("pos", "postag"),
+        "document": ("docid", "documentid", "document", "doc", "file", "filename"),
     }
     found = {
         role: next((names[one] for one in options if one in names), None)
@@ -369,6 +372,8 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     for number, row in rows:
         columns = _word_columns(row) or {}
         sentence = row.get(columns.get("sentence", ""))
+        if sentence not in (None, ""):
+            sentence = (row.get(columns.get("document", "")), sentence)
         if sentence not in (None, "") and sentence != current:
             if lists["tokens"]:
                 yield begin, {name: cells for name, cells in lists.items() if cells}
@@ -378,6 +383,77 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
                 lists[name].append(str(row.get(columns[role]) or ""))
     if lists["tokens"]:
         yield begin, {name: cells for name, cells in lists.items() if cells}
+
+
+# One message a row
+
+_THREADS = (
+    "conversation_id", "conv_id", "thread_id", "dialogue_id", "dialog_id", "chat_id", "session_id",
+    "ticket_id", "conversation",
+)  # fmt: skip
+_ROLE_NAMES = ("role", "speaker", "author", "sender", "from", "author_role", "speaker_role")
+_CONTENT_NAMES = ("content", "message", "text", "body", "utterance", "value")
+
+
+def _message_columns(row: Row) -> tuple[str, str, str] | None:
+    """Return the columns of conversation, role and content of a message, or None."""
+    by_name = {normalized(name): name for name in row}
+    found = [
+        next((by_name[name] for name in names if name in by_name), None)
+        for names in (_THREADS, _ROLE_NAMES, _CONTENT_NAMES)
+    ]
+    if not found[0] or not found[1] or not found[2]:
+        return None
+    return found[0], found[1], found[2]
+
+
+def _is_one_message(row: Row) -> bool:
+    columns = _message_columns(row)
+    if columns is None or not all(isinstance(row[name], str | int) for name in columns[:2]):
+        return False
+    return isinstance(row[columns[2]], str) and is_role(row[columns[1]])
+
+
+def _conversations_of_messages(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    threads: dict[str, tuple[int, list[Row]]] = {}
+    for number, row in rows:
+        columns = _message_columns(row)
+        if columns is None:
+            yield number, row
+            continue
+        thread, role, content = columns
+        rest = {name: cell for name, cell in row.items() if name not in columns and cell != ""}
+        turn = {**rest, "role": row[role], "content": row[content]}
+        threads.setdefault(str(row[thread]), (number, []))[1].append(turn)
+    for number, turns in threads.values():
+        yield number, {"messages": turns}
+
+
+# Rows that an annotator accepted or rejected in Prodigy
+
+_DECISIONS = ("accept", "reject", "ignore")
+
+
+def _is_of_prodigy(row: Row) -> bool:
+    return row.get("answer") in _DECISIONS and {"text", "label", "spans"} & row.keys() > {"text"}
+
+
+def _accepted(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if row.get("answer") == "accept":
+            yield number, {name: cell for name, cell in row.items() if name != "answer"}
+
+
+# Rows of the Hub's dataset viewer
+
+
+def _is_of_viewer(row: Row) -> bool:
+    return isinstance(row.get("row"), dict) and "row_idx" in row
+
+
+def _rows_of_viewer(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        yield number, row["row"] if _is_of_viewer(row) else row
 
 
 # Texts with a tag for each word
@@ -498,6 +574,7 @@ def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
 
 _ANSWER_LISTS = ("completions", "answers", "responses", "outputs", "generations", "candidates")
 _ANSWER_TEXTS = ("response", "answer", "completion", "output", "text", "content")
+_RATED_BY = ("ratings", "scores", "ranks", "rewards")
 _SCORES = ("overall_score", "score", "rating", "fine-grained_score", "reward")
 
 
@@ -505,7 +582,20 @@ def _rated_answers(row: Row) -> tuple[str, list[tuple[float, str]]] | None:
     """Return the column of several answers, and each with its score: more is better; or None."""
     for name in _ANSWER_LISTS:
         found = []
-        for one in (items := _objects(listed(row.get(name)) or [])):
+        cells = listed(row.get(name)) or []
+        for key in _RATED_BY:
+            numbers = [_number(one) for one in listed(row.get(key)) or []]
+            if len(numbers) == len(cells) and all(isinstance(one, str) for one in cells):
+                sign = -1 if key == "ranks" else 1
+                found = [
+                    (sign * number, text)
+                    for number, text in zip(numbers, cells, strict=True)
+                    if number is not None
+                ]
+                if len(found) == len(cells) > 1:
+                    return name, found
+        found = []
+        for one in (items := _objects(cells)):
             text = next((one[key] for key in _ANSWER_TEXTS if isinstance(one.get(key), str)), None)
             score = next((s for key in _SCORES if (s := _number(one.get(key))) is not None), None)
             if score is None and (rank := _number(one.get("rank"))) is not None:
@@ -529,7 +619,7 @@ def _best_and_worst(rows: Iterator[Numbered]) -> Iterator[Numbered]:
             yield number, row
             continue
         column, answers = rated
-        rest = {name: value for name, value in row.items() if name != column}
+        rest = {name: value for name, value in row.items() if name not in (column, *_RATED_BY)}
         name = next((name for name in _PROMPTS if name in rest), None)
         prompt = rest.pop(name) if name else None
         best, worst = (choose(answers, key=lambda one: one[0]) for choose in (max, min))
@@ -588,6 +678,15 @@ _FORMS = (
         "their first word.",
         _is_word, _sentences,
     ),
+    Form(
+        "The {before} rows are messages: {after} conversations are read.",
+        _is_one_message, _conversations_of_messages,
+    ),
+    Form(
+        "Of the {before} rows, the {after} that were accepted in Prodigy are read.",
+        _is_of_prodigy, _accepted,
+    ),
+    Form("The rows are those of the Hub's dataset viewer.", _is_of_viewer, _rows_of_viewer),
     Form("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
     Form(
         "Each row has two answers, and says which is better. Rows without a better one are left "
@@ -600,8 +699,7 @@ _FORMS = (
         _is_rated, _best_and_worst,
     ),
     Form(
-        "The choices of a question are columns: they are listed under the question, and the right "
-        "one is the answer.",
+        "The choices of a question are listed under it, and the right one is the answer.",
         has_choice_columns, join_choices,
     ),
     Form("Each language of the translations is a column.", _is_translation, _translations),

@@ -1,5 +1,6 @@
 """Normalized records: a row of any schema as a conversation, text, preference, label or tags."""
 
+import itertools
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from peft_space.data.cells import (
     is_segments,
     listed,
     message_turns,
+    parse_literal,
     spans_of,
     turns_of,
 )
@@ -25,6 +27,7 @@ from peft_space.data.messages import (
     check_encodable,
     check_turns,
     has_speaker,
+    is_role,
     parse_calls,
     parse_messages,
     parse_tools,
@@ -271,13 +274,13 @@ def _messages(
     question_column = next(columns[role] for role in _QUESTIONS if role in columns)
     answer_column = columns.get("answer") or columns["target"]
     messages += _history(row.get(columns.get("history", "")), clean)
-    cell = row.get(question_column)
+    cell = unwrapped(row.get(question_column), question_column)
     questions = _as_messages(cell, clean)
     if questions is None and isinstance(cell, str) and not {"input", "choices"} & set(columns):
         dialogue = _dialogue(cell, clean)
         questions = dialogue if dialogue and dialogue[-1]["role"] == "user" else None
     if questions is None:
-        cell = structured(cell) or cell
+        cell = structured(cell) or cell  # after `unwrapped`
         question = clean(_text({question_column: cell}, question_column))
         if (context := clean(_text(row, columns.get("input")))).strip():
             question = f"{question}\n\n{context}"
@@ -287,7 +290,7 @@ def _messages(
             question = f"{question}\n\n{listing}"
             row = row | {answer_column: _chosen(row.get(answer_column), choices)}
         questions = [{"role": "user", "content": question}]
-    cell = row.get(answer_column)
+    cell = unwrapped(row.get(answer_column), answer_column)
     answers = None if tools else _as_messages(cell, clean)
     if tools and (called := _called(cell)):
         answers = [{"role": "assistant", "content": "", "tool_calls": called}]
@@ -305,6 +308,41 @@ def _as_messages(cell: Any, clean: Clean) -> list[Message] | None:
     inner = cell.get("messages") if isinstance(cell, dict) else cell
     turns = message_turns(inner)
     return parse_messages(cell, clean) if turns and all(map(has_speaker, turns)) else None
+
+
+_OF_LANGSMITH = ("inputs", "outputs")
+
+
+def unwrapped(cell: Any, column: str) -> Any:
+    """Return the message or the text in an answer of an API, and any other cell unchanged.
+
+    Chat completions have `choices`, Anthropic and Langfuse a message, the Responses API a list of
+    items, LangSmith an object with one text, TriviaQA an object with a `value`.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith("{") and '"choices"' in cell:
+        parsed = parse_literal(cell)
+        return unwrapped(parsed, column) if isinstance(parsed, dict) else cell
+    if isinstance(cell, list) and all(isinstance(item, dict) for item in cell):
+        said = [item for item in cell if has_speaker(item)]
+        right = [item for item in cell if item.get("correct", item.get("is_correct")) is True]
+        if len(right) == 1 and isinstance(right[0].get("text"), str):
+            return right[0]["text"]
+        return said if said and any(item.get("type") == "message" for item in said) else cell
+    if not isinstance(cell, dict):
+        return cell
+    choices = cell.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message", first.get("text")) if isinstance(first, dict) else None
+    message = message or cell.get("message")
+    if message is None and has_speaker(cell) and ("content" in cell or "parts" in cell):
+        message = cell
+    if message is not None:
+        return [message] if isinstance(message, dict) else message
+    if isinstance(cell.get("value"), str) and "aliases" in cell:
+        return cell["value"]
+    texts = list(cell.values())
+    is_wrapped = column.lower() in _OF_LANGSMITH and len(texts) == 1 and isinstance(texts[0], str)
+    return texts[0] if is_wrapped else cell
 
 
 def structured(cell: Any) -> str | None:
@@ -338,6 +376,8 @@ def _one_answer(cell: Any, column: str) -> str:
 
 def _chosen(cell: Any, choices: list[tuple[str, str]]) -> str:
     """Return the right choice with its letter, from its number, its letter or its text."""
+    if (whole := next((f"{a}. {b}" for a, b in choices if cell == f"{a}. {b}"), None)) is not None:
+        return whole
     number = int(cell) if str(cell).isdigit() and int(cell) < len(choices) else -1
     for at, (letter, text) in enumerate(choices):
         if at == number or str(cell).strip() in (letter, text):
@@ -357,9 +397,17 @@ def _history(cell: Any, clean: Clean) -> list[Message]:
     """Return earlier turns: messages, or pairs of a question and an answer."""
     if message_turns(cell):
         return parse_messages(cell, clean) or []
-    pairs = listed(cell) or []
+    if spoken := conversation_in(cell):
+        return parse_messages(spoken, clean) or []
+    pairs = listed(cell)
+    if pairs is None and cell not in (None, ""):
+        raise BadRow("the history is not a list of pairs of a question and an answer")
+    pairs = pairs or []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("the history is not a list of pairs of a question and an answer")
+    if pairs and all(has_speaker({"role": role}) and is_role(role) for role, _ in pairs):
+        turns = [{"role": role, "content": text} for role, text in pairs]
+        return parse_messages(turns, clean) or []
     return [
         {"role": role, "content": clean(check_encodable(str(text)))}
         for pair in pairs
@@ -490,7 +538,9 @@ def _answer(cell: Any, clean: Clean) -> list[Message]:
     """
     if isinstance(cell, dict):
         cell = [cell] if "content" in cell or "value" in cell else cell
-    if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], str):
+    if isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
+        if len(cell) > 1:
+            raise BadRow(f"an answer is a list of {len(cell)} texts; keep one of them")
         cell = cell[0]
     if (messages := parse_messages(cell, clean)) is not None:
         return messages
@@ -561,6 +611,12 @@ def _tagged_words(text: str, spans: list[tuple[int, int, str]]) -> tuple[list[st
     """Return the words of a text and their tags in the form B-LABEL, I-LABEL, O."""
     tokens: list[str] = []
     tags: list[str] = []
+    for begin, end, _ in spans:
+        if not 0 <= begin < end <= len(text):
+            raise BadRow(f"the span {begin} to {end} is outside of the text")
+    ordered = sorted(spans)
+    if any(after[0] < before[1] for before, after in itertools.pairwise(ordered)):
+        raise BadRow("two spans overlap, and a word can have one tag here")
     open_span = None
     for word in _WORD.finditer(text):
         span = next((s for s in spans if s[0] < word.end() and s[1] > word.start()), None)

@@ -210,6 +210,9 @@ def _is_binary(cells: Iterable[Any]) -> bool:
     return values <= {"0", "1", "0.0", "1.0", "true", "false"} and len(values) > 0
 
 
+_MOST = 0.8
+
+
 def _match_templated(
     mappings: Sequence[ColumnMapping], rows: Sequence[dict[str, Any]]
 ) -> list[ColumnMapping]:
@@ -218,7 +221,7 @@ def _match_templated(
         return []
     column = mappings[0].columns["text"]
     texts = [row[column] for row in rows if row.get(column)]
-    if not texts or not all(map(conversation_in, texts)):
+    if not texts or sum(map(bool, map(conversation_in, texts))) < _MOST * len(texts):
         return []
     return [ColumnMapping("messages", {"messages": column})]
 
@@ -278,9 +281,9 @@ def _rated(chosen: Mapping[str, str], label: str) -> dict[str, str]:
 
 
 _VERDICT = re.compile(
-    r"(user_|human_|is_)?(feedback|liked?|accepted|approved|thumbs?(_up)?|helpful|correct|votes?"
-    r"|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed|chosen"
-    r"|preferred|evaluation|correctness)"
+    r"(user_|human_|review_|is_|was_)?(feedback|liked?|accepted|approved|thumbs?(_up)?|helpful"
+    r"|correct|votes?|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed"
+    r"|chosen|preferred|evaluation|correctness|safe|resolved|success|successful|status|solved)"
 )
 
 
@@ -299,7 +302,7 @@ def _match_verdicts(
     for name, column in by_name.items():
         verdicts = {as_rating(row[column]) for row in rows if row.get(column) is not None}
         is_free = column not in chosen.values() and _VERDICT.fullmatch(name)
-        if is_free and verdicts == {True, False}:
+        if is_free and {True, False} <= verdicts:
             return [ColumnMapping("unpaired_preference", _rated(chosen, column))]
     return []
 
@@ -329,10 +332,14 @@ _MAX_RATINGS = 11
 def _number(cell: Any) -> float | None:
     if isinstance(cell, bool):
         return None
+    stars = _STARS.fullmatch(cell.strip()) if isinstance(cell, str) else None
     try:
-        return float(cell)
+        return float(stars[1] if stars else cell)
     except (TypeError, ValueError):
         return None
+
+
+_STARS = re.compile(r"(\d+(?:\.\d+)?) ?(?:stars?|★+|/ ?\d+)")
 
 
 def _match_names(
@@ -385,7 +392,9 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
         return bool(cells) and all(as_rating(cell) is not None for cell in cells)
     if schema == "token_classification":
         is_list = bool(cells) and all(listed(cell) is not None for cell in cells)
-        if role == "tokens" and not is_list:  # a text, with spans in another column
+        if role == "tokens" and is_list:
+            return all(isinstance(token, str) for cell in cells for token in listed(cell) or [])
+        if role == "tokens":  # a text, with spans in another column
             return any(
                 _has_spans([row.get(name) for row in rows])
                 for name in {name for row in rows for name in row}
@@ -394,7 +403,9 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
         lists = {name for name in ("tokens", "words") if name in (rows[0] if rows else {})}
         return is_list and (bool(lists) or (bool(texts) and _has_spans(cells)))
     if schema == "text_classification" and role == "label":
-        return not _has_spans(cells)
+        texts = [one_text(cell) or "" for cell in cells if isinstance(cell, list)]
+        is_summary = len(set(texts)) > 0.8 * len(cells) and len(cells) > 3 and _is_prose(texts)
+        return not _has_spans(cells) and not is_summary
     if role == "reasoning":
         return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
     if schema == "text" and normalized(column) == "segments":

@@ -48,6 +48,7 @@ from peft_space.data.row_normalization import (
     normalize_record,
     structured,
     to_json,
+    unwrapped,
 )
 from peft_space.data.table import Table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
@@ -60,7 +61,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "14"
+_NORMALIZER_VERSION = "15"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -302,7 +303,8 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if isinstance(row, TextClassification) and spellings:
             row = replace(row, label=spellings.get(fold_label(row.label), row.label))
         kinds = [*inspect(row), *dict.fromkeys(opener.kinds)]
-        if any(structured(record.get(mapping.columns.get(role, ""))) for role in _TEXTS):
+        named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
+        if any(structured(unwrapped(record.get(name), name)) for name in named):
             kinds.append("structured")
         if opener.opened:
             batch.pictures.append((number, opener.opened))
@@ -360,8 +362,13 @@ def _unused_in_cell(cell: Any, role: str) -> dict[str, Any]:
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
         unused = {key: value for key, value in cell.items() if key != "text" and value}
         cell = cell["text"]
+    elif isinstance(cell, dict) and {"choices", "aliases"} & cell.keys():
+        used = {"choices", "value"}
+        unused = {key: value for key, value in cell.items() if key not in used and value}
     turns = turns_of(cell) if role == "messages" else message_turns(cell)
-    if turns is not None:
+    if turns and all("text" in turn for turn in turns) and not any(map(has_speaker, turns)):
+        unused["other answers"] = turns[1:]
+    elif turns is not None:
         for turn in turns:
             unused |= unused_in_message(turn) if has_speaker(turn) else unused_in_calls(turn)
     elif role == "answer" and isinstance(cell, list) and len(set(map(str, cell))) > 1:

@@ -37,7 +37,9 @@ _NEVER = re.compile(
 )
 _CONTEXT_NAMES = (
     "context", "passage", "document", "article", "background", "evidence", "support", "knowledge",
-    "input", "inputs", "reference_text", "sentence", "text",
+    "input", "inputs", "reference_text", "sentence", "text", "contexts", "documents", "ctxs",
+    "paragraphs", "passages", "citations", "table", "schema", "db_schema", "code_context", "hint",
+    "retrieved_contexts", "references", "story", "knowledge_base",
 )  # fmt: skip
 _QUESTION_NAMES = ("question", "instruction", "prompt", "query")
 _MORE_ANSWERS = (*ANSWERS, *MORE_ANSWERS, "correct_answers", "summary", "translation", "target")
@@ -87,10 +89,16 @@ def _is_structure(cells: list[Any]) -> bool:
     return all(isinstance(cell, dict | list) for cell in cells)
 
 
+_BETTER_ANSWER = re.compile(
+    r"(corrected|edited|revised|improved|better|fixed)_(answer|response|output|completion|text)"
+    r"|ground_truth|(\w+_)?solution_\d"
+)
+_MORE_TURNS = re.compile(r"(user|assistant|question|answer|prompt|response)_2|followup_\w+")
 _BESIDE_TEXT = re.compile(r"(?!.*(title|headline|heading|name|path|file|subject|summary_of)).*")
 """A second text may be what the model has to learn, but a title is not."""
 _REASONING = (
-    r"(explanation|explanations|rationale|rationales|thoughts?|thinking|(complex_)?cot|scratchpad"
+    r"(explanations?|exp|rationales?|justification|thought_process|steps|thoughts?|thinking"
+    r"|(complex_)?cot|scratchpad"
     r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason)(_?\d)?"
 )
 _LABEL = re.compile("(?:" + "|".join(LABELS) + r")|(?:.*_)?(?:label|class)(?:_.*)?")
@@ -129,6 +137,11 @@ _SIGNS = (
     ),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
+    _Sign((*_ANSWERING, *_CHATTING), _BETTER_ANSWER, _is_varied_prose),
+    _Sign((*_ANSWERING, *_CHATTING), _names("trajectory", "trace"), _is_structure),
+    _Sign(_CHATTING, _names("intent", "sentiment"), _is_label),
+    _Sign(_CHATTING, _names("summary", "note", "notes", "tldr"), _is_varied_prose),
+    _Sign(_ANSWERING, _MORE_TURNS, _is_varied_prose),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),
     _Sign(_ANSWERING, _names(*_CONTEXT_NAMES), _is_structure),
     _Sign(("text",), _BESIDE_TEXT, _is_varied_prose),

@@ -74,7 +74,7 @@ READ = {
         lambda n: {
             "question": asked(n), "answer": told(n), "options": {"A": told(n), "B": told(n + 1)},
         },
-        "question_answer", {"question": "question", "answer": "answer", "choices": "options"},
+        "question_answer", {"question": "question", "answer": "answer", "choices": "choices"},
     ),
     "completions with scores": (
         lambda n: {

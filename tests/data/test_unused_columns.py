@@ -56,7 +56,7 @@ PARTS = {
     "a rejected answer": (ASKED, {"rejected_answers": "No {} it is not."}, "preference"),
     "a rejected answer in a chat": (CHAT, {"wrong_answer": "No {} it is not."}, "preference"),
     "choices in columns": (ASKED, {"option_a": "red {}", "option_b": "blue"}, None),
-    "a history": (ASKED, {"chat_history": [["Hi", "Hello {}"]]}, "question_answer"),
+    "a history": (ASKED, {"prior_turns": [["Hi", "Hello {}"]]}, "question_answer"),
     "reasoning": (ASKED, {"explanation": "Because {} follows."}, "question_answer"),
     "reasoning for a label": (LABELLED, {"explanation": "Because {} is cold."}, None),
     "tools": (ASKED, {"available_tools": "[{}]"}, "question_answer"),

@@ -76,6 +76,8 @@ def as_written(value: Any) -> Any:
         return [as_written(inner) for inner in value]
     if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, float) and math.isnan(value):  # as pandas writes a missing value
+        return None
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft_space.data.cells import NotPythonError, python_to_json
+from peft_space.data.column_mapping import listed_names
 from peft_space.data.readers import Note, NumberedRow, WrittenNumber, check_row_length
 from peft_space.errors import UserError
 
@@ -267,7 +268,11 @@ def read_json(name: str, text: str, note: Note) -> Iterator[NumberedRow]:
         kind = _kind_of(value)
         message = f"{name}: the file contains a single {kind}. {_USE_A_LIST}"
         raise UserError("data.not_rows", message)
-    for number, row in enumerate(_rows_of_object(name, value), 1):
+    rows = _rows_of_object(name, value)
+    rest = [key for key, part in value.items() if part is not rows]
+    if 0 < len(rest) < len(value):
+        note(f"The file also has {listed_names(rest)}: this is not used.")
+    for number, row in enumerate(rows, 1):
         try:
             text = json.dumps(row, ensure_ascii=False)
             _check_content(text)
@@ -344,7 +349,13 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     lists = [part for part in parts if isinstance(part, list)]
     is_chat = any(key.lower() in _CHAT_KEYS for key in value)
     tables = [key for key, part in value.items() if _is_table(part)]
-    if tables and not is_chat and len(tables) == len(lists):
+    if {"features", "rows"} <= set(tables):  # an answer of the Hub's dataset viewer
+        tables.remove("features")
+    names = value.get("columns")
+    if isinstance(names, list) and _is_list_of_lists(value.get("data"), len(names)):
+        return [dict(zip(names, cells, strict=True)) for cells in value["data"]]  # pandas' "split"
+    is_columns = len(lists) == len(parts) > len(tables) and len({len(one) for one in lists}) == 1
+    if tables and not is_chat and not is_columns:
         if len(tables) > 1:
             names = ", ".join(tables)
             message = f"{name}: it contains several lists of rows ({names}). Use one file for each."
@@ -359,6 +370,12 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
             return [{column: cells[index] for column, cells in value.items()} for index in keys[0]]
         return [row if "key" in row else {"key": key, **row} for key, row in value.items()]
     return [value]
+
+
+def _is_list_of_lists(part: Any, length: int) -> bool:
+    return isinstance(part, list) and all(
+        isinstance(cells, list) and len(cells) == length for cells in part
+    )
 
 
 def _is_table(part: Any) -> bool:
