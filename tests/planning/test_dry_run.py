@@ -165,8 +165,8 @@ def test_the_page_shows_each_kind_of_hardware_and_escapes_what_it_shows():
         "least_seconds": 130.0,
     }
     shown = spaces_html([line, line | {"need": 2e9, "fits": True}])
-    assert "✗ does not fit: 20.00 of 14 GB" in shown
-    assert "✓ fits: 2.00 of 14 GB" in shown
+    assert "✗ does not fit: 18.6 GiB of 13.4 GiB" in shown
+    assert "✓ fits: 1.9 GiB of 13.4 GiB" in shown
     assert shown.count("at least 2 min") == 1
     assert "T4 &lt;small&gt;" in shown
     assert words_markdown(["Time: 3 s."]) == "**Time:** 3 s\\."
