@@ -32,7 +32,7 @@ from peft_space.data.table import Data, Table, demo_files, read_table
 from peft_space.data.table_normalization import (
     MAX_PROBLEMS,
     Normalized,
-    find_spellings,
+    find_label_problems,
     normalize_table,
     or_fix,
     unified_labels,
@@ -266,7 +266,6 @@ def load_dataset(
         )
     trained = _weighted(subset.train, normalized.positions, table, file_weights, seed)
     by_count = sorted(findings.labels.items(), key=lambda pair: -pair[1])
-    spellings = find_spellings(normalized)
     return TrainingData(
         source=table.source,
         sha256=table.sha256,
@@ -279,7 +278,7 @@ def load_dataset(
         num_problems=num_problems,
         problems=problems[:MAX_PROBLEMS],
         num_repeated=num_repeated,
-        findings=[*spellings, *findings.to_list()],
+        findings=[*find_label_problems(normalized), *findings.to_list()],
         labels=dict(by_count[:_MAX_LABELS]),
         unused=normalized.unused,
     )

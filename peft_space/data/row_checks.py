@@ -1,7 +1,7 @@
 """Data quality: findings about the rows, each with a count, row numbers and a safe fix."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -247,6 +247,35 @@ def spelling_finding(
     words = f"They are learned as different labels: {named}{more}."
     shown = numbers[:_MAX_ROW_NUMBERS]
     return [Finding("spellings", "Other spellings of a label", len(numbers), shown, words, "unify")]
+
+
+_SEPARATOR = re.compile(r"\s*[;|,]\s*")
+
+
+def combined_finding(
+    labels: Mapping[str, int], rows_of: Callable[[list[str]], list[int]]
+) -> list[Finding]:
+    """Return a finding if labels are made of several others, such as 'toxic;obscene'.
+
+    Args:
+        labels: label -> number of rows.
+        rows_of: returns the numbers of the rows with some labels.
+    """
+    parts = {label: _SEPARATOR.split(label) for label in labels}
+    combined = [label for label, names in parts.items() if len(names) > 1]
+    shared = Counter(name for names in parts.values() for name in set(names))
+    # in a list of labels the same names come again and again
+    combined = [label for label in combined if all(shared[name] > 1 for name in parts[label])]
+    if len(combined) < 2:
+        return []
+    named = ", ".join(map(repr, combined[:_MAX_SPELLINGS]))
+    words = (
+        f"Each combination is learned as a separate label: {named}. Learning several labels of "
+        "one text is not offered. Keep one label for each row."
+    )
+    numbers = rows_of(combined)
+    shown = numbers[:_MAX_ROW_NUMBERS]
+    return [Finding("combined", "Several labels in one", len(numbers), shown, words, None)]
 
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")

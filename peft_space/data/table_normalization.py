@@ -36,6 +36,7 @@ from peft_space.data.readers.json import DECODER
 from peft_space.data.row_checks import (
     Finding,
     Findings,
+    combined_finding,
     fold_label,
     inspect,
     label_spellings,
@@ -116,14 +117,17 @@ def unified_labels(table: Table, mapping: ColumnMapping, on_progress: OnProgress
     return label_spellings(as_written.findings[2])
 
 
-def find_spellings(normalized: Normalized) -> list[Finding]:
+def find_label_problems(normalized: Normalized) -> list[Finding]:
+    """Return findings about labels that differ in spelling only, or that are several in one."""
+
     def rows_of(labels: list[str]) -> list[int]:
         numbers = arrow_store.open_arrow(normalized.rows.path)["number"].to_numpy()
         return numbers[np.isin(normalized.label_codes, list(map(_hash, labels)))].tolist()
 
     if not normalized.label_codes.any():
         return []
-    return spelling_finding(normalized.findings[2], rows_of)
+    labels = normalized.findings[2]
+    return [*spelling_finding(labels, rows_of), *combined_finding(labels, rows_of)]
 
 
 def normalize_table(

@@ -299,3 +299,18 @@ def test_several_rejected_answers_are_a_problem_that_says_so(write):
     rows = [{"prompt": f"Price {n}?", "chosen": ["40."], "rejected": ["a", "b"]} for n in range(4)]
     with pytest.raises(UserError, match="2 texts"):
         loaded(write, rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"),
+    [
+        (["toxic;obscene", "obscene", "toxic;insult", "insult"], 6),
+        (["toxic|insult", "insult|toxic"], 12),
+        (["Paris, France", "Oslo, Norway"], 0),
+        (["a", "b"], 0),
+    ],
+)
+def test_labels_that_are_several_in_one_are_found(labels, count, write):
+    rows = [{"text": f"Text {n}", "label": labels[n % len(labels)]} for n in range(12)]
+    found = {one.kind: one.count for one in loaded(write, rows).findings}
+    assert found.get("combined", 0) == count
