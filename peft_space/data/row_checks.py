@@ -60,6 +60,14 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Objects as questions or answers",
         "Rows with an object in place of a text. The model reads or learns it as JSON.", None,
     ),
+    "alternating": (
+        "Texts without a speaker",
+        "They are read in turn: the first is the user's, the second the answer.", None,
+    ),
+    "own_split": (
+        "Rows that a column marks as test rows",
+        "They are trained too. To hold them out, give them as a file for the held-out rows.", None,
+    ),
     "message_left_out": (
         "Messages that the chat template leaves out",
         "The template of this base model does not write a system message, or a result.", None,

@@ -62,7 +62,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "15"
+_NORMALIZER_VERSION = "16"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -307,6 +307,11 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if isinstance(row, TextClassification) and spellings:
             row = replace(row, label=spellings.get(fold_label(row.label), row.label))
         kinds = [*inspect(row), *dict.fromkeys(opener.kinds)]
+        turns = record.get(mapping.columns.get("messages", ""))
+        if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
+            kinds.append("alternating")
+        if str(record.get("split")).lower() in _HELD_OUT:
+            kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
         if any(structured(unwrapped(record.get(name), name)) for name in named):
             kinds.append("structured")
@@ -356,6 +361,7 @@ def _count_unused(
         unused[name][0] += 1
 
 
+_HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
 

@@ -314,3 +314,15 @@ def test_labels_that_are_several_in_one_are_found(labels, count, write):
     rows = [{"text": f"Text {n}", "label": labels[n % len(labels)]} for n in range(12)]
     found = {one.kind: one.count for one in loaded(write, rows).findings}
     assert found.get("combined", 0) == count
+
+
+def test_rows_that_a_column_marks_as_test_rows_are_found(write):
+    rows = numbered({"question": "Price?", "answer": "40.", "split": "train"})
+    rows += numbered({"question": "Cost?", "answer": "40.", "split": "test"}, 3)
+    found = {one.kind: one.count for one in loaded(write, rows).findings}
+    assert found["own_split"] == 3
+
+
+def test_texts_without_a_speaker_are_a_finding(write):
+    found = loaded(write, [{"turns": [f"Write {n}.", f"Rewrite {n}."]} for n in range(6)]).findings
+    assert {one.kind: one.count for one in found}["alternating"] == 6
