@@ -30,7 +30,8 @@ _WITHOUT_PICTURES: tuple[Schema, ...] = (
     "source_target",
 )  # fmt: skip
 _NEVER = re.compile(
-    r"id|idx|index|uuid|key|source|url|link|timestamp|date|time|metadata|meta|split|lang|language"
+    r"id|idx|index|uuid|key|source|url|uri|link|domain|path|file(_?(name|path))?|dump|warc.*|sha\d*"
+    r"|hash|md5|timestamp|date|time|metadata|meta|split|lang|language"
     r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
     r"|length|tokens|model|date|time|type|source|version|rating|score)|(is|has|score|rating)_.*"
     r"|created.*|updated.*|__index_level_0__"

@@ -280,3 +280,16 @@ def test_accepted_answers_after_the_first_are_listed(write):
         rows = rows_of({"question": "What is it, {}?", "answers": cell})
         unused = operations.check(str(write("rows.json", rows)))["unused"]
         assert sorted(one["name"] for one in unused) == [f"answers: {name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("url", "https://example.org/page/{}"), ("domain", "a-long-domain-{}.example.org"),
+        ("file_path", "folder/of/the/file/number-{}.txt"), ("title", "The title of text {}"),
+        ("author", "Ann number {}"), ("warc_record_id", "<urn:uuid:a-long-id-of-a-page-{}>"),
+    ],
+)  # fmt: skip
+def test_what_a_crawl_says_about_a_text_is_no_question(name, cell):
+    [mapping] = mappings_of({"text": "A long text about thing {}", name: cell})
+    assert (mapping.schema, mapping.left_out) == ("text", ())
