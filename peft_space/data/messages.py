@@ -190,6 +190,11 @@ def is_role(speaker: Any) -> bool:
     return _role_of(speaker) is not None
 
 
+def is_answer(speaker: Any) -> bool:
+    """Return True if a speaker is the assistant."""
+    return _role_of(speaker) in ("assistant", "call")
+
+
 def is_question(turn: dict[str, Any]) -> bool:
     """Return True for a message of the user."""
     return _role_of(_speaker(turn)) == "user"

@@ -20,7 +20,7 @@ from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
 from peft_space.data.choice_columns import has_choice_columns, join_choices
 from peft_space.data.column_mapping import normalized
-from peft_space.data.messages import is_role
+from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
@@ -41,12 +41,17 @@ class Form:
     """Says how the rows are read; `{before}` and `{after}` are numbers of rows."""
     matches: Callable[[Row], bool]
     convert: Callable[[Iterator[Numbered]], Iterator[Numbered]]
+    suits: Callable[[Sequence[Row]], bool] = bool
+    """True if the first rows, which all match, have this form together."""
 
 
 def form_of(rows: Sequence[Row]) -> Form | None:
     """Return the form of the first rows of a file, or None if they are ordinary rows."""
     first = rows[:_SAMPLE_ROWS]
-    return next((form for form in _FORMS if first and all(map(form.matches, first))), None)
+    for form in _FORMS:
+        if first and all(map(form.matches, first)) and form.suits(first):
+            return form
+    return None
 
 
 def restructure(table: Table) -> Table:
@@ -414,6 +419,14 @@ def _is_one_message(row: Row) -> bool:
     return isinstance(row[columns[2]], str) and is_role(row[columns[1]])
 
 
+def _have_answers(rows: Sequence[Row]) -> bool:
+    """Return True if the assistant speaks too, and a conversation has more than one message."""
+    columns = _message_columns(rows[0]) or ("", "", "")
+    roles = {row.get(columns[1]) for row in rows}
+    threads = {str(row.get(columns[0])) for row in rows}
+    return len(threads) < len(rows) and any(is_answer(role) for role in roles)
+
+
 def _conversations_of_messages(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     threads: dict[str, tuple[int, list[Row]]] = {}
     for number, row in rows:
@@ -680,7 +693,7 @@ _FORMS = (
     ),
     Form(
         "The {before} rows are messages: {after} conversations are read.",
-        _is_one_message, _conversations_of_messages,
+        _is_one_message, _conversations_of_messages, _have_answers,
     ),
     Form(
         "Of the {before} rows, the {after} that were accepted in Prodigy are read.",

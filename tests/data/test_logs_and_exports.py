@@ -145,6 +145,15 @@ def test_rows_with_one_message_each_are_joined_by_their_conversation(write):
     assert [one["name"] for one in data.unused] == ["messages: lang"]
 
 
+def test_messages_of_users_alone_stay_texts_with_labels(write):
+    rows = [
+        {"session_id": n // 2, "sender": "user", "text": f"Text {n}", "intent": "ab"[n % 2]}
+        for n in range(12)
+    ]
+    data = loaded(write, rows)
+    assert (data.column_mapping.schema, len(data.train)) == ("text_classification", 12)
+
+
 def test_only_rows_that_were_accepted_in_prodigy_are_read(write):
     decisions = ("accept", "reject", "ignore", "accept")
     rows = [{"text": f"T {n}", "label": "ab"[n % 2], "answer": decisions[n % 4]} for n in range(16)]
