@@ -64,6 +64,10 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Texts without a speaker",
         "They are read in turn: the first is the user's, the second the answer.", None,
     ),
+    "bad_verdict": (
+        "Answers that a column calls bad",
+        "They are trained like the good ones, because the column is not used.", None,
+    ),
     "own_split": (
         "Rows that a column marks as test rows",
         "They are trained too. To hold them out, give them as a file for the held-out rows.", None,

@@ -1,5 +1,6 @@
 """Detects the schema of a dataset from the names of its columns and its first rows."""
 
+import functools
 import itertools
 import json
 import re
@@ -285,6 +286,12 @@ _VERDICT = re.compile(
     r"|correct|votes?|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed"
     r"|chosen|preferred|evaluation|correctness|safe|resolved|success|successful|status|solved)"
 )
+
+
+@functools.lru_cache(maxsize=1_000)
+def is_verdict(column: str) -> bool:
+    """Return True if a column has a name for a verdict on an answer, such as `liked`."""
+    return _VERDICT.fullmatch(normalized(column)) is not None
 
 
 def _match_verdicts(

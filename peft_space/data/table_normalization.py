@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows
-from peft_space.data.cells import message_turns, turns_of
+from peft_space.data.cells import as_rating, message_turns, turns_of
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import (
     BadRow,
@@ -51,6 +51,7 @@ from peft_space.data.row_normalization import (
     to_json,
     unwrapped,
 )
+from peft_space.data.schema_detection import is_verdict
 from peft_space.data.table import Table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
 from peft_space.errors import UserError
@@ -62,7 +63,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "16"
+_NORMALIZER_VERSION = "17"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -310,6 +311,12 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         turns = record.get(mapping.columns.get("messages", ""))
         if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
             kinds.append("alternating")
+        if mapping.schema in _ANSWERING and any(
+            is_verdict(name) and as_rating(cell) is False
+            for name, cell in record.items()
+            if name not in mapping.used
+        ):
+            kinds.append("bad_verdict")
         if str(record.get("split")).lower() in _HELD_OUT:
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
@@ -361,6 +368,7 @@ def _count_unused(
         unused[name][0] += 1
 
 
+_ANSWERING = ("alpaca", "question_answer", "prompt_completion", "messages", "sharegpt")
 _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")

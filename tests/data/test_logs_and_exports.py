@@ -335,3 +335,10 @@ def test_rows_that_a_column_marks_as_test_rows_are_found(write):
 def test_texts_without_a_speaker_are_a_finding(write):
     found = loaded(write, [{"turns": [f"Write {n}.", f"Rewrite {n}."]} for n in range(6)]).findings
     assert {one.kind: one.count for one in found}["alternating"] == 6
+
+
+def test_bad_answers_after_the_rows_that_decide_are_found(write):
+    rows = numbered({"question": "Price?", "answer": "40.", "is_correct": True}, 1_100)
+    rows += numbered({"question": "Cost?", "answer": "No.", "is_correct": False}, 5)
+    found = {one.kind: one.count for one in loaded(write, rows).findings}
+    assert found["bad_verdict"] == 5
