@@ -252,24 +252,36 @@ def as_bool(cell: Any) -> bool | None:
 
 
 _RATINGS = {
+    **dict.fromkeys(("desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1"), True),
+    **dict.fromkeys(("undesirable", "bad", "rejected", "thumbs_down", "down", "-1"), False),
+}
+_VERDICTS = {
     **dict.fromkeys(
         (
-            "desirable", "good", "chosen", "accepted", "thumbs_up", "up", "+1", "positive", "like",
-            "liked", "correct", "right", "helpful", "approved", "upvote", "pass", "passed", "👍",
-            "safe", "resolved", "success", "solved",
+            "positive", "like", "liked", "correct", "right", "helpful", "approved", "upvote",
+            "pass", "passed", "safe", "resolved", "success", "solved", "👍",
         ),
         True,
     ),
     **dict.fromkeys(
         (
-            "undesirable", "bad", "rejected", "thumbs_down", "down", "-1", "negative", "dislike",
-            "disliked", "incorrect", "wrong", "unhelpful", "disapproved", "downvote", "fail",
-            "unsafe", "unresolved", "failure", "unsolved",
-            "failed", "👎",
+            "negative", "dislike", "disliked", "incorrect", "wrong", "unhelpful", "disapproved",
+            "downvote", "fail", "failed", "unsafe", "unresolved", "failure", "unsolved", "👎",
         ),
         False,
     ),
 }  # fmt: skip
+"""Words that rate an answer, but could be labels to learn too."""
+_WORDS = _RATINGS | _VERDICTS
+
+
+def is_clear_rating(cell: Any) -> bool:
+    """Return True if a cell rates an answer, and is hardly a label to learn."""
+    return as_rating(cell) is not None and _word(cell) not in _VERDICTS
+
+
+def _word(cell: Any) -> str:
+    return re.sub(r"[\s-]+", "_", str(cell).strip().lower())
 
 
 def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
@@ -284,9 +296,8 @@ def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
         return None if number is None else float(number[0]) >= good_from
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
-    word = re.sub(r"[\s-]+", "_", str(cell).strip().lower()) if isinstance(cell, str) else cell
-    known = _RATINGS.get(str(cell).strip().lower(), _RATINGS.get(str(word)))
-    return as_bool(cell) if known is None else known
+    rating = _WORDS.get(str(cell).strip().lower(), _WORDS.get(_word(cell)))
+    return as_bool(cell) if rating is None else rating
 
 
 def choices_of(cell: Any) -> list[tuple[str, str]] | None:

@@ -18,7 +18,7 @@ _CHOICE = re.compile(
 )
 _QUESTIONS = (
     "question", "ctx", "prompt", "premise", "query", "context", "sentence", "goal", "stem",
-    "problem", "question_stem", "text",
+    "problem", "question_stem",
 )  # fmt: skip
 _KEYS = (
     "answerkey", "answer_key", "correct_option", "correct_answer", "correct_choice", "correct",
@@ -84,7 +84,9 @@ def _with_columns(row: Row) -> Row:
         if marks == [chr(ord("A") + n) for n in range(len(texts))]:
             texts = [_MARKED.sub("", text) for text in texts]
         rest = {other: cell for other, cell in row.items() if other != name}
-        if _key_of(rest) and _question_of(rest, {}):
+        # a list of accepted answers next to the answer is no list of choices
+        key = _key_of(rest)
+        if key and (name, key.lower()) != ("answers", "answer") and _question_of(rest, {}):
             return rest | {f"choice_{chr(ord('a') + n)}": text for n, text in enumerate(texts)}
     return row
 

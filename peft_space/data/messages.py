@@ -56,15 +56,15 @@ _ROLES = {
     "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
 }  # fmt: skip
 _SPEAKERS = ("role", "from", "speaker", "author", "sender")
-_ANALYSIS = ("analysis", "commentary")
-"""Channels of gpt-oss whose texts are thoughts."""
+_CHANNELS = ("analysis", "commentary", "final")
+"""Channels of gpt-oss. Texts in the first one are reasoning."""
 _CONTENTS = ("content", "value", "text", "parts", "message", "utterance")
 _WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _CALLS = ("tool_calls", "function_call", "function_calls")
 _TOOLS = ("tools", "functions")
 _OF_TOOLS = ("tool_call_id", "name", "tool_name")
-_ALWAYS_USED = frozenset((*_TOOLS, "train_detail", "channel"))
+_ALWAYS_USED = frozenset((*_TOOLS, "train_detail"))
 _PLAIN = frozenset(("role", "from", "content", "value"))
 
 
@@ -107,20 +107,19 @@ def _speaks_as_system(turns: list[dict[str, Any]]) -> bool:
 
 
 def _join_channels(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the channels of an answer: an analysis becomes the thought of what follows it."""
-    if not any("channel" in turn for turn in turns):
-        return turns
+    """Join the channels of an answer: an analysis becomes the reasoning of the next message."""
     joined: list[dict[str, Any]] = []
-    thoughts: list[str] = []
     for turn in turns:
-        said = turn.get("content")
-        if turn.get("channel") in _ANALYSIS and isinstance(said, str) and "recipient" not in turn:
-            thoughts.append(said)
-            continue
-        rest = {key: value for key, value in turn.items() if key != "channel"}
-        if thoughts:
-            rest, thoughts = {**rest, "reasoning_content": "\n\n".join(thoughts)}, []
-        joined.append(rest)
+        before = joined[-1] if joined else {}
+        is_analysis = before.get("channel") == _CHANNELS[0] and "recipient" not in before
+        same_speaker = _role_of(_speaker(turn)) == "assistant"
+        if is_analysis and same_speaker and isinstance(before.get("content"), str):
+            if turn.get("channel") == _CHANNELS[0]:
+                joined[-1] = turn | {"content": f"{before['content']}\n\n{turn.get('content')}"}
+            else:
+                joined[-1] = turn | {"reasoning_content": before["content"]}
+        else:
+            joined.append(turn)
     return joined
 
 
@@ -155,6 +154,7 @@ def unused_in_message(turn: dict[str, Any]) -> dict[str, Any]:
         if key not in used
         and value not in (None, "", [], {}, *same)
         and (key, value) != ("type", "message")
+        and not (key == "channel" and value in _CHANNELS)
         and not (key in _SPEAKERS and _role_of(value) == role)
     }
     content = next((turn[key] for key in _CONTENTS if turn.get(key) is not None), None)

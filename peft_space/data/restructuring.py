@@ -24,7 +24,7 @@ from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "5"
+_VERSION = "6"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -466,7 +466,11 @@ def _is_of_viewer(row: Row) -> bool:
 
 def _rows_of_viewer(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     for number, row in rows:
-        yield number, row["row"] if _is_of_viewer(row) else row
+        if not _is_of_viewer(row):
+            yield number, row
+            continue
+        cut = row.get("truncated_cells")  # the viewer shortens long cells
+        yield number, row["row"] | ({"truncated_cells": cut} if cut else {})
 
 
 # Texts with a tag for each word
@@ -707,8 +711,8 @@ _FORMS = (
         _is_comparison, _preferences,
     ),
     Form(
-        "Each row has several answers with scores or ranks: the best and the worst are read, and "
-        "not those between. Rows whose answers are equally good are left out.",
+        "Each row has several answers with scores or ranks. The app reads the best and the worst "
+        "answer. It leaves out rows whose answers are equally good.",
         _is_rated, _best_and_worst,
     ),
     Form(

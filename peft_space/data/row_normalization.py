@@ -280,7 +280,7 @@ def _messages(
         dialogue = _dialogue(cell, clean)
         questions = dialogue if dialogue and dialogue[-1]["role"] == "user" else None
     if questions is None:
-        cell = structured(cell) or cell  # after `unwrapped`
+        cell = structured(cell) or cell
         question = clean(_text({question_column: cell}, question_column))
         if (context := clean(_text(row, columns.get("input")))).strip():
             question = f"{question}\n\n{context}"
@@ -346,7 +346,7 @@ def unwrapped(cell: Any, column: str) -> Any:
 
 
 def structured(cell: Any) -> str | None:
-    """Return an object, or a list of objects that are no messages, as JSON; None for others."""
+    """Return an object, or a list of objects without messages, as JSON. Return None for others."""
     if isinstance(cell, dict):
         lists = (cell.get("text"), cell.get("messages"))  # as in SQuAD, as OpenAI has prompts
         is_structured = not any(isinstance(value, list) for value in lists)
@@ -405,7 +405,7 @@ def _history(cell: Any, clean: Clean) -> list[Message]:
     pairs = pairs or []
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("the history is not a list of pairs of a question and an answer")
-    if pairs and all(has_speaker({"role": role}) and is_role(role) for role, _ in pairs):
+    if pairs and all(is_role(role) for role, _ in pairs):
         turns = [{"role": role, "content": text} for role, text in pairs]
         return parse_messages(turns, clean) or []
     return [

@@ -12,6 +12,7 @@ from peft_space.data.cells import (
     as_rating,
     choices_of,
     conversation_in,
+    is_clear_rating,
     is_segments,
     is_shortened,
     listed,
@@ -396,7 +397,7 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
             return bool(turns)
         return bool(turns) and any("from" in turn for turn in turns) == (schema == "sharegpt")
     if schema == "unpaired_preference" and role == "label":
-        return bool(cells) and all(as_rating(cell) is not None for cell in cells)
+        return bool(cells) and all(map(is_clear_rating, cells))
     if schema == "token_classification":
         is_list = bool(cells) and all(listed(cell) is not None for cell in cells)
         if role == "tokens" and is_list:

@@ -342,3 +342,29 @@ def test_bad_answers_after_the_rows_that_decide_are_found(write):
     rows += numbered({"question": "Cost?", "answer": "No.", "is_correct": False}, 5)
     found = {one.kind: one.count for one in loaded(write, rows).findings}
     assert found["bad_verdict"] == 5
+
+
+def test_analysis_without_an_answer_after_it_is_not_lost(write):
+    analysis = {"role": "assistant", "channel": "analysis", "content": THINKING}
+    rows = numbered({"messages": [USER, analysis, analysis | {"content": "More."}, TOLD]})
+    assert brief(loaded(write, rows).train[0].messages)[1] == "assistant: (I look.\n\nMore.)40."
+    alone = loaded(write, numbered({"messages": [USER, analysis]}))
+    assert brief(alone.train[0].messages)[1] == "assistant: I look."
+
+
+def test_a_channel_of_a_chat_room_is_listed(write):
+    rows = numbered({"messages": [USER | {"channel": "#help"}, TOLD]})
+    assert [one["name"] for one in loaded(write, rows).unused] == ["messages: channel"]
+
+
+def test_accepted_answers_next_to_the_answer_are_not_choices(write):
+    rows = numbered({"question": "Price?", "answers": ["40.", "forty"], "answer": "40."})
+    question = operations.check(str(write("rows.json", rows)))["question"]
+    assert [option["columns"]["answer"] for option in question] == ["answer", "answers"]
+    assert all("choices" not in option["columns"] for option in question)
+
+
+def test_cells_that_the_dataset_viewer_cut_are_listed(write):
+    row = {"question": "Price?", "answer": "40."}
+    data = loaded(write, numbered({"row_idx": 0, "row": row, "truncated_cells": ["answer"]}))
+    assert [one["name"] for one in data.unused] == ["truncated_cells"]

@@ -108,12 +108,6 @@ READ = {
         lambda n: {"messages": [USER | {"content": asked(n)}], "response": told(n)},
         "prompt_completion", {"prompt": "messages", "answer": "response"},
     ),
-    "answers with thumbs": (
-        lambda n: {
-            "question": asked(n), "answer": told(n), "feedback": ("positive", "negative")[n % 2],
-        },
-        "unpaired_preference", {"label": "feedback", "prompt": "question", "answer": "answer"},
-    ),
     "a dialogue in its own object": (
         lambda n: {"id": n, "conversation": {"messages": [USER | {"content": asked(n)}, ANSWERED]}},
         "messages", {"messages": "conversation"},
@@ -156,12 +150,22 @@ ASKED = {
         lambda n: {"question": asked(n), "correct_answer": told(n), "support": prose(n)},
         ["question_answer", "question_answer"], "correct_answer",
     ),
-    "a context that is no text": (
+    "a context that is an object": (
         lambda n: {"question": asked(n), "answer": told(n), "context": {"title": [prose(n)]}},
         ["question_answer"], "answer",
     ),
     "keywords beside a text": (
         lambda n: {"text": prose(n), "tags": [WORDS[n % 8], "town"]}, ["text"], None,
+    ),
+    "answers with feedback in words": (
+        lambda n: {
+            "question": asked(n), "answer": told(n), "feedback": ("positive", "negative")[n % 2],
+        },
+        ["question_answer", "unpaired_preference"], "answer",
+    ),
+    "answers that are safe or not": (
+        lambda n: {"prompt": asked(n), "response": told(n), "label": ("safe", "unsafe")[n % 2]},
+        ["prompt_completion"], "response",
     ),
     "answers with a verdict": (
         lambda n: {"prompt": asked(n), "response": told(n), "liked": bool(n % 2)},
