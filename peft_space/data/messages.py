@@ -182,7 +182,10 @@ def _role_of(speaker: Any) -> str | None:
 
 
 def _speaker(turn: dict[str, Any]) -> str:
-    return str(next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), ""))
+    for key in _SPEAKERS:
+        if (speaker := turn.get(key)) is not None:
+            return str(speaker)
+    return ""
 
 
 def is_role(speaker: Any) -> bool:

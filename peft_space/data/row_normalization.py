@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class Problem:
 
 def to_json(row: Row) -> str:
     """Return a row as one line of JSON, which `from_json` reads."""
-    values = {key: value for key, value in asdict(row).items() if value is not None}
+    values = {key: value for key, value in vars(row).items() if value is not None}
     del values["row"]
     return json.dumps({"kind": type(row).__name__, **values}, ensure_ascii=False)
 
