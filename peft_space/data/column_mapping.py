@@ -48,7 +48,7 @@ def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
 
 Fix = Literal[
     "deduplicate", "trim", "merge", "strip", "unify", "keep_control_tokens", "drop_cut",
-    "drop_secrets",
+    "drop_secrets", "drop_greeting",
 ]  # fmt: skip
 FIXES: dict[Fix, str] = {
     "deduplicate": "Keep one of each group of duplicate rows",
@@ -59,6 +59,7 @@ FIXES: dict[Fix, str] = {
     "keep_control_tokens": "Keep the special tokens of the model in plain texts",
     "drop_cut": "Remove rows that are longer than the length limit",
     "drop_secrets": "Remove rows with likely keys or tokens",
+    "drop_greeting": "Remove answers before the first question of a conversation",
 }
 """Fixes that the user can apply with a click because they cannot do harm."""
 

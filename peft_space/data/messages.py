@@ -7,7 +7,7 @@ several names or in the text.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from peft_space.data.cells import as_bool, parse_literal, turns_of
@@ -37,12 +37,20 @@ class BadRow(Exception):
     """The reason why a row cannot be used; caught inside the data package."""
 
 
-class UnansweredRow(BadRow):
-    """The last message has no answer."""
+class FixableRow(BadRow):
+    """A row that a fix makes usable.
 
+    Args:
+        reason: why the row cannot be used.
+        finding: the kind of finding whose fix it is.
+    """
 
-class UnmergedRow(BadRow):
-    """Messages of one role follow each other, which the fix `merge` joins."""
+    def __init__(self, reason: str, finding: str):
+        super().__init__(reason, finding)
+        self.finding = finding
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 _ROLES = {
@@ -586,38 +594,53 @@ def merge_turns(messages: list[Message]) -> list[Message]:
     return merged
 
 
-def check_turns(messages: list[Message], trim: bool, merge: bool) -> list[Message]:
+def check_turns(messages: list[Message], fixes: Collection[str]) -> list[Message]:
     """Return the messages up to the last answer, if a model can learn from them.
 
     Args:
         messages: a conversation.
-        trim: remove what follows the last answer.
-        merge: apply `merge_turns`.
+        fixes: of these, `drop_greeting`, `merge` and `trim` are applied.
 
     Raises:
         BadRow: a model cannot learn from them.
     """
-    if merge:
+    if "drop_greeting" in fixes:
+        messages = _without_greeting(messages)
+    if "merge" in fixes:
         messages = merge_turns(messages)
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise BadRow("the row has no answer")
     if roles[-1] != "assistant":
-        if not trim:
-            raise UnansweredRow("the last message is not an answer")
+        if "trim" not in fixes:
+            raise FixableRow("the last message is not an answer", "trailing")
         messages = messages[: len(roles) - roles[::-1].index("assistant")]
     before = "start"
     for number, message in enumerate(messages, 1):
         role = message["role"]
         where = f" (message {number})" if len(messages) > 2 else ""
         if role == "system" and number > 1:
-            raise UnmergedRow(f"message {number} is a system message, and not the first message")
+            reason = f"message {number} is a system message, and not the first message"
+            raise FixableRow(reason, "unmerged")
         is_silent = not message["content"].strip() and not message.get("tool_calls")
         if is_silent and role in ("user", "assistant"):
             name = "answer" if role == "assistant" else "prompt"
             raise BadRow(f"the {name} is empty{where}")
         if role not in _MAY_FOLLOW[before]:
-            kind = UnmergedRow if role == before or before == "call" else BadRow
-            raise kind(f"user and assistant do not take turns{where}")
+            reason = f"user and assistant do not take turns{where}"
+            asked = _without_greeting(messages)
+            if len(asked) < len(messages) and any(one["role"] == "assistant" for one in asked):
+                raise FixableRow("the conversation begins with an answer", "greeted")
+            if role == before or before == "call":
+                raise FixableRow(reason, "unmerged")
+            raise BadRow(reason)
         before = "call" if message.get("tool_calls") else role
     return messages
+
+
+def _without_greeting(messages: list[Message]) -> list[Message]:
+    """Return the system messages, and the messages from the first question on."""
+    roles = [message["role"] for message in messages]
+    first = roles.index("user") if "user" in roles else 0
+    system = [message for message in messages[:first] if message["role"] == "system"]
+    return [*system, *messages[first:]]

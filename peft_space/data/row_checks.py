@@ -37,6 +37,11 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Also system messages that are not first. A chat template does not take such rows, so they "
         "are left out.", "merge",
     ),
+    "greeted": (
+        "Conversations that begin with an answer",
+        "Such as a greeting. Many chat templates take no answer before the first question, so "
+        "these rows are left out.", "drop_greeting",
+    ),
     "pictures_broken": (
         "Broken pictures",
         "A picture cannot be opened, or exceeds a limit. These rows are left out.", None,

@@ -169,9 +169,8 @@ def normalize_record(
 
     def conversation() -> tuple[list[Message], list[dict[str, Any]] | None]:
         messages, tools = _messages(row, columns, clean, column_mapping.assistant)
-        fixes = column_mapping.fixes
         messages = place_pictures(messages, row.get(columns.get("images", "")))
-        messages = check_turns(messages, "trim" in fixes, "merge" in fixes)
+        messages = check_turns(messages, column_mapping.fixes)
         return opener.open_row(messages) if opener else messages, parse_tools(tools)
 
     match column_mapping.schema:

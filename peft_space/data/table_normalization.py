@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from peft_space.data.cells import as_rating, message_turns, turns_of
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import (
     BadRow,
-    UnansweredRow,
-    UnmergedRow,
+    FixableRow,
     has_speaker,
     unused_in_calls,
     unused_in_message,
@@ -63,7 +62,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "18"
+_NORMALIZER_VERSION = "19"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -94,7 +93,9 @@ _CLASSIFYING = ("text_classification", "text_pair_classification")
 _HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", pa.int64())])
 
 
-_FIXED: dict[Fix, str] = {"trim": "trailing", "merge": "unmerged"}
+_FIXED: dict[Fix, str] = {
+    "trim": "trailing", "merge": "unmerged", "drop_greeting": "greeted",
+}  # fmt: skip
 """Fix -> the finding about rows that cannot be used without it."""
 
 
@@ -289,8 +290,12 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
     (mapping, spellings, brought), pictures = received
     batch, findings = _Batch(), Findings()
     opener = Opener(brought or Brought(), pictures)
+    verdicts = _Verdicts()
     for position, (number, text) in enumerate(zip(*rows, strict=True)):
         record = DECODER.decode(text)
+        if record and all(str(cell).strip() == name for name, cell in record.items()):
+            batch.bad.append((position, Problem(number, "it repeats the names of the columns")))
+            continue
         _count_unused(record, mapping, batch.unused)
         try:
             row = normalize_record(number, record, mapping, opener)
@@ -300,10 +305,8 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
                 findings.add("pictures_broken", number)
             if isinstance(error, MissingPicture):
                 findings.add("pictures_missing", number)
-            if isinstance(error, UnansweredRow):
-                findings.add("trailing", number)
-            if isinstance(error, UnmergedRow):
-                findings.add("unmerged", number)
+            if isinstance(error, FixableRow):
+                findings.add(error.finding, number)
             continue
         if isinstance(row, TextClassification) and spellings:
             row = replace(row, label=spellings.get(fold_label(row.label), row.label))
@@ -311,12 +314,8 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         turns = record.get(mapping.columns.get("messages", ""))
         if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
             kinds.append("alternating")
-        if mapping.schema in _ANSWERING and any(
-            is_verdict(name) and as_rating(cell) is False
-            for name, cell in record.items()
-            if name not in mapping.used
-        ):
-            kinds.append("bad_verdict")
+        if mapping.schema in _ANSWERING:
+            verdicts.add(number, record, mapping.used)
         if str(record.get("split")).lower() in _HELD_OUT:
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
@@ -341,9 +340,34 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         batch.lines.append(to_json(row))
         batch.hashes.append(_hash(batch.lines[-1]))
         batch.labels.append(_hash(row.label) if isinstance(row, TextClassification) else 0)
+    for number in verdicts.bad_rows():
+        findings.add("bad_verdict", number)
     batch.named = opener.used
     batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
     return batch
+
+
+class _Verdicts:
+    """Rows whose answers a column calls bad that is not used, such as `liked`."""
+
+    def __init__(self) -> None:
+        self._bad: dict[str, list[int]] = {}
+        self._others: set[str] = set()
+
+    def add(self, number: int, record: dict[str, Any], used: Collection[str]) -> None:
+        for name, cell in record.items():
+            if name in used or cell in (None, "") or not is_verdict(name):
+                continue
+            rating = as_rating(cell)
+            if rating is None:
+                self._others.add(name)
+            elif not rating:
+                self._bad.setdefault(name, []).append(number)
+
+    def bad_rows(self) -> list[int]:
+        """Return their numbers. A column with other values too, such as counts, says nothing."""
+        columns = [rows for name, rows in self._bad.items() if name not in self._others]
+        return sorted({number for rows in columns for number in rows})
 
 
 _MAX_EXAMPLE = 80

@@ -417,6 +417,18 @@ def test_merged_labels_are_filled_and_formulas_without_a_result_are_named(tmp_pa
     assert any("C2, C3, C4" in note for note in table.notes)
 
 
+def test_hidden_rows_are_read_and_named(tmp_path):
+    def change(book):
+        for line in (3, 5):
+            book["Data"].row_dimensions[line].hidden = True
+
+    path = tmp_path / "book.xlsx"
+    path.write_bytes(workbook({"Data": lines_of(PAIRS * 3)}, change))
+    table = read_table(path)
+    assert [row for _, row in table.rows()] == PAIRS * 3
+    assert any("3, 5" in note for note in table.notes)
+
+
 def test_a_stray_cell_is_named(tmp_path):
     path = tmp_path / "book.xlsx"
     path.write_bytes(workbook({"Data": [["text", "label"], ["a", "b"], ["a", "b", None, "c"]]}))

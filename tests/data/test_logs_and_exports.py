@@ -344,6 +344,30 @@ def test_bad_answers_after_the_rows_that_decide_are_found(write):
     assert found["bad_verdict"] == 5
 
 
+def test_counts_are_not_verdicts(write):
+    rows = [{"question": f"{n}?", "answer": "40.", "votes": n % 4} for n in range(8)]
+    mapping = {"schema": "question_answer", "columns": {"question": "question", "answer": "answer"}}
+    data = load_dataset(str(write("rows.json", rows)), 0.0, 0, column_mapping=mapping)
+    assert "bad_verdict" not in [one.kind for one in data.findings]
+
+
+def test_lines_that_repeat_the_header_are_left_out_and_told(write):
+    csv = "question,answer\n" + "".join(f"{n}?,{n}.\n" for n in range(6))
+    data = load_dataset(str(write("rows.csv", csv + csv)), 0.0, 0)
+    assert (len(data.train), [one.row for one in data.problems]) == (12, [7])
+
+
+def test_a_greeting_is_left_out_on_request(write):
+    chat = {"messages": [{"role": "system", "content": "Be kind."}, TOLD, USER, TOLD]}
+    rows = [*numbered(chat, 3), *numbered({"messages": [USER, TOLD]}, 3)]
+    found = {one.kind: (one.count, one.fix) for one in loaded(write, rows).findings}
+    assert found["greeted"] == (3, "drop_greeting")
+    mapping = {"schema": "messages", "columns": {"messages": "messages"}}
+    mapping |= {"fixes": ["drop_greeting"]}
+    data = load_dataset(str(write("kept.json", rows)), 0.0, 0, column_mapping=mapping)
+    assert [len(row.messages) for row in data.train] == [3, 3, 3, 2, 2, 2]
+
+
 def test_analysis_without_an_answer_after_it_is_not_lost(write):
     analysis = {"role": "assistant", "channel": "analysis", "content": THINKING}
     rows = numbered({"messages": [USER, analysis, analysis | {"content": "More."}, TOLD]})

@@ -155,6 +155,16 @@ LEGACY = [
         "誰がこれを言いましたか。;誰も知りません。\n",
     ),
     ("koi8_r", "вопрос;ответ\nГде находится библиотека?;На втором этаже, рядом с лестницей\n"),
+    ("cp866", "вопрос;ответ\nГде находится библиотека?;На втором этаже, рядом с лестницей\n"),
+    ("cp850", "Frage;Antwort\nWo ist die Küche?;Im Erdgeschoß, schöne Grüße\n"),
+    ("mac_roman", "question;réponse\nOù est la clé ?;Derrière la fenêtre, à l’étage\n"),
+    ("cp1254", "soru;cevap\nŞifremi unuttum, ne yapmalıyım?;Giriş sayfasındaki bağlantıya tıkla\n"),
+    ("cp1257", "klausimas;atsakymas\nKur yra mano užsakymas?;Jūsų siunta atvyks rytoj ryte\n"),
+    ("cp1257", "jautājums;atbilde\nKur ir mans pasūtījums?;Jūsu sūtījums pienāks rīt, gaidiet\n"),
+    ("cp1252", "spurning;svar\nHvar er pöntunin mín?;Pakkinn þinn kemur á morgun, það er víst\n"),
+    ("iso8859_2", "pytanie;odpowiedź\nGdzie jest moje zamówienie?;Państwa paczka dotrze w środę\n"),
+    ("cp874", "คำถาม;คำตอบ\nคำสั่งซื้อของฉันอยู่ที่ไหน;พัสดุของคุณจะถึงพรุ่งนี้\n"),
+    ("iso2022_jp", "質問;答え\n図書館はどこですか。;二階の階段の隣にあります。\n"),
 ]  # fmt: skip
 
 

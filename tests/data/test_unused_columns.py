@@ -218,7 +218,9 @@ def test_special_tokens_in_a_plain_text_are_letters_or_kept_on_request(write):
 
 def test_a_fix_that_makes_rows_usable_is_named(write):
     chat = CHAT["messages"]
-    for fix, messages in (("trim", [*chat, chat[0]]), ("merge", [chat[0], *chat])):
+    greeted = [{"role": "assistant", "content": "Welcome!"}, *chat]
+    broken = {"trim": [*chat, chat[0]], "merge": [chat[0], *chat], "drop_greeting": greeted}
+    for fix, messages in broken.items():
         path = str(write(f"{fix}.json", rows_of({"messages": messages})))
         with pytest.raises(UserError) as error:
             load_dataset(path, 0.0, 0)

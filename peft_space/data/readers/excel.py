@@ -8,7 +8,7 @@ import statistics
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_space.data.readers import (
     MAX_ROW_CHARACTERS,
@@ -45,11 +45,11 @@ def read_excel(name: str, path: Path, sheet: str, note: Note) -> Iterator[Number
         UserError: the workbook is damaged or too large, it has no such sheet, or a row has more
             cells than the header.
     """
-    book, formulas, merged = _open(name, path)
+    book, formulas, layouts = _open(name, path)
     title = _choose_sheet(name, book, sheet, note)
     if title is None:
         return
-    cells = _Cells(formulas[title] if formulas else None, merged.get(title, []))
+    cells = _Cells(formulas[title] if formulas else None, layouts.get(title, _Layout([], set())))
     records = cells.records(book[title])
     peeked = list(itertools.islice(records, _NUM_PEEKED))
     titles = _num_title_rows(peeked)
@@ -94,15 +94,22 @@ def _letters(column: int) -> str:
     return letters
 
 
-def _open(
-    name: str, path: Path
-) -> "tuple[Workbook, Workbook | None, dict[str, list[tuple[int, int, int]]]]":
-    """Return the workbook, again with formulas if it has any, and sheet -> merged cells."""
+class _Layout(NamedTuple):
+    """What a sheet has besides the values of its cells."""
+
+    merged: list[tuple[int, int, int]]
+    """(first row, last row, column) of cells that are merged into one."""
+    hidden: set[int]
+    """Numbers of the rows that Excel does not show, for example because of a filter."""
+
+
+def _open(name: str, path: Path) -> "tuple[Workbook, Workbook | None, dict[str, _Layout]]":
+    """Return the workbook, again with formulas if it has any, and sheet -> layout."""
     import openpyxl
 
     try:
         with zipfile.ZipFile(path) as archive:
-            has_formulas, merged = _inspect_parts(name, archive)
+            has_formulas, layouts = _inspect_parts(name, archive)
         # from a path, openpyxl reads only names that end in .xlsx
         book = openpyxl.load_workbook(path.open("rb"), read_only=True, data_only=True)
         formulas = openpyxl.load_workbook(path.open("rb"), read_only=True) if has_formulas else None
@@ -115,7 +122,7 @@ def _open(
     for one in filter(None, (book, formulas)):
         for sheet in one.worksheets:
             sheet.reset_dimensions()  # a stray cell in the last corner would make wide rows
-    return book, formulas, merged
+    return book, formulas, layouts
 
 
 def _choose_sheet(name: str, book: "Workbook", sheet: str, note: Note) -> str | None:
@@ -168,12 +175,13 @@ class _Cells:
 
     Args:
         formulas: the same sheet with the formulas of its cells, or None if there are none.
-        merged: (first row, last row, column) of cells that are merged into one.
+        layout: of the sheet.
     """
 
-    def __init__(self, formulas: Any, merged: list[tuple[int, int, int]]):
+    def __init__(self, formulas: Any, layout: _Layout):
         self._formulas = formulas
-        self._merged = sorted(merged)
+        self._merged, self._hidden_rows = sorted(layout.merged), layout.hidden
+        self._hidden: list[str] = []
         self._unknown: list[str] = []
         self._errors: list[str] = []
         self._filled: list[str] = []
@@ -204,6 +212,7 @@ class _Cells:
                     self._filled.append(f"{_letters(column)}{first}:{_letters(column)}{last}")
                 upcoming = next(waiting, None)
             if any(text is not None for text in texts):
+                self._hidden += [str(number)] if number in self._hidden_rows else []
                 yield number, texts
 
     def _text(self, cell: Any) -> str | None:
@@ -215,7 +224,12 @@ class _Cells:
         return value if isinstance(value, str) else as_shown(value, cell.number_format)
 
     def report(self, note: Note) -> None:
-        """Report the cells that are not read as they are."""
+        """Report the cells that are not read as they are, and rows that Excel does not show."""
+        if self._hidden:
+            note(
+                f"The sheet hides {len(self._hidden):,} rows, which are read too "
+                f"(lines {_some(self._hidden)}). To leave them out, delete them from the sheet."
+            )
         if self._filled:
             note(f"Merged cells: every row has their text ({_some(self._filled)}).")
         if self._unknown:
@@ -268,26 +282,30 @@ def as_shown(value: Any, number_format: str) -> str:
 
 _MERGED = re.compile(rb'<mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _FORMULA = re.compile(rb"<(?:\w+:)?f[\s>/]")
+_HIDDEN_ROW = re.compile(
+    rb'<(?:\w+:)?row\s(?=[^>]*?\bhidden="(?:1|true)")[^>]*?\br="(\d{1,7})"[^>]*>'
+)
 _MAX_MERGED = 100_000
+_MAX_TAG = 1_000
+"""Bytes of a tag that two blocks of a file share."""
 
 
-def _inspect_parts(
-    name: str, archive: zipfile.ZipFile
-) -> tuple[bool, dict[str, list[tuple[int, int, int]]]]:
-    """Return True if a sheet has formulas, and sheet -> (first row, last row, column) of merges.
+def _inspect_parts(name: str, archive: zipfile.ZipFile) -> tuple[bool, dict[str, _Layout]]:
+    """Return True if a sheet has formulas, and sheet -> layout.
 
     Raises:
         UserError: the workbook, or a text that is read at once, does not fit in memory.
     """
     check_unpacked_size(name, sum(part.file_size for part in archive.infolist()))
     has_formulas = False
-    merged: dict[str, list[tuple[int, int, int]]] = {}
+    layouts: dict[str, _Layout] = {}
     titles = _titles(archive)
     for part in archive.infolist():
         is_sheet = part.filename in titles
         if not is_sheet and part.file_size <= MAX_ROW_CHARACTERS:
             continue
         ranges: list[tuple[int, int, int]] = []
+        hidden: set[int] = set()
         with archive.open(part) as file:
             length, rest = 0, b""  # characters since the last tag, and the end of the last block
             while block := file.read(1 << 20):
@@ -299,10 +317,13 @@ def _inspect_parts(
                 for match in _MERGED.finditer(both) if is_sheet else ():
                     if match.end() > len(rest) and len(ranges) < _MAX_MERGED:
                         ranges.append((int(match[2]), int(match[4]), _column(match[1])))
-                rest = both[-100:]
+                if is_sheet:
+                    hidden.update(int(match[1]) for match in _HIDDEN_ROW.finditer(both))
+                rest = both[-_MAX_TAG:]
         if is_sheet:
-            merged[titles[part.filename]] = [one for one in ranges if one[0] < one[1]]
-    return has_formulas, merged
+            tall = [one for one in ranges if one[0] < one[1]]
+            layouts[titles[part.filename]] = _Layout(tall, hidden)
+    return has_formulas, layouts
 
 
 def _column(letters: bytes) -> int:

@@ -180,52 +180,15 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# without a choice of candidates, short texts are taken for rare encodings
-_CANDIDATES = [
-    "utf_16_le",
-    "utf_16_be",
-    "cp1252",
-    "cp1250",
-    "cp1251",
-    "cp1253",
-    "cp1254",
-    "cp1255",
-    "cp1256",
-    "cp1257",
-    "shift_jis",
-    "euc_jp",
-    "gb18030",
-    "big5",
-    "euc_kr",
-    "koi8_r",
-    "mac_roman",
-]
-_WESTERN_SYMBOLS = "“”\u2018\u2019\u201a„\u2013—…€«»‹›°§©®™•·¡¿£¢¥ºª²³½¼¾±×÷\u00a0\u00ad´"
-_WESTERN = set("äöüßéèêëàâáãåæçñíìîïóòôõøœúùûšž" + _WESTERN_SYMBOLS)
-_NOT_WESTERN = re.compile(
-    r"""[^\W\d_][“”„€«»°§©®™•¡¿£¢¥ºª²³½¼¾±×÷][^\W\d_]  # a symbol inside a word
-    |£[^\W\d_]
-    |z³  # the Polish currency
-    |(?<![a-z])[^\W\d_a-z]{2,}(?![a-z])  # a word of letters that are not ASCII
-    """,
-    re.VERBOSE,
-)
-"""What is in texts of other languages when they are decoded as cp1252."""
-_CENTRAL_EUROPEAN = re.compile(r"[aeiouy]è|\bè\w|ì\w|ù\w|ò\w|øí|øi|õ(?!e)|ñ(?![aeiouáéíóúü])")
-"""Czech, Polish and Hungarian letters decoded as cp1252."""
-
-
-def _is_western(text: str) -> bool:
-    """Return True if a text, decoded as cp1252, looks like a Western European language."""
-    characters = {character for character in text.lower() if not character.isascii()}
-    is_known = characters <= _WESTERN and _NOT_WESTERN.search(text.lower()) is None
-    return is_known and not _is_central_european(text)
-
-
-def _is_central_european(text: str) -> bool:
-    """Return True if a text, decoded as cp1252, has letters where only cp1250 has them."""
-    marks = _CENTRAL_EUROPEAN.findall(text.lower())
-    return sum(mark != "õ" or "ä" not in text for mark in marks) >= 2  # Estonian has both
+_UNLIKELY = ("mac_cyrillic", "mac_greek", "mac_iceland", "mac_latin2", "mac_turkish")
+"""Encodings whose short texts look like those of Windows, which are much more frequent."""
+_SUPERSETS = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874",
+    "tis-620": "cp874", "euc_kr": "cp949", "gb2312": "gb18030",
+}  # fmt: skip
+"""Encoding -> one that decodes all its text alike, and more. What follows a sample may need it."""
+_JAPANESE_BY_ESCAPES = re.compile(rb"\x1b\$[@B]")
+"""Begins Japanese in ISO-2022-JP, which has no byte that ASCII does not have."""
 
 
 def detect_encoding(name: str, path: Path, note: Note) -> str:
@@ -242,6 +205,8 @@ def detect_encoding(name: str, path: Path, note: Note) -> str:
     with open(path, "rb") as file:
         head = file.read(SAMPLE_SIZE)
     encoding = _unicode_encoding(head)
+    if encoding is None and _JAPANESE_BY_ESCAPES.search(head):
+        encoding = "iso2022_jp"
     if encoding is None:
         position = _first_invalid(path, "utf-8")
         if position is None:
@@ -272,32 +237,42 @@ def _unicode_encoding(head: bytes) -> str | None:
 
 def _guess_encoding(name: str, path: Path, position: int) -> str:
     """Return the likeliest encoding of a file whose byte at `position` is not UTF-8."""
-    from charset_normalizer import from_bytes
-
     with open(path, "rb") as file:  # letters with accents can be rare in a long file
         file.seek(max(0, position - 20_000))
         sample = file.read(60_000)
+    if position > 20_000:
+        sample = sample[sample.find(b"\n") + 1 :]
+    if len(sample) > 30_000:
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
     text = sample.decode("utf-8", errors="replace")
     num_invalid = text.count("\ufffd")
     is_mostly_utf_8 = sum(not character.isascii() for character in text) > 2 * num_invalid + 3
-    plausible: list[str] = []
-    if not is_mostly_utf_8:
-        for match in from_bytes(sample, cp_isolation=_CANDIDATES):
-            plausible += match.could_be_from_charset
-    if not plausible or not plausible[0].startswith("utf_16"):
+    found = None if is_mostly_utf_8 else _likeliest(sample)
+    if found is None or not found.startswith("utf-16"):
         _check_no_zero_bytes(name, path)
-    if not plausible:
+    if found is None:
         place = f"line {_line_of(path, position)}"
         problem = f"{place} contains a byte that is not UTF-8"
         message = f"{name}: {problem}. Correct it, or save the file as UTF-8."
         raise UserError("data.unknown_encoding", message)
-    # statistics of a short text cannot tell cp1252 from other code pages
-    text = sample.decode("cp1252", errors="replace")
-    if _is_western(text):
-        return "cp1252"
-    if {"cp1252", "cp1250"} <= set(plausible) and _is_central_european(text):
-        return "cp1250"
-    return plausible[0]
+    return found
+
+
+def _likeliest(sample: bytes) -> str | None:
+    """Return the likeliest encoding of text that is not UTF-8; None if it is not text."""
+    from chardet import EncodingEra, detect
+
+    if b"\0" not in sample:  # not UTF-16. Among many other lines, those with accents count little
+        first, *rest = sample.splitlines()
+        sample = b"\n".join([first, *(line for line in rest if not line.isascii())])
+        text = sample.decode("cp1252", errors="replace")
+        if "\ufffd" not in text and "".join(filter(str.isalpha, text)).isascii():
+            return "cp1252"  # only symbols, such as quotation marks, are not ASCII
+    found = detect(
+        sample, encoding_era=EncodingEra.ALL & ~EncodingEra.MAINFRAME, compat_names=False,
+        exclude_encodings=_UNLIKELY,
+    )["encoding"]  # fmt: skip
+    return found and _SUPERSETS.get(found, codecs.lookup(found).name)
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
