@@ -129,6 +129,14 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
             ]
         },
     ),
+    "pairs about a text": (
+        "synthetic questions about documents",
+        {"context": "It costs 40.", "qa_pairs": [{"question": "Price?", "answer": "40."}]},
+    ),
+    "questions about a text": (
+        "CoQA",
+        {"story": "It costs 40.", "questions": ["Price?"], "answers": {"input_text": ["40."]}},
+    ),
     "question with choices": (
         "MMLU, ARC",
         {"question": "Price?", "choices": ["30", "40"], "answer": 1},
@@ -172,6 +180,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
+    "several rejected answers": (
+        "RewardBench 2; each pair is a row",
+        {"prompt": "Price?", "chosen": ["40."], "rejected": ["No.", "4."]},
+    ),
     "dialogues": (
         "HH-RLHF",
         {
@@ -210,10 +222,25 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
         {"text": "In Oslo", "entities": [{"start": 3, "end": 7, "label": "LOC"}]},
     ),
     "a task with annotations": (
-        "Label Studio; also `labels` and `text`",
+        "Label Studio; also `labels`, `text`, `rating`, `number` and `taxonomy`",
         {
             "data": {"text": "Good soup"},
             "annotations": [{"result": [{"value": {"choices": ["positive"]}}]}],
+        },
+    ),
+    "a text with an annotation": (
+        "Dataturks; also `labels`",
+        {
+            "content": "In Oslo",
+            "annotation": [{"label": ["LOC"], "points": [{"start": 3, "end": 6}]}],
+        },
+    ),
+    "a record with responses": (
+        "Argilla; the first submitted response is read",
+        {
+            "text": "Good soup",
+            "label.responses": ["positive"],
+            "label.responses.status": ["submitted"],
         },
     ),
     "segments of a text": (

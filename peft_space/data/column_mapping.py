@@ -48,7 +48,7 @@ def tasks_of_schema(schema: Schema) -> tuple[Task, ...]:
 
 Fix = Literal[
     "deduplicate", "trim", "merge", "strip", "unify", "keep_control_tokens", "drop_cut",
-    "drop_secrets", "drop_greeting",
+    "drop_secrets", "drop_greeting", "minus_one",
 ]  # fmt: skip
 FIXES: dict[Fix, str] = {
     "deduplicate": "Keep one of each group of duplicate rows",
@@ -60,6 +60,7 @@ FIXES: dict[Fix, str] = {
     "drop_cut": "Remove rows that are longer than the length limit",
     "drop_secrets": "Remove rows with likely keys or tokens",
     "drop_greeting": "Remove answers before the first question of a conversation",
+    "minus_one": "Read -1 as a label",
 }
 """Fixes that the user can apply with a click because they cannot do harm."""
 
@@ -70,10 +71,10 @@ ANSWERS = (
 MORE_ANSWERS = (
     "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
     "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal", "completions",
-    "outputs", "solutions",
+    "outputs", "solutions", "back",
 )  # fmt: skip
 """Names of answers in tables whose columns fit no schema otherwise."""
-MORE_QUESTIONS = ("problem", "goal")
+MORE_QUESTIONS = ("problem", "goal", "front")
 CHATS = (
     "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents",
     "chat_messages",

@@ -1,12 +1,13 @@
 """Exports in which a row is not one example, as rows with ordinary columns.
 
-Trees of messages, exports of ChatGPT and of Label Studio, articles with questions, tables with one
-word a row, texts with a tag for each word, two answers with a choice, rated answers, choices in
-columns, and translations in one column.
+Trees of messages, exports of ChatGPT and of annotation tools, texts with several questions, tables
+with one word a row, texts with a tag for each word, two answers with a choice, several answers,
+choices in columns, and translations in one column.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from peft_space.data.annotation_exports import (
+    Numbered,
+    Row,
+    accepted_by_prodigy,
+    is_of_argilla,
+    is_of_dataturks,
+    is_of_label_studio,
+    is_of_prodigy,
+    objects_in,
+    read_argilla,
+    read_dataturks,
+    read_label_studio,
+)
 from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
 from peft_space.data.choice_columns import has_choice_columns, join_choices
@@ -24,13 +38,10 @@ from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "6"
+_VERSION = "7"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
-
-Row = dict[str, Any]
-Numbered = tuple[int, Row]
 
 
 @dataclass(frozen=True)
@@ -110,11 +121,6 @@ def _record_batch(rows: list[tuple[int, str]]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(numbers, pa.int64()), pa.array(texts)], schema=ROWS)
 
 
-def _objects(value: Any) -> list[Row]:
-    """Return the objects in a list, or nothing."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 # Trees of messages, as OpenAssistant stores them
 
 
@@ -180,7 +186,7 @@ def _threads_of_trees(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         waiting = [(root, row["prompt"])]
         while waiting:
             node, message = waiting.pop()
-            for reply in _objects(message.get("replies")):
+            for reply in objects_in(message.get("replies")):
                 child = _node(number, reply)
                 child.parent = node
                 node.children.append(child)
@@ -252,7 +258,7 @@ def _chatgpt_messages(branch: list[Row]) -> list[Row]:
         content = content if isinstance(content, dict) else {"text": content}
         kind = content.get("content_type")
         if kind == "thoughts":
-            thoughts += [str(one.get("content", "")) for one in _objects(content.get("thoughts"))]
+            thoughts += [str(one.get("content", "")) for one in objects_in(content.get("thoughts"))]
         if kind in (*_HIDDEN, "thoughts") or role is None:
             continue
         parts = [part for part in listed(content.get("parts")) or [] if part != ""]
@@ -266,59 +272,10 @@ def _chatgpt_messages(branch: list[Row]) -> list[Row]:
     return messages
 
 
-# Label Studio's export
+# Texts with several questions: articles with paragraphs, as SQuAD stores them, and lists
 
-
-def _is_label_studio(row: Row) -> bool:
-    tasks = row.get("annotations", row.get("completions"))
-    return isinstance(row.get("data"), dict) and isinstance(tasks, list)
-
-
-_SPANS = ("labels", "hypertextlabels")
-
-
-def _label_studio(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if not _is_label_studio(row):
-            yield number, row
-            continue
-        annotations = _objects(row.get("annotations", row.get("completions")))
-        done = [one for one in annotations if not as_bool(one.get("was_cancelled"))]
-        cells: dict[str, dict[str, list[Any]]] = {"choices": {}, "text": {}, "spans": {}}
-        for result in _objects(done[0].get("result")) if done else []:
-            name, value = str(result.get("from_name")), result.get("value")
-            value = value if isinstance(value, dict) else {}
-            if spans := next((listed(value[key]) for key in _SPANS if key in value), None):
-                span = {key: value.get(key) for key in ("start", "end")}
-                found = [span | {"label": label} for label in spans]
-                cells["spans"].setdefault("entities", []).extend(found)
-            for kind in ("choices", "text"):
-                if isinstance(value.get(kind), list):
-                    cells[kind].setdefault(name, []).extend(value[kind])
-        yield number, _label_studio_row(row, cells, bool(done))
-
-
-def _label_studio_row(row: Row, cells: dict[str, dict[str, list[Any]]], is_done: bool) -> Row:
-    """Return the texts of a task, and what was annotated under names that the app recognizes."""
-    texts = {key: value for key, value in row["data"].items() if value is not None}
-    choices, written = cells["choices"], cells["text"]
-    if len(choices) == 1:
-        choices = {"label": next(iter(choices.values()))}
-    if len(texts) == 1:
-        texts = {"prompt" if written else "text": next(iter(texts.values()))}
-    if len(written) == 1:
-        written = {"completion": ["\n".join(map(str, next(iter(written.values()))))]}
-    spans = cells["spans"]
-    if is_done and not (choices or written or spans):
-        spans = {"entities": []}  # a text without entities is an example too
-    single = {
-        name: values[0] if len(values) == 1 else values
-        for name, values in {**choices, **written}.items()
-    }
-    return {**texts, **single, **spans, "id": row.get("id")}
-
-
-# Articles with paragraphs and questions, as SQuAD stores them
+_QUESTION_LISTS = ("qas", "qa", "qa_pairs", "qa_list", "question_answer_pairs", "qna", "faqs")
+_PASSAGES = ("context", "passage", "story", "paragraph", "document", "text", "article", "content")
 
 
 def _is_article(row: Row) -> bool:
@@ -336,12 +293,65 @@ def _questions(rows: Iterator[Numbered]) -> Iterator[Numbered]:
             yield number, row
             continue
         for part in row["paragraphs"]:
-            for question in _objects(part["qas"]):
+            for question in objects_in(part["qas"]):
                 number += 1
                 answers = listed(question.get("answers")) or []
                 texts = [one.get("text") if isinstance(one, dict) else one for one in answers]
                 cells = {"question": question.get("question"), "context": part.get("context")}
                 yield number, {**cells, "answers": {"text": texts}, "title": row.get("title")}
+
+
+def _has_question_list(row: Row) -> bool:
+    name = next((name for name in _QUESTION_LISTS if row.get(name)), "")
+    pairs = listed(row.get(name)) or []
+    return (
+        bool(pairs)
+        and any(isinstance(row.get(one), str) for one in _PASSAGES)
+        and all(isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in pairs)
+    )
+
+
+def _pairs_in_lists(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    number = 0
+    for _, row in rows:
+        name = next((name for name in _QUESTION_LISTS if row.get(name)), None)
+        rest = {key: value for key, value in row.items() if key != name}
+        pairs = objects_in(listed(row.get(name))) if name else []
+        for pair in pairs or [{}]:
+            number += 1
+            yield number, {**rest, **pair}
+
+
+def _texts_of(cell: Any) -> list[str] | None:
+    """Return the texts of a list of texts, or of objects such as those of CoQA."""
+    if isinstance(cell, dict):
+        cell = cell.get("input_text")
+    cells = [one.get("input_text") if isinstance(one, dict) else one for one in listed(cell) or []]
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    return texts if texts and len(texts) == len(cells) else None
+
+
+def _has_dialogue_about_text(row: Row) -> bool:
+    questions, answers = _texts_of(row.get("questions")), _texts_of(row.get("answers"))
+    has_passage = any(isinstance(row.get(name), str) for name in _PASSAGES)
+    return bool(questions and answers and len(questions) == len(answers)) and has_passage
+
+
+def _dialogues_about_texts(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if not _has_dialogue_about_text(row):
+            yield number, row
+            continue
+        name = next(name for name in _PASSAGES if isinstance(row.get(name), str))
+        used = (name, "questions", "answers")
+        rest = {key: value for key, value in row.items() if key not in used}
+        questions, answers = _texts_of(row["questions"]) or [], _texts_of(row["answers"]) or []
+        questions[0] = f"{row[name]}\n\n{questions[0]}"
+        turns: list[Row] = []
+        for question, answer in zip(questions, answers, strict=True):
+            turns.append({"role": "user", "content": question})
+            turns.append({"role": "assistant", "content": answer})
+        yield number, {"messages": turns, **rest}
 
 
 # Tables with one word a row
@@ -440,21 +450,6 @@ def _conversations_of_messages(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         threads.setdefault(str(row[thread]), (number, []))[1].append(turn)
     for number, turns in threads.values():
         yield number, {"messages": turns}
-
-
-# Rows that an annotator accepted or rejected in Prodigy
-
-_DECISIONS = ("accept", "reject", "ignore")
-
-
-def _is_of_prodigy(row: Row) -> bool:
-    return row.get("answer") in _DECISIONS and {"text", "label", "spans"} & row.keys() > {"text"}
-
-
-def _accepted(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if row.get("answer") == "accept":
-            yield number, {name: cell for name, cell in row.items() if name != "answer"}
 
 
 # Rows of the Hub's dataset viewer
@@ -612,7 +607,7 @@ def _rated_answers(row: Row) -> tuple[str, list[tuple[float, str]]] | None:
                 if len(found) == len(cells) > 1:
                     return name, found
         found = []
-        for one in (items := _objects(cells)):
+        for one in (items := objects_in(cells)):
             text = next((one[key] for key in _ANSWER_TEXTS if isinstance(one.get(key), str)), None)
             score = next((s for key in _SCORES if (s := _number(one.get(key))) is not None), None)
             if score is None and (rank := _number(one.get("rank"))) is not None:
@@ -642,6 +637,37 @@ def _best_and_worst(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         best, worst = (choose(answers, key=lambda one: one[0]) for choose in (max, min))
         pair = (best[1], worst[1]) if best[0] > worst[0] else (None, None)
         yield number, {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], **rest}
+
+
+# Several better or worse answers
+
+
+def _answer_lists(row: Row) -> list[list[str]] | None:
+    """Return the texts of the better and the worse answers, if there are several; or None."""
+    lists = []
+    for name in ("chosen", "rejected"):
+        cell = row.get(name)
+        texts = [cell] if isinstance(cell, str) and cell else cell
+        if not isinstance(texts, list) or not texts:
+            return None
+        if not all(isinstance(text, str) for text in texts):
+            return None
+        lists.append(texts)
+    return lists if max(map(len, lists)) > 1 else None
+
+
+def _has_answer_lists(row: Row) -> bool:
+    return _answer_lists(row) is not None
+
+
+def _pairs_of_answers(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    number = 0
+    for _, row in rows:
+        lists = _answer_lists(row)
+        pairs = list(itertools.product(*lists)) if lists else []
+        for more in [{"chosen": a, "rejected": b} for a, b in pairs] or [{}]:
+            number += 1
+            yield number, row | more
 
 
 # Translations
@@ -682,13 +708,29 @@ _FORMS = (
         _is_chatgpt, _chatgpt,
     ),
     Form(
-        "The file is an export of Label Studio: of each task, the first annotation is read.",
-        _is_label_studio, _label_studio,
+        "The file is an export of Label Studio: of each task, the annotation that is marked as "
+        "ground truth is read, or the first one. Predictions are not read.",
+        is_of_label_studio, read_label_studio,
+    ),
+    Form("The file is an export of Dataturks.", is_of_dataturks, read_dataturks),
+    Form(
+        "The file is an export of Argilla: of each question, the first submitted response is "
+        "read.",
+        is_of_argilla, read_argilla,
     ),
     Form(
         "The {before} rows are articles: the {after} questions about them are the rows, and are "
         "numbered in order.",
         _is_article, _questions,
+    ),
+    Form(
+        "Each of the {before} rows has several questions: the {after} questions are the rows, and "
+        "are numbered in order.",
+        _has_question_list, _pairs_in_lists,
+    ),
+    Form(
+        "The questions about a text are one conversation, which begins with the text.",
+        _has_dialogue_about_text, _dialogues_about_texts,
     ),
     Form(
         "The {before} rows are words: the {after} sentences are the rows, and have the number of "
@@ -701,7 +743,7 @@ _FORMS = (
     ),
     Form(
         "Of the {before} rows, the {after} that were accepted in Prodigy are read.",
-        _is_of_prodigy, _accepted,
+        is_of_prodigy, accepted_by_prodigy,
     ),
     Form("The rows are those of the Hub's dataset viewer.", _is_of_viewer, _rows_of_viewer),
     Form("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
@@ -714,6 +756,11 @@ _FORMS = (
         "Each row has several answers with scores or ranks. The app reads the best and the worst "
         "answer. It leaves out rows whose answers are equally good.",
         _is_rated, _best_and_worst,
+    ),
+    Form(
+        "The {before} rows have several better or worse answers: each pair of them is one of "
+        "{after} rows, which are numbered in order.",
+        _has_answer_lists, _pairs_of_answers,
     ),
     Form(
         "The choices of a question are listed under it, and the right one is the answer.",

@@ -37,6 +37,10 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Also system messages that are not first. A chat template does not take such rows, so they "
         "are left out.", "merge",
     ),
+    "unlabeled": (
+        "Rows with the label -1",
+        "Many datasets mark rows without a label so. These rows are left out.", "minus_one",
+    ),
     "greeted": (
         "Conversations that begin with an answer",
         "Such as a greeting. Many chat templates take no answer before the first question, so "

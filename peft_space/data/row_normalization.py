@@ -22,6 +22,7 @@ from peft_space.data.column_mapping import ColumnMapping
 from peft_space.data.messages import (
     BadRow,
     Clean,
+    FixableRow,
     Message,
     answer_message,
     check_encodable,
@@ -182,7 +183,8 @@ def normalize_record(
                 raise BadRow("the text is empty")
             return Text(number, text, "keep_control_tokens" in column_mapping.fixes or None)
         case "text_classification" | "text_pair_classification":
-            return _text_classification(number, row, columns, clean)
+            keeps_minus_one = "minus_one" in column_mapping.fixes
+            return _text_classification(number, row, columns, clean, keeps_minus_one)
         case "token_classification":
             return _token_classification(number, row, columns)
         case "preference":
@@ -552,7 +554,11 @@ def _answer(cell: Any, clean: Clean) -> list[Message]:
 
 
 def _text_classification(
-    number: int, row: dict[str, Any], columns: dict[str, str], clean: Clean
+    number: int,
+    row: dict[str, Any],
+    columns: dict[str, str],
+    clean: Clean,
+    keeps_minus_one: bool,
 ) -> TextClassification:
     text = clean(_text(row, columns.get("text") or columns.get("first")))
     second = clean(_text(row, columns["second"])) if "second" in columns else None
@@ -561,6 +567,8 @@ def _text_classification(
         raise BadRow("the text is empty")
     if not label:
         raise BadRow("the label is empty")
+    if label == "-1" and not keeps_minus_one:
+        raise FixableRow("the label is -1, as in rows without a label", "unlabeled")
     return TextClassification(number, text, label, second)
 
 
@@ -576,10 +584,7 @@ def _label(cell: Any, column: str) -> str:
         cell = values[0]
     if isinstance(cell, bool):
         return str(cell).lower()
-    label = _text({column: cell}, column).strip()
-    if label == "-1":  # how data sets mark rows without a label
-        raise BadRow("the label is -1, which means that the row has no label")
-    return label
+    return _text({column: cell}, column).strip()
 
 
 def _token_classification(

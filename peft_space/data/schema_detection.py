@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,7 @@ def detect_schema(
     mappings = [*mappings, *_match_stars(mappings, by_name, rows)]
     mappings = [*mappings, *_match_verdicts(mappings, by_name, rows)]
     mappings = [choice for mapping in mappings for choice in _match_speakers(mapping, rows)]
+    mappings = [_with_signed_labels(mapping, rows) for mapping in mappings]
     if not mappings:
         _check_not_shortened(source, columns, rows)
         raise UserError(
@@ -80,6 +82,20 @@ def detect_schema(
             "instruction and output, prompt and completion, question and answer, or messages.",
         )
     return ask_about_unused(mappings, columns, rows)
+
+
+_MIN_SIGNED = 0.05
+"""Share of rows with -1 from which it is one of the labels -1, 0, 1. As a mark it is rare."""
+
+
+def _with_signed_labels(mapping: ColumnMapping, rows: Sequence[dict[str, Any]]) -> ColumnMapping:
+    """Return the mapping with -1 as a label if the labels are -1 and 1, perhaps with 0."""
+    if mapping.schema not in ("text_classification", "text_pair_classification"):
+        return mapping
+    labels = Counter(str(row.get(mapping.columns["label"])).strip() for row in rows)
+    is_signed = {"-1", "1"} <= labels.keys() <= {"-1", "0", "1"}
+    is_frequent = labels["-1"] >= _MIN_SIGNED * labels.total()
+    return replace(mapping, fixes=("minus_one",)) if is_signed and is_frequent else mapping
 
 
 _MAX_SPEAKERS = 6

@@ -95,6 +95,7 @@ _HASHES = pa.schema([("hash", pa.int64()), ("label", pa.int64()), ("position", p
 
 _FIXED: dict[Fix, str] = {
     "trim": "trailing", "merge": "unmerged", "drop_greeting": "greeted",
+    "minus_one": "unlabeled",
 }  # fmt: skip
 """Fix -> the finding about rows that cannot be used without it."""
 

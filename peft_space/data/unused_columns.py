@@ -136,6 +136,11 @@ _SIGNS = (
         _names("entities", "spans", "annotations", "ner", "tags", "ner_tags", "slots"),
         _is_list,
     ),
+    _Sign(
+        ("text",),
+        _names("questions", "answers", "qas", "qa_pairs", "annotation", "predictions", "result"),
+        _is_structure,
+    ),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _BETTER_ANSWER, _is_varied_prose),

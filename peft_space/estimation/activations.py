@@ -230,3 +230,17 @@ def _fake_batch(
     tokens = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     labels = tokens[:, 0].clone() if task == "sequence-classification" else tokens.clone()
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
+_VALUES_A_PATCH = 10
+"""Times its width that a block of a vision tower holds at once for a patch, besides its MLP."""
+
+
+def tower_bytes(layers: ModelLayers, patches: float, dtype_bytes: int) -> int:
+    """Bytes that a block of the tower holds at once for these patches. It keeps no gradient."""
+    vision: Any = getattr(layers.model.config, "vision_config", None)
+    if vision is None or not patches:
+        return 0
+    width = config_number(vision, "hidden_size")
+    inner = getattr(vision, "intermediate_size", None) or 4 * width
+    return round(patches * (_VALUES_A_PATCH * width + 2 * inner) * dtype_bytes)

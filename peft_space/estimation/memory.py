@@ -15,8 +15,8 @@ from peft_space.estimation.activations import (
     Block,
     count_activations,
     kept_by_rule,
+    tower_bytes,
 )
-from peft_space.estimation.vision_tower import tower_bytes
 from peft_space.hardware import Device
 from peft_space.models.architecture import (
     CLASSIFYING,

@@ -317,6 +317,19 @@ def num_parameters(module: "Module") -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def tower_parameters(layers: ModelLayers) -> int:
+    """Parameters outside of the part that reads text: tower and projector."""
+    config, model = layers.model.config, layers.model
+    text = text_config(config)
+    if text is config or layers.task != "image-text-to-text":
+        return 0
+    parts = [part for part in model.modules() if getattr(part, "config", None) is text]
+    own = {id(parameter) for part in parts for parameter in part.parameters()}
+    head = model.get_output_embeddings()
+    own |= {id(parameter) for parameter in (head.parameters() if head is not None else [])}
+    return sum(one.numel() for one in model.parameters() if id(one) not in own)
+
+
 def _build_on_meta(auto_model: Any, config: "PreTrainedConfig") -> "PreTrainedModel":
     import torch
     from torch.nn.modules.module import register_module_module_registration_hook

@@ -66,3 +66,24 @@ def _numbers(config: Any, name: str) -> Iterator[int]:
         if found:
             yield from found
             return
+
+
+# Pictures
+
+
+def image_token(config: "PreTrainedConfig") -> int | None:
+    """The id of the token that stands for a part of a picture; None if the model reads none."""
+    names = ("image_token_id", "image_token_index")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)),
+                None)  # fmt: skip
+
+
+def patches_a_token(config: "PreTrainedConfig") -> float:
+    """Patches of a picture that become one token."""
+    vision: Any = getattr(config, "vision_config", None)
+    size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
+    tokens = getattr(config, "mm_tokens_per_image", None)
+    if isinstance(size, int) and isinstance(patch, int) and tokens:  # Gemma 3
+        return (size // patch) ** 2 / tokens
+    merged = getattr(vision, "spatial_merge_size", None) or getattr(config, "scale_factor", None)
+    return float(merged**2) if isinstance(merged, int) else 1.0

@@ -33,7 +33,6 @@ from peft_space.estimation.memory import (
     shared_by,
 )
 from peft_space.estimation.step_time import EFFICIENCY, measure_step
-from peft_space.estimation.vision_tower import image_token, patches_a_token, tower_parameters
 from peft_space.formatting import duration, gigabytes
 from peft_space.hardware import Device
 from peft_space.models.architecture import (
@@ -41,7 +40,9 @@ from peft_space.models.architecture import (
     input_embeddings,
     linear_layers,
     num_parameters,
+    tower_parameters,
 )
+from peft_space.models.config_values import image_token, patches_a_token
 from peft_space.models.loading import inference_dtype, task_spec_for, tokenizer_of
 from peft_space.models.quantization import quantization_of
 from peft_space.models.resolve import find_base

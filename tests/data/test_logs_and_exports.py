@@ -6,7 +6,6 @@ import pytest
 
 from peft_space import operations
 from peft_space.data.dataset import load_dataset
-from peft_space.errors import UserError
 
 USER, TOLD = {"role": "user", "content": "Price?"}, {"role": "assistant", "content": "40."}
 THINKING = "I look."
@@ -304,10 +303,47 @@ def test_what_says_more_about_an_answer_makes_the_app_ask(part, write):
     assert name in question[0]["left_out"]
 
 
-def test_several_rejected_answers_are_a_problem_that_says_so(write):
+def test_each_rejected_answer_makes_a_pair(write):
     rows = [{"prompt": f"Price {n}?", "chosen": ["40."], "rejected": ["a", "b"]} for n in range(4)]
-    with pytest.raises(UserError, match="2 texts"):
-        loaded(write, rows)
+    data = loaded(write, rows)
+    assert [row.rejected[0]["content"] for row in data.train] == ["a", "b"] * 4
+    assert [row.row for row in data.train] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("labels", [("-1", "0", "1"), (-1, 1), ("-1", "1")])
+def test_minus_one_is_a_label_of_a_scale(write, labels):
+    rows = [{"text": f"Soup {n}", "label": labels[n % len(labels)]} for n in range(12)]
+    data = loaded(write, rows)
+    assert set(data.labels) == set(map(str, labels))
+    assert data.column_mapping.fixes == ("minus_one",)
+
+
+def test_minus_one_marks_rows_without_a_label_next_to_others(write):
+    rows = [{"text": f"Soup {n}", "label": (0, 1, 2, -1)[n % 4]} for n in range(12)]
+    data = loaded(write, rows)
+    assert set(data.labels) == {"0", "1", "2"}
+    found = {one.kind: (one.count, one.fix) for one in data.findings}
+    assert found["unlabeled"] == (3, "minus_one")
+
+
+FAST_TEXT = "".join(f"__label__{'ab'[n % 2]} soup {n}\n" for n in range(8))
+ANKI = "".join(f"Soup {n}?\tA soup, {n}.\n" for n in range(8))
+
+
+def test_labels_of_fast_text_are_labels(write):
+    data = load_dataset(str(write("rows.txt", FAST_TEXT)), 0.0, 0)
+    assert (data.train[0].text, data.train[0].label) == ("soup 0", "a")
+    assert data.labels == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("head", ["#separator:tab\n#html:true\n#columns:Front\tBack\n", ""])
+def test_flash_cards_are_questions_and_answers(write, head):
+    mapping = None if head else {
+        "schema": "question_answer", "columns": {"question": "column 1", "answer": "column 2"},
+    }  # fmt: skip
+    data = load_dataset(str(write("rows.txt", head + ANKI)), 0.0, 0, column_mapping=mapping)
+    assert len(data.train) == 8
+    assert brief(data.train[0].messages) == ["user: Soup 0?", "assistant: A soup, 0."]
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,41 @@ FORMS = {
     "Label Studio: choices": ([label_studio(choices=["good"])], "text_classification", 1),
     "Label Studio: spans": ([label_studio(labels=["LOC"])], "token_classification", 1),
     "Label Studio: texts": ([label_studio(text=["A town"])], "prompt_completion", 1),
+    "Label Studio: a rating": ([label_studio(rating=4)], "text_classification", 1),
+    "Label Studio: a taxonomy": (
+        [label_studio(taxonomy=[["Food", "Soup"]])], "text_classification", 1,
+    ),
+    "Dataturks: spans": (
+        [{"content": "In Oslo", "annotation": [
+            {"label": ["LOC"], "points": [{"start": 3, "end": 6, "text": "Oslo"}]},
+        ]}], "token_classification", 1,
+    ),
+    "Dataturks: labels": (
+        [{"content": "In Oslo", "annotation": {"labels": ["place"]}}], "text_classification", 1,
+    ),
+    "Argilla": (
+        [{"text": "In Oslo", "label.responses": ["a", "place"], "label.suggestion": "b",
+          "label.responses.status": ["draft", "submitted"]}], "text_classification", 1,
+    ),
+    "CoQA": (
+        [{"story": "It costs 40.", "questions": [{"input_text": "Price?"}, {"input_text": "OK?"}],
+          "answers": [{"input_text": "40."}, {"input_text": "Yes."}]}], "messages", 1,
+    ),
+    "lists about a text": (
+        [{"context": "It costs 40.", "questions": ["Price?", "OK?"], "answers": ["40.", "Yes."]}],
+        "messages", 1,
+    ),
+    "pairs about a text": (
+        [{"passage": "It costs 40.", "qa_pairs": [
+            {"question": "Price?", "answer": "40."}, {"question": "OK?", "answer": "Yes."},
+        ]}], "question_answer", 2,
+    ),
+    "several rejected answers": (
+        [{"prompt": "Price?", "chosen": ["40."], "rejected": ["No.", "4."]}], "preference", 2,
+    ),
     "words": (WORDS, "token_classification", 2),
     "SQuAD": ([SQUAD], "question_answer", 2),
-}
+}  # fmt: skip
 
 
 def loaded(path, mapping=None):
@@ -101,6 +133,48 @@ def test_each_example_of_an_export_is_a_row(write, form):
     data = loaded(write("rows.json", rows))
     assert (data.column_mapping.schema, len(data.train), data.num_problems) == (schema, count, 0)
     assert data.notes
+
+
+READ_AS = {
+    "Label Studio: a rating": {"label": "4"},
+    "Label Studio: a taxonomy": {"label": "Food / Soup"},
+    "Dataturks: spans": {"tags": ["O", "B-LOC"]},
+    "Dataturks: labels": {"label": "place"},
+    "Argilla": {"label": "place"},
+}
+
+
+@pytest.mark.parametrize("form", READ_AS)
+def test_what_was_annotated_is_learned(write, form):
+    row = vars(loaded(write("rows.json", FORMS[form][0])).train[0])
+    assert {name: row[name] for name in READ_AS[form]} == READ_AS[form]
+
+
+@pytest.mark.parametrize("form", ["CoQA", "lists about a text"])
+def test_questions_about_a_text_are_one_conversation(write, form):
+    [row] = loaded(write("rows.json", FORMS[form][0])).train
+    contents = [message["content"] for message in row.messages]
+    assert contents == ["It costs 40.\n\nPrice?", "40.", "OK?", "Yes."]
+
+
+def test_the_ground_truth_of_several_annotations_is_read(write):
+    task = label_studio(choices=["good"])
+    other = label_studio(choices=["bad"])["annotations"][0] | {"ground_truth": True}
+    task["annotations"].append(other)
+    assert loaded(write("rows.json", [task])).train[0].label == "bad"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        label_studio(brush=[1, 2]),
+        label_studio() | {"annotations": [], "predictions": [{"result": [{"value": {}}]}]},
+    ],
+)
+def test_annotations_that_are_not_read_are_asked_about(write, task):
+    with pytest.raises(UserError) as error:
+        loaded(write("rows.json", [task, task]))
+    assert error.value.code == "data.ambiguous_columns"
 
 
 PAIRS = [

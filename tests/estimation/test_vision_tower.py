@@ -4,8 +4,8 @@ import pytest
 
 from peft_space.data.tokenization.render import render
 from peft_space.estimation.memory import estimate
-from peft_space.estimation.vision_tower import image_token, patches_a_token, tower_parameters
-from peft_space.models.architecture import linear_layers
+from peft_space.models.architecture import linear_layers, tower_parameters
+from peft_space.models.config_values import image_token, patches_a_token
 from peft_space.models.resolve import find_base, load_tokenizer
 from peft_space.planning.training_estimate import (
     estimate_prepared,

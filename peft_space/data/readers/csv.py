@@ -41,19 +41,20 @@ def read_delimited(
     Raises:
         UserError: a row does not fit the header or is not valid CSV.
     """
-    declared = re.match(r"\ufeff?sep=([,;\t|])\r?\n", sample)  # first line of files by Excel
+    declared, names = _DECLARED.match(sample), None
     if declared:
+        delimiter = declared["sep"] or _ANKI_DELIMITERS[declared["name"].lower()]
+        names = _ANKI_COLUMNS.search(declared[0])
         sample = sample[declared.end() :]
-        delimiter = declared[1]
     elif is_tsv and "\t" in sample.lstrip().split("\n", 1)[0]:
         delimiter = "\t"
     else:
         delimiter = _detect_delimiter(sample)
     csv.field_size_limit(MAX_ROW_CHARACTERS)
-    is_quoted = delimiter != "\t" or _is_quoted_tsv(file, bool(declared), note)
+    num_declared = declared[0].count("\n") if declared else 0
+    is_quoted = delimiter != "\t" or _is_quoted_tsv(file, num_declared, note)
     file.seek(0)
-    if declared:
-        next(file)
+    _skip(file, num_declared)
     reader = csv.reader(
         file,
         delimiter=delimiter,
@@ -64,7 +65,11 @@ def read_delimited(
     peeked = list(itertools.islice(records, _NUM_PEEKED))
     if not peeked:
         return
-    columns, has_header = detect_header(name, [record for _, record in peeked], note)
+    if names:
+        columns, has_header = names[1].split(delimiter), False
+        check_columns(name, columns)
+    else:
+        columns, has_header = detect_header(name, [record for _, record in peeked], note)
     if delimiter != ("\t" if is_tsv else ","):
         note(f"The columns are separated by {_DELIMITERS[delimiter]}.")
     width = len(columns)
@@ -84,14 +89,29 @@ def read_delimited(
         yield number, json.dumps(row, ensure_ascii=False), row
 
 
-def _is_quoted_tsv(file: IO[str], skip_first: bool, note: Note) -> bool:
+_DECLARED = re.compile(
+    r"\ufeff?(?:sep=(?P<sep>[,;\t|])\r?\n"  # the first line of files by Excel
+    r"|#separator:(?P<name>(?i:tab|comma|semicolon|pipe)|[,;\t|])\r?\n"  # those by Anki
+    r"(?:#[\w ]+:[^\n]*\n)*)"
+)
+_ANKI_DELIMITERS = {name: name for name in _DELIMITERS} | {
+    "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|",
+}  # fmt: skip
+_ANKI_COLUMNS = re.compile(r"^#columns:(.*?)\r?$", re.MULTILINE)
+
+
+def _skip(file: IO[str], num_lines: int) -> None:
+    for _ in range(num_lines):
+        next(file)
+
+
+def _is_quoted_tsv(file: IO[str], num_declared: int, note: Note) -> bool:
     """Return True if quotation marks around the fields of a TSV file are not part of the text.
 
     In most TSV files every line is a row, and a quotation mark is a part of the text like
     any other. Some programs quote fields, as in CSV; then a field can contain line breaks.
     """
-    if skip_first:
-        next(file)
+    _skip(file, num_declared)
     width = 0
     is_any_quoted = is_stray = is_ragged = False
     for line in file:
@@ -110,8 +130,7 @@ def _is_quoted_tsv(file: IO[str], skip_first: bool, note: Note) -> bool:
     if is_any_quoted and (is_ragged or not is_stray):
         # a quoted field can contain a tab or a line break
         file.seek(0)
-        if skip_first:
-            next(file)
+        _skip(file, num_declared)
         try:
             reader = csv.reader(file, delimiter="\t", strict=True)
             is_quoted = all(len(record) == width for record in reader if record)
@@ -183,12 +202,14 @@ def _first_records(sample: str, delimiter: str, is_quoted: bool = True) -> list[
 def looks_delimited(sample: str, is_whole: bool) -> bool:
     """Return True if the beginning of a text is surely a table, and not prose with commas.
 
-    A table has a header with the name of a known column, or, with tabs, a column of labels.
+    A table has a header with the name of a known column, or as many tabs in each line.
 
     Args:
         sample: the beginning of the text.
         is_whole: True if that is the whole text.
     """
+    if _DECLARED.match(sample):
+        return True
     for delimiter in _DELIMITERS:
         records = _first_records(sample, delimiter, is_quoted=delimiter != "\t")
         if len(records) < 2 or len(records[0]) < 2:
@@ -199,10 +220,9 @@ def looks_delimited(sample: str, is_whole: bool) -> bool:
         are_names = all(re.fullmatch(r"[\w #./()-]{0,40}", name) for name in names)
         if are_names and len(set(names)) == len(names) and any(map(is_known_name, names)):
             return True
-        if delimiter == "\t" and len(records) >= 5:
-            columns = list(zip(*records, strict=True))
-            if any(2 <= len(set(column)) <= max(2, len(column) // 5) for column in columns):
-                return True
+        cells = [cell for record in records for cell in record]
+        if delimiter == "\t" and len(records) >= 5 and all(cell.strip() for cell in cells):
+            return True
     return False
 
 

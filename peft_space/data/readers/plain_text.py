@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from peft_space.data.readers import Note, NumberedRow, check_row_length
@@ -17,6 +17,11 @@ def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
     """
     by_paragraph = _has_paragraphs(text)
     text.seek(0)
+    if all(_FAST_TEXT.match(line) for line in itertools.islice(text, _NUM_PEEKED)):
+        text.seek(0)
+        yield from _read_fast_text(text, note)
+        return
+    text.seek(0)
     note("Each paragraph is a row." if by_paragraph else "Each line is a row.")
     paragraph: list[str] = []
     for number, line in enumerate(itertools.chain(text, [""]), 1):
@@ -29,6 +34,22 @@ def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
             check_row_length(name, f"the text that begins on line {first}", len(row["text"]))
             yield first, json.dumps(row, ensure_ascii=False), row
             paragraph = []
+
+
+_NUM_PEEKED = 50
+_FAST_TEXT = re.compile(r"\ufeff?((?:__label__\S+\s+)+)(.*)|\s*$")
+
+
+def _read_fast_text(lines: Iterable[str], note: Note) -> Iterator[NumberedRow]:
+    """Yield a row for each line, which begins with the labels of its text, as in fastText."""
+    note("Each line begins with the label of its text, as in fastText.")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        marks, text = (found.groups() if (found := _FAST_TEXT.match(line)) else None) or ("", line)
+        labels = [mark.removeprefix("__label__") for mark in (marks or "").split()]
+        row = {"text": text.rstrip("\r\n"), "label": labels[0] if len(labels) == 1 else labels}
+        yield number, json.dumps(row, ensure_ascii=False), row
 
 
 def _has_paragraphs(text: IO[str]) -> bool:
