@@ -434,3 +434,16 @@ def _describe(event: events.Event) -> str:
             return f"submitted to the job {event.address}"
         case _:
             return event.event.lower()
+
+
+def wait_and_resume() -> int:
+    """Wait for a training and run it, as `supervisor.keep_standby` asks for. Returns the status."""
+    from peft_space.runtime.supervisor import wait_for_training
+
+    settings.prepare_libraries()
+    arguments = wait_for_training()
+    return main(arguments) if arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(wait_and_resume())

@@ -40,6 +40,10 @@ Fitted, with the next two, on 13 trainings: seven small models and three real sh
 glibc 2.36). `benchmarks/memory.py` fits them anew."""
 CHECKPOINTED = 0.75
 """Share of these holes that remain with gradient checkpointing, which releases whole blocks."""
+DEQUANTIZED_HOLES = 0.25
+"""Share of the float32 copies of quantized layers that stays as holes on a CPU, because the forward
+pass keeps tensors between them. With gradient checkpointing it keeps few, and HUGE_HOLES holds.
+Fitted on four real shapes (`benchmarks/real_shapes.py`, 2026-11-30)."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,8 @@ def _dequantized(layers: ModelLayers, recipe: Recipe) -> int:
     largest copy, and the holes where the others were."""
     _, quantized = with_quantization(layers, recipe, "float32")
     copies = [4 * layer.out_features * layer.in_features for layer in quantized.values()]
-    return round(HUGE_HOLES * sum(copies)) + max(copies, default=0)
+    holes = HUGE_HOLES if recipe.gradient_checkpointing == "on" else DEQUANTIZED_HOLES
+    return round(holes * sum(copies)) + max(copies, default=0)
 
 
 def _file_bytes(layers: ModelLayers) -> int:

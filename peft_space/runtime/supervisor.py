@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,6 +29,7 @@ from peft_space.runtime.worker_pool import WorkerFault, raise_from_json
 
 _MAX_RESTARTS = 2  # automatic ones, without a new step
 _NICE = 10  # a training gives way to the page; on an idle machine this costs nothing
+_SECONDS_AFTER_TRAINING = 60.0  # until the next standby: the scores of the run come first
 _CHILD = (sys.executable, "-m", "peft_space.runtime.train_process")
 _STDERR = 2  # what libraries print must not mix with the result on standard output
 
@@ -82,17 +85,80 @@ def _keeps_failing(run: Run) -> bool:
 
 
 def _start_process(run: Run, options: Sequence[str] = ()) -> None:
-    command = [sys.executable, "-m", "peft_space", "resume", str(run.directory)]
+    arguments = ["resume", str(run.directory), *options]
+    if _standby.take(arguments):
+        return
     with open(run.path("worker.log"), "a") as log:
         process = subprocess.Popen(
-            [*command, *options],
+            [sys.executable, "-m", "peft_space", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
+    _give_way(process)
+
+
+def _give_way(process: "subprocess.Popen[Any]") -> None:
     if not hardware.has_gpu_driver():  # a GPU would wait for the thread that starts its kernels
         os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
+
+
+class _Standby:
+    """A process that waits for a training, with a child that has imported the libraries.
+
+    That import takes as long as several steps of a small training. The process ends with this
+    one, unless a training has begun in it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "peft_space.cli.main"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+            _give_way(self._process)
+
+    def take(self, arguments: Sequence[str]) -> bool:
+        """Let the process run a command, and start the next one when it ends; False if none waits.
+
+        Args:
+            arguments: of the command line, `resume` and so on.
+        """
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return False
+        try:
+            process.stdin.write(json.dumps(list(arguments)) + "\n")
+            process.stdin.close()
+        except BrokenPipeError:  # it was killed, probably for its memory
+            return False
+        threading.Thread(target=self._replace, args=(process,), daemon=True).start()
+        return True
+
+    def _replace(self, process: "subprocess.Popen[str]") -> None:
+        process.wait()
+        time.sleep(_SECONDS_AFTER_TRAINING)
+        self.start()
+
+
+_standby = _Standby()
+
+
+def keep_standby() -> None:
+    """From now on, keep a process that has imported the libraries for the next training."""
+    _standby.start()
 
 
 def halve_max_length_of(run: Run) -> None:
@@ -113,6 +179,30 @@ def halve_max_length_of(run: Run) -> None:
             f"The run {run.name!r} did not run out of memory in a way that shorter rows can fix. "
             "Resume it without halving its length limit.",
         )
+
+
+_ready: list["_Preparation"] = []
+"""A child that has imported the libraries, if this process has waited for its training."""
+
+
+def wait_for_training() -> list[str] | None:
+    """Wait for a command on standard input, with a child that imports the libraries meanwhile.
+
+    Returns:
+        Its arguments, `resume` and so on, which `supervise_training` runs in that child; None if
+        there will be none.
+    """
+    child = _Preparation(["--import"])
+    if not (line := sys.stdin.readline()):
+        return None  # the child ends with its parent
+    arguments: list[str] = json.loads(line)
+    with open(Run(arguments[1]).path("worker.log"), "a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    with contextlib.suppress(WorkerFault, OSError):  # it was killed; then another process trains
+        child.make({"run": arguments[1]})
+        _ready.append(child)
+    return arguments
 
 
 def make_and_train(
@@ -136,7 +226,8 @@ def make_and_train(
         UserError: the run cannot be created, or the training ended with an error of the user.
         WorkerFault: there is a bug, or the child was killed.
     """
-    with _Preparation(arguments) as preparation:
+    with _Preparation() as preparation:
+        preparation.make(arguments)
         run = preparation.run
         with run.lock() as descriptor, watching(run):
             outcome = supervise_training(
@@ -153,21 +244,24 @@ class _Preparation:
     So a kill of this process never leaves a training without a lock.
     """
 
-    def __init__(self, arguments: Mapping[str, Any]):
+    def __init__(self, options: Sequence[str] = ()):
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*_CHILD, "--prepare", str(theirs.fileno())],
+                [*_CHILD, "--prepare", str(theirs.fileno()), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=_STDERR,
                 pass_fds=[theirs.fileno()],
             )
-        self._request = json.dumps(dict(arguments)).encode() + b"\n"
         self.run: Run
 
     def __enter__(self) -> "_Preparation":
+        return self
+
+    def make(self, arguments: Mapping[str, Any]) -> None:
+        """Let the child create the run, or open it if `arguments` has only `run`."""
         try:
-            self._socket.sendall(self._request)
+            self._socket.sendall(json.dumps(dict(arguments)).encode() + b"\n")
             with self._socket.makefile("rb") as answers:
                 line = answers.readline()
             if not line:
@@ -182,7 +276,6 @@ class _Preparation:
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def train(self, locks: machine_queue.HeldLocks, options: list[str]) -> int:
         """Let the child train, while it holds the locks. Returns its exit status."""
@@ -234,7 +327,7 @@ def supervise_training(
         options = ["--ignore-mismatch"] * ignore_mismatch
         options += [f"--report-to={tool}" for tool in report_to]
         new_process = functools.partial(_attempt, run)
-        attempt = first_attempt or new_process
+        attempt = first_attempt or (_ready.pop().train if _ready else new_process)
         num_events, killed_for_memory = len(run.history()), False
         while True:
             kills_before = hardware.kills_for_memory()

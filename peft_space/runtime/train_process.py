@@ -29,11 +29,13 @@ _MAX_LOCKS = 8
 def main(arguments: Sequence[str]) -> int:
     """Train a run while its parent lives. Returns the exit status.
 
-    With `--prepare FD` it first creates the run, as the parent says over that socket.
+    With `--prepare FD` it first creates or opens the run, as the parent says over that socket.
+    With `--import` it imports what the training needs before it reads what the parent says.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--prepare", type=int)
+    parser.add_argument("--import", action="store_true", dest="imports")
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--ignore-mismatch", action="store_true")
     parser.add_argument("--killed-for-memory", action="store_true")
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     settings.prepare_libraries()
     threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+    if options.imports:
+        import peft_space.export.readiness
+        import peft_space.training.train  # noqa: F401
     if options.prepare is not None:
         received = _prepare(options.prepare)
         return main(received) if received else 1
@@ -54,16 +59,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prepare(descriptor: int) -> list[str] | None:
-    """Create a run, report it to the parent, and receive its locks, which stay open to the end.
+    """Create or open a run, report it to the parent, and receive its locks, open to the end.
 
     Returns:
         The arguments of the training; None if there will be none.
     """
     with socket.socket(fileno=descriptor) as connection:
         with connection.makefile("rb") as requests:
-            arguments = json.loads(requests.readline())
+            line = requests.readline()
+        if not line:  # the parent has no training for it
+            return None
+        arguments = json.loads(line)
         try:
-            directory = _make_run(arguments)
+            directory = arguments["run"] if "run" in arguments else _make_run(arguments)
         except KeyboardInterrupt:
             return None
         except Exception as error:  # noqa: BLE001 - the parent raises it again
@@ -72,10 +80,18 @@ def _prepare(descriptor: int) -> list[str] | None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process ends anyway
             connection.sendall(json.dumps(error_json(error)).encode() + b"\n")
             return None
+        if "run" in arguments:
+            _log_to(Run(directory))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         connection.sendall(json.dumps({"run": directory}).encode() + b"\n")
         message, _, _, _ = socket.recv_fds(connection, 65_536, _MAX_LOCKS)
     return [directory, *json.loads(message)] if message else None
+
+
+def _log_to(run: Run) -> None:
+    with open(run.path("worker.log"), "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def _make_run(arguments: dict[str, object]) -> str:

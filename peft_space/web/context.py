@@ -12,6 +12,7 @@ from peft_space.operations import OPERATIONS
 from peft_space.recipe import Recipe, make_recipe
 from peft_space.runs.run import Run
 from peft_space.runs.store import open_run
+from peft_space.runtime.supervisor import keep_standby
 from peft_space.runtime.worker_pool import Workers
 from peft_space.runtime.zerogpu import SlicedWorkers
 from peft_space.web import states
@@ -117,8 +118,13 @@ class PageContext:
         self._resets: Updates = {}
         self.timer = gr.Timer(SECONDS_IDLE)  # not on a tab: it would rest until that is opened
         self.fallback_timer = gr.Timer(SECONDS_FALLBACK)
-        """Checks too: Gradio sends no more ticks while an answer is outstanding, and one lost
-        answer froze the page."""
+        """Gradio sends no more ticks while an answer is outstanding. One lost froze the page."""
+
+    def warm(self) -> None:
+        """Start what the next check and the next training need, before someone waits for it."""
+        self.workers.warm()
+        if not settings.on_zerogpu():
+            keep_standby()
 
     @property
     def selection(self) -> Inputs:

@@ -9,9 +9,12 @@ import psutil
 import pytest
 
 from peft_space.errors import UserError
+from peft_space.recipe import make_recipe
 from peft_space.runs import events
 from peft_space.runs.run import Run
-from peft_space.runtime.supervisor import make_and_train
+from peft_space.runtime import supervisor
+from peft_space.runtime.supervisor import make_and_train, start_training
+from peft_space.training.prepare import make_run
 from tests.fixtures.waiting import wait_for
 
 RECIPE = {"max_steps": 2, "quantization": "none", "compute_dtype": "float32", "eval_split": 0.0}
@@ -71,3 +74,64 @@ def test_after_a_kill_of_the_parent_the_training_ends_and_releases_the_lock(tmp_
     # where nobody reaps orphans, an ended process remains as a zombie
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     assert run.status() == "interrupted"
+
+
+# The process that waits for the next training
+
+
+@pytest.fixture
+def standby(monkeypatch):
+    """The process that `keep_standby` starts, when its child waits too."""
+    monkeypatch.setattr(supervisor, "_SECONDS_AFTER_TRAINING", 1e6)
+    monkeypatch.setattr(supervisor, "_standby", supervisor._Standby())
+    supervisor.keep_standby()
+    process = psutil.Process(supervisor._standby._process.pid)
+    wait_for(process.children)
+    yield process
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def new_run(folder):
+    return make_run(folder, "demo", make_recipe(RECIPE))
+
+
+@pytest.mark.slow
+def test_a_training_takes_the_process_that_waits_and_writes_its_log(tmp_path, standby):
+    [child] = standby.children()
+    run = new_run(tmp_path / "run")
+    start_training(run)
+    wait_for(lambda: run.status() == "running")
+    assert run.is_locked()
+    assert child in standby.children()
+    wait_for(lambda: run.status() == "finished", 120)
+    wait_for(lambda: "Finished" in run.path("worker.log").read_text())
+    wait_for(lambda: not run.is_locked())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["the process", "its child"])
+def test_after_a_kill_of_what_waits_the_next_training_starts_anew(tmp_path, standby, killed):
+    victim = standby if killed == "the process" else standby.children()[0]
+    victim.kill()
+    psutil.wait_procs([victim], 10)
+    run = new_run(tmp_path / "run")
+    start_training(run)
+    wait_for(lambda: run.status() == "finished", 120)
+
+
+@pytest.mark.slow
+def test_what_waits_ends_with_the_page():
+    code = (
+        "import psutil; from peft_space.runtime import supervisor; supervisor.keep_standby(); "
+        "print(supervisor._standby._process.pid, flush=True); input()"
+    )
+    page = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    waiting = psutil.Process(int(page.stdout.readline()))
+    wait_for(waiting.children)
+    everyone = [waiting, *waiting.children()]
+    page.kill()
+    page.wait()
+    wait_for(lambda: not any(map(psutil.Process.is_running, everyone)))
