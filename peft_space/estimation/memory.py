@@ -40,7 +40,7 @@ Fitted, with the next two, on 13 trainings: seven small models and three real sh
 glibc 2.36). `benchmarks/memory.py` fits them anew."""
 CHECKPOINTED = 0.75
 """Share of these holes that remain with gradient checkpointing, which releases whole blocks."""
-DEQUANTIZED_HOLES = 0.25
+DEQUANTIZED_HOLES = 0.3
 """Share of the float32 copies of quantized layers that stays as holes on a CPU, because the forward
 pass keeps tensors between them. With gradient checkpointing it keeps few, and HUGE_HOLES holds.
 Fitted on four real shapes (`benchmarks/real_shapes.py`, 2026-11-30)."""

@@ -213,6 +213,16 @@ def test_blocks_and_output_layer_are_timed_for_each_token(kind, quantization):
     assert (step.label > 0) == (kind != "BertForSequenceClassification")
 
 
+def test_a_step_is_timed_anew_only_if_its_shape_or_adapter_changes():
+    llama = on_meta("LlamaForCausalLM")
+    first = measure_step(llama, EXACT, 2, 16)
+    other_rate = EXACT.model_copy(update={"learning_rate": 1e-4, "num_epochs": 7.0})
+    assert measure_step(llama, other_rate, 2, 16) is first
+    other_rank = EXACT.model_copy(update={"lora_rank": 32})
+    assert measure_step(llama, other_rank, 2, 16) is not first
+    assert measure_step(llama, EXACT, 2, 24) is not first
+
+
 @pytest.mark.slow
 def test_gpus_that_share_the_base_each_hold_a_part_of_the_blocks():
     llama = on_meta(num_hidden_layers=16)
