@@ -2,8 +2,8 @@
 
 `python -m benchmarks.real_shapes [SHAPE…]`. Random weights, stored in bfloat16 and computed in
 float32, at two lengths, with and without gradient checkpointing, with and without nf4. The method
-is that of `benchmarks.memory`. The constants of the memory estimate were fitted on three of these
-shapes too, without checkpointing and nf4. Time is that of the second step.
+is that of `benchmarks.memory`. Constants of the memory estimate were fitted on these shapes too,
+as `estimation/memory.py` says. Time is that of the second step.
 """
 
 import json

@@ -82,6 +82,12 @@ def _is_label(cells: list[Any]) -> bool:
     return is_short and 2 <= len(values) <= max(2, len(cells) / 2)
 
 
+def _is_scale(cells: list[Any]) -> bool:
+    """Return True for numbers, or yes and no, that differ."""
+    values = {str(cell).strip().lower() for cell in cells}
+    return len(values) > 1 and all(re.fullmatch(r"\d+(\.\d+)?|true|false", one) for one in values)
+
+
 def _is_list(cells: list[Any]) -> bool:
     return all(listed(cell) is not None for cell in cells)
 
@@ -143,6 +149,8 @@ _SIGNS = (
     ),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
+    _Sign((*_ANSWERING, *_CHATTING), _names("weight", "loss_weight", "sample_weight", "train"),
+          _is_scale),
     _Sign((*_ANSWERING, *_CHATTING), _BETTER_ANSWER, _is_varied_prose),
     _Sign((*_ANSWERING, *_CHATTING), _names("trajectory", "trace"), _is_structure),
     _Sign(_CHATTING, _names("intent", "sentiment"), _is_label),

@@ -380,6 +380,16 @@ def test_bad_answers_after_the_rows_that_decide_are_found(write):
     assert found["bad_verdict"] == 5
 
 
+@pytest.mark.parametrize(("weights", "asks"), [((0, 1), True), ((0.5, 2), True), ((1, 1), False)])
+def test_a_weight_for_each_row_is_asked_about(weights, asks, write):
+    rows = [
+        {"question": f"{n}?", "answer": "40.", "weight": weights[n % len(weights)]}
+        for n in range(8)
+    ]
+    question = operations.check(str(write("rows.json", rows))).get("question") or []
+    assert [option["left_out"] for option in question] == ([["weight"]] if asks else [])
+
+
 def test_counts_are_not_verdicts(write):
     rows = [{"question": f"{n}?", "answer": "40.", "votes": n % 4} for n in range(8)]
     mapping = {"schema": "question_answer", "columns": {"question": "question", "answer": "answer"}}
