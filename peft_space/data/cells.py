@@ -175,8 +175,12 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
     Args:
         cell: a list of messages, an object of lists, or a list of texts that take turns.
     """
+    if isinstance(cell, str) and cell.lstrip().startswith(("{'", '{"')):
+        cell = parse_literal(cell)  # as pandas writes an object
     if isinstance(cell, dict) and isinstance(cell.get("messages"), list):
         return turns_of(cell["messages"])
+    if isinstance(cell, dict) and len({len(p) for p in cell.values() if isinstance(p, list)}) > 1:
+        return None
     if isinstance(cell, dict) and cell and all(isinstance(part, list) for part in cell.values()):
         keys = list(cell)  # one list of roles, one of contents
         return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
@@ -227,7 +231,8 @@ def spans_of(cell: Any) -> list[tuple[int, int, str]] | None:
                 next((item[name] for name in names if name in item), None)
                 for names in (
                     ("start", "start_offset", "begin"), ("end", "end_offset"),
-                    ("label", "entity", "type", "tag", "entity_group", "labels"),
+                    ("label", "labels", "entity_group", "entity_type", "entityLabel", "tag", "type",
+                     "entity"),
                 )
             ]  # fmt: skip
             if isinstance(values[2], list) and len(values[2]) == 1:  # as Label Studio writes it
@@ -309,6 +314,10 @@ def choices_of(cell: Any) -> list[tuple[str, str]] | None:
         texts, letters = list(cell.values()), list(cell)
     else:
         texts, letters = listed(cell), None
+        if texts and all(
+            isinstance(one, dict) and {"text", "label"} == one.keys() for one in texts
+        ):
+            letters, texts = [one["label"] for one in texts], [one["text"] for one in texts]
     if not texts or not all(isinstance(text, str) for text in texts):
         return None
     letters = letters or [chr(ord("A") + number) for number in range(len(texts))]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_space.data.cells import choices_of
+from peft_space.data.column_mapping import normalized
 from peft_space.data.readers import WrittenNumber
 
 Row = dict[str, Any]
 Numbered = tuple[int, Row]
 
 _CHOICE = re.compile(
-    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer)_?)?(?P<mark>[a-h]|[0-8])",
+    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer)_?)?(?P<mark>[a-z]|[0-8])",
     re.IGNORECASE,
 )
 _QUESTIONS = (
@@ -76,9 +77,13 @@ def join_choices(rows: Iterator[Numbered]) -> Iterator[Numbered]:
 
 def _with_columns(row: Row) -> Row:
     """Return a row with a column for each choice of a list, if a key says which one is right."""
+    question = row.get("question")
+    if isinstance(question, dict) and isinstance(question.get("stem"), str):  # as in ARC's file
+        row = row | {**question, "question": question["stem"]}
+        del row["stem"]
     for name in _LISTS:
         texts = [text for _, text in choices_of(row.get(name)) or []]
-        if not 1 < len(texts) <= _MAX_CHOICES or len(texts) != len(set(texts)):
+        if not 1 < len(texts) <= _MAX_CHOICES:
             continue
         marks = [mark[1] for mark in map(_MARKED.match, texts) if mark]
         if marks == [chr(ord("A") + n) for n in range(len(texts))]:
@@ -92,8 +97,8 @@ def _with_columns(row: Row) -> Row:
 
 
 _LISTS = ("choices", "options", "endings", "candidates", "answers")
-_MAX_CHOICES = 8
-_MARKED = re.compile(r"\(?([A-H])[).:]\s*")
+_MAX_CHOICES = 26
+_MARKED = re.compile(r"\(?([A-Z])[).:]\s*")
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def _choice_columns(row: Row) -> dict[str, str]:
     """Mark -> column of each choice, in the order of the marks; empty if there are not several."""
     groups: dict[str, dict[str, str]] = {}
     for name in row:
-        if match := _CHOICE.fullmatch(name):
+        if match := _CHOICE.fullmatch(normalized(name)):
             word, mark = (match["word"] or "").lower(), match["mark"].lower()
             if word or not mark.isdigit():
                 groups.setdefault(f"{word}{mark.isdigit()}", {})[mark] = name
@@ -126,7 +131,7 @@ def _choice_columns(row: Row) -> dict[str, str]:
 
 
 def _named(row: Row, names: tuple[str, ...]) -> str | None:
-    by_name = {name.lower(): name for name in row}
+    by_name = {normalized(name): name for name in row}
     return next((by_name[name] for name in names if name in by_name), None)
 
 

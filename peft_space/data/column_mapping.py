@@ -74,7 +74,10 @@ MORE_ANSWERS = (
     "outputs", "solutions", "back",
 )  # fmt: skip
 """Names of answers in tables whose columns fit no schema otherwise."""
-MORE_QUESTIONS = ("problem", "goal", "front")
+MORE_QUESTIONS = (
+    "problem", "goal", "front", "message", "user_message", "customer_message", "user_input",
+    "user_query",
+)  # fmt: skip
 CHATS = (
     "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents",
     "chat_messages",

@@ -67,7 +67,10 @@ _SPEAKERS = ("role", "from", "speaker", "author", "sender")
 _CHANNELS = ("analysis", "commentary", "final")
 """Channels of gpt-oss. Texts in the first one are reasoning."""
 _CONTENTS = ("content", "value", "text", "parts", "message", "utterance")
-_WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
+_WEIGHTS = (
+    "loss_weight", "weight", "train", "training", "loss", "loss_mask", "mask", "train_on_turn",
+    "trainable",
+)  # fmt: skip
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _CALLS = ("tool_calls", "function_call", "function_calls")
 _TOOLS = ("tools", "functions")
@@ -101,9 +104,36 @@ def parse_messages(cell: Any, clean: Clean, assistant: str | None = None) -> lis
     return _name_results(_join_calls(messages))
 
 
+def _call_of_responses(item: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": item.get("name"), "arguments": item.get("arguments")}
+    identity = {"id": item["call_id"]} if item.get("call_id") else {}
+    return {"role": "assistant", "tool_calls": [{**identity, "function": function}]}
+
+
+def _result_of_responses(item: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
+
+
+def _thought_of_responses(item: dict[str, Any]) -> dict[str, Any]:
+    parts = item.get("content") or item.get("summary") or []
+    texts = [part["text"] for part in parts if isinstance(part, dict) and part.get("text")]
+    return {"role": "assistant", "channel": _CHANNELS[0], "content": "\n\n".join(texts)}
+
+
+_ITEMS: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "function_call": _call_of_responses,
+    "function_call_output": _result_of_responses,
+    "reasoning": _thought_of_responses,
+}
+"""Types of the Responses API's items that have no role."""
+
+
 def _with_speaker(turn: dict[str, Any]) -> dict[str, Any]:
     """Return a message with its role, which LangChain stores as `type`."""
-    if not _speaker(turn) and _role_of(turn.get("type")) is not None:
+    if not _speaker(turn) and turn.get("type") in _ITEMS:
+        return _ITEMS[turn["type"]](turn)
+    has_content = any(key in turn for key in ("content", "data"))
+    if not _speaker(turn) and has_content and _role_of(turn.get("type")) is not None:
         return {"role": turn["type"], **{key: turn[key] for key in turn if key != "type"}}
     return turn
 
@@ -196,6 +226,14 @@ def _speaker(turn: dict[str, Any]) -> str:
     return ""
 
 
+def is_message(turn: dict[str, Any]) -> bool:
+    """Return True if an object is a message: its speaker has a role, or it is a call of an API."""
+    turn = _with_speaker(turn)
+    return is_role(_speaker(turn)) and any(
+        turn.get(key) is not None for key in (*_CONTENTS, *_CALLS)
+    )
+
+
 def is_role(speaker: Any) -> bool:
     """Return True if a speaker has a role that is known here, such as user or gpt."""
     return _role_of(speaker) is not None
@@ -256,7 +294,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) ->
     ]
     if messages and not text.strip():
         return messages
-    thoughts = [turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)] + parts.thoughts
+    thoughts = [turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)]
+    thoughts.append("\n\n".join(filter(str.strip, parts.thoughts)))
     details = turn.get("train_detail")  # its offsets are those of the whole text
     if role == "assistant" and not details and not any(map(str.strip, thoughts)):
         thought, text = split_thought(text)

@@ -38,7 +38,7 @@ from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "7"
+_VERSION = "8"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -280,8 +280,10 @@ _PASSAGES = ("context", "passage", "story", "paragraph", "document", "text", "ar
 
 def _is_article(row: Row) -> bool:
     parts = row.get("paragraphs")
-    return isinstance(parts, list) and all(
-        isinstance(part, dict) and isinstance(part.get("qas"), list) for part in parts
+    return (
+        isinstance(parts, list)
+        and bool(parts)
+        and all(isinstance(part, dict) and isinstance(part.get("qas"), list) for part in parts)
     )
 
 
@@ -449,7 +451,26 @@ def _conversations_of_messages(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         turn = {**rest, "role": row[role], "content": row[content]}
         threads.setdefault(str(row[thread]), (number, []))[1].append(turn)
     for number, turns in threads.values():
-        yield number, {"messages": turns}
+        yield number, {"messages": _in_order(turns)}
+
+
+_ORDERS = (
+    "turn", "turn_id", "turn_index", "turn_number", "turn_idx", "message_index", "message_number",
+    "index", "idx", "seq", "sequence", "position", "order", "timestamp", "created_at", "sent_at",
+    "time", "datetime", "date",
+)  # fmt: skip
+
+
+def _in_order(turns: list[Row]) -> list[Row]:
+    """Return the messages in the order of their numbers or times, if they have these."""
+    for name in _ORDERS:
+        cells = [turn.get(name) for turn in turns]
+        numbers = [_number(cell) for cell in cells]
+        keys: list[Any] = numbers if None not in numbers else list(map(str, cells))
+        is_iso = all(re.match(r"\d{4}-\d\d-\d\d", str(cell)) for cell in cells)
+        if (None not in numbers or is_iso) and len(set(keys)) > 1:
+            return [turns[at] for at in sorted(range(len(turns)), key=keys.__getitem__)]
+    return turns
 
 
 # Rows of the Hub's dataset viewer
@@ -587,7 +608,7 @@ def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
 _ANSWER_LISTS = ("completions", "answers", "responses", "outputs", "generations", "candidates")
 _ANSWER_TEXTS = ("response", "answer", "completion", "output", "text", "content")
 _RATED_BY = ("ratings", "scores", "ranks", "rewards")
-_SCORES = ("overall_score", "score", "rating", "fine-grained_score", "reward")
+_SCORES = ("overall_score", "score", "pm_score", "rating", "fine-grained_score", "reward")
 
 
 def _rated_answers(row: Row) -> tuple[str, list[tuple[float, str]]] | None:
@@ -686,7 +707,8 @@ def _translations(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     for number, row in rows:
         cell = row.get("translation")
         rest = {key: value for key, value in row.items() if key != "translation"}
-        yield number, {**(cell if isinstance(cell, dict) else {}), **rest}
+        texts = cell if isinstance(cell, dict) else {}
+        yield number, {f"{key} of row" if key in texts else key: rest[key] for key in rest} | texts
 
 
 _FORMS = (

@@ -28,6 +28,7 @@ from peft_space.data.messages import (
     check_encodable,
     check_turns,
     has_speaker,
+    is_message,
     is_role,
     parse_calls,
     parse_messages,
@@ -283,7 +284,7 @@ def _messages(
     if questions is None:
         cell = structured(cell) or cell
         question = clean(_text({question_column: cell}, question_column))
-        if (context := clean(_text(row, columns.get("input")))).strip():
+        if (context := clean(_context(row.get(columns.get("input", ""))))).strip():
             question = f"{question}\n\n{context}"
         choices = choices_of(row.get(columns.get("choices", ""))) or []
         if choices:
@@ -304,14 +305,51 @@ def _messages(
     return [*messages, *questions, *answers], tools
 
 
+def _context(cell: Any) -> str:
+    """Return the text of a context: a text, or several with a blank line between them."""
+    texts = listed(cell)
+    if texts and all(isinstance(text, str) for text in texts):
+        return check_encodable("\n\n".join(texts))
+    return structured(cell) or _text({"context": cell}, "context")
+
+
 def _as_messages(cell: Any, clean: Clean) -> list[Message] | None:
     """Return the messages in the cell of a question or an answer; None if it has a text."""
     inner = cell.get("messages") if isinstance(cell, dict) else cell
     turns = message_turns(inner)
-    return parse_messages(cell, clean) if turns and all(map(has_speaker, turns)) else None
+    return parse_messages(cell, clean) if turns and all(map(is_message, turns)) else None
 
 
 _OF_LANGSMITH = ("inputs", "outputs")
+_TRIVIA_KEYS = {
+    "value", "aliases", "normalized_aliases", "normalized_value", "type",
+    "matched_wiki_entity_name", "normalized_matched_wiki_entity_name",
+}  # fmt: skip
+_SQUAD_KEYS = {"text", "answer_start", "answer_end", "answer_category", "span_start", "span_end"}
+_SEVERAL = re.compile(r".*(answers|solutions|contexts|passages|documents)", re.IGNORECASE)
+
+
+def _is_of_squad(cell: Any) -> bool:
+    """Return True for the answers of SQuAD: an object with a list of texts."""
+    return isinstance(cell, dict) and isinstance(cell.get("text"), list) and (
+        cell.keys() <= _SQUAD_KEYS
+    )  # fmt: skip
+
+
+def _written(cell: str, column: str) -> Any:
+    """Return the object or list that a cell contains as text, as pandas writes it, or None.
+
+    A list of texts in JSON can be an answer that the model learns to write, unless the column is
+    named after several.
+    """
+    parsed = parse_literal(cell) if cell.lstrip()[:1] in ("{", "[") else None
+    if isinstance(parsed, dict):
+        return parsed
+    kinds = {type(one) for one in parsed} if isinstance(parsed, list) else set()
+    is_python = cell.lstrip().startswith("['")
+    if kinds == {dict} or (kinds == {str} and (is_python or _SEVERAL.fullmatch(column))):
+        return parsed
+    return None
 
 
 def unwrapped(cell: Any, column: str) -> Any:
@@ -320,9 +358,11 @@ def unwrapped(cell: Any, column: str) -> Any:
     Chat completions have `choices`, Anthropic and Langfuse a message, the Responses API a list of
     items, LangSmith an object with one text, TriviaQA an object with a `value`.
     """
-    if isinstance(cell, str) and cell.lstrip().startswith("{") and '"choices"' in cell:
-        parsed = parse_literal(cell)
-        return unwrapped(parsed, column) if isinstance(parsed, dict) else cell
+    if isinstance(cell, str):
+        parsed = _written(cell, column)
+        found = cell if parsed is None else unwrapped(parsed, column)
+        is_json = found is parsed and re.match(r'\s*(\{\s*["}]|\[\s*\{\s*["}])', cell)
+        return cell if is_json else found  # JSON is learned as it is written
     if isinstance(cell, list) and all(isinstance(item, dict) for item in cell):
         said = [item for item in cell if has_speaker(item)]
         right = [item for item in cell if item.get("correct", item.get("is_correct")) is True]
@@ -333,13 +373,17 @@ def unwrapped(cell: Any, column: str) -> Any:
         return cell
     choices = cell.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    message = first.get("message", first.get("text")) if isinstance(first, dict) else None
-    message = message or cell.get("message")
-    if message is None and has_speaker(cell) and ("content" in cell or "parts" in cell):
+    message = cell.get("message")
+    if isinstance(first, dict):
+        is_of_api = {"index", "finish_reason", "logprobs"} & first.keys()
+        message = first.get("message") or (first.get("text") if is_of_api else None)
+    elif message is None and ("content" in cell or "parts" in cell):
         message = cell
-    if message is not None:
-        return [message] if isinstance(message, dict) else message
-    if isinstance(cell.get("value"), str) and "aliases" in cell:
+    if isinstance(message, dict) and is_message(message):
+        return [message]
+    if isinstance(first, dict) and isinstance(message, str):
+        return message
+    if isinstance(cell.get("value"), str) and cell.keys() <= _TRIVIA_KEYS:
         return cell["value"]
     texts = list(cell.values())
     is_wrapped = column.lower() in _OF_LANGSMITH and len(texts) == 1 and isinstance(texts[0], str)
@@ -349,18 +393,17 @@ def unwrapped(cell: Any, column: str) -> Any:
 def structured(cell: Any) -> str | None:
     """Return an object, or a list of objects without messages, as JSON. Return None for others."""
     if isinstance(cell, dict):
-        lists = (cell.get("text"), cell.get("messages"))  # as in SQuAD, as OpenAI has prompts
-        is_structured = not any(isinstance(value, list) for value in lists)
+        is_structured = not _is_of_squad(cell) and not isinstance(cell.get("messages"), list)
     else:
         objects = cell if isinstance(cell, list) else []
         is_structured = bool(objects) and all(isinstance(one, dict) for one in objects)
-        is_structured = is_structured and not all(map(has_speaker, objects))
+        is_structured = is_structured and not all(map(is_message, objects))
     return json.dumps(with_numbers(cell), ensure_ascii=False) if is_structured else None
 
 
 def _one_answer(cell: Any, column: str) -> str:
     """Return the text of an answer. Of several accepted answers, the first one is learned."""
-    if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
+    if _is_of_squad(cell):
         cell = cell["text"]
         if not cell:
             raise BadRow("the question has no answer")
@@ -413,6 +456,7 @@ def _history(cell: Any, clean: Clean) -> list[Message]:
         {"role": role, "content": clean(check_encodable(str(text)))}
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair, strict=True)
+        if text not in (None, "")
     ]
 
 

@@ -400,13 +400,19 @@ def _match_names(
     return [ColumnMapping(schema, chosen), *others]
 
 
+def _is_texts(cell: Any) -> bool:
+    return isinstance(cell, list) and bool(cell) and all(isinstance(one, str) for one in cell)
+
+
 def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[str, Any]]) -> bool:
     """Return True if the cells of the first rows have the form of the role."""
     cells = [row[column] for row in rows if row.get(column) is not None]
     if schema == "text" and not any(cells):
         return False
+    if role == "prompt" and normalized(column) == "user":  # or else it is somebody's name
+        return any(" " in str(cell).strip() for cell in cells)
     if role == "input":
-        return all(isinstance(cell, str | int | float) for cell in cells)
+        return all(isinstance(cell, str | int | float) or _is_texts(cell) for cell in cells)
     if role == "messages":
         turns = [turn for cell in cells for turn in turns_of(cell) or conversation_in(cell) or []]
         if schema == "unpaired_preference":

@@ -62,7 +62,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "19"
+_NORMALIZER_VERSION = "20"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -317,7 +317,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
             kinds.append("alternating")
         if mapping.schema in _ANSWERING:
             verdicts.add(number, record, mapping.used)
-        if str(record.get("split")).lower() in _HELD_OUT:
+        if any(str(record.get(name)).lower() in _HELD_OUT for name in _SPLITS):
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
         if any(structured(unwrapped(record.get(name), name)) for name in named):
@@ -394,6 +394,7 @@ def _count_unused(
 
 
 _ANSWERING = ("alpaca", "question_answer", "prompt_completion", "messages", "sharegpt")
+_SPLITS = ("split", "set", "partition", "Split", "Set", "Partition")
 _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
@@ -402,6 +403,8 @@ _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answe
 def _unused_in_cell(cell: Any, role: str) -> dict[str, Any]:
     """Return what is not used of the messages or calls in a cell, and answers after the first."""
     unused: dict[str, Any] = {}
+    if role in ("question", "answer", "prompt") and structured(cell) is not None:
+        return {}  # all of it is written as JSON
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
         unused = {key: value for key, value in cell.items() if key != "text" and value}
         cell = cell["text"]

@@ -264,7 +264,9 @@ def _alternatives(
         return ColumnMapping(schema, columns)
 
     has_one_text = all(isinstance(cell, str) or message_turns(cell) for cell in cells)
-    if not has_one_text and (("input" in optional and name in _CONTEXT_NAMES) or is_worse):
+    are_texts = all(isinstance(one, str) for cell in cells for one in listed(cell) or [None])
+    is_context = "input" in optional and name in _CONTEXT_NAMES
+    if not has_one_text and ((is_context and not are_texts) or is_worse):
         return
     if schema in _ANSWERING and "answer" in used and is_worse:
         yield other("preference", rejected=column, chosen=used["answer"], prompt=question)
