@@ -264,7 +264,8 @@ _VERDICTS = {
     **dict.fromkeys(
         (
             "positive", "like", "liked", "correct", "right", "helpful", "approved", "upvote",
-            "pass", "passed", "safe", "resolved", "success", "solved", "👍",
+            "pass", "passed", "safe", "resolved", "success", "solved", "👍", "satisfied", "bon",
+            "gut", "bueno",
         ),
         True,
     ),
@@ -272,12 +273,18 @@ _VERDICTS = {
         (
             "negative", "dislike", "disliked", "incorrect", "wrong", "unhelpful", "disapproved",
             "downvote", "fail", "failed", "unsafe", "unresolved", "failure", "unsolved", "👎",
+            "unsatisfied", "dissatisfied", "mauvais", "schlecht", "malo",
         ),
         False,
     ),
 }  # fmt: skip
 """Words that rate an answer, but could be labels to learn too."""
 _WORDS = _RATINGS | _VERDICTS
+
+
+def is_verdict_word(cell: Any) -> bool:
+    """Return True for a word that rates an answer, such as good or unhelpful."""
+    return isinstance(cell, str) and _word(cell) in _WORDS
 
 
 def is_clear_rating(cell: Any) -> bool:

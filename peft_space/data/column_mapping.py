@@ -71,7 +71,8 @@ ANSWERS = (
 MORE_ANSWERS = (
     "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
     "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal", "completions",
-    "outputs", "solutions", "back",
+    "outputs", "solutions", "back", "ground_truth", "expected_answer", "expected", "reference",
+    "gold",
 )  # fmt: skip
 """Names of answers in tables whose columns fit no schema otherwise."""
 MORE_QUESTIONS = (
@@ -85,7 +86,7 @@ CHATS = (
 _SYSTEM = {
     "system": (
         "system", "system_prompt", "system_message", "system_instruction", "systeminstruction",
-        "developer", "persona",
+        "developer", "persona", "sys_prompt", "system_role", "preamble", "pre_prompt",
     )
 }  # fmt: skip
 LABELS = (
@@ -140,12 +141,14 @@ ROLES: dict[Schema, _Roles] = {
             "rejected": (
                 "rejected", "dispreferred", "response_rejected", "rejected_response",
                 "non_preferred_output", "response_k", "rejected_answer", "rejected_output",
+                "worse", "loser", "bad", "bad_response", "worse_response", "unsafe_response",
             ),
         },
         {
             "chosen": (
                 "chosen", "preferred", "response_chosen", "chosen_response", "preferred_output",
-                "response_j", "chosen_answer", "chosen_output",
+                "response_j", "chosen_answer", "chosen_output", "accepted", "better", "winner",
+                "good", "good_response", "better_response", "safe_response",
             ),
             "prompt": ("prompt", "question", "instruction", "input", *CHATS),
             **_SYSTEM,

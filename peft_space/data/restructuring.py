@@ -300,7 +300,10 @@ def _questions(rows: Iterator[Numbered]) -> Iterator[Numbered]:
                 answers = listed(question.get("answers")) or []
                 texts = [one.get("text") if isinstance(one, dict) else one for one in answers]
                 cells = {"question": question.get("question"), "context": part.get("context")}
-                yield number, {**cells, "answers": {"text": texts}, "title": row.get("title")}
+                known = {"question", "context", "answers", "qas", "id"}
+                rest = {key: value for key, value in (part | question).items() if key not in known}
+                cells |= {"answers": {"text": texts}, "title": row.get("title")}
+                yield number, rest | cells
 
 
 def _has_question_list(row: Row) -> bool:
@@ -385,7 +388,7 @@ def _is_word(row: Row) -> bool:
 
 def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     begin, current = 0, None
-    lists: dict[str, list[str]] = {"tokens": [], "tags": [], "pos_tags": []}
+    lists: dict[str, list[Any]] = {"tokens": [], "tags": [], "pos_tags": []}
     for number, row in rows:
         columns = _word_columns(row) or {}
         sentence = row.get(columns.get("sentence", ""))
@@ -398,8 +401,35 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         for name, role in (("tokens", "word"), ("tags", "tag"), ("pos_tags", "pos")):
             if role in columns:
                 lists[name].append(str(row.get(columns[role]) or ""))
+        for name in row.keys() - set(columns.values()) - {"tokens", "tags", "pos_tags"}:
+            lists.setdefault(name, []).append(row[name])
     if lists["tokens"]:
         yield begin, {name: cells for name, cells in lists.items() if cells}
+
+
+# Google AI Studio's export
+
+
+def _is_of_ai_studio(row: Row) -> bool:
+    prompt = row.get("chunkedPrompt")
+    return isinstance(prompt, dict) and isinstance(prompt.get("chunks"), list)
+
+
+def _chats_of_ai_studio(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    for number, row in rows:
+        if not _is_of_ai_studio(row):
+            yield number, row
+            continue
+        system = row.get("systemInstruction")
+        turns: list[Row] = []
+        for chunk in objects_in(row["chunkedPrompt"]["chunks"]):
+            part = {"text": chunk.get("text"), "thought": as_bool(chunk.get("isThought")) is True}
+            if turns and turns[-1]["role"] == chunk.get("role"):
+                turns[-1]["parts"].append(part)
+            else:
+                turns.append({"role": chunk.get("role"), "parts": [part]})
+        rest = {key: row[key] for key in row.keys() - {"chunkedPrompt", "systemInstruction"}}
+        yield number, ({"system": system} if system else {}) | {"messages": turns} | rest
 
 
 # One message a row
@@ -408,6 +438,7 @@ _THREADS = (
     "conversation_id", "conv_id", "thread_id", "dialogue_id", "dialog_id", "chat_id", "session_id",
     "ticket_id", "conversation",
 )  # fmt: skip
+_MAX_NAMES = 6
 _ROLE_NAMES = ("role", "speaker", "author", "sender", "from", "author_role", "speaker_role")
 _CONTENT_NAMES = ("content", "message", "text", "body", "utterance", "value")
 
@@ -428,15 +459,16 @@ def _is_one_message(row: Row) -> bool:
     columns = _message_columns(row)
     if columns is None or not all(isinstance(row[name], str | int) for name in columns[:2]):
         return False
-    return isinstance(row[columns[2]], str) and is_role(row[columns[1]])
+    return isinstance(row[columns[2]], str)
 
 
 def _have_answers(rows: Sequence[Row]) -> bool:
-    """Return True if the assistant speaks too, and a conversation has more than one message."""
+    """Return True if the assistant, or someone who may be it, speaks in longer conversations."""
     columns = _message_columns(rows[0]) or ("", "", "")
     roles = {row.get(columns[1]) for row in rows}
     threads = {str(row.get(columns[0])) for row in rows}
-    return len(threads) < len(rows) and any(is_answer(role) for role in roles)
+    named = 2 <= len(roles) <= _MAX_NAMES and not any(map(is_role, roles))
+    return len(threads) < len(rows) and (named or any(map(is_answer, roles)))
 
 
 def _conversations_of_messages(rows: Iterator[Numbered]) -> Iterator[Numbered]:
@@ -598,8 +630,11 @@ def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         name = next((name for name in _PROMPTS if name in rest), None)
         prompt = rest.pop(name) if name else None
         prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
-        chosen = None if better < 0 else row[pair[better]]
-        rejected = None if better < 0 else row[pair[1 - better]]
+        cells = [prompt, *(None if better < 0 else row[pair[at]] for at in (better, 1 - better))]
+        lists = [listed(cell) or [] for cell in cells]
+        if all(len(texts) == 1 and isinstance(texts[0], str) for texts in lists):
+            cells = [texts[0] for texts in lists]  # as Kaggle has the arena's conversations
+        prompt, chosen, rejected = cells
         yield number, {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
 
 
@@ -758,6 +793,10 @@ _FORMS = (
         "The {before} rows are words: the {after} sentences are the rows, and have the number of "
         "their first word.",
         _is_word, _sentences,
+    ),
+    Form(
+        "The file is an export of Google AI Studio.",
+        _is_of_ai_studio, _chats_of_ai_studio,
     ),
     Form(
         "The {before} rows are messages: {after} conversations are read.",

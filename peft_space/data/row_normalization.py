@@ -299,8 +299,8 @@ def _messages(
     if answers is None:
         answers = [answer_message(_one_answer(cell, answer_column), clean)]
     thoughts = listed(row.get(columns.get("reasoning", "")))
-    thought = thoughts[0] if thoughts else _text(row, columns.get("reasoning"))
-    if isinstance(thought, str) and thought.strip():
+    thought = _context(thoughts) if thoughts else _text(row, columns.get("reasoning"))
+    if thought.strip():
         answers[-1] = answers[-1] | {"reasoning_content": check_encodable(thought.strip())}
     return [*messages, *questions, *answers], tools
 
@@ -410,7 +410,7 @@ def _one_answer(cell: Any, column: str) -> str:
         return _text({column: cell[0]}, column)
     cell = structured(cell) or cell
     values = cell if isinstance(cell, list) else None  # a list in a text is an answer
-    if values is not None and len(values) > 1 and not column.lower().endswith("answers"):
+    if values is not None and len(values) > 1 and not _SEVERAL.fullmatch(column):
         raise BadRow(
             f"{column!r} is a list of {len(values)} texts, and a row has one answer. To prefer one "
             "of two answers, use the columns chosen and rejected"

@@ -16,6 +16,7 @@ from peft_space.data.cells import (
     is_clear_rating,
     is_segments,
     is_shortened,
+    is_verdict_word,
     listed,
     one_text,
     spans_of,
@@ -301,7 +302,8 @@ def _rated(chosen: Mapping[str, str], label: str) -> dict[str, str]:
 _VERDICT = re.compile(
     r"(user_|human_|review_|is_|was_)?(feedback|liked?|accepted|approved|thumbs?(_up)?|helpful"
     r"|correct|votes?|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed"
-    r"|chosen|preferred|evaluation|correctness|safe|resolved|success|successful|status|solved)"
+    r"|chosen|preferred|evaluation|correctness|safe|resolved|success|successful|status|solved"
+    r"|pass|valid|was_this_helpful|satisfaction|annotation_status|korrekt)"
 )
 
 
@@ -325,8 +327,10 @@ def _match_verdicts(
     chosen = mappings[0].columns
     for name, column in by_name.items():
         verdicts = {as_rating(row[column]) for row in rows if row.get(column) is not None}
-        is_free = column not in chosen.values() and _VERDICT.fullmatch(name)
-        if is_free and {True, False} <= verdicts:
+        if column in chosen.values() or not {True, False} <= verdicts:
+            continue
+        cells = [row[column] for row in rows if row.get(column) is not None]
+        if _VERDICT.fullmatch(name) or all(map(is_verdict_word, cells)):
             return [ColumnMapping("unpaired_preference", _rated(chosen, column))]
     return []
 
@@ -349,7 +353,10 @@ def _with_last_answer(
 
 
 _PROMPTS = ("prompt", "question", "instruction")
-_RATINGS = ("helpfulness", "overall_score", "score", "quality", "reward")
+_RATINGS = (
+    "helpfulness", "overall_score", "score", "quality", "reward", "csat", "user_rating",
+    "customer_rating", "satisfaction",
+)  # fmt: skip
 _MAX_RATINGS = 11
 
 
@@ -411,6 +418,8 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
         return False
     if role == "prompt" and normalized(column) == "user":  # or else it is somebody's name
         return any(" " in str(cell).strip() for cell in cells)
+    if schema == "preference" and role in ("chosen", "rejected"):
+        return not cells or not all(map(_is_verdict, cells))
     if role == "input":
         return all(isinstance(cell, str | int | float) or _is_texts(cell) for cell in cells)
     if role == "messages":
@@ -435,7 +444,8 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     if schema == "text_classification" and role == "label":
         texts = [one_text(cell) or "" for cell in cells if isinstance(cell, list)]
         is_summary = len(set(texts)) > 0.8 * len(cells) and len(cells) > 3 and _is_prose(texts)
-        return not _has_spans(cells) and not is_summary
+        all_differ = len(cells) > 7 and len(set(map(str, cells))) == len(cells) and _is_prose(cells)
+        return not _has_spans(cells) and not is_summary and not all_differ
     if role == "reasoning":
         return all(one_text(cell) is not None for cell in cells) and _is_prose(map(one_text, cells))
     if schema == "text" and normalized(column) == "segments":
@@ -445,6 +455,11 @@ def _matches_role(schema: Schema, role: str, column: str, rows: Sequence[dict[st
     if role == "choices":
         return bool(cells) and all(choices_of(cell) is not None for cell in cells)
     return True
+
+
+def _is_verdict(cell: Any) -> bool:
+    is_flag = isinstance(cell, bool | int) or str(cell).strip().lower() in ("true", "false")
+    return is_flag or is_verdict_word(cell)
 
 
 def _has_spans(cells: Sequence[Any]) -> bool:

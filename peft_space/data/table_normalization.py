@@ -384,7 +384,9 @@ def _count_unused(
     columns = mapping.of_row(record).columns
     for role in _WITH_MESSAGES:
         if role in columns:
-            inner = _unused_in_cell(record.get(columns[role]), role)
+            cell = record.get(columns[role])
+            written = unwrapped(cell, columns[role]) if isinstance(cell, str) else cell
+            inner = _unused_in_cell(written if isinstance(written, list) else cell, role)
             found |= {f"{columns[role]}: {key}": value for key, value in inner.items()}
     for name, cell in found.items():
         text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peft_space.data.cells import choices_of, listed, message_turns, one_text
+from peft_space.data.cells import as_bool, choices_of, listed, message_turns, one_text
 from peft_space.data.column_mapping import (
     ANSWERS,
     LABELS,
@@ -30,7 +30,7 @@ _WITHOUT_PICTURES: tuple[Schema, ...] = (
     "source_target",
 )  # fmt: skip
 _NEVER = re.compile(
-    r"id|idx|index|uuid|key|source|url|uri|link|domain|path|file(_?(name|path))?|dump|warc.*|sha\d*"
+    r"id|idx|index|uuid|key|embeddings?|vectors?|domain|subset|dataset|source|url|uri|link|domain|path|file(_?(name|path))?|dump|warc.*|sha\d*"
     r"|hash|md5|timestamp|date|time|metadata|meta|split|lang|language"
     r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
     r"|length|tokens|model|date|time|type|source|version|rating|score)|(is|has|score|rating)_.*"
@@ -40,7 +40,14 @@ _CONTEXT_NAMES = (
     "context", "passage", "document", "article", "background", "evidence", "support", "knowledge",
     "input", "inputs", "reference_text", "sentence", "text", "contexts", "documents", "ctxs",
     "paragraphs", "passages", "citations", "table", "schema", "db_schema", "code_context", "hint",
-    "retrieved_contexts", "references", "story", "knowledge_base",
+    "retrieved_contexts", "references", "story", "knowledge_base", "definition", "task",
+    "task_description", "chunk", "chunks", "excerpt", "content", "transcript", "source_text",
+    "retrieved_docs", "retrieved_documents", "reference_contexts", "background_info", "query",
+)  # fmt: skip
+_CONTEXTS_OF_CHATS = (
+    "context", "contexts", "document", "documents", "passage", "passages", "instructions",
+    "definition", "retrieved_contexts", "retrieved_docs", "retrieved_documents", "knowledge",
+    "knowledge_base", "citations", "reference_contexts", "background",
 )  # fmt: skip
 _QUESTION_NAMES = ("question", "instruction", "prompt", "query")
 _MORE_ANSWERS = (*ANSWERS, *MORE_ANSWERS, "correct_answers", "summary", "translation", "target")
@@ -72,6 +79,19 @@ def _is_varied_prose(cells: list[Any]) -> bool:
     return len(set(texts)) > len(texts) / 2 or len(texts) < 3
 
 
+def _is_prose(cells: list[Any]) -> bool:
+    """Return True if cells are texts of several words, or lists of them."""
+    texts = [text for cell in cells for text in listed(cell) or [cell]]
+    return all(isinstance(text, str) for text in texts) and sum(
+        len(text.split()) > 2 for text in texts
+    ) > len(texts) / 2  # fmt: skip
+
+
+def _is_either(cells: list[Any]) -> bool:
+    """Return True if some cells say yes and others no."""
+    return {as_bool(cell) for cell in cells} == {True, False}
+
+
 def _is_answer(cells: list[Any]) -> bool:
     return all(isinstance(cell, str | list | dict) for cell in cells)
 
@@ -88,6 +108,13 @@ def _is_scale(cells: list[Any]) -> bool:
     return len(values) > 1 and all(re.fullmatch(r"\d+(\.\d+)?|true|false", one) for one in values)
 
 
+def _is_category(cells: list[Any]) -> bool:
+    """Return True if many cells have few short values, which may be what the model has to learn."""
+    values = {cell for cell in cells if isinstance(cell, str | bool)}
+    is_short = all(len(str(value)) < 40 for value in values)
+    return len(cells) >= 8 and is_short and 2 <= len(values) <= max(2, len(cells) // 4)
+
+
 def _is_list(cells: list[Any]) -> bool:
     return all(listed(cell) is not None for cell in cells)
 
@@ -97,14 +124,21 @@ def _is_structure(cells: list[Any]) -> bool:
 
 
 _BETTER_ANSWER = re.compile(
-    r"(corrected|edited|revised|improved|better|fixed)_(answer|response|output|completion|text)"
+    r"(corrected|edited|revised|improved|better|fixed|preferred|human)_"
+    r"(answer|response|output|completion|text|edit)|improved|human_edit|edited|rewrite|rewritten"
     r"|ground_truth|(\w+_)?solution_\d"
 )
-_MORE_TURNS = re.compile(r"(user|assistant|question|answer|prompt|response)_2|followup_\w+")
+_BAD = re.compile(
+    r"((is|has|was|contains)_)?(rejected|flagged|bad|toxic|hallucinat(ed|ion)|errors?|unsafe|wrong"
+    r"|incorrect|deleted|hidden|skip|ignore)"
+)
+"""Names of columns that say that an answer is bad, or that a row is not meant to be learned."""
+_MORE_TURNS = re.compile(r"(user|assistant|question|answer|prompt|response)_2|follow_?up_\w+")
 _BESIDE_TEXT = re.compile(r"(?!.*(title|headline|heading|name|path|file|subject|summary_of)).*")
 """A second text may be what the model has to learn, but a title is not."""
 _REASONING = (
-    r"(explanations?|exp|rationales?|justification|thought_process|steps|thoughts?|thinking"
+    r"(explanations?|exp|rationales?|justification|thought_process|steps|thoughts?|think(ing)?"
+    r"|\w+_(reasoning|thinking)|(solution|reasoning)_(steps|chain)"
     r"|(complex_)?cot|scratchpad"
     r"|chain_of_thought|reasoning(_\w+)?|analysis|thinking_\w+|reason)(_?\d)?"
 )
@@ -114,6 +148,7 @@ _SIGNS = (
         (*_ANSWERING, *_CHATTING, "text"),
         re.compile(
             r"(.*_)?(rejected|reject|dispreferred|non_?preferred|worse|losing|incorrect|wrong)(_.*)?"
+            r"|(negative|bad|poor|hallucinated)_(answer|response|output|completion)"
         ),
         _is_answer,
     ),
@@ -125,14 +160,17 @@ _SIGNS = (
     ),
     _Sign(
         (*_ANSWERING, "preference"),
-        re.compile(r"history|(chat|dialog|dialogue|conversation)_history|(previous|prior)_turns"),
+        re.compile(r"history|(chat|dialog|dialogue|conversation)_history"
+                   r"|(previous|prior|earlier)_(turns|conversation|messages)|context_messages"),
         _is_answer,
     ),
     _Sign(
-        (*_ANSWERING, *_CHATTING, *_LABELLED), re.compile(_REASONING), _is_varied_prose,
+        (*_ANSWERING, *_CHATTING, *_LABELLED, "preference"),
+        re.compile(_REASONING + r"|(chosen|rejected)_(reasoning|thinking|thoughts?)"),
+        lambda cells: _is_varied_prose(cells) or (_is_list(cells) and _is_prose(cells)),
     ),
     _Sign(
-        (*_ANSWERING, *_CHATTING, "text"),
+        (*_ANSWERING, *_CHATTING, "text", "preference"),
         re.compile(r"tools|functions|(tool|function)_(definitions|descriptions?|list)"
                    r"|available_(tools|functions)|apis"),
         lambda cells: all(isinstance(cell, str | list | dict) for cell in cells),
@@ -142,11 +180,12 @@ _SIGNS = (
         _names("entities", "spans", "annotations", "ner", "tags", "ner_tags", "slots"),
         _is_list,
     ),
-    _Sign(
-        ("text",),
-        _names("questions", "answers", "qas", "qa_pairs", "annotation", "predictions", "result"),
-        _is_structure,
-    ),
+    _Sign(("text",), re.compile(".*"), _is_structure),
+    _Sign(("text",), re.compile(".*"), _is_category),
+    _Sign(_LABELLED, _names("aspect", "aspect_term", "entity"), _is_label),
+    _Sign((*_ANSWERING, *_CHATTING), _BAD, _is_either),
+    _Sign((*_ANSWERING, *_CHATTING), _names("loss_mask", "mask"), bool),
+    _Sign(_CHATTING, _names(*_CONTEXTS_OF_CHATS), _is_prose),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("weight", "loss_weight", "sample_weight", "train"),
@@ -207,7 +246,7 @@ def _left_out(
 
 def _is_part_of_task(mapping: ColumnMapping, column: str, rows: Sequence[dict[str, Any]]) -> bool:
     name = normalized(column)
-    if _NEVER.fullmatch(name):
+    if _NEVER.fullmatch(name) and not _BAD.fullmatch(name):
         return False
     filled = [row for row in rows if row.get(column) not in (None, "", [], {})]
     cells = [row[column] for row in filled]
@@ -272,7 +311,7 @@ def _alternatives(
         yield other("preference", rejected=column, chosen=used["answer"], prompt=question)
     elif schema in _CHATTING and is_worse:
         yield other("preference", rejected=column, prompt=question)
-    elif "choices" in optional and all(choices_of(cell) for cell in cells):
+    elif "choices" in optional and _SIGNS[1].name.fullmatch(name) and all(map(choices_of, cells)):
         yield with_role("choices")
     elif "history" in optional and _SIGNS[2].name.fullmatch(name):
         yield with_role("history")

@@ -165,7 +165,7 @@ ASKED = {
     ),
     "answers that are safe or not": (
         lambda n: {"prompt": asked(n), "response": told(n), "label": ("safe", "unsafe")[n % 2]},
-        ["prompt_completion"], "response",
+        ["prompt_completion", "unpaired_preference"], "response",
     ),
     "answers with a verdict": (
         lambda n: {"prompt": asked(n), "response": told(n), "liked": bool(n % 2)},

@@ -144,6 +144,9 @@ def text_kind(name: str, sample: str, note: Note) -> str:
     if start.startswith(("<!doctype html", "<html")):
         message = f"{name}: this is a web page. Download the file itself."
         raise UserError("data.wrong_file_type", message)
+    if start.startswith("#format=webanno"):
+        message = "an export in WebAnno TSV. Export it as CoNLL 2002 or CoNLL 2003"
+        raise UserError("data.wrong_file_type", f"{name}: this is {message}.")
     is_whole = len(sample) < SAMPLE_SIZE
     if looks_like_json(sample, is_sure=by_name in (".json", ".jsonl", ".ndjson")):
         found = ".json"

@@ -363,6 +363,8 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         return value[tables[0]]
     if parts and len(lists) == len(parts) and not is_chat:
         return _rows_of_columns(name, value)
+    if "chunkedPrompt" in value:  # an export of Google AI Studio
+        return [value]
     if parts and all(isinstance(part, dict) for part in parts):
         keys = [list(part) for part in parts]
         if all(key == keys[0] for key in keys) and all(key.isdigit() for key in keys[0]):
