@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "20"
+_NORMALIZER_VERSION = "21"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -297,7 +297,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if record and all(str(cell).strip() == name for name, cell in record.items()):
             batch.bad.append((position, Problem(number, "it repeats the names of the columns")))
             continue
-        _count_unused(record, mapping, batch.unused)
+        unused = _count_unused(record, mapping, batch.unused)
         try:
             row = normalize_record(number, record, mapping, opener)
         except BadRow as error:
@@ -316,7 +316,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
             kinds.append("alternating")
         if mapping.schema in _ANSWERING:
-            verdicts.add(number, record, mapping.used)
+            verdicts.add(number, unused)
         if any(str(record.get(name)).lower() in _HELD_OUT for name in _SPLITS):
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
@@ -355,9 +355,9 @@ class _Verdicts:
         self._bad: dict[str, list[int]] = {}
         self._others: set[str] = set()
 
-    def add(self, number: int, record: dict[str, Any], used: Collection[str]) -> None:
-        for name, cell in record.items():
-            if name in used or cell in (None, "") or not is_verdict(name):
+    def add(self, number: int, unused: dict[str, Any]) -> None:
+        for name, cell in unused.items():
+            if not is_verdict(name.rpartition(": ")[2]):  # also a key of a message
                 continue
             rating = as_rating(cell)
             if rating is None:
@@ -376,8 +376,8 @@ _MAX_EXAMPLE = 80
 
 def _count_unused(
     record: dict[str, Any], mapping: ColumnMapping, unused: dict[str, list[Any]]
-) -> None:
-    """Count the columns of a row, and the keys of its messages, that are not used."""
+) -> dict[str, Any]:
+    """Count what is not used of a row: columns, and keys of its messages. Returns these."""
     used = mapping.used
     empty = (None, "")
     found = {name: cell for name, cell in record.items() if name not in used and cell not in empty}
@@ -393,6 +393,7 @@ def _count_unused(
         if name not in unused:
             unused[name] = [0, text[:_MAX_EXAMPLE] + " …" * (len(text) > _MAX_EXAMPLE)]
         unused[name][0] += 1
+    return found
 
 
 _ANSWERING = ("alpaca", "question_answer", "prompt_completion", "messages", "sharegpt")

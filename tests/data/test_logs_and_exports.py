@@ -390,6 +390,32 @@ def test_a_weight_for_each_row_is_asked_about(weights, asks, write):
     assert [option["left_out"] for option in question] == ([["weight"]] if asks else [])
 
 
+def test_messages_that_are_called_bad_are_found(write):
+    rows = [{"messages": [USER, TOLD | {"feedback": ("good", "bad")[n % 2]}]} for n in range(8)]
+    found = {one.kind: one.count for one in loaded(write, rows).findings}
+    assert found["bad_verdict"] == 4
+
+
+CONVERSATION = [USER, TOLD]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.jsonl", "\n".join([json.dumps(CONVERSATION)] * 3)),
+        ("rows.json", "\n".join([json.dumps(CONVERSATION)] * 3)),
+        ("rows.json", json.dumps([CONVERSATION] * 3)),
+        (
+            "rows.json",
+            json.dumps({"conversations": [{"title": "T", "messages": CONVERSATION}] * 3}),
+        ),
+    ],
+)
+def test_lists_of_messages_are_conversations(name, text, write):
+    data = load_dataset(str(write(name, text)), 0.0, 0)
+    assert [brief(row.messages) for row in data.train] == [["user: Price?", "assistant: 40."]] * 3
+
+
 def test_counts_are_not_verdicts(write):
     rows = [{"question": f"{n}?", "answer": "40.", "votes": n % 4} for n in range(8)]
     mapping = {"schema": "question_answer", "columns": {"question": "question", "answer": "answer"}}

@@ -110,7 +110,15 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
                 yield last, text, _check_object(name, last, row)
             continue
         last = max(last + 1, number)
+        if _is_list_of_objects(row):
+            row = {"messages": row}
+            line = json.dumps(row, ensure_ascii=False)
         yield last, line, _check_object(name, last, row)
+
+
+def _is_list_of_objects(row: Any) -> bool:
+    """Return True for a list of objects in the place of a row: the messages of a conversation."""
+    return isinstance(row, list) and bool(row) and all(isinstance(one, dict) for one in row)
 
 
 class _Notes:
@@ -254,7 +262,10 @@ def read_json(name: str, text: str, note: Note) -> Iterator[NumberedRow]:
     if _PYTHON_START.match(text):
         text = _translated(name, text, 1, notes)
     if text.startswith("["):
-        yield from _read_list(name, text, notes)
+        if _LISTS_IN_LINES.match(text):
+            yield from read_json_lines(name, io.StringIO(text), note)
+        else:
+            yield from _read_list(name, text, notes)
         return
     try:
         value = DECODER.decode(text)
@@ -281,6 +292,10 @@ def read_json(name: str, text: str, note: Note) -> Iterator[NumberedRow]:
         yield number, text, row
 
 
+_LISTS_IN_LINES = re.compile(r"\[\s*\{.*\}\s*\][ \t\r]*\n\s*\[\s*\{")
+"""Two lines that are lists of objects each."""
+
+
 def _invalid_json(name: str, place: str, cause: str, advice: str = _USE_A_LIST) -> UserError:
     message = f"{name}: not valid JSON at {place}: {cause}. {advice}"
     return UserError("data.invalid_json", message)
@@ -297,8 +312,8 @@ def _read_list(name: str, text: str, notes: _Notes) -> Iterator[NumberedRow]:
         number += 1
         row, end = _decode_row(name, text, position, number)
         notes.nan(text[position:end], f"row {number}")
-        if isinstance(row, str):
-            row = {"text": row}
+        if isinstance(row, str) or _is_list_of_objects(row):
+            row = {"text" if isinstance(row, str) else "messages": row}
             yield number, json.dumps(row, ensure_ascii=False), row
         else:
             yield number, text[position:end], _check_object(name, number, row)
@@ -347,7 +362,7 @@ def _after_row(name: str, text: str, end: int, number: int) -> tuple[int, bool]:
 def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     parts = list(value.values())
     lists = [part for part in parts if isinstance(part, list)]
-    is_chat = any(key.lower() in _CHAT_KEYS for key in value)
+    is_chat = any(key.lower() in _CHAT_KEYS and not _has_chats(value[key]) for key in value)
     tables = [key for key, part in value.items() if _is_table(part)]
     if {"features", "rows"} <= set(tables):  # an answer of the Hub's dataset viewer
         tables.remove("features")
@@ -372,6 +387,13 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
             return [{column: cells[index] for column, cells in value.items()} for index in keys[0]]
         return [row if "key" in row else {"key": key, **row} for key, row in value.items()]
     return [value]
+
+
+def _has_chats(part: Any) -> bool:
+    """Return True for a list of conversations, each with a list of messages."""
+    return _is_table(part) and all(
+        any(key.lower() in _CHAT_KEYS and isinstance(row[key], list) for key in row) for row in part
+    )
 
 
 def _is_list_of_lists(part: Any, length: int) -> bool:
