@@ -172,7 +172,7 @@ def test_a_training_is_paused_or_stopped_and_resumed_from_the_page(
     steps_back = {
         one.nice()
         for one in psutil.process_iter(["cmdline"])
-        if str(run.directory) in (one.info["cmdline"] or [])
+        if "peft_space.runtime.train_process" in (one.info["cmdline"] or [])
     }
     assert steps_back == {psutil.Process().nice() + 10}, "the page has priority over the training"
     page.locator(button).click()
