@@ -40,7 +40,7 @@ DEMO_RECIPE: dict[str, Any] = {"base_model": "demo", "num_epochs": 1}
 """One pass suffices: four seeds of four end with an exact match of 100 %."""
 DEFAULT_PORT = 7860
 SECONDS_BETWEEN_CHECKS = 0.5
-SCRIPT = Path(__file__).with_name("page.js")
+SCRIPT, ICON = (Path(__file__).with_name(name) for name in ("page.js", "icon.svg"))
 
 
 @dataclass(frozen=True)
@@ -295,5 +295,6 @@ def launch(**options: Any) -> Any:
         mcp_server=True,  # the API's endpoints as an agent's tools
         ssr_mode=False,
         footer_links=[],
+        favicon_path=ICON,
         **options,
     )

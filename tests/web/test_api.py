@@ -363,6 +363,14 @@ def test_on_a_space_a_run_opens_only_for_its_owner(space, connect):
         assert httpx.get(f"{space.url}/gradio_api/file={path}").status_code == 403, path
 
 
+@pytest.mark.slow
+def test_the_page_has_a_title_and_an_icon_of_its_own(app):
+    icon = httpx.get(f"{app.url}/favicon.ico")
+    assert icon.headers["content-type"] == "image/svg+xml"
+    assert icon.content == (ROOT / "peft_space/web/icon.svg").read_bytes()
+    assert httpx.get(f"{app.url}/config").json()["title"] == "PEFT Space"
+
+
 def test_the_page_sends_no_telemetry_and_keeps_no_history(app):
     with urllib.request.urlopen(f"{app.url}/config") as answer:
         config = json.load(answer)
