@@ -89,7 +89,7 @@ def _with_columns(row: Row) -> Row:
         if marks == [chr(ord("A") + n) for n in range(len(texts))]:
             texts = [_MARKED.sub("", text) for text in texts]
         rest = {other: cell for other, cell in row.items() if other != name}
-        # a list of accepted answers next to the answer is no list of choices
+        # accepted answers next to the answer are not choices
         key = _key_of(rest)
         if key and (name, key.lower()) != ("answers", "answer") and _question_of(rest, {}):
             return rest | {f"choice_{chr(ord('a') + n)}": text for n, text in enumerate(texts)}

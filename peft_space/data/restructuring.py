@@ -815,7 +815,7 @@ _FORMS = (
     ),
     Form(
         "Each row has several answers with scores or ranks. The app reads the best and the worst "
-        "answer. It leaves out rows whose answers are equally good.",
+        "answer, and skips rows with a tie.",
         _is_rated, _best_and_worst,
     ),
     Form(

@@ -331,9 +331,8 @@ _SEVERAL = re.compile(r".*(answers|solutions|contexts|passages|documents)", re.I
 
 def _is_of_squad(cell: Any) -> bool:
     """Return True for the answers of SQuAD: an object with a list of texts."""
-    return isinstance(cell, dict) and isinstance(cell.get("text"), list) and (
-        cell.keys() <= _SQUAD_KEYS
-    )  # fmt: skip
+    is_object = isinstance(cell, dict) and isinstance(cell.get("text"), list)
+    return is_object and cell.keys() <= _SQUAD_KEYS
 
 
 def _written(cell: str, column: str) -> Any:

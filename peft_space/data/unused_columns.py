@@ -82,9 +82,8 @@ def _is_varied_prose(cells: list[Any]) -> bool:
 def _is_prose(cells: list[Any]) -> bool:
     """Return True if cells are texts of several words, or lists of them."""
     texts = [text for cell in cells for text in listed(cell) or [cell]]
-    return all(isinstance(text, str) for text in texts) and sum(
-        len(text.split()) > 2 for text in texts
-    ) > len(texts) / 2  # fmt: skip
+    longer = sum(len(str(text).split()) > 2 for text in texts)
+    return all(isinstance(text, str) for text in texts) and longer > len(texts) / 2
 
 
 def _is_either(cells: list[Any]) -> bool:
@@ -109,7 +108,7 @@ def _is_scale(cells: list[Any]) -> bool:
 
 
 def _is_category(cells: list[Any]) -> bool:
-    """Return True if many cells have few short values, which may be what the model has to learn."""
+    """Return True if many cells share a few short values, as labels do."""
     values = {cell for cell in cells if isinstance(cell, str | bool)}
     is_short = all(len(str(value)) < 40 for value in values)
     return len(cells) >= 8 and is_short and 2 <= len(values) <= max(2, len(cells) // 4)

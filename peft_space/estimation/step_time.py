@@ -55,7 +55,7 @@ def measure_step(
 
     The arguments are those of `estimate`. Of a large model fewer tokens are measured. If its blocks
     cannot be run alone, the speed of matrix products counts. A second call with the same shape and
-    adapter returns the first measurement, so that the estimate changes only with what is trained.
+    adapter returns the first measurement, so the estimate stays the same from look to look.
     """
     import torch
 
