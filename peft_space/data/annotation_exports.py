@@ -28,32 +28,28 @@ _SPANS = ("labels", "hypertextlabels")
 _NUMBERS = ("rating", "number")
 
 
-def read_label_studio(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    """Yield a row for each task, with the annotation that is the ground truth, or the first."""
-    for number, row in rows:
-        if not is_of_label_studio(row):
-            yield number, row
-            continue
-        annotations = objects_in(row.get("annotations", row.get("completions")))
-        done = [one for one in annotations if not as_bool(one.get("was_cancelled"))]
-        done.sort(key=lambda one: not as_bool(one.get("ground_truth")))
-        cells: dict[str, dict[str, list[Any]]] = {"choices": {}, "text": {}, "spans": {}}
-        unknown = []
-        for result in objects_in(done[0].get("result")) if done else []:
-            name, value = str(result.get("from_name")), result.get("value")
-            value = value if isinstance(value, dict) else {}
-            if spans := next((listed(value[key]) for key in _SPANS if key in value), None):
-                span = {key: value.get(key) for key in ("start", "end")}
-                found = [span | {"label": label} for label in spans]
-                cells["spans"].setdefault("entities", []).extend(found)
-            elif (chosen := _chosen(value)) is not None:
-                cells["choices"].setdefault(name, []).extend(chosen)
-            elif isinstance(value.get("text"), list):
-                cells["text"].setdefault(name, []).extend(value["text"])
-            else:
-                unknown.append(value)
-        found_row = _row_of_task(row, cells, bool(done) and not unknown)
-        yield number, found_row | ({"annotations": unknown} if unknown else {})
+def read_label_studio(row: Row) -> Row:
+    """Return the row of a task, with the annotation that is the ground truth, or the first."""
+    annotations = objects_in(row.get("annotations", row.get("completions")))
+    done = [one for one in annotations if not as_bool(one.get("was_cancelled"))]
+    done.sort(key=lambda one: not as_bool(one.get("ground_truth")))
+    cells: dict[str, dict[str, list[Any]]] = {"choices": {}, "text": {}, "spans": {}}
+    unknown = []
+    for result in objects_in(done[0].get("result")) if done else []:
+        name, value = str(result.get("from_name")), result.get("value")
+        value = value if isinstance(value, dict) else {}
+        if spans := next((listed(value[key]) for key in _SPANS if key in value), None):
+            span = {key: value.get(key) for key in ("start", "end")}
+            found = [span | {"label": label} for label in spans]
+            cells["spans"].setdefault("entities", []).extend(found)
+        elif (chosen := _chosen(value)) is not None:
+            cells["choices"].setdefault(name, []).extend(chosen)
+        elif isinstance(value.get("text"), list):
+            cells["text"].setdefault(name, []).extend(value["text"])
+        else:
+            unknown.append(value)
+    found_row = _row_of_task(row, cells, bool(done) and not unknown)
+    return found_row | ({"annotations": unknown} if unknown else {})
 
 
 def _chosen(value: Row) -> list[Any] | None:
@@ -116,25 +112,22 @@ def is_of_dataturks(row: Row) -> bool:
     return isinstance(row.get("content"), str) and (is_labelled or is_tagged)
 
 
-def read_dataturks(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    """Yield the texts with their labels, or with labelled spans. Dataturks counts the last letter
-    of a span as a part of it."""
-    for number, row in rows:
-        if not is_of_dataturks(row):
-            yield number, row
-            continue
-        annotation = row["annotation"]
-        rest = {key: row[key] for key in row if key not in ("content", "annotation")}
-        if isinstance(annotation, dict):
-            yield number, {"text": row["content"], "label": annotation["labels"], **rest}
-            continue
-        spans = [
-            {"start": point.get("start"), "end": int(point.get("end", -1)) + 1, "label": label}
-            for one in annotation
-            for point in objects_in(one["points"])
-            for label in listed(one.get("label")) or [one.get("label")]
-        ]
-        yield number, {"text": row["content"], "entities": spans, **rest}
+def read_dataturks(row: Row) -> Row:
+    """Return a text with its label, or with labelled spans.
+
+    Dataturks counts the last letter of a span as a part of it.
+    """
+    annotation = row["annotation"]
+    rest = {key: row[key] for key in row if key not in ("content", "annotation")}
+    if isinstance(annotation, dict):
+        return {"text": row["content"], "label": annotation["labels"], **rest}
+    spans = [
+        {"start": point.get("start"), "end": int(point.get("end", -1)) + 1, "label": label}
+        for one in annotation
+        for point in objects_in(one["points"])
+        for label in listed(one.get("label")) or [one.get("label")]
+    ]
+    return {"text": row["content"], "entities": spans, **rest}
 
 
 # Argilla
@@ -151,20 +144,15 @@ def is_of_argilla(row: Row) -> bool:
     return bool(_response_columns(row))
 
 
-def read_argilla(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    """Yield the records with the first submitted response to each question as its column."""
-    for number, row in rows:
-        columns = _response_columns(row)
-        of_responses = re.compile(
-            "|".join(f"{re.escape(name)}(\\..*)?" for name in columns) or "$^"
-        )
-        kept = {name: cell for name, cell in row.items() if not of_responses.fullmatch(name)}
-        for name in columns:
-            responses, status = listed(row[name]) or [], listed(row[f"{name}.status"]) or []
-            submitted = [
-                response
-                for response, one in zip(responses, status, strict=False)
-                if one == "submitted"
-            ]
-            kept[name.removesuffix(_RESPONSES)] = submitted[0] if submitted else None
-        yield number, kept
+def read_argilla(row: Row) -> Row:
+    """Return a record with the first submitted response to each question as its column."""
+    columns = _response_columns(row)
+    of_responses = re.compile("|".join(f"{re.escape(name)}(\\..*)?" for name in columns) or "$^")
+    kept = {name: cell for name, cell in row.items() if not of_responses.fullmatch(name)}
+    for name in columns:
+        responses, status = listed(row[name]) or [], listed(row[f"{name}.status"]) or []
+        submitted = [
+            response for response, one in zip(responses, status, strict=False) if one == "submitted"
+        ]
+        kept[name.removesuffix(_RESPONSES)] = submitted[0] if submitted else None
+    return kept

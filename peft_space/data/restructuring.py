@@ -56,6 +56,16 @@ class Form:
     """True if the first rows, which all match, have this form together."""
 
 
+def by_row(note: str, matches: Callable[[Row], bool], read: Callable[[Row], Row]) -> Form:
+    """Return a form in which each row is read alone. Rows that do not match stay as they are."""
+
+    def convert(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+        for number, row in rows:
+            yield number, read(row) if matches(row) else row
+
+    return Form(note, matches, convert)
+
+
 def form_of(rows: Sequence[Row]) -> Form | None:
     """Return the form of the first rows of a file, or None if they are ordinary rows."""
     first = rows[:_SAMPLE_ROWS]
@@ -228,22 +238,18 @@ def _is_chatgpt(row: Row) -> bool:
     )
 
 
-def _chatgpt(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if not _is_chatgpt(row):
-            yield number, row
-            continue
-        nodes = row["mapping"]
-        at = str(row.get("current_node"))
-        if at not in nodes:
-            at = next((name for name in reversed(nodes) if not nodes[name].get("children")), "")
-        branch: list[Row] = []
-        while at in nodes and len(branch) <= len(nodes):
-            message = nodes[at].get("message")
-            branch.append(message if isinstance(message, dict) else {})
-            at = str(nodes[at].get("parent"))
-        rest = {key: value for key, value in row.items() if key not in ("mapping", "current_node")}
-        yield number, {"messages": _chatgpt_messages(branch[::-1]), **rest}
+def _chatgpt(row: Row) -> Row:
+    nodes = row["mapping"]
+    at = str(row.get("current_node"))
+    if at not in nodes:
+        at = next((name for name in reversed(nodes) if not nodes[name].get("children")), "")
+    branch: list[Row] = []
+    while at in nodes and len(branch) <= len(nodes):
+        message = nodes[at].get("message")
+        branch.append(message if isinstance(message, dict) else {})
+        at = str(nodes[at].get("parent"))
+    rest = {key: value for key, value in row.items() if key not in ("mapping", "current_node")}
+    return {"messages": _chatgpt_messages(branch[::-1]), **rest}
 
 
 _HIDDEN = ("user_editable_context", "model_editable_context", "reasoning_recap")
@@ -342,21 +348,17 @@ def _has_dialogue_about_text(row: Row) -> bool:
     return bool(questions and answers and len(questions) == len(answers)) and has_passage
 
 
-def _dialogues_about_texts(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if not _has_dialogue_about_text(row):
-            yield number, row
-            continue
-        name = next(name for name in _PASSAGES if isinstance(row.get(name), str))
-        used = (name, "questions", "answers")
-        rest = {key: value for key, value in row.items() if key not in used}
-        questions, answers = _texts_of(row["questions"]) or [], _texts_of(row["answers"]) or []
-        questions[0] = f"{row[name]}\n\n{questions[0]}"
-        turns: list[Row] = []
-        for question, answer in zip(questions, answers, strict=True):
-            turns.append({"role": "user", "content": question})
-            turns.append({"role": "assistant", "content": answer})
-        yield number, {"messages": turns, **rest}
+def _dialogue_about_text(row: Row) -> Row:
+    name = next(name for name in _PASSAGES if isinstance(row.get(name), str))
+    used = (name, "questions", "answers")
+    rest = {key: value for key, value in row.items() if key not in used}
+    questions, answers = _texts_of(row["questions"]) or [], _texts_of(row["answers"]) or []
+    questions[0] = f"{row[name]}\n\n{questions[0]}"
+    turns: list[Row] = []
+    for question, answer in zip(questions, answers, strict=True):
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": answer})
+    return {"messages": turns, **rest}
 
 
 # Tables with one word a row
@@ -415,21 +417,17 @@ def _is_of_ai_studio(row: Row) -> bool:
     return isinstance(prompt, dict) and isinstance(prompt.get("chunks"), list)
 
 
-def _chats_of_ai_studio(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if not _is_of_ai_studio(row):
-            yield number, row
-            continue
-        system = row.get("systemInstruction")
-        turns: list[Row] = []
-        for chunk in objects_in(row["chunkedPrompt"]["chunks"]):
-            part = {"text": chunk.get("text"), "thought": as_bool(chunk.get("isThought")) is True}
-            if turns and turns[-1]["role"] == chunk.get("role"):
-                turns[-1]["parts"].append(part)
-            else:
-                turns.append({"role": chunk.get("role"), "parts": [part]})
-        rest = {key: row[key] for key in row.keys() - {"chunkedPrompt", "systemInstruction"}}
-        yield number, ({"system": system} if system else {}) | {"messages": turns} | rest
+def _chat_of_ai_studio(row: Row) -> Row:
+    system = row.get("systemInstruction")
+    turns: list[Row] = []
+    for chunk in objects_in(row["chunkedPrompt"]["chunks"]):
+        part = {"text": chunk.get("text"), "thought": as_bool(chunk.get("isThought")) is True}
+        if turns and turns[-1]["role"] == chunk.get("role"):
+            turns[-1]["parts"].append(part)
+        else:
+            turns.append({"role": chunk.get("role"), "parts": [part]})
+    rest = {key: row[key] for key in row.keys() - {"chunkedPrompt", "systemInstruction"}}
+    return ({"system": system} if system else {}) | {"messages": turns} | rest
 
 
 # One message a row
@@ -512,13 +510,9 @@ def _is_of_viewer(row: Row) -> bool:
     return isinstance(row.get("row"), dict) and "row_idx" in row
 
 
-def _rows_of_viewer(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if not _is_of_viewer(row):
-            yield number, row
-            continue
-        cut = row.get("truncated_cells")  # the viewer shortens long cells
-        yield number, row["row"] | ({"truncated_cells": cut} if cut else {})
+def _row_of_viewer(row: Row) -> Row:
+    cut = row.get("truncated_cells")  # the viewer shortens long cells
+    return row["row"] | ({"truncated_cells": cut} if cut else {})
 
 
 # Texts with a tag for each word
@@ -551,14 +545,12 @@ def _has_tagged_words(row: Row) -> bool:
     return _tagged_words(row) is not None
 
 
-def _words_with_tags(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        if (found := _tagged_words(row)) is None:
-            yield number, row
-            continue
-        text, tags_column, words, tags = found
-        rest = {name: cell for name, cell in row.items() if name not in (text, tags_column)}
-        yield number, {"tokens": words, "tags": tags, **rest}
+def _words_with_tags(row: Row) -> Row:
+    found = _tagged_words(row)
+    assert found is not None
+    text, tags_column, words, tags = found
+    rest = {name: cell for name, cell in row.items() if name not in (text, tags_column)}
+    return {"tokens": words, "tags": tags, **rest}
 
 
 # Two answers, and which of them is better
@@ -619,23 +611,21 @@ def _is_comparison(row: Row) -> bool:
     return known and not {"chosen", "rejected"} & set(row)
 
 
-def _preferences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        pair = _two_answers(row)
-        better = _better(row, pair) if pair else None
-        if pair is None or better is None:
-            yield number, row
-            continue
-        rest = {name: value for name, value in row.items() if name not in pair}
-        name = next((name for name in _PROMPTS if name in rest), None)
-        prompt = rest.pop(name) if name else None
-        prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
-        cells = [prompt, *(None if better < 0 else row[pair[at]] for at in (better, 1 - better))]
-        lists = [listed(cell) or [] for cell in cells]
-        if all(len(texts) == 1 and isinstance(texts[0], str) for texts in lists):
-            cells = [texts[0] for texts in lists]  # as Kaggle has the arena's conversations
-        prompt, chosen, rejected = cells
-        yield number, {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
+def _preference(row: Row) -> Row:
+    pair = _two_answers(row)
+    better = _better(row, pair) if pair else None
+    assert pair is not None
+    assert better is not None
+    rest = {name: value for name, value in row.items() if name not in pair}
+    name = next((name for name in _PROMPTS if name in rest), None)
+    prompt = rest.pop(name) if name else None
+    prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
+    cells = [prompt, *(None if better < 0 else row[pair[at]] for at in (better, 1 - better))]
+    lists = [listed(cell) or [] for cell in cells]
+    if all(len(texts) == 1 and isinstance(texts[0], str) for texts in lists):
+        cells = [texts[0] for texts in lists]  # as Kaggle has the arena's conversations
+    prompt, chosen, rejected = cells
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
 
 
 # Several answers with ranks or scores
@@ -680,19 +670,16 @@ def _is_rated(row: Row) -> bool:
     return has_prompt and _rated_answers(row) is not None
 
 
-def _best_and_worst(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        rated = _rated_answers(row)
-        if rated is None:
-            yield number, row
-            continue
-        column, answers = rated
-        rest = {name: value for name, value in row.items() if name not in (column, *_RATED_BY)}
-        name = next((name for name in _PROMPTS if name in rest), None)
-        prompt = rest.pop(name) if name else None
-        best, worst = (choose(answers, key=lambda one: one[0]) for choose in (max, min))
-        pair = (best[1], worst[1]) if best[0] > worst[0] else (None, None)
-        yield number, {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], **rest}
+def _best_and_worst(row: Row) -> Row:
+    rated = _rated_answers(row)
+    assert rated is not None
+    column, answers = rated
+    rest = {name: value for name, value in row.items() if name not in (column, *_RATED_BY)}
+    name = next((name for name in _PROMPTS if name in rest), None)
+    prompt = rest.pop(name) if name else None
+    best, worst = (choose(answers, key=lambda one: one[0]) for choose in (max, min))
+    pair = (best[1], worst[1]) if best[0] > worst[0] else (None, None)
+    return {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], **rest}
 
 
 # Several better or worse answers
@@ -738,12 +725,10 @@ def _is_translation(row: Row) -> bool:
     )
 
 
-def _translations(rows: Iterator[Numbered]) -> Iterator[Numbered]:
-    for number, row in rows:
-        cell = row.get("translation")
-        rest = {key: value for key, value in row.items() if key != "translation"}
-        texts = cell if isinstance(cell, dict) else {}
-        yield number, {f"{key} of row" if key in texts else key: rest[key] for key in rest} | texts
+def _translation(row: Row) -> Row:
+    texts = row["translation"]
+    rest = {key: value for key, value in row.items() if key != "translation"}
+    return {f"{key} of row" if key in texts else key: rest[key] for key in rest} | texts
 
 
 _FORMS = (
@@ -759,18 +744,18 @@ _FORMS = (
         "Only the role and the text of a message are used.",
         _is_tree, _threads_of_trees,
     ),
-    Form(
+    by_row(
         "The file is an export of ChatGPT: of each conversation, the branch that was open last is "
         "read, without hidden messages.",
         _is_chatgpt, _chatgpt,
     ),
-    Form(
+    by_row(
         "The file is an export of Label Studio: of each task, the annotation that is marked as "
         "ground truth is read, or the first one. Predictions are not read.",
         is_of_label_studio, read_label_studio,
     ),
-    Form("The file is an export of Dataturks.", is_of_dataturks, read_dataturks),
-    Form(
+    by_row("The file is an export of Dataturks.", is_of_dataturks, read_dataturks),
+    by_row(
         "The file is an export of Argilla: of each question, the first submitted response is "
         "read.",
         is_of_argilla, read_argilla,
@@ -785,18 +770,18 @@ _FORMS = (
         "are numbered in order.",
         _has_question_list, _pairs_in_lists,
     ),
-    Form(
+    by_row(
         "The questions about a text are one conversation, which begins with the text.",
-        _has_dialogue_about_text, _dialogues_about_texts,
+        _has_dialogue_about_text, _dialogue_about_text,
     ),
     Form(
         "The {before} rows are words: the {after} sentences are the rows, and have the number of "
         "their first word.",
         _is_word, _sentences,
     ),
-    Form(
+    by_row(
         "The file is an export of Google AI Studio.",
-        _is_of_ai_studio, _chats_of_ai_studio,
+        _is_of_ai_studio, _chat_of_ai_studio,
     ),
     Form(
         "The {before} rows are messages: {after} conversations are read.",
@@ -806,14 +791,14 @@ _FORMS = (
         "Of the {before} rows, the {after} that were accepted in Prodigy are read.",
         is_of_prodigy, accepted_by_prodigy,
     ),
-    Form("The rows are those of the Hub's dataset viewer.", _is_of_viewer, _rows_of_viewer),
-    Form("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
-    Form(
+    by_row("The rows are those of the Hub's dataset viewer.", _is_of_viewer, _row_of_viewer),
+    by_row("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
+    by_row(
         "Each row has two answers, and says which is better. Rows without a better one are left "
         "out.",
-        _is_comparison, _preferences,
+        _is_comparison, _preference,
     ),
-    Form(
+    by_row(
         "Each row has several answers with scores or ranks. The app reads the best and the worst "
         "answer, and skips rows with a tie.",
         _is_rated, _best_and_worst,
@@ -827,5 +812,5 @@ _FORMS = (
         "The choices of a question are listed under it, and the right one is the answer.",
         has_choice_columns, join_choices,
     ),
-    Form("Each language of the translations is a column.", _is_translation, _translations),
+    by_row("Each language of the translations is a column.", _is_translation, _translation),
 )  # fmt: skip
