@@ -1,5 +1,6 @@
 """Rows and tokenized examples in memory-mapped Arrow files, which are read one by one."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -289,8 +290,7 @@ class Tokens(Sequence[TokenizedExample]):
 
     def largest_id(self) -> int:
         """Return the largest token id of the whole file, or -1 if it has no tokens."""
-        columns = [self._table[name] for name in ("input_ids", "rejected_ids", "target_ids")]
-        return max(pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns)
+        return _largest_id(self.path)
 
     def labels(self) -> list[str | None]:
         """Return the label of each row (N,)."""
@@ -317,6 +317,20 @@ class Tokens(Sequence[TokenizedExample]):
         column = self._table["problem"]
         positions = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         return {int(position): column[int(position)].as_py() for position in positions}
+
+
+@functools.lru_cache(maxsize=8)
+def _largest_id(path: Path) -> int:
+    """Return the largest id of a `TOKENS` file, read in pieces as in `read_batches`."""
+    names = ("input_ids", "rejected_ids", "target_ids")
+    options = pa.ipc.IpcReadOptions(included_fields=[TOKENS.get_field_index(n) for n in names])
+    largest = -1
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file, options=options)
+        for index in range(reader.num_record_batches):
+            for column in reader.get_batch(index).columns:
+                largest = max(largest, pc.max(pc.list_flatten(column)).as_py() or -1)
+    return largest
 
 
 def _example_of(cells: dict[str, Any]) -> TokenizedExample:
