@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -140,6 +141,7 @@ def _serve(
 ) -> None:
     """Process batches in a child until the parent kills it."""
     _set_child_limits()
+    gc.freeze()  # a collection would copy each page that is shared with the parent
     state, is_ready = None, False
     while True:
         batch = pipe.recv()
@@ -175,12 +177,21 @@ def address_space_bytes() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
+def _limit_memory(max_bytes: int) -> tuple[int, int]:
+    """Limit the memory that this process may allocate from now on. Returns the limits before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = address_space_bytes() + max_bytes
+    limit = limit if soft == resource.RLIM_INFINITY else min(soft, limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    return soft, hard
+
+
 @contextlib.contextmanager
 def resource_limits(seconds: float, max_bytes: int) -> Iterator[None]:
     """Limit the time and memory of the main thread; does nothing outside Linux.
 
     If Python cannot react, as inside a long C call, Linux ends the process after twice the time.
-    The limit of a surrounding `RowTimer` stays in force.
+    Within the rows of a `RowTimer`, its limits are in force instead.
 
     Args:
         seconds: time limit.
@@ -190,15 +201,12 @@ def resource_limits(seconds: float, max_bytes: int) -> Iterator[None]:
         TimeoutError: the time limit is exceeded.
         MemoryError: the memory limit is exceeded.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or RowTimer.is_running:
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = address_space_bytes() + max_bytes
-    limit = limit if soft == resource.RLIM_INFINITY else min(soft, limit)
+    soft, hard = _limit_memory(max_bytes)
     is_main = threading.current_thread() is threading.main_thread()
     use_timer = is_main and signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     if use_timer:
         handler = signal.signal(signal.SIGALRM, _raise_timeout)
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -217,26 +225,43 @@ def _raise_timeout(number: int, frame: Any) -> None:
     raise TimeoutError
 
 
+_ROWS_PER_LIMIT = 10
+"""Rows between two looks at the memory in use. A look takes as long as a tenth of a row."""
+
+
 class RowTimer:
-    """Context manager in a child that raises RowLimit for a row that takes too long.
+    """Context manager in a child that raises RowLimit for a row that takes too much.
 
     A periodic timer costs less than a timer for each row. If Python cannot react, Linux ends the
     child after `seconds` of CPU time.
 
     Args:
         seconds: time limit of a row.
+        max_bytes: memory that rows may allocate in addition to the current memory.
     """
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
+    is_running = False
+    """True while the limits of a row are in force in this process."""
+
+    def __init__(self, seconds: float, max_bytes: int):
+        self._seconds, self._max_bytes = seconds, max_bytes
         self._row: int | None = None
         self._since = 0.0
+        self._num_rows = 0
+        self._before: tuple[int, int] | None = None
 
     def __call__(self, row: int | None) -> None:
-        """Start the time of a row, or stop the timer if `row` is None."""
+        """Start the limits of a row, or end them if `row` is None."""
         self._row, self._since = row, time.process_time()
-        if sys.platform == "linux":
-            signal.setitimer(signal.ITIMER_PROF, 0 if row is None else self._seconds)
+        if sys.platform != "linux":
+            return
+        signal.setitimer(signal.ITIMER_PROF, 0 if row is None else self._seconds)
+        if row is None or self._num_rows % _ROWS_PER_LIMIT == 0:
+            self._free_memory()
+        if row is not None:
+            self._before = self._before or _limit_memory(self._max_bytes)
+            self._num_rows += 1
+        RowTimer.is_running = row is not None
 
     def __enter__(self) -> "RowTimer":
         signal.signal(signal.SIGALRM, self._check)
@@ -246,10 +271,17 @@ class RowTimer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> None:
+        row = self._row
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        if isinstance(error, MemoryError) and self._row is not None:
-            raise RowLimit(self._row) from None
+        self(None)
+        if isinstance(error, MemoryError) and row is not None:
+            raise RowLimit(row) from None
+
+    def _free_memory(self) -> None:
+        """End the limit of memory."""
+        if self._before:
+            resource.setrlimit(resource.RLIMIT_AS, self._before)
+        self._before = None
 
     def _check(self, number: int, frame: Any) -> None:
         if self._row is not None and time.process_time() - self._since > self._seconds * 3 / 4:

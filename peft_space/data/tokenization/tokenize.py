@@ -24,6 +24,7 @@ from peft_space.data.arrow_store import (
 from peft_space.data.pictures import thumbnail
 from peft_space.data.row_normalization import Row, from_json, pictures_of
 from peft_space.data.tokenization.chat_template import (
+    MAX_BYTES,
     MAX_SECONDS,
     TemplateTimeout,
     template_timeout,
@@ -117,7 +118,7 @@ class _Renderer:
 
     def render(self, rows: Sequence[Row], with_texts: bool) -> list[TokenizedExample]:
         """Render rows, each within the time limit of the template."""
-        with RowTimer(MAX_SECONDS) as watch:
+        with RowTimer(MAX_SECONDS, MAX_BYTES) as watch:
             return render(
                 self.tokenizer, rows, self.max_length, self.train_on, self.task, self.reasoning,
                 with_texts, watch,
