@@ -204,7 +204,7 @@ _PAIRS = (
 def _turns_of_pairs(items: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Return the messages of pairs of a question and an answer, or None."""
     for pair in _PAIRS:
-        if items and items[0].keys() >= set(pair) and all(set(pair) <= set(item) for item in items):
+        if items and all(name in item for item in items for name in pair):
             turns = []
             for item in items:
                 rest = {key: value for key, value in item.items() if key not in (*pair, "system")}

@@ -130,10 +130,12 @@ _ITEMS: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def _with_speaker(turn: dict[str, Any]) -> dict[str, Any]:
     """Return a message with its role, which LangChain stores as `type`."""
-    if not _speaker(turn) and turn.get("type") in _ITEMS:
+    if _speaker(turn):
+        return turn
+    if turn.get("type") in _ITEMS:
         return _ITEMS[turn["type"]](turn)
     has_content = any(key in turn for key in ("content", "data"))
-    if not _speaker(turn) and has_content and _role_of(turn.get("type")) is not None:
+    if has_content and _role_of(turn.get("type")) is not None:
         return {"role": turn["type"], **{key: turn[key] for key in turn if key != "type"}}
     return turn
 
@@ -149,9 +151,9 @@ def _join_channels(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     joined: list[dict[str, Any]] = []
     for turn in turns:
         before = joined[-1] if joined else {}
-        is_analysis = before.get("channel") == _CHANNELS[0] and "recipient" not in before
-        same_speaker = _role_of(_speaker(turn)) == "assistant"
-        if is_analysis and same_speaker and isinstance(before.get("content"), str):
+        is_thought = before.get("channel") == _CHANNELS[0] and "recipient" not in before
+        is_thought = is_thought and isinstance(before.get("content"), str)
+        if is_thought and _role_of(_speaker(turn)) == "assistant":
             if turn.get("channel") == _CHANNELS[0]:
                 joined[-1] = turn | {"content": f"{before['content']}\n\n{turn.get('content')}"}
             else:

@@ -294,7 +294,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
     verdicts = _Verdicts()
     for position, (number, text) in enumerate(zip(*rows, strict=True)):
         record = DECODER.decode(text)
-        if record and all(str(cell).strip() == name for name, cell in record.items()):
+        if record and all(_is_name(cell, name) for name, cell in record.items()):
             batch.bad.append((position, Problem(number, "it repeats the names of the columns")))
             continue
         unused = _count_unused(record, mapping, batch.unused)
@@ -317,7 +317,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
             kinds.append("alternating")
         if mapping.schema in _ANSWERING:
             verdicts.add(number, unused)
-        if any(str(record.get(name)).lower() in _HELD_OUT for name in _SPLITS):
+        if any(str(record[name]).lower() in _HELD_OUT for name in _SPLITS & record.keys()):
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
         if any(structured(unwrapped(record.get(name), name)) for name in named):
@@ -346,6 +346,11 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
     batch.named = opener.used
     batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
     return batch
+
+
+def _is_name(cell: Any, column: str) -> bool:
+    """Return True if a cell repeats the name of its column."""
+    return not isinstance(cell, (list, dict)) and str(cell).strip() == column
 
 
 class _Verdicts:
@@ -397,7 +402,7 @@ def _count_unused(
 
 
 _ANSWERING = ("alpaca", "question_answer", "prompt_completion", "messages", "sharegpt")
-_SPLITS = ("split", "set", "partition", "Split", "Set", "Partition")
+_SPLITS = {"split", "set", "partition", "Split", "Set", "Partition"}
 _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
