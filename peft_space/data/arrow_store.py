@@ -397,6 +397,7 @@ def _problem_record(row: int, problem: str) -> dict[str, Any]:
 
 def _record(example: TokenizedExample) -> dict[str, Any]:
     rejected, target = example.rejected, example.target
+    notes = example.notes | (rejected.notes if rejected else frozenset())
     return {
         "row": example.row,
         "input_ids": example.input_ids,
@@ -405,7 +406,7 @@ def _record(example: TokenizedExample) -> dict[str, Any]:
         "length": example.length,
         "num_trained": example.num_trained,
         "typed_controls": example.typed_controls,
-        "notes": sum(1 << NOTES.index(note) for note in example.notes),
+        "notes": sum(1 << NOTES.index(note) for note in notes),
         "problem": None,
         "label": example.label,
         "tags": example.tags or None,

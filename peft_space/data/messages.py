@@ -302,7 +302,8 @@ def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) ->
     if role == "assistant" and not details and not any(map(str.strip, thoughts)):
         thought, text = split_thought(text)
         thoughts = [thought]
-    message: Message = {"role": role, "content": clean(check_encodable(text))}
+    content = clean(check_encodable(text))
+    message: Message = {"role": role, "content": content}
     if parts.pictures:
         message["images"] = parts.pictures
     if role == "assistant" and (thought := next(filter(str.strip, thoughts), "").strip()):
@@ -314,7 +315,11 @@ def _parse_message(turn: dict[str, Any], clean: Clean, assistant: str | None) ->
     if (weight := _weight(turn)) is not None:
         message["weight"] = weight
     if details:
-        message["trained"] = _trained_spans(details)
+        removed = text.index(content)  # a fix strips white space
+        message["trained"] = [
+            [max(0, start - removed), min(len(content), end - removed)]
+            for start, end in _trained_spans(details)
+        ]
     return [*messages, message]
 
 
@@ -572,12 +577,19 @@ def _join_calls(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = joined[-1] if joined else {}
         calls_only = message.get("tool_calls") and not message["content"].strip()
-        if calls_only and before.get("tool_calls") and "weight" not in message:
+        same_weight = message.get("weight") == before.get("weight")
+        if calls_only and before.get("tool_calls") and same_weight:
             calls = [*before["tool_calls"], *message["tool_calls"]]
-            joined[-1] = before | {"tool_calls": calls}
+            joined[-1] = before | {"tool_calls": calls} | _joined_thoughts(before, message)
         else:
             joined.append(message)
     return joined
+
+
+def _joined_thoughts(*messages: Message) -> Message:
+    """Return the thoughts of messages as a part of one message."""
+    thoughts = [one["reasoning_content"] for one in messages if one.get("reasoning_content")]
+    return {"reasoning_content": "\n\n".join(thoughts)} if thoughts else {}
 
 
 def _name_results(messages: list[Message]) -> list[Message]:
@@ -627,12 +639,32 @@ def merge_turns(messages: list[Message]) -> list[Message]:
         if before is None or not same or before.get("tool_calls"):
             merged.append(message)
             continue
-        content = f"{before['content']}\n\n{message['content']}".strip()
         images = [*before.get("images", []), *message.get("images", [])]
         merged[-1] = (
-            before | message | {"content": content} | ({"images": images} if images else {})
+            before
+            | message
+            | _joined_contents(before, message)
+            | _joined_thoughts(before, message)
+            | ({"images": images} if images else {})
         )
     return merged
+
+
+def _joined_contents(first: Message, second: Message) -> Message:
+    """Return the contents of two messages as a part of one, with what of it has a loss."""
+    texts = [text for one in (first, second) if (text := one["content"]).strip()]
+    joined: Message = {"content": "\n\n".join(texts)}
+    weights = [one.get("weight") for one in (first, second)]
+    if weights[0] == weights[1] and not {"trained"} & (first.keys() | second.keys()):
+        return joined
+    spans: list[list[int]] = []
+    begin = 0
+    for message in (first, second):
+        length = len(message["content"])
+        whole = [[0, length]] if message.get("weight") != 0 else []
+        spans += [[begin + a, begin + b] for a, b in message.get("trained", whole)]
+        begin += length + 2 if message["content"].strip() else 0
+    return joined | {"trained": spans, "weight": int(bool(spans))}
 
 
 def check_turns(messages: list[Message], fixes: Collection[str]) -> list[Message]:

@@ -9,7 +9,7 @@ not.
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from peft_space.data.messages import PICTURE, Message
@@ -35,7 +35,14 @@ _THOUGHT = re.compile(r"think|thought|reason|channel|analysis", re.IGNORECASE)
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
 _TAG_LENGTH = 12
 """Characters before a place where a tag that opens a thought can begin."""
-_CLOSE_THOUGHT = "\n</think>\n\n"
+_CLOSED_THOUGHT = re.compile(r"</\w*(think|thought|reason)\w*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_THOUGHT_TAGS = {
+    "<think>": ("<think>\n", "\n</think>\n\n"),
+    "[THINK]": ("[THINK]", "[/THINK]"),
+    "<seed:think>": ("<seed:think>", "</seed:think>"),
+    "<|inner_prefix|>": ("<|inner_prefix|>", "<|inner_suffix|>"),
+}
+"""A token of the model -> how it writes a thought in a text. The first is for other models."""
 _FIRST_MARK = 0xF0000
 """A private character that no text contains; `loss_mask` escapes special tokens with others."""
 _MARKS = re.compile("[\U000f0000-\U000ffffd]")
@@ -84,6 +91,11 @@ class _Layout:
     """Where each answer ends, from the end of its text."""
     notes: frozenset[Note]
 
+    @property
+    def opening(self) -> str:
+        """What the prompt of the last answer ends with."""
+        return self.gaps[-2][: self.starts[-1]]
+
 
 _Pieces = dict[tuple[int, str], Span]
 """(number of the message, "content" or "reasoning" or "call 0" …) -> its place in the text."""
@@ -111,6 +123,8 @@ class AnswerFinder:
         tokens = sorted(self.specials, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
         self._indivisible = re.compile("|".join([*map(re.escape, tokens), r"</?\w+>"]))
+        named_tag = next((tag for tag in _THOUGHT_TAGS if tag in tokens), "<think>")
+        self._thought_tags = _THOUGHT_TAGS[named_tag]
 
     def find(self, row: int, messages: list[Message], tools: Tools) -> Written:
         """Write a conversation and find its answers.
@@ -127,7 +141,8 @@ class AnswerFinder:
         layout = self._layouts.get(form) if form else None
         if layout:
             text = self.write(messages, tools, False)
-            if (written := _by_layout(layout, messages, text)) is not None:
+            written = _by_layout(layout, messages, text)
+            if written is not None and self._has_opening(layout, messages, tools):
                 return written
         written, layout = self._find(row, messages, tools)
         if form and layout and len(self._layouts) < _MAX_LAYOUTS:
@@ -144,11 +159,18 @@ class AnswerFinder:
             return None
         return tuple(message["role"] for message in messages), repr(tools)
 
+    def _has_opening(self, layout: _Layout, messages: list[Message], tools: Tools) -> bool:
+        """Return True if the prompt opens the thought that the template does not write."""
+        if layout.gaps == layout.as_template:
+            return True
+        return self.write(messages[:-1], tools, True).endswith(layout.opening)
+
     # One conversation
 
     def _find(
         self, row: int, messages: list[Message], tools: Tools
     ) -> tuple[Written, _Layout | None]:
+        given = messages
         messages, text, pieces = self._with_reasoning(messages, tools)
         gaps_of_template = _gaps(messages, text, pieces)
         answers: list[Answer] = []
@@ -158,7 +180,12 @@ class AnswerFinder:
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start, missing = self._start(row, number, messages, tools, text, pieces)
+            start, opening, missing = self._start(row, number, messages, tools, text, pieces)
+            if (number, "reasoning") in pieces and _CLOSED_THOUGHT.search(opening):
+                # the prompt ends a thought, so that no other one follows it
+                given = [*given[:number], _without_reasoning(given[number]), *given[number + 1 :]]
+                written, _ = self._find(row, given, tools)
+                return replace(written, notes=written.notes | {"reasoning_left_out"}), None
             if start < begin:
                 raise _uncertain(row, number, "it writes the messages in another order")
             if missing and number == last:
@@ -167,7 +194,7 @@ class AnswerFinder:
             spans = self._spans(number, messages, tools, text, pieces, start)
             content, reasoning = pieces.get((number, "content")), pieces.get((number, "reasoning"))
             answers.append(Answer(spans, content, reasoning))
-            answer = "".join(text[first:end] for first, end in spans)
+            answer = _outside(text, spans, [content, reasoning]) if "tool_calls" in message else ""
             if not message.get("reasoning_content") and _begins_empty(text, start, spans[0][1]):
                 notes.add("empty_thought")
             notes |= self._left_out(row, number, message, pieces, answer)
@@ -191,8 +218,9 @@ class AnswerFinder:
         notes: set[Note] = set()
         calls = message.get("tool_calls") or []
         names = [call["function"]["name"] for call in calls]
-        num_written = len({kind.split()[1] for at, kind in pieces if at == number and " " in kind})
-        if not num_written:  # the template did not take marked calls
+        marked = [kind for at, kind in pieces if at == number and kind.startswith("name ")]
+        num_written = len(marked)
+        if not marked:  # the template did not take marked names
             num_written = sum(
                 min(answer.count(name), names.count(name)) for name in dict.fromkeys(names)
             )
@@ -214,9 +242,10 @@ class AnswerFinder:
         return notes
 
     def _leaves_out_tools(self, messages: list[Message], tools: Tools, text: str) -> bool:
-        key = repr(tools)
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        key = repr((tools, bool(system)))
         if key not in self._ignores_tools and len(self._ignores_tools) < _MAX_LAYOUTS:
-            question = [{"role": "user", "content": "a"}]
+            question = [*system, {"role": "user", "content": "a"}]
             without, with_tools = (
                 try_writing(functools.partial(self.write, question, some, True))
                 for some in (None, tools)
@@ -236,9 +265,9 @@ class AnswerFinder:
         If the template treats marked texts differently, fewer are marked. What is not marked is
         searched for.
         """
-        text = self.write(_mark(messages, ())[0], tools, prompt)
+        text = self.write(self._mark(messages, ())[0], tools, prompt)
         for kinds in _MARKED_KINDS:
-            marked, marks = _mark(messages, kinds)
+            marked, marks = self._mark(messages, kinds)
             try:
                 found = self.write(marked, tools, prompt)
             except Exception:  # noqa: BLE001 - a template can test its texts for anything
@@ -251,6 +280,11 @@ class AnswerFinder:
                     if first in places and second in places
                 }
         return text, _search(messages, text)
+
+    def _mark(
+        self, messages: list[Message], kinds: Sequence[str]
+    ) -> tuple[list[Message], dict[tuple[int, str], tuple[str, str]]]:
+        return _mark(messages, kinds, self._thought_tags)
 
     def _with_reasoning(
         self, messages: list[Message], tools: Tools
@@ -270,9 +304,27 @@ class AnswerFinder:
             for number, message in enumerate(messages)
         ]
         inline_text, inline_pieces = self._place(inline, tools)
-        if (thoughtful[-1], "reasoning") in inline_pieces:
-            return inline, inline_text, inline_pieces
-        return named, text, pieces
+        if (thoughtful[-1], "reasoning") not in inline_pieces:
+            return named, text, pieces
+        prompt, before = self._place(inline[: thoughtful[-1]], tools, prompt=True)
+        opening = prompt[max((span[1] for span in before.values()), default=0) :]
+        if _THOUGHT.search(opening) and not inline_text.startswith(prompt):
+            return named, text, pieces  # the prompt opens the thought
+        return inline, inline_text, inline_pieces
+
+    def prompted(self, messages: list[Message], tools: Tools) -> list[Message]:
+        """Return the messages before an answer with those thoughts that training writes there."""
+        if not any(message.get("reasoning_content") for message in messages):
+            return messages
+        answered = [*messages, {"role": "assistant", "content": "x"}]
+        written, _, pieces = self._with_reasoning(answered, tools)
+        _, asked = self._place(written[:-1], tools, prompt=True)
+        lost = {number for number, kind in asked.keys() - pieces.keys() if kind == "reasoning"}
+        kept = [
+            _without_reasoning(message) if number in lost else message
+            for number, message in enumerate(written[:-1])
+        ]
+        return self._mark(kept, ())[0]
 
     def _open_thought(
         self,
@@ -285,10 +337,15 @@ class AnswerFinder:
     ) -> tuple[str, _Pieces]:
         """Write the thought that the prompt opens, so that the answer follows the same prompt."""
         first = min((span[0] for (at, _), span in pieces.items() if at == number), default=start)
-        thought = messages[number].get("reasoning_content") or ""
-        thought = thought if (number, "reasoning") not in pieces else ""
-        closing = text[start:first] or _CLOSE_THOUGHT
-        inserted = opening + thought + closing
+        gap, thought = text[start:first], ""
+        if (number, "reasoning") in pieces:
+            inserted = opening
+        elif _CLOSED_THOUGHT.search(opening):
+            inserted = opening + gap
+        else:
+            thought = messages[number].get("reasoning_content") or ""
+            closing = gap if _CLOSED_THOUGHT.search(gap) else self._closing_of(opening) + gap
+            inserted = opening + thought + closing
         shift = len(inserted) - (first - start)
         moved = {
             piece: (a + shift, b + shift) if a >= first else (a, b)
@@ -298,6 +355,11 @@ class AnswerFinder:
             begin = start + len(opening)
             moved[number, "reasoning"] = (begin, begin + len(thought))
         return text[:start] + inserted + text[first:], moved
+
+    def _closing_of(self, opening: str) -> str:
+        """Return what ends the thought that a prompt opens."""
+        tags = (tags for tag, tags in _THOUGHT_TAGS.items() if tag in opening)
+        return next(tags, _THOUGHT_TAGS["<think>"])[1]
 
     # Where answers begin and end
 
@@ -309,19 +371,19 @@ class AnswerFinder:
         tools: Tools,
         text: str,
         pieces: _Pieces,
-    ) -> tuple[int, str]:
-        """Where the answer begins, and what its prompt has there that the text has not."""
+    ) -> tuple[int, str, str]:
+        """Where the answer begins, what its prompt ends with, and what the text lacks of that."""
         limit = min((span[0] for (at, _), span in pieces.items() if at == number), default=None)
         if number == 0:
-            return limit or 0, ""
+            return limit or 0, "", ""
         prompt, before = self._place(messages[:number], tools, prompt=True)
         limit = len(text) if limit is None else limit
-        if len(prompt) <= limit and text.startswith(prompt):
-            return len(prompt), ""
         shared = [piece for piece in before if piece in pieces and piece[0] < number]
         last = max(shared, key=lambda piece: before[piece][1], default=None)
         here, there = (pieces[last][1], before[last][1]) if last else (0, 0)
         opening, gap = prompt[there:], text[here:limit]
+        if len(prompt) <= limit and text.startswith(prompt):
+            return len(prompt), opening, ""
         length = self._common(opening, gap)
         missing = opening[length:]
         opens_thought = _THOUGHT.search(opening, max(0, length - _TAG_LENGTH))
@@ -332,7 +394,7 @@ class AnswerFinder:
                 "differently once the conversation is answered. Remove the row, or choose another "
                 "chat template in the recipe.",
             )
-        return here + length, missing
+        return here + length, opening, missing
 
     def _spans(
         self,
@@ -401,7 +463,9 @@ class AnswerFinder:
             following_text = other_text[len(before) :]
         else:
             following_text = own
-        return self._closing(own, following_text)
+        content = messages[number]["content"] if kinds[-1:] == ["content"] else ""
+        space = content[len(content.rstrip()) :]
+        return max(self._closing(own, following_text), len(space) * own.startswith(space))
 
     def _closing(self, own: str, other: str) -> int:
         """The length of the part of `own` that ends an answer."""
@@ -443,6 +507,19 @@ def try_writing(write: Callable[[], str]) -> str | None:
         return None
 
 
+def _without_reasoning(message: Message) -> Message:
+    keys = ("inline", *REASONING_KEYS)
+    return {key: value for key, value in message.items() if key not in keys}
+
+
+def _outside(text: str, spans: Sequence[Span], parts: Sequence[Span | None]) -> str:
+    """Return the text of an answer without its content and its thought."""
+    places = [range(*part) for part in parts if part]
+    return "".join(
+        text[at] for span in spans for at in range(*span) if not any(at in part for part in places)
+    )
+
+
 def _begins_empty(text: str, start: int, end: int) -> bool:
     """True if an answer ends a thought, which it or its prompt opens, without a word in it."""
     empty = _EMPTY_THOUGHT.search(text, max(0, start - _TAG_LENGTH), end)
@@ -462,9 +539,9 @@ def _uncertain(row: int, number: int, reason: str) -> UserError:
 
 
 def _mark(
-    messages: list[Message], kinds: Sequence[str]
+    messages: list[Message], kinds: Sequence[str], thought_tags: tuple[str, str]
 ) -> tuple[list[Message], dict[tuple[int, str], tuple[str, str]]]:
-    """Put texts between two private characters each."""
+    """Put texts between two private characters each, and inline thoughts between their tags."""
     marks: dict[tuple[int, str], tuple[str, str]] = {}
 
     def mark(number: int, kind: str, text: str) -> str:
@@ -487,7 +564,7 @@ def _mark(
             copy["content"] = mark(number, "content", message["content"])
         if copy.pop("inline", None):
             copy.pop("reasoning_content")
-            copy["content"] = f"<think>\n{thought}{_CLOSE_THOUGHT}{copy['content']}"
+            copy["content"] = f"{thought_tags[0]}{thought}{thought_tags[1]}{copy['content']}"
         if message.get("tool_calls"):
             copy["tool_calls"] = [
                 _mark_call(call, kinds, functools.partial(mark, number), at)

@@ -150,6 +150,10 @@ class ChatTemplate:
             messages = [one if "images" not in one else _with_parts([one])[0] for one in messages]
         return self._render(messages, tools, prompt)
 
+    def write_prompt(self, messages: list[Message], tools: Tools) -> str:
+        """Write a conversation as training does, up to the opening of the next answer."""
+        return self.write(self._finder.prompted(messages, tools), tools, prompt=True)
+
     def _render(self, messages: list[Message], tools: Tools, prompt: bool = False) -> str:
         try:
             with resource_limits(MAX_SECONDS, MAX_BYTES):
@@ -190,8 +194,8 @@ class ChatTemplate:
     def _call_form(self) -> tuple[_Change, ...]:
         """The changes of messages with which the template writes calls.
 
-        Some templates concatenate the arguments to a text, those of Mistral check the ids, and
-        those of DeepSeek take an empty text for an answer.
+        Some templates concatenate the arguments to a text, those of Mistral check the ids, those
+        of DeepSeek take an empty text for an answer, and Kimi's write the id for the name.
         """
         function = {"name": "w5z", "arguments": {"a": 1}}
         messages: list[Message] = [
@@ -215,7 +219,9 @@ class ChatTemplate:
     def _takes_calls(self, messages: list[Message], changes: tuple[_Change, ...]) -> bool:
         for change in changes:
             messages = change(messages)
-        text = try_writing(functools.partial(self._render, messages, None)) or ""
+        text = try_writing(functools.partial(self._render, messages[:2], None)) or ""
+        if try_writing(functools.partial(self._render, messages, None)) is None:
+            return False
         # Python's form of an object is not JSON
         return "w5z" in text and ("{'a'" not in text or _with_text_arguments in changes)
 
@@ -298,7 +304,31 @@ def _with_no_empty_text(messages: list[Message]) -> list[Message]:
     ]
 
 
-_CHANGES: tuple[_Change, ...] = (_with_text_arguments, _with_short_ids, _with_no_empty_text)
+def _with_ids_of_names(messages: list[Message]) -> list[Message]:
+    """Return the messages with ids of calls such as `functions.weather:0`, as Kimi writes them."""
+    waiting: list[tuple[Any, str]] = []
+    changed: list[Message] = []
+    count = 0
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            names = [call["function"]["name"] for call in calls]
+            named = [f"functions.{name}:{count + at}" for at, name in enumerate(names)]
+            waiting = [(call.get("id"), name) for call, name in zip(calls, named, strict=True)]
+            count += len(calls)
+            pairs = zip(calls, named, strict=True)
+            message = message | {"tool_calls": [call | {"id": name} for call, name in pairs]}
+        elif message["role"] == "tool" and waiting:
+            given = message.get("tool_call_id")
+            found = next((one for one in waiting if given and one[0] == given), waiting[0])
+            waiting.remove(found)
+            message = message | {"tool_call_id": found[1]}
+        changed.append(message)
+    return changed
+
+
+_CHANGES: tuple[_Change, ...] = (
+    _with_text_arguments, _with_short_ids, _with_no_empty_text, _with_ids_of_names,
+)  # fmt: skip
 
 
 def load_chat_template(tokenizer: "PreTrainedTokenizerFast", tools: Tools = None) -> ChatTemplate:

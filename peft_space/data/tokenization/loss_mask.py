@@ -1,10 +1,11 @@
 """Tokenizes texts and maps spans of characters to spans of tokens."""
 
 import functools
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class AnnotatedText:
     add_eos: bool = False
     """True if EOS follows the text and has a loss."""
     notes: frozenset[Note] = frozenset()
+    begins: tuple[int, ...] = ()
+    """Where prompts end and trained answers begin."""
     untrained: frozenset[int] = frozenset()
     """Ids of the tokens that stand for pictures, which never have a loss."""
 
@@ -92,6 +95,10 @@ def escape_special_tokens(
         return [escape(inner) for inner in value] if isinstance(value, list) else value
 
     escaped = [escape(message) | {"role": message["role"]} for message in messages]
+    for message, copy in zip(messages, escaped, strict=True):
+        if "trained" in message:  # places in the content, which is shorter now
+            content = message["content"]
+            copy["trained"] = [[len(escape(content[:at])) for at in s] for s in message["trained"]]
     return escaped, {character: token for token, character in escapes.items()}
 
 
@@ -169,7 +176,11 @@ def encode(
     texts = [annotated[number].text for number in plain]
     encodings = backend.encode_batch(texts, add_special_tokens=False)
     for number, encoding in zip(plain, encodings, strict=True):
-        encoded[number] = _locate_by_offsets(annotated[number], encoding, with_texts)
+        merged = _merged_starts(tokenizer, annotated[number], encoding)
+        if not merged:
+            encoded[number] = _locate_by_offsets(annotated[number], encoding, with_texts)
+        else:
+            encoded[number] = _encode_piecewise(tokenizer, annotated[number], merged)
     for number, text in enumerate(annotated):
         if number not in encoded:
             encoded[number] = _encode_piecewise(tokenizer, text)
@@ -291,14 +302,44 @@ def _token_texts(text: str, offsets: Sequence[Span]) -> list[str]:
     return texts
 
 
-def _encode_piecewise(tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText) -> Encoded:
-    """Tokenize the parts between escaped special tokens, and these tokens as plain text."""
+def _merged_starts(
+    tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText, encoding: "Encoding"
+) -> list[int]:
+    """Return where an answer begins inside of a token, as after a prompt that ends in a space.
+
+    The prompt alone has other tokens there, so that the answer has to be tokenized on its own.
+    """
+    starts = []
+    for start in annotated.begins:
+        token = encoding.char_to_token(start)
+        characters = None if token is None else encoding.token_to_chars(token)
+        if characters and characters[0] < start and annotated.text[start - 1].isspace():
+            starts.append(start)
+    return [] if starts and _adds_space(tokenizer) else starts
+
+
+@functools.lru_cache(maxsize=32)
+def _adds_space(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return True if the tokenizer puts a space before each text, also in the middle of one."""
+    return tokenizer.decode([*_ids_of(tokenizer, "a")] * 2) != "aa"
+
+
+def _encode_piecewise(
+    tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText, starts: Sequence[int] = ()
+) -> Encoded:
+    """Tokenize the parts between escaped special tokens, and these tokens as plain text.
+
+    Args:
+        tokenizer: of the model.
+        annotated: the text.
+        starts: further places where a part begins.
+    """
     backend = tokenizer.backend_tokenizer
     ids: list[int] = []
     offsets: list[Span] = []
     texts: list[str] = []
     position = 0
-    for piece in re.split(f"([{''.join(annotated.typed)}])", annotated.text):
+    for piece in _parts(annotated, starts):
         typed = annotated.typed.get(piece)
         if typed is None:
             encoding = backend.encode(piece, add_special_tokens=False)
@@ -316,6 +357,15 @@ def _encode_piecewise(tokenizer: "PreTrainedTokenizerFast", annotated: Annotated
         return (inside[0], inside[-1] + 1) if inside else None
 
     return Encoded(ids, _map_spans(annotated, to_tokens), texts)
+
+
+def _parts(annotated: AnnotatedText, starts: Sequence[int]) -> Iterator[str]:
+    """Yield the escaped special tokens of a text, and the parts between these and `starts`."""
+    if annotated.typed:
+        yield from re.split(f"([{''.join(annotated.typed)}])", annotated.text)
+        return
+    for begin, end in itertools.pairwise([0, *starts, len(annotated.text)]):
+        yield annotated.text[begin:end]
 
 
 def _with_bos_and_eos(

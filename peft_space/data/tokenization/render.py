@@ -1,5 +1,6 @@
 """Renders rows to token ids and trained spans, the same for preview, training and scores."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -203,7 +204,8 @@ def _with_pictures(
 
     ids = frozenset(number for one in processed for number in processor.special_ids(one.text))
     trained = [(moved(start), moved(end)) for start, end in annotated.trained]
-    return dataclasses.replace(annotated, text=text, trained=trained, untrained=ids)
+    begins = tuple(map(moved, annotated.begins))
+    return dataclasses.replace(annotated, text=text, trained=trained, begins=begins, untrained=ids)
 
 
 def processor_of(tokenizer: "PreTrainedTokenizerFast") -> "PictureProcessor":
@@ -280,7 +282,7 @@ def render_prompt(
     tokenizer: "PreTrainedTokenizerFast", messages: list[Message], tools: Tools = None
 ) -> str:
     """Return the conversation so far with the opening of the assistant's answer."""
-    return load_chat_template(tokenizer, tools).write(messages, tools, prompt=True)
+    return load_chat_template(tokenizer, tools).write_prompt(messages, tools)
 
 
 def prompt_ids(
@@ -300,9 +302,15 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     Some templates end a message that calls tools with another token.
     """
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    [example] = render(tokenizer, [Conversation(0, turn + turn)], 100_000, "all_assistant")
-    ends = {example.input_ids[end - 1] for _, end in example.trained}
-    return sorted(ends | _call_ends(tokenizer) | {tokenizer.eos_token_id})
+    system = [{"role": "system", "content": "c"}]
+    ends: set[int] = set()
+    for messages in (turn + turn, [*system, *turn, *turn], turn):  # as far as the template takes it
+        with contextlib.suppress(UserError):
+            [example] = render(tokenizer, [Conversation(0, messages)], 100_000, "all_assistant")
+            ends = {example.input_ids[end - 1] for _, end in example.trained}
+            break
+    added = set(tokenizer.added_tokens_decoder)  # a template may write nothing after an answer
+    return sorted(ends & added | _call_ends(tokenizer) | {tokenizer.eos_token_id})
 
 
 def _call_ends(tokenizer: "PreTrainedTokenizerFast") -> set[int]:
@@ -420,8 +428,11 @@ def _annotate_escaped(
         for span in (_spans_in_loss(message, answer, reasoning) if yes else [])
     ]
     add_eos = add_eos and is_trained[-1] and "trained" not in _answers_of(row)[-1]
-    notes = set(written.notes) | (set() if trained else {_UNTRAINED})
-    return AnnotatedText(text, trained, typed, add_eos=add_eos, notes=frozenset(notes))
+    begins = tuple(
+        answer.spans[0][0] for answer, yes in zip(answers, is_trained, strict=True) if yes
+    )
+    notes = frozenset(written.notes) | (set() if trained else {_UNTRAINED})
+    return AnnotatedText(text, trained, typed, add_eos=add_eos, notes=notes, begins=begins)
 
 
 _UNTRAINED: Note = "untrained_by_weight"
@@ -440,7 +451,12 @@ def _spans_in_loss(message: Message, answer: Answer, reasoning: Reasoning) -> li
         return answer.spans
     content = message["content"]
     first = answer.content[0] - (len(content) - len(content.lstrip()))
-    return [(first + start, first + end) for start, end in message["trained"] if start < end]
+    begin, end_of_answer = answer.spans[0][0], answer.spans[-1][1]
+    spans = [
+        (max(begin, first + start), end_of_answer if end >= len(content) else first + end)
+        for start, end in message["trained"]
+    ]
+    return [(start, end) for start, end in spans if start < end]
 
 
 def _is_ended(template: ChatTemplate, text: str, spans: list[Span]) -> bool:
