@@ -83,6 +83,17 @@ def test_a_thought_that_the_prompt_opens_ends_before_an_answer_with_spaces(text)
     assert "empty_thought" in notes
 
 
+def test_a_thought_is_written_where_the_template_writes_an_empty_one():
+    tokenizer = chatml_tokenizer(opening="'<think>\n'")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m.role + '\n' + ",
+        "m.role + '\n' + ('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + ",
+    )
+    shown, notes = marked(tokenizer, [user(), answer("A", reasoning_content="hm")])
+    assert shown.endswith("assistant\n<think>\n⟦hm\n</think>\n\nA<|im_end|>⟧\n")
+    assert not notes
+
+
 def test_it_ends_before_a_call_too():
     messages = [user(), answer("", tool_calls=[call()], reasoning_content="hm")]
     shown, _ = marked(chatml_tokenizer(opening="'<think>\n'"), messages)

@@ -188,7 +188,8 @@ class AnswerFinder:
                 return replace(written, notes=written.notes | {"reasoning_left_out"}), None
             if start < begin:
                 raise _uncertain(row, number, "it writes the messages in another order")
-            if missing and number == last:
+            unwritten = message.get("reasoning_content") and (number, "reasoning") not in pieces
+            if number == last and (missing or (unwritten and _opens_thought(opening))):
                 text, pieces = self._open_thought(text, pieces, start, missing, number, messages)
                 start += len(missing)
             spans = self._spans(number, messages, tools, text, pieces, start)
@@ -306,11 +307,17 @@ class AnswerFinder:
         inline_text, inline_pieces = self._place(inline, tools)
         if (thoughtful[-1], "reasoning") not in inline_pieces:
             return named, text, pieces
-        prompt, before = self._place(inline[: thoughtful[-1]], tools, prompt=True)
-        opening = prompt[max((span[1] for span in before.values()), default=0) :]
-        if _THOUGHT.search(opening) and not inline_text.startswith(prompt):
+        prompt, opening = self._prompt(inline[: thoughtful[-1]], tools)
+        before = inline_text[len(prompt) : inline_pieces[thoughtful[-1], "reasoning"][0]]
+        follows = inline_text.startswith(prompt) and not _CLOSED_THOUGHT.search(before)
+        if _THOUGHT.search(opening) and not follows:
             return named, text, pieces  # the prompt opens the thought
         return inline, inline_text, inline_pieces
+
+    def _prompt(self, messages: list[Message], tools: Tools) -> tuple[str, str]:
+        """Return the prompt after messages, and what of it follows their last text."""
+        prompt, before = self._place(messages, tools, prompt=True)
+        return prompt, prompt[max((span[1] for span in before.values()), default=0) :]
 
     def prompted(self, messages: list[Message], tools: Tools) -> list[Message]:
         """Return the messages before an answer with those thoughts that training writes there."""
@@ -320,6 +327,12 @@ class AnswerFinder:
         written, _, pieces = self._with_reasoning(answered, tools)
         _, asked = self._place(written[:-1], tools, prompt=True)
         lost = {number for number, kind in asked.keys() - pieces.keys() if kind == "reasoning"}
+        lost |= {
+            number
+            for number, kind in asked.keys() & pieces.keys()
+            if kind == "reasoning"
+            and _CLOSED_THOUGHT.search(self._prompt(written[:number], tools)[1])
+        }
         kept = [
             _without_reasoning(message) if number in lost else message
             for number, message in enumerate(written[:-1])
@@ -505,6 +518,10 @@ def try_writing(write: Callable[[], str]) -> str | None:
         raise
     except Exception:  # noqa: BLE001 - a template can raise anything
         return None
+
+
+def _opens_thought(opening: str) -> bool:
+    return any(tag in opening for tag in _THOUGHT_TAGS) and not _CLOSED_THOUGHT.search(opening)
 
 
 def _without_reasoning(message: Message) -> Message:
