@@ -265,7 +265,7 @@ _VERDICTS = {
         (
             "positive", "like", "liked", "correct", "right", "helpful", "approved", "upvote",
             "pass", "passed", "safe", "resolved", "success", "solved", "👍", "satisfied", "bon",
-            "gut", "bueno",
+            "gut", "bueno", "goed", "buono", "bom", "ok", "okay", "unharmful", "harmless", "好",
         ),
         True,
     ),
@@ -273,7 +273,8 @@ _VERDICTS = {
         (
             "negative", "dislike", "disliked", "incorrect", "wrong", "unhelpful", "disapproved",
             "downvote", "fail", "failed", "unsafe", "unresolved", "failure", "unsolved", "👎",
-            "unsatisfied", "dissatisfied", "mauvais", "schlecht", "malo",
+            "unsatisfied", "dissatisfied", "mauvais", "schlecht", "malo", "slecht", "cattivo",
+            "ruim", "harmful", "needs_fix", "needs_work", "差",
         ),
         False,
     ),
@@ -362,7 +363,10 @@ _SPEAKERS = {
     "bot": "assistant", "chatbot": "assistant", "agent": "assistant", "doctor": "assistant",
     "support": "assistant",
 }  # fmt: skip
-_BEGINNINGS = ("", "<s>", "<bos>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>")
+_BEGINNINGS = (
+    "", "<s>", "<bos>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[gMASK]<sop>",
+    "<BOS_TOKEN>",
+)  # fmt: skip
 _TEXT_ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
 
 
@@ -406,6 +410,20 @@ _TEXT_FORMS = (
     _TextForm(re.compile(r"<｜(User|Assistant)｜>"), ("<｜end▁of▁sentence｜>",), has_system=True),
     # Gemma
     _TextForm(re.compile(r"<start_of_turn>(user|model)\n"), ("<end_of_turn>",), True),
+    # Command R
+    _TextForm(
+        re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"),
+        ("<|END_OF_TURN_TOKEN|>",), True,
+    ),
+    # Kimi
+    _TextForm(
+        re.compile(r"<\|im_(system|user|assistant)\|>\w+<\|im_middle\|>"), ("<|im_end|>",), True
+    ),
+    # tags around each message
+    _TextForm(
+        re.compile(r"<(system|user|human|assistant|bot)>\s*"),
+        ("</system>", "</user>", "</human>", "</assistant>", "</bot>"), True,
+    ),
     # Zephyr, Phi
     _TextForm(re.compile(r"<\|(system|user|assistant|tool)\|>\n?"), ("<|end|>", *_TEXT_ENDS)),
     # Guanaco
@@ -428,10 +446,20 @@ _TEXT_FORMS = (
         re.compile(r"(?:\A|(?<=[\s>]))(USER|ASSISTANT|FUNCTION RESPONSE): ?"), _TEXT_ENDS,
         has_system=True,
     ),
+    # capitals, bold, brackets, and a time before each line
+    _TextForm(
+        re.compile(
+            r"(?:\A|\n)(?:[\[(]?\d{1,2}:\d\d(?::\d\d)?[\])]? *-? *)?(?:\*\*|\[)?"
+            r"(user|human|customer|client|ai|assistant|bot|chatbot|agent|support|patient|doctor"
+            r"|system)(?::\*\*|\*\*:|\]:?|:)[ \n]?",
+            re.IGNORECASE,
+        )
+    ),
 )  # fmt: skip
 _SIGN = re.compile(
-    r"<\||<｜|\[INST\]|<start_of_turn>|##|Human:|USER:"
-    r"|\A\s*(?:User|System|Q|Question|Customer|Client|Patient): ?"
+    r"<\||<｜|\[INST\]|<start_of_turn>|##|Human:|USER:|\A\s*<(?:system|user|human)>"
+    r"|\A\s*(?:Q|Question): ?"
+    r"|\A[^a-zA-Z]{0,15}(?i:user|system|customer|client|patient|human)(?:[:\]]|\*\*)"
 )
 _SIGN_WITHIN = 200
 
@@ -445,11 +473,61 @@ def conversation_in(text: Any) -> list[dict[str, Any]] | None:
         return None
     text = text.strip()
     forms = (_read_turns(form, text) for form in _TEXT_FORMS)
-    every = itertools.chain([_llama_2(text)], [_headed(text)], forms)
-    turns = next(filter(_is_conversation, every), None)
-    if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
-        turns.pop()  # the opening of an answer
+    every = itertools.chain([_llama_2(text)], [_headed(text)], [_harmony(text)], forms)
+    turns = _without_opening(next(filter(_is_conversation, every), None))
     return turns if _is_conversation(turns) else None
+
+
+_CONTROL = re.compile(r"<\||<｜|\[INST\]|<start_of_turn>|#{2,3} ?(?:Instruction|Human|User)")
+
+
+def prompt_in(text: str) -> list[dict[str, Any]] | None:
+    """Return the turns of a prompt that a chat template has written, or None.
+
+    It ends with the opening of an answer.
+    """
+    if not _CONTROL.search(text[:_SIGN_WITHIN]):
+        return None
+    text = f"{text.strip()}\n\n"  # an opening can end in line breaks
+    forms = (_read_turns(form, text) for form in _TEXT_FORMS)
+    for turns in itertools.chain([_llama_2(text)], [_headed(text)], [_harmony(text)], forms):
+        asked = _without_opening(turns)
+        if turns and asked and len(asked) < len(turns) and asked[-1]["role"] != "assistant":
+            return asked
+    return None
+
+
+def _without_opening(turns: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return the turns without the opening of an answer at the end."""
+    if not turns or turns[-1]["role"] != "assistant" or turns[-1]["content"].strip():
+        return turns
+    return turns[:-1]
+
+
+def without_end(text: str) -> str:
+    """Return an answer without the tokens with which a chat template ends it."""
+    ends = {end for form in _TEXT_FORMS for end in form.ends} | set(_TEXT_ENDS)
+    return _without_end(text, tuple(ends))[0]
+
+
+_HARMONY = re.compile(
+    r"<\|start\|>(?P<role>system|developer|user|assistant)(?:<\|channel\|>(?P<channel>\w+))?"
+    r"(?:<\|message\|>(?P<content>.*?)(?P<end><\|end\|>|<\|return\|>|<\|call\|>|\Z))?",
+    re.DOTALL,
+)
+
+
+def _harmony(text: str) -> list[dict[str, Any]] | None:
+    """Read the form of gpt-oss, in which an answer has channels."""
+    position, turns = 0, []
+    for match in _HARMONY.finditer(text):
+        if match.start() != position:
+            return None
+        position = match.end()
+        role = "system" if match["role"] == "developer" else match["role"]
+        turn = {"role": role, "content": match["content"] or ""}
+        turns.append(turn | ({"channel": match["channel"]} if match["channel"] else {}))
+    return turns if position == len(text) else None
 
 
 def _is_conversation(turns: list[dict[str, Any]] | None) -> bool:

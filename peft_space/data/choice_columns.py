@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,31 +14,47 @@ Row = dict[str, Any]
 Numbered = tuple[int, Row]
 
 _CHOICE = re.compile(
-    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer)_?)?(?P<mark>[a-z]|[0-8])",
+    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer|ans|holding|alternative)_?)?"
+    r"(?P<mark>[a-z]|[0-8])",
     re.IGNORECASE,
 )
 _QUESTIONS = (
     "question", "ctx", "prompt", "premise", "query", "context", "sentence", "goal", "stem",
-    "problem", "question_stem",
+    "problem", "question_stem", "citing_prompt",
 )  # fmt: skip
 _KEYS = (
     "answerkey", "answer_key", "correct_option", "correct_answer", "correct_choice", "correct",
     "right_answer", "answer_idx", "answer_index", "correct_idx", "correct_index",
-    "correct_answer_idx", "answer", "label", "cop", "target", "gold", "key",
+    "correct_answer_idx", "answer", "label", "cop", "target", "gold", "key", "ans", "right",
+    "correct_letter", "correct_ans", "correct_answer_letter", "right_option", "solution",
 )  # fmt: skip
 _SAMPLE_ROWS = 1_000
 """Rows that decide if numbers of choices begin with 0."""
 
 
 def has_choice_columns(row: Row) -> bool:
-    """Return True if a row has a question, several choices in columns or a list, and a key."""
+    """Return True if a row has a question, several choices in columns or a list, and a key.
+
+    `have_keys` says if the keys of the rows are such.
+    """
     row = _with_columns(row)
     columns, key = _choice_columns(row), _key_of(row)
     if not columns or key is None or _question_of(row, columns) is None:
         return False
-    texts = [row[name] for name in columns.values() if row[name] not in (None, "")]
-    is_known = any(_place(row[key], columns, row, rule) is not None for rule in _RULES)
-    return len(texts) > 1 and (row[key] in (None, "", -1, "-1") or is_known)
+    return sum(row[name] not in (None, "") for name in columns.values()) > 1
+
+
+_MOST = 0.8
+
+
+def have_keys(rows: Sequence[Row]) -> bool:
+    """Return True if the keys of most rows name a choice, or say that there is no key."""
+    known = 0
+    for row in map(_with_columns, rows):
+        columns, key = _choice_columns(row), row[_key_of(row) or ""]
+        is_known = any(_place(key, columns, row, rule) is not None for rule in _RULES)
+        known += key in (None, "", -1, "-1") or is_known
+    return known >= _MOST * len(rows)
 
 
 def join_choices(rows: Iterator[Numbered]) -> Iterator[Numbered]:
@@ -63,7 +79,7 @@ def join_choices(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         if "premise" in row and question != "premise":  # as COPA has it
             used.add("premise")
             asked = f"{row['premise']}\n{asked}"
-        answer = None
+        answer = None if _whole(row[key]) is not None else row[key]
         if place is not None:
             name = list(columns.values())[place]
             answer = f"{chr(ord('A') + filled.index(name))}. {row[name]}"

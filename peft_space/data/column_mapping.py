@@ -72,16 +72,18 @@ MORE_ANSWERS = (
     "solution", "best_answer", "correct_answer", "canonical_solution", "long_answer",
     "final_answer", "expected_output", "reference_answer", "gold_answer", "ideal", "completions",
     "outputs", "solutions", "back", "ground_truth", "expected_answer", "expected", "reference",
-    "gold",
+    "gold", "antwort", "antwoord", "réponse", "reponse", "respuesta", "resposta", "risposta",
+    "svar", "odpowiedź", "cevap", "ответ", "答案", "回答", "答え", "답변",
 )  # fmt: skip
 """Names of answers in tables whose columns fit no schema otherwise."""
 MORE_QUESTIONS = (
     "problem", "goal", "front", "message", "user_message", "customer_message", "user_input",
-    "user_query",
+    "user_query", "frage", "vraag", "pregunta", "pergunta", "domanda", "fråga", "pytanie", "soru",
+    "вопрос", "问题", "問題", "質問", "질문",
 )  # fmt: skip
 CHATS = (
     "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "contents",
-    "chat_messages",
+    "chat_messages", "transcript", "thread",
 )  # fmt: skip
 _SYSTEM = {
     "system": (
@@ -95,7 +97,7 @@ LABELS = (
 )  # fmt: skip
 TEXTS = (
     "text", "sentence", "review", "content", "utterance", "tweet", "document", "body", "comment",
-    "story",
+    "story", "page_content",
 )  # fmt: skip
 
 
@@ -114,15 +116,17 @@ IMAGES = (
 )  # fmt: skip
 _IMAGES = {"images": IMAGES}
 _CHAT_ROLES = _Roles({"messages": CHATS}, {**_SYSTEM, **_TOOLS, **_IMAGES})
+_HISTORY = ("history", "chat_history", "previous_messages")
+_REASONING = (
+    "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
+    "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
+    "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
+)  # fmt: skip
 _MORE = {
     **_SYSTEM,
     **_TOOLS,
-    "history": ("history", "chat_history", "previous_messages"),
-    "reasoning": (
-        "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "complex_cot",
-        "rationale", "chain_of_thought", "deepseek_reasoning", "thinking_trajectories",
-        "reasoning_trace", "thinking_trace", "deepseek_thinking_trajectory",
-    ),
+    "history": _HISTORY,
+    "reasoning": _REASONING,
     "choices": ("choices", "options"),
     **_IMAGES,
 }  # fmt: skip
@@ -150,7 +154,9 @@ ROLES: dict[Schema, _Roles] = {
                 "response_j", "chosen_answer", "chosen_output", "accepted", "better", "winner",
                 "good", "good_response", "better_response", "safe_response",
             ),
-            "prompt": ("prompt", "question", "instruction", "input", *CHATS),
+            "prompt": ("prompt", "question", "instruction", "input", *CHATS, "trajectory"),
+            "input": ("input", "context", "passage"),
+            "history": _HISTORY,
             **_SYSTEM,
         },
     ),
@@ -165,6 +171,9 @@ ROLES: dict[Schema, _Roles] = {
             "messages": CHATS,
             "prompt": ("prompt", "question", "instruction"),
             "answer": ANSWERS,
+            "input": ("input", "context", "passage"),
+            "history": _HISTORY,
+            "reasoning": _REASONING,
             **_TOOLS,
             **_SYSTEM,
         },
@@ -206,15 +215,15 @@ ROLES: dict[Schema, _Roles] = {
         {
             "first": (
                 "sentence1", "premise", "text1", "question1", "sentence_a", "text_a", "claim",
-                "question", "query",
+                "question", "query", "#1_string",
             ),
             "second": (
                 "sentence2", "hypothesis", "text2", "question2", "sentence_b", "text_b",
-                "evidence", "sentence", "passage", "answer",
+                "evidence", "sentence", "passage", "answer", "#2_string",
             ),
             "label": (
                 *LABELS, "score", "gold_label", "is_duplicate", "is_paraphrase", "similarity",
-                "similarity_score", "relatedness_score",
+                "similarity_score", "relatedness_score", "quality",
             ),
         }
     ),

@@ -32,7 +32,7 @@ from peft_space.data.annotation_exports import (
 )
 from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
-from peft_space.data.choice_columns import has_choice_columns, join_choices
+from peft_space.data.choice_columns import has_choice_columns, have_keys, join_choices
 from peft_space.data.column_mapping import normalized
 from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
@@ -810,7 +810,7 @@ _FORMS = (
     ),
     Form(
         "The choices of a question are listed under it, and the right one is the answer.",
-        has_choice_columns, join_choices,
+        has_choice_columns, join_choices, have_keys,
     ),
     by_row("Each language of the translations is a column.", _is_translation, _translation),
 )  # fmt: skip

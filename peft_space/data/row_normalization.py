@@ -15,8 +15,10 @@ from peft_space.data.cells import (
     listed,
     message_turns,
     parse_literal,
+    prompt_in,
     spans_of,
     turns_of,
+    without_end,
 )
 from peft_space.data.column_mapping import ColumnMapping
 from peft_space.data.messages import (
@@ -278,9 +280,11 @@ def _messages(
     messages += _history(row.get(columns.get("history", "")), clean)
     cell = unwrapped(row.get(question_column), question_column)
     questions = _as_messages(cell, clean)
+    is_rendered = False
     if questions is None and isinstance(cell, str) and not {"input", "choices"} & set(columns):
         dialogue = _dialogue(cell, clean)
         questions = dialogue if dialogue and dialogue[-1]["role"] == "user" else None
+        is_rendered = questions is not None and _is_rendered(cell)
     if questions is None:
         cell = structured(cell) or cell
         question = clean(_text({question_column: cell}, question_column))
@@ -298,6 +302,8 @@ def _messages(
         answers = [{"role": "assistant", "content": "", "tool_calls": called}]
     if answers is None:
         answers = [answer_message(_one_answer(cell, answer_column), clean)]
+    if is_rendered:
+        answers = _without_ends(answers)
     thoughts = listed(row.get(columns.get("reasoning", "")))
     thought = _context(thoughts) if thoughts else _text(row, columns.get("reasoning"))
     if thought.strip():
@@ -325,14 +331,23 @@ _TRIVIA_KEYS = {
     "value", "aliases", "normalized_aliases", "normalized_value", "type",
     "matched_wiki_entity_name", "normalized_matched_wiki_entity_name",
 }  # fmt: skip
-_SQUAD_KEYS = {"text", "answer_start", "answer_end", "answer_category", "span_start", "span_end"}
+_SQUAD_KEYS = {
+    "text", "answer_start", "answer_end", "answer_category", "span_start", "span_end", "a_id",
+    "answer_id", "score",
+}  # fmt: skip
 _SEVERAL = re.compile(r".*(answers|solutions|contexts|passages|documents)", re.IGNORECASE)
+_ACCEPTED = re.compile(rf"{_SEVERAL.pattern}|answer|ideal|references?|targets?", re.IGNORECASE)
+"""Names of columns with several accepted answers, of which the first one is learned."""
 
 
 def _is_of_squad(cell: Any) -> bool:
     """Return True for the answers of SQuAD: an object with a list of texts."""
     is_object = isinstance(cell, dict) and isinstance(cell.get("text"), list)
     return is_object and cell.keys() <= _SQUAD_KEYS
+
+
+def _is_answer_of_squad(item: dict[str, Any]) -> bool:
+    return isinstance(item.get("text"), str) and item.keys() <= _SQUAD_KEYS
 
 
 def _written(cell: str, column: str) -> Any:
@@ -363,6 +378,8 @@ def unwrapped(cell: Any, column: str) -> Any:
         is_json = found is parsed and re.match(r'\s*(\{\s*["}]|\[\s*\{\s*["}])', cell)
         return cell if is_json else found  # JSON is learned as it is written
     if isinstance(cell, list) and all(isinstance(item, dict) for item in cell):
+        if cell and all(map(_is_answer_of_squad, cell)) and _ACCEPTED.fullmatch(column):
+            return [item["text"] for item in cell]
         said = [item for item in cell if has_speaker(item)]
         right = [item for item in cell if item.get("correct", item.get("is_correct")) is True]
         if len(right) == 1 and isinstance(right[0].get("text"), str):
@@ -408,8 +425,10 @@ def _one_answer(cell: Any, column: str) -> str:
             raise BadRow("the question has no answer")
         return _text({column: cell[0]}, column)
     cell = structured(cell) or cell
+    if cell == [] and _ACCEPTED.fullmatch(column):
+        raise BadRow("the question has no answer")
     values = cell if isinstance(cell, list) else None  # a list in a text is an answer
-    if values is not None and len(values) > 1 and not _SEVERAL.fullmatch(column):
+    if values is not None and len(values) > 1 and not _ACCEPTED.fullmatch(column):
         raise BadRow(
             f"{column!r} is a list of {len(values)} texts, and a row has one answer. To prefer one "
             "of two answers, use the columns chosen and rejected"
@@ -475,6 +494,11 @@ def _preference(
         raise BadRow("the row does not say which answer is better")
     system = _system_message(row, columns, clean)
     prompt, tools = _prompt(row.get(columns.get("prompt", "")), columns.get("prompt"), clean)
+    if (context := clean(_context(row.get(columns.get("input", ""))))).strip() and prompt:
+        asked = {"content": f"{prompt[-1]['content']}\n\n{context}"}
+        prompt = [*prompt[:-1], prompt[-1] | asked]
+    prompt = [*_history(row.get(columns.get("history", "")), clean), *prompt]
+    ends = _is_rendered(row.get(columns.get("prompt", "")))
     chosen = _answer(row.get(columns["chosen"]), clean) if "chosen" in columns else []
     rejected = _answer(row.get(columns["rejected"]), clean)
     if "chosen" not in columns and prompt and prompt[-1]["role"] == "assistant":
@@ -493,6 +517,8 @@ def _preference(
             raise BadRow(f"the {name} answer is empty")
         if answer[0]["role"] == "user":
             raise BadRow("the prompt and the first messages of the answers differ")
+    if ends:
+        chosen, rejected = _without_ends(chosen), _without_ends(rejected)
     chosen, rejected = _without_prompt_text(prompt, chosen, rejected)
     if chosen == rejected:
         raise BadRow("the two answers are the same")
@@ -558,11 +584,26 @@ def _prompt(cell: Any, column: str | None, clean: Clean) -> tuple[list[Message],
     return [{"role": "user", "content": clean(check_encodable(cell))}], tools
 
 
+def _is_rendered(cell: Any) -> bool:
+    """Return True if a chat template has written a prompt."""
+    return isinstance(cell, str) and prompt_in(cell) is not None
+
+
+def _without_ends(answers: list[Message]) -> list[Message]:
+    """Return answers without the tokens with which a chat template ended the last one."""
+    last = answers[-1]
+    return [*answers[:-1], last | {"content": without_end(last["content"])}]
+
+
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 def _dialogue(text: str, clean: Clean) -> list[Message]:
-    """Return the messages of a dialogue of `Human:` and `Assistant:`; empty if it is none."""
+    """Return the messages of a dialogue of `Human:` and `Assistant:`, or of a prompt that a chat
+    template has written; empty if it is none.
+    """
+    if (turns := prompt_in(text)) is not None:
+        return parse_messages(turns, clean) or []
     text = text.strip()
     if not text.startswith("Human:") or "\n\nAssistant:" not in text:
         return []
@@ -606,6 +647,8 @@ def _text_classification(
     text = clean(_text(row, columns.get("text") or columns.get("first")))
     second = clean(_text(row, columns["second"])) if "second" in columns else None
     label = _label(row.get(columns["label"]), columns["label"])
+    if label == "-" and columns["label"] == "gold_label":  # as SNLI has it
+        raise BadRow("the label is '-', as in rows whose annotators did not agree")
     if not text.strip() or (second is not None and not second.strip()):
         raise BadRow("the text is empty")
     if not label:

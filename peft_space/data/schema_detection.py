@@ -35,10 +35,11 @@ from peft_space.data.column_mapping import (
     lacks_answer,
     listed_names,
     normalized,
+    roles,
 )
 from peft_space.data.messages import is_question, unknown_speakers
 from peft_space.data.pictures import looks_like_picture
-from peft_space.data.unused_columns import ask_about_unused
+from peft_space.data.unused_columns import ask_about_unused, is_detail_name
 from peft_space.errors import UserError
 
 
@@ -56,6 +57,8 @@ def detect_schema(
         UserError: the columns fit no schema.
     """
     by_name = {normalized(column): column for column in columns}
+    if "b" in by_name:  # then `a` is the first of several choices, and not an answer
+        by_name.pop("a", None)
     mappings = [mapping for schema in ROLES for mapping in _match_names(schema, by_name, rows)]
     mappings = [
         mapping
@@ -293,17 +296,19 @@ def _match_stars(
 
 def _rated(chosen: Mapping[str, str], label: str) -> dict[str, str]:
     """Return the columns of answers that a column rates."""
-    if "messages" in chosen:
-        return {"label": label, "messages": chosen["messages"]}
-    prompts = (chosen[role] for role in _PROMPTS if role in chosen)
-    return {"label": label, "prompt": next(prompts), "answer": chosen["answer"]}
+    kept = [*roles("unpaired_preference")[0], *roles("unpaired_preference")[1]]
+    prompt = next((chosen[role] for role in _PROMPTS if role in chosen), None)
+    given = {"label": label, **chosen, **({"prompt": prompt} if prompt else {})}
+    return {role: given[role] for role in kept if role in given}
 
 
 _VERDICT = re.compile(
-    r"(user_|human_|review_|is_|was_)?(feedback|liked?|accepted|approved|thumbs?(_up)?|helpful"
-    r"|correct|votes?|upvoted|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed"
-    r"|chosen|preferred|evaluation|correctness|safe|resolved|success|successful|status|solved"
-    r"|pass|valid|was_this_helpful|satisfaction|annotation_status|korrekt)"
+    r"((user|human|review|is|was|qa|response|answer|annotation|customer|expert|ai|this|overall)_)*"
+    r"(feedback|liked?|accepted|acceptable|approved|thumbs?(_up)?|helpful|correct|votes?|upvoted"
+    r"|verdict|quality|judge?ment|outcome|desirable|good|rating|rated|passed|chosen|preferred"
+    r"|evaluation|correctness|safe|resolved|success|successful|status|solved|pass|valid"
+    r"|satisfaction|satisfied|result|review|keep|use|usable|include|grade|label|korrekt|bewertung"
+    r"|avis|valoración|avaliação|beoordeling|оценка|评价|評価)"
 )
 
 
@@ -327,7 +332,8 @@ def _match_verdicts(
     chosen = mappings[0].columns
     for name, column in by_name.items():
         verdicts = {as_rating(row[column]) for row in rows if row.get(column) is not None}
-        if column in chosen.values() or not {True, False} <= verdicts:
+        is_of_question = name.startswith(("prompt", "question"))
+        if column in chosen.values() or is_of_question or not {True, False} <= verdicts:
             continue
         cells = [row[column] for row in rows if row.get(column) is not None]
         if _VERDICT.fullmatch(name) or all(map(is_verdict_word, cells)):
@@ -354,8 +360,10 @@ def _with_last_answer(
 
 _PROMPTS = ("prompt", "question", "instruction")
 _RATINGS = (
-    "helpfulness", "overall_score", "score", "quality", "reward", "csat", "user_rating",
-    "customer_rating", "satisfaction",
+    "helpfulness", "overall_score", "score", "quality", "reward", "csat", "csat_score", "nps",
+    "nps_score", "user_rating", "customer_rating", "satisfaction", "satisfaction_score",
+    "bewertung", "wertung", "note", "note_sur_5", "nota", "puntuación", "puntuacion", "valoración",
+    "calificación", "avaliação", "punteggio", "beoordeling", "оценка", "评分", "评价", "評価",
 )  # fmt: skip
 _MAX_RATINGS = 11
 
@@ -364,13 +372,15 @@ def _number(cell: Any) -> float | None:
     if isinstance(cell, bool):
         return None
     stars = _STARS.fullmatch(cell.strip()) if isinstance(cell, str) else None
+    if isinstance(cell, str) and cell and set(cell) <= set("★☆"):
+        return cell.count("★")
     try:
         return float(stars[1] if stars else cell)
     except (TypeError, ValueError):
         return None
 
 
-_STARS = re.compile(r"(\d+(?:\.\d+)?) ?(?:stars?|★+|/ ?\d+)")
+_STARS = re.compile(r"(\d+(?:\.\d+)?) ?(?:stars?|★+|/ ?\d+|%)")
 
 
 def _match_names(
@@ -511,19 +521,25 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     ]
     if len(texts) == 1 and len(columns) == 1 and normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
+    texts = [column for column in texts if not is_detail_name(normalized(column))] or texts
     labels = [
         column
         for column in columns
-        if normalized(column) in _MAYBE_LABELS
+        if _is_code(column, rows)
+        or (normalized(column) in _MAYBE_LABELS and _are_scalar(column, rows))
         or (column in texts and _repeats(column, rows) and not _is_detail(column, rows))
     ]
+    labels.sort(key=lambda column: not _is_code(column, rows))
     if len(texts) < 2:
         free = [column for column in texts if column not in labels]
         text_only = [ColumnMapping("text", {"text": column}) for column in free]
         return [*_match_labels(text_only, columns, rows), *text_only] if labels else []
-    by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)[:2]
+    by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)
+    free = [column for column in by_length if column not in labels]
+    pairs = _hinted_pairs(free, texts)
+    by_length = by_length[:2]
     first, second = sorted(by_length, key=texts.index)
-    pairs = [
+    pairs = pairs or [
         ColumnMapping("question_answer", {"question": first, "answer": second}),
         ColumnMapping("question_answer", {"question": second, "answer": first}),
     ]
@@ -535,6 +551,50 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     is_first = len(texts) == 2 or any(normalized(label) in _MAYBE_LABELS for label in labels)
     mappings = [*labelled, *pairs] if is_first else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
+
+
+_QUESTION_HINT = re.compile(
+    r".*(question|prompt|query|input|instruction|problem|anchor|source|src|body|description|message"
+    r"|passage|context).*"
+)
+_ANSWER_HINT = re.compile(
+    r".*(answer|solution|resolution|response|reply|output|sql|completion|target|translation|edited"
+    r"|positive|post_edit|reference).*"
+)
+_MAX_PAIRS = 4
+
+
+def _hinted_pairs(by_length: Sequence[str], columns: Sequence[str]) -> list[ColumnMapping]:
+    """Return a mapping for each of several texts whose name says that it is an answer.
+
+    Args:
+        by_length: columns of texts, the longest first.
+        columns: these and others in the order of the file.
+    """
+    hinted = [column for column in by_length if _QUESTION_HINT.fullmatch(normalized(column))]
+    told = [column for column in by_length if _ANSWER_HINT.fullmatch(normalized(column))]
+    answers = [column for column in told if column not in hinted] or told
+    asked = [column for column in hinted or by_length if column not in answers]
+    if len(by_length) < 3 or not answers or not asked:
+        return []
+    answers.sort(key=columns.index)
+    pairs = itertools.product(asked[:2], answers)
+    return [
+        ColumnMapping("question_answer", {"question": question, "answer": answer})
+        for question, answer in itertools.islice(pairs, _MAX_PAIRS)
+    ]
+
+
+def _are_scalar(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    return not any(isinstance(row.get(column), dict | list) for row in rows)
+
+
+def _is_code(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a column without a name has few numbers, as labels without a header are."""
+    cells = [str(row.get(column)) for row in rows]
+    is_number = all(re.fullmatch(r"-?\d{1,2}", cell) for cell in cells)
+    is_unnamed = _UNNAMED.fullmatch(column) is not None
+    return is_unnamed and is_number and len(set(cells)) > 1 and _repeats(column, rows)
 
 
 def _has_answers(column: str, rows: Sequence[dict[str, Any]]) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows
-from peft_space.data.cells import as_rating, message_turns, turns_of
+from peft_space.data.cells import as_rating, listed, message_turns, turns_of
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import (
     BadRow,
@@ -320,7 +320,7 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
         if any(str(record[name]).lower() in _HELD_OUT for name in _SPLITS & record.keys()):
             kinds.append("own_split")
         named = [mapping.columns[role] for role in _TEXTS if role in mapping.columns]
-        if any(structured(unwrapped(record.get(name), name)) for name in named):
+        if any(_is_structured(record.get(name), name) for name in named):
             kinds.append("structured")
         if opener.opened:
             batch.pictures.append((number, opener.opened))
@@ -346,6 +346,13 @@ def _normalize_batch(received: tuple[_Setup, Path], rows: tuple[list[int], list[
     batch.named = opener.used
     batch.findings = (dict(findings.counts), dict(findings.rows), dict(findings.labels))
     return batch
+
+
+def _is_structured(cell: Any, column: str) -> bool:
+    """Return True for an object, or a list, that is learned as JSON."""
+    if isinstance(cell, str) and cell.startswith("[") and unwrapped(cell, column) == cell:
+        return all(isinstance(one, str) for one in listed(cell) or [0])
+    return structured(unwrapped(cell, column)) is not None
 
 
 def _is_name(cell: Any, column: str) -> bool:

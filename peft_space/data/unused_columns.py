@@ -32,7 +32,7 @@ _WITHOUT_PICTURES: tuple[Schema, ...] = (
 _NEVER = re.compile(
     r"id|idx|index|uuid|key|embeddings?|vectors?|domain|subset|dataset|source|url|uri|link|domain|path|file(_?(name|path))?|dump|warc.*|sha\d*"
     r"|hash|md5|timestamp|date|time|metadata|meta|split|lang|language"
-    r"|license|licence|author|model|version|tokens|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
+    r"|license|licence|author|model|version|(num|n|count|len)_.*|.*_(id|ids|url|count|len"
     r"|length|tokens|model|date|time|type|source|version|rating|score)|(is|has|score|rating)_.*"
     r"|created.*|updated.*|__index_level_0__"
 )
@@ -128,13 +128,27 @@ _BETTER_ANSWER = re.compile(
     r"|ground_truth|(\w+_)?solution_\d"
 )
 _BAD = re.compile(
-    r"((is|has|was|contains)_)?(rejected|flagged|bad|toxic|hallucinat(ed|ion)|errors?|unsafe|wrong"
-    r"|incorrect|deleted|hidden|skip|ignore)"
+    r"((is|has|was|contains|response|answer)_)?(rejected|flagged|bad|toxic|toxicity"
+    r"|hallucinat(ed|ion)|errors?|unsafe|wrong|incorrect|deleted|hidden|skip|ignore|exclude|drop"
+    r"|harmful|harm|refus(ed|al)|thumbs_down|downvoted|spam|offensive|nsfw|inappropriate|broken"
+    r"|outdated)"
 )
 """Names of columns that say that an answer is bad, or that a row is not meant to be learned."""
+_MASK = re.compile(
+    r"((loss|train|turn|token|assistant|label|completion|assistant_tokens?)_?)?masks?"
+    r"|train_on_\w+|trainable|is_train(ed|ing|able)?|include_in_loss"
+)
+"""Names of columns that say which turns have a loss."""
 _MORE_TURNS = re.compile(r"(user|assistant|question|answer|prompt|response)_2|follow_?up_\w+")
-_BESIDE_TEXT = re.compile(r"(?!.*(title|headline|heading|name|path|file|subject|summary_of)).*")
+_BESIDE_TEXT = re.compile(
+    r"(?!.*(title|headline|heading|name|path|file|subject|summary_of|parse)).*"
+)
 """A second text may be what the model has to learn, but a title is not."""
+_BESIDE_ANSWER = re.compile(
+    rf"(?!.*(seed|topic|tag|template|author|publisher|journal|venue|address|location|comment))"
+    rf"{_BESIDE_TEXT.pattern}"
+)
+"""Next to a question and its answer, these are details."""
 _REASONING = (
     r"(explanations?|exp|rationales?|justification|thought_process|steps|thoughts?|think(ing)?"
     r"|\w+_(reasoning|thinking)|(solution|reasoning)_(steps|chain)"
@@ -159,8 +173,8 @@ _SIGNS = (
     ),
     _Sign(
         (*_ANSWERING, "preference"),
-        re.compile(r"history|(chat|dialog|dialogue|conversation)_history"
-                   r"|(previous|prior|earlier)_(turns|conversation|messages)|context_messages"),
+        re.compile(r"history|(chat|dialog|dialogue|conversation)_history|past(_\w+)?"
+                   r"|(previous|prior|earlier|prev)_\w+|context_messages"),
         _is_answer,
     ),
     _Sign(
@@ -183,7 +197,9 @@ _SIGNS = (
     _Sign(("text",), re.compile(".*"), _is_category),
     _Sign(_LABELLED, _names("aspect", "aspect_term", "entity"), _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _BAD, _is_either),
-    _Sign((*_ANSWERING, *_CHATTING), _names("loss_mask", "mask"), bool),
+    _Sign((*_ANSWERING, *_CHATTING), _MASK, bool),
+    _Sign(_CHATTING, _names("labels"), _is_list),
+    _Sign(("token_classification",), _names("intent", "sentiment", "label"), _is_label),
     _Sign(_CHATTING, _names(*_CONTEXTS_OF_CHATS), _is_prose),
     _Sign(("text", *_LABELLED), _LABEL, _is_label),
     _Sign((*_ANSWERING, *_CHATTING), _names("label", "labels"), _is_label),
@@ -196,11 +212,19 @@ _SIGNS = (
     _Sign(_ANSWERING, _MORE_TURNS, _is_varied_prose),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),
     _Sign(_ANSWERING, _names(*_CONTEXT_NAMES), _is_structure),
-    _Sign(("text",), _BESIDE_TEXT, _is_varied_prose),
+    _Sign(("text", *_LABELLED), _BESIDE_TEXT, _is_varied_prose),
+    _Sign(_ANSWERING, _BESIDE_ANSWER, _is_varied_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
+    _Sign(_LABELLED, _names("paraphrases", "keyphrases", "keywords", "translations"), _is_list),
+    _Sign(_CHATTING, re.compile(r"(expected|reference|gold|ideal)_\w+"), _is_varied_prose),
     _Sign(("preference",), _names(*_CONTEXT_NAMES), _is_varied_prose),
     _Sign(_WITHOUT_PICTURES, re.compile(".*"), lambda cells: all(map(looks_like_picture, cells))),
 )  # fmt: skip
+
+
+def is_detail_name(name: str) -> bool:
+    """Return True for the name of a column that says where a row is from, such as `id` or `url`."""
+    return _NEVER.fullmatch(name) is not None
 
 
 def ask_about_unused(
@@ -245,7 +269,7 @@ def _left_out(
 
 def _is_part_of_task(mapping: ColumnMapping, column: str, rows: Sequence[dict[str, Any]]) -> bool:
     name = normalized(column)
-    if _NEVER.fullmatch(name) and not _BAD.fullmatch(name):
+    if _NEVER.fullmatch(name) and not _BAD.fullmatch(name) and not _MASK.fullmatch(name):
         return False
     filled = [row for row in rows if row.get(column) not in (None, "", [], {})]
     cells = [row[column] for row in filled]
@@ -330,6 +354,8 @@ def _alternatives(
         yield other("text_classification", text=used["text"], label=column)
     elif schema in _LABELLED and _LABEL.fullmatch(name):
         yield with_role("label")
+    elif schema == "text_classification" and name in (*ANSWERS, *MORE_ANSWERS):
+        yield other("prompt_completion", prompt=used["text"], answer=column)
     elif schema == "text_classification" and name in _MORE_TEXTS:
         first, second = sorted((used["text"], column), key=list(columns).index)
         label = used["label"]

@@ -44,7 +44,7 @@ def press_upload(page, selector, path):
 def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, shoot, tmp_path):
     rows = [f"Wie heisst Nummer {i}?,Sie heisst {i}." for i in range(30)]
     (tmp_path / "fragen.csv").write_text(
-        "\n".join(["Frage,Antwort", *rows, rows[0], rows[1]]) + "\n"
+        "\n".join(["Anfrage,Reaktion", *rows, rows[0], rows[1]]) + "\n"
     )
     visit(page, app)
     upload(page, tmp_path / "fragen.csv")
@@ -65,8 +65,8 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, s
     shoot(page, "2-answered")
 
     open_panel(page, "change-columns")
-    choose(page, "#role-question", "Frage")
-    choose(page, "#role-answer", "Antwort")
+    choose(page, "#role-question", "Anfrage")
+    choose(page, "#role-answer", "Reaktion")
     page.locator("#apply-mapping").click()
     wait_for_tokens(page, "masked", "Wie heisst Nummer")
     wait_for_tokens(page, "trained", "Sie heisst")
@@ -89,7 +89,7 @@ def test_an_ambiguous_file_is_asked_about_corrected_and_fixed(app, home, page, s
     data = load_run_data(list_runs("local")[0])
     mapping = data.column_mapping.as_json()
     assert mapping["schema"] == "question_answer"
-    assert mapping["columns"] == {"question": "Frage", "answer": "Antwort"}
+    assert mapping["columns"] == {"question": "Anfrage", "answer": "Reaktion"}
     assert mapping["fixes"] == ["deduplicate"]
     assert len(data.train) == 27
 

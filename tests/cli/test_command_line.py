@@ -264,7 +264,7 @@ def test_two_processes_do_not_train_one_run(run_command, own_run):
 
 def test_ambiguous_columns_list_every_mapping_and_exit_with_2(run_command, write):
     status, out, err = run_command(
-        "check", write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n")
+        "check", write("rows.csv", "Anfrage,Reaktion\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n")
     )
     assert status == 2
     assert out.count("--column-mapping") == 3

@@ -232,7 +232,7 @@ def test_every_row_is_accounted_for(write, fixes):
 
 
 def test_ambiguous_columns_are_not_guessed(write):
-    path = write("rows.csv", "Frage,Antwort\nWie geht es?,Gut.\n")
+    path = write("rows.csv", "Anfrage,Reaktion\nWie geht es?,Gut.\n")
     with pytest.raises(UserError) as error:
         load_dataset(path, 0.1, 0)
     assert error.value.code == "data.ambiguous_columns"

@@ -289,10 +289,10 @@ def test_a_message_can_have_a_weight_in_the_loss(write):
     ("content", "ways"),
     [
         (
-            "Frage,Antwort\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n",
+            "Anfrage,Reaktion\nWie geht es?,Gut.\nUnd dir?,Auch gut.\n",
             [
-                {"question": "Frage", "answer": "Antwort"},
-                {"question": "Antwort", "answer": "Frage"},
+                {"question": "Anfrage", "answer": "Reaktion"},
+                {"question": "Reaktion", "answer": "Anfrage"},
             ],
         ),
         (
