@@ -29,7 +29,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Choose one in the address.",
     ),
     "data.binary_column": (
-        "A Parquet column contains bytes that are not pictures.",
+        "A Parquet column contains bytes that are neither text nor pictures.",
         "Remove the column. A column of pictures is named image, or has the Image feature.",
     ),
     "data.damaged_file": (

@@ -63,7 +63,7 @@ _ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
     "tool_response": "tool", "tool_result": "tool", "ipython": "tool", "environment": "tool",
 }  # fmt: skip
-_SPEAKERS = ("role", "from", "speaker", "author", "sender")
+_SPEAKERS = ("role", "from", "speaker", "author", "sender", "sender_name")
 _CHANNELS = ("analysis", "commentary", "final")
 """Channels of gpt-oss. Texts in the first one are reasoning."""
 _CONTENTS = ("content", "value", "text", "parts", "message", "utterance")

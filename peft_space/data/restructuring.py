@@ -17,28 +17,40 @@ from typing import Any
 
 import pyarrow as pa
 
-from peft_space.data.annotation_exports import (
-    Numbered,
-    Row,
-    accepted_by_prodigy,
-    is_of_argilla,
-    is_of_dataturks,
-    is_of_label_studio,
-    is_of_prodigy,
-    objects_in,
-    read_argilla,
-    read_dataturks,
-    read_label_studio,
-)
 from peft_space.data.arrow_store import ROWS
 from peft_space.data.cells import as_bool, listed
 from peft_space.data.choice_columns import has_choice_columns, have_keys, join_choices
 from peft_space.data.column_mapping import normalized
+from peft_space.data.exports import (
+    Numbered,
+    Row,
+    accepted_by_prodigy,
+    is_of_ai_studio,
+    is_of_argilla,
+    is_of_chatgpt,
+    is_of_dataturks,
+    is_of_faq_page,
+    is_of_label_studio,
+    is_of_prodigy,
+    is_of_viewer,
+    is_stored_completion,
+    is_wrapped,
+    objects_in,
+    read_ai_studio,
+    read_argilla,
+    read_chatgpt,
+    read_dataturks,
+    read_faq_page,
+    read_label_studio,
+    read_stored_completion,
+    read_viewer,
+    read_wrapped,
+)
 from peft_space.data.messages import is_answer, is_role
 from peft_space.data.table import Table
 from peft_space.storage.content_cache import get_or_create
 
-_VERSION = "8"
+_VERSION = "9"
 """Change it when rows are restructured differently, so that cached rows are not used again."""
 _SAMPLE_ROWS = 20
 _BATCH_ROWS = 2_000
@@ -226,58 +238,6 @@ def _threads(root: _Node) -> Iterator[Numbered]:
             yield path[-1].number, {"messages": [node.message for node in path]}
 
 
-# ChatGPT's export
-
-
-def _is_chatgpt(row: Row) -> bool:
-    nodes = row.get("mapping")
-    return (
-        isinstance(nodes, dict)
-        and bool(nodes)
-        and all(isinstance(node, dict) and "parent" in node for node in nodes.values())
-    )
-
-
-def _chatgpt(row: Row) -> Row:
-    nodes = row["mapping"]
-    at = str(row.get("current_node"))
-    if at not in nodes:
-        at = next((name for name in reversed(nodes) if not nodes[name].get("children")), "")
-    branch: list[Row] = []
-    while at in nodes and len(branch) <= len(nodes):
-        message = nodes[at].get("message")
-        branch.append(message if isinstance(message, dict) else {})
-        at = str(nodes[at].get("parent"))
-    rest = {key: value for key, value in row.items() if key not in ("mapping", "current_node")}
-    return {"messages": _chatgpt_messages(branch[::-1]), **rest}
-
-
-_HIDDEN = ("user_editable_context", "model_editable_context", "reasoning_recap")
-
-
-def _chatgpt_messages(branch: list[Row]) -> list[Row]:
-    messages: list[Row] = []
-    thoughts: list[str] = []
-    for message in branch:
-        author, content = message.get("author"), message.get("content")
-        role = author.get("role") if isinstance(author, dict) else author
-        content = content if isinstance(content, dict) else {"text": content}
-        kind = content.get("content_type")
-        if kind == "thoughts":
-            thoughts += [str(one.get("content", "")) for one in objects_in(content.get("thoughts"))]
-        if kind in (*_HIDDEN, "thoughts") or role is None:
-            continue
-        parts = [part for part in listed(content.get("parts")) or [] if part != ""]
-        text = content.get("text") if "parts" not in content else None
-        if not parts and not text:
-            continue
-        turn: Row = {"role": role, "content": text or (parts[0] if len(parts) == 1 else parts)}
-        if role == "assistant" and thoughts:
-            turn["reasoning_content"], thoughts = "\n\n".join(thoughts), []
-        messages.append(turn)
-    return messages
-
-
 # Texts with several questions: articles with paragraphs, as SQuAD stores them, and lists
 
 _QUESTION_LISTS = ("qas", "qa", "qa_pairs", "qa_list", "question_answer_pairs", "qna", "faqs")
@@ -331,6 +291,52 @@ def _pairs_in_lists(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         for pair in pairs or [{}]:
             number += 1
             yield number, {**rest, **pair}
+
+
+_VARIANTS = ("patterns", "questions", "utterances", "examples", "training_phrases")
+_INTENTS = ("tag", "intent", "name")
+_VARIANT_ANSWERS = ("responses", "answer", "response", "answers")
+
+
+def _variants_of(row: Row) -> tuple[str, list[str]] | None:
+    """Return the column of several ways to ask the same, and these; or None."""
+    for name in _VARIANTS:
+        texts = listed(row.get(name)) or []
+        if texts and all(isinstance(text, str) for text in texts):
+            others = [one for one in (*_INTENTS, *_VARIANT_ANSWERS) if row.get(one)]
+            lists = [listed(row[one]) or [] for one in others]
+            return (name, texts) if others and len(texts) not in map(len, lists) else None
+    return None
+
+
+def _has_variants(row: Row) -> bool:
+    has_passage = any(isinstance(row.get(name), str) for name in _PASSAGES)
+    return any(name in row for name in _VARIANTS) and not has_passage
+
+
+def _are_variants(rows: Sequence[Row]) -> bool:
+    return any(_variants_of(row) for row in rows)
+
+
+def _rows_of_variants(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    """Yield a row for each way to ask: its text, its intent, and the first answer."""
+    number = 0
+    for _, row in rows:
+        name = next((name for name in _VARIANTS if name in row), "")
+        texts = listed(row.get(name)) or []
+        rest = {key: value for key, value in row.items() if key != name}
+        intent = next((one for one in _INTENTS if isinstance(rest.get(one), str)), None)
+        answer = next((one for one in _VARIANT_ANSWERS if rest.get(one)), None)
+        asked: Row = {"intent": rest.pop(intent)} if intent else {}
+        if answer:
+            told = rest.pop(answer)
+            asked["response"] = listed(told) or told
+            if isinstance(asked["response"], list):
+                more, asked["response"] = asked["response"][1:], asked["response"][0]
+                rest |= {"other responses": more} if more else {}
+        for text in texts:
+            number += 1
+            yield number, {"text" if intent else "question": text, **asked, **rest}
 
 
 def _texts_of(cell: Any) -> list[str] | None:
@@ -409,27 +415,6 @@ def _sentences(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         yield begin, {name: cells for name, cells in lists.items() if cells}
 
 
-# Google AI Studio's export
-
-
-def _is_of_ai_studio(row: Row) -> bool:
-    prompt = row.get("chunkedPrompt")
-    return isinstance(prompt, dict) and isinstance(prompt.get("chunks"), list)
-
-
-def _chat_of_ai_studio(row: Row) -> Row:
-    system = row.get("systemInstruction")
-    turns: list[Row] = []
-    for chunk in objects_in(row["chunkedPrompt"]["chunks"]):
-        part = {"text": chunk.get("text"), "thought": as_bool(chunk.get("isThought")) is True}
-        if turns and turns[-1]["role"] == chunk.get("role"):
-            turns[-1]["parts"].append(part)
-        else:
-            turns.append({"role": chunk.get("role"), "parts": [part]})
-    rest = {key: row[key] for key in row.keys() - {"chunkedPrompt", "systemInstruction"}}
-    return ({"system": system} if system else {}) | {"messages": turns} | rest
-
-
 # One message a row
 
 _THREADS = (
@@ -501,18 +486,6 @@ def _in_order(turns: list[Row]) -> list[Row]:
         if (None not in numbers or is_iso) and len(set(keys)) > 1:
             return [turns[at] for at in sorted(range(len(turns)), key=keys.__getitem__)]
     return turns
-
-
-# Rows of the Hub's dataset viewer
-
-
-def _is_of_viewer(row: Row) -> bool:
-    return isinstance(row.get("row"), dict) and "row_idx" in row
-
-
-def _row_of_viewer(row: Row) -> Row:
-    cut = row.get("truncated_cells")  # the viewer shortens long cells
-    return row["row"] | ({"truncated_cells": cut} if cut else {})
 
 
 # Texts with a tag for each word
@@ -622,10 +595,26 @@ def _preference(row: Row) -> Row:
     prompt = prompt.get("full_text") if isinstance(prompt, dict) else prompt
     cells = [prompt, *(None if better < 0 else row[pair[at]] for at in (better, 1 - better))]
     lists = [listed(cell) or [] for cell in cells]
-    if all(len(texts) == 1 and isinstance(texts[0], str) for texts in lists):
-        cells = [texts[0] for texts in lists]  # as Kaggle has the arena's conversations
+    if all(texts and isinstance(texts[0], str) for texts in lists):
+        cells = _of_turns(*lists) or cells  # as Kaggle has the arena's conversations
     prompt, chosen, rejected = cells
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rest}
+
+
+def _of_turns(questions: list[Any], better: list[Any], worse: list[Any]) -> list[Any] | None:
+    """Return prompt, better and worse answer of conversations with the same questions, or None."""
+    if not len(questions) == len(better) == len(worse):
+        return None
+    if len(questions) == 1:
+        return [questions[0], better[0], worse[0]]
+    answers = []
+    for texts in (better, worse):
+        turns: list[Row] = [{"role": "assistant", "content": texts[0]}]
+        for question, answer in zip(questions[1:], texts[1:], strict=True):
+            turns += [{"role": "user", "content": question}]
+            turns += [{"role": "assistant", "content": answer}]
+        answers.append(turns)
+    return [questions[0], *answers]
 
 
 # Several answers with ranks or scores
@@ -747,7 +736,7 @@ _FORMS = (
     by_row(
         "The file is an export of ChatGPT: of each conversation, the branch that was open last is "
         "read, without hidden messages.",
-        _is_chatgpt, _chatgpt,
+        is_of_chatgpt, read_chatgpt,
     ),
     by_row(
         "The file is an export of Label Studio: of each task, the annotation that is marked as "
@@ -775,13 +764,24 @@ _FORMS = (
         _has_dialogue_about_text, _dialogue_about_text,
     ),
     Form(
+        "Each of the {before} rows has several ways to ask the same: these are {after} rows, and "
+        "are numbered in order.",
+        _has_variants, _rows_of_variants, _are_variants,
+    ),
+    by_row("Each row is the object inside of a record.", is_wrapped, read_wrapped),
+    by_row(
+        "Each row is a stored completion: the messages of the request, and the first answer.",
+        is_stored_completion, read_stored_completion,
+    ),
+    by_row("The file is a FAQ page of schema.org.", is_of_faq_page, read_faq_page),
+    Form(
         "The {before} rows are words: the {after} sentences are the rows, and have the number of "
         "their first word.",
         _is_word, _sentences,
     ),
     by_row(
         "The file is an export of Google AI Studio.",
-        _is_of_ai_studio, _chat_of_ai_studio,
+        is_of_ai_studio, read_ai_studio,
     ),
     Form(
         "The {before} rows are messages: {after} conversations are read.",
@@ -791,7 +791,7 @@ _FORMS = (
         "Of the {before} rows, the {after} that were accepted in Prodigy are read.",
         is_of_prodigy, accepted_by_prodigy,
     ),
-    by_row("The rows are those of the Hub's dataset viewer.", _is_of_viewer, _row_of_viewer),
+    by_row("The rows are those of the Hub's dataset viewer.", is_of_viewer, read_viewer),
     by_row("The words of each text have a tag each.", _has_tagged_words, _words_with_tags),
     by_row(
         "Each row has two answers, and says which is better. Rows without a better one are left "

@@ -65,6 +65,11 @@ _EXPLANATIONS: dict[str, tuple[str, str, Fix | None]] = {
         "Rows with a picture of an earlier row",
         "If one of them is held out, its score says less: the model has seen the picture.", None,
     ),
+    "markers": (
+        "Texts with markers of a chat template",
+        "They contain <|im_start|>, [INST] or the like inside of a message. The model reads or "
+        "learns these letters. Remove them from the rows.", None,
+    ),
     "structured": (
         "Objects as questions or answers",
         "Rows with an object in place of a text. The model reads or learns it as JSON.", None,
@@ -270,7 +275,8 @@ def spelling_finding(
     return [Finding("spellings", "Other spellings of a label", len(numbers), shown, words, "unify")]
 
 
-_SEPARATOR = re.compile(r"\s*[;|,]\s*")
+_SEPARATOR = re.compile(r"\s*[;|,]\s*|\s+(?=#)")
+_MAX_WORDS = 3
 
 
 def combined_finding(
@@ -285,9 +291,11 @@ def combined_finding(
     parts = {label: _SEPARATOR.split(label) for label in labels}
     combined = [label for label, names in parts.items() if len(names) > 1]
     shared = Counter(name for names in parts.values() for name in set(names))
-    # in a list of labels the same names come again and again
-    combined = [label for label in combined if all(shared[name] > 1 for name in parts[label])]
-    if len(combined) < 2:
+    # in lists of labels the same short names come again and again
+    short = [one for one in combined if all(len(name.split()) <= _MAX_WORDS for name in parts[one])]
+    combined = [label for label in short if any(shared[name] > 1 for name in parts[label])]
+    is_one = len(combined) == 1 and all(shared[name] > 1 for name in parts[combined[0]])
+    if len(combined) < 2 and not is_one and not any("|" in one or "#" in one for one in combined):
         return []
     named = ", ".join(map(repr, combined[:_MAX_SPELLINGS]))
     words = (
@@ -304,6 +312,10 @@ _PLACEHOLDER_SIGN = re.compile(r"\{\{|[<\[]")
 _PLACEHOLDER = re.compile(
     r"\{\{\s*\w[\w .-]{0,40}\}\}|<(?:INSERT|YOUR)[ _][A-Z _]{2,30}>"
     r"|\[(?:INSERT|YOUR)[ _][A-Z _a-z]{2,30}\]"
+)
+_MARKER = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|START_OF_TURN_TOKEN)\|>|\[/?INST\]"
+    r"|<(?:start|end)_of_turn>|<｜(?:User|Assistant)｜>"
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u00bf]|\ufffd")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
@@ -333,6 +345,7 @@ def inspect(row: Row) -> list[str]:
         "padded": any(part and (part[0].isspace() or part[-1].isspace()) for part in texts),
         "placeholders": _PLACEHOLDER_SIGN.search(text) and _PLACEHOLDER.search(text),
         "secrets": has_secret(text),
+        "markers": not isinstance(row, Text) and _MARKER.search(text),
         "emails": "@" in text and _EMAIL.search(text),
         "mojibake": not text.isascii() and _MOJIBAKE.search(text),
         "odd": not text.isprintable() and _INVISIBLE.search(text),

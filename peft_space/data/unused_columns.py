@@ -215,6 +215,7 @@ _SIGNS = (
     _Sign(("text", *_LABELLED), _BESIDE_TEXT, _is_varied_prose),
     _Sign(_ANSWERING, _BESIDE_ANSWER, _is_varied_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
+    _Sign(_LABELLED, _names(*ANSWERS), _is_prose),
     _Sign(_LABELLED, _names("paraphrases", "keyphrases", "keywords", "translations"), _is_list),
     _Sign(_CHATTING, re.compile(r"(expected|reference|gold|ideal)_\w+"), _is_varied_prose),
     _Sign(("preference",), _names(*_CONTEXT_NAMES), _is_varied_prose),
@@ -284,7 +285,7 @@ def _is_part_of_task(mapping: ColumnMapping, column: str, rows: Sequence[dict[st
 def _is_copy(mapping: ColumnMapping, column: str, rows: list[dict[str, Any]]) -> bool:
     """Return True if a column repeats what is used: its texts, or the label in other words."""
     label = mapping.columns.get("label") if mapping.schema in _LABELLED else None
-    if label:
+    if label and not _is_prose([row[column] for row in rows]):
         pairs = {(str(row.get(label)), str(row[column])) for row in rows}
         if len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs}):
             return True

@@ -127,7 +127,7 @@ def test_the_image_feature_of_a_parquet_file_is_read(in_list, tmp_path):
 
 
 def test_other_bytes_in_a_parquet_file_are_refused(tmp_path):
-    pq.write_table(pa.table({"blob": [b"1"], "text": ["a"]}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"blob": [b"\xff1"], "text": ["a"]}), tmp_path / "rows.parquet")
     with pytest.raises(UserError) as refused:
         loaded(tmp_path / "rows.parquet")
     assert refused.value.code == "data.binary_column"

@@ -236,6 +236,18 @@ def test_a_prompt_that_a_template_wrote_is_read_as_its_messages(write, family):
     assert answers == ["Hi 0", "Ho 0", "No 0"]
 
 
+@pytest.mark.parametrize(
+    "text", ["<|im_start|>user\nHi<|im_end|>", "[INST] Hi [/INST]", "<start_of_turn>user\nHi"]
+)
+def test_markers_of_a_template_inside_of_a_message_are_a_finding(write, text):
+    turns = [
+        {"role": "user", "content": f"Read {{n}}: {text}"},
+        {"role": "assistant", "content": "A"},
+    ]
+    assert "markers" in [one.kind for one in read(write, {"messages": turns}).findings]
+    assert "markers" not in [one.kind for one in read(write, ASKED).findings]
+
+
 SPOKEN = {
     "capitals": "CUSTOMER: Hi {n}\nAGENT: Ho",
     "bold names": "**User:** Hi {n}\n\n**Assistant:** Ho",

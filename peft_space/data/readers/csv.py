@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import _csv
 
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
+_RARE_DELIMITERS = {
+    "^": "the character ^", "~": "tildes", "\x01": "control characters (1)",
+    "\x1f": "control characters (31)", "¦": "broken bars", "§": "the character §",
+}  # fmt: skip
 _NUM_PEEKED = 50
 """Records from which the delimiter and the header are detected."""
 
@@ -60,18 +64,24 @@ def read_delimited(
         delimiter=delimiter,
         strict=True,
         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+        skipinitialspace=is_quoted and f'"{delimiter} "' in sample,
     )
     records = _records(name, reader)
     peeked = list(itertools.islice(records, _NUM_PEEKED))
     if not peeked:
         return
+    if num_above := _lines_above([record for _, record in peeked]):
+        above = " ".join(" ".join(filter(None, record)) for _, record in peeked[:num_above])
+        note(f"Lines above the names of the columns are left out: {above[:_MAX_ABOVE]!r}.")
+        peeked = peeked[num_above:]
     if names:
         columns, has_header = names[1].split(delimiter), False
         check_columns(name, columns)
     else:
         columns, has_header = detect_header(name, [record for _, record in peeked], note)
     if delimiter != ("\t" if is_tsv else ","):
-        note(f"The columns are separated by {_DELIMITERS[delimiter]}.")
+        known = _DELIMITERS | _RARE_DELIMITERS
+        note(f"The columns are separated by {known[delimiter]}.")
     width = len(columns)
     for number, (line, record) in enumerate(
         itertools.chain(peeked[1:] if has_header else peeked, records), 1
@@ -169,11 +179,32 @@ def _records(name: str, reader: "_csv.Reader") -> Iterator[tuple[int, list[str]]
             yield line, record
 
 
+_MAX_TITLES, _MAX_ABOVE = 5, 80
+
+
+def _lines_above(records: list[list[str]]) -> int:
+    """Return the number of the first records that are a title, and not the names of columns.
+
+    They have one field, or one filled field, and a full record with a known name follows.
+    """
+    for number, record in enumerate(records[: _MAX_TITLES + 1]):
+        filled = [cell.strip() for cell in record if cell.strip()]
+        if len(record) > 1 and len(filled) == len(record):
+            return number if any(map(is_known_name, filled)) else 0
+        if len(filled) > 1 or any(map(is_known_name, filled)):
+            return 0
+    return 0
+
+
 def _detect_delimiter(sample: str) -> str:
     """Return the delimiter that gives the first records the same, largest number of fields."""
     best, max_fields = ",", 1
-    for delimiter in _DELIMITERS:
-        counts = {len(record) for record in _first_records(sample, delimiter)}
+    for delimiter in (*_DELIMITERS, *_RARE_DELIMITERS):
+        records = _first_records(sample, delimiter)
+        counts = {len(record) for record in records[_lines_above(records) :]}
+        is_rare = delimiter in _RARE_DELIMITERS
+        if is_rare and (max_fields > 1 or len(records) < 3):
+            continue
         if len(counts) == 1 and max(counts) > max_fields:
             best, max_fields = delimiter, max(counts)
     if max_fields > 1:
@@ -251,8 +282,10 @@ def detect_header(name: str, records: list[list[str]], note: Note) -> tuple[list
     else:
         unnamed = [number for number, cell in enumerate(cells, 1) if not cell]
         filled = [str(n) for n in unnamed if n <= len(columns) and any(columns[n - 1])]
-        if filled:
-            note(f"Column {', '.join(filled)} has no name in the first line.")
+        if len(filled) == 1:
+            note(f"Column {filled[0]} has no name in the first line.")
+        elif filled:
+            note(f"Columns {', '.join(filled)} have no name in the first line.")
     check_columns(name, names)
     return names, has_header
 

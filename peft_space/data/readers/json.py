@@ -93,6 +93,9 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
         check_row_length(name, f"line {number}", len(line))
         if not (line := line.strip(_BLANK)):
             continue
+        if line.startswith(("//", "#")) and not last:
+            notes.comment(number)
+            continue
         try:
             row = DECODER.decode(line)
             _check_content(line)
@@ -137,6 +140,9 @@ class _Notes:
         self.add(
             "python", f"Rows are written as in Python, not JSON (line {line}). They are converted."
         )
+
+    def comment(self, line: int) -> None:
+        self.add("comment", f"Line {line} is a comment. It is left out.")
 
     def not_lines(self, line: int) -> None:
         self.add(
@@ -377,9 +383,16 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
             raise UserError("data.several_tables", message)
         return value[tables[0]]
     if parts and len(lists) == len(parts) and not is_chat:
+        if not is_columns and all(_are_pairs(part) for part in parts):
+            return _rows_of_splits(value)
         return _rows_of_columns(name, value)
     if "chunkedPrompt" in value:  # an export of Google AI Studio
         return [value]
+    if (inner := _inner_rows(name, value)) is not None:
+        return inner
+    are_texts = len(parts) > 1 and all(isinstance(part, str) for part in parts)
+    if are_texts and sum(" " in key.strip() for key in value) > len(value) / 2:
+        return [{"question": key, "answer": part} for key, part in value.items()]
     if parts and all(isinstance(part, dict) for part in parts):
         keys = [list(part) for part in parts]
         if all(key == keys[0] for key in keys) and all(key.isdigit() for key in keys[0]):
@@ -387,6 +400,41 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
             return [{column: cells[index] for column, cells in value.items()} for index in keys[0]]
         return [row if "key" in row else {"key": key, **row} for key, row in value.items()]
     return [value]
+
+
+def _are_pairs(part: Any) -> bool:
+    return _is_list_of_lists(part, 2) and all(isinstance(one, str) for pair in part for one in pair)
+
+
+def _rows_of_splits(value: dict[str, list[list[str]]]) -> list[dict[str, Any]]:
+    """Return the rows of splits with pairs of a text and a label, as CLINC150 has them."""
+    return [
+        {"text": text, "label": label, "split": split}
+        for split, pairs in value.items()
+        for text, label in pairs
+    ]
+
+
+_MAX_DEPTH = 4
+
+
+def _inner_rows(name: str, value: dict[str, Any], depth: int = 0) -> list[dict[str, Any]] | None:
+    """Return the rows in the only object or list that answers of APIs wrap around them, or None."""
+    inner = {key: part for key, part in value.items() if isinstance(part, dict)}
+    if depth == _MAX_DEPTH or len(inner) != 1 or (depth == 0 and len(value) > _MAX_WRAPPER):
+        return None
+    [part] = inner.values()
+    tables = [one for one in part.values() if _is_table(one)]
+    if len(tables) == 1:
+        return tables[0]
+    rows = list(part.values())
+    if len(rows) > 1 and _is_table(rows) and all(row.keys() == rows[0].keys() for row in rows):
+        return [row if "key" in row else {"key": key, **row} for key, row in part.items()]
+    return _inner_rows(name, part, depth + 1)
+
+
+_MAX_WRAPPER = 8
+"""Keys of an object that wraps rows, such as `status` and `data`. A row can have more."""
 
 
 def _has_chats(part: Any) -> bool:

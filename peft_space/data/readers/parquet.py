@@ -1,5 +1,6 @@
 """Reads Parquet and Arrow files; typed values become text."""
 
+import contextlib
 import itertools
 import json
 import struct
@@ -136,9 +137,12 @@ def _written(
 ) -> Iterator[NumberedRow]:
     """Yield rows with their values as text, and pictures as the names of their content."""
     names = _label_names(schema)
-    with_pictures = [field.name for field in schema if _contains_bytes(field.type)]
+    with_bytes = [field for field in schema if _contains_bytes(field.type)]
+    with_pictures = [field.name for field in with_bytes if _is_picture(field)]
+    with_texts = [field.name for field in with_bytes if not _is_picture(field)]
     for number, row in enumerate(rows, 1):
         row |= {column: _stored(row[column], brought) for column in with_pictures}
+        row |= {column: _decoded(name, column, row[column]) for column in with_texts}
         named = {column: _named(cell, names.get(column)) for column, cell in row.items()}
         written = {column: as_written(_unpadded(cell)) for column, cell in named.items()}
         text = json.dumps(written, ensure_ascii=False)
@@ -156,6 +160,31 @@ def _stored(cell: object, brought: Brought) -> object:
         content = cell.get("bytes")
         return {"picture": brought.add(content)} if content else cell.get("path")
     return cell
+
+
+def _decoded(name: str, column: str, cell: object) -> object:
+    """Return the text that bytes are, as TensorFlow Datasets stores it.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if isinstance(cell, list):
+        return [_decoded(name, column, one) for one in cell]
+    if not isinstance(cell, bytes):
+        return cell
+    with contextlib.suppress(UnicodeDecodeError):
+        text = cell.decode()
+        if "\0" not in text:
+            return text
+    raise _not_text(name, column)
+
+
+def _not_text(name: str, column: str) -> UserError:
+    return UserError(
+        "data.binary_column",
+        f"{name}: the column {column!r} contains bytes that are neither text nor pictures. "
+        "Remove it.",
+    )
 
 
 def _label_names(schema: "pa.Schema") -> dict[str, list[str]]:
@@ -245,12 +274,8 @@ def _check_types(name: str, schema: "pa.Schema") -> None:
     """Raise UserError if the columns are too many, not distinct, or contain bytes."""
     check_columns(name, schema.names)
     for field in schema:
-        if _contains_bytes(field.type) and not _is_picture(field):
-            raise UserError(
-                "data.binary_column",
-                f"{name}: the column {field.name!r} contains bytes that are not pictures. "
-                "Remove it.",
-            )
+        if _contains_bytes(field.type) and not _is_picture(field) and not _may_be_text(field.type):
+            raise _not_text(name, field.name)
 
 
 def _is_picture(field: "pa.Field") -> bool:
@@ -265,6 +290,15 @@ def _is_picture(field: "pa.Field") -> bool:
         has_bytes = kind.get_field_index("bytes") >= 0
         return has_bytes and not any(_contains_bytes(one.type) for one in others)
     return normalized(field.name) in IMAGES
+
+
+def _may_be_text(kind: "pa.DataType") -> bool:
+    """Return True for bytes, or a list of them."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _may_be_text(kind.value_type)
+    return not pa.types.is_nested(kind)
 
 
 def _contains_bytes(kind: "pa.DataType") -> bool:

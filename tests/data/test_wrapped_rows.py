@@ -1,0 +1,209 @@
+"""Rows inside of other objects, exports of services, and tables that begin with a title."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from peft_space import operations
+from peft_space.data.dataset import load_dataset
+
+PAIRS = [{"question": f"Where is {n}?", "answer": f"Near {n}."} for n in range(6)]
+
+
+def loaded(write, content, name="rows.json", mapping=None):
+    text = content if isinstance(content, str) else json.dumps(content)
+    return load_dataset(str(write(name, text)), 0.0, 0, column_mapping=mapping)
+
+
+def pairs_of(data):
+    return [[message["content"] for message in row.messages] for row in data.train]
+
+
+RIGHT = [[row["question"], row["answer"]] for row in PAIRS]
+WRAPPED = {
+    "an answer of an API": {"status": "ok", "data": {"items": PAIRS}},
+    "Firebase": {"faqs": {f"-N{n}": row for n, row in enumerate(PAIRS)}},
+    "GraphQL": {"data": {"faqs": {"edges": [{"cursor": "x", "node": row} for row in PAIRS]}}},
+    "Elasticsearch": {
+        "took": 1, "hits": {"total": 6, "hits": [{"_id": "1", "_source": row} for row in PAIRS]},
+    },
+    "hits of Elasticsearch": [{"_index": "a", "_id": "1", "_source": row} for row in PAIRS],
+    "Airtable": {
+        "records": [{"id": "r", "createdTime": "2026", "fields": row} for row in PAIRS],
+    },
+    "questions as keys": {row["question"]: row["answer"] for row in PAIRS},
+    "a FAQ page": {
+        "@context": "https://schema.org", "@type": "FAQPage",
+        "mainEntity": [
+            {
+                "@type": "Question", "name": row["question"],
+                "acceptedAnswer": {"@type": "Answer", "text": row["answer"]},
+            }
+            for row in PAIRS
+        ],
+    },
+    "stored completions": [
+        {
+            "id": "chatcmpl-1", "model": "m", "usage": {"total_tokens": 3},
+            "input": {"messages": [{"role": "user", "content": row["question"]}]},
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": row["answer"]}}],
+        }
+        for row in PAIRS
+    ],
+    "requests with responses": [
+        {
+            "request": {"body": {"messages": [{"role": "user", "content": row["question"]}]}},
+            "response": {
+                "body": {"choices": [{"message": {"role": "assistant", "content": row["answer"]}}]},
+            },
+        }
+        for row in PAIRS
+    ],
+    "several ways to ask": {
+        "qnaDocuments": [{"id": 1, "answer": row["answer"], "questions": [row["question"]]}
+                         for row in PAIRS],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRAPPED)
+def test_rows_inside_of_other_objects_are_read(write, what):
+    assert pairs_of(loaded(write, WRAPPED[what])) == RIGHT
+
+
+def test_the_keys_of_a_record_are_listed(write):
+    data = loaded(write, WRAPPED["Airtable"])
+    assert {one["name"] for one in data.unused} == {"id", "createdTime"}
+
+
+def test_each_pattern_of_an_intent_is_a_row_and_its_response_makes_the_app_ask(write):
+    intents = [
+        {"tag": tag, "patterns": [f"{tag} {n}?" for n in range(4)], "context": [""],
+         "responses": [f"We can do that: {tag} it", "Yes"]}
+        for tag in ("greet", "pay", "leave")
+    ]  # fmt: skip
+    path = write("intents.json", json.dumps({"intents": intents}))
+    ways = operations.check(str(path))["question"]
+    assert {way["schema"] for way in ways} == {"text_classification", "prompt_completion"}
+    data = load_dataset(str(path), 0.0, 0, column_mapping=ways[0])
+    assert len(data.train) == 12
+    assert (data.train[0].text, data.train[0].label) == ("greet 0?", "greet")
+
+
+def test_splits_of_pairs_are_rows_with_their_split(write):
+    splits = {
+        "train": [[f"text {n} here", ("pay", "buy")[n % 2]] for n in range(12)],
+        "oos_train": [["what is it", "oos"]],
+    }
+    data = loaded(write, splits)
+    assert [vars(row)["label"] for row in data.train] == ["pay", "buy"] * 6 + ["oos"]
+
+
+# Services
+
+
+def test_code_that_chatgpt_ran_is_a_call(write):
+    def node(parent, role, content, **more):
+        message = {"author": {"role": role}, "content": content, **more}
+        return {"parent": parent, "children": [], "message": message}
+
+    code = {"content_type": "code", "text": "print(4)"}
+    said = [{"content_type": "text", "parts": [text]} for text in ("2 + 2?", "Four")]
+    nodes = {
+        "a": node(None, "user", said[0]),
+        "b": node("a", "assistant", code, recipient="python"),
+        "c": node("b", "tool", {"content_type": "execution_output", "text": "4"}),
+        "d": node("c", "assistant", said[1], recipient="all"),
+    }
+    [row] = loaded(write, [{"title": "t", "mapping": nodes, "current_node": "d"}]).train
+    roles = [message["role"] for message in row.messages]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    [call] = row.messages[1]["tool_calls"]
+    assert call["function"] == {"name": "python", "arguments": {"input": "print(4)"}}
+
+
+def test_arena_conversations_of_several_turns_share_their_first_question(write):
+    rows = [
+        {
+            "prompt": json.dumps([f"q{n}", "more?"]), "response_a": '["a1", "a2"]',
+            "response_b": '["b1", "b2"]', "winner_model_a": n % 2, "winner_model_b": 1 - n % 2,
+        }
+        for n in range(6)
+    ]  # fmt: skip
+    first = loaded(write, rows).train[0]
+    parts = (first.prompt, first.chosen, first.rejected)
+    texts = [[message["content"] for message in part] for part in parts]
+    assert texts == [["q0"], ["b1", "more?", "b2"], ["a1", "more?", "a2"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "speakers", "text"),
+    [("thread", ("customer", "agent"), "message"), ("transcript", ("user", "bot"), "text")],
+)
+def test_messages_under_other_names_are_chats(write, key, speakers, text):
+    turns = [{"author": who, text: said} for who, said in zip(speakers, ("Hi", "Ho"), strict=True)]
+    assert pairs_of(loaded(write, [{key: turns}] * 3)) == [["Hi", "Ho"]] * 3
+
+
+def test_senders_of_a_messenger_are_offered_as_the_assistant(write):
+    turns = [{"sender_name": who, "content": said} for who, said in (("Ann", "Hi"), ("Bob", "Ho"))]
+    ways = operations.check(str(write("rows.json", json.dumps([{"messages": turns}] * 3))))
+    assert [way["assistant"] for way in ways["question"]] == ["Bob", "Ann"]
+
+
+# Tables
+
+
+def table(header, *, sep=",", before="", pair="Where is {n}?{sep}Near {n}."):
+    lines = [pair.format(n=n, sep=sep) for n in range(6)]
+    return before + "\n".join([header.format(sep=sep), *lines]) + "\n"
+
+
+TABLES = {
+    "a title": (table("Question,Answer", before="FAQ export\n\n"), True),
+    "a comment": (table("question,answer", before="# exported in 2026\n"), True),
+    "a title with commas": (table("Question,Answer", before="FAQ export,\n,\n"), True),
+    "spaces before quotation marks": (
+        table("question, answer", pair='"Where is {n}?", "Near {n}."'), False,
+    ),
+    "carets": (table("question{sep}answer", sep="^"), True),
+    "tildes": (table("question{sep}answer", sep="~"), True),
+    "control characters": (table("question{sep}answer", sep="\x01"), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_a_table_with_unusual_lines_is_read_and_told(write, what):
+    content, is_told = TABLES[what]
+    data = loaded(write, content, "rows.csv")
+    assert pairs_of(data) == RIGHT
+    assert bool(data.notes) == is_told
+
+
+def test_a_first_line_with_one_name_is_a_header(write):
+    data = loaded(write, "question,\nWhere is it?,Near.\nAnd this?,Far.\n", "rows.csv",
+                  {"schema": "text", "columns": {"text": "question"}})  # fmt: skip
+    assert [row.text for row in data.train] == ["Where is it?", "And this?"]
+
+
+def test_a_comment_above_json_lines_is_left_out_and_told(write):
+    lines = "\n".join(map(json.dumps, PAIRS))
+    data = loaded(write, f"// FAQ rows\n{lines}\n", "rows.jsonl")
+    assert pairs_of(data) == RIGHT
+    assert len(data.notes) == 1
+
+
+def test_bytes_of_a_parquet_file_that_are_text_are_read(tmp_path):
+    columns = {name: [row[name].encode() for row in PAIRS] for name in ("question", "answer")}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    assert pairs_of(load_dataset(str(tmp_path / "rows.parquet"), 0.0, 0)) == RIGHT
+
+
+@pytest.mark.parametrize(
+    "labels", [["drama|action", "comedy", "drama|comedy"], ["#a #b", "#b", "#c"]], ids=str
+)
+def test_labels_of_several_parts_are_found_if_some_parts_are_rare(write, labels):
+    rows = [{"text": f"Text {n} here", "label": labels[n % 3]} for n in range(12)]
+    assert "combined" in {one.kind for one in loaded(write, rows).findings}
