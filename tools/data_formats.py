@@ -243,6 +243,36 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
             "label.responses.status": ["submitted"],
         },
     ),
+    "intents with patterns": (
+        "chatbot tutorials (intents.json); each pattern is a row, and the app asks about responses",
+        {"tag": "greeting", "patterns": ["Hi", "Hello there"], "responses": ["Hello!"]},
+    ),
+    "a record around a row": (
+        "Airtable (`fields`), Elasticsearch (`_source`), GraphQL (`node`)",
+        {"id": "rec1", "fields": {"question": "Price?", "answer": "40."}},
+    ),
+    "a stored completion": (
+        "OpenAI; also logs with `request` and `response`",
+        {
+            "input": {"messages": [{"role": "user", "content": "Price?"}]},
+            "choices": [{"message": _ANSWER}],
+        },
+    ),
+    "a question of a FAQ page": (
+        "schema.org",
+        {"@type": "Question", "name": "Price?", "acceptedAnswer": {"text": "40."}},
+    ),
+    "a prompt that a chat template wrote": (
+        "logs of servers; read as its messages",
+        {
+            "prompt": "<|im_start|>user\nPrice?<|im_end|>\n<|im_start|>assistant\n",
+            "completion": "40.<|im_end|>",
+        },
+    ),
+    "preference with an input": (
+        "LLaMA-Factory; also with `history`",
+        {"instruction": "Translate.", "input": "Tag", "chosen": "day", "rejected": "night"},
+    ),
     "segments of a text": (
         "Axolotl; those with a true label are trained",
         {"segments": [{"label": False, "text": "Price?"}, {"label": True, "text": " 40."}]},
