@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows
-from peft_space.data.cells import as_rating, listed, message_turns, turns_of
+from peft_space.data.cells import as_bool, as_rating, listed, message_turns, turns_of
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import (
     BadRow,
@@ -53,6 +53,7 @@ from peft_space.data.row_normalization import (
 from peft_space.data.schema_detection import is_verdict
 from peft_space.data.table import Table
 from peft_space.data.tokenization.template_sandbox import BatchTimeout, map_in_subprocesses
+from peft_space.data.unused_columns import is_bad_name
 from peft_space.errors import UserError
 from peft_space.runs.events import OnProgress
 from peft_space.storage.content_cache import get_or_create
@@ -62,7 +63,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "23"
+_NORMALIZER_VERSION = "24"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 
@@ -369,9 +370,13 @@ class _Verdicts:
 
     def add(self, number: int, unused: dict[str, Any]) -> None:
         for name, cell in unused.items():
-            if not is_verdict(name.rpartition(": ")[2]):  # also a key of a message
+            key = name.rpartition(": ")[2]  # also a key of a message
+            if is_bad_name(key) and (is_bad := as_bool(cell)) is not None:
+                rating: bool | None = not is_bad
+            elif is_verdict(key):
+                rating = as_rating(cell)
+            else:
                 continue
-            rating = as_rating(cell)
             if rating is None:
                 self._others.add(name)
             elif not rating:

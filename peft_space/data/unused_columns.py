@@ -228,6 +228,11 @@ def is_detail_name(name: str) -> bool:
     return _NEVER.fullmatch(name) is not None
 
 
+def is_bad_name(name: str) -> bool:
+    """Return True for a name that says that an answer is bad if it is true, such as `rejected`."""
+    return _BAD.fullmatch(normalized(name)) is not None
+
+
 def ask_about_unused(
     mappings: Sequence[ColumnMapping], columns: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> list[ColumnMapping]:

@@ -207,3 +207,58 @@ def test_bytes_of_a_parquet_file_that_are_text_are_read(tmp_path):
 def test_labels_of_several_parts_are_found_if_some_parts_are_rare(write, labels):
     rows = [{"text": f"Text {n} here", "label": labels[n % 3]} for n in range(12)]
     assert "combined" in {one.kind for one in loaded(write, rows).findings}
+
+
+# Plain text
+
+
+CHATML = "<|im_start|>user\nHi {n}\n\nand more<|im_end|>\n<|im_start|>assistant\nHo {n}<|im_end|>\n"
+TEXTS = {
+    "ChatML with system messages": "<|im_start|>system\nBe nice<|im_end|>\n" + CHATML,
+    "ChatML with blank lines between": CHATML + "\n\n",
+    "Alpaca": "### Instruction:\nHi {n}\n\nand more\n\n### Response:\nHo {n}\n\n",
+    "Alpaca with its first sentence": (
+        "Below is an instruction.\n\n### Instruction:\nHi {n}\n\nand more\n\n"
+        "### Response:\nHo {n}\n\n"
+    ),
+    "HH": "Human: Hi {n}\n\nAssistant: Ho {n}\n\n\n",
+    "Llama 2": "<s>[INST] Hi {n}\n\nand more [/INST] Ho {n}</s>\n",
+}
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_each_conversation_of_a_text_file_is_a_row(write, form):
+    text = "".join(TEXTS[form].replace("{n}", str(n)) for n in range(4))
+    mapping = {"schema": "messages", "columns": {"messages": "text"}}
+    data = loaded(write, text, "rows.txt", mapping)
+    answers = [row.messages[-1]["content"] for row in data.train]
+    assert answers == ["Ho 0", "Ho 1", "Ho 2", "Ho 3"]
+    assert all(row.messages[-2]["content"].startswith("Hi") for row in data.train)
+
+
+def test_texts_with_a_mark_between_them_are_rows(write):
+    text = "<|endoftext|>".join(f"Story {n} begins.\n\nIt ends.\n" for n in range(3))
+    rows = loaded(write, text, "rows.txt").train
+    assert [row.text for row in rows] == [f"Story {n} begins.\n\nIt ends." for n in range(3)]
+
+
+@pytest.mark.parametrize("name", ["rows.md", "rows.csv", "rows.txt"])
+@pytest.mark.parametrize("line", ["|---|---|", "| :--- | ---: |"])
+def test_a_table_in_markdown_is_read(write, name, line):
+    rows = [f"| {row['question']} | {row['answer']} |" for row in PAIRS]
+    data = loaded(write, "\n".join(["| Question | Answer |", line, *rows]) + "\n", name)
+    assert pairs_of(data) == RIGHT
+
+
+@pytest.mark.parametrize("key", ["rejected", "deleted", "hallucinated", "skip"])
+def test_answers_that_a_key_of_their_message_calls_bad_are_a_finding(write, key):
+    rows = [
+        [{"role": "user", "content": f"Hi {n}"},
+         {"role": "assistant", "content": "Ho", key: n % 2 == 0}]
+        for n in range(6)
+    ]  # fmt: skip
+    found = {
+        one.kind: one.count
+        for one in loaded(write, [{"messages": turns} for turns in rows]).findings
+    }
+    assert found["bad_verdict"] == 3

@@ -45,6 +45,9 @@ def read_delimited(
     Raises:
         UserError: a row does not fit the header or is not valid CSV.
     """
+    if _MARKDOWN.match(sample):
+        yield from _read_markdown(name, file)
+        return
     declared, names = _DECLARED.match(sample), None
     if declared:
         delimiter = declared["sep"] or _ANKI_DELIMITERS[declared["name"].lower()]
@@ -108,6 +111,41 @@ _ANKI_DELIMITERS = {name: name for name in _DELIMITERS} | {
     "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|",
 }  # fmt: skip
 _ANKI_COLUMNS = re.compile(r"^#columns:(.*?)\r?$", re.MULTILINE)
+
+
+_MARKDOWN = re.compile(r"\ufeff?\s*\|(?:[^|\n]*\|){2,}[ \t]*\r?\n[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+")
+
+
+def _read_markdown(name: str, file: IO[str]) -> Iterator[NumberedRow]:
+    """Yield the rows of a table in Markdown: its second line separates the names from the rows."""
+    file.seek(0)
+    columns: list[str] = []
+    number = 0
+    for line_number, line in enumerate(file, 1):
+        if not (line := line.strip("\ufeff \t\r\n")):
+            continue
+        cells = [
+            cell.strip().replace("\\|", "|")
+            for cell in _BAR.split(line.removeprefix("|").removesuffix("|"))
+        ]
+        if not columns:
+            columns = [cell or f"column {at}" for at, cell in enumerate(cells, 1)]
+            check_columns(name, columns)
+            continue
+        if set(line) <= set("|:- \t"):
+            continue
+        number += 1
+        if len(cells) != len(columns) or not line.startswith("|"):
+            raise UserError(
+                "data.ragged_row",
+                f"{name}: row {number} (line {line_number}) has {len(cells)} fields, but the first "
+                f"line has {len(columns)}. Check the vertical bars there.",
+            )
+        row = dict(zip(columns, cells, strict=True))
+        yield number, json.dumps(row, ensure_ascii=False), row
+
+
+_BAR = re.compile(r"(?<!\\)\|")
 
 
 def _skip(file: IO[str], num_lines: int) -> None:
@@ -239,7 +277,7 @@ def looks_delimited(sample: str, is_whole: bool) -> bool:
         sample: the beginning of the text.
         is_whole: True if that is the whole text.
     """
-    if _DECLARED.match(sample):
+    if _DECLARED.match(sample) or _MARKDOWN.match(sample):
         return True
     for delimiter in _DELIMITERS:
         records = _first_records(sample, delimiter, is_quoted=delimiter != "\t")

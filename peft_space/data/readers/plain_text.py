@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+from peft_space.data.cells import conversation_in
 from peft_space.data.readers import Note, NumberedRow, check_row_length
 from peft_space.errors import UserError
 
@@ -13,7 +14,9 @@ from peft_space.errors import UserError
 def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
     """Yield a row for each paragraph if blank lines separate paragraphs, or for each line.
 
-    The file is read twice because it may not fit into memory. A row's number is its first line.
+    Conversations that a chat template has written, and texts with <|endoftext|> between them, are
+    rows as they are. The file is read twice because it may not fit into memory. A row's number is
+    its first line.
     """
     by_paragraph = _has_paragraphs(text)
     text.seek(0)
@@ -22,6 +25,16 @@ def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
         yield from _read_fast_text(text, note)
         return
     text.seek(0)
+    head = list(itertools.islice(text, _NUM_HEAD))
+    text.seek(0)
+    if begins := _begin_of_rows(head):
+        note(f"Each part of the text that begins with {begins[0]!r} is a row.")
+        yield from _read_parts(name, text, *begins)
+        return
+    if any(_END_OF_TEXT in line for line in head):
+        note(f"Each text before {_END_OF_TEXT} is a row.")
+        yield from _read_ended(name, text)
+        return
     note("Each paragraph is a row." if by_paragraph else "Each line is a row.")
     paragraph: list[str] = []
     for number, line in enumerate(itertools.chain(text, [""]), 1):
@@ -34,6 +47,76 @@ def read_text(name: str, text: IO[str], note: Note) -> Iterator[NumberedRow]:
             check_row_length(name, f"the text that begins on line {first}", len(row["text"]))
             yield first, json.dumps(row, ensure_ascii=False), row
             paragraph = []
+
+
+_NUM_HEAD = 2_000
+_END_OF_TEXT = "<|endoftext|>"
+_OPENING = re.compile(
+    r"<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|<\|im_start\|>\w+"
+    r"|<\|start_header_id\|>\w+|<start_of_turn>\w+|<\|(?:system|user)\|>|\[INST\]"
+    r"|#{2,3} ?(?:Instruction|Human|User|Question)|Human:"
+)
+
+
+def _begin_of_rows(head: list[str]) -> tuple[str, int] | None:
+    """Return what each conversation begins with, and the blank lines before it; or None.
+
+    None if paragraphs are conversations already, or the first part is none.
+    """
+    lines = [line.rstrip("\r\n") for line in head]
+    first = next((line.lstrip("\ufeff") for line in lines if line.strip()), "")
+    opening = _OPENING.match(first)
+    begin = opening[0] if opening else first
+    places = [at for at, line in enumerate(lines) if line.lstrip("\ufeff").startswith(begin)]
+    if not first or (not opening and (len(places) < 2 or not _has_sections(lines))):
+        return None
+    for num_blank in (2, 1, 0):
+        starts = [at for at in places if at and not any(map(str.strip, lines[at - num_blank : at]))]
+        starts = [at for at in starts if at >= num_blank]
+        if starts or num_blank == 0:
+            part = lines[: starts[0]] if starts else lines
+            paragraph = list(itertools.takewhile(str.strip, part))
+            is_known = num_blank > 0 and conversation_in("\n".join(paragraph)) is not None
+            is_conversation = conversation_in("\n".join(part)) is not None
+            return (begin, num_blank) if is_conversation and not is_known else None
+    return None
+
+
+def _has_sections(lines: list[str]) -> bool:
+    return any(re.match(r"#{2,3} ?Instruction", line) for line in lines)
+
+
+def _read_parts(name: str, text: IO[str], begin: str, num_blank: int) -> Iterator[NumberedRow]:
+    """Yield a row for each part that begins with `begin` after so many blank lines."""
+    part: list[str] = []
+    first, blank = 1, num_blank
+    for number, line in enumerate(text, 1):
+        line = line.lstrip("\ufeff")
+        if line.startswith(begin) and blank >= num_blank and any(map(str.strip, part)):
+            yield from _row_of_text(name, first, "".join(part))
+            part, first = [], number
+        part.append(line)
+        blank = 0 if line.strip() else blank + 1
+    yield from _row_of_text(name, first, "".join(part))
+
+
+def _read_ended(name: str, text: IO[str]) -> Iterator[NumberedRow]:
+    """Yield a row for each text that ends with <|endoftext|>."""
+    part, first = "", 1
+    for number, line in enumerate(text, 1):
+        *ended, rest = line.split(_END_OF_TEXT)
+        for end in ended:
+            yield from _row_of_text(name, first, part + end)
+            part, first = "", number
+        part += rest
+    yield from _row_of_text(name, first, part)
+
+
+def _row_of_text(name: str, number: int, text: str) -> Iterator[NumberedRow]:
+    check_row_length(name, f"the text that begins on line {number}", len(text))
+    row = {"text": text.strip("\ufeff\r\n")}
+    if row["text"].strip():
+        yield number, json.dumps(row, ensure_ascii=False), row
 
 
 _NUM_PEEKED = 50
