@@ -514,7 +514,8 @@ def _check_content(text: str) -> None:
             depth += bool(bracket[1]) - bool(bracket[2])
             if depth > _MAX_NESTING:
                 raise RecursionError
-    if _SURROGATE.search(text):
+    has_escapes = "\\ud" in text or "\\uD" in text  # far cheaper than the pattern
+    if has_escapes and _SURROGATE.search(text):
         try:
             json.dumps(DECODER.decode(text), ensure_ascii=False).encode()
         except UnicodeEncodeError:
