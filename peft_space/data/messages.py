@@ -182,6 +182,8 @@ def unused_in_message(turn: dict[str, Any]) -> dict[str, Any]:
         next((key for key in keys if turn.get(key) is not None), "")
         for keys in (_SPEAKERS, _CONTENTS, _WEIGHTS)
     }
+    if role not in ("assistant", "call"):  # only answers are trained
+        used -= {key for key in _WEIGHTS if as_bool(turn.get(key))}
     calls = next((key for key in _CALLS if turn.get(key)), "")
     used |= {calls, *_ALWAYS_USED, *(_OF_TOOLS if role == "tool" else ())}
     if role == "assistant":

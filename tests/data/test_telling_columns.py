@@ -376,3 +376,13 @@ def test_a_row_on_which_annotators_of_snli_did_not_agree_is_left_out(write):
     data = read(write, row)
     assert data.num_problems == 8
     assert set(data.labels) == {"neutral", "entailment"}
+
+
+@pytest.mark.parametrize(("value", "is_listed"), [(True, True), (1, True), (False, False)])
+def test_a_question_that_is_marked_as_trained_is_listed(write, value, is_listed):
+    turns = [
+        {"role": "user", "content": "Hi {n}", "train": value},
+        {"role": "assistant", "content": "Ho", "train": True},
+    ]
+    names = [one["name"] for one in read(write, {"messages": turns}).unused]
+    assert ("messages: train" in names) == is_listed
