@@ -178,14 +178,20 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
     if isinstance(cell, str) and cell.lstrip().startswith(("{'", '{"')):
         cell = parse_literal(cell)  # as pandas writes an object
     if isinstance(cell, dict) and isinstance(cell.get("messages"), list):
-        return turns_of(cell["messages"])
+        turns = turns_of(cell["messages"])
+        if turns is None:
+            return None
+        system = next((cell[key] for key in _SYSTEMS if isinstance(cell.get(key), str)), "")
+        first = [{"role": "system", "content": system}] if system.strip() else []
+        tools = {"tools": cell["tools"]} if cell.get("tools") else {}
+        return [*first, *([turns[0] | tools, *turns[1:]] if tools and turns else turns)]
     if isinstance(cell, dict) and len({len(p) for p in cell.values() if isinstance(p, list)}) > 1:
         return None
     if isinstance(cell, dict) and cell and all(isinstance(part, list) for part in cell.values()):
         keys = list(cell)  # one list of roles, one of contents
         return [dict(zip(keys, turn, strict=False)) for turn in zip(*cell.values(), strict=False)]
     if (turns := message_turns(cell)) is not None:
-        return _turns_of_pairs(turns) or turns
+        return _turns_of_pairs(turns) or _oldest_first(turns)
     texts = listed(cell)
     if texts and len(texts) > 1 and all(isinstance(text, str) for text in texts):
         if spoken := conversation_in("\n".join(texts)):
@@ -195,9 +201,41 @@ def turns_of(cell: Any) -> list[dict[str, Any]] | None:
     return None
 
 
+_SYSTEMS = ("system", "system_prompt", "system_message")
+
+
+def unused_around_messages(cell: Any) -> dict[str, Any]:
+    """Return the keys of an object with messages that have no use, with their values."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("messages"), list):
+        return {}
+    system = next((key for key in _SYSTEMS if isinstance(cell.get(key), str)), "")
+    used = ("messages", "tools", system)
+    return {key: value for key, value in cell.items() if key not in used and value}
+
+
+_TIMES = ("timestamp_ms", "timestamp", "created_at", "sent_at", "ts", "time", "date")
+
+
+def _oldest_first(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages in the order of their times if each is older than the one before it."""
+    for name in _TIMES:
+        times = [turn.get(name) for turn in turns]
+        if len(times) < 2 or any(time is None for time in times):
+            continue
+        texts = list(map(str, times))
+        is_number = all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts)
+        is_iso = all(re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", text) for text in texts)
+        if is_number or is_iso:
+            keys: list[Any] = list(map(float, texts)) if is_number else texts
+            falls = all(a >= b for a, b in itertools.pairwise(keys)) and keys[0] > keys[-1]
+            return turns[::-1] if falls else turns
+    return turns
+
+
 _PAIRS = (
     ("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"),
-    ("prompt", "response"), ("instruction", "output"), ("query", "response"),
+    ("prompt", "response"), ("instruction", "output"), ("query", "response"), ("user", "bot"),
+    ("human", "ai"), ("user", "agent"),
 )  # fmt: skip
 
 

@@ -296,6 +296,11 @@ def _pairs_in_lists(rows: Iterator[Numbered]) -> Iterator[Numbered]:
 _VARIANTS = ("patterns", "questions", "utterances", "examples", "training_phrases")
 _INTENTS = ("tag", "intent", "name")
 _VARIANT_ANSWERS = ("responses", "answer", "response", "answers")
+_BESIDE_VARIANTS = {
+    *_VARIANTS, *_INTENTS, *_VARIANT_ANSWERS, "id", "source", "metadata", "context", "context_set",
+    "context_filter", "lang", "language", "entities", "slots", "action", "priority", "dialog",
+}  # fmt: skip
+"""Columns of such rows. A row with others, such as a question, is not one of them."""
 
 
 def _variants_of(row: Row) -> tuple[str, list[str]] | None:
@@ -305,25 +310,36 @@ def _variants_of(row: Row) -> tuple[str, list[str]] | None:
         if texts and all(isinstance(text, str) for text in texts):
             others = [one for one in (*_INTENTS, *_VARIANT_ANSWERS) if row.get(one)]
             lists = [listed(row[one]) or [] for one in others]
-            return (name, texts) if others and len(texts) not in map(len, lists) else None
+            # as many answers as questions are the turns of a dialogue
+            is_parallel = name == "questions" and len(texts) in map(len, lists)
+            is_definition = name == "examples" and not {"tag", "intent"} & row.keys()
+            return (name, texts) if others and not is_parallel and not is_definition else None
     return None
 
 
 def _has_variants(row: Row) -> bool:
     has_passage = any(isinstance(row.get(name), str) for name in _PASSAGES)
-    return any(name in row for name in _VARIANTS) and not has_passage
+    has_name = any(name in row for name in _VARIANTS)
+    return has_name and not has_passage and row.keys() <= _BESIDE_VARIANTS
 
 
 def _are_variants(rows: Sequence[Row]) -> bool:
-    return any(_variants_of(row) for row in rows)
+    """Return True if rows have several ways to ask, or none yet."""
+    names = [name for row in rows for name in _VARIANTS if row.get(name)]
+    return any(_variants_of(row) for row in rows) and all(
+        _variants_of(row) or not row.get(names[0]) for row in rows
+    )
 
 
 def _rows_of_variants(rows: Iterator[Numbered]) -> Iterator[Numbered]:
     """Yield a row for each way to ask: its text, its intent, and the first answer."""
     number = 0
     for _, row in rows:
-        name = next((name for name in _VARIANTS if name in row), "")
-        texts = listed(row.get(name)) or []
+        name, texts = _variants_of(row) or ("", [])
+        if not texts:
+            number += 1
+            yield number, row
+            continue
         rest = {key: value for key, value in row.items() if key != name}
         intent = next((one for one in _INTENTS if isinstance(rest.get(one), str)), None)
         answer = next((one for one in _VARIANT_ANSWERS if rest.get(one)), None)

@@ -501,8 +501,8 @@ def _preference(
     ends = _is_rendered(row.get(columns.get("prompt", "")))
     chosen = _answer(row.get(columns["chosen"]), clean) if "chosen" in columns else []
     rejected = _answer(row.get(columns["rejected"]), clean)
-    if "chosen" not in columns and prompt and prompt[-1]["role"] == "assistant":
-        prompt, chosen = prompt[:-1], prompt[-1:]  # a conversation, and another last answer
+    if prompt and prompt[-1]["role"] == "assistant":  # a conversation, and another last answer
+        prompt, chosen = prompt[:-1], chosen or prompt[-1:]
     shared = 0  # both answers can repeat the prompt
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
@@ -572,7 +572,7 @@ def _prompt(cell: Any, column: str | None, clean: Clean) -> tuple[list[Message],
     """Return the messages of a prompt, and the tools that it declares."""
     tools = None
     if isinstance(cell, dict) and isinstance(cell.get("messages"), list):  # as OpenAI writes it
-        cell, tools = cell["messages"], cell.get("tools")
+        tools = cell.get("tools")
     if (messages := parse_messages(cell, clean)) is not None:
         return messages, tools or tools_in(turns_of(cell) or [])
     if cell is not None and not isinstance(cell, str):

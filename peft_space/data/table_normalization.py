@@ -14,7 +14,14 @@ import pyarrow as pa
 
 from peft_space.data import arrow_store
 from peft_space.data.arrow_store import ROWS, Rows
-from peft_space.data.cells import as_bool, as_rating, listed, message_turns, turns_of
+from peft_space.data.cells import (
+    as_bool,
+    as_rating,
+    listed,
+    message_turns,
+    turns_of,
+    unused_around_messages,
+)
 from peft_space.data.column_mapping import ColumnMapping, Fix
 from peft_space.data.messages import (
     BadRow,
@@ -403,7 +410,8 @@ def _count_unused(
         if role in columns:
             cell = record.get(columns[role])
             written = unwrapped(cell, columns[role]) if isinstance(cell, str) else cell
-            inner = _unused_in_cell(written if isinstance(written, list) else cell, role)
+            cell = written if isinstance(written, list) else cell
+            inner = _unused_in_cell(cell, role, columns[role])
             found |= {f"{columns[role]}: {key}": value for key, value in inner.items()}
     for name, cell in found.items():
         text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
@@ -420,9 +428,12 @@ _TEXTS = ("instruction", "question", "prompt", "source", "answer", "target")
 _WITH_MESSAGES = ("messages", "prompt", "chosen", "rejected", "question", "answer")
 
 
-def _unused_in_cell(cell: Any, role: str) -> dict[str, Any]:
+def _unused_in_cell(cell: Any, role: str, column: str) -> dict[str, Any]:
     """Return what is not used of the messages or calls in a cell, and answers after the first."""
     unused: dict[str, Any] = {}
+    right = unwrapped(cell, column) if role == "answer" and isinstance(cell, list) else None
+    if isinstance(right, str):  # of objects, the one that is correct
+        return {"other answers": [one for one in cell if one.get("text") != right]}
     if role in ("question", "answer", "prompt") and structured(cell) is not None:
         return {}  # all of it is written as JSON
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):  # as in SQuAD
@@ -431,6 +442,7 @@ def _unused_in_cell(cell: Any, role: str) -> dict[str, Any]:
     elif isinstance(cell, dict) and {"choices", "aliases"} & cell.keys():
         used = {"choices", "value"}
         unused = {key: value for key, value in cell.items() if key not in used and value}
+    unused |= unused_around_messages(cell)
     turns = turns_of(cell) if role == "messages" else message_turns(cell)
     if turns and all("text" in turn for turn in turns) and not any(map(has_speaker, turns)):
         unused["other answers"] = turns[1:]
