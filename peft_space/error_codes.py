@@ -116,6 +116,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A text file contains a zero byte.",
         "Remove it, or save the file as UTF-8 text.",
     ),
+    "data.part_of_target": (
+        "A sequence-to-sequence model would have to learn a part of an answer.",
+        "Remove train_detail, set reasoning to train or leave_out, or use a causal model.",
+    ),
     "data.picture_too_long": (
         "The tokens of a row's pictures exceed the length limit.",
         "Raise max_length in the recipe, or use fewer pictures in a row.",

@@ -1,16 +1,20 @@
 """Masks hold for what templates do in practice: closed thoughts, ids of calls, missing ends."""
 
 import json
+import unicodedata
 
 import pytest
 from tokenizers import AddedToken
+from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer
 
 from peft_space.data.arrow_store import MASKED, token_columns
 from peft_space.data.dataset import load_dataset
-from peft_space.data.row_normalization import Conversation, Preference
+from peft_space.data.row_normalization import Conversation, Preference, UnpairedPreference
 from peft_space.data.tokenization.render import prompt_ids, render, stop_token_ids
 from peft_space.demo import MODEL_DIR
+from peft_space.errors import UserError
+from tests.fixtures.tokenizers import tokenizer_of
 
 CHATML = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
@@ -122,7 +126,73 @@ def test_the_place_of_an_answer_does_not_depend_on_the_rows_before():
             assert example.input_ids[: len(asked)] == asked
 
 
+@pytest.mark.parametrize(
+    ("opening", "end"),
+    [
+        ("<thought>\n", "\n</thought>\n\n"), ("<reasoning>\n", "\n</reasoning>\n\n"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("thought", ["", "hm"])
+def test_a_thought_ends_with_the_mark_that_belongs_to_its_beginning(opening, end, thought):
+    tokenizer = chatml_tokenizer(opening=f"'{opening}'")
+    tokens = [
+        AddedToken(one, normalized=False) for one in ("<|START_THINKING|>", "<|END_THINKING|>")
+    ]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    more = {"reasoning_content": thought} if thought else {}
+    shown, notes = marked(tokenizer, [user(), answer("A", **more)])
+    assert shown.endswith(f"assistant\n{opening}⟦{thought}{end}A<|im_end|>⟧\n")
+    assert ("empty_thought" in notes) == (not thought)
+
+
+STEPS = "Here are my reasoning steps:\n"
+
+
+def test_a_thought_ends_as_the_template_writes_it():
+    tokenizer = chatml_tokenizer(opening=f"'{STEPS}'")
+    end = "\n[BEGIN FINAL RESPONSE]\n"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "+ m.content",
+        f"+ ('{STEPS}' + m.reasoning_content + '{end}' if m.reasoning_content else '') + m.content",
+    )
+    shown, _ = marked(tokenizer, [user(), answer("A")])
+    assert shown.endswith(f"{STEPS}⟦{end}A<|im_end|>⟧\n")
+    shown, _ = marked(tokenizer, [user(), answer(f"{STEPS}hm{end}A")])
+    assert shown.endswith(f"assistant\n{STEPS}⟦hm{end}A<|im_end|>⟧\n")
+
+
+def test_a_thought_without_a_known_end_is_refused():
+    with pytest.raises(UserError) as refused:
+        marked(chatml_tokenizer(opening=f"'{STEPS}'"), [user(), answer("A")])
+    assert refused.value.code == "data.template_changes_answer"
+
+
+def test_a_thought_is_put_into_the_empty_one_of_the_template():
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "+ m.content", "+ ('<think></think>' if m.role == 'assistant' else '') + m.content"
+    )
+    shown, notes = marked(tokenizer, [user(), answer("A", reasoning_content="hm")])
+    assert shown.endswith("assistant\n⟦<think>hm</think>A<|im_end|>⟧\n")
+    assert not notes
+
+
 # Calls
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_the_end_of_a_call_is_trained_if_the_last_message_is_written_in_another_way(is_last):
+    written = "call.function | tojson + ('' if loop.last and m == messages[-1] else ', 1')"
+    tokenizer = chatml_tokenizer(call=written)
+    last = "{{- '' if loop.last and m.tool_calls else '<|im_end|>\n' }}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{- '<|im_end|>\n' }}", last)
+    messages = [user(), answer("", tool_calls=[call()])]
+    messages += [] if is_last else [{"role": "tool", "content": "1"}, answer("A")]
+    shown, _ = marked(tokenizer, messages)
+    end = "</call><|im_end|>⟧" if is_last else ", 1</call><|im_end|>⟧"
+    assert end in shown
 
 
 def test_ids_name_the_function_if_the_template_writes_only_ids():
@@ -190,6 +260,98 @@ def test_a_prompt_that_ends_in_a_space_has_the_tokens_of_training(space, text):
         asked = prompt_ids(tokenizer, row.messages[:-1])
         assert example.input_ids[: len(asked)] == asked
         assert example.trained[0][0] == len(asked)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user(), answer("The"), user(), answer("The")],
+        [user("Say <|im_end|>"), answer("The")],
+        [user(), answer("The KEEP this", trained=[[4, 8]], weight=1)],
+        [user(), answer("The", weight=0), user(), answer("The", weight=1)],
+    ],
+    ids=["two answers", "a typed token", "a part", "weights"],
+)
+@pytest.mark.parametrize("trims", [False, True])
+def test_it_is_so_for_rows_of_any_kind(messages, trims):
+    template = SOLAR.replace(":\n' ", ": ' ").replace("':\n' +", "': ' +")
+    template = template.replace("\n\n' }}", "<|im_end|>\n' }}")
+    tokenizer = tokenizer_with(template, "<|im_end|>")
+    tokenizer.eos_token = "<|im_end|>"
+    if trims:
+        tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    row = Conversation(1, messages)
+    [shown], [example] = (
+        render(tokenizer, [row], 5000, with_texts=texts) for texts in (True, False)
+    )
+    assert shown.input_ids == example.input_ids
+    assert shown.trained == example.trained
+    asked = prompt_ids(tokenizer, messages[:-1])
+    assert example.input_ids[: len(asked)] == asked
+    assert "".join(shown.texts) == template_text(tokenizer, messages)
+
+
+def template_text(tokenizer, messages):
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    return tokenizer.apply_chat_template(plain, tokenize=False)
+
+
+def test_typed_tokens_add_no_spaces_to_the_text_around_them():
+    tokenizer = tokenizer_of("Mistral")
+    text = "<p><s>old</s> new</p>"
+    [example] = render(tokenizer, [Conversation(1, [user(), answer(text)])], 5000)
+    [(start, end)] = example.trained
+    assert text in tokenizer.decode(example.input_ids[start:end], skip_special_tokens=False)
+
+
+def test_the_preview_shows_marks_that_the_tokenizer_composes():
+    tokenizer = tokenizer_of("Qwen 2.5")
+    text = unicodedata.normalize("NFD", "café Tiếng Việt 한국어")
+    [example] = render(tokenizer, [Conversation(1, [user(), answer(text)])], 5000)
+    assert text in "".join(example.texts)
+
+
+# Preferences and targets
+
+
+def test_every_answer_after_the_prompt_of_a_preference_is_trained():
+    tokenizer = chatml_tokenizer()
+    sides = [
+        [answer("", tool_calls=[call(name)]), {"role": "tool", "content": "1"}, answer("Final")]
+        for name in ("good", "bad")
+    ]
+    [example] = render(tokenizer, [Preference(1, [user()], *sides, None)], 5000)
+    for side, name in ((example, "good"), (example.rejected, "bad")):
+        trained = "".join("".join(side.texts[start:end]) for start, end in side.trained)
+        assert name in trained
+        assert "Final" in trained
+
+
+def test_calls_of_a_rated_answer_are_trained():
+    messages = [user(), answer("earlier"), user(), answer("", tool_calls=[call("good")]),
+                {"role": "tool", "content": "1"}, answer("Final")]  # fmt: skip
+    [example] = render(chatml_tokenizer(), [UnpairedPreference(1, messages, True, None)], 5000)
+    texts = ["".join(example.texts[start:end]) for start, end in example.trained]
+    assert len(texts) == 2
+    assert "good" in texts[0]
+
+
+def test_a_target_is_learned_whole_or_not_at_all():
+    tokenizer = chatml_tokenizer()
+
+    def target(**more):
+        row = Conversation(1, [user(), answer("A", **more)])
+        [example] = render(tokenizer, [row], 5000, task="seq2seq-lm", reasoning="read")
+        return example
+
+    assert target().num_trained > 0
+    unread = target(weight=0)
+    assert unread.num_trained == 0
+    assert "untrained_by_weight" in unread.notes
+    for more in ({"reasoning_content": "hm"}, {"trained": [[0, 1]], "weight": 1}):
+        with pytest.raises(UserError) as refused:
+            target(**more)
+        assert refused.value.code == "data.part_of_target"
 
 
 # What the user trains

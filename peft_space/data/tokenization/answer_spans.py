@@ -33,14 +33,23 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Names under which templates look for the thoughts of an answer."""
 _THOUGHT = re.compile(r"think|thought|reason|channel|analysis", re.IGNORECASE)
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
+_MAX_OPENING = 80
 _TAG_LENGTH = 12
 """Characters before a place where a tag that opens a thought can begin."""
-_CLOSED_THOUGHT = re.compile(r"</\w*(think|thought|reason)\w*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_CLOSED_THOUGHT = re.compile(
+    r"</[\w:]*(think|thought|reason)\w*>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|<\|inner_suffix\|>",
+    re.IGNORECASE,
+)
 _THOUGHT_TAGS = {
     "<think>": ("<think>\n", "\n</think>\n\n"),
     "[THINK]": ("[THINK]", "[/THINK]"),
     "<seed:think>": ("<seed:think>", "</seed:think>"),
     "<|inner_prefix|>": ("<|inner_prefix|>", "<|inner_suffix|>"),
+    "<|START_THINKING|>": ("<|START_THINKING|>", "<|END_THINKING|>"),
+    "<thought>": ("<thought>\n", "\n</thought>\n\n"),
+    "<reasoning>": ("<reasoning>\n", "\n</reasoning>\n\n"),
+    "<thinking>": ("<thinking>\n", "\n</thinking>\n\n"),
 }
 """A token of the model -> how it writes a thought in a text. The first is for other models."""
 _FIRST_MARK = 0xF0000
@@ -163,6 +172,8 @@ class AnswerFinder:
         """Return True if the prompt opens the thought that the template does not write."""
         if layout.gaps == layout.as_template:
             return True
+        if _THOUGHT.search(messages[-1]["content"][:_MAX_OPENING]):
+            return False  # the text may begin with the opening itself
         return self.write(messages[:-1], tools, True).endswith(layout.opening)
 
     # One conversation
@@ -190,8 +201,14 @@ class AnswerFinder:
                 raise _uncertain(row, number, "it writes the messages in another order")
             unwritten = message.get("reasoning_content") and (number, "reasoning") not in pieces
             if number == last and (missing or (unwritten and _opens_thought(opening))):
-                text, pieces = self._open_thought(text, pieces, start, missing, number, messages)
+                if not message.get("reasoning_content") and not _CLOSED_THOUGHT.search(opening):
+                    notes.add("empty_thought")
+                text, pieces = self._open_thought(
+                    row, text, pieces, start, (opening, missing), number, messages
+                )
                 start += len(missing)
+            elif number == last and unwritten:
+                text, pieces = _fill_thought(text, pieces, start, number, message)
             spans = self._spans(number, messages, tools, text, pieces, start)
             content, reasoning = pieces.get((number, "content")), pieces.get((number, "reasoning"))
             answers.append(Answer(spans, content, reasoning))
@@ -208,7 +225,8 @@ class AnswerFinder:
             notes.add("tools_left_out")
         written = Written(text, answers, frozenset(notes))
         gaps = _gaps(messages, text, pieces)
-        if gaps_of_template is None or gaps is None:
+        has_opening = any(one.content and one.content[0] < one.spans[0][0] for one in answers)
+        if gaps_of_template is None or gaps is None or has_opening:
             return written, None
         return written, _layout_of(written, messages, gaps_of_template, gaps)
 
@@ -309,9 +327,9 @@ class AnswerFinder:
             return named, text, pieces
         prompt, opening = self._prompt(inline[: thoughtful[-1]], tools)
         before = inline_text[len(prompt) : inline_pieces[thoughtful[-1], "reasoning"][0]]
-        follows = inline_text.startswith(prompt) and not _CLOSED_THOUGHT.search(before)
-        if _THOUGHT.search(opening) and not follows:
-            return named, text, pieces  # the prompt opens the thought
+        follows = inline_text.startswith(prompt)
+        if _CLOSED_THOUGHT.search(before) or (_THOUGHT.search(opening) and not follows):
+            return named, text, pieces  # the prompt or the template writes the thought
         return inline, inline_text, inline_pieces
 
     def _prompt(self, messages: list[Message], tools: Tools) -> tuple[str, str]:
@@ -341,14 +359,26 @@ class AnswerFinder:
 
     def _open_thought(
         self,
+        row: int,
         text: str,
         pieces: _Pieces,
         start: int,
-        opening: str,
+        prompted: tuple[str, str],
         number: int,
         messages: list[Message],
     ) -> tuple[str, _Pieces]:
-        """Write the thought that the prompt opens, so that the answer follows the same prompt."""
+        """Write the thought that the prompt opens, so that the answer follows the same prompt.
+
+        Args:
+            row: the number of the row.
+            text: what the template writes.
+            pieces: the places of the texts in it.
+            start: where the text ceases to be like the prompt.
+            prompted: what the prompt ends with, and what of that the text lacks.
+            number: of the message.
+            messages: the conversation.
+        """
+        whole, opening = prompted
         first = min((span[0] for (at, _), span in pieces.items() if at == number), default=start)
         gap, thought = text[start:first], ""
         if (number, "reasoning") in pieces:
@@ -357,7 +387,12 @@ class AnswerFinder:
             inserted = opening + gap
         else:
             thought = messages[number].get("reasoning_content") or ""
-            closing = gap if _CLOSED_THOUGHT.search(gap) else self._closing_of(opening) + gap
+            closing = gap
+            if not _CLOSED_THOUGHT.search(gap):
+                end = self._closing_of(whole)
+                if end is None:
+                    raise _uncertain(row, number, "its prompt begins a thought without a known end")
+                closing = end + gap
             inserted = opening + thought + closing
         shift = len(inserted) - (first - start)
         moved = {
@@ -369,10 +404,20 @@ class AnswerFinder:
             moved[number, "reasoning"] = (begin, begin + len(thought))
         return text[:start] + inserted + text[first:], moved
 
-    def _closing_of(self, opening: str) -> str:
-        """Return what ends the thought that a prompt opens."""
-        tags = (tags for tag, tags in _THOUGHT_TAGS.items() if tag in opening)
-        return next(tags, _THOUGHT_TAGS["<think>"])[1]
+    def _closing_of(self, opening: str) -> str | None:
+        """Return what ends the thought that a prompt opens, or None."""
+        tags = (tags[1] for tag, tags in _THOUGHT_TAGS.items() if tag in opening)
+        return self._own_closing or next(tags, None)
+
+    @functools.cached_property
+    def _own_closing(self) -> str | None:
+        """What the template writes between a thought and the text after it; None if it does not."""
+        named = dict.fromkeys(REASONING_KEYS, "t7z")
+        answer = {"role": "assistant", "content": "q7x", **named}
+        messages = [{"role": "user", "content": "a"}, answer]
+        text = try_writing(functools.partial(self.write, messages, None, False)) or ""
+        between = re.search(r"t7z(.*?)q7x", text, re.DOTALL)
+        return between[1] if between and between[1].strip() else None
 
     # Where answers begin and end
 
@@ -395,7 +440,8 @@ class AnswerFinder:
         last = max(shared, key=lambda piece: before[piece][1], default=None)
         here, there = (pieces[last][1], before[last][1]) if last else (0, 0)
         opening, gap = prompt[there:], text[here:limit]
-        if len(prompt) <= limit and text.startswith(prompt):
+        # a text can begin with the opening of its thought
+        if text.startswith(prompt) and (len(prompt) <= limit or _THOUGHT.search(opening)):
             return len(prompt), opening, ""
         length = self._common(opening, gap)
         missing = opening[length:]
@@ -478,7 +524,31 @@ class AnswerFinder:
             following_text = own
         content = messages[number]["content"] if kinds[-1:] == ["content"] else ""
         space = content[len(content.rstrip()) :]
-        return max(self._closing(own, following_text), len(space) * own.startswith(space))
+        length = max(self._closing(own, following_text), len(space) * own.startswith(space))
+        if not has_calls or kinds[-1:] in ([], ["content"]) or self._ends_special(own[:length]):
+            return length
+        return self._end_of_last_form(number, messages, tools, own, kinds) or length
+
+    def _ends_special(self, text: str) -> bool:
+        return text.endswith(tuple(self.specials))
+
+    def _end_of_last_form(
+        self, number: int, messages: list[Message], tools: Tools, own: str, kinds: list[str]
+    ) -> int:
+        """The length of what ends a call if the template writes a last message in another way.
+
+        The arguments are those of `_end`.
+        """
+        token = self._special.search(own)
+        if number == len(messages) - 1:
+            return token.end() if token else len(own.rstrip())
+        asked = [*messages[: number + 1], {"role": "user", "content": "x"}]
+        if token is None or try_writing(lambda: self.write(asked, tools, False)) is None:
+            return 0
+        text, places = self._place(asked, tools)
+        ends = [places[number, kind][1] for kind in kinds if (number, kind) in places]
+        is_shared = bool(ends) and self._common(own, text[max(ends) :]) >= token.end()
+        return token.end() if is_shared else 0
 
     def _closing(self, own: str, other: str) -> int:
         """The length of the part of `own` that ends an answer."""
@@ -518,6 +588,24 @@ def try_writing(write: Callable[[], str]) -> str | None:
         raise
     except Exception:  # noqa: BLE001 - a template can raise anything
         return None
+
+
+def _fill_thought(
+    text: str, pieces: _Pieces, start: int, number: int, message: Message
+) -> tuple[str, _Pieces]:
+    """Write a thought where the template writes an empty one for the answer, if it does."""
+    first = min((span[0] for (at, _), span in pieces.items() if at == number), default=start)
+    empty = re.compile(r"(<think>\s*)(\s*</think>)").search(text, start, first)
+    if empty is None:
+        return text, pieces
+    thought = message["reasoning_content"]
+    place = empty.end(1)
+    moved = {
+        piece: (a + len(thought), b + len(thought)) if a >= first else (a, b)
+        for piece, (a, b) in pieces.items()
+    }
+    moved[number, "reasoning"] = (place, place + len(thought))
+    return text[:place] + thought + text[place:], moved
 
 
 def _opens_thought(opening: str) -> bool:

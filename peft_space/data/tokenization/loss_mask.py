@@ -183,7 +183,8 @@ def encode(
             encoded[number] = _encode_piecewise(tokenizer, annotated[number], merged)
     for number, text in enumerate(annotated):
         if number not in encoded:
-            encoded[number] = _encode_piecewise(tokenizer, text)
+            starts = [start for start in text.begins if text.text[start - 1].isspace()]
+            encoded[number] = _encode_piecewise(tokenizer, text, starts)
     has_bos = any(text.add_bos for text in annotated) and texts_begin_with_bos(tokenizer)
     return [
         _with_bos_and_eos(tokenizer, encoded[number], has_bos and text.add_bos, text.add_eos)
@@ -236,6 +237,8 @@ def _locate_by_special_tokens(
         first = ends[before]
         return first + len(gap) if tuple(ids[first : first + len(gap)]) == gap else None
 
+    if any(annotated.text[at - 1].isspace() and token_at(at) is None for at in annotated.begins):
+        return None
     spans: list[Span] = []
     for start, end in annotated.trained:
         first, last = token_at(start), token_at(end)
@@ -294,28 +297,39 @@ def _map_spans(annotated: AnnotatedText, to_tokens: Callable[[Span], Span | None
 
 
 def _token_texts(text: str, offsets: Sequence[Span]) -> list[str]:
-    """Return the text of each token; each character occurs once."""
-    texts, position = [], 0
+    """Return the text of each token; each character occurs once.
+
+    Some offsets leave characters out: a space before a word, or a mark that is composed with the
+    character before it.
+    """
+    texts: list[str] = []
+    position = 0
     for start, end in offsets:
-        texts.append(text[max(position, start) : end])
+        between = text[position:start]
+        if between and texts and not between.isspace():
+            texts[-1] += between
+            position = start
+        texts.append(text[position:end] if end > position else "")
         position = max(position, end)
+    if texts:
+        texts[-1] += text[position:]
     return texts
 
 
 def _merged_starts(
     tokenizer: "PreTrainedTokenizerFast", annotated: AnnotatedText, encoding: "Encoding"
 ) -> list[int]:
-    """Return where an answer begins inside of a token, as after a prompt that ends in a space.
+    """Return where an answer has to be tokenized on its own, as after a space.
 
-    The prompt alone has other tokens there, so that the answer has to be tokenized on its own.
+    The prompt alone has other tokens there.
     """
     starts = []
     for start in annotated.begins:
-        token = encoding.char_to_token(start)
-        characters = None if token is None else encoding.token_to_chars(token)
-        if characters and characters[0] < start and annotated.text[start - 1].isspace():
-            starts.append(start)
-    return [] if starts and _adds_space(tokenizer) else starts
+        if annotated.text[start - 1].isspace():
+            prompt = _ids_of(tokenizer, annotated.text[:start])
+            if tuple(encoding.ids[: len(prompt)]) != prompt:
+                starts.append(start)
+    return starts
 
 
 @functools.lru_cache(maxsize=32)
@@ -334,7 +348,6 @@ def _encode_piecewise(
         annotated: the text.
         starts: further places where a part begins.
     """
-    backend = tokenizer.backend_tokenizer
     ids: list[int] = []
     offsets: list[Span] = []
     texts: list[str] = []
@@ -342,14 +355,14 @@ def _encode_piecewise(
     for piece in _parts(annotated, starts):
         typed = annotated.typed.get(piece)
         if typed is None:
-            encoding = backend.encode(piece, add_special_tokens=False)
-            offsets += [(position + start, position + end) for start, end in encoding.offsets]
+            more, places = _encode_part(tokenizer, piece, is_first=position == 0)
+            offsets += [(position + start, position + end) for start, end in places]
         else:
             with special_tokens_as_text(tokenizer):
-                encoding = backend.encode(typed, add_special_tokens=False)
-            offsets += [(position, position + 1)] * len(encoding.ids)
-        ids += encoding.ids
-        texts += _token_texts(typed or piece, encoding.offsets)
+                more, places = _encode_part(tokenizer, typed, is_first=position == 0)
+            offsets += [(position, position + 1)] * len(more)
+        ids += more
+        texts += _token_texts(typed or piece, places)
         position += len(piece)
 
     def to_tokens(span: Span) -> Span | None:
@@ -359,13 +372,34 @@ def _encode_piecewise(
     return Encoded(ids, _map_spans(annotated, to_tokens), texts)
 
 
+_FIRST = "\n"
+"""A text before a part, so that the tokenizer does not put a space before the part itself."""
+
+
+def _encode_part(
+    tokenizer: "PreTrainedTokenizerFast", part: str, is_first: bool
+) -> tuple[list[int], list[Span]]:
+    """Return the ids and offsets of a part of a text, without a space that only begins a text."""
+    backend = tokenizer.backend_tokenizer
+    encoding = backend.encode(part, add_special_tokens=False)
+    if is_first or not part or not _adds_space(tokenizer):
+        return encoding.ids, encoding.offsets
+    first = list(_ids_of(tokenizer, _FIRST))
+    longer = backend.encode(_FIRST + part, add_special_tokens=False)
+    if longer.ids[: len(first)] != first:
+        return encoding.ids, encoding.offsets
+    places = [(start - len(_FIRST), end - len(_FIRST)) for start, end in longer.offsets]
+    return longer.ids[len(first) :], places[len(first) :]
+
+
 def _parts(annotated: AnnotatedText, starts: Sequence[int]) -> Iterator[str]:
     """Yield the escaped special tokens of a text, and the parts between these and `starts`."""
-    if annotated.typed:
-        yield from re.split(f"([{''.join(annotated.typed)}])", annotated.text)
-        return
     for begin, end in itertools.pairwise([0, *starts, len(annotated.text)]):
-        yield annotated.text[begin:end]
+        part = annotated.text[begin:end]
+        if annotated.typed:
+            yield from filter(None, re.split(f"([{''.join(annotated.typed)}])", part))
+        else:
+            yield part
 
 
 def _with_bos_and_eos(

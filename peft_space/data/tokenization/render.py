@@ -90,7 +90,9 @@ def render(
             for example, row, whole in zip(examples, kept, rows, strict=True)
         ]
     if task in _WITHOUT_TEMPLATE:
-        return [_without_template(tokenizer, row, max_length, with_texts) for row in rows]
+        return [
+            _without_template(tokenizer, row, max_length, reasoning, with_texts) for row in rows
+        ]
     rejected = [
         dataclasses.replace(row, chosen=row.rejected) for row in rows if isinstance(row, Preference)
     ]
@@ -290,10 +292,25 @@ def prompt_ids(
 ) -> list[int]:
     """Return the token ids of `render_prompt`, which equal those before an answer in training."""
     escaped, typed = escape_special_tokens(tokenizer, messages)
-    text = AnnotatedText(render_prompt(tokenizer, escaped, tools), [], typed)
+    prompt = render_prompt(tokenizer, escaped, tools)
+    begins = _begins(tokenizer, escaped, tools, prompt) if prompt[-1:].isspace() else ()
+    text = AnnotatedText(prompt, [], typed, begins=begins)
     text = _with_pictures(tokenizer, 0, text, pictures_of(Conversation(0, messages)))
     [tokens] = encode(tokenizer, [text], with_texts=False)
     return tokens.ids
+
+
+def _begins(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], tools: Tools, prompt: str
+) -> tuple[int, ...]:
+    """Return where the earlier answers of a prompt begin."""
+    begins = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and number:
+            with contextlib.suppress(Exception):  # a template can raise anything
+                before = render_prompt(tokenizer, messages[:number], tools)
+                begins += [len(before)] if prompt.startswith(before) else []
+    return tuple(begins)
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -350,10 +367,19 @@ def _annotate(
             return _annotate_conversation(tokenizer, row, train_on, reasoning)
         case UnpairedPreference():
             conversation = Conversation(row.row, row.messages, row.tools)
-            return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
+            roles = [message["role"] for message in row.messages]
+            asks = (n for n, role in enumerate(roles) if role not in ("assistant", "tool"))
+            asked = max(asks, default=0)
+            count = _num_answers(row.messages[asked:])
+            return _annotate_conversation(
+                tokenizer, conversation, "last_assistant", reasoning, count
+            )
         case Preference():
             conversation = Conversation(row.row, [*row.prompt, *row.chosen], row.tools)
-            return _annotate_conversation(tokenizer, conversation, "last_assistant", reasoning)
+            count = _num_answers(row.chosen)
+            return _annotate_conversation(
+                tokenizer, conversation, "last_assistant", reasoning, count
+            )
         case Text(keep_control_tokens=True):
             return _annotate_templated(tokenizer, row)
         case Text():
@@ -378,12 +404,14 @@ def _annotate_conversation(
     row: Conversation,
     train_on: TrainOn,
     reasoning: Reasoning,
+    num_last: int = 1,
 ) -> AnnotatedText:
+    """Write a conversation. `last_assistant` trains the last `num_last` answers of it."""
     messages, typed = escape_special_tokens(tokenizer, row.messages)
     escaped = Conversation(row.row, messages, row.tools)
     try:
         template = load_chat_template(tokenizer, row.tools)
-        return _annotate_escaped(template, escaped, train_on, reasoning, typed)
+        return _annotate_escaped(template, escaped, train_on, reasoning, typed, num_last)
     except TemplateTimeout:
         raise template_timeout(f"row {row.row}") from None
     except (UserError, RowLimit, MemoryError):
@@ -403,6 +431,7 @@ def _annotate_escaped(
     train_on: TrainOn,
     reasoning: Reasoning,
     typed: dict[str, str],
+    num_last: int,
 ) -> AnnotatedText:
     masks = [message.get("weight") for message in _answers_of(row)]
     has_weights = any(weight is not None for weight in masks)
@@ -419,7 +448,7 @@ def _annotate_escaped(
     add_eos = is_last and not _is_ended(template, text, last)
     is_trained = [True] * len(answers)
     if train_on == "last_assistant":
-        is_trained = [*[False] * (len(answers) - 1), True]
+        is_trained = [n >= len(answers) - num_last for n in range(len(answers))]
     if train_on == "message_weights":
         is_trained = [weight != 0 for weight in masks]
     trained = [
@@ -428,14 +457,16 @@ def _annotate_escaped(
         for span in (_spans_in_loss(message, answer, reasoning) if yes else [])
     ]
     add_eos = add_eos and is_trained[-1] and "trained" not in _answers_of(row)[-1]
-    begins = tuple(
-        answer.spans[0][0] for answer, yes in zip(answers, is_trained, strict=True) if yes
-    )
+    begins = tuple(answer.spans[0][0] for answer in answers if answer.spans[0][0])
     notes = frozenset(written.notes) | (set() if trained else {_UNTRAINED})
     return AnnotatedText(text, trained, typed, add_eos=add_eos, notes=notes, begins=begins)
 
 
 _UNTRAINED: Note = "untrained_by_weight"
+
+
+def _num_answers(messages: list[Message]) -> int:
+    return sum(message["role"] == "assistant" for message in messages)
 
 
 def _answers_of(row: Conversation) -> list[Message]:
@@ -471,7 +502,11 @@ def _is_ended(template: ChatTemplate, text: str, spans: list[Span]) -> bool:
 
 
 def _without_template(
-    tokenizer: "PreTrainedTokenizerFast", row: Row, max_length: int, with_texts: bool
+    tokenizer: "PreTrainedTokenizerFast",
+    row: Row,
+    max_length: int,
+    reasoning: Reasoning,
+    with_texts: bool,
 ) -> TokenizedExample:
     match row:
         case TextClassification():
@@ -479,7 +514,7 @@ def _without_template(
         case TokenClassification():
             return _token_classification(tokenizer, row, max_length, with_texts)
         case Conversation():
-            return _source_target(tokenizer, row, max_length, with_texts)
+            return _source_target(tokenizer, row, max_length, reasoning, with_texts)
     raise AssertionError(f"{type(row).__name__} rows belong to tasks with a chat template")
 
 
@@ -519,7 +554,11 @@ def _token_classification(
 
 
 def _source_target(
-    tokenizer: "PreTrainedTokenizerFast", row: Conversation, max_length: int, with_texts: bool
+    tokenizer: "PreTrainedTokenizerFast",
+    row: Conversation,
+    max_length: int,
+    reasoning: Reasoning,
+    with_texts: bool,
 ) -> TokenizedExample:
     """Tokenize the messages before the answer as source, and the answer as target."""
     num_answers = sum(message["role"] == "assistant" for message in row.messages)
@@ -536,16 +575,25 @@ def _source_target(
         return encoding.ids, cut, _token_texts(encoding, [text]) if with_texts else []
 
     thought = answer.get("reasoning_content")
+    if "trained" in answer or (thought and reasoning == "read"):
+        raise UserError(
+            "data.part_of_target",
+            f"Row {row.row}: a sequence-to-sequence model learns the whole answer, and not a part "
+            "of it. Remove train_detail from the row, set reasoning to train or leave_out, or "
+            "choose a causal language model.",
+        )
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     whole = f"{before}{answer['content']}"
     with target_mode(tokenizer):
         ids, cut, texts = encoded(whole)
-    trained = [(0, len(ids))]
+    is_trained = answer.get("weight") != 0
+    trained = [(0, len(ids))] if is_trained else []
     annotated = AnnotatedText(whole, [(0, len(whole))], {})
     unknown = unknown_characters(tokenizer, annotated, Encoded(ids, trained, []))
     target = TokenizedExample(row.row, ids, trained, cut, texts=texts, unknown=unknown)
     ids, cut, texts = encoded(source_text(row.messages[:-1]))
-    return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target)
+    notes: frozenset[Note] = frozenset() if is_trained else frozenset([_UNTRAINED])
+    return TokenizedExample(row.row, ids, [], cut, texts=texts, target=target, notes=notes)
 
 
 def source_text(messages: list[Message]) -> str:

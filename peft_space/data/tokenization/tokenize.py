@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS, _BATCH_SECONDS = 500, 9.0
 _WITH_PICTURES = 20, 120.0
-_RENDERER_VERSION = "11"
+_RENDERER_VERSION = "12"
 """Change it when rows are rendered differently, so that cached tokens are not used again."""
 
 
