@@ -34,6 +34,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT = re.compile(r"think|thought|reason|channel|analysis", re.IGNORECASE)
 _EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
 _MAX_OPENING = 80
+"""Characters in which an answer can begin with the opening of its thought."""
 _TAG_LENGTH = 12
 """Characters before a place where a tag that opens a thought can begin."""
 _CLOSED_THOUGHT = re.compile(
