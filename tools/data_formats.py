@@ -151,7 +151,11 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "query with calls": (
         "xLAM",
-        {"query": "Price?", "answers": '[{"name": "price", "arguments": {}}]', "tools": "[{}]"},
+        {
+            "query": "Price?",
+            "answers": '[{"name": "price", "arguments": {}}]',
+            "tools": '[{"name": "price"}]',
+        },
     ),
     "preference": ("TRL", {"prompt": "Price?", "chosen": "40.", "rejected": "No."}),
     "preference with messages": (

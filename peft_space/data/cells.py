@@ -304,6 +304,9 @@ _VERDICTS = {
             "positive", "like", "liked", "correct", "right", "helpful", "approved", "upvote",
             "pass", "passed", "safe", "resolved", "success", "solved", "👍", "satisfied", "bon",
             "gut", "bueno", "goed", "buono", "bom", "ok", "okay", "unharmful", "harmless", "好",
+            "hilfreich", "richtig", "bestanden", "utile", "validé", "útil", "buona", "boa",
+            "dobra", "iyi", "хорошо", "满意", "良い", "좋음", "bra", "happy", "excellent", "✓",
+            "supported", "very_good", "high",
         ),
         True,
     ),
@@ -312,7 +315,10 @@ _VERDICTS = {
             "negative", "dislike", "disliked", "incorrect", "wrong", "unhelpful", "disapproved",
             "downvote", "fail", "failed", "unsafe", "unresolved", "failure", "unsolved", "👎",
             "unsatisfied", "dissatisfied", "mauvais", "schlecht", "malo", "slecht", "cattivo",
-            "ruim", "harmful", "needs_fix", "needs_work", "差",
+            "ruim", "harmful", "needs_fix", "needs_work", "差", "nicht_hilfreich", "falsch",
+            "nicht_bestanden", "pas_utile", "refusé", "no_útil", "cattiva", "zła", "fout",
+            "kötü", "плохо", "不满意", "悪い", "나쁨", "dåligt", "unhappy", "poor", "✗",
+            "refuted", "very_bad", "low",
         ),
         False,
     ),
@@ -351,9 +357,18 @@ def as_rating(cell: Any, good_from: float | None = None) -> bool | None:
     return as_bool(cell) if rating is None else rating
 
 
+_LETTERED = re.compile(r"\s*\(?([A-Z])[).:]\s*(.+)")
+
+
 def choices_of(cell: Any) -> list[tuple[str, str]] | None:
     """Return the (letter, text) of each choice of a multiple-choice question, or None."""
     cell = parse_literal(cell)
+    if isinstance(cell, str):
+        found = [_LETTERED.match(line) for line in cell.strip().splitlines() if line.strip()]
+        marked = [(match[1], match[2].strip()) for match in found if match]
+        is_list = len(marked) == len(found) > 1
+        in_order = [letter for letter, _ in marked] == [chr(65 + n) for n in range(len(marked))]
+        return marked if is_list and in_order else None
     if isinstance(cell, dict) and isinstance(cell.get("text"), list):
         texts, letters = cell["text"], cell.get("label")
     elif isinstance(cell, dict) and all(len(letter) == 1 for letter in cell):
@@ -399,7 +414,11 @@ _SPEAKERS = {
     "q": "user", "question": "user", "a": "assistant", "answer": "assistant",
     "customer": "user", "client": "user", "patient": "user", "ai": "assistant",
     "bot": "assistant", "chatbot": "assistant", "agent": "assistant", "doctor": "assistant",
-    "support": "assistant",
+    "support": "assistant", "frage": "user", "antwort": "assistant", "问": "user",
+    "答": "assistant", "pregunta": "user", "respuesta": "assistant", "kunde": "user",
+    "berater": "assistant", "input": "user", "output": "assistant", "вопрос": "user",
+    "ответ": "assistant", "domanda": "user", "risposta": "assistant", "pergunta": "user",
+    "resposta": "assistant",
 }  # fmt: skip
 _BEGINNINGS = (
     "", "<s>", "<bos>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[gMASK]<sop>",
@@ -420,6 +439,10 @@ class _TextForm:
     """True if a text before the first turn is a system message."""
 
 
+_OTHER_SPEAKERS = (
+    "Frage|Antwort|Kunde|Berater|Pregunta|Respuesta|Pergunta|Resposta|Domanda|Risposta|Вопрос"
+    "|Ответ|Input|Output|问|答"
+)
 _TEXT_FORMS = (
     # ChatML
     _TextForm(re.compile(r"<\|im_start\|>(system|user|assistant|tool)\n"), ("<|im_end|>",), True),
@@ -493,10 +516,12 @@ _TEXT_FORMS = (
             re.IGNORECASE,
         )
     ),
+    # in other languages
+    _TextForm(re.compile(rf"(?:\A|\n)({_OTHER_SPEAKERS}) ?[:：] ?")),
 )  # fmt: skip
 _SIGN = re.compile(
     r"<\||<｜|\[INST\]|<start_of_turn>|##|Human:|USER:|\A\s*<(?:system|user|human)>"
-    r"|\A\s*(?:Q|Question): ?"
+    rf"|\A\s*(?:Q|Question|{_OTHER_SPEAKERS}) ?[:：] ?"
     r"|\A[^a-zA-Z]{0,15}(?i:user|system|customer|client|patient|human)(?:[:\]]|\*\*)"
 )
 _SIGN_WITHIN = 200
@@ -516,7 +541,7 @@ def conversation_in(text: Any) -> list[dict[str, Any]] | None:
     return turns if _is_conversation(turns) else None
 
 
-_CONTROL = re.compile(r"<\||<｜|\[INST\]|<start_of_turn>|#{2,3} ?(?:Instruction|Human|User)")
+_CONTROL = re.compile(r"<\||<｜|\[INST\]|<start_of_turn>|#{2,3} ?(?:Instruction|Human|User)|USER:")
 
 
 def prompt_in(text: str) -> list[dict[str, Any]] | None:
@@ -537,7 +562,9 @@ def prompt_in(text: str) -> list[dict[str, Any]] | None:
 
 def _without_opening(turns: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Return the turns without the opening of an answer at the end."""
-    if not turns or turns[-1]["role"] != "assistant" or turns[-1]["content"].strip():
+    if not turns or turns[-1]["role"] != "assistant":
+        return turns
+    if turns[-1]["content"].strip() not in ("", "<think>"):
         return turns
     return turns[:-1]
 

@@ -14,19 +14,22 @@ Row = dict[str, Any]
 Numbered = tuple[int, Row]
 
 _CHOICE = re.compile(
-    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer|ans|holding|alternative)_?)?"
+    r"(?P<word>(?:choice|option|opt|op|ending|candidate|sol|answer|ans|holding|alternative|antwort"
+    r"|opcion|opción|réponse|reponse|risposta|respuesta|resposta)_?)?"
     r"(?P<mark>[a-z]|[0-8])",
     re.IGNORECASE,
 )
 _QUESTIONS = (
     "question", "ctx", "prompt", "premise", "query", "context", "sentence", "goal", "stem",
-    "problem", "question_stem", "citing_prompt",
+    "problem", "question_stem", "citing_prompt", "frage", "pregunta", "pergunta", "domanda",
 )  # fmt: skip
 _KEYS = (
     "answerkey", "answer_key", "correct_option", "correct_answer", "correct_choice", "correct",
     "right_answer", "answer_idx", "answer_index", "correct_idx", "correct_index",
     "correct_answer_idx", "answer", "label", "cop", "target", "gold", "key", "ans", "right",
     "correct_letter", "correct_ans", "correct_answer_letter", "right_option", "solution",
+    "correct_answer(s)", "correct_answers", "richtig", "lösung", "richtige_antwort", "correcta",
+    "respuesta_correcta", "bonne_réponse", "risposta_corretta", "resposta_correta",
 )  # fmt: skip
 _SAMPLE_ROWS = 1_000
 """Rows that decide if numbers of choices begin with 0."""
@@ -197,8 +200,11 @@ def _place(key: Any, columns: dict[str, str], row: Row, rule: _Rule) -> int | No
         return place if 0 <= place < len(columns) and texts[place] else None
     if text in texts:
         return texts.index(text)
-    bare = text.lower().strip("().: ")
+    bare = _BEFORE_MARK.sub("", text.lower()).strip("().: ")
     return marks.index(bare) if bare in marks else names.index(bare) if bare in names else None
+
+
+_BEFORE_MARK = re.compile(r"^(?:option|choice|answer)\s+")
 
 
 def _whole(cell: Any) -> int | None:

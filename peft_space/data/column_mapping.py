@@ -88,7 +88,8 @@ CHATS = (
 _SYSTEM = {
     "system": (
         "system", "system_prompt", "system_message", "system_instruction", "systeminstruction",
-        "developer", "persona", "sys_prompt", "system_role", "preamble", "pre_prompt",
+        "developer", "persona", "sys_prompt", "system_role", "preamble", "pre_prompt", "preprompt",
+        "systemprompt", "sys",
     )
 }  # fmt: skip
 LABELS = (
@@ -109,7 +110,7 @@ class _Roles:
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_TOOLS = {"tools": ("tools", "functions")}
+_TOOLS = {"tools": ("tools", "functions", "tool_config")}
 IMAGES = (
     "images", "image", "image_path", "image_paths", "file_name", "picture", "pictures", "photo",
     "img", "image_file", "image_url", "image_urls", "path",
@@ -146,15 +147,21 @@ ROLES: dict[Schema, _Roles] = {
                 "rejected", "dispreferred", "response_rejected", "rejected_response",
                 "non_preferred_output", "response_k", "rejected_answer", "rejected_output",
                 "worse", "loser", "bad", "bad_response", "worse_response", "unsafe_response",
+                "bad_answer", "worse_answer", "declined", "y_l", "schlechte_antwort",
+                "respuesta_mala", "不好的回答",
             ),
         },
         {
             "chosen": (
                 "chosen", "preferred", "response_chosen", "chosen_response", "preferred_output",
                 "response_j", "chosen_answer", "chosen_output", "accepted", "better", "winner",
-                "good", "good_response", "better_response", "safe_response",
+                "good", "good_response", "better_response", "safe_response", "good_answer",
+                "better_answer", "y_w", "gute_antwort", "respuesta_buena", "好的回答",
             ),
-            "prompt": ("prompt", "question", "instruction", "input", *CHATS, "trajectory"),
+            "prompt": (
+                "prompt", "question", "instruction", "input", *CHATS, "trajectory", "frage",
+                "pregunta", "问题",
+            ),
             "input": ("input", "context", "passage"),
             "history": _HISTORY,
             **_SYSTEM,

@@ -66,13 +66,13 @@ _ROLES = {
 _SPEAKERS = ("role", "from", "speaker", "author", "sender", "sender_name")
 _CHANNELS = ("analysis", "commentary", "final")
 """Channels of gpt-oss. Texts in the first one are reasoning."""
-_CONTENTS = ("content", "value", "text", "parts", "message", "utterance")
+_CONTENTS = ("content", "value", "text", "parts", "message", "utterance", "refusal")
 _WEIGHTS = (
     "loss_weight", "weight", "train", "training", "loss", "loss_mask", "mask", "train_on_turn",
     "trainable",
 )  # fmt: skip
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
-_CALLS = ("tool_calls", "function_call", "function_calls")
+_CALLS = ("tool_calls", "function_call", "function_calls", "tool_call")
 _TOOLS = ("tools", "functions")
 _OF_TOOLS = ("tool_call_id", "name", "tool_name")
 _ALWAYS_USED = frozenset((*_TOOLS, "train_detail"))
@@ -136,6 +136,8 @@ def _with_speaker(turn: dict[str, Any]) -> dict[str, Any]:
         return _ITEMS[turn["type"]](turn)
     has_content = any(key in turn for key in ("content", "data"))
     if has_content and _role_of(turn.get("type")) is not None:
+        if isinstance(turn.get("data"), dict) and "content" not in turn:  # as LangChain has it
+            return {"role": turn["type"], **turn["data"]}
         return {"role": turn["type"], **{key: turn[key] for key in turn if key != "type"}}
     return turn
 
@@ -422,7 +424,12 @@ class _Parts:
         if isinstance(part, dict) and kind in _PICTURES:
             self.pictures.append(self._reference(part))
             return PICTURE
-        value = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if kind == "step-start":  # of Vercel's AI SDK, without a content
+            return ""
+        named = (part[key] for key in ("text", "value", "refusal") if key in part)
+        value = next(named, None) if isinstance(part, dict) else None
+        if isinstance(value, dict):  # as OpenAI's Assistants have it
+            value = value.get("value")
         if isinstance(value, str) and PICTURE in value:
             raise BadRow("the text contains a private-use character that marks a picture here")
         if not isinstance(value, str):
@@ -445,8 +452,8 @@ _PICTURES = ("image", "image_url", "input_image", "picture", "inlineData", "inli
 _CALLS_IN_PARTS = ("functionCall", "function_call", "toolUse")
 _RESULTS = ("functionResponse", "function_response", "toolResult")
 _PART_KEYS = frozenset(
-    ("type", "text", "value", "thinking", "reasoning", "thought", "id", "name", "input", "content",
-     "tool_use_id", *_PICTURES, *_CALLS_IN_PARTS, *_RESULTS)
+    ("type", "text", "value", "refusal", "thinking", "reasoning", "thought", "id", "name", "input",
+     "content", "tool_use_id", *_PICTURES, *_CALLS_IN_PARTS, *_RESULTS)
 )  # fmt: skip
 
 
@@ -545,15 +552,44 @@ def parse_tools(value: Any) -> list[dict[str, Any]] | None:
     """Return the functions that a conversation may call, from a list or its JSON text."""
     if value in (None, "", "[]", []):
         return None
-    tools = with_numbers(parse_literal(value))
-    tools = tools if isinstance(tools, list) else [tools]
+    tools = _unfolded(with_numbers(parse_literal(value)))
     if not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("the tools are not a list of functions")
     wrapped = [
         tool if "function" in tool else {"type": "function", "function": _function(tool)}
         for tool in tools
     ]
+    if not all(_tool_name(tool) for tool in wrapped):
+        raise BadRow("a tool has no name")
     return wrapped or None
+
+
+def _tool_name(tool: dict[str, Any]) -> Any:
+    function = tool["function"]
+    return function.get("name") if isinstance(function, dict) else function
+
+
+_TOOL_KEYS = {"name", "function", "type", "parameters", "description", "input_schema"}
+
+
+def _unfolded(tools: Any) -> list[Any]:
+    """Return the functions of a list, of Gemini's declarations, of Bedrock, or of names."""
+    if isinstance(tools, list):
+        return [one for tool in tools for one in _unfolded(tool)]
+    if not isinstance(tools, dict):
+        return [tools]
+    for key in ("functionDeclarations", "function_declarations", "tools"):
+        if isinstance(tools.get(key), list):
+            return _unfolded(tools[key])
+    if isinstance(spec := tools.get("toolSpec"), dict):
+        schema = spec.get("inputSchema", {})
+        schema = schema.get("json", schema) if isinstance(schema, dict) else schema
+        rest = {key: spec[key] for key in spec if key != "inputSchema"}
+        return [{**rest, "parameters": schema}]
+    is_named = not _TOOL_KEYS & tools.keys()
+    if tools and is_named and all(isinstance(tool, dict) for tool in tools.values()):
+        return [{"name": name, **tool} for name, tool in tools.items()]
+    return [tools]
 
 
 def _function(tool: dict[str, Any]) -> dict[str, Any]:

@@ -325,11 +325,13 @@ def _match_verdicts(
 
     Otherwise the model would learn the bad answers as well.
     """
-    if len(mappings) != 1 or not {"answer", "messages"} & set(mappings[0].columns):
+    answering = [one for one in mappings if {"answer", "messages"} & set(one.columns)]
+    guessed = ("question_answer", "text", "text_classification")  # by the content of columns
+    if not answering or (len(mappings) > 1 and any(one.schema not in guessed for one in mappings)):
         return []
-    if mappings[0].schema == "unpaired_preference":
+    if answering[0].schema == "unpaired_preference":
         return []
-    chosen = mappings[0].columns
+    chosen = answering[0].columns
     for name, column in by_name.items():
         verdicts = {as_rating(row[column]) for row in rows if row.get(column) is not None}
         is_of_question = name.startswith(("prompt", "question"))
@@ -345,7 +347,7 @@ def _with_last_answer(
     mapping: ColumnMapping, by_name: Mapping[str, str], rows: Sequence[dict[str, Any]]
 ) -> ColumnMapping:
     """Return conversations without a last answer with the answer from another column."""
-    answer = next((by_name[name] for name in ANSWERS if name in by_name), None)
+    answer = next((by_name[name] for name in (*ANSWERS, *MORE_ANSWERS) if name in by_name), None)
     if mapping.schema not in ("messages", "sharegpt") or answer is None:
         return mapping
     chosen = mapping.columns
@@ -547,8 +549,9 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     for label in labels:
         text = next(column for column in by_length if column != label)
         labelled.append(ColumnMapping("text_classification", {"text": text, "label": label}))
-    # with two longer texts, a label is more likely metadata
+    # with two longer texts, a label is more likely metadata, or a verdict on the second
     is_first = len(texts) == 2 or any(normalized(label) in _MAYBE_LABELS for label in labels)
+    is_first = is_first and not any(_rates(label, rows) for label in labels)
     mappings = [*labelled, *pairs] if is_first else [*pairs, *labelled]
     return [*mappings, ColumnMapping("text", {"text": by_length[0]})]
 
@@ -583,6 +586,12 @@ def _hinted_pairs(by_length: Sequence[str], columns: Sequence[str]) -> list[Colu
         ColumnMapping("question_answer", {"question": question, "answer": answer})
         for question, answer in itertools.islice(pairs, _MAX_PAIRS)
     ]
+
+
+def _rates(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True if the cells of a column are words that rate an answer, good and bad."""
+    cells = [row[column] for row in rows if row.get(column) is not None]
+    return bool(cells) and all(map(is_verdict_word, cells)) and len(set(map(as_rating, cells))) > 1
 
 
 def _are_scalar(column: str, rows: Sequence[dict[str, Any]]) -> bool:

@@ -20,6 +20,8 @@ from peft_space.data.pictures import looks_like_picture
 
 _MAX_ALTERNATIVES = 4
 _ROWS_COMPARED = 50
+_MIN_COPIED = 0.6
+"""A column with a smaller share of a text is extracted from it, which can be the task."""
 _ANSWERING: tuple[Schema, ...] = (
     "alpaca", "question_answer", "prompt_completion", "source_target",
 )  # fmt: skip
@@ -71,12 +73,48 @@ def _names(*names: str) -> re.Pattern[str]:
 
 
 def _is_varied_prose(cells: list[Any]) -> bool:
-    """Return True if cells are texts of more than a word, and mostly different."""
+    """Return True if cells are texts of more than a word, and mostly different.
+
+    Dates, numbers, ids and names of files are not.
+    """
     texts = [one_text(cell) for cell in cells]
     longer = sum(" " in str(text).strip() or len(str(text)) > 20 for text in texts)
     if not all(texts) or longer < len(texts) / 2:
         return False
+    if sum(_is_code(str(text)) for text in texts) > len(texts) / 2:
+        return False
     return len(set(texts)) > len(texts) / 2 or len(texts) < 3
+
+
+_FILE_NAME = re.compile(r".*\.\w{2,5}\s*")
+
+
+def _is_code(text: str) -> bool:
+    """Return True for a date, a number with a unit, an id, an address, or the name of a file."""
+    characters = [one for one in text if not one.isspace()]
+    num_letters = sum(map(str.isalpha, characters))
+    is_long_id = " " not in text.strip() and text.isascii()
+    is_file = _FILE_NAME.fullmatch(text) is not None and len(text.split()) < _MIN_WORDS
+    return num_letters < len(characters) / 2 or is_long_id or is_file
+
+
+_MIN_WORDS = 4
+
+
+def _is_told(cells: list[Any]) -> bool:
+    """Return True if cells are sentences, and mostly different."""
+    texts = [str(one_text(cell)) for cell in cells]
+    spoken = sum(len(re.findall(r"[^\W\d_]+", text)) >= _MIN_WORDS for text in texts)
+    written = sum(len(text) > _MIN_LETTERS and not _is_spaced(text) for text in texts)
+    return _is_varied_prose(cells) and max(spoken, written) > len(cells) / 2
+
+
+_MIN_LETTERS = 8
+
+
+def _is_spaced(text: str) -> bool:
+    """Return True for a text of a script that puts spaces between words."""
+    return all(ord(one) < 0x2E80 for one in text)
 
 
 def _is_prose(cells: list[Any]) -> bool:
@@ -84,6 +122,23 @@ def _is_prose(cells: list[Any]) -> bool:
     texts = [text for cell in cells for text in listed(cell) or [cell]]
     longer = sum(len(str(text).split()) > 2 for text in texts)
     return all(isinstance(text, str) for text in texts) and longer > len(texts) / 2
+
+
+def _are_told(cells: list[Any]) -> bool:
+    """Return True if cells are lists of sentences, or of objects with a sentence."""
+    items = [item for cell in cells for item in (cell if isinstance(cell, list) else [None])]
+    longest = (max(_texts_in(item), key=len, default="") for item in items)
+    texts = [
+        text if isinstance(item, dict) else item for item, text in zip(items, longest, strict=True)
+    ]
+    return bool(texts) and all(isinstance(text, str) for text in texts) and _is_told(texts)
+
+
+def _is_graded(cells: list[Any]) -> bool:
+    """Return True if cells are two to five words, each in several rows."""
+    values = {str(cell).strip() for cell in cells}
+    is_word = all(len(value) < 20 and not value.isdigit() for value in values)
+    return is_word and 2 <= len(values) <= 5 and len(cells) >= 2 * len(values)
 
 
 def _is_either(cells: list[Any]) -> bool:
@@ -149,6 +204,24 @@ _BESIDE_ANSWER = re.compile(
     rf"{_BESIDE_TEXT.pattern}"
 )
 """Next to a question and its answer, these are details."""
+_LIKE_ANSWER = re.compile(
+    r".*(answer|response|output|solution|reply|completion|prediction|correct(ed|ion)|revision|draft"
+    r"|final|negative|positive).*"
+)
+_VERDICT_NAME = re.compile(
+    r"((is|was|human|user|customer|answer|response)_)*(verdict|judge?ment|evaluation|grading|quality"
+    r"|rating|satisfaction|correctness|review|validation|ok|approval|bewertung|prüfung|freigabe"
+    r"|korrekt|avis|valoración|valutazione|avaliação|oordeel|ocena|değerlendirme|оценка|评价|評価|평가"
+    r"|betyg)"
+)
+_PERSONA = _names(
+    "character",
+    "scenario",
+    "bot_description",
+    "role_prompt",
+    "task_prompt",
+    "instructions",
+)
 _REASONING = (
     r"(explanations?|exp|rationales?|justification|thought_process|steps|thoughts?|think(ing)?"
     r"|\w+_(reasoning|thinking)|(solution|reasoning)_(steps|chain)"
@@ -212,8 +285,13 @@ _SIGNS = (
     _Sign(_ANSWERING, _MORE_TURNS, _is_varied_prose),
     _Sign(_ANSWERING, _names(*_MORE_ANSWERS, *_CONTEXT_NAMES), _is_varied_prose),
     _Sign(_ANSWERING, _names(*_CONTEXT_NAMES), _is_structure),
-    _Sign(("text", *_LABELLED), _BESIDE_TEXT, _is_varied_prose),
-    _Sign(_ANSWERING, _BESIDE_ANSWER, _is_varied_prose),
+    _Sign(("text",), _BESIDE_TEXT, _is_varied_prose),
+    _Sign(_LABELLED, _BESIDE_TEXT, _is_told),
+    _Sign(_ANSWERING, _BESIDE_ANSWER, _is_told),
+    _Sign(_ANSWERING, _LIKE_ANSWER, _is_varied_prose),
+    _Sign(_ANSWERING, _BESIDE_ANSWER, _are_told),
+    _Sign((*_ANSWERING, *_CHATTING), _VERDICT_NAME, _is_graded),
+    _Sign(_CHATTING, _PERSONA, _is_prose),
     _Sign(_LABELLED, _names(*_MORE_TEXTS), _is_varied_prose),
     _Sign(_LABELLED, _names(*ANSWERS), _is_prose),
     _Sign(_LABELLED, _names("paraphrases", "keyphrases", "keywords", "translations"), _is_list),
@@ -299,7 +377,9 @@ def _is_copy(mapping: ColumnMapping, column: str, rows: list[dict[str, Any]]) ->
     for row in first:
         used = [text for name in mapping.columns.values() for text in _texts_in(row.get(name))]
         text = " ".join(_texts_in(row[column]))
-        is_within = len(text) > 3 and any(text in one for one in used)
+        is_within = len(text) > 3 and any(
+            text in one and len(text) >= _MIN_COPIED * len(one) for one in used
+        )
         copies += is_within or all(one in text for one in used if one)
     return copies >= 0.9 * len(first)
 

@@ -113,7 +113,7 @@ ABOUT_TEXTS = {
         "text": PROSE, "paraphrases": ["It is {n}", "So {n}"], "category": ("question", "sentence"),
     },
     "a rewriting with a category": {
-        "text": PROSE, "rewrite": "So {n} it is", "category": ("a", "b"),
+        "text": PROSE, "rewrite": "So {n} it is for all", "category": ("a", "b"),
     },
     "an intent next to tags": {
         "tokens": ["fly", "to", "Oslo"], "tags": ["O", "O", "B-LOC"], "intent": ("flight", "fare"),
@@ -386,3 +386,130 @@ def test_a_question_that_is_marked_as_trained_is_listed(write, value, is_listed)
     ]
     names = [one["name"] for one in read(write, {"messages": turns}).unused]
     assert ("messages: train" in names) == is_listed
+
+
+DETAILS = {
+    "last modified": "2026-01-01 10:{n}", "Erstellt am": "01.01.2026 10:{n}", "phone": "+49 30 {n}",
+    "Duration": "{n} min 3 s", "Assignee": "Bob Miller {n}", "session": "a8f3b2c1d4e5f6a7b8c9d0{n}",
+    "pdf": "Handbook {n}.pdf", "sku": "AB-{n}-CD-0123456789-XYZ", "page": "page {n}",
+    "city": "New York {n}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", DETAILS)
+@pytest.mark.parametrize("used", [ASKED, {"text": PROSE, "label": ("a", "b")}], ids=["qa", "text"])
+def test_dates_names_and_files_are_no_second_text(used, column):
+    assert not is_question(mappings_of({**used, column: DETAILS[column]}))
+
+
+GRADES = {
+    "Bewertung": ("hilfreich", "nicht hilfreich"), "avis": ("utile", "pas utile"),
+    "评价": ("满意", "不满意"), "evaluation": ("good", "acceptable"), "quality": ("high", "low"),
+    "verdict": ("supported", "refuted"), "Freigabe": ("ja", "nein"), "ok?": ("✓", "✗"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", GRADES)
+def test_a_verdict_in_other_words_makes_the_app_ask(column):
+    mappings = mappings_of({**ASKED, column: GRADES[column]})
+    assert is_question(mappings)
+    assert column in mappings[0].left_out
+
+
+def test_a_verdict_on_answers_of_unknown_names_is_offered():
+    row = {"client_note": ASKED["question"], "agent_note": ASKED["answer"],
+           "rating": ("good", "bad")}  # fmt: skip
+    mappings = mappings_of(row)
+    assert mappings[0].schema == "question_answer"
+    assert mappings[0].left_out == ("rating",)
+    assert "unpaired_preference" in [one.schema for one in mappings]
+
+
+BESIDE = {
+    "docs": [PROSE, "And so it was for {n} years."],
+    "sources": [{"title": "A", "text": PROSE}],
+    "facts": [PROSE],
+}
+
+
+@pytest.mark.parametrize("column", BESIDE)
+def test_lists_of_sentences_next_to_an_answer_make_the_app_ask(column):
+    assert mappings_of({**ASKED, column: BESIDE[column]})[0].left_out == (column,)
+
+
+@pytest.mark.parametrize("column", ["character", "scenario", "role_prompt"])
+def test_a_role_that_is_told_next_to_a_chat_makes_the_app_ask(column):
+    assert mappings_of({**CHAT, column: "You are a pirate on a ship."})[0].left_out == (column,)
+
+
+def test_what_was_extracted_from_a_text_makes_the_app_ask():
+    text = "The mill stands near the river of town {n}, and it was built long ago by makers."
+    assert is_question(mappings_of({"text": text, "place": "the river of town {n}"}))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("Frage", "Antwort"), ("Pregunta", "Respuesta"), ("问", "答"), ("Kunde", "Berater"),
+     ("Input", "Output")],
+)  # fmt: skip
+def test_a_conversation_with_speakers_in_other_words_is_offered(question, answer):
+    [first, *_] = mappings_of({"text": f"{question}: Hi {{n}}\n{answer}: Ho"})
+    assert first.schema == "messages"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["A chat. USER: Hi {n} ASSISTANT:",
+     "<|im_start|>user\nHi {n}<|im_end|>\n<|im_start|>assistant\n<think>\n"],
+)  # fmt: skip
+def test_prompts_that_open_an_answer_or_a_thought_are_read(write, prompt):
+    first = read(write, {"prompt": prompt, "completion": "Ho"}).train[0]
+    assert texts_of(first)[-2:] == ["Hi 0", "Ho"]
+
+
+QUIZZES = {
+    "Kahoot": ("Question", "Answer ", "1234", "Correct answer(s)"),
+    "German": ("Frage", "Antwort ", "ABC", "Richtig"),
+    "Spanish": ("pregunta", "opcion_", "abc", "correcta"),
+}
+
+
+@pytest.mark.parametrize("form", QUIZZES)
+def test_choices_in_other_words_are_read(write, form):
+    question, word, marks, key = QUIZZES[form]
+    cells = {f"{word}{mark}": f"choice {mark} {{n}}" for mark in marks}
+    data = read(write, {question: "Which {n}?", **cells, key: tuple(marks)})
+    assert texts_of(data.train[0])[-1] == f"A. choice {marks[0]} 0"
+    assert texts_of(data.train[1])[-1] == f"B. choice {marks[1]} 1"
+
+
+def test_choices_in_one_text_are_read(write):
+    row = {
+        "question": "Which {n}?",
+        "options": "A) red\nB) blue\nC) green",
+        "answer": ("A", "B", "C"),
+    }
+    assert texts_of(read(write, row).train[1])[-1] == "B. blue"
+
+
+def test_the_other_answers_of_a_list_are_listed(write):
+    answers = [{"text": "no", "is_correct": False}, {"text": "yes", "is_correct": True}]
+    data = read(write, {"prompt": "Is it {n}?", "responses": answers})
+    assert texts_of(data.train[0])[-1] == "yes"
+    assert [one["name"] for one in data.unused] == ["responses: other answers"]
+
+
+def test_a_reference_answer_ends_a_chat_without_one(write):
+    turns = [{"role": "user", "content": "Hi {n}"}]
+    data = read(write, {"messages": turns, "reference_answer": "Ho {n}"})
+    assert texts_of(data.train[0]) == ["Hi 0", "Ho 0"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [("good_answer", "bad_answer"), ("y_w", "y_l"), ("Gute Antwort", "Schlechte Antwort")],
+)
+def test_good_and_bad_answers_of_other_names_are_preferences(write, good, bad):
+    row = {"prompt": "Is it {n}?", good: "Yes {n}, it is.", bad: "No {n}, it is not."}
+    first = read(write, row).train[0]
+    assert first.chosen[0]["content"] == "Yes 0, it is."

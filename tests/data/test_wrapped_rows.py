@@ -262,3 +262,121 @@ def test_answers_that_a_key_of_their_message_calls_bad_are_a_finding(write, key)
         for one in loaded(write, [{"messages": turns} for turns in rows]).findings
     }
     assert found["bad_verdict"] == 3
+
+
+# What is around messages
+
+
+def test_what_is_around_messages_is_used_or_listed(write):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    tools = [{"name": "f", "parameters": {}}]
+    chat = {"system": "Be nice", "messages": turns, "tools": tools, "rating": 5}
+    data = loaded(write, [{"chat": chat}] * 3)
+    first = data.train[0]
+    assert [message["content"] for message in first.messages] == ["Be nice", "Hi", "Ho"]
+    assert first.tools[0]["function"]["name"] == "f"
+    assert [one["name"] for one in data.unused] == ["chat: rating"]
+
+
+TOOLS = {
+    "Gemini": [{"functionDeclarations": [{"name": "f"}, {"name": "g"}]}],
+    "names": {"f": {"description": "d"}, "g": {"parameters": {}}},
+    "Bedrock": {"tools": [{"toolSpec": {"name": name, "inputSchema": {"json": {"type": "object"}}}}
+                          for name in "fg"]},
+    "OpenAI": [{"type": "function", "function": {"name": name}} for name in "fg"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TOOLS)
+def test_tools_of_each_form_have_names(write, form):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    first = loaded(write, [{"messages": turns, "tools": TOOLS[form]}] * 3).train[0]
+    assert [tool["function"]["name"] for tool in first.tools] == ["f", "g"]
+
+
+def test_a_tool_without_a_name_is_refused(write):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [{"messages": turns, "tools": [{"parameters": {}}]}, {"messages": turns}]
+    [problem] = loaded(write, rows).problems
+    assert problem.problem == "a tool has no name"
+
+
+@pytest.mark.parametrize("chosen", ["Ho", [{"role": "assistant", "content": "Ho"}]], ids=str)
+def test_a_conversation_with_its_answer_is_the_prompt_of_a_preference_once(write, chosen):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [{"messages": turns, "chosen": chosen, "rejected": "No"}] * 3
+    first = loaded(write, rows).train[0]
+    parts = (first.prompt, first.chosen, first.rejected)
+    assert [[m["content"] for m in part] for part in parts] == [["Hi"], ["Ho"], ["No"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "times"),
+    [("timestamp_ms", [3, 2, 1, 0]),
+     ("timestamp", [f"2026-01-01T10:0{n}:00" for n in (3, 2, 1, 0)])],
+)  # fmt: skip
+def test_messages_that_are_stored_newest_first_are_turned_around(write, key, times):
+    roles = ("assistant", "user") * 2
+    turns = [
+        {"role": role, "content": f"{time}", key: time}
+        for role, time in zip(roles, times, strict=True)
+    ]
+    first = loaded(write, [{"messages": turns}] * 3).train[0]
+    assert [message["content"] for message in first.messages] == [str(time) for time in times[::-1]]
+
+
+def test_a_table_with_examples_is_not_one_of_intents(write):
+    rows = [{**row, "examples": []} for row in PAIRS]
+    assert pairs_of(loaded(write, rows)) == RIGHT
+    rows = [{**row, "examples": [f"An example {n}", "Another"]} for n, row in enumerate(PAIRS)]
+    data = loaded(write, rows, mapping={
+        "schema": "question_answer", "columns": {"question": "question", "answer": "answer"},
+    })  # fmt: skip
+    assert pairs_of(data) == RIGHT
+    assert "examples" in [one["name"] for one in data.unused]
+
+
+def test_intents_with_as_many_patterns_as_responses_are_read(write):
+    intents = [{"tag": tag, "patterns": [f"{tag}?"], "responses": [tag]} for tag in "abc"]
+    data = loaded(write, {"intents": intents}, mapping={
+        "schema": "text_classification", "columns": {"text": "text", "label": "intent"},
+    })  # fmt: skip
+    assert [row.label for row in data.train] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\n\n"])
+def test_pages_of_rows_one_after_the_other_are_rows(write, separator):
+    text = separator.join([json.dumps(PAIRS[:4]), json.dumps(PAIRS[4:])])
+    assert pairs_of(loaded(write, text)) == RIGHT
+
+
+def test_texts_under_their_labels_are_rows(write):
+    data = loaded(write, {"greet": ["Hi there", "Hello you"], "bye": ["So long now"]})
+    assert [(row.text, row.label) for row in data.train] == [
+        ("Hi there", "greet"), ("Hello you", "greet"), ("So long now", "bye"),
+    ]  # fmt: skip
+
+
+REFUSED = {
+    "a key": {"role": "assistant", "content": None, "refusal": "I cannot."},
+    "a part": {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]},
+    "Assistants": {
+        "role": "assistant", "content": [{"type": "text", "text": {"value": "I cannot."}}],
+    },
+    "LangChain": {"type": "ai", "data": {"content": "I cannot."}},
+    "Vercel": {
+        "role": "assistant",
+        "parts": [{"type": "step-start"}, {"type": "text", "text": "I cannot."}],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_answers_of_apis_are_read_in_each_form(write, form):
+    question = {"role": "user", "content": "Hi"}
+    if form == "LangChain":
+        question = {"type": "human", "data": {"content": "Hi"}}
+    assert (
+        pairs_of(loaded(write, [{"messages": [question, REFUSED[form]]}] * 3))
+        == [["Hi", "I cannot."]] * 3
+    )

@@ -112,6 +112,11 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
                 last = max(last + 1, number)
                 yield last, text, _check_object(name, last, row)
             continue
+        if _is_table(row) and not _is_list_of_objects(row):  # a page of rows
+            for one in row:
+                last = max(last + 1, number)
+                yield last, json.dumps(one, ensure_ascii=False), one
+            continue
         last = max(last + 1, number)
         if _is_list_of_objects(row):
             row = {"messages": row}
@@ -121,7 +126,10 @@ def read_json_lines(name: str, lines: Iterator[str], note: Note) -> Iterator[Num
 
 def _is_list_of_objects(row: Any) -> bool:
     """Return True for a list of objects in the place of a row: the messages of a conversation."""
-    return isinstance(row, list) and bool(row) and all(isinstance(one, dict) for one in row)
+    return _is_table(row) and any(_SPEAKERS & one.keys() for one in row)
+
+
+_SPEAKERS = {"role", "from", "speaker", "author", "sender", "sender_name", "type", "user", "human"}
 
 
 class _Notes:
@@ -385,6 +393,9 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     if parts and len(lists) == len(parts) and not is_chat:
         if not is_columns and all(_are_pairs(part) for part in parts):
             return _rows_of_splits(value)
+        are_texts = all(isinstance(one, str) for part in lists for one in part)
+        if are_texts and len({len(part) for part in lists}) > 1:  # texts under their labels
+            return [{"text": text, "label": key} for key in value for text in value[key]]
         return _rows_of_columns(name, value)
     if "chunkedPrompt" in value:  # an export of Google AI Studio
         return [value]
