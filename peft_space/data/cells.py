@@ -218,7 +218,8 @@ _TIMES = ("timestamp_ms", "timestamp", "created_at", "sent_at", "ts", "time", "d
 
 def _oldest_first(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return messages in the order of their times if each is older than the one before it."""
-    for name in _TIMES:
+    first = turns[0] if turns else {}
+    for name in _TIMES if len(first) > 2 else ():  # most messages have a role and a content
         times = [turn.get(name) for turn in turns]
         if len(times) < 2 or any(time is None for time in times):
             continue
@@ -241,8 +242,8 @@ _PAIRS = (
 
 def _turns_of_pairs(items: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Return the messages of pairs of a question and an answer, or None."""
-    for pair in _PAIRS:
-        if items and all(name in item for item in items for name in pair):
+    for pair in _PAIRS if items else ():
+        if pair[0] in items[0] and all(name in item for item in items for name in pair):
             turns = []
             for item in items:
                 rest = {key: value for key, value in item.items() if key not in (*pair, "system")}

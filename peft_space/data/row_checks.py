@@ -317,6 +317,7 @@ _MARKER = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|START_OF_TURN_TOKEN)\|>|\[/?INST\]"
     r"|<(?:start|end)_of_turn>|<｜(?:User|Assistant)｜>"
 )
+_MARKER_SIGN = re.compile(r"<[|｜]|\[/?INST|_of_turn>")
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf\u0192\u201a-\u2122]|â€|Â[\u00a0-\u00bf]|\ufffd")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\ufffe\uffff]")
 
@@ -345,7 +346,7 @@ def inspect(row: Row) -> list[str]:
         "padded": any(part and (part[0].isspace() or part[-1].isspace()) for part in texts),
         "placeholders": _PLACEHOLDER_SIGN.search(text) and _PLACEHOLDER.search(text),
         "secrets": has_secret(text),
-        "markers": not isinstance(row, Text) and _MARKER.search(text),
+        "markers": _MARKER_SIGN.search(text) and not isinstance(row, Text) and _MARKER.search(text),
         "emails": "@" in text and _EMAIL.search(text),
         "mojibake": not text.isascii() and _MOJIBAKE.search(text),
         "odd": not text.isprintable() and _INVISIBLE.search(text),
