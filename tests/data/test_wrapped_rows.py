@@ -216,6 +216,10 @@ CHATML = "<|im_start|>user\nHi {n}\n\nand more<|im_end|>\n<|im_start|>assistant\
 TEXTS = {
     "ChatML with system messages": "<|im_start|>system\nBe nice<|im_end|>\n" + CHATML,
     "ChatML with blank lines between": CHATML + "\n\n",
+    "ChatML with blank lines in some answers": (
+        "<|im_start|>user\nHi {n}<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\n"
+        "Ho {n}<|im_end|>\n\n"
+    ),
     "Alpaca": "### Instruction:\nHi {n}\n\nand more\n\n### Response:\nHo {n}\n\n",
     "Alpaca with its first sentence": (
         "Below is an instruction.\n\n### Instruction:\nHi {n}\n\nand more\n\n"

@@ -74,10 +74,11 @@ def _begin_of_rows(head: list[str]) -> tuple[str, int] | None:
         starts = [at for at in places if at and not any(map(str.strip, lines[at - num_blank : at]))]
         starts = [at for at in starts if at >= num_blank]
         if starts or num_blank == 0:
-            part = lines[: starts[0]] if starts else lines
-            paragraph = list(itertools.takewhile(str.strip, part))
-            is_known = num_blank > 0 and conversation_in("\n".join(paragraph)) is not None
-            is_conversation = conversation_in("\n".join(part)) is not None
+            ends = [*starts, len(lines)]
+            parts = ["\n".join(lines[a:b]) for a, b in itertools.pairwise([0, *ends])]
+            # parts without blank lines are read as paragraphs
+            is_known = num_blank > 0 and not any("\n\n" in part.strip() for part in parts)
+            is_conversation = conversation_in(parts[0]) is not None
             return (begin, num_blank) if is_conversation and not is_known else None
     return None
 
