@@ -159,8 +159,8 @@ ROLES: dict[Schema, _Roles] = {
                 "better_answer", "y_w", "gute_antwort", "respuesta_buena", "好的回答",
             ),
             "prompt": (
-                "prompt", "question", "instruction", "input", *CHATS, "trajectory", "frage",
-                "pregunta", "问题",
+                "prompt", "question", "instruction", "input", *CHATS, "trajectory", "query", "q",
+                *MORE_QUESTIONS, "user", "text",
             ),
             "input": ("input", "context", "passage"),
             "history": _HISTORY,

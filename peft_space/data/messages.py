@@ -392,7 +392,7 @@ class _Parts:
                 isinstance(part, dict) and {"type", *_RESULTS} & set(part) for part in content
             )
             if not is_parts:
-                return json.dumps(content, ensure_ascii=False)
+                return json.dumps(with_numbers(content), ensure_ascii=False)
         if isinstance(content, list):
             return "".join(map(self._read_part, content))
         if not isinstance(content, str):
@@ -405,6 +405,8 @@ class _Parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, dict) and kind is None:
             kind, part = _typed(part)
+        if kind in _OF_VERCEL:
+            kind, part = _of_vercel(part)
         if kind in ("thinking", "reasoning", "thought"):
             value = part.get("thinking", part.get("reasoning", part.get("text")))
             value = value if isinstance(value, str) else self._nested(value)
@@ -448,12 +450,29 @@ class _Parts:
         return "".join(self._read_part(part) for part in parts)
 
 
+_OF_VERCEL = ("tool-call", "tool-result")
+
+
+def _of_vercel(part: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a call or a result of Vercel's AI SDK as Anthropic writes it."""
+    if part["type"] == "tool-call":
+        given = part.get("args", part.get("input", {}))
+        return "tool_use", {
+            "id": part.get("toolCallId"), "name": part.get("toolName"), "input": given,
+        }  # fmt: skip
+    content = part.get("result", part.get("output"))
+    if isinstance(content, dict) and "value" in content:
+        content = content["value"]
+    return "tool_result", {"tool_use_id": part.get("toolCallId"), "content": content}
+
+
 _PICTURES = ("image", "image_url", "input_image", "picture", "inlineData", "inline_data")
 _CALLS_IN_PARTS = ("functionCall", "function_call", "toolUse")
 _RESULTS = ("functionResponse", "function_response", "toolResult")
 _PART_KEYS = frozenset(
     ("type", "text", "value", "refusal", "thinking", "reasoning", "thought", "id", "name", "input",
-     "content", "tool_use_id", *_PICTURES, *_CALLS_IN_PARTS, *_RESULTS)
+     "content", "tool_use_id", "toolCallId", "toolName", "args", "result", "output",
+     *_PICTURES, *_CALLS_IN_PARTS, *_RESULTS)
 )  # fmt: skip
 
 
@@ -477,7 +496,9 @@ def _typed(part: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return json.dumps(with_numbers(value), ensure_ascii=False)
 
 
 def text_of(content: Any) -> str:

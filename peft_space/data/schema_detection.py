@@ -141,7 +141,7 @@ def _match_labels(
     if len(mappings) != 1 or mappings[0].schema != "text":
         return []
     text = mappings[0].columns["text"]
-    others = [column for column in columns if column != text]
+    others = [column for column in columns if column != text and not _is_id(column, rows)]
     labels = [column for column in others if normalized(column) in _MAYBE_LABELS]
     if not labels and len(others) == 1 and normalized(others[0]) not in _METADATA:
         labels = [column for column in others if _repeats(column, rows)]
@@ -523,19 +523,23 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     ]
     if len(texts) == 1 and len(columns) == 1 and normalized(texts[0]) not in _NAMES_IN_PAIRS:
         return [ColumnMapping("text", {"text": texts[0]})]
-    texts = [column for column in texts if not is_detail_name(normalized(column))] or texts
+    written, free = texts, [one for one in texts if not is_detail_name(normalized(one))]
+    texts = free or texts
     labels = [
         column
         for column in columns
         if _is_code(column, rows)
         or (normalized(column) in _MAYBE_LABELS and _are_scalar(column, rows))
-        or (column in texts and _repeats(column, rows) and not _is_detail(column, rows))
+        or (column in written and _repeats(column, rows) and not _is_detail(column, rows))
     ]
     labels.sort(key=lambda column: not _is_code(column, rows))
     if len(texts) < 2:
         free = [column for column in texts if column not in labels]
         text_only = [ColumnMapping("text", {"text": column}) for column in free]
-        return [*_match_labels(text_only, columns, rows), *text_only] if labels else []
+        is_told = bool(free) and _is_prose(row.get(free[0]) for row in rows)
+        is_alone = is_told and normalized(free[0]) not in _NAMES_IN_PAIRS
+        known = _match_labels(text_only, columns, rows)
+        return [*known, *text_only] if labels or is_alone else []
     by_length = sorted(texts, key=lambda column: _mean_length(rows, column), reverse=True)
     free = [column for column in by_length if column not in labels]
     pairs = _hinted_pairs(free, texts)
@@ -592,6 +596,12 @@ def _rates(column: str, rows: Sequence[dict[str, Any]]) -> bool:
     """Return True if the cells of a column are words that rate an answer, good and bad."""
     cells = [row[column] for row in rows if row.get(column) is not None]
     return bool(cells) and all(map(is_verdict_word, cells)) and len(set(map(as_rating, cells))) > 1
+
+
+def _is_id(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True for a column with another value in each row, without a space."""
+    cells = [str(row.get(column)) for row in rows]
+    return len(set(cells)) == len(cells) > 1 and not any(" " in cell for cell in cells)
 
 
 def _are_scalar(column: str, rows: Sequence[dict[str, Any]]) -> bool:

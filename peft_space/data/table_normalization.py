@@ -70,7 +70,7 @@ MAX_PROBLEMS = 1_000
 
 _BATCH_ROWS, _BATCH_SECONDS = 2_000, 60.0
 _BATCH_ROWS_WITH_PICTURES = 20
-_NORMALIZER_VERSION = "26"
+_NORMALIZER_VERSION = "27"
 """Change it when rows are normalized differently, so that cached rows are not used again."""
 
 

@@ -513,3 +513,28 @@ def test_good_and_bad_answers_of_other_names_are_preferences(write, good, bad):
     row = {"prompt": "Is it {n}?", good: "Yes {n}, it is.", bad: "No {n}, it is not."}
     first = read(write, row).train[0]
     assert first.chosen[0]["content"] == "Yes 0, it is."
+
+
+@pytest.mark.parametrize("label", ["star_rating", "Issue Type", "class_id"])
+def test_an_id_does_not_hide_what_may_be_a_label(label):
+    row = {"id": "x{n}", "text": PROSE, label: ("a", "b", "c")}
+    assert "text_classification" in [one.schema for one in mappings_of(row)]
+
+
+@pytest.mark.parametrize("column", ["Joke", "Quote", "headline_text"])
+@pytest.mark.parametrize("other", [{"ID": "{n}"}, {"publish_date": "2026010{n}"}])
+def test_one_text_of_any_name_next_to_ids_and_dates_is_a_text(column, other):
+    [mapping] = mappings_of({**other, column: PROSE})
+    assert mapping.columns == {"text": column}
+
+
+def test_one_text_with_its_type_is_offered_with_its_label():
+    [first, *_] = mappings_of({"Email Text": PROSE, "Email Type": ("safe", "phishing")})
+    assert first.columns == {"text": "Email Text", "label": "Email Type"}
+
+
+@pytest.mark.parametrize("column", ["problem", "q", "user", "query", "text", "Frage"])
+def test_the_prompt_of_a_preference_has_any_name_of_a_question(write, column):
+    row = {column: "Is it number {n} here?", "chosen": "Yes {n}", "rejected": "No {n}"}
+    first = read(write, row).train[0]
+    assert first.prompt[-1]["content"] == "Is it number 0 here?"

@@ -384,3 +384,37 @@ def test_answers_of_apis_are_read_in_each_form(write, form):
         pairs_of(loaded(write, [{"messages": [question, REFUSED[form]]}] * 3))
         == [["Hi", "I cannot."]] * 3
     )
+
+
+CALLED = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
+RESULTS = {
+    "an object": ({"role": "assistant", "tool_calls": [CALLED]}, {"role": "tool", "content": {}}),
+    "Vercel": (
+        {"role": "assistant", "content": [
+            {"type": "tool-call", "toolCallId": "c", "toolName": "f", "input": {}},
+        ]},
+        {"role": "tool", "content": [
+            {"type": "tool-result", "toolCallId": "c", "output": {"type": "json", "value": {}}},
+        ]},
+    ),
+    "Anthropic": (
+        {"role": "assistant", "content": [
+            {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "c", "content": {}},
+        ]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", RESULTS)
+def test_numbers_in_results_of_tools_stay_numbers(write, form):
+    call, result = RESULTS[form]
+    written = json.dumps(result).replace(": {}", ': {"r": 7, "x": 1.5, "ok": true}')
+    turns = [{"role": "user", "content": "Hi"}, call, json.loads(written)]
+    turns.append({"role": "assistant", "content": "Ho"})
+    [first] = loaded(write, [{"messages": turns}]).train
+    assert first.messages[1]["tool_calls"][0]["function"]["name"] == "f"
+    assert first.messages[2]["role"] == "tool"
+    assert first.messages[2]["content"] == '{"r": 7, "x": 1.5, "ok": true}'

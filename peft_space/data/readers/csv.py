@@ -75,7 +75,8 @@ def read_delimited(
         return
     if num_above := _lines_above([record for _, record in peeked]):
         above = " ".join(" ".join(filter(None, record)) for _, record in peeked[:num_above])
-        note(f"Lines above the names of the columns are left out: {above[:_MAX_ABOVE]!r}.")
+        if above.strip():
+            note(f"Lines above the names of the columns are left out: {above[:_MAX_ABOVE]!r}.")
         peeked = peeked[num_above:]
     if names:
         columns, has_header = names[1].split(delimiter), False
