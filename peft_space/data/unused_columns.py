@@ -200,7 +200,8 @@ _BESIDE_TEXT = re.compile(
 )
 """A second text may be what the model has to learn, but a title is not."""
 _BESIDE_ANSWER = re.compile(
-    rf"(?!.*(seed|topic|tag|template|author|publisher|journal|venue|address|location|comment))"
+    r"(?!.*(seed|topic|tag|template|author|publisher|journal|venue|address|location|comment"
+    r"|question|query))"
     rf"{_BESIDE_TEXT.pattern}"
 )
 """Next to a question and its answer, these are details."""
@@ -430,7 +431,7 @@ def _alternatives(
         yield with_role("tools")
     elif "input" in optional and name in _CONTEXT_NAMES:
         yield with_role("input")
-    elif "answer" in used and name in _MORE_ANSWERS:
+    elif "answer" in used and (name in _MORE_ANSWERS or _LIKE_ANSWER.fullmatch(name)):
         yield with_role("answer")
     elif schema == "text" and name in (*_QUESTION_NAMES, "input", "inputs"):
         yield other("prompt_completion", prompt=column, answer=used["text"])

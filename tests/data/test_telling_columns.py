@@ -61,7 +61,26 @@ def test_another_text_next_to_an_answer_makes_the_app_ask(column):
     assert mappings[0].left_out == (column,)
 
 
-@pytest.mark.parametrize("column", ["seed", "title", "topic", "file_name", "author", "url"])
+@pytest.mark.parametrize("column", ["generated_solution", "r1_answer", "model_response"])
+def test_another_answer_is_offered_as_the_one_to_learn(column):
+    row = {"problem": ASKED["question"], "expected_answer": ("4", "5", "6"), column: PROSE}
+    answers = [one.columns["answer"] for one in mappings_of(row)]
+    assert answers == ["expected_answer", column]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "original_question",
+        "formatted_query",
+        "seed",
+        "title",
+        "topic",
+        "file_name",
+        "author",
+        "url",
+    ],
+)
 def test_a_detail_next_to_an_answer_does_not(column):
     assert not is_question(mappings_of({**ASKED, column: PROSE}))
 
