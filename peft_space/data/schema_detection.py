@@ -290,15 +290,27 @@ def _match_stars(
         if None in ratings or not 2 <= len(numbers) <= _MAX_RATINGS:
             continue
         good_from = next(n for n in numbers if n > (numbers[0] + numbers[-1]) / 2)
-        return [ColumnMapping("unpaired_preference", _rated(chosen, column), (), good_from)]
+        return [
+            ColumnMapping("unpaired_preference", _rated(chosen, column, by_name), (), good_from)
+        ]
     return []
 
 
-def _rated(chosen: Mapping[str, str], label: str) -> dict[str, str]:
-    """Return the columns of answers that a column rates."""
+_GIVEN = re.compile(
+    r"(bot|model|actual|predicted|generated|ai|student)_(answer|response|output|reply)|actual"
+    r"|prediction"
+)
+"""Names of answers that were given, and not of those that were expected."""
+
+
+def _rated(chosen: Mapping[str, str], label: str, by_name: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of answers that a column rates: those that were given, if there are."""
     kept = [*roles("unpaired_preference")[0], *roles("unpaired_preference")[1]]
     prompt = next((chosen[role] for role in _PROMPTS if role in chosen), None)
     given = {"label": label, **chosen, **({"prompt": prompt} if prompt else {})}
+    told = [column for name, column in by_name.items() if _GIVEN.fullmatch(name)]
+    if "answer" in given and len(told) == 1:
+        given["answer"] = told[0]
     return {role: given[role] for role in kept if role in given}
 
 
@@ -339,7 +351,7 @@ def _match_verdicts(
             continue
         cells = [row[column] for row in rows if row.get(column) is not None]
         if _VERDICT.fullmatch(name) or all(map(is_verdict_word, cells)):
-            return [ColumnMapping("unpaired_preference", _rated(chosen, column))]
+            return [ColumnMapping("unpaired_preference", _rated(chosen, column, by_name))]
     return []
 
 

@@ -557,3 +557,19 @@ def test_the_prompt_of_a_preference_has_any_name_of_a_question(write, column):
     row = {column: "Is it number {n} here?", "chosen": "Yes {n}", "rejected": "No {n}"}
     first = read(write, row).train[0]
     assert first.prompt[-1]["content"] == "Is it number 0 here?"
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "verdict", "values"),
+    [
+        ("Expected answer", "Bot answer", "Pass?", ("yes", "no")),
+        ("reference_answer", "model_answer", "correct", (True, False)),
+        ("expected", "actual", "score", (1, 2, 3)),
+        ("gold", "prediction", "is_correct", (True, False)),
+    ],
+)
+def test_a_verdict_is_on_the_answer_that_was_given(expected, given, verdict, values):
+    row = {"question": ASKED["question"], expected: "Near {n} it was.", given: PROSE}
+    mappings = mappings_of({**row, verdict: values})
+    [rated] = [one for one in mappings if one.schema == "unpaired_preference"]
+    assert rated.columns["answer"] == given
