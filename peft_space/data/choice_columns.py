@@ -51,7 +51,7 @@ _MOST = 0.8
 
 
 def have_keys(rows: Sequence[Row]) -> bool:
-    """Return True if the keys of most rows name a choice, or say that there is no key."""
+    """Return True if most rows have a key that names a choice, or an empty key."""
     known = 0
     for row in map(_with_columns, rows):
         columns, key = _choice_columns(row), row[_key_of(row) or ""]

@@ -540,11 +540,11 @@ def _match_content(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     labels = [
         column
         for column in columns
-        if _is_code(column, rows)
+        if _is_coded_label(column, rows)
         or (normalized(column) in _MAYBE_LABELS and _are_scalar(column, rows))
         or (column in written and _repeats(column, rows) and not _is_detail(column, rows))
     ]
-    labels.sort(key=lambda column: not _is_code(column, rows))
+    labels.sort(key=lambda column: not _is_coded_label(column, rows))
     if len(texts) < 2:
         free = [column for column in texts if column not in labels]
         text_only = [ColumnMapping("text", {"text": column}) for column in free]
@@ -620,7 +620,7 @@ def _are_scalar(column: str, rows: Sequence[dict[str, Any]]) -> bool:
     return not any(isinstance(row.get(column), dict | list) for row in rows)
 
 
-def _is_code(column: str, rows: Sequence[dict[str, Any]]) -> bool:
+def _is_coded_label(column: str, rows: Sequence[dict[str, Any]]) -> bool:
     """Return True if a column without a name has few numbers, as labels without a header are."""
     cells = [str(row.get(column)) for row in rows]
     is_number = all(re.fullmatch(r"-?\d{1,2}", cell) for cell in cells)

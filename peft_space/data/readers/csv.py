@@ -92,15 +92,26 @@ def read_delimited(
     ):
         if len(record) > width and not any(record[width:]):  # commas at the end of the line
             del record[width:]
-        if len(record) != width:
-            fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
-            raise UserError(
-                "data.ragged_row",
-                f"{name}: row {number} (line {line}) has {fields}, but the first line has "
-                f"{width}. Check the separators and quotation marks there.",
-            )
-        row = dict(zip(columns, record, strict=True))
-        yield number, json.dumps(row, ensure_ascii=False), row
+        yield _row_of(name, number, line, columns, record)
+
+
+def _row_of(
+    name: str, number: int, line: int, columns: list[str], record: list[str]
+) -> NumberedRow:
+    """Return the row of a record.
+
+    Raises:
+        UserError: it has more or fewer fields than there are columns.
+    """
+    if len(record) != len(columns):
+        fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
+        raise UserError(
+            "data.ragged_row",
+            f"{name}: row {number} (line {line}) has {fields}, but the first line has "
+            f"{len(columns)}. Check the separators and quotation marks there.",
+        )
+    row = dict(zip(columns, record, strict=True))
+    return number, json.dumps(row, ensure_ascii=False), row
 
 
 _DECLARED = re.compile(
@@ -136,14 +147,7 @@ def _read_markdown(name: str, file: IO[str]) -> Iterator[NumberedRow]:
         if set(line) <= set("|:- \t"):
             continue
         number += 1
-        if len(cells) != len(columns) or not line.startswith("|"):
-            raise UserError(
-                "data.ragged_row",
-                f"{name}: row {number} (line {line_number}) has {len(cells)} fields, but the first "
-                f"line has {len(columns)}. Check the vertical bars there.",
-            )
-        row = dict(zip(columns, cells, strict=True))
-        yield number, json.dumps(row, ensure_ascii=False), row
+        yield _row_of(name, number, line_number, columns, cells)
 
 
 _BAR = re.compile(r"(?<!\\)\|")

@@ -20,7 +20,7 @@ from peft_space.data.row_normalization import (
     UnpairedPreference,
     pictures_of,
 )
-from peft_space.data.tokenization.answer_spans import Answer, Note, Span
+from peft_space.data.tokenization.answer_spans import Answer, Note, Span, try_writing
 from peft_space.data.tokenization.chat_template import (
     ChatTemplate,
     TemplateTimeout,
@@ -307,9 +307,9 @@ def _begins(
     begins = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant" and number:
-            with contextlib.suppress(Exception):  # a template can raise anything
-                before = render_prompt(tokenizer, messages[:number], tools)
-                begins += [len(before)] if prompt.startswith(before) else []
+            write = functools.partial(render_prompt, tokenizer, messages[:number], tools)
+            before = try_writing(write)
+            begins += [len(before)] if before and prompt.startswith(before) else []
     return tuple(begins)
 
 
