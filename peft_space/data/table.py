@@ -56,7 +56,7 @@ After the name of a workbook or a zip archive, #NAME chooses a sheet, or a file 
 _RAW_PICTURES = "raw_pictures"
 """The folder of pictures as they were brought, next to the file of the rows."""
 _BATCH_ROWS, _BATCH_CHARACTERS = 4_000, 16_000_000
-_READER_VERSION = "9"
+_READER_VERSION = "10"
 """Change it when the readers change, so that cached tables are not used again."""
 
 

@@ -295,7 +295,8 @@ def looks_delimited(sample: str, is_whole: bool) -> bool:
         if are_names and len(set(names)) == len(names) and any(map(is_known_name, names)):
             return True
         cells = [cell for record in records for cell in record]
-        if delimiter == "\t" and len(records) >= 5 and all(cell.strip() for cell in cells):
+        varies = all(len(set(column)) > 1 for column in zip(*records, strict=True))
+        if delimiter == "\t" and len(records) >= 5 and varies and all(map(str.strip, cells)):
             return True
     return False
 

@@ -265,6 +265,8 @@ def _likeliest(sample: bytes) -> str | None:
     """Return the likeliest encoding of text that is not UTF-8; None if it is not text."""
     from chardet import EncodingEra, detect
 
+    if (wide := _utf_16(sample)) is not None:
+        return wide
     if b"\0" not in sample:  # not UTF-16. Among many other lines, those with accents count little
         first, *rest = sample.splitlines()
         sample = b"\n".join([first, *(line for line in rest if not line.isascii())])
@@ -276,6 +278,19 @@ def _likeliest(sample: bytes) -> str | None:
         exclude_encodings=_UNLIKELY,
     )["encoding"]  # fmt: skip
     return found and _SUPERSETS.get(found, codecs.lookup(found).name)
+
+
+def _utf_16(sample: bytes) -> str | None:
+    """Return the byte order in which a sample with zeros is lines of printable text, or None.
+
+    In a Chinese text few of the bytes are zeros: those of commas and line breaks.
+    """
+    for encoding in ("utf-16-le", "utf-16-be") if b"\0" in sample else ():
+        text = sample[: len(sample) // 2 * 2].decode(encoding, errors="replace")
+        num_printable = sum(one.isprintable() or one.isspace() for one in text)
+        if "\n" in text and "\ufffd" not in text and num_printable == len(text):
+            return encoding
+    return None
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:

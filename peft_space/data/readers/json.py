@@ -393,7 +393,7 @@ def _rows_of_object(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     if parts and len(lists) == len(parts) and not is_chat:
         if not is_columns and all(_are_pairs(part) for part in parts):
             return _rows_of_splits(value)
-        are_texts = all(isinstance(one, str) for part in lists for one in part)
+        are_texts = all(type(one) is str for part in lists for one in part)  # no written numbers
         if are_texts and len({len(part) for part in lists}) > 1:  # texts under their labels
             return [{"text": text, "label": key} for key in value for text in value[key]]
         return _rows_of_columns(name, value)
