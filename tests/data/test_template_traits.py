@@ -124,6 +124,7 @@ def test_the_place_of_an_answer_does_not_depend_on_the_rows_before():
         for row, example in zip(order, render(tokenizer, order, 5000), strict=True):
             asked = prompt_ids(tokenizer, row.messages[:-1])
             assert example.input_ids[: len(asked)] == asked
+            assert example.trained[0][0] == len(asked)
 
 
 @pytest.mark.parametrize(

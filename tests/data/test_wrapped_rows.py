@@ -329,6 +329,15 @@ def test_messages_that_are_stored_newest_first_are_turned_around(write, key, tim
     assert [message["content"] for message in first.messages] == [str(time) for time in times[::-1]]
 
 
+@pytest.mark.parametrize("column", ["utterances", "training_phrases", "questions"])
+def test_a_row_with_a_question_of_its_own_is_not_one_of_intents(write, column):
+    rows = [{**row, column: [f"Another {n}?", "And so?"]} for n, row in enumerate(PAIRS)]
+    data = loaded(write, rows, mapping={
+        "schema": "question_answer", "columns": {"question": "question", "answer": "answer"},
+    })  # fmt: skip
+    assert pairs_of(data) == RIGHT
+
+
 def test_a_table_with_examples_is_not_one_of_intents(write):
     rows = [{**row, "examples": []} for row in PAIRS]
     assert pairs_of(loaded(write, rows)) == RIGHT
